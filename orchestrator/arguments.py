@@ -1,0 +1,330 @@
+"""LLaMA-Factory's arguments, read from the source files of the installation that will run.
+
+Covered: name, types, choices (Literal and string enums) and command of each field of its argument dataclasses and of
+transformers' TrainingArguments. Read with ast, never imported: a fraction of a second, and true for that version.
+Not covered: rules between arguments (LLaMA-Factory's own parser checks those first thing).
+"""
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import PrerequisiteError, did_you_mean
+from orchestrator.installation import Installation, parse_source
+
+# What each command reads (hparams/parser.py); export is as api.
+_CLASSES = {
+    "ModelArguments": frozenset({"train", "api", "export"}),
+    "DataArguments": frozenset({"train", "api", "export"}),
+    "TrainingArguments": frozenset({"train"}),
+    "FinetuningArguments": frozenset({"train", "api", "export"}),
+    "GeneratingArguments": frozenset({"train", "api", "export"}),
+}
+_FILES = ("model_args.py", "data_args.py", "training_args.py", "finetuning_args.py", "generating_args.py")
+_KINDS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Path": "str",
+    "list": "list",
+    "List": "list",
+    "Sequence": "list",
+    "tuple": "list",
+    "Tuple": "list",
+    "dict": "dict",
+    "Dict": "dict",
+    "Mapping": "dict",
+}
+_SAID = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
+# Arguments of older versions that people still write, and what they became (transformers 5, LLaMA-Factory 0.9.4).
+_RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "no_cuda": "use_cpu",
+    "new_special_tokens": "add_special_tokens",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of llamafactory-cli."""
+
+    name: str
+    kinds: frozenset[str]
+    """Of int, float, bool, str, list, dict: what it may be. Empty: unknown, nothing is checked."""
+    choices: tuple[str | int | float | bool, ...] | None
+    """The only values that it may have. None: any."""
+    optional: bool
+    """Whether it may be null."""
+    commands: frozenset[str]
+    """Of train, api, export: which take it."""
+
+    def typed(self, value: Any) -> Any:
+        """The value in the declared type: 1e5 is an int where only an int will do, 1 a float where no int will."""
+        if isinstance(value, float) and value.is_integer() and "int" in self.kinds and "float" not in self.kinds:
+            return int(value)
+        if type(value) is int and "float" in self.kinds and "int" not in self.kinds:
+            return float(value)
+        return value
+
+
+def read_arguments(installation: Installation) -> dict[str, Argument]:
+    """Every argument of the installation by name.
+
+    Raises:
+        PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
+    """
+    if installation.package is None:
+        raise PrerequisiteError(
+            f"{installation.cli}: its Python, {installation.python}, has no package llamafactory",
+            f"{installation.python} -m pip install llamafactory",
+        )
+    if installation.training_args is None:
+        raise PrerequisiteError(
+            f"{installation.python} has no package transformers, whose arguments LLaMA-Factory takes",
+            f"{installation.python} -m pip install llamafactory",
+        )
+    own = [parse_source(installation.package / "hparams" / name) for name in _FILES]
+    folder = installation.training_args.parent
+    theirs = [parse_source(folder / name) for name in ("training_args.py", "training_args_seq2seq.py")]
+    enums = _enums([installation.package / "extras" / "constants.py", folder / "trainer_utils.py"], theirs)
+    split = _split_names(own)
+    base = _Classes(theirs, {}, enums, split)
+    # Both have a class TrainingArguments: LLaMA-Factory's is looked up first, its bases then in transformers'.
+    classes = _Classes(own, base.fields_by_class(), enums, split)
+    found: dict[str, Argument] = {}
+    for name, commands in _CLASSES.items():
+        if name not in classes.nodes:
+            raise PrerequisiteError(
+                f"{installation.package}/hparams has no class {name}", 'pip install "llamafactory>=0.9.5"'
+            )
+        found |= {key: replace(argument, commands=commands) for key, argument in classes.fields(name).items()}
+    return found
+
+
+def argument_problem(
+    key: str, value: Any, command: str, arguments: Mapping[str, Argument], also_known: Iterable[str] = ()
+) -> str | None:
+    """What is wrong with one argument, or None.
+
+    Args:
+        key: its name.
+        value: its value, as YAML gave it.
+        command: train, api or export.
+        arguments: what read_arguments found.
+        also_known: names that the place takes beside these, for "did you mean".
+    """
+    argument = arguments.get(key)
+    if argument is None:
+        renamed = _RENAMED.get(key)
+        if renamed in arguments:
+            return f"no argument of this LLaMA-Factory; it is {renamed!r} now"
+        known = [*also_known, *(name for name, each in arguments.items() if command in each.commands)]
+        return "no argument of this LLaMA-Factory" + did_you_mean(key, known)
+    if command not in argument.commands:
+        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
+    if value is None:
+        return None if argument.optional or not argument.kinds else f"expected {_said(argument)}, got null"
+    if argument.choices is not None:
+        if any(type(value) is type(choice) and value == choice for choice in argument.choices):
+            return None
+        near = did_you_mean(value, map(str, argument.choices)) if isinstance(value, str) else ""
+        return f"expected one of {', '.join(map(_shown, argument.choices))}; got {_shown(value)}{near}"
+    kinds = argument.kinds
+    if not kinds or _kind(argument.typed(value)) in kinds:
+        return None
+    hint = ""
+    if isinstance(value, str) and not kinds & {"str", "list", "dict"}:
+        hint = " (text: write it without quotes)" if _is_number(value) or value in ("true", "false") else ""
+    elif "str" in kinds and not isinstance(value, list | dict):
+        hint = ' (write it in quotes: "...")'
+    return f"expected {_said(argument)}, got {_shown(value)}{hint}"
+
+
+class _Classes:
+    """The dataclasses of some modules, and the arguments they declare."""
+
+    def __init__(
+        self,
+        modules: Iterable[ast.Module],
+        elsewhere: Mapping[str, dict[str, Argument]],
+        enums: Mapping[str, tuple[str, ...]],
+        split: frozenset[str],
+    ) -> None:
+        self.nodes: dict[str, ast.ClassDef] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.elsewhere = elsewhere
+        self.enums = enums
+        self.split = split
+        for module in modules:
+            for node in _statements(module.body):
+                if isinstance(node, ast.ClassDef):
+                    self.nodes[node.name] = node
+                elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                    # BaseTrainingArguments = Seq2SeqTrainingArguments, in one branch of an if
+                    for target in node.targets:
+                        if isinstance(target, ast.Name):
+                            self.aliases.setdefault(target.id, []).append(node.value.id)
+
+    def fields_by_class(self) -> dict[str, dict[str, Argument]]:
+        return {name: self.fields(name) for name in self.nodes}
+
+    def fields(self, name: str) -> dict[str, Argument]:
+        """A class's own fields over those of its bases, the leftmost base over the others."""
+        node = self.nodes.get(name)
+        if node is None:
+            named = [self.elsewhere[each] for each in [name, *self.aliases.get(name, [])] if each in self.elsewhere]
+            return named[0] if named else {}
+        found: dict[str, Argument] = {}
+        for base in reversed(node.bases):
+            # A base of the same name is the one of the other modules.
+            label = _last_name(base)
+            found |= self.elsewhere.get(label, {}) if label == name else self.fields(label)
+        for statement in node.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                key = statement.target.id
+                if _last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
+                    found.pop(key, None)
+                else:
+                    found[key] = self._argument(key, statement.annotation)
+        return found
+
+    def _argument(self, name: str, annotation: ast.expr) -> Argument:
+        kinds: set[str] = set()
+        literals: list[Any] = []
+        members: list[str] = []
+        optional, known = False, True
+        for part in _alternatives(annotation):
+            label = _last_name(part)
+            if (isinstance(part, ast.Constant) and part.value is None) or label == "NoneType":
+                optional = True
+            elif label == "Literal" and isinstance(part, ast.Subscript):
+                literals += [each.value for each in _items(part.slice) if isinstance(each, ast.Constant)]
+            elif label in self.enums:
+                members += self.enums[label]
+            elif label in _KINDS:
+                kinds.add(_KINDS[label])
+            else:
+                known = False
+        optional = optional or None in literals
+        values = [value for value in literals if value is not None]
+        # transformers turns the text of `SomeEnum | str` into a member, so only members will do. `Literal | str` is
+        # any text.
+        closed = bool(members or values) and not (kinds - {"str"}) and not (values and kinds)
+        choices = tuple(dict.fromkeys([*members, *values])) if closed and known else None
+        kinds |= {_kind(value) for value in [*members, *values]}
+        if name in self.split or (not self.split and "str" in kinds and not closed):
+            kinds.add("list")
+        return Argument(name, frozenset(kinds) if known else frozenset(), choices, optional, frozenset())
+
+
+def _enums(paths: Iterable[Path], modules: Iterable[ast.Module]) -> dict[str, tuple[str, ...]]:
+    """The values of string enums by class name; a file that is not there has none."""
+    trees = [*(parse_source(path) for path in paths if path.is_file()), *modules]
+    found: dict[str, tuple[str, ...]] = {}
+    for tree in trees:
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and any(_last_name(base).endswith("Enum") for base in node.bases):
+                values = [each.value.value for each in node.body if _is_text_assignment(each)]  # type: ignore[attr-defined]
+                if values:
+                    found[node.name] = tuple(dict.fromkeys(values))
+    return found
+
+
+def _is_text_assignment(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _split_names(modules: Iterable[ast.Module]) -> frozenset[str]:
+    """Arguments that LLaMA-Factory splits at commas where they are text, and takes as a list too: split_arg(self.X)."""
+    return frozenset(
+        argument.attr
+        for module in modules
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and _last_name(node.func) == "split_arg"
+        for argument in node.args
+        if isinstance(argument, ast.Attribute)
+    )
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements of a module, those in the branches of an if included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            yield from _statements([*node.body, *node.orelse])
+
+
+def _is_set_later(default: ast.expr | None) -> bool:
+    """Whether a field is derived, not given: field(init=False)."""
+    return isinstance(default, ast.Call) and any(
+        keyword.arg == "init" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        for keyword in default.keywords
+    )
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    """The members of X | Y, Union[X, Y] and Optional[X], text annotations included."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _alternatives(ast.parse(node.value, mode="eval").body)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        yield from _alternatives(node.left)
+        yield from _alternatives(node.right)
+    elif isinstance(node, ast.Subscript) and _last_name(node) in ("Union", "Optional"):
+        for item in _items(node.slice):
+            yield from _alternatives(item)
+        if _last_name(node) == "Optional":
+            yield ast.Constant(None)
+    else:
+        yield node
+
+
+def _items(node: ast.expr) -> list[ast.expr]:
+    return list(node.elts) if isinstance(node, ast.Tuple) else [node]
+
+
+def _last_name(node: ast.expr) -> str:
+    """'Optional' of typing.Optional[str]; '' of what has no name."""
+    if isinstance(node, ast.Subscript):
+        return _last_name(node.value)
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+def _said(argument: Argument) -> str:
+    kinds = [
+        said
+        for kind, said in _SAID.items()
+        if kind in argument.kinds and not (kind == "int" and "float" in argument.kinds)
+    ]
+    return " or ".join(kinds) if kinds else "a value"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,266 @@
+"""Everything that can be known about a run before it starts, all at once, without a GPU.
+
+Covered: datasets and their overlap, LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
+packages and files that arguments call for, the GPU, the port.
+Not covered: what the spec alone shows (spec.py, arguments.py); whether it fits into GPU memory; a server at serve.url.
+Downloads archives that the data need, and nothing else.
+"""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.datasets import ArchiveStore, ParallelText, first, load_entry, load_split, media_problem, overlap
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, did_you_mean
+from orchestrator.installation import Installation, template_names
+from orchestrator.model_files import (
+    adapter_mismatch,
+    adapter_problems,
+    locate_model,
+    lora_target_problem,
+    model_problems,
+    unchecked_weights,
+)
+from orchestrator.spec import ModelSpec, RunSpec
+
+# GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
+_ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found."""
+
+    severity: Literal["error", "warning", "note"]
+    kind: Literal["spec", "missing"]
+    """Whether the spec is wrong or something that it needs is not there."""
+    field: str
+    """Dotted path in the spec, or what the finding is about."""
+    message: str
+    remedy: str = ""
+
+
+def check(
+    spec: RunSpec,
+    root: Path,
+    folders: Sequence[Path],
+    archives: ArchiveStore,
+    installation: Installation | PrerequisiteError | None,
+) -> list[Finding]:
+    """Check a run before it starts.
+
+    Args:
+        spec: what would run.
+        root: the workspace, which the spec's paths are relative to.
+        folders: where dataset entries are (datasets.entry_folders).
+        archives: where their archives are, or go.
+        installation: LLaMA-Factory, or the error that looking for it ended with.
+
+    Returns:
+        All findings in the order of the spec; none where all is well.
+    """
+    findings = [*_model(spec, root), *_data(spec, folders, archives)]
+    if spec.serve.url is None:
+        findings += [*_program(spec, root, installation), *_machine(spec)]
+    return findings
+
+
+def raise_on_errors(findings: Sequence[Finding]) -> None:
+    """Raise all errors among the findings as one.
+
+    Raises:
+        SpecError: at least one is the spec's fault.
+        PrerequisiteError: the spec is right, but things that it needs are missing.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    kind = SpecError if any(finding.kind == "spec" for finding in errors) else PrerequisiteError
+    if len(errors) == 1:
+        raise kind(f"{errors[0].field}: {errors[0].message}", errors[0].remedy)
+    lines = [f"  {each.field}: {each.message}" + (f" ({each.remedy})" if each.remedy else "") for each in errors]
+    raise kind("\n".join([f"the check found {len(errors)} errors:", *lines]), "correct these, then check again")
+
+
+def _data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -> list[Finding]:
+    findings: list[Finding] = []
+    train: ParallelText | None = None
+    if spec.train is not None and spec.dataset is not None:
+        train = _text(findings, "dataset", spec.dataset, "train", spec.train.max_samples, folders, archives)
+    for number, benchmark in enumerate(spec.benchmark):
+        field = f"benchmark.{number}.testset"
+        limit = benchmark.max_samples
+        test = _text(findings, field, benchmark.testset, benchmark.split, limit, folders, archives)
+        count = overlap(train, test) if train is not None and test is not None else 0
+        if train is not None and test is not None and count:
+            what = f"{count} of the {len(test.sources)} sentences of {test.origin} stand in {train.origin} too"
+            findings.append(Finding("warning", "spec", field, f"{what}: the score will be too high"))
+    return list(dict.fromkeys(findings))
+
+
+def _text(
+    findings: list[Finding],
+    field: str,
+    name: str,
+    split: str,
+    max_samples: int | None,
+    folders: Sequence[Path],
+    archives: ArchiveStore,
+) -> ParallelText | None:
+    """A text as the run would use it, or None with what is wrong added to the findings."""
+    try:
+        dataset = load_entry(name, folders)
+        text = first(load_split(dataset, split, archives), max_samples)
+    except OrchestratorError as error:
+        findings.append(_from_error(field, error))
+        return None
+    problem = media_problem(text, dataset.entry.instruction)
+    if problem:
+        findings.append(Finding("error", "spec", field, problem))
+    return text
+
+
+def _program(spec: RunSpec, root: Path, installation: Installation | PrerequisiteError | None) -> list[Finding]:
+    if installation is None:
+        return [Finding("error", "missing", "llamafactory-cli", "not found", "pip install llamafactory")]
+    if isinstance(installation, PrerequisiteError):
+        return [_from_error("llamafactory-cli", installation)]
+    findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
+    templates = template_names(installation)
+    template = spec.model.template if spec.model is not None else None
+    if not templates:
+        unchecked = f"{installation.python} has no package llamafactory: its templates cannot be checked"
+        findings.append(Finding("note", "missing", "llamafactory-cli", unchecked))
+    elif template is not None and template not in templates:
+        unknown = f"LLaMA-Factory has no template {template!r} among its {len(templates)}"
+        findings.append(Finding("error", "spec", "model.template", unknown + did_you_mean(template, templates)))
+    arguments = spec.train.arguments() if spec.train is not None else {}
+    wanted: dict[str, str] = {"train.deepspeed": "deepspeed"} if arguments.get("deepspeed") else {}
+    if spec.benchmark and spec.serve.infer_backend != "huggingface":
+        wanted["serve.infer_backend"] = spec.serve.infer_backend
+    for field, package in wanted.items():
+        if installation.package is not None and package not in installation.versions:
+            what = f"the package {package} is not installed beside LLaMA-Factory"
+            findings.append(Finding("error", "missing", field, what, f"{installation.python} -m pip install {package}"))
+    for key in ("deepspeed", "fsdp_config"):
+        value = arguments.get(key)
+        # A text that begins with a brace is the configuration itself.
+        if isinstance(value, str) and value.strip() and not value.lstrip().startswith("{"):
+            findings += _file(f"train.{key}", value, root)
+    return findings
+
+
+def _file(field: str, value: str, root: Path) -> list[Finding]:
+    """A file that LLaMA-Factory opens itself, in the run's folder: only an absolute path is the same there."""
+    if not Path(value).is_absolute():
+        return [Finding("error", "spec", field, f"{value!r} is a relative path", f"write {(root / value).absolute()}")]
+    if not Path(value).is_file():
+        return [Finding("error", "missing", field, f"no file {value}")]
+    return []
+
+
+def _model(spec: RunSpec, root: Path) -> list[Finding]:
+    model = spec.model
+    if model is None:
+        return []
+    field = "model.name_or_path"
+    findings, folder = _located(field, model.name_or_path, root, model.revision)
+    if folder is not None:
+        findings += [Finding("error", "missing", field, problem) for problem in model_problems(folder)]
+        findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
+    whole = folder if not any(finding.severity == "error" for finding in findings) else None
+    train = spec.train
+    if train is not None and train.finetuning_type == "lora" and train.lora_target is not None and whole is not None:
+        problem = lora_target_problem(train.lora_target, whole)
+        if problem:
+            findings.append(Finding("error", "spec", "train.lora_target", problem, "write lora_target: all"))
+    return findings + _adapter(spec, model, root, whole)
+
+
+def _adapter(spec: RunSpec, model: ModelSpec, root: Path, base: Path | None) -> list[Finding]:
+    field, adapter = "model.adapter_name_or_path", model.adapter_name_or_path
+    if adapter is None:
+        return []
+    if "," in adapter:
+        reason = "LLaMA-Factory takes a comma for the end of one of several adapters; there can be one"
+        return [Finding("error", "spec", field, f"{adapter!r} has a comma: {reason}")]
+    findings, folder = _located(field, adapter, root, None)
+    if folder is not None:
+        findings += [Finding("error", "missing", field, problem) for problem in adapter_problems(folder)]
+        findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
+    if spec.train is not None and spec.train.finetuning_type != "lora":
+        what = f"LLaMA-Factory goes on from an adapter with finetuning_type lora only, not {spec.train.finetuning_type}"
+        findings.append(Finding("error", "spec", field, what))
+    if folder is not None and base is not None and not findings:
+        mismatch = adapter_mismatch(folder, base)
+        if mismatch:
+            findings.append(Finding("error", "spec", field, mismatch, "name the base model that it was trained on"))
+    return findings
+
+
+def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[list[Finding], Path | None]:
+    try:
+        folder = locate_model(name, root, revision)
+    except SpecError as error:
+        return [_from_error(field, error)], None
+    if folder is not None:
+        return [], folder
+    absent = f"no folder {root / name}, and the hub's {name} is not in the local cache"
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
+            what = f"{absent}, and {variable} is set"
+            return [Finding("error", "missing", field, what, f"unset {variable}, or give a folder")], None
+    folder_meant = (root / name).parent != root and (root / name).parent.is_dir()
+    severity: Literal["warning", "note"] = "warning" if folder_meant else "note"
+    return [Finding(severity, "missing", field, f"{absent}: LLaMA-Factory will try to download it")], None
+
+
+def _machine(spec: RunSpec) -> list[Finding]:
+    findings = []
+    if spec.train is not None and not _has_accelerator(spec.compute.devices):
+        arguments = spec.train.arguments()
+        halves = [key for key in ("bf16", "fp16") if arguments.get(key) is True]
+        if arguments.get("use_cpu") is not True and halves:
+            what = f"no GPU is seen here: LLaMA-Factory ends at once with {halves[0]} and without use_cpu"
+            findings.append(Finding("warning", "missing", f"train.{halves[0]}", what, "add train.use_cpu: true"))
+        elif arguments.get("use_cpu") is not True:
+            findings.append(Finding("note", "missing", "train", "no GPU is seen here: this trains on the CPU"))
+    if spec.benchmark and spec.serve.port is not None:
+        reason = _port_problem(spec.serve.host, spec.serve.port)
+        if reason:
+            remedy = "stop what listens there, or leave serve.port out: then a free one is taken"
+            findings.append(Finding("error", "missing", "serve.port", reason, remedy))
+    return findings
+
+
+def _has_accelerator(devices: str | None) -> bool:
+    visible = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return False
+    return sys.platform != "linux" or any(any(Path("/dev").glob(pattern)) for pattern in _ACCELERATORS)
+
+
+def _port_problem(host: str, port: int) -> str | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does: TIME_WAIT is no hindrance
+            probe.bind(address)
+    except OSError as error:
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
+        return f"{host}:{port} {reason}"
+    return None
+
+
+def _unchecked(field: str, folder: Path, name: str) -> Finding:
+    return Finding("note", "missing", field, f"{folder / name} is pickled: whether it is whole cannot be told")
+
+
+def _from_error(field: str, error: OrchestratorError) -> Finding:
+    kind: Literal["spec", "missing"] = "spec" if isinstance(error, SpecError) else "missing"
+    return Finding("error", kind, field, error.message, error.remedy)

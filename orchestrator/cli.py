@@ -1,0 +1,453 @@
+"""The command line: flags in, one call into the pipeline, results on stdout, everything else on stderr, an exit code.
+
+Exit codes: 0 done; 1 a bug, with traceback; 2 the spec or the command line is wrong; 3 something is missing; 4 a
+stage failed; 130 interrupted.
+"""
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import click
+import typer
+
+from orchestrator import __version__
+from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
+from orchestrator.process import visible
+
+# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
+
+app = typer.Typer(
+    help="A thin layer over LLaMA-Factory: run specs, reruns, and benchmarks with an honest BLEU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
+]
+FromOption = Annotated[
+    Path | None, typer.Option("--from", help="Take datasets' archives from this folder instead of the network.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train only.")]
+DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
+TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]
+ModelNameOption = Annotated[str | None, typer.Option(help="The model's name on a server given by URL.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"orchestrator {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: orchestrator init my-work")
+def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
+    """Make a workspace: a folder with runs/ and dataset_info/."""
+    for name in ("runs", "dataset_info"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    _say(f"workspace {folder.resolve()}: write a spec into runs/, then: orchestrator check runs/NAME.yaml")
+
+
+@app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
+def check(
+    spec: Annotated[Path, typer.Argument(help="A spec file.")],
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
+    from orchestrator.check import check as find
+    from orchestrator.check import raise_on_errors
+
+    session = _session(workspace, archives)
+    findings = find(
+        _spec(session, spec, overrides),
+        session.workspace.root,
+        session.dataset_folders,
+        session.archives,
+        session.installation,
+    )
+    if as_json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    for finding in findings:
+        if finding.severity != "error":
+            _say(f"{finding.severity}: {finding.field}: {finding.message}")
+    raise_on_errors(findings)
+    _say(f"{spec}: no errors")
+
+
+@app.command(epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
+def show(
+    what: Annotated[str, typer.Argument(metavar="SPEC|RUN", help="A spec file, or a run.")],
+    command: Annotated[bool, typer.Option("--command", help="The training as one llamafactory-cli line.")] = False,
+    file: Annotated[str | None, typer.Option(help="A rendered file, such as train.yaml.")] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="The spec with every default written out.")] = False,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What would run, or what ran: command line, rendered files, resolved spec, record."""
+    from orchestrator.render import spec_yaml
+    from orchestrator.spec import spec_json
+
+    if sum([command, file is not None, resolved]) > 1:
+        raise SpecError("--command, --file and --resolved exclude each other")
+    session = _session(workspace, None)
+    if _is_spec(what):
+        from orchestrator.pipeline import render_training
+
+        spec = _spec(session, Path(what), overrides)
+        files = render_training(session, spec) | {"spec.yaml": spec_yaml(spec)}
+        if as_json:
+            _print_json(spec_json(spec))
+            return
+        _print_file(files, "command.txt" if command else file or "spec.yaml", what)
+        return
+    if overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    _show_run(session, what, "command.txt" if command else "spec.yaml" if resolved else file, as_json)
+
+
+@app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
+def launch(
+    spec: Annotated[Path, typer.Argument(help="A spec file.")],
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, show the command, start nothing.")] = False,
+    no_benchmark: NoBenchmarkOption = False,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare the data, train, and benchmark, as the spec says."""
+    from orchestrator import pipeline
+
+    session = _session(workspace, archives)
+    checked = _spec(session, spec, overrides)
+    plan = pipeline.plan_run(session, checked)
+    if dry_run:
+        files = pipeline.render_training(session, checked)
+        _print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
+        return
+    run = pipeline.launch(session, plan, pipeline.Origin(str(spec), overrides or ()), with_benchmarks=not no_benchmark)
+    _print_result(run, as_json)
+
+
+@app.command(epilog="Example: orchestrator rerun demo --strict")
+def rerun(
+    run: Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")],
+    overrides: SetOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse when anything differs.")] = False,
+    no_benchmark: NoBenchmarkOption = False,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a past run's saved spec again, under a new id; what differs now is said first."""
+    from orchestrator import pipeline
+
+    session = _session(workspace, archives)
+    past = session.workspace.find_run(run)
+    again = pipeline.rerun(session, past, overrides or (), strict=strict, with_benchmarks=not no_benchmark)
+    _print_result(again, as_json)
+
+
+@app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
+def benchmark(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    testset: Annotated[str | None, typer.Option(help="A dataset. Default: the run's benchmarks.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests under way at once.")] = None,
+    template: TemplateOption = None,
+    devices: DevicesOption = None,
+    port: PortOption = None,
+    model_name: ModelNameOption = None,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
+    from orchestrator import pipeline
+    from orchestrator.record import RunRecord
+    from orchestrator.rundir import RunDir
+    from orchestrator.spec import BenchmarkSpec
+
+    session = _session(workspace, archives)
+    found = _target(session, target, template)
+    changes = {"split": split, "max_samples": max_samples, "max_tokens": max_tokens, "concurrency": concurrency}
+    given = {key: value for key, value in changes.items() if value is not None}
+    if testset is not None:
+        items = [BenchmarkSpec.model_validate({"testset": testset, **given})]
+    else:
+        own = found.spec.benchmark if found.spec else []
+        items = [item.model_copy(update=given) for item in own]
+    settings = _serve_settings(found, devices, port, model_name)
+    folders = pipeline.benchmark(session, found, items, settings)
+    if as_json:
+        _print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
+        return
+    record = RunRecord.load(RunDir(folders[0].parent.parent))
+    _print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
+    for folder in folders:
+        _say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+
+
+@app.command(epilog="Example: orchestrator serve demo --port 6006")
+def serve(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, or a hub id.")],
+    port: PortOption = None,
+    devices: DevicesOption = None,
+    template: TemplateOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
+    from orchestrator import pipeline
+    from orchestrator import serve as serving
+
+    session = _session(workspace, None)
+    found = _target(session, target, template)
+    settings = _serve_settings(found, devices, port, None)
+    with tempfile.TemporaryDirectory(prefix="orchestrator-serve-") as name:
+        plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=Path(name))
+        _say(f"loading {plan.model_name}; the server's output: {plan.log}")
+        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
+            typer.echo(serving.how_to_ask(server.endpoint))
+            _say("Ctrl-C ends it.")
+            while not (ended := server.ended()):
+                time.sleep(0.5)
+            raise StageError(ended)
+
+
+@app.command(epilog="Example: orchestrator chat demo --system 'You translate into German.'")
+def chat(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    system: Annotated[str | None, typer.Option(help="System text.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the most likely word each time.")] = 0.0,
+    port: PortOption = None,
+    devices: DevicesOption = None,
+    template: TemplateOption = None,
+    model_name: ModelNameOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
+    from orchestrator import pipeline, talk
+    from orchestrator import serve as serving
+
+    session = _session(workspace, None)
+    found = _target(session, target, template)
+    settings = _serve_settings(found, devices, port, model_name)
+    messages = [{"role": "system", "content": system}] if system else []
+    if found.checkpoint is None:
+        endpoint = pipeline.connect(session, settings)
+        talk.chat(talk.Conversation(endpoint, max_tokens, temperature, messages), input, talk.write_now)
+        return
+    with tempfile.TemporaryDirectory(prefix="orchestrator-chat-") as name:
+        port = settings.port if port is not None and settings.port else serving.free_port()
+        plan = pipeline.serve_plan(session, found, settings, port=port, folder=Path(name))
+        _say(f"loading {plan.model_name}")
+        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
+            talk.chat(talk.Conversation(server.endpoint, max_tokens, temperature, messages), input, talk.write_now)
+
+
+@app.command(epilog="Example: orchestrator export demo")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or RUN@checkpoint-N.")],
+    to: Annotated[Path | None, typer.Option(help="The new model's folder. Default: export/ in the run folder.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Merge a run's adapter into a full model, which benchmark, serve and chat take like any other."""
+    from orchestrator import pipeline
+
+    session = _session(workspace, None)
+    folder = pipeline.export_run(session, _target(session, run, None), to.resolve() if to else None)
+    typer.echo(folder)
+
+
+@app.command("list", epilog="Example: orchestrator list --json")
+def list_runs(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
+    """Runs with status and scores, oldest first."""
+    from orchestrator.record import RunRecord
+    from orchestrator.rundir import find_workspace
+
+    place = find_workspace(workspace)
+    records = []
+    for run in place.all_runs():
+        try:
+            records.append(RunRecord.load(run))
+        except PrerequisiteError as error:  # one damaged record does not hide the others
+            _say(f"warning: {error.message}")
+    if as_json:
+        _print_json([record.model_dump(mode="json") for record in records])
+    elif records:
+        from orchestrator.terminal import console, run_table
+
+        console().print(run_table(records))
+    else:
+        _say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("orchestrator").setLevel(logging.INFO)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        code = app(standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        code = Interrupted.exit_code
+    except OrchestratorError as error:
+        code = _report(error)
+    except BrokenPipeError:  # `orchestrator list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        code = _report(
+            PrerequisiteError(f"cannot write{where}: {error.strerror}", "files written before are whole; make room")
+        )
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}")
+
+
+def _report(error: OrchestratorError) -> int:
+    _say("error: " + "\n".join(visible(line) for line in error.message.split("\n")))
+    if error.remedy:
+        _say("  try: " + "\n".join(visible(line) for line in error.remedy.split("\n")))
+    return error.exit_code
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _session(workspace: Path | None, archives: Path | None) -> Any:
+    from orchestrator.client import API_KEY_ENV
+    from orchestrator.datasets import ArchiveStore, entry_folders
+    from orchestrator.installation import find_installation
+    from orchestrator.pipeline import Session
+    from orchestrator.render import Renderer
+    from orchestrator.rundir import find_workspace
+
+    place = find_workspace(workspace)
+    try:
+        installation = find_installation()
+    except PrerequisiteError as error:
+        installation = error  # type: ignore[assignment]
+    return Session(
+        workspace=place,
+        installation=installation,
+        renderer=Renderer(place.templates),
+        archives=ArchiveStore.from_environment(archives),
+        dataset_folders=entry_folders(place.dataset_info),
+        api_key=os.environ.get(API_KEY_ENV, ""),
+    )
+
+
+def _spec(session: Any, path: Path, overrides: list[str] | None) -> Any:
+    from orchestrator.arguments import read_arguments
+    from orchestrator.spec import load_spec
+
+    installation = session.llamafactory_or_none()
+    arguments = read_arguments(installation) if installation is not None else None
+    return load_spec(path, overrides or (), arguments or None)
+
+
+def _target(session: Any, word: str, template: str | None) -> Any:
+    from orchestrator.target import resolve_target, with_template
+
+    return with_template(resolve_target(word, session.workspace), template)
+
+
+def _serve_settings(target: Any, devices: str | None, port: int | None, model_name: str | None) -> Any:
+    from orchestrator.spec import ServeSpec
+
+    own = target.spec.serve if target.spec else ServeSpec(url=target.url)
+    given = {"devices": devices, "port": port, "model_name": model_name}
+    return own.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _is_spec(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) or Path(word).is_file()
+
+
+def _print_file(files: dict[str, str], name: str, of: str) -> None:
+    if name not in files:
+        from orchestrator.errors import did_you_mean
+
+        raise SpecError(f"{of} has no {name}{did_you_mean(name, files)}; it has: {', '.join(files)}")
+    sys.stdout.write(files[name])
+
+
+def _show_run(session: Any, word: str, file: str | None, as_json: bool) -> None:
+    from orchestrator.record import RunRecord
+    from orchestrator.terminal import console, run_table
+
+    run = session.workspace.find_run(word)
+    if file is not None:
+        texts = {path.name: path for path in sorted(run.path.iterdir()) if path.is_file()}
+        _print_file({name: path.read_text(encoding="utf-8") for name, path in texts.items()}, file, run.id)
+        return
+    record = RunRecord.load(run)
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+        return
+    console().print(run_table([record]))
+    if record.error:
+        typer.echo(f"\n{record.status}: {visible(record.error.splitlines()[0])}")
+    _print_scores(record.benchmarks)
+    typer.echo(f"\n{run.path}")
+
+
+def _print_scores(items: Any) -> None:
+    from orchestrator.terminal import console, score_tables
+
+    if items:
+        typer.echo()
+        console().print(score_tables(items))
+
+
+def _print_result(run: Any, as_json: bool) -> None:
+    from orchestrator.record import RunRecord
+
+    record = RunRecord.load(run)
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+        return
+    _print_scores(record.benchmarks)
+    typer.echo(f"\n{record.status}: {run.path}")

@@ -1,0 +1,54 @@
+"""What a user can act on, with the exit code of each kind.
+
+    OrchestratorError        cli prints message and remedy, no traceback
+      SpecError          2   the spec or the command line is wrong; all problems at once
+      PrerequisiteError  3   a program, file, GPU, server or free port is missing
+      StageError         4   a stage failed; the message holds the log's last lines
+      Interrupted      130   Ctrl-C, SIGTERM or SIGHUP, after the children were stopped
+
+Anything else that reaches the command line is a bug: a traceback and exit 1.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class OrchestratorError(Exception):
+    """An error with a next step: `message` says what happened, `remedy` what to do now."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+class SpecError(OrchestratorError):
+    """The spec, a dataset entry or the command line is wrong."""
+
+    exit_code = 2
+
+
+class PrerequisiteError(OrchestratorError):
+    """Something that the work needs is missing or in use."""
+
+    exit_code = 3
+
+
+class StageError(OrchestratorError):
+    """A stage ran and failed."""
+
+    exit_code = 4
+
+
+class Interrupted(OrchestratorError):
+    """The user or the system asked us to stop; what was under way has been stopped cleanly."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """'; did you mean ...?' with the nearest of the options, or '' where none is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,145 @@
+"""What decides a run's outcome beside its spec: collected before it starts, compared before it is repeated.
+
+Covered: package versions, platform, GPUs, git commit of the workspace, hashes of data, model and adapter.
+Not covered: whether two runs came to the same result (pipeline.py compares their losses).
+Writes nothing.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.datasets import ParallelText
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.installation import Installation
+from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.process import run_short
+from orchestrator.record import DataFacts, Facts
+from orchestrator.spec import RunSpec, spec_json
+
+
+def collect_facts(
+    spec: RunSpec, root: Path, installation: Installation | None, texts: Mapping[tuple[str, str], ParallelText]
+) -> Facts:
+    """The facts of a run that is about to start.
+
+    Args:
+        spec: what is about to run.
+        root: the workspace.
+        installation: LLaMA-Factory; None where only a server of others is asked.
+        texts: (dataset, split) -> its text, for all that the run reads.
+    """
+    commit, dirty = _git(root)
+    return Facts(
+        versions=_versions(installation),
+        platform=f"{platform.system()} {platform.machine()}",
+        gpus=_gpus(),
+        git_commit=commit,
+        git_dirty=dirty,
+        data=[
+            DataFacts(
+                dataset=dataset,
+                split=split,
+                pairs=len(text.sources),
+                blank_pairs=text.blank_pairs,
+                sha256=text.sha256,
+            )
+            for (dataset, split), text in texts.items()
+        ],
+        model_sha256=_model(spec, root),
+        adapter_sha256=_adapter(spec, root),
+    )
+
+
+def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> list[str]:
+    """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
+    old, new = _flat(spec_json(spec_then)), _flat(spec_json(spec_now))
+    lines = [_line(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    old_data = {f"{data.dataset} {data.split}": data.sha256 for data in then.data}
+    new_data = {f"{data.dataset} {data.split}": data.sha256 for data in now.data}
+    lines += [_line(f"data {name}", old_data.get(name), new_data.get(name)) for name in {**old_data, **new_data}]
+    lines.append(_line("model hash", then.model_sha256, now.model_sha256))
+    lines.append(_line("adapter hash", then.adapter_sha256, now.adapter_sha256))
+    names = dict.fromkeys([*then.versions, *now.versions])
+    lines += [_line(f"version of {name}", then.versions.get(name), now.versions.get(name)) for name in names]
+    lines.append(_line("platform", then.platform, now.platform))
+    lines.append(_line("GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None))
+    lines.append(_line("git commit", then.git_commit, now.git_commit))
+    lines.append(_line("uncommitted changes in git", then.git_dirty, now.git_dirty))
+    return [line for line in lines if line]
+
+
+def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
+    """Whether the first logged losses of two runs are the same, in a sentence."""
+    shared = list(zip(then, now, strict=False))
+    if not shared:
+        return "no losses to compare: fewer steps than logging_steps"
+    for number, (old, new) in enumerate(shared, start=1):
+        if old != new:
+            return f"the losses differ from logged loss {number} on: {old:.6g} then, {new:.6g} now"
+    return f"the first {len(shared)} logged losses are the same"
+
+
+def _line(what: str, then: Any, now: Any) -> str:
+    if then == now:
+        return ""
+    return f"{what}: {_short(then)} then, {_short(now)} now"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    text = str(value)
+    is_hash = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
+    return text[:12] if is_hash else text
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted path."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return {k: v for index, item in enumerate(value) for k, v in _flat(item, f"{at}.{index}").items()}
+    return {at: value}
+
+
+def _versions(installation: Installation | None) -> dict[str, str]:
+    import sacrebleu
+
+    ours = {"orchestrator": __version__, "sacrebleu": sacrebleu.__version__}
+    if installation is None:
+        return {**ours, "python": platform.python_version()}
+    return {**ours, "python": installation.python_version, **installation.versions}
+
+
+def _gpus() -> list[str]:
+    try:
+        answer = run_short(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    except (PrerequisiteError, StageError):  # no NVIDIA driver on this machine
+        return []
+    return [line.strip() for line in answer.splitlines() if line.strip()]
+
+
+def _git(root: Path) -> tuple[str | None, bool | None]:
+    git = ["git", "-C", str(root)]
+    try:
+        commit = run_short([*git, "rev-parse", "HEAD"]).strip()
+        return commit, bool(run_short([*git, "status", "--porcelain", "--untracked-files=no"]).strip())
+    except (PrerequisiteError, StageError):  # no git, no repository, or no commit yet
+        return None, None
+
+
+def _model(spec: RunSpec, root: Path) -> str | None:
+    if spec.model is None:
+        return None
+    folder = locate_model(spec.model.name_or_path, root, spec.model.revision)
+    return model_sha256(folder) if folder else None
+
+
+def _adapter(spec: RunSpec, root: Path) -> str | None:
+    if spec.model is None or spec.model.adapter_name_or_path is None:
+        return None
+    folder = locate_model(spec.model.adapter_name_or_path, root, None)
+    return adapter_sha256(folder) if folder else None

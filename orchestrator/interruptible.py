@@ -1,0 +1,65 @@
+"""Run a coroutine so that Ctrl-C and SIGTERM end it in order.
+
+Covered: signals whose handlers raise (the program's own, and Python's for Ctrl-C).
+Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second signal leaves behind.
+"""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, TypeVar
+
+from orchestrator.errors import Interrupted
+
+T = TypeVar("T")
+
+
+def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, for a program whose signal handlers raise.
+
+    What a handler raises while the event loop runs is raised in whatever the loop is doing: a task takes it for its
+    own failure, or some library's `except` catches it; a callback's is logged and lost. So for as long as the loop
+    runs, SIGINT, SIGTERM and SIGHUP, where they have a Python handler, cancel the coroutine instead. When it has ended
+    and the loop is closed the handler is called, and raises what it wants to. A second signal reaches it at once.
+
+    Raises:
+        Interrupted: a signal came, and its handler raised nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        return asyncio.run(coroutine)
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    for deferred in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(deferred)
+        if callable(handler):  # SIG_DFL and SIG_IGN are not
+            handlers[deferred] = handler
+    came: list[int] = []
+    task: asyncio.Task[Any] | None = None
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            handlers[number](number, frame)
+        elif task is not None and not task.done():
+            task.cancel()
+            task.get_loop().call_soon_threadsafe(lambda: None)  # wakes select(), as asyncio's own handler does
+
+    async def main() -> T:
+        nonlocal task
+        task = asyncio.current_task()
+        if came:
+            raise asyncio.CancelledError
+        return await coroutine
+
+    try:
+        for number in handlers:
+            signal.signal(number, cancel)
+        return asyncio.run(main())
+    finally:
+        coroutine.close()  # nothing to do, unless it never started
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:  # what is raised here takes the place of CancelledError
+            handlers[came[0]](came[0], None)
+            raise Interrupted(f"stopped by {signal.Signals(came[0]).name}")

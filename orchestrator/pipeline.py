@@ -1,0 +1,387 @@
+"""The order of the stages: the one module that knows it.
+
+    spec -> check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record
+
+Covered: launch, rerun, benchmark of any target, export; what each does to the record, on every way out.
+Not covered: printing (cli.py). Progress and warnings go to the log "orchestrator".
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from orchestrator.check import check, raise_on_errors
+from orchestrator.client import Endpoint, list_models
+from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
+from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.evaluate import BenchmarkResult, evaluate
+from orchestrator.export import export
+from orchestrator.facts import collect_facts, compare_losses, drift
+from orchestrator.installation import Installation
+from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.process import Child
+from orchestrator.record import BenchmarkSummary, Facts, RunRecord, now
+from orchestrator.render import Checkpoint, Renderer, api_arguments, spec_yaml, train_arguments, train_environment
+from orchestrator.rundir import RunDir, Workspace, atomic_write
+from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
+from orchestrator.spec import BenchmarkSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
+from orchestrator.target import Target, base_checkpoint, run_checkpoints, run_target
+from orchestrator.train import TRAIN_ARGV, train
+
+log = logging.getLogger("orchestrator")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command works with."""
+
+    workspace: Workspace
+    installation: Installation | PrerequisiteError
+    """Or why there is none: a server of others can be benchmarked all the same."""
+    renderer: Renderer
+    archives: ArchiveStore
+    dataset_folders: list[Path]
+    api_key: str = field(default="", repr=False)
+    """For a server that runs already."""
+
+    def llamafactory(self) -> Installation:
+        if isinstance(self.installation, PrerequisiteError):
+            raise self.installation
+        return self.installation
+
+    def llamafactory_or_none(self) -> Installation | None:
+        return None if isinstance(self.installation, PrerequisiteError) else self.installation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec that was checked, with all that it reads."""
+
+    spec: RunSpec
+    datasets: dict[str, Dataset]
+    texts: dict[tuple[str, str], ParallelText]
+    """(dataset, split) -> its text."""
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's spec comes from; kept in its record."""
+
+    spec_file: str | None = None
+    overrides: Sequence[str] = ()
+    rerun_of: str | None = None
+    drift: Sequence[str] = ()
+
+
+def plan_run(session: Session, spec: RunSpec) -> Plan:
+    """Check a spec and read what it needs.
+
+    Raises:
+        SpecError, PrerequisiteError: everything that is wrong with it, at once.
+    """
+    root = session.workspace.root
+    findings = check(spec, root, session.dataset_folders, session.archives, session.installation)
+    raise_on_errors(findings)
+    for finding in findings:
+        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
+    wanted = [(spec.dataset, "train")] if spec.dataset else []
+    wanted += [(item.testset, item.split) for item in spec.benchmark]
+    datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
+    texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
+    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts))
+
+
+def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
+    """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
+    spec = plan.spec
+    run = session.workspace.new_run(spec.name, datetime.now())
+    record = RunRecord(
+        id=run.id,
+        name=spec.name,
+        created_at=now(),
+        spec_file=origin.spec_file,
+        spec_sha256=spec_sha256(spec),
+        overrides=list(origin.overrides),
+        rerun_of=origin.rerun_of,
+        drift=list(origin.drift),
+        seed=spec.seed,
+        facts=plan.facts,
+    )
+    record.save(run)
+    log.info("run %s", run.id)
+    with _recorded(run, record):
+        record.update(run, status="preparing")
+        atomic_write(run.spec, spec_yaml(spec))
+        if spec.train is not None:
+            _prepare_training(session, plan, run)
+            _train(session, spec, run, record)
+        if with_benchmarks and spec.benchmark:
+            record.update(run, status="benchmarking")
+            for checkpoint in _checkpoints_to_benchmark(session, spec, run):
+                items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
+                _benchmark(session, plan, run, record, checkpoint, items)
+        record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
+    return run
+
+
+def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, with_benchmarks: bool) -> RunDir:
+    """Run a past run's saved spec again under a new id; what differs now is said first.
+
+    Raises:
+        PrerequisiteError: strict, and something differs.
+    """
+    then = RunRecord.load(past)
+    plan = plan_run(session, load_spec(past.spec, overrides))
+    lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
+    for line in lines:
+        log.warning("differs from %s: %s", past.id, line)
+    if not lines:
+        log.info("nothing differs from %s: same spec, data, model, versions and commit", past.id)
+    elif strict:
+        raise PrerequisiteError(
+            f"{len(lines)} thing{'s differ' if len(lines) > 1 else ' differs'} from {past.id}: {'; '.join(lines)}",
+            "without --strict the run starts all the same, and its record says what differs",
+        )
+    origin = Origin(str(past.spec), overrides, past.id, lines)
+    run = launch(session, plan, origin, with_benchmarks=with_benchmarks)
+    now_trained = RunRecord.load(run).training
+    if then.training is not None and now_trained is not None:
+        log.info("%s: %s", past.id, compare_losses(then.training.logged_losses, now_trained.logged_losses))
+    return run
+
+
+def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec) -> list[Path]:
+    """Benchmark a target; returns the benchmarks' folders.
+
+    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training.
+
+    Args:
+        session: the workspace and its tools.
+        target: what is benchmarked.
+        items: test sets; none: those of the run's spec.
+        settings: how it is served, or the URL of a server that runs.
+    """
+    if not items and target.spec is not None:
+        items = target.spec.benchmark
+    if not items:
+        raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
+    model = target.checkpoint.model if target.checkpoint else None
+    spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items))
+    plan = plan_run(session, spec)
+    if target.run is None or target.checkpoint is None:
+        run = launch(session, plan, Origin())
+        return sorted(run.benchmarks.iterdir())
+    record = RunRecord.load(target.run)
+    return _benchmark(session, plan, target.run, record, target.checkpoint, items)
+
+
+def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:
+    """How a target is served: for `serve` and `chat`, files in the folder given."""
+    if target.checkpoint is None:
+        raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
+    return ServePlan(
+        checkpoint=target.checkpoint,
+        settings=settings,
+        model_name=_model_name(target.name, target.checkpoint, session.workspace.root),
+        api_yaml=folder / "api.yaml",
+        log=folder / "api.log",
+        port=port,
+        devices=settings.devices,
+    )
+
+
+def export_run(session: Session, target: Target, to: Path | None) -> Path:
+    """Merge a run's checkpoint into a full model folder: export/ in the run folder, unless told otherwise."""
+    if target.run is None or target.checkpoint is None:
+        raise SpecError(f"{target.name} belongs to no run: export takes a run, or RUN@checkpoint-N")
+    if target.checkpoint.model.adapter_name_or_path is None:
+        raise SpecError(f"{target.name} is a full model already: {target.checkpoint.model.name_or_path}")
+    run = target.run
+    record = RunRecord.load(run)
+    installation = session.llamafactory()
+    argv = [str(installation.cli), "export", run.export_yaml.name]
+    record.update(run, commands={**record.commands, "export": argv})
+    return export(run, target.checkpoint, to or run.export, installation, session.renderer)
+
+
+def connect(session: Session, settings: ServeSpec) -> Endpoint:
+    """A server that runs already, at settings.url.
+
+    Raises:
+        PrerequisiteError: it does not answer, or lists several models and none was named.
+    """
+    url = settings.url or ""
+    served = list_models(Endpoint(url, session.api_key, ""))
+    if served is None:
+        raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
+    if settings.model_name is None and len(served) != 1:
+        raise PrerequisiteError(
+            f"{url} serves {len(served)} models: {', '.join(served[:8])}", "name one: --model-name NAME"
+        )
+    return Endpoint(url, session.api_key, settings.model_name or served[0])
+
+
+@contextmanager
+def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
+    """Whatever ends the block is in the record before it goes on its way."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as error:
+        record.update(run, status="stopped", error=str(error) or "Ctrl-C", ended_at=now())
+        raise
+    except OrchestratorError as error:
+        record.update(run, status="failed", error=error.message, ended_at=now())
+        raise
+    except BaseException as error:
+        record.update(run, status="failed", error=f"{type(error).__name__}: {error}", ended_at=now())
+        raise
+
+
+def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
+    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml."""
+    if spec.model is None:
+        raise SpecError(f"{spec.name} has no model of its own: it asks {spec.serve.url}")
+    start = base_checkpoint(spec.model, session.workspace.root)
+    files: dict[str, str] = {}
+    served = start
+    if spec.train is not None and spec.dataset is not None:
+        arguments = train_arguments(spec, start)
+        files["train.yaml"] = session.renderer.train_yaml(arguments)
+        files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
+        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec))
+        whole = spec.train.finetuning_type in ("full", "freeze")
+        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
+        served = Checkpoint("output", start.model.model_copy(update=update))
+    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
+    return files
+
+
+def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
+    spec = plan.spec
+    if spec.dataset is None:
+        raise SpecError("there is no dataset to train on")
+    run.training_file.parent.mkdir()
+    text = plan.texts[spec.dataset, "train"]
+    write_training_file(text, plan.datasets[spec.dataset].entry.instruction, run.training_file)
+    if text.blank_pairs:
+        log.info("%s: %d blank pairs dropped, %d left", spec.dataset, text.blank_pairs, len(text.sources))
+    for name, content in render_training(session, spec).items():
+        atomic_write(run.path / name, content)
+
+
+def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> None:
+    installation, environment = session.llamafactory(), train_environment(spec)
+
+    def started(child: Child) -> None:
+        log.info("training with %s; its output: %s", installation.cli, run.train_log)
+
+    record.update(
+        run,
+        status="running",
+        commands={**record.commands, "train": [str(installation.cli), *TRAIN_ARGV]},
+        environment={**record.environment, "train": environment},
+    )
+    training = train(run, installation, environment, started)
+    record.update(run, status="trained", training=training)
+
+
+def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
+    if spec.model is None:  # a server that runs already
+        return [Checkpoint("server", ModelSpec(name_or_path=spec.serve.url or "?"))]
+    available = run_checkpoints(run, spec, session.workspace)
+    if spec.train is None:
+        return [available["base"]]
+    wanted = ["base"] if any(item.base_model for item in spec.benchmark) else []
+    return [available[label] for label in [*wanted, "output"]]
+
+
+def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
+    return item.base_model or spec.train is None
+
+
+def _benchmark(
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    checkpoint: Checkpoint,
+    items: Sequence[BenchmarkSpec],
+) -> list[Path]:
+    """Serve a checkpoint once and put all test sets to it."""
+    folders = [run.new_benchmark(f"{checkpoint.label}-{item.testset}-{item.split}") for item in items]
+    if not folders:
+        return []
+    with _endpoint(session, plan.spec, run, record, checkpoint, folders[0]) as endpoint:
+        for item, folder in zip(items, folders, strict=True):
+            log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
+            dataset = plan.datasets[item.testset]
+            text = plan.texts[item.testset, item.split]
+            result = evaluate(endpoint, dataset, text, item, folder, target=f"{run.id}@{checkpoint.label}")
+            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    return folders
+
+
+@contextmanager
+def _endpoint(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoint: Checkpoint, folder: Path
+) -> Iterator[Endpoint]:
+    """The server of the spec that runs already, or one of ours for the length of the block."""
+    if spec.serve.url is not None:
+        yield connect(session, spec.serve)
+        return
+    installation = session.llamafactory()
+    plan = ServePlan(
+        checkpoint=checkpoint,
+        settings=spec.serve,
+        model_name=_model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
+        api_yaml=folder / "api.yaml",
+        log=folder / "api.log",
+        port=spec.serve.port or free_port(spec.serve.host),
+        devices=spec.serve.devices if spec.serve.devices is not None else spec.compute.devices,
+    )
+    stage = f"api {folder.name}"
+    record.update(
+        run,
+        commands={**record.commands, stage: api_argv(plan, installation)},
+        environment={**record.environment, stage: dict(api_environment(plan))},
+    )
+    log.info("serving %s; its output: %s", plan.model_name, plan.log)
+    with serve(plan, installation, session.renderer) as server:
+        yield server.endpoint
+
+
+def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:
+    return BenchmarkSummary(
+        id=folder.name,
+        of=label,
+        testset=item.testset,
+        split=item.split,
+        status=result.status,
+        n_segments=result.n_segments,
+        scores=result.scores,
+        mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
+    )
+
+
+def _model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
+    """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of what is served."""
+    model = checkpoint.model
+    if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
+        return f"{name}:{adapter_sha256(folder)[:12]}"
+    if folder := locate_model(model.name_or_path, root, model.revision):
+        return f"{name}:{model_sha256(folder)[:12]}"
+    return f"{name}:hub"
+
+
+def _as_name(text: str) -> str:
+    """Any text as a spec's name."""
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
+    return name.lstrip("._-")[:64] or "target"
+
+
+__all__ = ["Origin", "Plan", "Session", "benchmark", "connect", "export_run", "launch", "plan_run", "render_training",
+           "rerun", "run_target", "serve_plan"]  # fmt: skip

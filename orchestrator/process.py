@@ -1,0 +1,194 @@
+"""Child processes: start, watch, stop. The only module that starts any.
+
+Covered: argv lists (never a shell); stdin closed; output appended to a log file, never a pipe that nobody reads;
+a session of its own, so that a terminal's Ctrl-C reaches us alone and we decide; on Linux a child gets a signal
+when we die, however we die; stopping reaches torchrun's workers, which live in sessions of their own.
+Not covered: children of a killed torchrun launcher after our own SIGKILL.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from orchestrator.errors import PrerequisiteError, StageError
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# They would change what LLaMA-Factory is (USE_V1), hide a wrong argument, or write elsewhere.
+_NOT_INHERITED = ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR")
+
+
+@dataclass
+class Child:
+    """A running child process with its log."""
+
+    argv: list[str]
+    cwd: Path
+    log: Path
+    log_start_bytes: int
+    """Where this child's output begins in the log."""
+    popen: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def poll(self) -> int | None:
+        """The exit status, or None while the child runs; a negative number is the signal that ended it."""
+        return self.popen.poll()
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of this child's own output, control characters made visible."""
+        with self.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self.log_start_bytes, size - 64 * 1024))
+            text = file.read().decode("utf-8", "replace")
+        # A progress bar redraws its line with \r: only what it showed last counts.
+        shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()]
+        return "\n".join(f"  | {visible(line)}" for line in shown[-lines:]) or "  | (no output)"
+
+    def stop(self, grace_s: float) -> int:
+        """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants.
+
+        Where torchrun is at work the ranks are asked, not torchrun: they save a checkpoint, and torchrun ends with
+        them. Returns the exit status.
+        """
+        family = _family(self.pid)
+        try:
+            for process in [process for process in family if _is_rank(process)] or family[:1]:
+                _signal(process, signal.SIGTERM)
+            deadline = time.monotonic() + grace_s
+            while time.monotonic() < deadline and (self.poll() is None or any(map(_alive, family))):
+                time.sleep(0.05)
+        finally:  # a second Ctrl-C cuts the grace short
+            for process in {*family, *_family(self.pid)}:
+                _signal(process, signal.SIGKILL)
+        return self.popen.wait()
+
+
+def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], death_signal: int) -> Child:
+    """Start a child whose output goes to the end of a log file.
+
+    Args:
+        argv: program and arguments.
+        log: file that stdout and stderr are appended to.
+        cwd: the child's working folder.
+        env: the child's whole environment.
+        death_signal: what the child gets when this process dies without stopping it (Linux only).
+
+    Raises:
+        PrerequisiteError: the program cannot be started.
+    """
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+            if os.getppid() != parent:  # it died in between
+                os._exit(1)
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        begin = output.tell()
+        try:
+            popen = subprocess.Popen(
+                list(argv),
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
+    return Child(list(argv), cwd, log, begin, popen)
+
+
+def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Our environment for a child of LLaMA-Factory's, with `extra`, and PATH led by the program's own folder.
+
+    LLaMA-Factory's launcher looks torchrun up on PATH; another environment's torchrun would be the wrong one.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
+    path = os.pathsep.join([str(program.parent), inherited.get("PATH", os.defpath)])
+    return {**inherited, "PATH": path, **extra}
+
+
+def run_short(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = None) -> str:
+    """Run a program that answers at once; its stdout.
+
+    Raises:
+        PrerequisiteError: it is not there.
+        StageError: it fails or takes too long.
+    """
+    try:
+        done = subprocess.run(
+            list(argv), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise StageError(f"{argv[0]} did not answer within {timeout_s:g} s") from error
+    if done.returncode != 0:
+        said = visible(done.stderr.decode("utf-8", "replace").strip())[-400:]
+        raise StageError(f"{argv[0]} ended with status {done.returncode}: {said}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def identity(pid: int) -> float | None:
+    """When a process started (seconds since the epoch), or None where there is none: a pid alone is used again."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def visible(text: str) -> str:
+    """Text of a stranger (a log, a model) for a terminal: control characters are shown, not obeyed."""
+    return "".join(char if char.isprintable() or char == "\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun (notes in serve and train docs)."""
+    try:
+        parent = process.parent()
+        return (
+            any(word.endswith("launcher.py") for word in process.cmdline())
+            and parent is not None
+            and any(word.endswith("torchrun") for word in parent.cmdline())
+        )
+    except psutil.Error:
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)  # psutil checks the start time: a reused pid is left alone
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,261 @@
+"""A spec as the texts that LLaMA-Factory reads, by way of Jinja.
+
+Covered: train.yaml, api.yaml, export.yaml, dataset_info.json, command.txt and spec.yaml. Values are quoted by file
+type in one place, Jinja's `finalize`, never in a template; each text is read back and must say what was meant.
+A workspace overrides a template by putting a file of the same name into its templates/.
+Not covered: which arguments exist (arguments.py).
+Leaves nothing: it returns texts.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orchestrator.errors import SpecError
+from orchestrator.rundir import shipped
+from orchestrator.spec import ModelSpec, RunSpec, ServeSpec, spec_json
+
+DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+_YAML_STR = "tag:yaml.org,2002:str"
+_METHOD = ("stage", "do_train", "finetuning_type")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be served: its files, and how a conversation is put to it."""
+
+    label: str
+    """What it is called in a benchmark's id and in tables: output, checkpoint-8, base, or a folder's name."""
+    model: ModelSpec
+    """name_or_path and adapter_name_or_path are absolute folders, or a hub id."""
+
+
+class _Name(str):
+    """A bare word of a template's text: an argument's name, never a value."""
+
+    def __new__(cls, word: str) -> "_Name":
+        if not re.fullmatch(r"-{0,2}[A-Za-z_][A-Za-z0-9_]*", word):
+            raise SpecError(f"{word!r} is no name of an argument")
+        return super().__new__(cls, word)
+
+
+class _QuotedDumper(yaml.SafeDumper):
+    """Double-quotes every string, so that 'no', '1e-4' and '2024-01-01' stay strings for PyYAML and OmegaConf."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_QuotedDumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
+def model_arguments(model: ModelSpec) -> dict[str, Any]:
+    """The arguments that training, serving and export share, under LLaMA-Factory's names."""
+    arguments = {
+        "model_name_or_path": model.name_or_path,
+        "adapter_name_or_path": model.adapter_name_or_path,
+        "template": model.template,
+        "default_system": model.default_system,
+        "enable_thinking": model.enable_thinking,
+        "trust_remote_code": model.trust_remote_code or None,
+        "model_revision": model.revision,
+    }
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def train_arguments(spec: RunSpec, start: Checkpoint) -> dict[str, Any]:
+    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
+    if spec.train is None or spec.dataset is None:
+        raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    return {
+        **model_arguments(start.model),
+        "do_train": True,
+        **spec.train.arguments(),
+        "dataset": spec.dataset,
+        "dataset_dir": ".",
+        "output_dir": "output",
+        "seed": spec.seed,
+        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
+    }
+
+
+def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
+    """Everything that `llamafactory-cli api` is given."""
+    return {
+        **model_arguments(checkpoint.model),
+        "infer_backend": serve.infer_backend,
+        **{key: value for key, value in serve.extra_arguments().items() if value is not None},
+    }
+
+
+def export_arguments(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Everything that `llamafactory-cli export` is given."""
+    return {**model_arguments(checkpoint.model), "export_dir": str(folder)}
+
+
+def train_environment(spec: RunSpec) -> dict[str, str]:
+    """The environment variables that decide devices and processes of the training."""
+    environment: dict[str, str] = {}
+    if spec.compute.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = spec.compute.devices
+    if spec.compute.nproc_per_node is not None:
+        environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(spec.compute.nproc_per_node)}
+    return environment
+
+
+class Renderer:
+    """The templates of a workspace, the shipped ones behind them."""
+
+    def __init__(self, workspace_templates: Path | None = None) -> None:
+        folders = [folder for folder in (workspace_templates, shipped("templates")) if folder is not None]
+        self._loader = FileSystemLoader([str(folder) for folder in folders])
+
+    def train_yaml(self, arguments: Mapping[str, Any]) -> str:
+        model = {key: value for key, value in arguments.items() if key in model_arguments_names()}
+        method = {key: arguments[key] for key in _METHOD if key in arguments}
+        dataset = {key: arguments[key] for key in ("dataset", "dataset_dir") if key in arguments}
+        sections = {"model": model, "method": method, "dataset": dataset}
+        taken = {key for section in sections.values() for key in section}
+        sections["train"] = {key: value for key, value in arguments.items() if key not in taken}
+        return self._yaml("train.yaml", arguments, {name: _named(section) for name, section in sections.items()})
+
+    def api_yaml(self, arguments: Mapping[str, Any]) -> str:
+        return self._yaml("api.yaml", arguments, {"arguments": _named(arguments)})
+
+    def export_yaml(self, arguments: Mapping[str, Any]) -> str:
+        return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
+
+    def dataset_info(self, name: str, file_name: str) -> str:
+        """dataset_info.json with the one entry that the training reads."""
+        text = self._text("dataset_info.json", {"name": name, "file_name": file_name, "columns": DATASET_COLUMNS})
+        self._compare(
+            "dataset_info.json", json.loads(text), {name: {"file_name": file_name, "columns": DATASET_COLUMNS}}
+        )
+        return text
+
+    def command(self, command: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+        """The same as one line for a shell: `llamafactory-cli train --stage sft ...`."""
+        words = [word for key, value in arguments.items() for word in command_words(key, value)]
+        context = {"command": _Name(command), "words": words, "environment": _named(environment)}
+        text = self._text("command.txt", context)
+        meant = [*(f"{key}={value}" for key, value in environment.items()), "llamafactory-cli", command, *words]
+        self._compare("command.txt", dict(enumerate(shlex.split(text, comments=True))), dict(enumerate(meant)))
+        return text
+
+    def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+        text = self._text(file, context)
+        try:
+            read = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"templates/{file}.j2 renders no YAML: {' '.join(str(error).split())}") from error
+        self._compare(file, read, dict(arguments))
+        return text
+
+    def _text(self, file: str, context: Mapping[str, Any]) -> str:
+        environment = ImmutableSandboxedEnvironment(
+            loader=self._loader,
+            undefined=StrictUndefined,
+            finalize=_finalize(_QUOTES[Path(file).suffix]),
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,  # finalize quotes by file type; none of these files is HTML
+        )
+        try:
+            return environment.get_template(f"{file}.j2").render(context)
+        except TemplateError as error:
+            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", "mend the template") from error
+
+    @staticmethod
+    def _compare(file: str, read: Any, meant: Mapping[Any, Any]) -> None:
+        if read == meant:
+            return
+        keys = set(read) | set(meant) if isinstance(read, Mapping) else set(meant)
+        wrong = sorted(
+            str(key) for key in keys if not isinstance(read, Mapping) or read.get(key, ...) != meant.get(key, ...)
+        )
+        raise SpecError(
+            f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}",
+            "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec",
+        )
+
+
+def model_arguments_names() -> frozenset[str]:
+    """The names that model_arguments can give."""
+    full = ModelSpec(
+        name_or_path="x", template="x", adapter_name_or_path="x", default_system="x",
+        enable_thinking=True, trust_remote_code=True, revision="x",
+    )  # fmt: skip
+    return frozenset(model_arguments(full))
+
+
+def spec_yaml(spec: RunSpec) -> str:
+    """The resolved spec, every default written out, as a file that `launch` and `rerun` read."""
+    return "# The resolved spec of this run.\n" + yaml.dump(
+        spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
+    )
+
+
+def command_words(key: str, value: object) -> list[str]:
+    """One argument as words of a llamafactory-cli command line; none for None.
+
+    Lists become LLaMA-Factory's comma-separated text; mappings JSON, which HfArgumentParser reads.
+    """
+    flag = _Name(f"--{key}")
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        text = json.dumps(value)
+    elif isinstance(value, list):
+        text = ",".join(str(item) for item in value)
+    else:
+        text = str(value)
+    if text.startswith("-"):
+        return [f"{flag}={text}"]  # argparse would take it for the next flag
+    return [flag, text]
+
+
+def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
+    return [(_Name(key), value) for key, value in arguments.items()]
+
+
+def _finalize(quote: Callable[[Any], str]) -> Callable[[Any], Any]:
+    def finalize(value: Any) -> Any:
+        if isinstance(value, Undefined):
+            return str(value)  # StrictUndefined raises here, with the variable's name
+        return str(value) if isinstance(value, _Name) else quote(value)
+
+    return finalize
+
+
+def _yaml_quote(value: Any) -> str:
+    text: str = yaml.dump(
+        value, Dumper=_QuotedDumper, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _json_quote(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False)  # LLaMA-Factory opens it in the locale's encoding
+
+
+def _shell_quote(value: Any) -> str:
+    return shlex.quote(str(value))
+
+
+_QUOTES: dict[str, Callable[[Any], str]] = {".yaml": _yaml_quote, ".json": _json_quote, ".txt": _shell_quote}
+
+
+def words_of(text: str) -> Sequence[str]:
+    """A rendered command as a shell would split it, comments left out."""
+    return shlex.split(text, comments=True)

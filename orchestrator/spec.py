@@ -1,0 +1,310 @@
+"""The run spec: what a user writes, checked as a whole, every problem at its place.
+
+Covered: reading YAML 1.2 with positions, `--set` overrides, Pydantic's checks, the arguments that the run layer
+owns, strings that could not reach LLaMA-Factory unchanged.
+Not covered: whether the dataset, the model or the programs exist (check.py).
+Reads nothing but the spec file; writes nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from orchestrator.arguments import Argument, argument_problem
+from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.yamlfile import Location, YamlSource, read_yaml, set_value
+
+Metric = Literal["bleu", "chrf", "ter"]
+METRICS: tuple[Metric, ...] = ("bleu", "chrf", "ter")
+
+# Arguments of llamafactory-cli that a spec says elsewhere, and where.
+OWNED: dict[str, str] = {
+    "model_name_or_path": "write it as model.name_or_path",
+    "adapter_name_or_path": "write it as model.adapter_name_or_path",
+    "template": "write it as model.template",
+    "default_system": "write it as model.default_system",
+    "enable_thinking": "write it as model.enable_thinking",
+    "trust_remote_code": "write it as model.trust_remote_code",
+    "model_revision": "write it as model.revision",
+    "dataset": "write it as the spec's dataset",
+    "eval_dataset": "benchmarks are written under benchmark; for a loss on held-out rows use val_size",
+    "dataset_dir": "it is the run folder",
+    "output_dir": "it is output/ in the run folder",
+    "overwrite_output_dir": "each run has a new output folder",
+    "resume_from_checkpoint": "each run starts in a new output folder",
+    "do_train": "a spec with a train section trains",
+    "seed": "write it as the spec's seed",
+    "enable_jit_checkpoint": "it is always on, so that Ctrl-C leaves a checkpoint",
+    "infer_backend": "write it as serve.infer_backend",
+    "export_dir": "`orchestrator export` sets it",
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _OpenSection(BaseModel):
+    """A section that takes LLaMA-Factory's arguments beside its own fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    def extra_arguments(self) -> dict[str, Any]:
+        """The LLaMA-Factory arguments among the section's values, under their own names."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ModelSpec(_Section):
+    """The model, and all that decides how a conversation is put to it: the same in training, serving and export."""
+
+    name_or_path: str = Field(min_length=1)
+    """A folder (relative to the workspace, or absolute) or a hub id such as Qwen/Qwen2.5-7B-Instruct."""
+    template: str | None = None
+    """LLaMA-Factory's name of the chat template. None: LLaMA-Factory takes the tokenizer's own, or none at all."""
+    adapter_name_or_path: str | None = None
+    """A LoRA adapter to start from, or to serve where the spec does not train."""
+    default_system: str | None = None
+    """System text where a record has none. None: the template's own."""
+    enable_thinking: bool | None = None
+    """For reasoning templates: whether the model may think. None: LLaMA-Factory's default."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model is run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub. None: main."""
+
+
+class TrainSpec(_OpenSection):
+    """`llamafactory-cli train`: the fields below, and any other argument of LLaMA-Factory under its own name."""
+
+    stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = "sft"
+    """Training stage."""
+    finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
+    """What is trained: an adapter (lora, oft), some layers (freeze) or all weights (full)."""
+    lora_target: str | list[str] | None = None
+    """Modules that get an adapter, comma-separated, or all. None: LLaMA-Factory's default, all."""
+    max_samples: int | None = Field(None, gt=0)
+    """Train on the first N records only. None: all."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Every argument of the section, those left at None out."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+
+class ServeSpec(_OpenSection):
+    """`llamafactory-cli api`: the fields below, and any argument of LLaMA-Factory that api takes."""
+
+    infer_backend: Literal["huggingface", "vllm", "sglang"] = "huggingface"
+    """LLaMA-Factory's inference engine. huggingface answers one request at a time."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but 127.0.0.1 opens the model to the network."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port to listen on. None: a free one for a benchmark, 6006 for `serve`."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the server. None: the compute section's."""
+    max_concurrent: int = Field(1, ge=1)
+    """Requests that the huggingface engine works on at once (MAX_CONCURRENT)."""
+    start_timeout_s: float = Field(900, gt=0)
+    """How long loading the model may take, in seconds."""
+    url: str | None = Field(None, pattern=r"^https?://")
+    """An OpenAI-compatible server that runs already, up to and including /v1: nothing is started then."""
+    model_name: str | None = None
+    """The model's name on the server at `url`. None: the only one that it lists."""
+
+
+class BenchmarkSpec(_Section):
+    """One benchmark: a test set, translated greedily and scored by sacrebleu."""
+
+    testset: str
+    """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""
+    split: str = "test"
+    """Which of the dataset's splits."""
+    max_samples: int | None = Field(None, gt=0)
+    """Only the first N sentences. None: all."""
+    metrics: list[Metric] = Field(default=list(METRICS), min_length=1)
+    """sacrebleu's metrics."""
+    base_model: bool = False
+    """Benchmark the model as it was before training too."""
+    max_tokens: int = Field(256, gt=0)
+    """Longest answer, in tokens of the model."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy: the most likely token each time."""
+    concurrency: int = Field(4, ge=1)
+    """Requests under way at once."""
+    request_timeout_s: float = Field(600, gt=0)
+    """How long one request may take, its wait in the server's queue included, in seconds."""
+    n_bootstrap: int = Field(1000, ge=2)
+    """Resamples for the 95 % interval."""
+
+
+class ComputeSpec(_Section):
+    """Where the training runs."""
+
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES, such as "0" or "0,1". None: as in the environment."""
+    nproc_per_node: int | None = Field(None, ge=1)
+    """Processes that torchrun starts on this machine. None: LLaMA-Factory decides by the devices it sees."""
+
+
+class RunSpec(_Section):
+    """One run: what is trained on what, how it is served, and which benchmarks follow."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Begins the run's id. Letters, digits, dot, underscore, hyphen; at most 64."""
+    model: ModelSpec | None = None
+    """The model. None only where serve.url names a server."""
+    dataset: str | None = None
+    """A dataset of dataset_info/, whose train split is trained on."""
+    train: TrainSpec | None = None
+    """Arguments of `llamafactory-cli train`. None: nothing is trained, the model is benchmarked as it is."""
+    serve: ServeSpec = ServeSpec()
+    """How the model is served for benchmarks and `serve`."""
+    benchmark: list[BenchmarkSpec] = []
+    """Benchmarks, in order."""
+    compute: ComputeSpec = ComputeSpec()
+    """Devices and processes."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of the training."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.train is not None and self.dataset is None:
+            raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
+        if self.train is None and self.dataset is not None:
+            raise ValueError("dataset is there, but no train section: add train: {} with at least the learning rate")
+        if self.train is None and not self.benchmark:
+            raise ValueError("nothing to do: add a train section, a benchmark list, or both")
+        if self.serve.url is None and self.model is None:
+            raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
+        if self.serve.url is not None and self.train is not None:
+            raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
+        if self.serve.url is not None and any(item.base_model for item in self.benchmark):
+            raise ValueError("benchmark.base_model cannot be had from serve.url")
+        return self
+
+
+def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str, Argument] | None = None) -> RunSpec:
+    """Read a spec file and check it as a whole.
+
+    Args:
+        path: the YAML file, at most 1 MiB, UTF-8.
+        overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
+        arguments: LLaMA-Factory's arguments by name; None leaves the names of `train` and `serve` unchecked.
+
+    Raises:
+        SpecError: every problem at once, each with file:line:column and dotted path.
+    """
+    source = read_yaml(path)
+    for override in overrides:
+        set_value(source, override)
+    return validate_spec(source, arguments)
+
+
+def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None = None) -> RunSpec:
+    """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
+    problems = [
+        *_text_problems(source.value, ()),
+        *_section_problems(source.value, "train", "train", arguments),
+        *_section_problems(source.value, "serve", "api", arguments),
+    ]
+    spec = None
+    try:
+        spec = RunSpec.model_validate(source.value)
+    except ValidationError as error:
+        problems += [_explain(detail) for detail in error.errors()]
+    if problems or spec is None:
+        raise SpecError(source.report(problems), f"edit {source.path}")
+    return _typed(spec, arguments)
+
+
+def spec_json(spec: RunSpec) -> dict[str, Any]:
+    """The resolved spec, every default written out, as plain JSON values."""
+    return spec.model_dump(mode="json")
+
+
+def spec_sha256(spec: RunSpec) -> str:
+    """Hash of the resolved spec; equal specs hash equally, however they were written."""
+    return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _typed(spec: RunSpec, arguments: Mapping[str, Argument] | None) -> RunSpec:
+    """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
+    if arguments is None:
+        return spec
+    changes: dict[str, Any] = {}
+    for name in ("train", "serve"):
+        section = getattr(spec, name)
+        if section is not None:
+            typed = {
+                key: arguments[key].typed(value) if key in arguments else value
+                for key, value in section.extra_arguments().items()
+            }
+            changes[name] = type(section).model_validate({**section.model_dump(), **typed})
+    return spec.model_copy(update=changes)
+
+
+def _text_problems(value: object, at: Location) -> list[tuple[Location, str]]:
+    """Strings that LLaMA-Factory's reader, or any file or command line, would change."""
+    if isinstance(value, Mapping):
+        return [found for key, item in value.items() for found in _text_problems(item, (*at, str(key)))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in _text_problems(item, (*at, index))]
+    if not isinstance(value, str):
+        return []
+    if "${" in value:
+        reason = "OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
+        return [(at, f"'${{' cannot be passed on: {reason}")]
+    if "\0" in value:
+        return [(at, "a null byte cannot be passed on")]
+    if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
+        return [(at, "a lone surrogate is no text that could be written to a file")]
+    return []
+
+
+def _section_problems(
+    raw: object, section: str, command: str, arguments: Mapping[str, Argument] | None
+) -> list[tuple[Location, str]]:
+    values = raw.get(section) if isinstance(raw, Mapping) else None
+    if not isinstance(values, Mapping):
+        return []  # Pydantic says so
+    typed_fields = (TrainSpec if section == "train" else ServeSpec).model_fields
+    problems: list[tuple[Location, str]] = []
+    for key, value in values.items():
+        if key in typed_fields:
+            continue
+        if not isinstance(key, str):
+            problems.append(((section, str(key)), "an argument's name is a string"))
+        elif key in OWNED:
+            problems.append(((section, key), f"the run layer sets {key}: {OWNED[key]}"))
+        elif arguments is not None:
+            problem = argument_problem(key, value, command, arguments, also_known=typed_fields)
+            if problem:
+                problems.append(((section, key), problem))
+    return problems
+
+
+def _explain(detail: Any) -> tuple[Location, str]:
+    at: Location = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1]))
+    if detail["type"] == "missing":
+        return at, "missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    shown = repr(detail["input"])
+    is_scalar = not isinstance(detail["input"], dict | list) and len(shown) <= 80
+    return at, f"{message} (got {shown})" if at and is_scalar else message
+
+
+def _fields_of(at: Location) -> list[str]:
+    sections: dict[str | int, type[BaseModel]] = {
+        "model": ModelSpec,
+        "train": TrainSpec,
+        "serve": ServeSpec,
+        "benchmark": BenchmarkSpec,
+        "compute": ComputeSpec,
+    }
+    return list((sections.get(at[0], RunSpec) if at else RunSpec).model_fields)

@@ -1,0 +1,72 @@
+"""Tables for a person. Text only: what is shown was decided elsewhere.
+
+Covered: control characters of strangers' text made visible; width and colour only on a terminal (NO_COLOR is
+rich's); nothing is cut where the output is a file or a pipe. Scores stand in one column only where test set,
+segments and signature are the same.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.process import visible
+from orchestrator.record import BenchmarkSummary, RunRecord
+
+HEADINGS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
+
+
+def console() -> Console:
+    """stdout; wide where it is no terminal, so that a pipe gets whole lines."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(width=240, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table; cells are text, never markup."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(visible(cell)) for cell in row))
+    return made
+
+
+def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
+    """A table for each test set, with the signatures under it."""
+    groups: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
+    for item in items:
+        signatures = tuple(score.signature for score in item.scores)
+        groups.setdefault((item.testset, item.split, item.n_segments, signatures), []).append(item)
+    parts: list[RenderableType] = []
+    for (testset, split, n_segments, signatures), members in groups.items():
+        metrics = [score.metric for score in members[0].scores]
+        columns = ["", *(HEADINGS[name] for name in metrics), "mean sentence BLEU"]
+        parts += [
+            Text(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
+            table(columns, [[item.of, *_cells(item)] for item in members]),
+            *(Text(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
+            Text(""),
+        ]
+    return Group(*parts[:-1])
+
+
+def run_table(records: Iterable[RunRecord]) -> Table:
+    """Runs, a line each, with the last complete benchmark in words."""
+    rows = []
+    for record in records:
+        last = next((item for item in reversed(record.benchmarks) if item.scores), None)
+        said = ", ".join(f"{HEADINGS[score.metric]} {score.score:.1f}" for score in last.scores) if last else ""
+        steps = f"{record.training.steps}/{record.training.total_steps}" if record.training else ""
+        trained_on = ", ".join(data.dataset for data in record.facts.data if data.split == "train") or "-"
+        of = f" ({last.of}: {last.testset} {last.split}, {last.n_segments} segments)" if last else ""
+        when = f"{record.created_at.astimezone():%Y-%m-%d %H:%M}"
+        rows.append([record.id, record.status, when, trained_on, steps, said + of])
+    return table(["run", "status", "created", "trained on", "steps", "last benchmark"], rows)
+
+
+def _cells(item: BenchmarkSummary) -> list[str]:
+    intervals = [f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else "" for score in item.scores]
+    cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
+    return [*cells, "" if item.mean_sentence_bleu is None else f"{item.mean_sentence_bleu:.1f}"]

@@ -1,0 +1,164 @@
+"""YAML files that people write: read with positions, so that an error can name line and column.
+
+Covered: YAML 1.2 (`no` is a string, 1e-4 a number), duplicate keys as errors, a size limit, dotted overrides.
+Not covered: what the values mean (spec.py, datasets.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from orchestrator.errors import SpecError
+
+Location = tuple[str | int, ...]
+MAX_BYTES = 1 << 20
+
+
+@dataclass
+class YamlSource:
+    """A YAML mapping, where each of its nodes stands, and what was set on the command line."""
+
+    path: Path
+    value: dict[str, Any]
+    """Plain Python values, overrides included."""
+    nodes: CommentedMap
+    """The file's nodes as ruamel.yaml read them: they know line and column."""
+    overridden: dict[Location, str]
+    """Location -> the `--set` that put a value there."""
+
+    def place(self, at: Location) -> str:
+        """'file:line:column', or the override that a value comes from."""
+        for length in range(len(at), 0, -1):
+            if at[:length] in self.overridden:
+                return f"--set {self.overridden[at[:length]]}"
+        line, column = _position(self.nodes, at)
+        return f"{self.path}:{line + 1}:{column + 1}"
+
+    def report(self, problems: Sequence[tuple[Location, str]]) -> str:
+        """All problems, a line each, in the order of the file."""
+        heads = f"{self.path} has {len(problems)} error{'s' if len(problems) != 1 else ''}:"
+        in_order = sorted(problems, key=lambda found: (_position(self.nodes, found[0]), str(found)))
+        lines = [f"  {self.place(at)}: {'.'.join(map(str, at)) or 'spec'}: {text}" for at, text in in_order]
+        return "\n".join([heads, *lines])
+
+
+def read_yaml(path: Path) -> YamlSource:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        SpecError: no such file, too large, not UTF-8, not YAML, or no mapping.
+    """
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_BYTES:
+            raise SpecError(f"{path} has {size_bytes} bytes, more than the {MAX_BYTES} of any sensible spec")
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: no such file", _specs_near(path)) from error
+    except IsADirectoryError as error:
+        raise SpecError(f"{path} is a folder, not a file", _specs_near(path)) from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+    nodes = _parse(text, path)
+    return YamlSource(path, _plain(nodes), nodes, {})
+
+
+def set_value(source: YamlSource, override: str) -> None:
+    """Apply one `--set KEY=VALUE`: KEY is a dotted path (list items by number), VALUE is read as YAML.
+
+    Raises:
+        SpecError: no '=', an empty key, a VALUE that is no YAML, or a path through something that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f"--set {override}: expected KEY=VALUE, such as --set train.num_train_epochs=1")
+    try:
+        value = _plain(YAML(typ="rt", pure=True).load(text))
+    except YAMLError as error:
+        raise SpecError(f"--set {override}: {text!r} is not YAML; quote it, such as {key}='\"...\"'") from error
+    steps: list[str | int] = [int(step) if step.isdecimal() else step for step in key.strip().split(".")]
+    parent: Any = source.value
+    for step, following in pairwise(steps):
+        if isinstance(parent, dict):
+            if parent.get(str(step)) is None:  # an absent section is made; an explicit null too
+                parent[str(step)] = [] if isinstance(following, int) else {}
+            parent = parent[str(step)]
+        elif isinstance(parent, list) and isinstance(step, int) and step < len(parent):
+            parent = parent[step]
+        else:
+            raise SpecError(f"--set {override}: there is no {step!r} to go through")
+    last = steps[-1]
+    if isinstance(parent, dict):
+        parent[str(last)] = value
+    elif isinstance(parent, list) and isinstance(last, int) and last <= len(parent):
+        parent[last : last + 1] = [value]
+    else:
+        raise SpecError(f"--set {override}: {'.'.join(map(str, steps[:-1]))} has no item {last!r}")
+    source.overridden[tuple(steps)] = override
+
+
+def _parse(text: str, path: Path) -> CommentedMap:
+    try:
+        nodes = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = " ".join(str(error.problem or error.context).split())
+        raise SpecError(f"{place}: not valid YAML: {problem}", f"edit {path}") from error
+    except YAMLError as error:  # ReaderError: control characters, say
+        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
+    if nodes is None:
+        raise SpecError(f"{path} is empty", f"edit {path}")
+    if not isinstance(nodes, CommentedMap):
+        kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
+        raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
+    return nodes
+
+
+def _plain(node: Any) -> Any:
+    """Ruamel's nodes as plain Python values: what JSON has, and whatever else YAML gave (a date) as it is."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if node is None or isinstance(node, bool):
+        return node
+    for kind in (int, float, str):  # ScalarInt, ScalarFloat, quoted strings
+        if isinstance(node, kind):
+            return bool(node) if type(node).__name__ == "ScalarBoolean" else kind(node)
+    return node
+
+
+def _position(nodes: Any, at: Location) -> tuple[int, int]:
+    """Line and column, from 0, of the deepest node on the way to a location that the file has."""
+    found: tuple[int, int] = (0, 0)
+    node = nodes
+    for step in at:
+        try:
+            if isinstance(node, CommentedMap) and step in node:
+                found = tuple(node.lc.key(step))
+            elif isinstance(node, CommentedSeq) and isinstance(step, int) and step < len(node):
+                found = tuple(node.lc.item(step))
+            else:
+                break
+        except KeyError:  # a merged key ('<<') has no place of its own
+            break
+        node = node[step]
+    return found
+
+
+def _specs_near(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    try:
+        specs = sorted(entry.name for entry in folder.glob("*.yaml"))[:8]
+    except OSError:
+        specs = []
+    return f"specs in {folder}: {', '.join(specs)}" if specs else "give the path of a spec, such as runs/demo.yaml"

@@ -1,0 +1,56 @@
+"""Small model and adapter folders, written byte by byte."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+MODULES = ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
+SHAPE = (4, 6)
+
+
+def safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], fill: bytes = b"\0") -> Path:
+    """A whole file of F32 tensors."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in tensors.items():
+        size_bytes = 4
+        for length in shape:
+            size_bytes *= length
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, position + size_bytes]}
+        position += size_bytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + fill * position)
+    return path
+
+
+def model_folder(folder: Path) -> Path:
+    """A model that is whole: configuration, tokenizer, one weight file with a norm beside three matrices."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    matrices = {f"{module}.weight": SHAPE for module in MODULES}
+    safetensors(folder / "model.safetensors", {**matrices, "model.norm.weight": (6,)})
+    return folder
+
+
+def sharded_folder(folder: Path) -> Path:
+    """The same in two shards with an index."""
+    model_folder(folder)
+    (folder / "model.safetensors").unlink()
+    shards = {"model-00001-of-00002.safetensors": MODULES[:1], "model-00002-of-00002.safetensors": MODULES[1:]}
+    for name, modules in shards.items():
+        safetensors(folder / name, {f"{module}.weight": SHAPE for module in modules})
+    weight_map = {f"{module}.weight": name for name, modules in shards.items() for module in modules}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def adapter_folder(folder: Path, inputs: int = SHAPE[1], outputs: int = SHAPE[0]) -> Path:
+    """A LoRA adapter of rank 2 for q_proj."""
+    folder.mkdir(parents=True)
+    config = {"base_model_name_or_path": "OWNER/BASE", "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = f"base_model.model.{MODULES[1]}"
+    tensors = {f"{name}.lora_A.weight": (2, inputs), f"{name}.lora_B.weight": (outputs, 2)}
+    safetensors(folder / "adapter_model.safetensors", tensors)
+    return folder

@@ -1,0 +1,163 @@
+"""A real server on the loopback that speaks as much of OpenAI's protocol as the tests need, faults included.
+
+A reply is one of the functions below; `StubServer.replies` maps (the source sentence, the number of the attempt at
+it) to one.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = Callable[["_Handler"], None]
+
+
+def completion(text: Any, *, finish_reason: str = "stop", completion_tokens: int = 5) -> Reply:
+    """A chat completion as LLaMA-Factory's server writes it."""
+    return json_reply(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "stub",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "tool_calls": None},
+                    "finish_reason": finish_reason,
+                }
+            ],
+            "usage": {"prompt_tokens": 10, "completion_tokens": completion_tokens, "total_tokens": 15},
+        }
+    )
+
+
+def json_reply(value: object, status: int = 200, **headers: str) -> Reply:
+    return raw(json.dumps(value).encode(), status, **{"Content-Type": "application/json", **headers})
+
+
+def raw(body: bytes, status: int = 200, **headers: str) -> Reply:
+    def reply(handler: "_Handler") -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return reply
+
+
+def cut_connection(handler: "_Handler") -> None:
+    """The connection ends without a word."""
+    handler.close_connection = True
+
+
+def cut_body(handler: "_Handler") -> None:
+    """The connection ends in the middle of the body."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.close_connection = True
+
+
+def no_http(handler: "_Handler") -> None:
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+    handler.close_connection = True
+
+
+def hang(handler: "_Handler") -> None:
+    """Say nothing until the client goes away."""
+    handler.close_connection = True
+    handler.server.stub.hanging += 1
+    handler.connection.settimeout(60)
+    handler.connection.recv(1)
+    handler.server.stub.gone_away += 1
+
+
+def drip(handler: "_Handler") -> None:
+    """A byte now and then, for as long as the client listens."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    handler.close_connection = True
+    while True:
+        handler.wfile.write(b" ")
+        time.sleep(0.02)
+
+
+class StubServer:
+    def __init__(self) -> None:
+        self.replies: Callable[[str, int], Reply] = lambda source, attempt: completion(source.upper())
+        self.models: Reply = json_reply({"object": "list", "data": [{"id": "stub", "object": "model"}]})
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.attempts: Counter[str] = Counter()
+        self.hanging = 0
+        self.gone_away = 0
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+        self.port = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    stub: StubServer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that went away: what the tests are about
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        self.server.stub.headers.append({name.lower(): value for name, value in self.headers.items()})
+        self.server.stub.models(self)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        source = body["messages"][-1]["content"].rpartition("\n")[2]
+        stub = self.server.stub
+        with stub.lock:
+            stub.headers.append({name.lower(): value for name, value in self.headers.items()})
+            stub.bodies.append(body)
+            stub.attempts[source] += 1
+            attempt = stub.attempts[source]
+            stub.under_way += 1
+            stub.most_under_way = max(stub.most_under_way, stub.under_way)
+        try:
+            stub.replies(source, attempt)(self)
+        finally:
+            with stub.lock:
+                stub.under_way -= 1
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[StubServer]:
+    stub = StubServer()
+    with _Server(("127.0.0.1", 0), _Handler) as server:
+        server.stub = stub
+        stub.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield stub
+        finally:
+            server.shutdown()
+            thread.join()
