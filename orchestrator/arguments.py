@@ -72,11 +72,9 @@ class Argument:
     """Of train, api, export: which take it."""
 
     def typed(self, value: Any) -> Any:
-        """The value in the declared type: 1e5 is an int where only an int will do, 1 a float where no int will."""
+        """The value in the declared type: 1e5 is an int where only an int will do. An int does for a float as it is."""
         if isinstance(value, float) and value.is_integer() and "int" in self.kinds and "float" not in self.kinds:
             return int(value)
-        if type(value) is int and "float" in self.kinds and "int" not in self.kinds:
-            return float(value)
         return value
 
 
@@ -141,9 +139,12 @@ def argument_problem(
         if any(type(value) is type(choice) and value == choice for choice in argument.choices):
             return None
         near = did_you_mean(value, map(str, argument.choices)) if isinstance(value, str) else ""
+        if near and len(argument.choices) > 12:
+            return f"{_shown(value)} is none of its {len(argument.choices)} choices{near}"
         return f"expected one of {', '.join(map(_shown, argument.choices))}; got {_shown(value)}{near}"
     kinds = argument.kinds
-    if not kinds or _kind(argument.typed(value)) in kinds:
+    kind = _kind(argument.typed(value))
+    if not kinds or kind in kinds or (kind == "int" and "float" in kinds):
         return None
     hint = ""
     if isinstance(value, str) and not kinds & {"str", "list", "dict"}:

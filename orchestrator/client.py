@@ -50,24 +50,23 @@ class Endpoint:
     model: str
 
     def __post_init__(self) -> None:
+        if any(mark in self.base_url for mark in "@?#"):  # not shown: what follows may be a secret
+            raise SpecError(
+                "the server's address has more than host, port and path: a user, a ? or a #",
+                f"leave that out; a key goes into {API_KEY_ENV}",
+            )
         try:
             parts = urlsplit(self.base_url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:  # a port that is no number, an unclosed [
             usable = False
         if not usable:
-            raise SpecError(f"{visible(self.base_url)!r} is no server's address", "such as http://127.0.0.1:6006/v1")
+            raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
         if any(not "!" <= char <= "~" for char in self.api_key):
             raise PrerequisiteError(
-                f"the API key for {self.shown_url} holds a character that no HTTP header carries (a newline, a space?)",
+                f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline, a space?)",
                 "set the key again, without it",
             )
-
-    @property
-    def shown_url(self) -> str:
-        """base_url without what could be secret in it: user, password, query."""
-        parts = urlsplit(self.base_url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
     @property
     def is_local(self) -> bool:
@@ -176,12 +175,12 @@ def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
         raise _refusal(endpoint, error.code, said) from None
     except OSError as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            message = f"no safe connection to {endpoint.shown_url}: {error}"
+            message = f"no safe connection to {endpoint.base_url}: {error}"
             raise PrerequisiteError(message, "SSL_CERT_FILE names a file with the certificate to trust") from error
         return None  # refused, unknown host, timeout, cut off
     except (HTTPException, ValidationError) as error:
         raise PrerequisiteError(
-            f"what answers at {endpoint.shown_url} is no OpenAI-compatible server: GET /models gave no list of models",
+            f"what answers at {endpoint.base_url} is no OpenAI-compatible server: GET /models gave no list of models",
             "check the address (most end in /v1)",
         ) from error
 
@@ -351,7 +350,7 @@ def _may_pass(error: Exception) -> bool | float:
 
 def _refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
     """What every request would meet: no use to go on."""
-    message = f"{endpoint.shown_url} refuses the requests: HTTP {status}: {said}"
+    message = f"{endpoint.base_url} refuses the requests: HTTP {status}: {said}"
     if status in (401, 403):
         return PrerequisiteError(message, f"set {API_KEY_ENV} to the server's key")
     if status < 400:

@@ -214,7 +214,7 @@ def _write_question(
         "target_lang": dataset.entry.target_lang,
         "system": system,
         "instruction": dataset.entry.instruction,
-        "base_url": endpoint.shown_url,
+        "base_url": endpoint.base_url,
         "model": endpoint.model,
         "temperature": bench.temperature,
         "max_tokens": bench.max_tokens,

@@ -140,16 +140,6 @@ def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
     return f"the model has no module {', '.join(map(repr, absent))}{hint}; it has {', '.join(leaves)}"
 
 
-def adapter_base(folder: Path) -> str | None:
-    """The base model that an adapter was trained on, as its adapter_config.json names it.
-
-    Raises:
-        PrerequisiteError: that file is broken.
-    """
-    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    return base if isinstance(base, str) and base else None
-
-
 def adapter_mismatch(adapter: Path, base: Path) -> str | None:
     """The first module where a LoRA adapter's shapes do not fit the base model, or None.
 

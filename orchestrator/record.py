@@ -57,7 +57,7 @@ class Facts(_Part):
     """Whether files that git tracks differed from that commit."""
     data: list[DataFacts] = []
     model_sha256: str | None = None
-    """Configuration, tokenizer, and the weights' headers and sizes; None for a model that is not on this machine."""
+    """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
 

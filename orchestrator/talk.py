@@ -40,8 +40,14 @@ class Conversation:
         answer = ""
         try:
             with openai.OpenAI(
-                base_url=self.endpoint.base_url, api_key=self.endpoint.api_key, max_retries=0, timeout=SILENCE_S
+                base_url=self.endpoint.base_url,
+                api_key=self.endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
+                # A proxy of the environment is not for 127.0.0.1, and a redirect would carry the key elsewhere.
+                http_client=openai.DefaultHttpxClient(trust_env=not self.endpoint.is_local, follow_redirects=False),
+                max_retries=0,
+                timeout=SILENCE_S,
             ) as client:
+                client.organization = client.project = None  # of OPENAI_ORG_ID: not this server's business
                 messages: Any = self.messages
                 with client.chat.completions.create(
                     model=self.endpoint.model,

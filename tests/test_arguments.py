@@ -215,11 +215,17 @@ def test_a_wrong_choice_is_told_all_and_the_nearest() -> None:
     said = argument_problem("x", "cosin", "train", choices)
     assert said == "expected one of 'linear', 'cosine'; got 'cosin'; did you mean 'cosine'?"
     assert argument_problem("x", True, "train", argument("int", (1, 2))) is not None
+    many = argument("str", tuple(f"choice_{letter}" for letter in "abcdefghijklmnop"))
+    assert (
+        argument_problem("x", "choice_", "train", many)
+        == "'choice_' is none of its 16 choices; did you mean 'choice_p'?"
+    )
+    assert "'choice_a', 'choice_b'" in str(argument_problem("x", 7, "train", many))
 
 
 @pytest.mark.parametrize(
     ("kinds", "value", "typed"),
-    [("int", 1e5, 100000), ("float", 3, 3.0), ("int float", 1e5, 1e5), ("int float", 3, 3), ("bool", True, True)],
+    [("int", 1e5, 100000), ("float", 3, 3), ("int float", 1e5, 1e5), ("int float", 3, 3), ("bool", True, True)],
 )
 def test_typed_gives_the_declared_type(kinds: str, value: float, typed: float) -> None:
     """What LLaMA-Factory's reader would keep as it is written."""

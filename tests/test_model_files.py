@@ -9,7 +9,6 @@ from model_folders import MODULES, adapter_folder, model_folder, safetensors, sh
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.model_files import (
-    adapter_base,
     adapter_mismatch,
     adapter_problems,
     adapter_sha256,
@@ -230,7 +229,6 @@ def test_an_adapter_is_compared_with_its_base(tmp_path: Path) -> None:
     assert "9 for 4 outputs" in str(adapter_mismatch(adapter_folder(tmp_path / "outputs", outputs=9), base))
     (base / "config.json").write_text('{"quantization_config": {}}')
     assert adapter_mismatch(tmp_path / "inputs", base) is None
-    assert adapter_base(tmp_path / "fits") == "OWNER/BASE"
 
 
 def test_a_models_hash_is_that_of_its_files_not_of_their_place(tmp_path: Path) -> None:
