@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
 
 from orchestrator import __version__
@@ -261,14 +260,14 @@ def chat(
     messages = [{"role": "system", "content": system}] if system else []
     if found.checkpoint is None:
         endpoint = pipeline.connect(session, settings)
-        talk.chat(talk.Conversation(endpoint, max_tokens, temperature, messages), input, talk.write_now)
+        _converse(talk.Conversation(endpoint, max_tokens, temperature, messages))
         return
     with tempfile.TemporaryDirectory(prefix="orchestrator-chat-") as name:
         port = settings.port if port is not None and settings.port else serving.free_port()
         plan = pipeline.serve_plan(session, found, settings, port=port, folder=Path(name))
         _say(f"loading {plan.model_name}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
-            talk.chat(talk.Conversation(server.endpoint, max_tokens, temperature, messages), input, talk.write_now)
+            _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))
 
 
 @app.command(epilog="Example: orchestrator export demo")
@@ -312,21 +311,16 @@ def main() -> None:
     """Run the command line and exit with its code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("orchestrator").setLevel(logging.INFO)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # Typer would make exit code 1 of a KeyboardInterrupt
+    code = 0
     try:
-        code = app(standalone_mode=False) or 0
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted")
-        code = Interrupted.exit_code
+        app()
     except OrchestratorError as error:
         code = _report(error)
     except BrokenPipeError:  # `orchestrator list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -335,6 +329,16 @@ def main() -> None:
             PrerequisiteError(f"cannot write{where}: {error.strerror}", "files written before are whole; make room")
         )
     sys.exit(code)
+
+
+def _converse(conversation: Any) -> None:
+    from orchestrator import talk
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
+    try:
+        talk.chat(conversation, input, talk.write_now)
+    finally:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
