@@ -9,15 +9,19 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from orchestrator import __version__
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
@@ -25,7 +29,18 @@ from orchestrator.process import visible
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # `orchestrator list | head`; Typer would make exit code 1, a bug, of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(128 + signal.SIGPIPE) from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="A thin layer over LLaMA-Factory: run specs, reruns, and benchmarks with an honest BLEU.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -145,7 +160,10 @@ def launch(
     plan = pipeline.plan_run(session, checked)
     if dry_run:
         files = pipeline.render_training(session, checked)
-        _print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
+        if files:
+            _print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
+        else:
+            _say(f"nothing would be started: {checked.serve.url} is asked")
         return
     run = pipeline.launch(session, plan, pipeline.Origin(str(spec), overrides or ()), with_benchmarks=not no_benchmark)
     _print_result(run, as_json)
@@ -227,8 +245,8 @@ def serve(
     session = _session(workspace, None)
     found = _target(session, target, template)
     settings = _serve_settings(found, devices, port, None)
-    with tempfile.TemporaryDirectory(prefix="orchestrator-serve-") as name:
-        plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=Path(name))
+    with _work_folder() as folder:
+        plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
         _say(f"loading {plan.model_name}; the server's output: {plan.log}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             typer.echo(serving.how_to_ask(server.endpoint))
@@ -262,9 +280,9 @@ def chat(
         endpoint = pipeline.connect(session, settings)
         _converse(talk.Conversation(endpoint, max_tokens, temperature, messages))
         return
-    with tempfile.TemporaryDirectory(prefix="orchestrator-chat-") as name:
+    with _work_folder() as folder:
         port = settings.port if port is not None and settings.port else serving.free_port()
-        plan = pipeline.serve_plan(session, found, settings, port=port, folder=Path(name))
+        plan = pipeline.serve_plan(session, found, settings, port=port, folder=folder)
         _say(f"loading {plan.model_name}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))
@@ -316,11 +334,8 @@ def main() -> None:
     code = 0
     try:
         app()
-    except OrchestratorError as error:
+    except (OrchestratorError, Interrupted) as error:
         code = _report(error)
-    except BrokenPipeError:  # `orchestrator list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -341,11 +356,26 @@ def _converse(conversation: Any) -> None:
         signal.signal(signal.SIGINT, _interrupt)
 
 
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A folder for a server's files. It stays where the server failed: the error names its log and api.yaml."""
+    folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    keep = False
+    try:
+        yield folder
+    except StageError:
+        keep = True
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
-def _report(error: OrchestratorError) -> int:
+def _report(error: OrchestratorError | Interrupted) -> int:
     _say("error: " + "\n".join(visible(line) for line in error.message.split("\n")))
     if error.remedy:
         _say("  try: " + "\n".join(visible(line) for line in error.remedy.split("\n")))
@@ -384,12 +414,9 @@ def _session(workspace: Path | None, archives: Path | None) -> Any:
 
 
 def _spec(session: Any, path: Path, overrides: list[str] | None) -> Any:
-    from orchestrator.arguments import read_arguments
     from orchestrator.spec import load_spec
 
-    installation = session.llamafactory_or_none()
-    arguments = read_arguments(installation) if installation is not None else None
-    return load_spec(path, overrides or (), arguments or None)
+    return load_spec(path, overrides or (), session.arguments())
 
 
 def _target(session: Any, word: str, template: str | None) -> Any:

@@ -4,7 +4,7 @@
       SpecError          2   the spec or the command line is wrong; all problems at once
       PrerequisiteError  3   a program, file, GPU, server or free port is missing
       StageError         4   a stage failed; the message holds the log's last lines
-      Interrupted      130   Ctrl-C, SIGTERM or SIGHUP, after the children were stopped
+    Interrupted        130   Ctrl-C, SIGTERM or SIGHUP, after the children were stopped
 
 Anything else that reaches the command line is a bug: a traceback and exit 1.
 """
@@ -42,10 +42,19 @@ class StageError(OrchestratorError):
     exit_code = 4
 
 
-class Interrupted(OrchestratorError):
-    """The user or the system asked us to stop; what was under way has been stopped cleanly."""
+class Interrupted(BaseException):
+    """The user or the system asked us to stop; what was under way has been stopped cleanly.
+
+    No Exception, as KeyboardInterrupt is none: it is raised by a signal's handler, wherever the program is, and a
+    library's `except Exception`, or ours for a child's failure, would take it for something else and go on.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.errors import Interrupted, SpecError, StageError
 from orchestrator.installation import Installation
 from orchestrator.model_files import model_problems
-from orchestrator.process import child_environment, start
+from orchestrator.process import by_hand, child_environment, start
 from orchestrator.render import Checkpoint, Renderer, export_arguments
 from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.target import EXPORT_NOTE
@@ -32,8 +32,9 @@ def export(run: RunDir, checkpoint: Checkpoint, folder: Path, installation: Inst
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} is there already and not empty", "remove it, or give another: --to DIR")
     atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, folder)))
+    argv = [str(installation.cli), "export", run.export_yaml.name]
     child = start(
-        [str(installation.cli), "export", run.export_yaml.name],
+        argv,
         log=run.export_log,
         cwd=run.path,
         env=child_environment(installation.cli, {}),
@@ -51,7 +52,7 @@ def export(run: RunDir, checkpoint: Checkpoint, folder: Path, installation: Inst
     if faults:
         raise StageError(
             f"the export failed: {'; '.join(faults)}. Last lines of {run.export_log}:\n{child.log_tail()}",
-            f"to repeat it by hand: cd {run.path} && llamafactory-cli export {run.export_yaml.name}",
+            by_hand(run.path, argv, {}),
         )
     note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}
     atomic_write(folder / EXPORT_NOTE, json.dumps(note, indent=2) + "\n")

@@ -5,6 +5,7 @@ Not covered: whether two runs came to the same result (pipeline.py compares thei
 Writes nothing.
 """
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
     if not shared:
         return "no losses to compare: fewer steps than logging_steps"
     for number, (old, new) in enumerate(shared, start=1):
-        if old != new:
+        if old != new and not (math.isnan(old) and math.isnan(new)):
             return f"the losses differ from logged loss {number} on: {old:.6g} then, {new:.6g} now"
     return f"the first {len(shared)} logged losses are the same"
 

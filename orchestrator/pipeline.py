@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.arguments import Argument, read_arguments
 from orchestrator.check import check, raise_on_errors
 from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
@@ -26,8 +27,8 @@ from orchestrator.process import Child
 from orchestrator.record import BenchmarkSummary, Facts, RunRecord, now
 from orchestrator.render import Checkpoint, Renderer, api_arguments, spec_yaml, train_arguments, train_environment
 from orchestrator.rundir import RunDir, Workspace, atomic_write
-from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
-from orchestrator.spec import BenchmarkSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
+from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
+from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
 from orchestrator.target import Target, base_checkpoint, run_checkpoints, run_target
 from orchestrator.train import TRAIN_ARGV, train
 
@@ -45,12 +46,17 @@ class Session:
     archives: ArchiveStore
     dataset_folders: list[Path]
     api_key: str = field(default="", repr=False)
-    """For a server that runs already."""
+    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
 
     def llamafactory(self) -> Installation:
         if isinstance(self.installation, PrerequisiteError):
             raise self.installation
         return self.installation
+
+    def arguments(self) -> dict[str, Argument] | None:
+        """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
+        installation = self.llamafactory_or_none()
+        return (read_arguments(installation) or None) if installation is not None else None
 
     def llamafactory_or_none(self) -> Installation | None:
         return None if isinstance(self.installation, PrerequisiteError) else self.installation
@@ -135,7 +141,7 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
         PrerequisiteError: strict, and something differs.
     """
     then = RunRecord.load(past)
-    plan = plan_run(session, load_spec(past.spec, overrides))
+    plan = plan_run(session, load_spec(past.spec, overrides, session.arguments()))
     lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
     for line in lines:
         log.warning("differs from %s: %s", past.id, line)
@@ -170,7 +176,8 @@ def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], 
     if not items:
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     model = target.checkpoint.model if target.checkpoint else None
-    spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items))
+    compute = target.spec.compute if target.spec else ComputeSpec()
+    spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
         run = launch(session, plan, Origin())
@@ -190,7 +197,8 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
         api_yaml=folder / "api.yaml",
         log=folder / "api.log",
         port=port,
-        devices=settings.devices,
+        api_key=session.api_key or new_api_key(),
+        devices=_devices(settings, target.spec),
     )
 
 
@@ -242,9 +250,12 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
 
 
 def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml."""
+    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml.
+
+    Nothing where the spec asks a server that runs already.
+    """
     if spec.model is None:
-        raise SpecError(f"{spec.name} has no model of its own: it asks {spec.serve.url}")
+        return {}
     start = base_checkpoint(spec.model, session.workspace.root)
     files: dict[str, str] = {}
     served = start
@@ -341,7 +352,7 @@ def _endpoint(
         api_yaml=folder / "api.yaml",
         log=folder / "api.log",
         port=spec.serve.port or free_port(spec.serve.host),
-        devices=spec.serve.devices if spec.serve.devices is not None else spec.compute.devices,
+        devices=_devices(spec.serve, spec),
     )
     stage = f"api {folder.name}"
     record.update(
@@ -352,6 +363,10 @@ def _endpoint(
     log.info("serving %s; its output: %s", plan.model_name, plan.log)
     with serve(plan, installation, session.renderer) as server:
         yield server.endpoint
+
+
+def _devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
+    return settings.devices if settings.devices is not None or spec is None else spec.compute.devices
 
 
 def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:

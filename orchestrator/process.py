@@ -2,19 +2,22 @@
 
 Covered: argv lists (never a shell); stdin closed; output appended to a log file, never a pipe that nobody reads;
 a session of its own, so that a terminal's Ctrl-C reaches us alone and we decide; on Linux a child gets a signal
-when we die, however we die; stopping reaches torchrun's workers, which live in sessions of their own.
+when we die, however we die; stopping reaches torchrun's workers, which live in sessions of their own, and what a
+child that ended by itself left behind in its session.
 Not covered: children of a killed torchrun launcher after our own SIGKILL.
 """
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 
 import psutil
 
@@ -61,17 +64,29 @@ class Child:
         Where torchrun is at work the ranks are asked, not torchrun: they save a checkpoint, and torchrun ends with
         them. Returns the exit status.
         """
-        family = _family(self.pid)
+        family = self._family()
+        asked = family[:1] if self.poll() is None else family  # it ended, and left others behind
         try:
-            for process in [process for process in family if _is_rank(process)] or family[:1]:
+            for process in [process for process in family if _is_rank(process)] or asked:
                 _signal(process, signal.SIGTERM)
             deadline = time.monotonic() + grace_s
             while time.monotonic() < deadline and (self.poll() is None or any(map(_alive, family))):
                 time.sleep(0.05)
         finally:  # a second Ctrl-C cuts the grace short
-            for process in {*family, *_family(self.pid)}:
+            left = {*family, *self._family()}
+            for process in left:
                 _signal(process, signal.SIGKILL)
-        return self.popen.wait()
+        status = self.popen.wait()
+        _wait_until_gone(left)
+        return status
+
+    def _family(self) -> list[psutil.Process]:
+        """The child first, then all that is left of its session, and the descendants of each."""
+        if self.popen.returncode is not None and psutil.pid_exists(self.pid):
+            return []  # used again: a number that still names a session of ours is not
+        members = [process for process in psutil.process_iter() if _session(process) == self.pid]
+        members.sort(key=lambda process: process.pid != self.pid)
+        return list(dict.fromkeys([*members, *(each for process in members for each in _descendants(process))]))
 
 
 def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], death_signal: int) -> Child:
@@ -112,6 +127,12 @@ def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], 
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
     return Child(list(argv), cwd, log, begin, popen)
+
+
+def by_hand(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The line for a shell that does again what a child was started for."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    return f"to repeat it by hand: cd {shlex.quote(str(cwd))} && {' '.join([*assignments, shlex.join(argv)])}"
 
 
 def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -156,13 +177,28 @@ def identity(pid: int) -> float | None:
 
 def visible(text: str) -> str:
     """Text of a stranger (a log, a model) for a terminal: control characters are shown, not obeyed."""
-    return "".join(char if char.isprintable() or char == "\t" else f"\\x{ord(char):02x}" for char in text)
+    return "".join(char if _harmless(char) else _escaped(ord(char)) for char in text)
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _harmless(char: str) -> bool:
+    # Not printable to Python, but text: spaces of all widths, and the joiners of emoji and of Persian.
+    return char.isprintable() or char in "\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}" or category(char) == "Zs"
+
+
+def _escaped(number: int) -> str:
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _session(process: psutil.Process) -> int | None:
     try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
+        return os.getsid(process.pid)
+    except OSError:  # gone by now
+        return None
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
     except psutil.Error:
         return []
 
@@ -178,6 +214,13 @@ def _is_rank(process: psutil.Process) -> bool:
         )
     except psutil.Error:
         return False
+
+
+def _wait_until_gone(processes: Iterable[psutil.Process], timeout_s: float = 5) -> None:
+    """Until the kernel has ended what was killed: a GPU or a port is free only then."""
+    deadline = time.monotonic() + timeout_s
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _alive(process: psutil.Process) -> bool:

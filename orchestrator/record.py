@@ -28,7 +28,11 @@ SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)  # a later version's field is kept
+    model_config = ConfigDict(
+        extra="allow",  # a later version's field is kept
+        ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
+        use_attribute_docstrings=True,
+    )
 
 
 class DataFacts(_Part):

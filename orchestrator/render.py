@@ -25,6 +25,8 @@ from orchestrator.spec import ModelSpec, RunSpec, ServeSpec, spec_json
 
 DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _YAML_STR = "tag:yaml.org,2002:str"
+_MEND = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
+_WORD = "[A-Za-z_][A-Za-z0-9_]*"
 _METHOD = ("stage", "do_train", "finetuning_type")
 
 
@@ -42,7 +44,7 @@ class _Name(str):
     """A bare word of a template's text: an argument's name, never a value."""
 
     def __new__(cls, word: str) -> "_Name":
-        if not re.fullmatch(r"-{0,2}[A-Za-z_][A-Za-z0-9_]*", word):
+        if not re.fullmatch(f"-{{0,2}}{_WORD}", word):
             raise SpecError(f"{word!r} is no name of an argument")
         return super().__new__(cls, word)
 
@@ -56,7 +58,8 @@ class _QuotedDumper(yaml.SafeDumper):
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         node = super().represent_mapping(tag, mapping, flow_style)
         for key, _ in node.value:
-            key.style = None  # PyYAML quotes a key where it must
+            if re.fullmatch(_WORD, key.value):  # any other key may be a number to OmegaConf: 1e-4
+                key.style = None  # PyYAML quotes no, true and such by itself
         return node
 
 
@@ -144,9 +147,11 @@ class Renderer:
     def dataset_info(self, name: str, file_name: str) -> str:
         """dataset_info.json with the one entry that the training reads."""
         text = self._text("dataset_info.json", {"name": name, "file_name": file_name, "columns": DATASET_COLUMNS})
-        self._compare(
-            "dataset_info.json", json.loads(text), {name: {"file_name": file_name, "columns": DATASET_COLUMNS}}
-        )
+        try:
+            read = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"templates/dataset_info.json.j2 renders no JSON: {error}", _MEND) from error
+        self._compare("dataset_info.json", read, {name: {"file_name": file_name, "columns": DATASET_COLUMNS}})
         return text
 
     def command(self, command: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> str:
@@ -154,8 +159,17 @@ class Renderer:
         words = [word for key, value in arguments.items() for word in command_words(key, value)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
         text = self._text("command.txt", context)
-        meant = [*(f"{key}={value}" for key, value in environment.items()), "llamafactory-cli", command, *words]
-        self._compare("command.txt", dict(enumerate(shlex.split(text, comments=True))), dict(enumerate(meant)))
+        meant = [
+            *(f"{key}={value}" for key, value in environment.items()),
+            "llamafactory-cli",
+            command,
+            *map(str, words),
+        ]
+        try:
+            read = words_of(text)
+        except ValueError as error:
+            raise SpecError(f"templates/command.txt.j2 renders no command: {error}", _MEND) from error
+        self._compare("command.txt", dict(enumerate(read)), dict(enumerate(meant)))
         return text
 
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
@@ -163,7 +177,8 @@ class Renderer:
         try:
             read = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise SpecError(f"templates/{file}.j2 renders no YAML: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise SpecError(f"templates/{file}.j2 renders no YAML: {reason}", _MEND) from error
         self._compare(file, read, dict(arguments))
         return text
 
@@ -179,21 +194,16 @@ class Renderer:
         )
         try:
             return environment.get_template(f"{file}.j2").render(context)
-        except TemplateError as error:
-            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", "mend the template") from error
+        except (TemplateError, yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # ValueError: not UTF-8, say; YAMLError: something that is no value of the spec, such as a loop
+            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", _MEND) from error
 
     @staticmethod
     def _compare(file: str, read: Any, meant: Mapping[Any, Any]) -> None:
-        if read == meant:
-            return
-        keys = set(read) | set(meant) if isinstance(read, Mapping) else set(meant)
-        wrong = sorted(
-            str(key) for key in keys if not isinstance(read, Mapping) or read.get(key, ...) != meant.get(key, ...)
-        )
-        raise SpecError(
-            f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}",
-            "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec",
-        )
+        found = read if isinstance(read, Mapping) else {}
+        wrong = sorted(str(key) for key in {*found, *meant} if not _same(found.get(key, ...), meant.get(key, ...)))
+        if wrong:
+            raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", _MEND)
 
 
 def model_arguments_names() -> frozenset[str]:
@@ -233,6 +243,15 @@ def command_words(key: str, value: object) -> list[str]:
 
 def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
     return [(_Name(key), value) for key, value in arguments.items()]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal in type too: 1 is neither true nor 1.0."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(item, other[key]) for key, item in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other)
 
 
 def _finalize(quote: Callable[[Any], str]) -> Callable[[Any], Any]:

@@ -33,8 +33,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk is found by write(), which knows no name
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -149,13 +151,14 @@ class Workspace:
 
     def all_runs(self) -> list[RunDir]:
         """Every run folder, oldest first."""
-        found = [path for path in self.runs.iterdir() if (path / "record.json").is_file()] if self.runs.is_dir() else []
+        found = [path for path in self.runs.iterdir() if _has_record(path)] if self.runs.is_dir() else []
         return [RunDir(path) for path in sorted(found, key=_age)]
 
     def lookup_run(self, word: str) -> RunDir | None:
         """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
-        if (Path(word) / "record.json").is_file():
-            return RunDir(Path(word).resolve())
+        for folder in (Path(word), self.root / word):
+            if _has_record(folder):
+                return RunDir(folder.resolve())
         runs = self.all_runs()
         for run in runs:
             if run.id == word:
@@ -210,6 +213,10 @@ def _is_workspace(folder: Path) -> bool:
     return (folder / "runs").is_dir() and (folder / "dataset_info").is_dir()
 
 
+def _has_record(folder: Path) -> bool:
+    return os.path.isfile(folder / "record.json")  # noqa: PTH113 - Path.is_file raises where a name is too long
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
@@ -232,6 +239,8 @@ def _spec_name(run_id: str) -> str:
     return run_id
 
 
-def _age(path: Path) -> tuple[str, float]:
+def _age(path: Path) -> tuple[str, int, float]:
+    """Day and time of the run's id, its number within that second, and for other folders when they were changed."""
     stamp = path.name.removeprefix(_spec_name(path.name))
-    return stamp, path.stat().st_mtime
+    moment, number = stamp[:16], stamp[17:]  # -20261124-101500, and 2 of -2
+    return moment, int(number) if number.isdecimal() else 1, path.stat().st_mtime

@@ -12,6 +12,7 @@ import secrets
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,13 +22,17 @@ from pathlib import Path
 from orchestrator.client import Endpoint, list_models
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.installation import Installation
-from orchestrator.process import Child, child_environment, start
+from orchestrator.process import Child, by_hand, child_environment, start
 from orchestrator.render import Checkpoint, Renderer, api_arguments
 from orchestrator.rundir import atomic_write
 from orchestrator.spec import ServeSpec
 
 GRACE_S = 10  # uvicorn waits for requests under way without a limit, and generate cannot be interrupted
 POLL_S = 0.2
+
+
+def new_api_key() -> str:
+    return secrets.token_urlsafe(24)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ServePlan:
     api_yaml: Path
     log: Path
     port: int
-    api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    api_key: str = field(default_factory=new_api_key, repr=False)
     devices: str | None = None
 
     @property
@@ -127,7 +132,7 @@ def how_to_ask(endpoint: Endpoint) -> str:
         f".chat.completions.create(model={endpoint.model!r}, max_tokens=64, "
         "messages=[{'role': 'user', 'content': 'Hello!'}]).choices[0].message.content)"
     )
-    return f"{shlex.join(curl)}\n{shlex.join(['python', '-c', python])}"
+    return f"{shlex.join(curl)}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -157,18 +162,21 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
     child = server.child
-    by_hand = f"to repeat it by hand: cd {child.cwd} && llamafactory-cli api {plan.api_yaml.name}"
+    remedy = by_hand(child.cwd, child.argv, api_environment(plan))
     deadline = time.monotonic() + plan.settings.start_timeout_s
     while True:
         if ended := server.ended():
-            raise StageError(f"before it was ready {ended}", by_hand)
+            raise StageError(f"before it was ready {ended}", remedy)
         if time.monotonic() > deadline:
             raise StageError(
                 f"the server did not answer within {plan.settings.start_timeout_s:g} s. "
                 f"Last lines of {plan.log}:\n{child.log_tail()}",
-                f"a large model takes longer: serve.start_timeout_s in the spec; {by_hand}",
+                f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
             )
-        served = list_models(server.endpoint, timeout_s=5)
+        try:
+            served = list_models(server.endpoint, timeout_s=5)
+        except PrerequisiteError as error:  # its remedies are for servers of others
+            raise StageError(f"{error.message}. Last lines of {plan.log}:\n{child.log_tail()}", remedy) from error
         if served is not None:
             break
         time.sleep(POLL_S)  # the port is bound once the model is loaded

@@ -8,7 +8,9 @@ Reads nothing but the spec file; writes nothing.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -180,6 +182,10 @@ class RunSpec(_Section):
             raise ValueError("nothing to do: add a train section, a benchmark list, or both")
         if self.serve.url is None and self.model is None:
             raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
+        if self.serve.url is not None and any(
+            mark in self.serve.url for mark in "@?#"
+        ):  # not shown: it is kept nowhere
+            raise ValueError("serve.url holds a user, a ? or a #: leave that out; a key goes into ORCHESTRATOR_API_KEY")
         if self.serve.url is not None and self.train is not None:
             raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
         if self.serve.url is not None and any(item.base_model for item in self.benchmark):
@@ -207,7 +213,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
 def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None = None) -> RunSpec:
     """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
     problems = [
-        *_text_problems(source.value, ()),
+        *_value_problems(source.value, ()),
         *_section_problems(source.value, "train", "train", arguments),
         *_section_problems(source.value, "serve", "api", arguments),
     ]
@@ -215,9 +221,10 @@ def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None =
     try:
         spec = RunSpec.model_validate(source.value)
     except ValidationError as error:
-        problems += [_explain(detail) for detail in error.errors()]
+        problems += [found for detail in error.errors() for found in _explain(detail)]
     if problems or spec is None:
-        raise SpecError(source.report(problems), f"edit {source.path}")
+        first = dict(reversed(problems))  # of several at one place, the first says it best
+        raise SpecError(source.report(list(first.items())), f"edit {source.path}")
     return _typed(spec, arguments)
 
 
@@ -247,22 +254,33 @@ def _typed(spec: RunSpec, arguments: Mapping[str, Argument] | None) -> RunSpec:
     return spec.model_copy(update=changes)
 
 
-def _text_problems(value: object, at: Location) -> list[tuple[Location, str]]:
-    """Strings that LLaMA-Factory's reader, or any file or command line, would change."""
+def _value_problems(value: object, at: Location) -> list[tuple[Location, str]]:
+    """Values that LLaMA-Factory's reader, or any file or command line, would change."""
     if isinstance(value, Mapping):
-        return [found for key, item in value.items() for found in _text_problems(item, (*at, str(key)))]
+        keys = [((*at, str(key)), problem) for key in value if (problem := _text_problem(str(key)))]
+        return keys + [found for key, item in value.items() for found in _value_problems(item, (*at, str(key)))]
     if isinstance(value, list):
-        return [found for index, item in enumerate(value) for found in _text_problems(item, (*at, index))]
-    if not isinstance(value, str):
-        return []
-    if "${" in value:
-        reason = "OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
-        return [(at, f"'${{' cannot be passed on: {reason}")]
-    if "\0" in value:
-        return [(at, "a null byte cannot be passed on")]
-    if not value.isprintable() and any("\ud800" <= char <= "\udfff" for char in value):
-        return [(at, "a lone surrogate is no text that could be written to a file")]
-    return []
+        return [found for index, item in enumerate(value) for found in _value_problems(item, (*at, index))]
+    if isinstance(value, str):
+        problem = _text_problem(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = f"{value} is no number that could be passed on"
+    elif value is None or isinstance(value, bool | int | float):
+        problem = ""
+    else:
+        kind = "a date" if isinstance(value, date) else "something with a type of its own"
+        problem = f'YAML takes it for {kind}; for text write it in quotes: "..."'
+    return [(at, problem)] if problem else []
+
+
+def _text_problem(text: str) -> str:
+    if "${" in text:
+        return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
+    if "\0" in text:
+        return "a null byte cannot be passed on"
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return "a lone surrogate is no text that could be written to a file"
+    return ""
 
 
 def _section_problems(
@@ -287,16 +305,20 @@ def _section_problems(
     return problems
 
 
-def _explain(detail: Any) -> tuple[Location, str]:
+def _explain(detail: Any) -> list[tuple[Location, str]]:
     at: Location = tuple(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1]))
+        return [(at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1])))]
     if detail["type"] == "missing":
-        return at, "missing"
+        return [(at, "missing")]
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if at[:2] == ("train", "lora_target"):  # `str | list[str]`: Pydantic names the alternative, and reports each
+        if at[2:] == ("str",) and isinstance(detail["input"], list):
+            return []
+        at, message = (*at[:2], *at[3:]), "expected text" if at[3:] else "expected text, or a list of texts"
     shown = repr(detail["input"])
     is_scalar = not isinstance(detail["input"], dict | list) and len(shown) <= 80
-    return at, f"{message} (got {shown})" if at and is_scalar else message
+    return [(at, f"{message} (got {shown})" if at and is_scalar else message)]
 
 
 def _fields_of(at: Location) -> list[str]:

@@ -32,12 +32,14 @@ class Conversation:
         """Send a message and show the answer as it comes; Ctrl-C ends the answer, what came of it is kept.
 
         Raises:
-            StageError: the server fails. The message is taken back, so that the conversation can go on.
+            StageError: the server fails, or what it sends is no stream of an answer. The message is taken back, so
+                that the conversation can go on.
         """
         import openai  # here: it costs half a second
 
         self.messages.append({"role": "user", "content": text})
         answer = ""
+        is_stream = False
         try:
             with openai.OpenAI(
                 base_url=self.endpoint.base_url,
@@ -57,12 +59,18 @@ class Conversation:
                     stream=True,
                 ) as stream:
                     for chunk in stream:
-                        piece = chunk.choices[0].delta.content if chunk.choices else None
+                        piece = _text_of(chunk)
+                        is_stream = True
                         if piece:
                             answer += piece
                             show("\n".join(visible(line) for line in piece.split("\n")))
+            if not is_stream:
+                raise ValueError("not one event came")
         except KeyboardInterrupt:
             show(" [stopped]")
+        except ValueError as error:  # of the client, where an event is no JSON, or no UTF-8
+            self.messages.pop()
+            raise StageError(f"the reply is no stream of an answer: {visible(str(error))[:300]}") from error
         except openai.OpenAIError as error:
             self.messages.pop()
             raise StageError(f"the server did not answer: {visible(str(error))[:300]}") from error
@@ -71,6 +79,17 @@ class Conversation:
         else:
             self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
         return answer
+
+
+def _text_of(chunk: Any) -> str:
+    """The text in one event of the stream; '' where it has none. The client lets any JSON pass."""
+    try:
+        text = chunk.choices[0].delta.content if chunk.choices else None
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("an event is no part of a chat completion") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"an event holds {text!r} for text")
+    return text or ""
 
 
 def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[[str], None]) -> None:
@@ -83,7 +102,7 @@ def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[
     """
     while True:
         try:
-            text = read("> ").strip()
+            text = read("> ").encode("utf-8", "replace").decode().strip()  # bytes that are no text come as surrogates
         except EOFError:
             return
         except KeyboardInterrupt:  # at the prompt: a fresh line, as in a shell
@@ -94,7 +113,8 @@ def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[
         if not text:
             continue
         try:
-            conversation.ask(text, show)
+            if not conversation.ask(text, show):
+                show("[no text]")
         except StageError as error:
             show(f"error: {error.message}")
         show("\n")

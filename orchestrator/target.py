@@ -7,12 +7,14 @@ Writes nothing.
 """
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from orchestrator.client import Endpoint
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.model_files import locate_model
 from orchestrator.render import Checkpoint
@@ -49,6 +51,7 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
         PrerequisiteError: a run that has no weights yet.
     """
     if re.match(r"https?://", word):
+        Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
     name, _, label = word.partition("@")
     run = workspace.lookup_run(name)
@@ -82,12 +85,16 @@ def with_template(target: Target, template: str | None) -> Target:
 
 
 def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
-    """A run's checkpoint by label: output, checkpoint-N, base, export. None: the best there is of the first three."""
+    """A run's checkpoint by label: output, checkpoint-N, base, export.
+
+    None: what the training left, output before its newest checkpoint; of a run that trains nothing, its model.
+    """
     spec = load_spec(run.spec)
     available = run_checkpoints(run, spec, workspace)
-    if label is None and available:
-        label = next(iter(available))
-    if label not in available:
+    if label is None:
+        own = [key for key in available if spec.train is None or key not in ("base", "export")]
+        label = own[0] if own else None
+    if label is None or label not in available:
         have = ", ".join(available) or "nothing yet"
         error = SpecError if label is not None and available else PrerequisiteError
         hint = did_you_mean(label, available) if label else ""
@@ -176,7 +183,7 @@ def _absolute(name_or_path: str, root: Path) -> str:
 def _folder(word: str, root: Path) -> Path | None:
     given = Path(word).expanduser()
     for path in (given, root / given):
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             return path.resolve()
     return None
 

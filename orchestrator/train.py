@@ -7,6 +7,7 @@ Leaves logs/train.log and output/.
 """
 
 import json
+import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from typing import Any
 from orchestrator.errors import Interrupted, StageError
 from orchestrator.installation import Installation
 from orchestrator.model_files import weight_problems
-from orchestrator.process import Child, child_environment, start, visible
+from orchestrator.process import Child, by_hand, child_environment, start, visible
 from orchestrator.progress import Progress
 from orchestrator.record import Training
 from orchestrator.rundir import RunDir
+
+log = logging.getLogger("orchestrator")
 
 GRACE_S = 90  # transformers' JIT checkpoint waits 3 s, then writes; a 7B model's optimizer state takes longer
 POLL_S = 0.3
@@ -50,13 +53,12 @@ def train(
     try:
         on_start(child)
         _follow(child, run)
-    except (KeyboardInterrupt, Interrupted) as error:
-        child.stop(GRACE_S)
-        raise Interrupted(_stopped(run), f"orchestrator benchmark {run.id}") from error
-    finally:
-        if child.poll() is None:
-            child.stop(GRACE_S)
-    return _result(run, child, started)
+    except BaseException as error:
+        _stop(child)
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            raise _stopped(run) from error
+        raise
+    return _result(run, child, started, by_hand(run.path, argv, environment))
 
 
 class TrainerLog:
@@ -123,7 +125,7 @@ def _show(progress: Progress, event: Mapping[str, Any]) -> None:
         progress.update(step - progress.count, **postfix)
 
 
-def _result(run: RunDir, child: Child, started: float) -> Training:
+def _result(run: RunDir, child: Child, started: float, by_hand: str) -> Training:
     """The training's figures, once all that a whole result needs is there."""
     faults = []
     if child.poll() != 0:
@@ -134,11 +136,13 @@ def _result(run: RunDir, child: Child, started: float) -> Training:
         faults.append("it left no train_results.json")
     if state is None:
         faults.append("it left no trainer_state.json")
+    elif _ended_early(state):
+        faults.append(f"it ended at step {state.get('global_step')} of {state.get('max_steps')}")
     faults += weight_problems(run.output)
     if faults or results is None or state is None:
         raise StageError(
             f"the training failed: {'; '.join(faults)}. Last lines of {run.train_log}:\n{child.log_tail()}",
-            f"to repeat it by hand: cd {run.path} && llamafactory-cli {' '.join(TRAIN_ARGV)}",
+            by_hand,
         )
     tokens = results.get("num_input_tokens_seen")
     return Training(
@@ -151,9 +155,28 @@ def _result(run: RunDir, child: Child, started: float) -> Training:
     )
 
 
-def _stopped(run: RunDir) -> str:
+def _ended_early(state: Mapping[str, Any]) -> bool:
+    """Whether the training was told to stop from outside: by a SIGTERM it ends in order, files, status 0 and all."""
+    step, last = state.get("global_step"), state.get("max_steps")
+    is_short = isinstance(step, int) and isinstance(last, int) and step < last
+    return is_short and "EarlyStoppingCallback" not in state.get("stateful_callbacks", {})  # early_stopping_steps
+
+
+def _stop(child: Child) -> None:
+    try:
+        log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
+        child.stop(GRACE_S)
+    except BaseException:
+        child.stop(0)
+        raise
+
+
+def _stopped(run: RunDir) -> Interrupted:
     saved = [path.name for path in run.checkpoints() if (path / "trainer_state.json").is_file()]
-    return f"the training was stopped; {'kept: ' + saved[-1] if saved else 'it had not come to a checkpoint'}"
+    if not saved:
+        said = "the training was stopped; it had not come to a checkpoint"
+        return Interrupted(said, f"to start again: orchestrator rerun {run.id}")
+    return Interrupted(f"the training was stopped; kept: {saved[-1]}", f"orchestrator benchmark {run.id}")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

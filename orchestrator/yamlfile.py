@@ -1,12 +1,12 @@
 """YAML files that people write: read with positions, so that an error can name line and column.
 
-Covered: YAML 1.2 (`no` is a string, 1e-4 a number), duplicate keys as errors, a size limit, dotted overrides.
+Covered: YAML 1.2 (`no` is a string, 1e-4 a number), duplicate keys as errors, limits of size, dotted overrides.
 Not covered: what the values mean (spec.py, datasets.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from orchestrator.errors import SpecError
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
+# What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
+_ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
 
 
 @dataclass
@@ -55,10 +58,11 @@ def read_yaml(path: Path) -> YamlSource:
         SpecError: no such file, too large, not UTF-8, not YAML, or no mapping.
     """
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_BYTES:
-            raise SpecError(f"{path} has {size_bytes} bytes, more than the {MAX_BYTES} of any sensible spec")
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError(f"{path} is larger than {MAX_BYTES} bytes, more than any sensible spec")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise SpecError(f"{path}: no such file", _specs_near(path)) from error
     except IsADirectoryError as error:
@@ -67,8 +71,8 @@ def read_yaml(path: Path) -> YamlSource:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    nodes = _parse(text, path)
-    return YamlSource(path, _plain(nodes), nodes, {})
+    nodes, value = _parse(text, path)
+    return YamlSource(path, value, nodes, {})
 
 
 def set_value(source: YamlSource, override: str) -> None:
@@ -81,33 +85,55 @@ def set_value(source: YamlSource, override: str) -> None:
     if not equals or not key.strip():
         raise SpecError(f"--set {override}: expected KEY=VALUE, such as --set train.num_train_epochs=1")
     try:
-        value = _plain(YAML(typ="rt", pure=True).load(text))
+        _, value = _load(text)
     except YAMLError as error:
         raise SpecError(f"--set {override}: {text!r} is not YAML; quote it, such as {key}='\"...\"'") from error
     steps: list[str | int] = [int(step) if step.isdecimal() else step for step in key.strip().split(".")]
     parent: Any = source.value
+    at: Location = ()
     for step, following in pairwise(steps):
         if isinstance(parent, dict):
-            if parent.get(str(step)) is None:  # an absent section is made; an explicit null too
-                parent[str(step)] = [] if isinstance(following, int) else {}
-            parent = parent[str(step)]
+            step = str(step)
+            if parent.get(step) is None:  # an absent section is made; an explicit null too
+                parent[step] = [] if isinstance(following, int) else {}
+                source.overridden[(*at, step)] = override
+            parent = parent[step]
         elif isinstance(parent, list) and isinstance(step, int) and step < len(parent):
             parent = parent[step]
         else:
             raise SpecError(f"--set {override}: there is no {step!r} to go through")
+        at += (step,)
     last = steps[-1]
     if isinstance(parent, dict):
-        parent[str(last)] = value
+        last = str(last)
+        parent[last] = value
     elif isinstance(parent, list) and isinstance(last, int) and last <= len(parent):
         parent[last : last + 1] = [value]
     else:
         raise SpecError(f"--set {override}: {'.'.join(map(str, steps[:-1]))} has no item {last!r}")
-    source.overridden[tuple(steps)] = override
+    at += (last,)
+    for earlier in [earlier for earlier in source.overridden if earlier[: len(at)] == at]:
+        del source.overridden[earlier]  # what it put there is gone
+    source.overridden[at] = override
 
 
-def _parse(text: str, path: Path) -> CommentedMap:
+def _load(text: str) -> tuple[Any, Any]:
+    """A text's nodes, and its plain values.
+
+    Raises:
+        YAMLError: it is no YAML, or not a sensible one.
+    """
     try:
         nodes = YAML(typ="rt", pure=True).load(text)
+        return nodes, _plain(nodes, count(1))
+    except _ALSO_RAISED as error:
+        reason = "too deep" if isinstance(error, RecursionError) else error
+        raise YAMLError(f"a value cannot be read: {reason}") from error
+
+
+def _parse(text: str, path: Path) -> tuple[CommentedMap, dict[str, Any]]:
+    try:
+        nodes, value = _load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -120,15 +146,17 @@ def _parse(text: str, path: Path) -> CommentedMap:
     if not isinstance(nodes, CommentedMap):
         kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
         raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
-    return nodes
+    return nodes, value
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, counter: Iterator[int]) -> Any:
     """Ruamel's nodes as plain Python values: what JSON has, and whatever else YAML gave (a date) as it is."""
+    if next(counter) > MAX_VALUES:
+        raise YAMLError(f"it holds more than {MAX_VALUES} values, aliases written out")
     if isinstance(node, Mapping):
-        return {str(key): _plain(item) for key, item in node.items()}
+        return {str(key): _plain(item, counter) for key, item in node.items()}
     if isinstance(node, list):
-        return [_plain(item) for item in node]
+        return [_plain(item, counter) for item in node]
     if node is None or isinstance(node, bool):
         return node
     for kind in (int, float, str):  # ScalarInt, ScalarFloat, quoted strings
@@ -149,7 +177,7 @@ def _position(nodes: Any, at: Location) -> tuple[int, int]:
                 found = tuple(node.lc.item(step))
             else:
                 break
-        except KeyError:  # a merged key ('<<') has no place of its own
+        except (KeyError, TypeError):  # a merged key ('<<') has no place of its own
             break
         node = node[step]
     return found

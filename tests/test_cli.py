@@ -1,0 +1,659 @@
+"""The command line as a user meets it: errors, targets, serve, chat, export, terminals. Run: pytest tests/test_cli.py.
+
+Each test runs `python -m orchestrator ...` as a child process, with a fake llamafactory-cli.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.rundir import RunDir
+from tests import openai_stub
+from tests.fake_llamafactory import OUT_OF_MEMORY
+from tests.workplace import CAPTIONS, assert_none_left, training_at_step, wait_for
+
+BENCHMARK_ONLY = {"train": None, "dataset": None}
+QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
+
+
+# Errors: exit code, what, place, next step
+
+
+def write_entry(workplace, **changes):
+    """A dataset `pairs` of two texts in the workspace's own dataset_info."""
+    folder = workplace.root / "dataset_info"
+    (folder / "pairs").mkdir()
+    texts = {"en": "A dog.\nA cat.\n", "de": "Ein Hund.\nEine Katze.\n", **changes}
+    for side, text in texts.items():
+        (folder / "pairs" / f"test.{side}").write_text(text, encoding="utf-8")
+    sums = [hashlib.sha256(text.encode()).hexdigest() for text in texts.values()]
+    split = {"source": "pairs/test.en", "target": "pairs/test.de", "pairs": 2}
+    entry = yaml.safe_load((CAPTIONS.parent / "captions_en_de.yaml").read_text("utf-8"))
+    entry["splits"] = {"test": {**split, "sha256": dict(zip(("source", "target"), sums, strict=True))}}
+    (folder / "pairs.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+
+
+def write_archive_entry(workplace, url="http://127.0.0.1:9/test.tar.gz"):
+    entry = yaml.safe_load((CAPTIONS.parent / "captions_en_de.yaml").read_text("utf-8"))
+    entry["archives"] = {"test.tar.gz": {"url": url, "sha256": "0" * 64, "size_bytes": 5}}
+    entry["splits"] = {"test": {"archive": "test.tar.gz", "source": "test.en", "target": "test.de", "pairs": 2}}
+    (workplace.root / "dataset_info" / "packed.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+    (workplace.root / "archives").mkdir()
+    (workplace.root / "archives" / "test.tar.gz").write_bytes(b"12345")
+
+
+def bench(testset, **changes):
+    return {**BENCHMARK_ONLY, "benchmark": [{"testset": testset, **changes}]}
+
+
+def raw_spec(text):
+    return lambda workplace: (workplace.runs / "toy.yaml").write_text(text, encoding="utf-8")
+
+
+def truncated_model(workplace):
+    workplace.spec()
+    path = workplace.root / "models" / "tiny" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+NOT_THE_ARCHIVE = hashlib.sha256(b"12345").hexdigest()
+ERRORS = {
+    "no spec": (lambda workplace: None, 2, ["runs/toy.yaml: no such file"]),
+    "not YAML": (raw_spec("name: toy\nmodel: a: b\n"), 2, ["runs/toy.yaml:2:9: not valid YAML"]),
+    "no mapping": (raw_spec("- name: toy\n"), 2, ["runs/toy.yaml:1:1", "expected a mapping"]),
+    "unknown field and wrong types, all at once": (
+        raw_spec(
+            "name: toy\nmodle: {name_or_path: x}\nmodel: {name_or_path: models/tiny}\ndataset: captions_en_de\n"
+            "train:\n  lora_rnak: 8\n  learning_rate: fast\n  output_dir: there\nseed: many\n"
+        ),
+        2,
+        [
+            "has 5 errors",
+            "runs/toy.yaml:2:1: modle: unknown field; did you mean 'model'?",
+            "runs/toy.yaml:6:3: train.lora_rnak: ",
+            "did you mean 'lora_rank'?",
+            "runs/toy.yaml:7:3: train.learning_rate: expected",
+            "runs/toy.yaml:8:3: train.output_dir: the run layer sets output_dir",
+            "runs/toy.yaml:9:1: seed: ",
+            "(got 'many')",
+        ],
+    ),
+    "dataset": (
+        lambda workplace: workplace.spec(dataset="captoins_en_de"),
+        2,
+        ["dataset: no dataset 'captoins_en_de'; did you mean 'captions_en_de'?", "known datasets: "],
+    ),
+    "split": (lambda workplace: workplace.spec(**bench("captions_en_de", split="tset")), 2, ["did you mean 'test'?"]),
+    "template": (
+        lambda workplace: workplace.spec(model={"template": "smolml2"}),
+        2,
+        ["model.template: LLaMA-Factory has no template 'smolml2'", "did you mean 'smollm2'?"],
+    ),
+    "lora_target": (
+        lambda workplace: workplace.spec(train={"lora_target": "q_prj,v_proj"}),
+        2,
+        ["train.lora_target: ", "q_prj", "q_proj"],
+    ),
+    "truncated model": (truncated_model, 3, ["model.name_or_path: ", "models/tiny/model.safetensors", "7 "]),
+    "no model": (
+        lambda workplace: workplace.spec(model={"name_or_path": "./models/tinny"}),
+        2,
+        ["model.name_or_path: no folder", "did you mean 'tiny'?"],
+    ),
+    "sides of different length": (
+        lambda workplace: (write_entry(workplace, de="Ein Hund.\n"), workplace.spec(**bench("pairs"))),
+        2,
+        ["test.en has 2 lines", "test.de has 1", "edit "],
+    ),
+    "changed data": (
+        lambda workplace: (
+            write_entry(workplace),
+            (workplace.root / "dataset_info" / "pairs" / "test.de").write_text("Ein Hund.\nEin Kater.\n"),
+            workplace.spec(**bench("pairs")),
+        ),
+        3,
+        ["pairs/test.de is not the file that", "its sha256 is "],
+    ),
+    "wrong archive": (
+        lambda workplace: (write_archive_entry(workplace), workplace.spec(**bench("packed"))),
+        3,
+        ["archives/test.tar.gz", NOT_THE_ARCHIVE, "0" * 64],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_told_before_anything_starts(workplace, case):
+    """With its exit code, its place and what to do."""
+    prepare, code, fragments = ERRORS[case]
+    prepare(workplace)
+    done = workplace.run("launch", "runs/toy.yaml", "--from", "archives")
+    assert done.code == code and "Traceback" not in done.err, done.err
+    assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
+    assert done.err.startswith("error: ") and done.out == ""
+    assert workplace.run_folders() == [] and workplace.calls("train") == []
+
+
+def test_an_archive_that_cannot_be_had_says_where_else_it_may_come_from(workplace):
+    write_archive_entry(workplace)
+    done = workplace.run("check", workplace.spec(**bench("packed")))
+    assert done.code == 3 and "http://127.0.0.1:9/test.tar.gz" in done.err
+    assert "--from" in done.err and "ORCHESTRATOR_ARCHIVES" in done.err
+
+
+def test_no_llamafactory_is_told_with_how_to_get_it(workplace, tmp_path):
+    done = workplace.run("launch", workplace.spec(), ORCHESTRATOR_LLAMAFACTORY=str(tmp_path / "nowhere"))
+    assert done.code == 3 and f"no program {tmp_path}/nowhere" in done.err and "  try: " in done.err
+    assert workplace.run_folders() == []
+
+
+@pytest.mark.parametrize("command", ["launch", "serve"])
+def test_a_taken_port_is_found_before_a_model_is_loaded(workplace, command):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        spec = workplace.spec(**BENCHMARK_ONLY, serve={"port": port})
+        words = ("launch", spec) if command == "launch" else ("serve", "models/tiny", "--port", str(port))
+        done = workplace.run(*words)
+    assert done.code == 3 and str(port) in done.err and "  try: stop what listens there" in done.err
+    assert workplace.calls("api") == []
+
+
+@pytest.mark.parametrize(
+    "target", ["nonsense", "toy@checkpoint-5", "models", "./nowhere", "x" * 300, "", "ftp://127.0.0.1/v1", "a\nb"]
+)
+def test_a_target_that_is_nothing_is_told_what_it_could_be(workplace, target):
+    done = workplace.run("benchmark", target, *QUICK)
+    assert done.code == 2 and done.err.startswith("error: ") and "Traceback" not in done.err, done.err
+    assert "a folder" in done.err or "neither a model" in done.err
+    assert workplace.run_folders() == []
+
+
+def test_a_misspelt_run_or_checkpoint_gets_a_hint(toy):
+    run = toy.only_run().name
+    assert "did you mean 'toy'?" in toy.run("benchmark", "tooy", *QUICK).err
+    missing = toy.run("chat", "toy@checkpoint-4")
+    assert missing.code == 2 and f"run {run} has no checkpoint-4; did you mean 'checkpoint-5'?" in missing.err
+    assert "it has: output, checkpoint-5, base" in missing.err
+    rerun = toy.run("rerun", "tooy")
+    assert rerun.code == 2 and "did you mean 'toy'?" in rerun.err and "orchestrator list" in rerun.err
+
+
+def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
+    """A benchmark, or a talk, under the run's name would be the base model's."""
+    assert workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies").code == 4
+    for words in (("benchmark", "toy"), ("chat", "toy"), ("serve", "toy"), ("export", "toy")):
+        done = workplace.run(*words)
+        assert done.code == 3 and "has no checkpoint" in done.err and "it has: base" in done.err, done.err
+    assert workplace.calls("api") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["launch"], "Missing argument"),
+        (["launch", "runs/toy.yaml", "--sett", "a=1"], "No such option"),
+        (["benchmark", "toy", "--max-samples", "none"], "--max-samples"),
+        (["serve", "toy", "--port", "70000"], "--port"),
+        (["lunch"], "No such command"),
+        (["launch", "runs/toy.yaml", "--set", "seed"], "expected KEY=VALUE"),
+        (["launch", "runs/toy.yaml", "--set", "train.learning_rate=fast"], "--set train.learning_rate=fast"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(workplace, words, said):
+    workplace.spec()
+    done = workplace.run(*words)
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
+    assert done.out == ""
+
+
+def test_outside_a_workspace_the_next_step_is_said(workplace, tmp_path):
+    done = workplace.run("list", cwd=tmp_path)
+    assert done.code == 2 and "no workspace here" in done.err and "orchestrator init" in done.err
+    made = workplace.run("init", "new one", cwd=tmp_path)
+    assert made.code == 0
+    assert workplace.run("list", "--json", cwd=tmp_path / "new one" / "runs").json() == []
+
+
+def test_help_of_every_command_has_an_example(workplace):
+    listed = workplace.run("--help").out.partition("Commands:")[2]
+    names = re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)
+    assert {"launch", "rerun", "benchmark", "serve", "chat", "export", "list", "show", "check"} <= set(names)
+    for name, done in zip(names, workplace.run_together([(name, "--help") for name in names]), strict=True):
+        assert done.code == 0 and f"Example: orchestrator {name}" in done.out and done.err == ""
+
+
+# Results
+
+
+def one_document(done):
+    """The document on stdout, which must hold nothing else."""
+    assert done.code == 0, done.err
+    value, end = json.JSONDecoder().raw_decode(done.out)
+    assert done.out[end:] == "\n"
+    return value
+
+
+def test_json_is_one_document_on_stdout_and_nothing_else(toy):
+    past = toy.only_run()
+    record = toy.record(past)
+    assert one_document(toy.run("list", "--json")) == [record]
+    assert one_document(toy.run("show", "toy", "--json")) == record
+    assert one_document(toy.run("show", "runs/toy.yaml", "--json"))["seed"] == 42
+    assert isinstance(one_document(toy.run("check", "runs/toy.yaml", "--json")), list)
+    (scores,) = one_document(toy.run("benchmark", "toy", *QUICK, "--json"))
+    assert (scores["status"], scores["n_segments"]) == ("complete", 3)
+    launched = one_document(toy.run("launch", "runs/toy.yaml", "--json"))
+    assert (launched["status"], launched["training"]["steps"]) == ("done", 5)
+    again = one_document(toy.run("rerun", past.name, "--json", "--no-benchmark"))
+    assert again["rerun_of"] == past.name
+
+
+def test_a_check_with_errors_gives_its_findings_as_json_and_the_exit_code(workplace):
+    done = workplace.run("check", workplace.spec(dataset="captoins_en_de"), "--json")
+    assert done.code == 2
+    (error,) = [finding for finding in done.json() if finding["severity"] == "error"]
+    assert (error["field"], error["kind"]) == ("dataset", "spec")
+
+
+def test_show_prints_files_of_a_run_as_they_are(toy):
+    run = toy.only_run()
+    for words, name in ((["--command"], "command.txt"), (["--file", "train.yaml"], "train.yaml")):
+        assert toy.run("show", "toy", *words).out == (run / name).read_text("utf-8")
+    missing = toy.run("show", "toy", "--file", "trian.yaml")
+    assert missing.code == 2 and "did you mean 'train.yaml'?" in missing.err
+
+
+def test_what_show_says_of_a_spec_is_what_a_launch_gives_llamafactory(launched):
+    workplace, _ = launched
+    names = ("train.yaml", "dataset_info.json", "command.txt", "spec.yaml")
+    shown = workplace.run_together([("show", "runs/toy.yaml", "--file", name) for name in names])
+    for name, done in zip(names, shown, strict=True):
+        assert done.out == (workplace.only_run() / name).read_text("utf-8")
+
+
+def test_a_reader_that_goes_away_is_no_error(toy):
+    pipe, write = os.pipe()
+    os.close(pipe)
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "list", "--workspace", toy.root],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=toy.full_environment({}),
+        timeout=60,
+    )
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
+
+
+def test_a_damaged_record_does_not_hide_the_other_runs(toy):
+    broken = toy.runs / "broken-20260101-000000"
+    broken.mkdir()
+    (broken / "record.json").write_text('{"id": "bro')
+    done = toy.run("list", "--json")
+    assert [each["name"] for each in one_document(done)] == ["toy"]
+    assert str(broken / "record.json") in done.err
+
+
+def test_another_folder_will_do_with_workspace(workplace, tmp_path):
+    spec = workplace.spec(**BENCHMARK_ONLY)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    named = workplace.run("launch", spec, "--workspace", workplace.root, cwd=elsewhere)
+    assert named.code == 0 and workplace.record()["status"] == "done", named.err
+    listed = workplace.run("list", "--json", cwd=elsewhere, ORCHESTRATOR_WORKSPACE=str(workplace.root))
+    assert [each["status"] for each in listed.json()] == ["done"]
+    assert list(elsewhere.iterdir()) == []
+
+
+# Terminals
+
+
+def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_no_color(workplace):
+    spec = workplace.spec(train={"max_steps": 20})
+    with workplace.on_terminal("launch", spec, FAKE_STEP_S="0.1", COLUMNS="120") as terminal:
+        assert terminal.finish() == 0
+    assert re.search(r"train: .*\| 20/20 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
+    assert re.search(r"translate: 100%\|.*6/6", terminal.screen) and "\r" in terminal.screen.replace("\r\n", "")
+    assert "\x1b[1m" in terminal.screen
+    with workplace.on_terminal("list", NO_COLOR="1") as plain:
+        assert plain.finish() == 0
+    assert "toy-" in plain.screen and not re.search(r"\x1b\[(3|4|9)", plain.screen)
+
+
+def test_ctrl_c_on_a_terminal_reaches_us_alone_and_keeps_a_checkpoint(workplace):
+    with workplace.on_terminal("launch", workplace.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
+        wait_for(training_at_step(workplace, 3), "step 3")
+        terminal.type("\x03")
+        assert terminal.finish() == 130
+    assert "kept: checkpoint-" in terminal.screen
+    assert workplace.record()["status"] == "stopped" and workplace.left_over() == []
+
+
+def test_a_terminal_that_hangs_up_ends_the_training_in_order(workplace):
+    with workplace.on_terminal("launch", workplace.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
+        wait_for(training_at_step(workplace, 3), "step 3")
+        terminal.hang_up()
+        terminal.popen.wait(60)
+    assert workplace.record()["status"] == "stopped"
+    assert RunDir(workplace.only_run()).checkpoints() and workplace.left_over() == []
+
+
+# Targets of a benchmark
+
+
+def served(workplace, number=-1):
+    """Model and adapter that the fake server was started with."""
+    arguments = workplace.calls("api")[number]["arguments"]
+    return arguments["model_name_or_path"], arguments.get("adapter_name_or_path"), arguments.get("template")
+
+
+def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tmp_path):
+    run, tiny = toy.only_run(), str(toy.root / "models" / "tiny")
+    foreign = tmp_path / "somebody's adapter"
+    shutil.copytree(run / "output", foreign)
+    config = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": tiny}))
+    targets = {
+        "toy": (tiny, run / "output", "smollm2"),
+        run.name: (tiny, run / "output", "smollm2"),
+        "latest@checkpoint-5": (tiny, run / "output" / "checkpoint-5", "smollm2"),
+        "toy@base": (tiny, None, "smollm2"),
+        str(run.relative_to(toy.root)): (tiny, run / "output", "smollm2"),
+        str(run / "output" / "checkpoint-5"): (tiny, run / "output" / "checkpoint-5", "smollm2"),
+        str(foreign): (tiny, foreign, None),
+        "models/tiny": (tiny, None, None),
+    }
+    with_key = {word: {"FAKE_LABEL": word} for word in targets}
+    commands = [toy.start("benchmark", word, *QUICK, **with_key[word]) for word in targets]
+    for (word, (model, adapter, template)), command in zip(targets.items(), commands, strict=True):
+        done = command.finish()
+        assert done.code == 0, (word, done.err)
+        (call,) = [call for call in toy.calls("api") if call["environment"]["FAKE_LABEL"] == word]
+        arguments = call["arguments"]
+        assert arguments["model_name_or_path"] == model, word
+        assert arguments.get("adapter_name_or_path") == (adapter and str(adapter)), word
+        assert arguments.get("template") == template, word
+        assert "3 segments" in done.out and "BLEU: nrefs:1|" in done.out
+    # six of them at once have written into one record
+    ours = sorted(each["of"] for each in toy.record(run)["benchmarks"])
+    assert ours == sorted(["base", "output", *["output"] * 3, *["checkpoint-5"] * 2, "base"])
+    assert toy.record(run)["status"] == "done"
+    others = [folder for folder in toy.run_folders() if folder != run]
+    assert [toy.record(folder)["status"] for folder in others] == ["done", "done"]
+
+
+def test_a_foreign_adapter_takes_the_template_that_is_given(toy, tmp_path):
+    foreign = tmp_path / "adapter"
+    shutil.copytree(toy.only_run() / "output", foreign)
+    done = toy.run("benchmark", foreign, *QUICK, "--template", "qwen")
+    assert done.code == 0 and served(toy)[2] == "qwen"
+    refused = toy.run("benchmark", "toy", *QUICK, "--template", "qwen")
+    assert refused.code == 2 and "was trained with template smollm2, not qwen" in refused.err
+
+
+def test_the_benchmarks_of_a_run_are_asked_again_unless_others_are_named(toy):
+    done = toy.run("benchmark", "toy", "--max-samples", "2")
+    assert done.code == 0 and "captions_en_de test, 2 segments" in done.out
+    assert toy.record()["benchmarks"][-1]["n_segments"] == 2
+    folder = toy.run("benchmark", "models/tiny")
+    assert folder.code == 2 and "--testset NAME" in folder.err
+
+
+def test_a_runs_devices_are_those_of_its_benchmark_too(workplace):
+    assert workplace.run("launch", workplace.spec(compute={"devices": "3"}), "--no-benchmark").code == 0
+    assert workplace.run("benchmark", "toy", *QUICK).code == 0
+    assert workplace.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "3"
+    assert workplace.run("benchmark", "toy", *QUICK, "--devices", "1").code == 0
+    assert workplace.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
+    before = toy.record()
+    done = toy.run("benchmark", "toy", *QUICK, FAKE_API="dies")
+    assert done.code == 4 and OUT_OF_MEMORY in done.err
+    assert toy.record()["status"] == "done" and toy.record()["benchmarks"] == before["benchmarks"]
+
+
+# Servers of others
+
+
+def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workplace, tmp_path):
+    with openai_stub.serving() as stub:
+        environment = {"ORCHESTRATOR_LLAMAFACTORY": str(tmp_path / "nowhere"), "ORCHESTRATOR_API_KEY": "sk-secret"}
+        done = workplace.run("benchmark", stub.base_url, *QUICK, **environment)
+        assert done.code == 0, done.err
+        assert {headers["authorization"] for headers in stub.headers} == {"Bearer sk-secret"}
+        assert {body["model"] for body in stub.bodies} == {"stub"}
+        spec = workplace.spec("remote", **BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
+        launched = workplace.run("launch", spec, **environment)
+        assert launched.code == 0, launched.err
+    record = workplace.record(workplace.run_folders()[0])
+    assert (record["status"], record["benchmarks"][0]["of"]) == ("done", "server")
+    for path in workplace.runs.rglob("*"):
+        assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
+    assert "sk-secret" not in done.out + done.err
+
+
+def test_a_spec_for_a_server_of_others_can_be_shown_and_dry_run(workplace):
+    spec = workplace.spec(**BENCHMARK_ONLY, model=None, serve={"url": "http://127.0.0.1:9/v1"})
+    shown = workplace.run("show", spec)
+    assert shown.code == 0 and yaml.safe_load(shown.out)["serve"]["url"] == "http://127.0.0.1:9/v1"
+    dry = workplace.run("launch", spec, "--dry-run")
+    assert (dry.code, dry.out) == (0, "") and "http://127.0.0.1:9/v1" in dry.err
+
+
+@pytest.mark.parametrize(
+    ("models", "code", "said"),
+    [
+        (openai_stub.json_reply({"detail": "Invalid API key."}, 401), 3, "set ORCHESTRATOR_API_KEY"),
+        (openai_stub.json_reply({"data": [{"id": "a"}, {"id": "b"}]}), 3, "name one: --model-name"),
+        (openai_stub.raw(b"<html>login</html>"), 3, "no OpenAI-compatible server"),
+        (openai_stub.raw(b"Internal Server Error", 500), 3, "HTTP 500"),
+        (openai_stub.raw(b"Not Found", 404), 3, "most end in /v1"),
+    ],
+    ids=["401", "two models", "web page", "500", "404"],
+)
+def test_a_server_of_others_that_cannot_be_asked_is_told_why(workplace, models, code, said):
+    with openai_stub.serving() as stub:
+        stub.models = models
+        done = workplace.run("benchmark", stub.base_url, *QUICK)
+    assert done.code == code and said in done.err and "Traceback" not in done.err, done.err
+    assert stub.base_url in done.err
+    assert workplace.record()["status"] == "failed"
+
+
+def test_nobody_at_a_url_is_told(workplace):
+    done = workplace.run("chat", "http://127.0.0.1:9/v1")
+    assert done.code == 3 and "no server answers at http://127.0.0.1:9/v1" in done.err
+
+
+# serve
+
+
+def test_serve_prints_two_lines_that_work_as_printed_and_ends_with_ctrl_c(toy, tmp_path):
+    port = free_port()
+    command = toy.start("serve", "toy", "--port", str(port), TMPDIR=str(tmp_path))
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    curl, python = command.out.splitlines()
+    environment = toy.full_environment({})
+    asked = subprocess.run(["sh", "-c", python], env=environment, capture_output=True, text=True, timeout=60)
+    assert asked.stdout == "Hello!\n", asked
+    if shutil.which("curl"):
+        asked = subprocess.run(["sh", "-c", curl], env=environment, capture_output=True, text=True, timeout=60)
+        assert json.loads(asked.stdout)["choices"][0]["message"]["content"] == "Hello!", asked
+    model = json.loads(shlex.split(curl)[-1])["model"]
+    assert re.fullmatch(rf"{toy.only_run().name}:[0-9a-f]{{12}}", model)
+    command.interrupt(signal.SIGINT)
+    done = command.finish()
+    assert done.code == 130 and "Traceback" not in done.err
+    assert toy.left_over() == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("orchestrator")] == []
+    assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def test_serve_takes_the_key_that_is_given(toy):
+    command = toy.start("serve", "toy", "--port", str(free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    assert toy.calls("api")[-1]["environment"]["API_KEY"] == "sk-of-mine"
+    assert "Bearer sk-of-mine" in command.out
+    command.interrupt(signal.SIGTERM)
+    assert command.finish().code == 130 and toy.left_over() == []
+
+
+def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
+    """The folder that its error names is still there when the user reads it."""
+    done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
+    assert done.code == 4 and OUT_OF_MEMORY in done.err
+    log = Path(re.search(r"Last lines of (.*):", done.err)[1])
+    assert OUT_OF_MEMORY in log.read_text()
+    by_hand = re.search(r"by hand: (.*)", done.err)[1]
+    environment = toy.full_environment({"FAKE_API": "dies"})
+    again = subprocess.run(["sh", "-c", by_hand], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
+    assert OUT_OF_MEMORY in again.stderr, again
+
+
+def test_a_server_that_dies_while_it_serves_is_told(toy):
+    command = toy.start("serve", "toy", "--port", str(free_port()))
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    (server,) = [process for process in toy.processes() if process.pid != command.popen.pid]
+    server.kill()
+    done = command.finish()
+    assert done.code == 4 and "the server ended with status -9" in done.err
+
+
+# chat
+
+
+def talk(workplace, *words, text, **environment):
+    """A chat whose input comes from a pipe, all at once."""
+    source = workplace.root.parent / "input.txt"
+    source.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with source.open("rb") as stdin:
+        return workplace.run("chat", *words, stdin=stdin, **environment)
+
+
+@pytest.mark.parametrize("end", ["exit\nnot said\n", "退出\nnot said\n", ""], ids=["exit", "退出", "end of input"])
+def test_chat_streams_with_history_and_ends_by_a_word_or_the_end_of_input(toy, end):
+    with openai_stub.serving():
+        done = talk(toy, "toy", "--system", "Be brief.", text=f"Guten Tag, Jürgen\n\nund nun?\n{end}")
+    assert done.code == 0, done.err
+    # (2): system and user; (4): and the first answer, and the second message
+    assert done.out.replace("> ", "").split("\n")[:2] == ["(2) Guten Tag, Jürgen ", "(4) und nun? "]
+    assert "not said" not in done.out
+    assert_none_left(toy)
+
+
+def test_chat_goes_on_after_a_server_error_and_bytes_that_are_no_text(toy):
+    done = talk(toy, "toy", text=b"\xff\xfe\nhello\n", FAKE_API="500")
+    assert done.code == 0 and done.out.count("error: the server did not answer") == 2, done
+    assert "Traceback" not in done.err
+    fine = talk(toy, "toy", text=b"\xff\nhello\n")
+    assert fine.code == 0 and "(3) hello" in fine.out and "Traceback" not in fine.err, fine
+
+
+def test_chat_with_a_server_by_url_uses_its_key(toy):
+    command = toy.start("serve", "toy", "--port", str(port := free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    done = talk(toy, f"http://127.0.0.1:{port}/v1", text="hello\n", ORCHESTRATOR_API_KEY="sk-of-mine")
+    assert done.code == 0 and "(1) hello" in done.out, done
+    refused = talk(toy, f"http://127.0.0.1:{port}/v1", text="hello\n")
+    assert refused.code == 3 and "set ORCHESTRATOR_API_KEY" in refused.err
+    command.interrupt(signal.SIGTERM)
+    assert command.finish().code == 130
+
+
+def test_sigterm_while_an_answer_is_awaited_ends_the_chat(toy):
+    """It is not taken for a failure of the server, after which the talk would go on."""
+    source = toy.root.parent / "input.txt"
+    source.write_text("hello\nand then?\n")
+    with source.open("rb") as stdin:
+        command = toy.start("chat", "toy", stdin=stdin, FAKE_API="hangs", TMPDIR=str(toy.root.parent))
+    logs = toy.root.parent.glob
+    command.until(lambda: any("asked" in path.read_text() for path in logs("orchestrator-*/api.log")), "a request")
+    command.interrupt(signal.SIGTERM)
+    done = command.finish()
+    assert (done.code, done.err.splitlines()[-1]) == (130, "error: stopped by SIGTERM")
+    assert toy.left_over() == []
+
+
+def test_ctrl_c_in_a_chat_on_a_terminal_stops_the_answer_only(toy):
+    with toy.on_terminal("chat", "toy", FAKE_API="hangs", TMPDIR=str(toy.root.parent)) as terminal:
+        terminal.until("> ")
+        terminal.type("hello\n")
+        logs = toy.root.parent.glob
+        wait_for(lambda: any("asked" in path.read_text() for path in logs("orchestrator-*/api.log")), "a request")
+        terminal.type("\x03")
+        terminal.until("[stopped]")
+        terminal.until("> ")
+        terminal.type("\x04")
+        assert terminal.finish() == 0
+    assert_none_left(toy)
+
+
+# export
+
+
+def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):
+    run = toy.only_run()
+    done = toy.run("export", "toy")
+    assert (done.code, done.out) == (0, f"{run / 'export'}\n"), done.err
+    (call,) = toy.calls("export")
+    assert call["arguments"]["adapter_name_or_path"] == str(run / "output")
+    assert "do_train" not in call["arguments"]
+    elsewhere = tmp_path / "taken 'elsewhere'"
+    assert toy.run("export", "toy@checkpoint-5", "--to", elsewhere).code == 0
+    for word, folder in (("toy@export", run / "export"), (str(elsewhere), elsewhere)):
+        assert toy.run("benchmark", word, *QUICK).code == 0
+        assert served(toy) == (str(folder), None, "smollm2")
+    command = toy.start("serve", elsewhere, "--port", str(free_port()))
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    assert served(toy) == (str(elsewhere), None, "smollm2")
+    command.interrupt(signal.SIGINT)
+    assert command.finish().code == 130
+    assert toy.record(run)["commands"]["export"] == [str(toy.cli), "export", "export.yaml"]
+
+
+def test_an_export_overwrites_nothing_and_needs_an_adapter(toy, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    full = toy.run("export", "toy", "--to", tmp_path / "full")
+    assert full.code == 2 and "not empty" in full.err and "--to DIR" in full.err
+    base = toy.run("export", "toy@base")
+    assert base.code == 2 and "full model already" in base.err
+    folder = toy.run("export", "models/tiny")
+    assert folder.code == 2 and "belongs to no run" in folder.err
+    assert toy.calls("export") == []
+
+
+@pytest.mark.parametrize(("mode", "said"), [("dies", OUT_OF_MEMORY), ("truncated", "model.safetensors is cut off")])
+def test_an_export_that_fails_says_so_and_is_not_taken_for_a_model(toy, mode, said):
+    done = toy.run("export", "toy", FAKE_EXPORT=mode)
+    assert done.code == 4 and said in done.err and "by hand" in done.err
+    assert toy.run("benchmark", "toy@export", *QUICK).code == 2
+    assert toy.record()["status"] == "done"
+
+
+def test_a_stop_while_exporting_leaves_no_process_and_names_what_is_not_whole(toy):
+    command = toy.start("export", "toy", FAKE_EXPORT="hangs")
+    command.until((toy.only_run() / "export" / "config.json").exists, "the copy")
+    command.interrupt(signal.SIGINT)
+    done = command.finish()
+    assert done.code == 130 and f"{toy.only_run() / 'export'} is not whole" in done.err
+    assert toy.left_over() == [] and toy.record()["status"] == "done"

@@ -1,0 +1,481 @@
+"""A spec as LLaMA-Factory's files: nothing changes on the way. Run: pytest tests/test_render.py.
+
+UPDATE_GOLDEN=1 rewrites tests/golden; the difference is to be read before it is committed.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from orchestrator.datasets import ArchiveStore
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.installation import find_installation
+from orchestrator.pipeline import Session, render_training
+from orchestrator.render import (
+    Checkpoint,
+    Renderer,
+    api_arguments,
+    command_words,
+    export_arguments,
+    model_arguments,
+    model_arguments_names,
+    spec_yaml,
+    train_arguments,
+    train_environment,
+    words_of,
+)
+from orchestrator.rundir import Workspace, shipped
+from orchestrator.spec import ModelSpec, RunSpec, ServeSpec, load_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+REFERENCE = ROOT / "runs" / "multi30k-en-de.yaml"
+
+TRAPS = [
+    "no", "yes", "on", "off", "y", "n", "true", "false", "null", "~", "", "1e-4", "1e5", "5.0e-05", "1", "1.0", "-1",
+    "012", "0o17", "0x1f", "1_000", ".5", ".inf", ".nan", "12:30:45", "2024-01-01", "a: b # c", "# c", "a #b", "a:b",
+    "- a", "-", "--", "-x", "--do_train", "---", "...", "[a, b]", "{a: b}", "a,b", "?", "? a", "!!int 3", "!x", "&a",
+    "*a", "%YAML 1.1", "@a", "`a`", "|", ">", "<<", "=", "???", "it's", '"q"', "l'été \"q\"", "'", '"', "\\", "\\n",
+    "line\nbreak", "\n", "a\n\nb\n", "\r", "a\r\nb", "\t", "a\tb", " leading", "trailing ", "  ", "a  b", "{{ x }}",
+    "{% if %}", "{# c #}", "$HOME", "$(id)", "`id`", "; echo", "a && b", "a | b", "> f", "*", "~/x", "!!", "a\\\nb",
+    "日本語 😀", "👨‍👩‍👧", "ä", "a\u0301", "\x85", "a\x85b", "\u2028", "\u2029", "\xa0", "\ufeff", "\ufeffa", "\ufffe",
+    "\uffff", "\U0010ffff", "\x07", "\x1b[31m", "\x7f", "\x80", "x" * 300, "word " * 60, "$", "$ {", "$}", "%(a)s",
+]  # fmt: skip
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")).filter(
+    lambda text: "${" not in text
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def as_llamafactory_reads(text: str, folder: Path) -> object:
+    """As hparams/parser.py read_args does with a file and no further arguments."""
+    path = folder / "read.yaml"
+    path.write_bytes(text.encode())
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli([])))
+
+
+def arguments(value: object) -> dict[str, object]:
+    """A training's arguments with a value in every kind of place."""
+    in_dict = {value: value} if isinstance(value, str) else {"key": value}
+    return {
+        "model_name_or_path": value,
+        "stage": "sft",
+        "dataset": value,
+        "learning_rate": 1e-05,
+        "run_name": value,
+        "items": [value, [value], in_dict],
+        "mapping": {"nested": in_dict},
+        "plot_loss": False,
+        "nothing": None,
+    }
+
+
+def same(one: object, other: object) -> bool:
+    return one == other and repr(one) == repr(other)  # 1 and True are equal, and have two reprs
+
+
+def spec_with(value: str) -> RunSpec:
+    """A spec with a text in every field that takes any."""
+    return RunSpec(
+        name="toy",
+        model=ModelSpec(
+            name_or_path=value or "m", template=value, adapter_name_or_path=value, default_system=value, revision=value
+        ),
+        dataset=value,
+        train={"lora_target": [value, "x"], "run_name": value, "kwargs": {value: [value]}},
+        serve={"host": value, "model_name": value, "devices": value, "vllm_config": {"a": value}},
+        benchmark=[{"testset": value, "split": value}],
+        compute={"devices": value},
+    )
+
+
+@pytest.fixture
+def renderer() -> Renderer:
+    return Renderer()
+
+
+@pytest.mark.parametrize("value", TRAPS)
+def test_every_string_reaches_llamafactory_unchanged(value, renderer, tmp_path):
+    """What a spec says is what LLaMA-Factory's own reader (OmegaConf) gets, type included."""
+    for render in (renderer.train_yaml, renderer.api_yaml, renderer.export_yaml):
+        assert same_items(as_llamafactory_reads(render(arguments(value)), tmp_path), arguments(value))
+
+
+def same_items(one: object, other: dict[str, object]) -> bool:
+    """train.yaml groups the arguments; their order says nothing."""
+    return isinstance(one, dict) and same(dict(sorted(one.items())), dict(sorted(other.items())))
+
+
+@settings(max_examples=50, deadline=None)
+@given(VALUES)
+def test_any_value_reaches_llamafactory_unchanged(tmp_path_factory, value):
+    text = Renderer().train_yaml(arguments(value))
+    assert same_items(as_llamafactory_reads(text, tmp_path_factory.getbasetemp()), arguments(value))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,12}", fullmatch=True), TEXTS, max_size=4))
+def test_any_text_comes_out_of_the_command_line_as_it_went_in(values):
+    text = Renderer().command("train", values, {})
+    words = shlex.split(text)
+    assert words[:2] == ["llamafactory-cli", "train"]
+    assert as_arguments(words[2:]) == values
+
+
+def as_arguments(words: list[str]) -> dict[str, str]:
+    """As argparse reads them."""
+    import argparse
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for flag in {word.partition("=")[0] for word in words if word.startswith("--")}:
+        parser.add_argument(flag)
+    return {key: value for key, value in vars(parser.parse_args(words)).items() if value is not None}
+
+
+@pytest.mark.parametrize("value", TRAPS)
+def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(value, renderer, tmp_path):
+    """command.txt is for pasting: bash gives llamafactory-cli the words that were meant."""
+    program = tmp_path / "llamafactory-cli"
+    program.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$@"\n')
+    program.chmod(0o755)
+    text = renderer.command("train", {"run_name": value, "last": "x"}, {"CUDA_VISIBLE_DEVICES": value})
+    done = subprocess.run(
+        ["bash", "-c", text], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}, capture_output=True
+    )
+    assert done.stderr == b""
+    given = [f"--run_name={value}"] if value.startswith("-") else ["--run_name", value]
+    assert done.stdout.decode().split("\0")[:-1] == [value, "train", *given, "--last", "x"]
+
+
+@pytest.mark.parametrize("value", TRAPS)
+def test_the_saved_spec_is_the_spec(value, tmp_path):
+    spec = spec_with(value)
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(spec_yaml(spec).encode())
+    assert load_spec(path) == spec
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS)
+def test_any_saved_spec_is_the_spec(tmp_path_factory, value):
+    test_the_saved_spec_is_the_spec(value, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize("value", TRAPS)
+def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii(value, renderer):
+    text = renderer.dataset_info(value, value)
+    assert text.isascii()
+    assert json.loads(text)[value]["file_name"] == value
+
+
+# Command lines
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, []),
+        (True, ["--key", "True"]),
+        (False, ["--key", "False"]),
+        (5e-05, ["--key", "5e-05"]),
+        (6.0, ["--key", "6.0"]),
+        (-1, ["--key=-1"]),
+        ("", ["--key", ""]),
+        ("-x", ["--key=-x"]),
+        (["a", "b"], ["--key", "a,b"]),
+        ({"a": [1, None, "ä"]}, ["--key", '{"a": [1, null, "\\u00e4"]}']),
+    ],
+)
+def test_an_argument_as_words(value, words):
+    assert command_words("key", value) == words
+
+
+@pytest.mark.parametrize("key", ["a b", "a=b", "", "a-b", "a\nb", "a;b", "1a", "ä"])
+def test_what_is_no_name_is_refused_in_every_file(key, renderer):
+    for render in (renderer.train_yaml, renderer.api_yaml, lambda values: renderer.command("train", values, {})):
+        with pytest.raises(SpecError, match="is no name of an argument"):
+            render({key: 1})
+
+
+def test_the_command_line_begins_with_the_environment_that_decides_the_devices(renderer):
+    spec = spec_with("0,1").model_copy(update={"compute": spec_with("0, 1").compute})
+    spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nproc_per_node": 2})})
+    text = renderer.command("train", {}, train_environment(spec))
+    assert text == "CUDA_VISIBLE_DEVICES='0, 1' FORCE_TORCHRUN=1 NPROC_PER_NODE=2 llamafactory-cli train\n"
+
+
+def test_words_are_those_of_the_rendered_command(renderer):
+    assert list(words_of(renderer.command("train", {"a": "b # c"}, {}))) == [
+        "llamafactory-cli",
+        "train",
+        "--a",
+        "b # c",
+    ]
+
+
+# Which arguments
+
+
+def test_the_run_layer_s_arguments_are_added_and_nulls_left_out():
+    spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={"run_name": None, "lora_rank": 4})
+    assert spec.model is not None
+    assert train_arguments(spec, Checkpoint("base", spec.model)) == {
+        "model_name_or_path": "m",
+        "do_train": True,
+        "stage": "sft",
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "dataset": "d",
+        "dataset_dir": ".",
+        "output_dir": "output",
+        "seed": 42,
+        "enable_jit_checkpoint": True,
+    }
+
+
+def test_training_serving_and_export_are_told_the_same_about_the_model():
+    model = ModelSpec(
+        name_or_path="m", template="qwen", adapter_name_or_path="a", default_system="s", enable_thinking=False,
+        trust_remote_code=True, revision="r",
+    )  # fmt: skip
+    shared = model_arguments(model)
+    assert set(shared) == set(model_arguments_names())
+    assert shared["enable_thinking"] is False
+    checkpoint = Checkpoint("x", model)
+    served = api_arguments(checkpoint, ServeSpec(vllm_maxlen=10, vllm_config=None))
+    assert served == {**shared, "infer_backend": "huggingface", "vllm_maxlen": 10}
+    assert export_arguments(checkpoint, Path("/x y")) == {**shared, "export_dir": "/x y"}
+
+
+def test_a_model_s_unset_fields_are_left_to_llamafactory():
+    assert model_arguments(ModelSpec(name_or_path="m")) == {"model_name_or_path": "m"}
+
+
+def test_a_spec_without_training_has_no_training_arguments():
+    spec = RunSpec(name="toy", model={"name_or_path": "m"}, benchmark=[{"testset": "t"}])
+    with pytest.raises(SpecError, match="trains nothing"):
+        train_arguments(spec, Checkpoint("base", ModelSpec(name_or_path="m")))
+
+
+# Templates of a workspace
+
+
+def overridden(folder: Path, file: str, text: str | bytes) -> Renderer:
+    (folder / f"{file}.j2").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return Renderer(folder)
+
+
+GOOD = {"model_name_or_path": "m n", "stage": "sft", "dataset": "d", "learning_rate": 1e-4, "plot_loss": True, "n": 1}
+
+
+@pytest.mark.parametrize("file", ["train.yaml", "api.yaml", "export.yaml"])
+def test_a_workspace_may_add_comments_to_a_template(file, tmp_path):
+    shipped_text = (shipped("templates") / f"{file}.j2").read_text()
+    renderer = overridden(tmp_path, file, "# ours\n" + shipped_text + "# the end: {{ 'x' }}\n")
+    render = {"train.yaml": renderer.train_yaml, "api.yaml": renderer.api_yaml, "export.yaml": renderer.export_yaml}[
+        file
+    ]
+    text = render(GOOD)
+    assert text.startswith("# ours\n")
+    assert text.endswith('# the end: "x"\n')
+    assert yaml.safe_load(text) == {**GOOD}
+
+
+LOOP = "{% for key, value in arguments %}\n{{ key }}: {{ value }}\n{% endfor %}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LOOP + "extra: 1\n", "does not say what the spec says: extra"),
+        (LOOP + "n: 2\n", "does not say what the spec says: n"),
+        (LOOP.replace("{{ value }}", "'{{ value }}'"), "does not say what the spec says: dataset, learning_rate"),
+        (LOOP.replace("{{ value }}", "{{ value }}/x"), "renders no YAML"),
+        (LOOP.replace("arguments", "arguments[1:]"), "does not say what the spec says: model_name_or_path"),
+        ("plot_loss: 1\n" + LOOP.replace("arguments %}", "arguments if key != 'plot_loss' %}"), "spec says: plot_loss"),
+        ("n: 1.0\n" + LOOP.replace("arguments %}", "arguments if key != 'n' %}"), "what the spec says: n"),
+        ("", "does not say what the spec says: dataset, learning_rate, model_name_or_path, n, plot_loss, stage"),
+        ("- a\n", "does not say what the spec says: dataset"),
+        ("a: [\n", "renders no YAML"),
+        ("{{ nothing }}", "UndefinedError: 'nothing' is undefined"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ arguments[0] + 1 }}", "TypeError"),
+        ("{{ loop_object }}{% for a in arguments %}{{ loop }}{% endfor %}", "UndefinedError"),
+        ("{% for a in arguments %}{{ loop }}{% endfor %}", "RepresenterError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{% include 'nowhere' %}", "TemplateNotFound"),
+        (b"# \xff\n", "UnicodeDecodeError"),
+    ],
+)  # fmt: skip
+def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_its_name(text, said, tmp_path):
+    with pytest.raises(SpecError) as error:
+        overridden(tmp_path, "api.yaml", text).api_yaml(GOOD)
+    assert str(error.value).startswith("templates/api.yaml.j2")
+    assert said in str(error.value)
+    assert "one whole value per {{ }}" in error.value.remedy
+
+
+@pytest.mark.parametrize("text", ["{", '{"d": {"file_name": {{ file_name }} } }', "[]", '"x"', "{ {{ name }}: 1}"])
+def test_the_same_for_dataset_info_json(text, tmp_path):
+    with pytest.raises(SpecError, match=r"^templates/dataset_info.json.j2 "):
+        overridden(tmp_path, "dataset_info.json", text).dataset_info("d", "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "llamafactory-cli train '",
+        "llamafactory-cli {{ command }} --more",
+        "llamafactory-cli {{ words | join(' ') }}",
+    ],
+)
+def test_the_same_for_the_command_line(text, tmp_path):
+    with pytest.raises(SpecError, match=r"^templates/command.txt.j2 "):
+        overridden(tmp_path, "command.txt", text).command("train", {"a": "b c"}, {})
+
+
+# Golden files
+
+
+def render(spec: RunSpec) -> dict[str, str]:
+    session = Session(
+        workspace=Workspace(ROOT),
+        installation=PrerequisiteError("not looked for"),
+        renderer=Renderer(),
+        archives=ArchiveStore.from_environment(None),
+        dataset_folders=[],
+    )
+    return render_training(session, spec)
+
+
+def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):
+    """golden/multi30k/spec.yaml is runs/multi30k-en-de.yaml as resolved; the files beside it are what it becomes."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = GOLDEN / "multi30k"
+    spec = load_spec(REFERENCE)
+    files = {"spec.yaml": spec_yaml(spec), **render(spec)}
+    if os.environ.get("UPDATE_GOLDEN"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_bytes(text.encode())
+    assert sorted(files) == sorted(path.name for path in folder.iterdir())
+    for name, text in files.items():
+        assert text.encode() == (folder / name).read_bytes(), name
+    assert render(load_spec(folder / "spec.yaml")) == render(spec)
+
+
+OWNED = {
+    "model_name_or_path": "Qwen/Qwen2.5-7B-Instruct",
+    "do_train": "True",
+    "dataset": "multi30k_en_de",
+    "dataset_dir": ".",
+    "output_dir": "output",
+    "seed": "42",
+    "enable_jit_checkpoint": "True",
+}
+SEED_COMMAND = {
+    "template": "qwen",
+    "stage": "sft",
+    "finetuning_type": "lora",
+    "lora_rank": "8",
+    "lora_alpha": "32",
+    "lora_dropout": "0",
+    "lora_target": "all",
+    "loraplus_lr_ratio": "16",
+    "num_train_epochs": "6.0",
+    "per_device_train_batch_size": "2",
+    "gradient_accumulation_steps": "8",
+    "cutoff_len": "1024",
+    "learning_rate": "5e-05",
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": "0",
+    "max_grad_norm": "1.0",
+    "bf16": "True",
+    "logging_steps": "5",
+    "save_steps": "100",
+    "plot_loss": "True",
+    "include_num_input_tokens_seen": "True",
+    "ddp_timeout": "180000000",
+    "preprocessing_num_workers": "16",
+    "optim": "adamw_torch",
+    "packing": "False",
+    "flash_attn": "auto",
+    "max_samples": "100000",
+    "report_to": "none",
+}
+
+
+def test_the_reference_job_has_exactly_its_arguments():
+    program, command, *words = shlex.split((GOLDEN / "multi30k" / "command.txt").read_text())
+    assert (program, command) == ("llamafactory-cli", "train")
+    found = dict(zip(words[::2], words[1::2], strict=True))
+    assert found == {f"--{key}": value for key, value in {**OWNED, **SEED_COMMAND}.items()}
+
+
+PARSE = """
+import json, sys
+from llamafactory.hparams import get_train_args
+from omegaconf import OmegaConf
+
+words, file = sys.argv[2:], sys.argv[1]
+from_file = OmegaConf.to_container(OmegaConf.load(file))
+
+def shown(value):
+    value = getattr(value, "value", value)  # an enum here is its text there
+    return repr(float(value)) if type(value) is int else repr(value)  # as 0 is 0.0
+
+def parsed(arguments):
+    try:
+        found = get_train_args(arguments)
+    except ValueError as error:
+        return str(error)
+    return [{key: shown(value) for key, value in vars(part).items()} for part in found]
+
+answers = {
+    "line": parsed(words),
+    "line on a cpu": parsed([*words, "--use_cpu", "True"]),
+    "file on a cpu": parsed({**from_file, "use_cpu": True}),
+}
+print()
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.integration
+def test_llamafactory_s_own_parser_takes_the_reference_job(tmp_path):
+    """The line and the file alike; on a machine without a GPU it minds only bf16."""
+    installation = find_installation()
+    words = shlex.split((GOLDEN / "multi30k" / "command.txt").read_text())[2:]
+    done = subprocess.run(
+        [installation.python, "-c", PARSE, GOLDEN / "multi30k" / "train.yaml", *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.strip().rpartition("\n")[2])
+    assert isinstance(answers["line"], list) or "bf16" in answers["line"], answers["line"]
+    line, file = answers["line on a cpu"], answers["file on a cpu"]
+    assert isinstance(line, list), line
+    named = {key: value for part in line for key, value in part.items()}
+    for key in ("learning_rate", "num_train_epochs", "loraplus_lr_ratio", "lora_rank", "warmup_steps", "ddp_timeout"):
+        assert float(named[key]) == float(SEED_COMMAND[key]), key
+    for one, other in zip(line, file, strict=True):
+        times = {"logging_dir", "run_name"}  # they hold the time of the parsing
+        assert {key: value for key, value in one.items() if key not in times} == {
+            key: value for key, value in other.items() if key not in times
+        }

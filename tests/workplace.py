@@ -1,0 +1,319 @@
+"""A workspace, and the orchestrator run in it as a user runs it: `python -m orchestrator ...` as a child process."""
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from tests.model_folders import model_folder
+
+MARK = "ORCHESTRATOR_TEST_MARK"
+DEADLINE_S = 60
+CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+    """Poll until a condition gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {timeout_s} s")
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    args: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Command:
+    """A command under way, in a session of its own, as on a terminal."""
+
+    args: tuple[str, ...]
+    popen: "subprocess.Popen[bytes]"
+    out_file: Path
+    err_file: Path
+
+    @property
+    def out(self) -> str:
+        return self.out_file.read_text("utf-8")
+
+    @property
+    def err(self) -> str:
+        return self.err_file.read_text("utf-8")
+
+    def interrupt(self, number: int) -> None:
+        """A signal to the command; SIGINT to its process group, as a terminal's Ctrl-C."""
+        if number == signal.SIGINT:
+            os.killpg(self.popen.pid, number)
+        else:
+            os.kill(self.popen.pid, number)
+
+    def finish(self, timeout_s: float = DEADLINE_S) -> Done:
+        try:
+            code = self.popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            raise AssertionError(f"{self.args} did not end within {timeout_s} s: {self.out} {self.err}") from None
+        return Done(self.args, code, self.out, self.err)
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for a condition, but not beyond the command's end."""
+
+        def come() -> Any:
+            ended = self.popen.poll() is not None
+            found = condition()
+            assert found or not ended, f"{what}: {self.args} ended before with {self.finish()}"
+            return found
+
+        return wait_for(come, what)
+
+
+@dataclass
+class Terminal:
+    """A terminal with a command on it, and what has appeared on its screen."""
+
+    popen: "subprocess.Popen[bytes]"
+    master: int
+    screen: str = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def until(self, text: str) -> str:
+        """Read until a text appears; what came before and with it, since the last call."""
+        begin = len(self.screen)
+
+        def come() -> bool:
+            self.read()
+            return text in self.screen[begin:]
+
+        try:
+            wait_for(come, f"{text!r} on the screen")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; there is {self.screen!r}") from None
+        return self.screen[begin:]
+
+    def read(self) -> None:
+        while select.select([self.master], [], [], 0)[0]:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:  # nobody has the other end any more
+                return
+            self.screen += data.decode("utf-8", "replace")
+
+    def finish(self) -> int:
+        """Read on until the command ends; its exit status."""
+
+        def ended() -> bool:
+            self.read()
+            return self.popen.poll() is not None
+
+        wait_for(ended, f"the end of the command; there is {self.screen!r}")
+        self.read()
+        return self.popen.returncode
+
+    def hang_up(self) -> None:
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+
+
+@dataclass
+class Workplace:
+    """A workspace with a model in it, a llamafactory-cli, and the environment that commands run in."""
+
+    root: Path
+    cli: Path | None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def calls_file(self) -> Path:
+        return self.root.parent / "calls.jsonl"
+
+    def calls(self, command: str) -> list[dict[str, Any]]:
+        """What the fake llamafactory-cli was asked for."""
+        lines = self.calls_file.read_text("utf-8").splitlines() if self.calls_file.exists() else []
+        return [call for line in lines if (call := json.loads(line))["argv"][1] == command]
+
+    def spec(self, name: str = "toy", **changes: Any) -> Path:
+        """runs/NAME.yaml: the least that trains and is benchmarked, with sections changed; None takes one out."""
+        spec: dict[str, Any] = {
+            "name": name,
+            "model": {"name_or_path": "models/tiny", "template": "smollm2"},
+            "dataset": "captions_en_de",
+            "train": {"learning_rate": 5.0e-4, "lora_target": "all", "max_samples": 40, "use_cpu": True},
+            "benchmark": [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10}],
+        }
+        for key, value in changes.items():
+            spec[key] = {**spec[key], **value} if isinstance(value, dict) and key in spec else value
+        path = self.runs / f"{name}.yaml"
+        kept = {key: value for key, value in spec.items() if value is not None}
+        path.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+        return path
+
+    def start(
+        self, *args: str | Path, cwd: Path | None = None, stdin: Any = subprocess.DEVNULL, **environment: str | None
+    ) -> Command:
+        words = tuple(map(str, args))
+        logs = self.root.parent / "commands"
+        logs.mkdir(exist_ok=True)
+        out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator", *words],
+                cwd=cwd or self.root,
+                env=self.full_environment(environment),
+                stdin=stdin,
+                stdout=out_file,
+                stderr=err_file,
+                start_new_session=True,
+            )
+        return Command(words, popen, out, err)
+
+    @contextmanager
+    def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
+        """A command on a terminal of its own, which hangs up at the end of the block."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *map(str, args)],
+            cwd=self.root,
+            env=self.full_environment({"TERM": "xterm", **environment}),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        terminal = Terminal(popen, master)
+        try:
+            yield terminal
+        finally:
+            terminal.hang_up()
+            popen.wait(DEADLINE_S)
+
+    def run_together(self, commands: Iterable[tuple[str | Path, ...]], **environment: str | None) -> list[Done]:
+        """Commands at the same time."""
+        under_way = [self.start(*words, **environment) for words in commands]
+        return [command.finish() for command in under_way]
+
+    def run(self, *args: str | Path, timeout_s: float = DEADLINE_S, **keywords: Any) -> Done:
+        return self.start(*args, **keywords).finish(timeout_s)
+
+    def full_environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
+        ours = ("ORCHESTRATOR_", "OPENAI_", "FAKE_", "HF_", "API_")
+        hidden = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in hidden}
+        merged: dict[str, str | None] = {
+            **inherited,
+            MARK: self.mark,
+            "FAKE_CALLS": str(self.calls_file),
+            "HF_HUB_OFFLINE": "1",
+            "ORCHESTRATOR_CACHE": str(self.root.parent / "cache"),
+            "ORCHESTRATOR_LLAMAFACTORY": str(self.cli) if self.cli else None,
+            **self.environment,
+            **changes,
+        }
+        return {key: value for key, value in merged.items() if value is not None}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that a command of ours started, or that such a one started, and so on."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def left_over(self) -> list[str]:
+        return [" ".join(process.cmdline()) for process in self.processes()]
+
+    def kill_all(self) -> None:
+        for process in self.processes():
+            process.kill()
+
+    def run_folders(self) -> list[Path]:
+        return sorted(path for path in self.runs.iterdir() if path.is_dir())
+
+    def only_run(self) -> Path:
+        (folder,) = self.run_folders()
+        return folder
+
+    def record(self, folder: Path | None = None) -> dict[str, Any]:
+        """A run's record as it stands on the disk."""
+        return json.loads(((folder or self.only_run()) / "record.json").read_bytes())
+
+    def copy(self, parent: Path) -> "Workplace":
+        """The same workspace elsewhere, runs and all."""
+        root = parent / self.root.name
+        shutil.copytree(self.root, root)
+        return Workplace(root, self.cli, self.environment)
+
+
+def new_workplace(
+    parent: Path, cli: Path | None, environment: Mapping[str, str] | None = None, model: Path | None = None
+) -> Workplace:
+    """An empty workspace, with a space and quotes in its path, and with models/tiny: a copy of a model, or a toy."""
+    root = parent / 'it\'s my "work"'
+    for name in ("runs", "dataset_info"):
+        (root / name).mkdir(parents=True)
+    if model is None:
+        model_folder(root / "models" / "tiny")
+    else:
+        shutil.copytree(model, root / "models" / "tiny")
+    return Workplace(root, cli, environment or {})
+
+
+def training_at_step(workplace: Workplace, step: int) -> Callable[[], bool]:
+    """Whether the trainer's log of the only run has come to a step."""
+
+    def reached() -> bool:
+        logs = list(workplace.runs.glob("*/output/trainer_log.jsonl"))
+        return bool(logs) and logs[0].read_text("utf-8").count("\n") >= step
+
+    return reached
+
+
+def assert_none_left(workplace: Workplace, timeout_s: float = 20) -> None:
+    """No process of ours is there, or it goes in a moment."""
+    deadline = time.monotonic() + timeout_s
+    while workplace.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workplace.left_over() == []
