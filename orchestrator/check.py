@@ -64,10 +64,23 @@ def check(
     Returns:
         All findings in the order of the spec; none where all is well.
     """
-    findings = [*_model(spec, root), *_data(spec, folders, archives)]
+    findings: list[Finding] = []
+    if spec.model is not None:
+        findings += [*check_model(spec.model, root, installation), *_training_start(spec, spec.model, root)]
+    findings += _data(spec, folders, archives)
     if spec.serve.url is None:
-        findings += [*_program(spec, root, installation), *_machine(spec)]
+        findings += [*_packages(spec, root, installation), *_machine(spec)]
     return findings
+
+
+def check_model(model: ModelSpec, root: Path, installation: Installation | PrerequisiteError | None) -> list[Finding]:
+    """Check a model that is to be trained or served: LLaMA-Factory, the files, the adapter, the template."""
+    field = "model.name_or_path"
+    findings, folder = _located(field, model.name_or_path, root, model.revision)
+    if folder is not None:
+        findings += [Finding("error", "missing", field, problem) for problem in model_problems(folder)]
+        findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
+    return findings + _adapter(model, root, folder if not _errors(findings) else None) + _template(model, installation)
 
 
 def raise_on_errors(findings: Sequence[Finding]) -> None:
@@ -77,7 +90,7 @@ def raise_on_errors(findings: Sequence[Finding]) -> None:
         SpecError: at least one is the spec's fault.
         PrerequisiteError: the spec is right, but things that it needs are missing.
     """
-    errors = [finding for finding in findings if finding.severity == "error"]
+    errors = _errors(findings)
     if not errors:
         return
     kind = SpecError if any(finding.kind == "spec" for finding in errors) else PrerequisiteError
@@ -85,6 +98,10 @@ def raise_on_errors(findings: Sequence[Finding]) -> None:
         raise kind(f"{errors[0].field}: {errors[0].message}", errors[0].remedy)
     lines = [f"  {each.field}: {each.message}" + (f" ({each.remedy})" if each.remedy else "") for each in errors]
     raise kind("\n".join([f"the check found {len(errors)} errors:", *lines]), "correct these, then check again")
+
+
+def _errors(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
 
 
 def _data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -> list[Finding]:
@@ -125,20 +142,33 @@ def _text(
     return text
 
 
-def _program(spec: RunSpec, root: Path, installation: Installation | PrerequisiteError | None) -> list[Finding]:
+def _template(model: ModelSpec, installation: Installation | PrerequisiteError | None) -> list[Finding]:
     if installation is None:
         return [Finding("error", "missing", "llamafactory-cli", "not found", "pip install llamafactory")]
     if isinstance(installation, PrerequisiteError):
         return [_from_error("llamafactory-cli", installation)]
     findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
     templates = template_names(installation)
-    template = spec.model.template if spec.model is not None else None
+    template = model.template
+    if template is None:
+        what = (
+            "none named: LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
+        )
+        findings.append(Finding("warning", "spec", "model.template", what))
     if not templates:
         unchecked = f"{installation.python} has no package llamafactory: its templates cannot be checked"
         findings.append(Finding("note", "missing", "llamafactory-cli", unchecked))
     elif template is not None and template not in templates:
         unknown = f"LLaMA-Factory has no template {template!r} among its {len(templates)}"
         findings.append(Finding("error", "spec", "model.template", unknown + did_you_mean(template, templates)))
+    return findings
+
+
+def _packages(spec: RunSpec, root: Path, installation: Installation | PrerequisiteError | None) -> list[Finding]:
+    """Packages and files that arguments call for."""
+    if not isinstance(installation, Installation):
+        return []  # check_model says so
+    findings: list[Finding] = []
     arguments = spec.train.arguments() if spec.train is not None else {}
     wanted: dict[str, str] = {"train.deepspeed": "deepspeed"} if arguments.get("deepspeed") else {}
     if spec.benchmark and spec.serve.infer_backend != "huggingface":
@@ -164,25 +194,24 @@ def _file(field: str, value: str, root: Path) -> list[Finding]:
     return []
 
 
-def _model(spec: RunSpec, root: Path) -> list[Finding]:
-    model = spec.model
-    if model is None:
+def _training_start(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:
+    """Whether what is trained fits the model that it starts from."""
+    train, findings = spec.train, []
+    if train is None:
         return []
-    field = "model.name_or_path"
-    findings, folder = _located(field, model.name_or_path, root, model.revision)
-    if folder is not None:
-        findings += [Finding("error", "missing", field, problem) for problem in model_problems(folder)]
-        findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
-    whole = folder if not any(finding.severity == "error" for finding in findings) else None
-    train = spec.train
-    if train is not None and train.finetuning_type == "lora" and train.lora_target is not None and whole is not None:
-        problem = lora_target_problem(train.lora_target, whole)
+    if model.adapter_name_or_path is not None and train.finetuning_type != "lora":
+        what = f"LLaMA-Factory goes on from an adapter with finetuning_type lora only, not {train.finetuning_type}"
+        findings.append(Finding("error", "spec", "model.adapter_name_or_path", what))
+    located, folder = _located("", model.name_or_path, root, model.revision)
+    whole = folder is not None and not _errors(located) and not model_problems(folder)
+    if train.finetuning_type == "lora" and train.lora_target is not None and folder is not None and whole:
+        problem = lora_target_problem(train.lora_target, folder)
         if problem:
             findings.append(Finding("error", "spec", "train.lora_target", problem, "write lora_target: all"))
-    return findings + _adapter(spec, model, root, whole)
+    return findings
 
 
-def _adapter(spec: RunSpec, model: ModelSpec, root: Path, base: Path | None) -> list[Finding]:
+def _adapter(model: ModelSpec, root: Path, base: Path | None) -> list[Finding]:
     field, adapter = "model.adapter_name_or_path", model.adapter_name_or_path
     if adapter is None:
         return []
@@ -193,9 +222,6 @@ def _adapter(spec: RunSpec, model: ModelSpec, root: Path, base: Path | None) -> 
     if folder is not None:
         findings += [Finding("error", "missing", field, problem) for problem in adapter_problems(folder)]
         findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
-    if spec.train is not None and spec.train.finetuning_type != "lora":
-        what = f"LLaMA-Factory goes on from an adapter with finetuning_type lora only, not {spec.train.finetuning_type}"
-        findings.append(Finding("error", "spec", field, what))
     if folder is not None and base is not None and not findings:
         mismatch = adapter_mismatch(folder, base)
         if mismatch:

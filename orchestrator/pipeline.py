@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.arguments import Argument, read_arguments
-from orchestrator.check import check, raise_on_errors
+from orchestrator.check import Finding, check, check_model, raise_on_errors
 from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
@@ -90,15 +90,19 @@ def plan_run(session: Session, spec: RunSpec) -> Plan:
         SpecError, PrerequisiteError: everything that is wrong with it, at once.
     """
     root = session.workspace.root
-    findings = check(spec, root, session.dataset_folders, session.archives, session.installation)
-    raise_on_errors(findings)
-    for finding in findings:
-        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
+    _heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
     wanted = [(spec.dataset, "train")] if spec.dataset else []
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
     return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts))
+
+
+def _heed(findings: Sequence[Finding]) -> None:
+    """Errors end it, all at once; warnings and notes are said."""
+    raise_on_errors(findings)
+    for finding in findings:
+        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
 
 
 def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
@@ -190,6 +194,7 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
     """How a target is served: for `serve` and `chat`, files in the folder given."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
+    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     return ServePlan(
         checkpoint=target.checkpoint,
         settings=settings,
@@ -208,6 +213,7 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
         raise SpecError(f"{target.name} belongs to no run: export takes a run, or RUN@checkpoint-N")
     if target.checkpoint.model.adapter_name_or_path is None:
         raise SpecError(f"{target.name} is a full model already: {target.checkpoint.model.name_or_path}")
+    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     run = target.run
     record = RunRecord.load(run)
     installation = session.llamafactory()

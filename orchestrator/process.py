@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
@@ -216,7 +216,7 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def _wait_until_gone(processes: Iterable[psutil.Process], timeout_s: float = 5) -> None:
+def _wait_until_gone(processes: Collection[psutil.Process], timeout_s: float = 5) -> None:
     """Until the kernel has ended what was killed: a GPU or a port is free only then."""
     deadline = time.monotonic() + timeout_s
     while any(map(_alive, processes)) and time.monotonic() < deadline:

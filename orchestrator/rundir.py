@@ -157,7 +157,7 @@ class Workspace:
     def lookup_run(self, word: str) -> RunDir | None:
         """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
         for folder in (Path(word), self.root / word):
-            if _has_record(folder):
+            if word and _has_record(folder):
                 return RunDir(folder.resolve())
         runs = self.all_runs()
         for run in runs:

@@ -24,7 +24,7 @@ from orchestrator.spec import ModelSpec, RunSpec, load_spec
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _KINDS = "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, or an http(s) URL"
 
 
@@ -57,7 +57,7 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     run = workspace.lookup_run(name)
     if run is not None:
         return run_target(run, label or None, workspace)
-    folder = _folder(word, workspace.root)
+    folder = _folder(word, workspace.root) if word else None
     if folder is not None:
         return _folder_target(folder, workspace)
     if _HUB_ID.fullmatch(word) and not (workspace.root / word.partition("/")[0]).exists():

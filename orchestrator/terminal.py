@@ -18,9 +18,14 @@ from orchestrator.record import BenchmarkSummary, RunRecord
 HEADINGS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich would end the program with status 1, which is a bug's
+
+
 def console() -> Console:
     """stdout; wide where it is no terminal, so that a pipe gets whole lines."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(width=240, highlight=False)
+    return _Console(highlight=False) if sys.stdout.isatty() else _Console(width=240, highlight=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -53,6 +53,7 @@ def train(
     try:
         on_start(child)
         _follow(child, run)
+        child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
         _stop(child)
         if isinstance(error, KeyboardInterrupt | Interrupted):

@@ -68,7 +68,7 @@ def train(arguments: dict) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
     if mode == "stubborn":
         asked_to_stop = None
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # SIG_IGN would be the worker's too
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a data loader's worker
 
     output = Path(arguments["output_dir"])
@@ -154,7 +154,7 @@ def api(arguments: dict) -> None:
         signal.pause()
     server = ThreadingHTTPServer((os.environ["API_HOST"], int(os.environ["API_PORT"])), _Handler)
     server.daemon_threads = True
-    server.mode, server.answered, server.lock = mode, 0, threading.Lock()
+    server.mode, server.answered, server.sent, server.lock = mode, 0, 0, threading.Lock()
     server.adapted = "adapter_name_or_path" in arguments
     server.serve_forever(poll_interval=0.05)
 
@@ -182,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.answered += 1
             number = self.server.answered
         if mode == "late-death" and number > 2:
+            while self.server.sent < 2:
+                time.sleep(0.01)
             print("Segmentation fault", flush=True)
             os._exit(9)
         if mode == "hangs":
@@ -203,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"]}
         self._json({**about, "choices": [choice], "usage": usage})
+        with self.server.lock:
+            self.server.sent += 1
 
     def _stream(self, text: str) -> None:
         self.send_response(200)

@@ -97,7 +97,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
         dataset="ty",
         benchmark=[{"testset": "toy", "split": "tst"}],
     )
-    assert [each.field for each in found] == ["model.name_or_path", "dataset", "benchmark.0.testset", "model.template"]
+    assert [each.field for each in found] == ["model.name_or_path", "model.template", "dataset", "benchmark.0.testset"]
     with pytest.raises(SpecError, match="found 4 errors") as error:
         raise_on_errors(found)
     assert all(each.message in error.value.message for each in found)

@@ -21,7 +21,7 @@ import yaml
 from orchestrator.rundir import RunDir
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workplace import CAPTIONS, assert_none_left, training_at_step, wait_for
+from tests.workplace import CAPTIONS, assert_none_left, new_workplace, training_at_step, wait_for
 
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
@@ -133,12 +133,22 @@ ERRORS = {
 }
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory, fake_cli):
+    """Each case's launch, all at the same time."""
+    commands = {}
+    for number, (case, (prepare, _, _)) in enumerate(ERRORS.items()):
+        workplace = new_workplace(tmp_path_factory.mktemp(f"case-{number}"), fake_cli)
+        prepare(workplace)
+        commands[case] = (workplace, workplace.start("launch", "runs/toy.yaml", "--from", "archives"))
+    return {case: (workplace, command.finish()) for case, (workplace, command) in commands.items()}
+
+
 @pytest.mark.parametrize("case", ERRORS)
-def test_an_error_is_told_before_anything_starts(workplace, case):
+def test_an_error_is_told_before_anything_starts(refused, case):
     """With its exit code, its place and what to do."""
-    prepare, code, fragments = ERRORS[case]
-    prepare(workplace)
-    done = workplace.run("launch", "runs/toy.yaml", "--from", "archives")
+    _, code, fragments = ERRORS[case]
+    workplace, done = refused[case]
     assert done.code == code and "Traceback" not in done.err, done.err
     assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
     assert done.err.startswith("error: ") and done.out == ""
@@ -192,8 +202,7 @@ def test_a_misspelt_run_or_checkpoint_gets_a_hint(toy):
 def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
     """A benchmark, or a talk, under the run's name would be the base model's."""
     assert workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies").code == 4
-    for words in (("benchmark", "toy"), ("chat", "toy"), ("serve", "toy"), ("export", "toy")):
-        done = workplace.run(*words)
+    for done in workplace.run_together([(command, "toy") for command in ("benchmark", "chat", "serve", "export")]):
         assert done.code == 3 and "has no checkpoint" in done.err and "it has: base" in done.err, done.err
     assert workplace.calls("api") == []
 
@@ -247,16 +256,15 @@ def one_document(done):
 def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     past = toy.only_run()
     record = toy.record(past)
-    assert one_document(toy.run("list", "--json")) == [record]
-    assert one_document(toy.run("show", "toy", "--json")) == record
-    assert one_document(toy.run("show", "runs/toy.yaml", "--json"))["seed"] == 42
-    assert isinstance(one_document(toy.run("check", "runs/toy.yaml", "--json")), list)
-    (scores,) = one_document(toy.run("benchmark", "toy", *QUICK, "--json"))
+    words = [("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml")]
+    listed, run, spec, check = (one_document(done) for done in toy.run_together([(*each, "--json") for each in words]))
+    assert (listed, run, spec["seed"]) == ([record], record, 42) and isinstance(check, list)
+    words = [("benchmark", "toy", *QUICK), ("launch", "runs/toy.yaml"), ("rerun", past.name, "--no-benchmark")]
+    results = [one_document(done) for done in toy.run_together([(*each, "--json") for each in words])]
+    (scores,), launched, again = results
     assert (scores["status"], scores["n_segments"]) == ("complete", 3)
-    launched = one_document(toy.run("launch", "runs/toy.yaml", "--json"))
     assert (launched["status"], launched["training"]["steps"]) == ("done", 5)
-    again = one_document(toy.run("rerun", past.name, "--json", "--no-benchmark"))
-    assert again["rerun_of"] == past.name
+    assert (again["rerun_of"], again["status"]) == (past.name, "trained")
 
 
 def test_a_check_with_errors_gives_its_findings_as_json_and_the_exit_code(workplace):
@@ -321,10 +329,10 @@ def test_another_folder_will_do_with_workspace(workplace, tmp_path):
 
 
 def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_no_color(workplace):
-    spec = workplace.spec(train={"max_steps": 20})
+    spec = workplace.spec(train={"max_steps": 8})
     with workplace.on_terminal("launch", spec, FAKE_STEP_S="0.1", COLUMNS="120") as terminal:
         assert terminal.finish() == 0
-    assert re.search(r"train: .*\| 20/20 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
+    assert re.search(r"train: .*\| 8/8 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
     assert re.search(r"translate: 100%\|.*6/6", terminal.screen) and "\r" in terminal.screen.replace("\r\n", "")
     assert "\x1b[1m" in terminal.screen
     with workplace.on_terminal("list", NO_COLOR="1") as plain:
@@ -353,10 +361,10 @@ def test_a_terminal_that_hangs_up_ends_the_training_in_order(workplace):
 # Targets of a benchmark
 
 
-def served(workplace, number=-1):
-    """Model and adapter that the fake server was started with."""
-    arguments = workplace.calls("api")[number]["arguments"]
-    return arguments["model_name_or_path"], arguments.get("adapter_name_or_path"), arguments.get("template")
+def served(workplace):
+    """Model, adapter and template that each fake server was started with."""
+    keys = ("model_name_or_path", "adapter_name_or_path", "template")
+    return [tuple(map(call["arguments"].get, keys)) for call in workplace.calls("api")]
 
 
 def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tmp_path):
@@ -375,16 +383,15 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
         str(foreign): (tiny, foreign, None),
         "models/tiny": (tiny, None, None),
     }
-    with_key = {word: {"FAKE_LABEL": word} for word in targets}
-    commands = [toy.start("benchmark", word, *QUICK, **with_key[word]) for word in targets]
+    commands = [toy.start("benchmark", word, *QUICK, FAKE_LABEL=word) for word in targets]
     for (word, (model, adapter, template)), command in zip(targets.items(), commands, strict=True):
         done = command.finish()
         assert done.code == 0, (word, done.err)
-        (call,) = [call for call in toy.calls("api") if call["environment"]["FAKE_LABEL"] == word]
-        arguments = call["arguments"]
-        assert arguments["model_name_or_path"] == model, word
-        assert arguments.get("adapter_name_or_path") == (adapter and str(adapter)), word
-        assert arguments.get("template") == template, word
+        (call,) = [call for call in toy.calls("api") if call["environment"].get("FAKE_LABEL") == word]
+        given = call["arguments"]
+        assert given["model_name_or_path"] == model, word
+        assert given.get("adapter_name_or_path") == (adapter and str(adapter)), word
+        assert given.get("template") == template, word
         assert "3 segments" in done.out and "BLEU: nrefs:1|" in done.out
     # six of them at once have written into one record
     ours = sorted(each["of"] for each in toy.record(run)["benchmarks"])
@@ -397,9 +404,9 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
 def test_a_foreign_adapter_takes_the_template_that_is_given(toy, tmp_path):
     foreign = tmp_path / "adapter"
     shutil.copytree(toy.only_run() / "output", foreign)
-    done = toy.run("benchmark", foreign, *QUICK, "--template", "qwen")
-    assert done.code == 0 and served(toy)[2] == "qwen"
-    refused = toy.run("benchmark", "toy", *QUICK, "--template", "qwen")
+    words = [("benchmark", target, *QUICK, "--template", "qwen") for target in (foreign, "toy")]
+    done, refused = toy.run_together(words)
+    assert done.code == 0 and toy.calls("api")[-1]["arguments"]["template"] == "qwen"
     assert refused.code == 2 and "was trained with template smollm2, not qwen" in refused.err
 
 
@@ -413,10 +420,10 @@ def test_the_benchmarks_of_a_run_are_asked_again_unless_others_are_named(toy):
 
 def test_a_runs_devices_are_those_of_its_benchmark_too(workplace):
     assert workplace.run("launch", workplace.spec(compute={"devices": "3"}), "--no-benchmark").code == 0
-    assert workplace.run("benchmark", "toy", *QUICK).code == 0
-    assert workplace.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "3"
-    assert workplace.run("benchmark", "toy", *QUICK, "--devices", "1").code == 0
-    assert workplace.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+    benchmark = ("benchmark", "toy", *QUICK)
+    assert [done.code for done in workplace.run_together([benchmark, (*benchmark, "--devices", "1")])] == [0, 0]
+    devices = [call["environment"]["CUDA_VISIBLE_DEVICES"] for call in workplace.calls("api")]
+    assert sorted(devices) == ["1", "3"]
 
 
 def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
@@ -432,18 +439,17 @@ def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
 def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workplace, tmp_path):
     with openai_stub.serving() as stub:
         environment = {"ORCHESTRATOR_LLAMAFACTORY": str(tmp_path / "nowhere"), "ORCHESTRATOR_API_KEY": "sk-secret"}
-        done = workplace.run("benchmark", stub.base_url, *QUICK, **environment)
-        assert done.code == 0, done.err
+        spec = workplace.spec("remote", **BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
+        words = [("benchmark", stub.base_url, *QUICK), ("launch", spec)]
+        for done in workplace.run_together(words, **environment):
+            assert done.code == 0 and "sk-secret" not in done.out + done.err, done.err
         assert {headers["authorization"] for headers in stub.headers} == {"Bearer sk-secret"}
         assert {body["model"] for body in stub.bodies} == {"stub"}
-        spec = workplace.spec("remote", **BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
-        launched = workplace.run("launch", spec, **environment)
-        assert launched.code == 0, launched.err
-    record = workplace.record(workplace.run_folders()[0])
-    assert (record["status"], record["benchmarks"][0]["of"]) == ("done", "server")
+    assert len(workplace.run_folders()) == 2
+    for record in map(workplace.record, workplace.run_folders()):
+        assert (record["status"], record["benchmarks"][0]["of"]) == ("done", "server")
     for path in workplace.runs.rglob("*"):
         assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
-    assert "sk-secret" not in done.out + done.err
 
 
 def test_a_spec_for_a_server_of_others_can_be_shown_and_dry_run(workplace):
@@ -541,39 +547,43 @@ def test_a_server_that_dies_while_it_serves_is_told(toy):
 # chat
 
 
-def talk(workplace, *words, text, **environment):
+def start_talk(workplace, *words, text, **environment):
     """A chat whose input comes from a pipe, all at once."""
-    source = workplace.root.parent / "input.txt"
-    source.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with source.open("rb") as stdin:
-        return workplace.run("chat", *words, stdin=stdin, **environment)
+    reader, writer = os.pipe()
+    os.write(writer, text if isinstance(text, bytes) else text.encode())
+    os.close(writer)
+    command = workplace.start("chat", *words, stdin=reader, **environment)
+    os.close(reader)
+    return command
 
 
-@pytest.mark.parametrize("end", ["exit\nnot said\n", "退出\nnot said\n", ""], ids=["exit", "退出", "end of input"])
-def test_chat_streams_with_history_and_ends_by_a_word_or_the_end_of_input(toy, end):
-    with openai_stub.serving():
-        done = talk(toy, "toy", "--system", "Be brief.", text=f"Guten Tag, Jürgen\n\nund nun?\n{end}")
-    assert done.code == 0, done.err
-    # (2): system and user; (4): and the first answer, and the second message
-    assert done.out.replace("> ", "").split("\n")[:2] == ["(2) Guten Tag, Jürgen ", "(4) und nun? "]
-    assert "not said" not in done.out
+def test_chat_streams_with_history_and_ends_by_a_word_or_the_end_of_input(toy):
+    ends = ("exit\nnot said\n", "退出\nnot said\n", "")
+    said = "Guten Tag, Jürgen\n\nund nun?\n"
+    for command in [start_talk(toy, "toy", "--system", "Be brief.", text=said + end) for end in ends]:
+        done = command.finish()
+        assert done.code == 0, done.err
+        # (2): system and user; (4): and the first answer, and the second message
+        assert done.out.replace("> ", "").split("\n")[:2] == ["(2) Guten Tag, Jürgen ", "(4) und nun? "]
+        assert "not said" not in done.out
     assert_none_left(toy)
 
 
 def test_chat_goes_on_after_a_server_error_and_bytes_that_are_no_text(toy):
-    done = talk(toy, "toy", text=b"\xff\xfe\nhello\n", FAKE_API="500")
-    assert done.code == 0 and done.out.count("error: the server did not answer") == 2, done
-    assert "Traceback" not in done.err
-    fine = talk(toy, "toy", text=b"\xff\nhello\n")
-    assert fine.code == 0 and "(3) hello" in fine.out and "Traceback" not in fine.err, fine
+    commands = [start_talk(toy, "toy", text=b"\xff\xfe\nhello\n", FAKE_API=mode) for mode in ("500", "")]
+    failing, fine = (command.finish() for command in commands)
+    assert failing.code == 0 and failing.out.count("error: the server did not answer") == 2, failing
+    assert fine.code == 0 and "(3) hello" in fine.out, fine
+    assert "Traceback" not in failing.err + fine.err
 
 
 def test_chat_with_a_server_by_url_uses_its_key(toy):
     command = toy.start("serve", "toy", "--port", str(port := free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
-    done = talk(toy, f"http://127.0.0.1:{port}/v1", text="hello\n", ORCHESTRATOR_API_KEY="sk-of-mine")
+    url = f"http://127.0.0.1:{port}/v1"
+    talks = [start_talk(toy, url, text="hello\n", ORCHESTRATOR_API_KEY=key) for key in ("sk-of-mine", None)]
+    done, refused = (talk.finish() for talk in talks)
     assert done.code == 0 and "(1) hello" in done.out, done
-    refused = talk(toy, f"http://127.0.0.1:{port}/v1", text="hello\n")
     assert refused.code == 3 and "set ORCHESTRATOR_API_KEY" in refused.err
     command.interrupt(signal.SIGTERM)
     assert command.finish().code == 130
@@ -581,10 +591,7 @@ def test_chat_with_a_server_by_url_uses_its_key(toy):
 
 def test_sigterm_while_an_answer_is_awaited_ends_the_chat(toy):
     """It is not taken for a failure of the server, after which the talk would go on."""
-    source = toy.root.parent / "input.txt"
-    source.write_text("hello\nand then?\n")
-    with source.open("rb") as stdin:
-        command = toy.start("chat", "toy", stdin=stdin, FAKE_API="hangs", TMPDIR=str(toy.root.parent))
+    command = start_talk(toy, "toy", text="hello\nand then?\n", FAKE_API="hangs", TMPDIR=str(toy.root.parent))
     logs = toy.root.parent.glob
     command.until(lambda: any("asked" in path.read_text() for path in logs("orchestrator-*/api.log")), "a request")
     command.interrupt(signal.SIGTERM)
@@ -612,32 +619,31 @@ def test_ctrl_c_in_a_chat_on_a_terminal_stops_the_answer_only(toy):
 
 def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):
     run = toy.only_run()
-    done = toy.run("export", "toy")
-    assert (done.code, done.out) == (0, f"{run / 'export'}\n"), done.err
-    (call,) = toy.calls("export")
-    assert call["arguments"]["adapter_name_or_path"] == str(run / "output")
-    assert "do_train" not in call["arguments"]
     elsewhere = tmp_path / "taken 'elsewhere'"
-    assert toy.run("export", "toy@checkpoint-5", "--to", elsewhere).code == 0
-    for word, folder in (("toy@export", run / "export"), (str(elsewhere), elsewhere)):
-        assert toy.run("benchmark", word, *QUICK).code == 0
-        assert served(toy) == (str(folder), None, "smollm2")
-    command = toy.start("serve", elsewhere, "--port", str(free_port()))
-    command.until(lambda: "Ctrl-C" in command.err, "ready")
-    assert served(toy) == (str(elsewhere), None, "smollm2")
-    command.interrupt(signal.SIGINT)
-    assert command.finish().code == 130
+    here, there = toy.run_together([("export", "toy"), ("export", "toy@checkpoint-5", "--to", elsewhere)])
+    assert (here.code, here.out) == (0, f"{run / 'export'}\n"), here.err
+    assert (there.code, there.out) == (0, f"{elsewhere}\n"), there.err
+    adapters = {call["arguments"]["adapter_name_or_path"]: call["arguments"] for call in toy.calls("export")}
+    assert set(adapters) == {str(run / "output"), str(run / "output" / "checkpoint-5")}
+    assert all("do_train" not in arguments for arguments in adapters.values())
+    commands = [toy.start("benchmark", word, *QUICK) for word in ("toy@export", str(elsewhere))]
+    server = toy.start("serve", elsewhere, "--port", str(free_port()))
+    server.until(lambda: "Ctrl-C" in server.err, "ready")
+    assert [command.finish().code for command in commands] == [0, 0]
+    server.interrupt(signal.SIGINT)
+    assert server.finish().code == 130
+    exported = [(str(folder), None, "smollm2") for folder in (run / "export", elsewhere, elsewhere)]
+    assert sorted(served(toy)) == sorted(exported)
     assert toy.record(run)["commands"]["export"] == [str(toy.cli), "export", "export.yaml"]
 
 
 def test_an_export_overwrites_nothing_and_needs_an_adapter(toy, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    full = toy.run("export", "toy", "--to", tmp_path / "full")
+    words = [("export", "toy", "--to", tmp_path / "full"), ("export", "toy@base"), ("export", "models/tiny")]
+    full, base, folder = toy.run_together(words)
     assert full.code == 2 and "not empty" in full.err and "--to DIR" in full.err
-    base = toy.run("export", "toy@base")
     assert base.code == 2 and "full model already" in base.err
-    folder = toy.run("export", "models/tiny")
     assert folder.code == 2 and "belongs to no run" in folder.err
     assert toy.calls("export") == []
 

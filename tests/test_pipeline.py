@@ -358,6 +358,17 @@ def test_a_training_that_somebody_else_stopped_is_not_taken_for_a_whole_one(work
     assert workplace.record()["status"] == "failed" and workplace.calls("api") == []
 
 
+def test_what_a_killed_launcher_leaves_running_is_ended(workplace):
+    """torchrun, say, whose ranks would go on training."""
+    command = workplace.start("launch", workplace.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
+    command.until(training_at_step(workplace, 3), "step 3")
+    launcher, _worker = [process for process in workplace.processes() if process.pid != command.popen.pid]
+    launcher.kill()
+    done = command.finish()
+    assert done.code == 4 and "status -9" in done.err, done.err
+    assert workplace.left_over() == []
+
+
 def test_a_server_that_dies_before_it_is_ready_is_reported_with_its_log(workplace):
     done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API="dies")
     assert done.code == 4
@@ -510,13 +521,14 @@ def test_a_rerun_of_a_failed_run_works(workplace):
 
 
 def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
-    assert toy.run("rerun", "toy", "--no-benchmark").code == 0
-    again = toy.run("rerun", "latest", "--no-benchmark")
-    assert again.code == 0, again.err
-    bench = toy.run("benchmark", "models/tiny", "--testset", "captions_en_de", "--max-samples", "2")
-    assert bench.code == 0, bench.err
-    repeated = toy.run("rerun", "tiny")
-    assert repeated.code == 0 and "nothing differs" in repeated.err, repeated.err
+    past = toy.only_run()
+    first = [("rerun", past.name, "--no-benchmark"), ("benchmark", "models/tiny", "--testset", "captions_en_de")]
+    assert [done.code for done in toy.run_together(first)] == [0, 0]
+    (again,) = [folder.name for folder in toy.run_folders() if toy.record(folder)["rerun_of"] == past.name]
+    repeated = toy.run_together([("rerun", again, "--no-benchmark"), ("rerun", "tiny")])
+    for done in repeated:
+        assert done.code == 0 and "nothing differs" in done.err, done.err
+    assert sorted(str(toy.record(folder)["rerun_of"]) for folder in toy.run_folders())[:2] == ["None", "None"]
 
 
 # Servers that fail: last, their retries take time

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -426,6 +427,14 @@ def test_the_reference_job_has_exactly_its_arguments():
     assert (program, command) == ("llamafactory-cli", "train")
     found = dict(zip(words[::2], words[1::2], strict=True))
     assert found == {f"--{key}": value for key, value in {**OWNED, **SEED_COMMAND}.items()}
+
+
+@pytest.mark.parametrize(("flags", "file"), [(["--command"], "command.txt"), (["--file", "train.yaml"], "train.yaml")])
+def test_show_prints_the_reference_job_as_it_would_run(flags, file):
+    """With the types of the LLaMA-Factory that is installed; the command line alone on stdout."""
+    argv = [sys.executable, "-m", "orchestrator", "show", str(REFERENCE), "--workspace", str(ROOT), *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, (GOLDEN / "multi30k" / file).read_bytes(), b"")
 
 
 PARSE = """

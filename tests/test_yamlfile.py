@@ -80,7 +80,7 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
         (b"a: 2024-13-45\n", "a value cannot be read: month must be in 1..12"),
         (b"a: !!int x\n", "a value cannot be read"),
         (b"a: " + b"9" * 5000, "a value cannot be read"),
-        (b"a: " + b"[" * 3000 + b"]" * 3000, "a value cannot be read: too deep"),
+        (b"a: " + b"[" * 400 + b"]" * 400, "a value cannot be read: too deep"),
         (BOMB.encode(), "more than 100000 values"),
         (b"#" * (2 << 20), f"is larger than {MAX_BYTES} bytes"),
     ],

@@ -104,23 +104,22 @@ class Terminal:
     popen: "subprocess.Popen[bytes]"
     master: int
     screen: str = ""
+    seen: int = 0
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def until(self, text: str) -> str:
-        """Read until a text appears; what came before and with it, since the last call."""
-        begin = len(self.screen)
+    def until(self, text: str) -> None:
+        """Read until a text appears behind what was waited for before."""
 
         def come() -> bool:
+            ended = self.popen.poll() is not None
             self.read()
-            return text in self.screen[begin:]
+            assert text in self.screen[self.seen :] or not ended, f"it ended without {text!r}: {self.screen!r}"
+            return text in self.screen[self.seen :]
 
-        try:
-            wait_for(come, f"{text!r} on the screen")
-        except AssertionError as error:
-            raise AssertionError(f"{error}; there is {self.screen!r}") from None
-        return self.screen[begin:]
+        wait_for(come, f"{text!r} on the screen")
+        self.seen = self.screen.index(text, self.seen) + len(text)
 
     def read(self) -> None:
         while select.select([self.master], [], [], 0)[0]:

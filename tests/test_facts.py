@@ -1,0 +1,207 @@
+"""What decides a run's outcome, collected and compared. Run: pytest tests/test_facts.py."""
+
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator import __version__
+from orchestrator.datasets import ParallelText
+from orchestrator.facts import collect_facts, compare_losses, drift
+from orchestrator.installation import Installation
+from orchestrator.model_files import adapter_sha256, model_sha256
+from orchestrator.record import DataFacts, Facts
+from orchestrator.spec import RunSpec
+from tests.model_folders import adapter_folder, model_folder, safetensors
+
+SPEC = RunSpec(
+    name="toy",
+    model={"name_or_path": "models/tiny"},
+    dataset="d",
+    train={"learning_rate": 1e-4, "lora_rank": 8, "report_to": ["a", "b"]},
+    benchmark=[{"testset": "d"}],
+)
+FACTS = Facts(
+    versions={"torch": "2.1", "python": "3.11"},
+    platform="Linux x86_64",
+    gpus=["NVIDIA H100, 550"],
+    git_commit="a" * 40,
+    git_dirty=False,
+    data=[DataFacts(dataset="d", split="train", pairs=2, blank_pairs=0, sha256="1" * 64)],
+    model_sha256="2" * 64,
+    adapter_sha256=None,
+)
+
+
+def changed(**changes: object) -> RunSpec:
+    return RunSpec.model_validate({**SPEC.model_dump(), **changes})
+
+
+def trained(**changes: object) -> RunSpec:
+    return changed(train={**SPEC.model_dump()["train"], **changes})
+
+
+def differences(spec: RunSpec = SPEC, **changes: object) -> list[str]:
+    return drift(SPEC, FACTS, spec, FACTS.model_copy(update=changes))
+
+
+def test_nothing_differs_from_itself():
+    assert differences() == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        (changed(seed=43), "spec seed: 42 then, 43 now"),
+        (changed(name="other"), "spec name: toy then, other now"),
+        (trained(learning_rate=2e-4), "spec train.learning_rate: 0.0001 then, 0.0002 now"),
+        (trained(packing=True), "spec train.packing: none then, True now"),
+        (trained(report_to=["b"]), "spec train.report_to: ['a', 'b'] then, ['b'] now"),
+        (changed(benchmark=[{"testset": "e"}]), "spec benchmark.0.testset: d then, e now"),
+    ],
+)  # fmt: skip
+def test_a_change_of_the_spec_is_one_line(spec, line):
+    assert differences(spec) == [line]
+
+
+def test_a_benchmark_more_is_told_field_by_field():
+    lines = differences(changed(benchmark=[{"testset": "d"}, {"testset": "e"}]))
+    assert "spec benchmark.1.testset: none then, e now" in lines
+    assert all(line.startswith("spec benchmark.1.") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"versions": {"torch": "2.2", "python": "3.11"}}, "version of torch: 2.1 then, 2.2 now"),
+        ({"versions": {"torch": "2.1"}}, "version of python: 3.11 then, none now"),
+        ({"versions": {**FACTS.versions, "peft": "1"}}, "version of peft: none then, 1 now"),
+        ({"platform": "Darwin arm64"}, "platform: Linux x86_64 then, Darwin arm64 now"),
+        ({"gpus": []}, "GPUs: NVIDIA H100, 550 then, none now"),
+        ({"git_commit": "b" * 40}, "git commit: aaaaaaaaaaaa then, bbbbbbbbbbbb now"),
+        ({"git_dirty": True}, "uncommitted changes in git: False then, True now"),
+        ({"model_sha256": "3" * 64}, "model hash: 222222222222 then, 333333333333 now"),
+        ({"model_sha256": None}, "model hash: 222222222222 then, none now"),
+        ({"adapter_sha256": "4" * 64}, "adapter hash: none then, 444444444444 now"),
+        ({"data": []}, "data d train: 111111111111 then, none now"),
+    ],
+)
+def test_a_change_around_it_is_one_line(changes, line):
+    assert differences(**changes) == [line]
+
+
+def test_another_split_is_a_line_of_its_own():
+    test = DataFacts(dataset="d", split="test", pairs=1, blank_pairs=0, sha256="5" * 64)
+    assert differences(data=[*FACTS.data, test]) == ["data d test: none then, 555555555555 now"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ([1.5, 1.25], [1.5, 1.25], "the first 2 logged losses are the same"),
+        ([1.5, 1.25, 1.0], [1.5, 1.25], "the first 2 logged losses are the same"),
+        ([1.5, 1.25], [1.5, 1.3], "the losses differ from logged loss 2 on: 1.25 then, 1.3 now"),
+        ([1.5, math.nan], [1.5, math.nan], "the first 2 logged losses are the same"),
+        ([1.5, math.nan], [1.5, 1.0], "the losses differ from logged loss 2 on: nan then, 1 now"),
+        ([], [1.5], "no losses to compare: fewer steps than logging_steps"),
+    ],
+)
+def test_losses_are_compared_one_by_one(then, now, said):
+    assert compare_losses(then, now) == said
+
+
+# Collected
+
+TEXT = ParallelText(sources=["a", "b"], references=["c", "d"], blank_pairs=1, sha256="6" * 64)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with a model, outside any git repository."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    folder = tmp_path / "it's work"
+    folder.mkdir()
+    model_folder(folder / "models" / "tiny")
+    return folder
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    return subprocess.run(["git", "-C", root, *identity, *words], check=True, capture_output=True, text=True).stdout
+
+
+def test_data_and_model_are_recorded_by_their_hashes(root):
+    facts = collect_facts(SPEC, root, None, {("d", "train"): TEXT})
+    (data,) = facts.data
+    assert (data.dataset, data.split, data.pairs, data.blank_pairs, data.sha256) == ("d", "train", 2, 1, "6" * 64)
+    assert facts.model_sha256 == model_sha256(root / "models" / "tiny")
+    assert facts.adapter_sha256 is None
+    assert (facts.git_commit, facts.git_dirty) == (None, None)
+    assert facts.platform
+
+
+def test_other_weights_are_another_model(root):
+    before = collect_facts(SPEC, root, None, {})
+    weights = {"model.layers.0.self_attn.q_proj.weight": (4, 6)}
+    safetensors(root / "models" / "tiny" / "model.safetensors", weights, fill=b"\1")
+    (line,) = drift(SPEC, before, SPEC, collect_facts(SPEC, root, None, {}))
+    assert line.startswith("model hash: ")
+
+
+def test_the_adapter_that_training_starts_from_is_recorded(root):
+    folder = adapter_folder(root / "adapter")
+    spec = changed(model={"name_or_path": "OWNER/NAME", "adapter_name_or_path": "adapter"})
+    facts = collect_facts(spec, root, None, {})
+    assert (facts.model_sha256, facts.adapter_sha256) == (None, adapter_sha256(folder))
+
+
+def test_a_spec_that_asks_a_server_has_no_model_of_its_own(root):
+    spec = RunSpec(name="toy", serve={"url": "http://127.0.0.1:1/v1"}, benchmark=[{"testset": "d"}])
+    facts = collect_facts(spec, root, None, {})
+    assert (facts.model_sha256, facts.adapter_sha256) == (None, None)
+
+
+def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
+    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), None, None, {"torch": "1.2"}, "3.12.1")
+    versions = collect_facts(SPEC, root, found, {}).versions
+    assert versions["torch"] == "1.2"
+    assert versions["python"] == "3.12.1"
+    assert versions["orchestrator"] == __version__
+    assert "sacrebleu" in versions
+    assert set(collect_facts(SPEC, root, None, {}).versions) == {"python", "orchestrator", "sacrebleu"}
+
+
+def test_the_workspace_s_commit_and_whether_tracked_files_differ_from_it(root):
+    git(root, "init", "-q")
+    assert collect_facts(SPEC, root, None, {}).git_commit is None  # no commit yet
+    (root / "spec.yaml").write_text("a: 1")
+    git(root, "add", "spec.yaml")
+    git(root, "commit", "-qm", "x")
+    (root / "untracked").write_text("")
+    clean = collect_facts(SPEC, root, None, {})
+    assert (clean.git_commit, clean.git_dirty) == (git(root, "rev-parse", "HEAD").strip(), False)
+    (root / "spec.yaml").write_text("a: 2")
+    assert collect_facts(SPEC, root, None, {}).git_dirty is True
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus"),
+    [
+        (
+            'echo "NVIDIA H100 80GB HBM3, 550.54"; echo "NVIDIA H100 80GB HBM3, 550.54"',
+            ["NVIDIA H100 80GB HBM3, 550.54"] * 2,
+        ),
+        ("echo No devices were found; exit 6", []),
+        (None, []),
+    ],
+)
+def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, root, tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if script is not None:
+        (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (programs / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/nowhere")
+    assert collect_facts(SPEC, root, None, {}).gpus == gpus
