@@ -316,7 +316,7 @@ def list_runs(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
         except PrerequisiteError as error:  # one damaged record does not hide the others
             _say(f"warning: {error.message}")
     if as_json:
-        _print_json([record.model_dump(mode="json") for record in records])
+        _print_json([record.as_json() for record in records])
     elif records:
         from orchestrator.terminal import console, run_table
 
@@ -434,7 +434,7 @@ def _serve_settings(target: Any, devices: str | None, port: int | None, model_na
 
 
 def _is_spec(word: str) -> bool:
-    return word.endswith((".yaml", ".yml")) or Path(word).is_file()
+    return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
 
 
 def _print_file(files: dict[str, str], name: str, of: str) -> None:
@@ -456,7 +456,7 @@ def _show_run(session: Any, word: str, file: str | None, as_json: bool) -> None:
         return
     record = RunRecord.load(run)
     if as_json:
-        _print_json(record.model_dump(mode="json"))
+        _print_json(record.as_json())
         return
     console().print(run_table([record]))
     if record.error:
@@ -478,7 +478,7 @@ def _print_result(run: Any, as_json: bool) -> None:
 
     record = RunRecord.load(run)
     if as_json:
-        _print_json(record.model_dump(mode="json"))
+        _print_json(record.as_json())
         return
     _print_scores(record.benchmarks)
     typer.echo(f"\n{record.status}: {run.path}")

@@ -267,9 +267,11 @@ def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
     served = start
     if spec.train is not None and spec.dataset is not None:
         arguments = train_arguments(spec, start)
+        known = session.arguments() or {}
+        lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)
         files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
-        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec))
+        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
         whole = spec.train.finetuning_type in ("full", "freeze")
         update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
         served = Checkpoint("output", start.model.model_copy(update=update))

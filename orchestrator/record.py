@@ -5,6 +5,7 @@ Not covered: how the facts are found (facts.py).
 """
 
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -141,6 +142,11 @@ class RunRecord(_Part):
         if record.status in ACTIVE and not record.owner_lives():
             record.status = "interrupted"
         return record
+
+    def as_json(self) -> dict[str, Any]:
+        """What record.json holds, as plain JSON values."""
+        value: dict[str, Any] = json.loads(self.model_dump_json())
+        return value
 
     def owner_lives(self) -> bool:
         """Whether the process that owns the run still runs. On another host that can't be known: taken as alive."""

@@ -10,7 +10,7 @@ Leaves nothing: it returns texts.
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
     return {
         **model_arguments(checkpoint.model),
         "infer_backend": serve.infer_backend,
-        **{key: value for key, value in serve.extra_arguments().items() if value is not None},
+        **serve.extra_arguments(),
     }
 
 
@@ -154,9 +154,22 @@ class Renderer:
         self._compare("dataset_info.json", read, {name: {"file_name": file_name, "columns": DATASET_COLUMNS}})
         return text
 
-    def command(self, command: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> str:
-        """The same as one line for a shell: `llamafactory-cli train --stage sft ...`."""
-        words = [word for key, value in arguments.items() for word in command_words(key, value)]
+    def command(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+        lists: Collection[str] = (),
+    ) -> str:
+        """The same as one line for a shell: `llamafactory-cli train --stage sft ...`.
+
+        Args:
+            command: train, api or export.
+            arguments: by name.
+            environment: variables that stand before the program.
+            lists: names of the arguments that are declared as lists.
+        """
+        words = [word for key, value in arguments.items() for word in command_words(key, value, several=key in lists)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
         text = self._text("command.txt", context)
         meant = [
@@ -222,14 +235,18 @@ def spec_yaml(spec: RunSpec) -> str:
     )
 
 
-def command_words(key: str, value: object) -> list[str]:
-    """One argument as words of a llamafactory-cli command line; none for None.
+def command_words(key: str, value: object, *, several: bool = False) -> list[str]:
+    """One argument as words of a llamafactory-cli command line.
 
-    Lists become LLaMA-Factory's comma-separated text; mappings JSON, which HfArgumentParser reads.
+    None has no words there: the argument is left out, which is the same for all whose default is null. Mappings become
+    JSON, which HfArgumentParser reads. A list becomes LLaMA-Factory's comma-separated text, or `several` words where
+    the argument is declared as a list.
     """
     flag = _Name(f"--{key}")
     if value is None:
         return []
+    if isinstance(value, list) and several:
+        return [flag, *map(str, value)]
     if isinstance(value, dict):
         text = json.dumps(value)
     elif isinstance(value, list):

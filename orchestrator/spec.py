@@ -93,8 +93,9 @@ class TrainSpec(_OpenSection):
     """Train on the first N records only. None: all."""
 
     def arguments(self) -> dict[str, Any]:
-        """Every argument of the section, those left at None out."""
-        return {key: value for key, value in self.model_dump().items() if value is not None}
+        """Every argument of the section; our own fields are left out where they are None."""
+        own = {key: value for key in type(self).model_fields if (value := getattr(self, key)) is not None}
+        return {**own, **self.extra_arguments()}
 
 
 class ServeSpec(_OpenSection):

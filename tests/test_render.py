@@ -204,6 +204,11 @@ def test_an_argument_as_words(value, words):
     assert command_words("key", value) == words
 
 
+def test_an_argument_that_is_declared_as_a_list_gets_several_words():
+    """label_names, say: argparse splits no comma."""
+    assert command_words("key", ["a,b", "c"], several=True) == ["--key", "a,b", "c"]
+
+
 @pytest.mark.parametrize("key", ["a b", "a=b", "", "a-b", "a\nb", "a;b", "1a", "ä"])
 def test_what_is_no_name_is_refused_in_every_file(key, renderer):
     for render in (renderer.train_yaml, renderer.api_yaml, lambda values: renderer.command("train", values, {})):
@@ -230,7 +235,7 @@ def test_words_are_those_of_the_rendered_command(renderer):
 # Which arguments
 
 
-def test_the_run_layer_s_arguments_are_added_and_nulls_left_out():
+def test_the_run_layer_s_arguments_are_added_and_an_explicit_null_is_passed_on():
     spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={"run_name": None, "lora_rank": 4})
     assert spec.model is not None
     assert train_arguments(spec, Checkpoint("base", spec.model)) == {
@@ -238,6 +243,7 @@ def test_the_run_layer_s_arguments_are_added_and_nulls_left_out():
         "do_train": True,
         "stage": "sft",
         "finetuning_type": "lora",
+        "run_name": None,
         "lora_rank": 4,
         "dataset": "d",
         "dataset_dir": ".",
@@ -257,7 +263,7 @@ def test_training_serving_and_export_are_told_the_same_about_the_model():
     assert shared["enable_thinking"] is False
     checkpoint = Checkpoint("x", model)
     served = api_arguments(checkpoint, ServeSpec(vllm_maxlen=10, vllm_config=None))
-    assert served == {**shared, "infer_backend": "huggingface", "vllm_maxlen": 10}
+    assert served == {**shared, "infer_backend": "huggingface", "vllm_maxlen": 10, "vllm_config": None}
     assert export_arguments(checkpoint, Path("/x y")) == {**shared, "export_dir": "/x y"}
 
 
