@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.datasets import ArchiveStore, ParallelText, first, load_entry, load_split, media_problem, overlap
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, did_you_mean
-from orchestrator.installation import Installation, template_names
+from orchestrator.installation import Installation
 from orchestrator.model_files import (
     adapter_mismatch,
     adapter_problems,
@@ -80,7 +81,8 @@ def check_model(model: ModelSpec, root: Path, installation: Installation | Prere
     if folder is not None:
         findings += [Finding("error", "missing", field, problem) for problem in model_problems(folder)]
         findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
-    return findings + _adapter(model, root, folder if not _errors(findings) else None) + _template(model, installation)
+    findings += _adapter(model, root, folder if not _errors(findings) else None)
+    return findings + _template(model, folder, installation)
 
 
 def raise_on_errors(findings: Sequence[Finding]) -> None:
@@ -142,26 +144,59 @@ def _text(
     return text
 
 
-def _template(model: ModelSpec, installation: Installation | PrerequisiteError | None) -> list[Finding]:
+def _template(
+    model: ModelSpec, folder: Path | None, installation: Installation | PrerequisiteError | None
+) -> list[Finding]:
     if installation is None:
         return [Finding("error", "missing", "llamafactory-cli", "not found", "pip install llamafactory")]
     if isinstance(installation, PrerequisiteError):
         return [_from_error("llamafactory-cli", installation)]
     findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
-    templates = template_names(installation)
-    template = model.template
-    if template is None:
-        what = (
-            "none named: LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
-        )
-        findings.append(Finding("warning", "spec", "model.template", what))
-    if not templates:
+    templates = read_templates(installation)
+    if not templates.names:
         unchecked = f"{installation.python} has no package llamafactory: its templates cannot be checked"
-        findings.append(Finding("note", "missing", "llamafactory-cli", unchecked))
-    elif template is not None and template not in templates:
-        unknown = f"LLaMA-Factory has no template {template!r} among its {len(templates)}"
-        findings.append(Finding("error", "spec", "model.template", unknown + did_you_mean(template, templates)))
+        return [*findings, Finding("note", "missing", "llamafactory-cli", unchecked)]
+    field, template = "model.template", model.template
+    if template is not None and template not in templates.names:
+        unknown = f"LLaMA-Factory has no template {template!r} among its {len(templates.names)}"
+        findings.append(Finding("error", "spec", field, unknown + did_you_mean(template, templates.names)))
+    if template is None and "template" not in model.model_fields_set:
+        found = propose(model.name_or_path, folder, templates)
+        template = found.template
+        if template is not None:
+            taken = f"none given; {found.reason}, which is taken: write template: {template}"
+            findings.append(Finding("warning", "spec", field, taken))
+        else:
+            findings.append(Finding("warning", "spec", field, f"none given, and {found.reason}: {_without(folder)}"))
+    elif template is None and folder is not None and not has_chat_template(folder):
+        findings.append(Finding("warning", "spec", field, f"null: {_without(folder)}"))
+    if template in templates.reasoning and model.enable_thinking is None:
+        calm = f"{template}_nothink"
+        other = f", or template: {calm}, which leaves it out" if calm in templates.names else ""
+        findings.append(
+            Finding(
+                "warning",
+                "spec",
+                "model.enable_thinking",
+                f"not given, and {template} is for models that think: by default LLaMA-Factory puts an empty thought "
+                "before each answer and trains the model to write it, so that it is in every translation too; with "
+                f"false it stands in the prompt instead. Write enable_thinking: true or false{other}",
+            )
+        )
     return findings
+
+
+def _without(folder: Path | None) -> str:
+    """What LLaMA-Factory does without a template (get_template_and_fix_tokenizer)."""
+    if folder is None:
+        return "LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
+    if has_chat_template(folder):
+        return "LLaMA-Factory takes the tokenizer's own chat template, without stop words beyond its end of text"
+    return (
+        f"{folder} is a base model, without a chat template of its own. LLaMA-Factory then writes question and answer "
+        "one behind the other with nothing between them (its template empty): the model is not told where the answer "
+        "begins, and learns no end for it. Write template: default, or start from the model's chat version"
+    )
 
 
 def _packages(spec: RunSpec, root: Path, installation: Installation | PrerequisiteError | None) -> list[Finding]:

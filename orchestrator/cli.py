@@ -128,10 +128,10 @@ def show(
         raise SpecError("--command, --file and --resolved exclude each other")
     session = _session(workspace, None)
     if _is_spec(what):
-        from orchestrator.pipeline import render_training
+        from orchestrator.pipeline import render_training, resolve
 
-        spec = _spec(session, Path(what), overrides)
-        files = render_training(session, spec) | {"spec.yaml": spec_yaml(spec)}
+        spec, found = resolve(session, _spec(session, Path(what), overrides))
+        files = render_training(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
         if as_json:
             _print_json(spec_json(spec))
             return
@@ -159,7 +159,7 @@ def launch(
     checked = _spec(session, spec, overrides)
     plan = pipeline.plan_run(session, checked)
     if dry_run:
-        files = pipeline.render_training(session, checked)
+        files = pipeline.render_training(session, plan.spec)
         if files:
             _print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
         else:

@@ -1,7 +1,7 @@
 """The LLaMA-Factory that is used: its command, its Python, the files of its package, the versions beside it.
 
 Covered: a llamafactory-cli named by ORCHESTRATOR_LLAMAFACTORY, beside our own Python, or on PATH, in this
-environment or another one; the Python that runs it, from its first lines; the names of its chat templates.
+environment or another one; the Python that runs it, from its first lines.
 Not covered: what its arguments are (arguments.py); whether it works: nothing of it is imported, here or in the one
 short child process that looks around in its environment.
 Writes nothing.
@@ -115,26 +115,6 @@ def find_installation() -> Installation:
         versions={name: version for name, version in found["versions"].items() if version},
         python_version=found["python_version"],
         note=note,
-    )
-
-
-def template_names(installation: Installation) -> frozenset[str]:
-    """The chat templates that it registers; empty where its source cannot be read."""
-    source = installation.package / "data" / "template.py" if installation.package else None
-    if source is None or not source.is_file():
-        return frozenset()
-    # Only statements of the module itself: the docstring of register_template holds an example.
-    calls = [
-        statement.value
-        for statement in parse_source(source).body
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
-    ]
-    return frozenset(
-        keyword.value.value
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "register_template"
-        for keyword in call.keywords
-        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
     )
 
 

@@ -9,11 +9,12 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.arguments import Argument, read_arguments
+from orchestrator.chat_templates import with_found_template
 from orchestrator.check import Finding, check, check_model, raise_on_errors
 from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
@@ -71,6 +72,8 @@ class Plan:
     texts: dict[tuple[str, str], ParallelText]
     """(dataset, split) -> its text."""
     facts: Facts
+    found: str = ""
+    """How the model's template was found; '' where the spec says it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,21 @@ def plan_run(session: Session, spec: RunSpec) -> Plan:
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
-    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts))
+    spec, found = resolve(session, spec)
+    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts), found)
+
+
+def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
+    """The spec with the chat template that it left to be found, and how that was found ('' where it was given)."""
+    if spec.model is None:
+        return spec, ""
+    model, found = _resolve_model(session, spec.model)
+    return spec.model_copy(update={"model": model}), found
+
+
+def _resolve_model(session: Session, model: ModelSpec) -> tuple[ModelSpec, str]:
+    installation = session.llamafactory_or_none()
+    return with_found_template(model, session.workspace.root, installation) if installation else (model, "")
 
 
 def _heed(findings: Sequence[Finding]) -> None:
@@ -125,7 +142,7 @@ def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: boo
     log.info("run %s", run.id)
     with _recorded(run, record):
         record.update(run, status="preparing")
-        atomic_write(run.spec, spec_yaml(spec))
+        atomic_write(run.spec, spec_yaml(spec, plan.found))
         if spec.train is not None:
             _prepare_training(session, plan, run)
             _train(session, spec, run, record)
@@ -195,8 +212,9 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
     _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    model, _ = _resolve_model(session, target.checkpoint.model)
     return ServePlan(
-        checkpoint=target.checkpoint,
+        checkpoint=replace(target.checkpoint, model=model),
         settings=settings,
         model_name=_model_name(target.name, target.checkpoint, session.workspace.root),
         api_yaml=folder / "api.yaml",
@@ -407,4 +425,4 @@ def _as_name(text: str) -> str:
 
 
 __all__ = ["Origin", "Plan", "Session", "benchmark", "connect", "export_run", "launch", "plan_run", "render_training",
-           "rerun", "run_target", "serve_plan"]  # fmt: skip
+           "rerun", "resolve", "run_target", "serve_plan"]  # fmt: skip

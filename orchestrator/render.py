@@ -228,9 +228,18 @@ def model_arguments_names() -> frozenset[str]:
     return frozenset(model_arguments(full))
 
 
-def spec_yaml(spec: RunSpec) -> str:
-    """The resolved spec, every default written out, as a file that `launch` and `rerun` read."""
-    return "# The resolved spec of this run.\n" + yaml.dump(
+def spec_yaml(spec: RunSpec, found: str = "") -> str:
+    """The resolved spec, every default written out, as a file that `launch` and `rerun` read.
+
+    Args:
+        spec: what runs.
+        found: how its template was found; '' where the spec said it.
+    """
+    heads = ["# The resolved spec of this run."]
+    if found:
+        # Through repr, since a folder's name, which may hold a newline, is part of it.
+        heads.append(f"# model.template was not given: {repr(found)[1:-1]}")
+    return "\n".join([*heads, ""]) + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
 

@@ -67,7 +67,9 @@ class ModelSpec(_Section):
     name_or_path: str = Field(min_length=1)
     """A folder (relative to the workspace, or absolute) or a hub id such as Qwen/Qwen2.5-7B-Instruct."""
     template: str | None = None
-    """LLaMA-Factory's name of the chat template. None: LLaMA-Factory takes the tokenizer's own, or none at all."""
+    """LLaMA-Factory's name of the chat template. Left out: the one that it lists the model with, by id or folder name.
+
+    null, or where it lists none: LLaMA-Factory takes the tokenizer's own, or none at all."""
     adapter_name_or_path: str | None = None
     """A LoRA adapter to start from, or to serve where the spec does not train."""
     default_system: str | None = None

@@ -16,7 +16,20 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.installation import Installation
 from orchestrator.spec import RunSpec
 
-TEMPLATES = 'register_template(name="qwen")\nregister_template(name="llama3")\n'
+TEMPLATES = """
+register_template(name="qwen")
+register_template(name="qwen_nothink")
+register_template(name="thinker", template_class=ReasoningTemplate)
+register_template(name="qwen_thinks", template_class=ReasoningTemplate)
+register_template(name="qwen_thinks_nothink")
+"""
+MODELS = """
+def register_model_group(models, template=None):
+    any(mark in name for mark in ("-Chat",))
+register_model_group(models={"Tiny-Chat": {"hf": "Owner/Tiny-it"}}, template="qwen")
+register_model_group(models={"Tiny": {"hf": "Owner/Tiny"}}, template="qwen")
+register_model_group(models={"Deep-Chat": {"hf": "Owner/Deep"}}, template="qwen_thinks")
+"""
 
 
 @pytest.fixture
@@ -54,10 +67,11 @@ def write_dataset(root: Path, name: str, **splits: list[str]) -> None:
 
 
 def installation(root: Path, **versions: str) -> Installation:
-    """A LLaMA-Factory that has two templates and no other source."""
+    """A LLaMA-Factory that has five templates, three models and no other source."""
     package = root / "site" / "llamafactory"
-    (package / "data").mkdir(parents=True, exist_ok=True)
-    (package / "data" / "template.py").write_text(TEMPLATES)
+    for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
     return Installation(root / "llamafactory-cli", Path(sys.executable), package, None, versions, "3.11.0")
 
 
@@ -151,7 +165,48 @@ def test_an_unknown_template_gets_its_nearest(root: Path) -> None:
     """LLaMA-Factory says so too, after it has loaded torch and the tokenizer."""
     finding = only(root, model={"name_or_path": "models/tiny", "template": "qwn"})
     assert (finding.kind, finding.field) == ("spec", "model.template")
-    assert "among its 2; did you mean 'qwen'" in finding.message
+    assert "among its 5; did you mean 'qwen'" in finding.message
+
+
+def test_a_template_that_is_left_out_is_taken_from_llamafactorys_list_and_said(root: Path) -> None:
+    """By the folder's name; what is to be written is in the message."""
+    model_folder(root / "models" / "Tiny-it")
+    finding = only(root, model={"name_or_path": "models/Tiny-it"})
+    assert (finding.severity, finding.field) == ("warning", "model.template")
+    assert "lists Tiny-it with qwen" in finding.message and "write template: qwen" in finding.message
+
+
+def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root: Path) -> None:
+    """LLaMA-Factory parses it; it is said, since the template is then the tokenizer's affair."""
+    (root / "models" / "tiny" / "chat_template.jinja").write_text("{{ messages }}")
+    finding = only(root, model={"name_or_path": "models/tiny"})  # Owner/Tiny is listed, as a base model
+    assert finding.severity == "warning" and "lists tiny as a base model" in finding.message
+    assert "the tokenizer's own chat template" in finding.message
+    assert findings(root, model={"name_or_path": "models/tiny", "template": None}) == []  # said on purpose
+    (warning,) = [each for each in findings(root, model={"name_or_path": "a/b"}) if each.severity == "warning"]
+    assert "lists no model b" in warning.message and "or where it has none" in warning.message
+
+
+@pytest.mark.parametrize("model", [{}, {"template": None}])
+def test_a_base_model_without_a_chat_template_is_warned_about(model: dict[str, Any], root: Path) -> None:
+    """What LLaMA-Factory will do, why that is bad, and what to write."""
+    finding = only(root, model={"name_or_path": "models/tiny", **model})
+    assert (finding.severity, finding.field) == ("warning", "model.template")
+    for said in ("is a base model", "nothing between them", "learns no end", "template: default"):
+        assert said in finding.message
+
+
+def test_a_reasoning_template_wants_an_explicit_enable_thinking(root: Path) -> None:
+    """Given or found; true and false are both answers."""
+    model = {"name_or_path": "models/tiny", "template": "thinker"}
+    finding = only(root, model=model)
+    assert (finding.severity, finding.field) == ("warning", "model.enable_thinking")
+    assert "thinker is for models that think" in finding.message and "nothink" not in finding.message
+    assert "template: qwen_thinks_nothink" in only(root, model={**model, "template": "qwen_thinks"}).message
+    for answer in (True, False):
+        assert findings(root, model={**model, "enable_thinking": answer}) == []
+    found = findings(root, model={"name_or_path": "Owner/Deep"})
+    assert [each.field for each in found] == ["model.name_or_path", "model.template", "model.enable_thinking"]
 
 
 def test_templates_that_cannot_be_read_are_said_to_be_unchecked(root: Path) -> None:

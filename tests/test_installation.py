@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.installation import VARIABLE, find_installation, parse_source, template_names
+from orchestrator.installation import VARIABLE, find_installation, parse_source
 
 
 def executable(path: Path, text: str) -> Path:
@@ -119,12 +119,11 @@ def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
 
 
 def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absent packages are absent in the answer: no version, no folder, no templates."""
+    """Absent packages are absent in the answer: no version, no folder."""
     bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
     found = find_installation()
     assert found.package is None and found.training_args is None and found.versions == {}
-    assert template_names(found) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -167,15 +166,6 @@ def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatc
     monkeypatch.delenv(VARIABLE, raising=False)
     found = find_installation()
     assert found.training_args is not None and not found.training_args.is_relative_to(tmp_path)
-
-
-def test_the_templates_are_those_that_are_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names come from the source; the example in a docstring is none of them."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-    names = template_names(find_installation())
-    assert {"default", "empty", "qwen", "qwen3", "llama3", "alpaca"} <= names
-    assert "custom" not in names
-    assert len(names) > 100
 
 
 def test_source_that_is_no_python_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ORDER = [
     "spec",
     "datasets",
     "model_files",
+    "chat_templates",
     "client",
     "record",
     "render",

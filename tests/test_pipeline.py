@@ -57,6 +57,24 @@ def test_a_launch_leaves_the_files_that_the_design_names(launched):
     assert {"output/adapter_model.safetensors", "output/trainer_log.jsonl", "output/train_results.json"} <= files
 
 
+def test_a_template_that_is_left_out_is_found_once_and_kept_in_the_resolved_spec(workplace):
+    """The saved spec says which and why. A rerun takes it from there, and null for what was not found."""
+    shutil.copytree(workplace.root / "models" / "tiny", workplace.root / "models" / "SmolLM2-135M-Instruct")
+    spec = workplace.spec()
+    for name, template in (("SmolLM2-135M-Instruct", "smollm2"), ("tiny", None)):
+        text = spec.read_text("utf-8").replace("  template: smollm2\n", "").replace("tiny", name)
+        (workplace.runs / "left-out.yaml").write_text(text.replace("name: toy", f"name: {name.lower()}"), "utf-8")
+        done = workplace.run("launch", workplace.runs / "left-out.yaml", "--no-benchmark")
+        assert done.code == 0 and "warning: model.template: none given" in done.err, done.err
+        saved = next(workplace.runs.glob(f"{name.lower()}-*")) / "spec.yaml"
+        assert yaml.safe_load(saved.read_text("utf-8"))["model"]["template"] == template
+        assert "# model.template was not given: LLaMA-Factory lists" in saved.read_text("utf-8")
+        assert workplace.calls("train")[-1]["arguments"].get("template") == template
+        again = workplace.run("rerun", name.lower(), "--strict", "--no-benchmark")
+        assert again.code == 0 and "nothing differs" in again.err, again.err
+        assert workplace.calls("train")[-1]["arguments"].get("template") == template
+
+
 def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
     workplace, _ = launched
     run = workplace.only_run()

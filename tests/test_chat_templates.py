@@ -1,0 +1,243 @@
+"""Chat templates: read from source, and which one a model goes with. Run: pytest tests/test_chat_templates.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.chat_templates import (
+    ChatTemplates,
+    has_chat_template,
+    propose,
+    read_templates,
+    with_found_template,
+)
+from orchestrator.errors import PrerequisiteError
+from orchestrator.installation import VARIABLE, Installation, find_installation
+from orchestrator.spec import ModelSpec
+
+TEMPLATES = '''
+class ReasoningTemplate(Template):
+    pass
+
+class Quick(ReasoningTemplate):
+    pass
+
+def register_template(name, **rest):
+    r"""An example: register_template(name="custom")"""
+
+register_template(name="plain", default_system="Be " "kind.")
+register_template(name="thinker", template_class=ReasoningTemplate, default_system="")
+register_template(name="quick", template_class=Quick)
+if True:
+    register_template(name="hidden")
+'''
+MODELS = """
+def register_model_group(models, template=None, multimodal=False):
+    for name in models:
+        if template is not None and (any(mark in name for mark in ("-Chat", "-Talk")) or multimodal):
+            DEFAULT_TEMPLATE[name] = template
+
+register_model_group(
+    models={
+        "One-Base": {DownloadSource.DEFAULT: "Owner/One", DownloadSource.MODELSCOPE: "Other/Uno"},
+        "One-Chat": {DownloadSource.DEFAULT: "Owner/One-it"},
+        "One.5-Talk": {DownloadSource.DEFAULT: "Owner/One.5-it"},
+    },
+    template="plain",
+)
+register_model_group(models={"Eye": {DownloadSource.DEFAULT: "Owner/Eye"}}, template="thinker", multimodal=True)
+register_model_group(models={"Two-Chat": {DownloadSource.DEFAULT: "Else/One"}}, template="quick")
+register_model_group(models={"Three-Chat": {DownloadSource.DEFAULT: "Owner/Three"}})
+"""
+
+
+def installation(root: Path) -> Installation:
+    package = root / "llamafactory"
+    for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    return Installation(root / "llamafactory-cli", Path(sys.executable), package, None, {}, "3.11.0")
+
+
+@pytest.fixture
+def templates(tmp_path: Path) -> ChatTemplates:
+    return read_templates(installation(tmp_path))
+
+
+def model(root: Path, name: str, **config: object) -> Path:
+    (root / name).mkdir()
+    (root / name / "config.json").write_text(json.dumps(config))
+    return root / name
+
+
+def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
+    """Examples in docstrings are not; subclasses think too; an empty system text is none."""
+    assert templates.names == {"plain", "thinker", "quick"}
+    assert templates.reasoning == {"thinker", "quick"}
+    assert templates.default_system == {"plain": "Be kind."}
+
+
+def test_an_upgrade_is_seen(tmp_path: Path) -> None:
+    """What was read is kept for as long as the files are the same."""
+    found = installation(tmp_path)
+    assert read_templates(found) is read_templates(found)
+    assert found.package is not None
+    (found.package / "data" / "template.py").write_text('register_template(name="new")\n' * 2)
+    assert read_templates(found).names == {"new"}
+
+
+def test_without_source_nothing_is_known(tmp_path: Path) -> None:
+    """A fake llamafactory-cli, or a damaged installation: the latter is named."""
+    bare = Installation(tmp_path / "cli", Path(sys.executable), None, None, {}, "3.11.0")
+    assert read_templates(bare) == ChatTemplates()
+    assert read_templates(Installation(bare.cli, bare.python, tmp_path, None, {}, "3.11.0")) == ChatTemplates()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "template.py").write_text("def (:")
+    with pytest.raises(PrerequisiteError, match=r"template\.py"):
+        read_templates(Installation(bare.cli, bare.python, tmp_path, None, {}, "3.11.0"))
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "reason"),
+    [
+        ("Owner/One-it", "plain", "lists One-it with plain"),
+        ("OWNER/one-IT", "plain", "lists one-IT with plain"),
+        ("somebody/One-it", "plain", "lists One-it with plain"),  # a copy of it
+        ("Owner/One.5-it", "plain", "lists One.5-it"),
+        ("Owner/Eye", "thinker", "lists Eye"),  # its group is multimodal: no mark is needed in the name
+        ("Owner/One", None, "lists One as a base model"),
+        ("Other/Uno", None, "lists Uno as a base model"),
+        ("Owner/Three", None, "lists Three as a base model"),
+        ("somebody/One", None, "not clear: the model's id, One, is listed as a base model and with quick"),
+        ("Else/One", "quick", "lists One with quick"),  # the owner tells them apart
+        ("somebody/One-it-tuned", None, "lists no model One-it-tuned"),
+    ],
+)
+def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
+    """By the whole id, then by what stands behind the owner; never by a part of that."""
+    found = propose(name, None, templates)
+    assert found.template == template
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "template", "reason"),
+    [
+        ("One-it", {}, "plain", "lists One-it"),
+        ("One___5-it", {}, "plain", "lists One___5-it"),  # as ModelScope names its folders
+        ("mine", {"_name_or_path": "Owner/One-it"}, "plain", "lists One-it"),
+        ("mine", {"_name_or_path": "/data/models/One-it/"}, "plain", "lists One-it"),
+        ("mine", {"_model_name_or_path": "Owner/Eye"}, "thinker", "lists Eye"),
+        ("mine", {"model_type": "llama"}, None, "lists no model mine"),
+        ("mine", {"_name_or_path": 3}, None, "lists no model mine"),
+        ("One-it", {"_name_or_path": "Owner/One"}, "plain", "lists One-it"),  # a chat model names what it was made from
+        ("Uno", {"_name_or_path": "Owner/One-it"}, None, "Uno, is listed as a base model; config.json's _name_or_path"),
+        ("One-it", {"_name_or_path": "Owner/Eye"}, None, "One-it, is listed with plain; config.json's _name_or_path"),
+    ],
+)
+def test_a_folder_is_known_by_its_name_or_by_its_configuration(
+    folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
+) -> None:
+    """Where they contradict each other, nothing is taken and both are named."""
+    found = propose(f"models/{folder}/", model(tmp_path, folder, **config), templates)
+    assert found.template == template
+    assert reason in found.reason
+
+
+def test_a_snapshot_in_the_hub_cache_is_known_by_its_id(tmp_path: Path, templates: ChatTemplates) -> None:
+    """Its folder is named by a commit."""
+    snapshot = tmp_path / "models--Else--One" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    for name in ("Else/One", str(snapshot)):
+        assert propose(name, snapshot, templates).template == "quick"
+
+
+def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
+    """null is an answer: it stands in every resolved spec, and a rerun resolves nothing anew."""
+    found = installation(tmp_path)
+    folder = str(model(tmp_path, "One-it"))
+    given, reason = with_found_template(ModelSpec(name_or_path=folder), tmp_path, found)
+    assert (given.template, reason) == ("plain", "LLaMA-Factory lists One-it with plain")
+    for spec in (
+        given,
+        ModelSpec(name_or_path=folder, template=None),
+        ModelSpec(name_or_path=folder, template="quick"),
+    ):
+        assert with_found_template(spec, tmp_path, found) == (spec, "")
+    unknown, reason = with_found_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
+    assert unknown.template is None and "lists no model b" in reason
+    assert with_found_template(unknown, tmp_path, found) == (unknown, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "there"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", '{"chat_template": "x"}', True),
+        ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("tokenizer_config.json", "[]", False),
+        ("tokenizer_config.json", "{", False),
+        ("README.md", "", False),
+    ],
+)
+def test_a_tokenizer_s_own_chat_template_is_seen(name: str, text: str, there: bool, tmp_path: Path) -> None:
+    """In a file of its own, as transformers 5 writes it, or in the tokenizer's configuration."""
+    (tmp_path / name).write_text(text)
+    assert has_chat_template(tmp_path) is there
+
+
+def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The groups of the installed version are understood."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    templates = read_templates(find_installation())
+    assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names and len(templates.names) > 100
+    assert "custom" not in templates.names  # the docstring's example
+    assert "qwen3" in templates.reasoning and "qwen3_nothink" not in templates.reasoning
+    assert templates.default_system["qwen"].startswith("You are Qwen")
+    expected = {
+        "Qwen/Qwen2.5-7B-Instruct": "qwen",
+        "Qwen/Qwen3-0.6B": "qwen3",
+        "Qwen/Qwen3-4B-Instruct-2507": "qwen3_nothink",
+        "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2",
+        "Qwen/Qwen2.5-7B": None,
+        "copies/gemma-7b": None,
+    }
+    assert {name: propose(name, None, templates).template for name in expected} == expected
+
+
+IMPORTED = """
+import json
+from llamafactory.data.template import TEMPLATES, ReasoningTemplate
+from llamafactory.extras.constants import DEFAULT_TEMPLATE, SUPPORTED_MODELS
+
+print(json.dumps({
+    "names": sorted(TEMPLATES),
+    "reasoning": sorted(name for name, each in TEMPLATES.items() if isinstance(each, ReasoningTemplate)),
+    "default_system": {name: each.default_system for name, each in TEMPLATES.items() if each.default_system},
+    "models": [[sorted(ids.values()), DEFAULT_TEMPLATE.get(name)] for name, ids in SUPPORTED_MODELS.items()],
+}))
+"""
+
+
+@pytest.mark.integration
+def test_the_reading_is_what_an_import_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: names, kinds, system texts, and every model's template."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    installed = find_installation()
+    done = subprocess.run(
+        [str(installed.python), "-c", IMPORTED], capture_output=True, text=True, timeout=120, check=True
+    )
+    imported = json.loads(done.stdout.strip().splitlines()[-1])
+    templates = read_templates(installed)
+    assert sorted(templates.names) == imported["names"]
+    assert sorted(templates.reasoning) == imported["reasoning"]
+    assert templates.default_system == imported["default_system"]
+    expected: dict[str, set[str | None]] = {}
+    for ids, template in imported["models"]:
+        for hub_id in ids:
+            for key in {hub_id.lower(), hub_id.lower().rpartition("/")[2]}:
+                expected.setdefault(key, set()).add(template)
+    assert templates.by_model == expected
