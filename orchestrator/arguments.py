@@ -3,7 +3,7 @@
 Covered: name, types, default, choices (Literal, string enums, declared lists), help and command of each field of its
 argument dataclasses and of transformers' TrainingArguments. Read with ast, never imported: a fraction of a second, and
 true for that version.
-Not covered: rules between arguments (LLaMA-Factory's own parser checks those first thing).
+Not covered: whether a value is right (argument_check.py); rules between arguments (rules.py).
 """
 
 import ast
@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import PrerequisiteError, did_you_mean
+from orchestrator.errors import PrerequisiteError
 from orchestrator.installation import Installation, parse_source
 
 # What each command reads (hparams/parser.py); export is as api.
@@ -40,23 +40,6 @@ _KINDS = {
     "dict": "dict",
     "Dict": "dict",
     "Mapping": "dict",
-}
-_SAID = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "dict": "a mapping",
-}
-# Arguments of older versions that people still write, and what they became (transformers 5, LLaMA-Factory 0.9.4).
-_RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "group_by_length": "train_sampling_strategy",
-    "no_cuda": "use_cpu",
-    "new_special_tokens": "add_special_tokens",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
 }
 
 
@@ -126,48 +109,6 @@ def read_arguments(installation: Installation) -> dict[str, Argument]:
             )
         found |= {key: replace(argument, commands=commands) for key, argument in classes.fields(name).items()}
     return found
-
-
-def argument_problem(
-    key: str, value: Any, command: str, arguments: Mapping[str, Argument], also_known: Iterable[str] = ()
-) -> str | None:
-    """What is wrong with one argument, or None.
-
-    Args:
-        key: its name.
-        value: its value, as YAML gave it.
-        command: train, api or export.
-        arguments: what read_arguments found.
-        also_known: names that the place takes beside these, for "did you mean".
-    """
-    argument = arguments.get(key)
-    if argument is None:
-        renamed = _RENAMED.get(key)
-        if renamed in arguments:
-            return f"no argument of this LLaMA-Factory; it is {renamed!r} now"
-        known = [*also_known, *(name for name, each in arguments.items() if command in each.commands)]
-        return "no argument of this LLaMA-Factory" + did_you_mean(key, known)
-    if command not in argument.commands:
-        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
-    if value is None:
-        return None if argument.optional or not argument.kinds else f"expected {_said(argument)}, got null"
-    if argument.choices is not None:
-        if any(type(value) is type(choice) and value == choice for choice in argument.choices):
-            return None
-        near = did_you_mean(value, map(str, argument.choices)) if isinstance(value, str) else ""
-        if near and len(argument.choices) > 12:
-            return f"{_shown(value)} is none of its {len(argument.choices)} choices{near}"
-        return f"expected one of {', '.join(map(_shown, argument.choices))}; got {_shown(value)}{near}"
-    kinds = argument.kinds
-    kind = _kind(argument.typed(value))
-    if not kinds or kind in kinds or (kind == "int" and "float" in kinds):
-        return None
-    hint = ""
-    if isinstance(value, str) and not kinds & {"str", "list", "dict"}:
-        hint = " (text: write it without quotes)" if _is_number(value) or value in ("true", "false") else ""
-    elif "str" in kinds and not isinstance(value, list | dict):
-        hint = ' (write it in quotes: "...")'
-    return f"expected {_said(argument)}, got {_shown(value)}{hint}"
 
 
 class _Classes:
@@ -261,7 +202,7 @@ class _Classes:
         closed = bool(members or values) and not (kinds - {"str"}) and not (values and kinds)
         choices = tuple(dict.fromkeys([*members, *values])) if closed and known else None
         choices = choices or declared.choices
-        kinds |= {_kind(value) for value in [*members, *values]}
+        kinds |= {kind_of(value) for value in [*members, *values]}
         if name in self.split or (not self.split and "str" in kinds and not closed):
             kinds.add("list")
         shown = frozenset(kinds) if known else frozenset[str]()
@@ -307,7 +248,8 @@ def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, d
         left, right = _literal(node.left, constants, enums), _literal(node.right, constants, enums)
         if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
             return left + right
-        return left * right if isinstance(left, int) and isinstance(right, int) else COMPUTED
+        product = isinstance(node.op, ast.Mult) and isinstance(left, int) and isinstance(right, int)
+        return left * right if product else COMPUTED
     try:
         value = ast.literal_eval(node)
     except ValueError:
@@ -407,29 +349,6 @@ def _last_name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """The value's type, under the name that Argument.kinds has for it."""
     return type(value).__name__
-
-
-def _said(argument: Argument) -> str:
-    kinds = [
-        said
-        for kind, said in _SAID.items()
-        if kind in argument.kinds and not (kind == "int" and "float" in argument.kinds)
-    ]
-    return " or ".join(kinds) if kinds else "a value"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -76,9 +76,69 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
-    for name in ("runs", "dataset_info"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    _say(f"workspace {folder.resolve()}: write a spec into runs/, then: orchestrator check runs/NAME.yaml")
+    from orchestrator.rundir import Workspace
+
+    place = Workspace(folder.resolve())
+    for made in (place.runs, place.dataset_info):
+        made.mkdir(parents=True, exist_ok=True)
+    if not (place.runs / ".gitignore").exists():
+        (place.runs / ".gitignore").write_text(
+            f"# the specs are kept, the run folders are not\n*/\n{place.schema.name}\n"
+        )
+    _write_schema(place)
+    _say(
+        f"workspace {place.root}: orchestrator new NAME writes a spec into runs/; then: orchestrator check runs/NAME.yaml"
+    )
+
+
+@app.command(epilog="Example: orchestrator new my-run --from qlora --model Qwen/Qwen2.5-7B-Instruct")
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the spec: it is written to runs/NAME.yaml.")],
+    kind: Annotated[
+        str, typer.Option("--from", help="lora-sft, full-sft, freeze-sft, qlora, dpo, kto, rm or pt.")
+    ] = "lora-sft",
+    model: Annotated[str | None, typer.Option(help="A folder or a hub id.")] = None,
+    dataset: Annotated[str, typer.Option(help="A dataset of dataset_info/.")] = "captions_en_de",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a commented spec to start from."""
+    from orchestrator.new import new_spec
+
+    session = _session(workspace, None)
+    place = session.workspace
+    text = new_spec(
+        name,
+        kind,
+        model,
+        dataset,
+        workspace=place,
+        folders=session.dataset_folders,
+        renderer=session.renderer,
+        installation=session.llamafactory_or_none(),
+        arguments=session.arguments(),
+    )
+    path = place.runs / f"{name}.yaml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise SpecError(f"{path} is there already", "give another name, or remove it") from error
+    _write_schema(place)
+    typer.echo(path)
+    _say(f"next: orchestrator check runs/{name}.yaml")
+
+
+@app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
+def schema(
+    output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
+) -> None:
+    """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
+    from orchestrator.rundir import atomic_write
+
+    if output is None:
+        typer.echo(_schema_text(), nl=False)
+    else:
+        atomic_write(output, _schema_text())
 
 
 @app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
@@ -416,7 +476,33 @@ def _session(workspace: Path | None, archives: Path | None) -> Any:
 def _spec(session: Any, path: Path, overrides: list[str] | None) -> Any:
     from orchestrator.spec import load_spec
 
-    return load_spec(path, overrides or (), session.arguments())
+    return load_spec(path, overrides or (), session.arguments(), session.rules())
+
+
+def _schema_text() -> str:
+    from orchestrator.arguments import read_arguments
+    from orchestrator.chat_templates import read_templates
+    from orchestrator.installation import find_installation
+    from orchestrator.schema import spec_schema
+
+    found = find_installation()
+    made_for = " and ".join(
+        f"{name} {found.versions[key]}"
+        for name, key in (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
+        if key in found.versions
+    )
+    made = spec_schema(read_arguments(found), read_templates(found).names, made_for or "LLaMA-Factory")
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write_schema(place: Any) -> None:
+    """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
+    from orchestrator.rundir import atomic_write
+
+    try:
+        atomic_write(place.schema, _schema_text())
+    except PrerequisiteError as error:
+        _say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
 
 
 def _target(session: Any, word: str, template: str | None) -> Any:

@@ -27,6 +27,7 @@ from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.process import Child
 from orchestrator.record import BenchmarkSummary, Facts, RunRecord, now
 from orchestrator.render import Checkpoint, Renderer, api_arguments, spec_yaml, train_arguments, train_environment
+from orchestrator.rules import Rule, known_rules
 from orchestrator.rundir import RunDir, Workspace, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
 from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
@@ -58,6 +59,11 @@ class Session:
         """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
         installation = self.llamafactory_or_none()
         return (read_arguments(installation) or None) if installation is not None else None
+
+    def rules(self) -> tuple[Rule, ...]:
+        """LLaMA-Factory's rules between its arguments; none where its source is not there."""
+        installation = self.llamafactory_or_none()
+        return known_rules(installation) if installation is not None else ()
 
     def llamafactory_or_none(self) -> Installation | None:
         return None if isinstance(self.installation, PrerequisiteError) else self.installation
@@ -162,7 +168,7 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
         PrerequisiteError: strict, and something differs.
     """
     then = RunRecord.load(past)
-    plan = plan_run(session, load_spec(past.spec, overrides, session.arguments()))
+    plan = plan_run(session, load_spec(past.spec, overrides, session.arguments(), session.rules()))
     lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
     for line in lines:
         log.warning("differs from %s: %s", past.id, line)

@@ -21,7 +21,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import SpecError
 from orchestrator.rundir import shipped
-from orchestrator.spec import ModelSpec, RunSpec, ServeSpec, spec_json
+from orchestrator.spec import (
+    ModelSpec,
+    RunSpec,
+    ServeSpec,
+    model_arguments,
+    serving_arguments,
+    spec_json,
+    training_arguments,
+)
 
 DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _YAML_STR = "tag:yaml.org,2002:str"
@@ -68,43 +76,14 @@ _QuotedDumper.add_representer(
 )
 
 
-def model_arguments(model: ModelSpec) -> dict[str, Any]:
-    """The arguments that training, serving and export share, under LLaMA-Factory's names."""
-    arguments = {
-        "model_name_or_path": model.name_or_path,
-        "adapter_name_or_path": model.adapter_name_or_path,
-        "template": model.template,
-        "default_system": model.default_system,
-        "enable_thinking": model.enable_thinking,
-        "trust_remote_code": model.trust_remote_code or None,
-        "model_revision": model.revision,
-    }
-    return {key: value for key, value in arguments.items() if value is not None}
-
-
 def train_arguments(spec: RunSpec, start: Checkpoint) -> dict[str, Any]:
     """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
-    if spec.train is None or spec.dataset is None:
-        raise SpecError(f"{spec.name} trains nothing: it has no train section")
-    return {
-        **model_arguments(start.model),
-        "do_train": True,
-        **spec.train.arguments(),
-        "dataset": spec.dataset,
-        "dataset_dir": ".",
-        "output_dir": "output",
-        "seed": spec.seed,
-        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
-    }
+    return training_arguments(spec, start.model)
 
 
 def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
     """Everything that `llamafactory-cli api` is given."""
-    return {
-        **model_arguments(checkpoint.model),
-        "infer_backend": serve.infer_backend,
-        **serve.extra_arguments(),
-    }
+    return serving_arguments(checkpoint.model, serve)
 
 
 def export_arguments(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

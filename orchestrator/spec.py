@@ -16,8 +16,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from orchestrator.arguments import Argument, argument_problem
+from orchestrator.argument_check import argument_problem
+from orchestrator.arguments import Argument
 from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.rules import RULES, Rule, rule_problems
 from orchestrator.yamlfile import Location, YamlSource, read_yaml, set_value
 
 Metric = Literal["bleu", "chrf", "ter"]
@@ -44,6 +46,9 @@ OWNED: dict[str, str] = {
     "infer_backend": "write it as serve.infer_backend",
     "export_dir": "`orchestrator export` sets it",
 }
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class _Section(BaseModel):
@@ -158,7 +163,7 @@ class ComputeSpec(_Section):
 class RunSpec(_Section):
     """One run: what is trained on what, how it is served, and which benchmarks follow."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     """Begins the run's id. Letters, digits, dot, underscore, hyphen; at most 64."""
     model: ModelSpec | None = None
     """The model. None only where serve.url names a server."""
@@ -196,13 +201,59 @@ class RunSpec(_Section):
         return self
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str, Argument] | None = None) -> RunSpec:
+def model_arguments(model: ModelSpec) -> dict[str, Any]:
+    """The arguments that training, serving and export share, under LLaMA-Factory's names."""
+    arguments = {
+        "model_name_or_path": model.name_or_path,
+        "adapter_name_or_path": model.adapter_name_or_path,
+        "template": model.template,
+        "default_system": model.default_system,
+        "enable_thinking": model.enable_thinking,
+        "trust_remote_code": model.trust_remote_code or None,
+        "model_revision": model.revision,
+    }
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]:
+    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
+
+    Args:
+        spec: what is trained.
+        model: what it starts from, the spec's own or the same with absolute paths.
+    """
+    if spec.train is None or spec.dataset is None or model is None:
+        raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    return {
+        **model_arguments(model),
+        "do_train": True,
+        **spec.train.arguments(),
+        "dataset": spec.dataset,
+        "dataset_dir": ".",
+        "output_dir": "output",
+        "seed": spec.seed,
+        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
+    }
+
+
+def serving_arguments(model: ModelSpec, serve: ServeSpec) -> dict[str, Any]:
+    """Everything that `llamafactory-cli api` is given."""
+    return {**model_arguments(model), "infer_backend": serve.infer_backend, **serve.extra_arguments()}
+
+
+def load_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    arguments: Mapping[str, Argument] | None = None,
+    rules: Sequence[Rule] = RULES,
+) -> RunSpec:
     """Read a spec file and check it as a whole.
 
     Args:
         path: the YAML file, at most 1 MiB, UTF-8.
         overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
-        arguments: LLaMA-Factory's arguments by name; None leaves the names of `train` and `serve` unchecked.
+        arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
+        rules: LLaMA-Factory's rules between them.
 
     Raises:
         SpecError: every problem at once, each with file:line:column and dotted path.
@@ -210,10 +261,12 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
     source = read_yaml(path)
     for override in overrides:
         set_value(source, override)
-    return validate_spec(source, arguments)
+    return validate_spec(source, arguments, rules)
 
 
-def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None = None) -> RunSpec:
+def validate_spec(
+    source: YamlSource, arguments: Mapping[str, Argument] | None = None, rules: Sequence[Rule] = RULES
+) -> RunSpec:
     """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
     problems = [
         *_value_problems(source.value, ()),
@@ -228,7 +281,19 @@ def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None =
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {source.path}")
-    return _typed(spec, arguments)
+    if arguments is None:
+        return spec
+    spec = _typed(spec, arguments)
+    broken: dict[tuple[Location, str], None] = {}  # one model for both: what it breaks is said once
+    if spec.train is not None:
+        given = training_arguments(spec, spec.model)
+        broken |= dict.fromkeys(rule_problems("train", given, "train", source.value, arguments, rules))
+    if spec.model is not None and spec.serve.url is None:
+        given = serving_arguments(spec.model, spec.serve)
+        broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
+    if broken:
+        raise SpecError(source.report(list(broken)), f"edit {source.path}")
+    return spec
 
 
 def spec_json(spec: RunSpec) -> dict[str, Any]:
@@ -241,10 +306,8 @@ def spec_sha256(spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
 
 
-def _typed(spec: RunSpec, arguments: Mapping[str, Argument] | None) -> RunSpec:
+def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
     """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
-    if arguments is None:
-        return spec
     changes: dict[str, Any] = {}
     for name in ("train", "serve"):
         section = getattr(spec, name)

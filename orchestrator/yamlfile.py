@@ -13,11 +13,14 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 
 from orchestrator.errors import SpecError
+from orchestrator.excerpt import block, excerpt, split_lines
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
+MAX_SHOWN = 50  # problems; a file with more is something else
 MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
@@ -34,21 +37,42 @@ class YamlSource:
     """The file's nodes as ruamel.yaml read them: they know line and column."""
     overridden: dict[Location, str]
     """Location -> the `--set` that put a value there."""
+    lines: list[str]
+    """The file's text, to show."""
 
     def place(self, at: Location) -> str:
         """'file:line:column', or the override that a value comes from."""
-        for length in range(len(at), 0, -1):
-            if at[:length] in self.overridden:
-                return f"--set {self.overridden[at[:length]]}"
+        override = self._override(at)
+        if override is not None:
+            return f"--set {override}"
         line, column = _position(self.nodes, at)
         return f"{self.path}:{line + 1}:{column + 1}"
 
     def report(self, problems: Sequence[tuple[Location, str]]) -> str:
-        """All problems, a line each, in the order of the file."""
+        """All problems in the order of the file, each with its place, the line, and help.
+
+        Args:
+            problems: where, and what. '; did you mean ...?' at its end, and each line after the first, is help.
+        """
         heads = f"{self.path} has {len(problems)} error{'s' if len(problems) != 1 else ''}:"
         in_order = sorted(problems, key=lambda found: (_position(self.nodes, found[0]), str(found)))
-        lines = [f"  {self.place(at)}: {'.'.join(map(str, at)) or 'spec'}: {text}" for at, text in in_order]
-        return "\n".join([heads, *lines])
+        blocks = ["error: " + "\n".join(self._block(at, text)) for at, text in in_order[:MAX_SHOWN]]
+        more = [f"... and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+        return "\n\n".join([heads, *blocks, *more])
+
+    def _block(self, at: Location, text: str) -> list[str]:
+        what, *helps = text.split("\n")
+        what, mark, near = what.partition("; did you mean ")
+        in_file = self._override(at) is None and bool(at) and at[0] in self.nodes
+        shown = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
+        helps = [f"did you mean {near}"] * bool(mark) + helps
+        return block(f"{'.'.join(map(str, at)) or 'spec'}: {what}", self.place(at), shown, helps)
+
+    def _override(self, at: Location) -> str | None:
+        for length in range(len(at), 0, -1):
+            if at[:length] in self.overridden:
+                return self.overridden[at[:length]]
+        return None
 
 
 def read_yaml(path: Path) -> YamlSource:
@@ -72,7 +96,7 @@ def read_yaml(path: Path) -> YamlSource:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
     nodes, value = _parse(text, path)
-    return YamlSource(path, value, nodes, {})
+    return YamlSource(path, value, nodes, {}, split_lines(text))
 
 
 def set_value(source: YamlSource, override: str) -> None:
@@ -136,17 +160,27 @@ def _parse(text: str, path: Path) -> tuple[CommentedMap, dict[str, Any]]:
         nodes, value = _load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = " ".join(str(error.problem or error.context).split())
-        raise SpecError(f"{place}: not valid YAML: {problem}", f"edit {path}") from error
-    except YAMLError as error:  # ReaderError: control characters, say
-        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
+        at = (mark.line, mark.column) if mark else None
+        raise _no_yaml(str(error.problem or error.context), path, text, at) from error
+    except ReaderError as error:  # a control character
+        before = split_lines(text[: error.position])
+        raise _no_yaml(str(error), path, text, (len(before) - 1, len(before[-1]))) from error
+    except YAMLError as error:
+        raise _no_yaml(str(error), path, text, None) from error
     if nodes is None:
         raise SpecError(f"{path} is empty", f"edit {path}")
     if not isinstance(nodes, CommentedMap):
         kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
         raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
     return nodes, value
+
+
+def _no_yaml(reason: str, path: Path, text: str, at: tuple[int, int] | None) -> SpecError:
+    message = f"not valid YAML: {' '.join(reason.split())}"
+    if at is None:
+        return SpecError(f"{path}: {message}", f"edit {path}")
+    place = f"{path}:{at[0] + 1}:{at[1] + 1}"
+    return SpecError("\n".join(block(message, place, excerpt(split_lines(text), *at), [])), f"edit {path}")
 
 
 def _plain(node: Any, counter: Iterator[int]) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arguments import Argument, argument_problem, read_arguments
+from orchestrator.argument_check import argument_problem
+from orchestrator.arguments import Argument, read_arguments
 from orchestrator.errors import PrerequisiteError
 from orchestrator.installation import VARIABLE, Installation, find_installation
 
@@ -148,8 +149,8 @@ def test_a_misspelt_name_gets_the_nearest_of_the_command(installed: dict[str, Ar
 
 def test_a_name_of_an_older_version_is_told_the_new_one(installed: dict[str, Argument]) -> None:
     """What transformers 5 renamed, people still copy from old scripts."""
-    assert "'use_cpu'" in str(argument_problem("no_cuda", True, "train", installed))
-    assert "'train_sampling_strategy'" in str(argument_problem("group_by_length", True, "train", installed))
+    assert "removed in transformers 5\nwrite use_cpu" in str(argument_problem("no_cuda", True, "train", installed))
+    assert "train_sampling_strategy" in str(argument_problem("group_by_length", True, "train", installed))
 
 
 def test_a_training_argument_is_refused_by_the_server(installed: dict[str, Argument]) -> None:

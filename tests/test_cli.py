@@ -70,7 +70,7 @@ def truncated_model(workplace):
 NOT_THE_ARCHIVE = hashlib.sha256(b"12345").hexdigest()
 ERRORS = {
     "no spec": (lambda workplace: None, 2, ["runs/toy.yaml: no such file"]),
-    "not YAML": (raw_spec("name: toy\nmodel: a: b\n"), 2, ["runs/toy.yaml:2:9: not valid YAML"]),
+    "not YAML": (raw_spec("name: toy\nmodel: a: b\n"), 2, ["error: not valid YAML: ", "\n  --> runs/toy.yaml:2:9\n"]),
     "no mapping": (raw_spec("- name: toy\n"), 2, ["runs/toy.yaml:1:1", "expected a mapping"]),
     "unknown field and wrong types, all at once": (
         raw_spec(
@@ -80,12 +80,14 @@ ERRORS = {
         2,
         [
             "has 5 errors",
-            "runs/toy.yaml:2:1: modle: unknown field; did you mean 'model'?",
-            "runs/toy.yaml:6:3: train.lora_rnak: ",
+            "\nerror: modle: unknown field\n  --> runs/toy.yaml:2:1\n",
+            " 2 | modle: {name_or_path: x}\n   | ^^^^^\n   = help: did you mean 'model'?\n",
+            "\nerror: train.lora_rnak: ",
+            "\n  --> runs/toy.yaml:6:3\n",
             "did you mean 'lora_rank'?",
-            "runs/toy.yaml:7:3: train.learning_rate: expected",
-            "runs/toy.yaml:8:3: train.output_dir: the run layer sets output_dir",
-            "runs/toy.yaml:9:1: seed: ",
+            "\nerror: train.learning_rate: expected",
+            "\nerror: train.output_dir: the run layer sets output_dir",
+            "\n  --> runs/toy.yaml:9:1\n",
             "(got 'many')",
         ],
     ),

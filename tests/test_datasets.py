@@ -33,6 +33,7 @@ from orchestrator.datasets import (
 )
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.rundir import shipped
+from tests.reports import flat
 
 SHIPPED = shipped("dataset_info")
 INSTRUCTION = "Translate the following English sentence into German."
@@ -168,7 +169,7 @@ archives:
 """)
     with pytest.raises(SpecError) as error:
         load_entry("toy", [tmp_path])
-    message = error.value.message
+    message = "\n".join(flat(error.value.message))
     file = tmp_path / "toy.yaml"
     for expected in (
         f"{file} has 14 errors",
@@ -200,7 +201,8 @@ archives:
 """)
     with pytest.raises(SpecError) as error:
         load_entry("toy", [tmp_path])
-    assert "splits.train.archive: archives has no 'train.tgz'; did you mean 'train.tar.gz'?" in error.value.message
+    message = "\n".join(flat(error.value.message))
+    assert "splits.train.archive: archives has no 'train.tgz'; did you mean 'train.tar.gz'?" in message
     assert "splits.train.target: the source is 'a' too" in error.value.message
 
 
@@ -210,8 +212,9 @@ def test_names_of_splits_and_archives_are_checked_at_their_place(tmp_path: Path)
     (tmp_path / "toy.yaml").write_text(entry)
     with pytest.raises(SpecError) as error:
         load_entry("toy", [tmp_path])
-    assert "toy.yaml:7:3: splits.t/1: String should match" in error.value.message
-    assert "toy.yaml:13:3: archives.../x: String should match" in error.value.message
+    message = "\n".join(flat(error.value.message))
+    assert "toy.yaml:7:3: splits.t/1: String should match" in message
+    assert "toy.yaml:13:3: archives.../x: String should match" in message
 
 
 def test_an_unknown_split_brings_the_nearest_name_and_all_names(toy: Callable[..., Dataset], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from orchestrator import spec as spec_module
 from orchestrator.arguments import Argument
 from orchestrator.errors import SpecError
 from orchestrator.spec import METRICS, OWNED, RunSpec, ServeSpec, TrainSpec, load_spec, spec_json, spec_sha256
+from tests.reports import flat
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = """\
@@ -56,7 +57,7 @@ def refusal(folder: Path, text: str, *overrides: str, arguments=ARGUMENTS) -> li
     """The lines of the error, the folder's name left out."""
     with pytest.raises(SpecError) as error:
         load(folder, text, *overrides, arguments=arguments)
-    return [line.replace(f"{folder}/", "").strip() for line in str(error.value).splitlines()]
+    return [line.replace(f"{folder}/", "") for line in flat(str(error.value))]
 
 
 def with_train(line: str) -> str:
