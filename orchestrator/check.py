@@ -111,6 +111,7 @@ def _data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -> lis
     train: ParallelText | None = None
     if spec.train is not None and spec.dataset is not None:
         train = _text(findings, "dataset", spec.dataset, "train", spec.train.max_samples, folders, archives)
+        findings += _preferences(spec.train.stage, spec.dataset)
     for number, benchmark in enumerate(spec.benchmark):
         field = f"benchmark.{number}.testset"
         limit = benchmark.max_samples
@@ -120,6 +121,19 @@ def _data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -> lis
             what = f"{count} of the {len(test.sources)} sentences of {test.origin} stand in {train.origin} too"
             findings.append(Finding("warning", "spec", field, f"{what}: the score will be too high"))
     return findings
+
+
+def _preferences(stage: str, dataset: str) -> list[Finding]:
+    """Whether a stage learns from what an entry of dataset_info/ holds: one right answer to each prompt."""
+    wanted = {
+        "dpo": "a chosen and a rejected answer to each prompt",
+        "rm": "a chosen and a rejected answer to each prompt",
+        "kto": "answers that are marked good or bad",
+    }
+    if stage not in wanted:
+        return []
+    what = f"stage {stage} learns from {wanted[stage]}; {dataset} has one translation of each sentence"
+    return [Finding("error", "missing", "dataset", what, "stage sft learns from translations")]
 
 
 def _text(
@@ -208,6 +222,8 @@ def _packages(spec: RunSpec, root: Path, installation: Installation | Prerequisi
     wanted: dict[str, str] = {"train.deepspeed": "deepspeed"} if arguments.get("deepspeed") else {}
     if spec.benchmark and spec.serve.infer_backend != "huggingface":
         wanted["serve.infer_backend"] = spec.serve.infer_backend
+    if arguments.get("quantization_bit") and arguments.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
+        wanted["train.quantization_bit"] = "bitsandbytes"
     for field, package in wanted.items():
         if installation.package is not None and package not in installation.versions:
             what = f"the package {package} is not installed beside LLaMA-Factory"

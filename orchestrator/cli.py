@@ -82,13 +82,9 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Pa
     for made in (place.runs, place.dataset_info):
         made.mkdir(parents=True, exist_ok=True)
     if not (place.runs / ".gitignore").exists():
-        (place.runs / ".gitignore").write_text(
-            f"# the specs are kept, the run folders are not\n*/\n{place.schema.name}\n"
-        )
+        (place.runs / ".gitignore").write_text(f"# run folders; the specs are kept\n*/\n{place.schema.name}\n")
     _write_schema(place)
-    _say(
-        f"workspace {place.root}: orchestrator new NAME writes a spec into runs/; then: orchestrator check runs/NAME.yaml"
-    )
+    _say(f"workspace {place.root}: orchestrator new NAME writes a spec; then: orchestrator check runs/NAME.yaml")
 
 
 @app.command(epilog="Example: orchestrator new my-run --from qlora --model Qwen/Qwen2.5-7B-Instruct")

@@ -48,8 +48,19 @@ class Checkpoint:
     """name_or_path and adapter_name_or_path are absolute folders, or a hub id."""
 
 
-class _Name(str):
-    """A bare word of a template's text: an argument's name, never a value."""
+class _Bare(str):
+    """Text that is put into a file as it is: never a value."""
+
+
+class Comment(_Bare):
+    """A part of a comment: one line, whatever it holds."""
+
+    def __new__(cls, text: str) -> "Comment":
+        return super().__new__(cls, "".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+
+
+class _Name(_Bare):
+    """A bare word of a template's text: an argument's name."""
 
     def __new__(cls, word: str) -> "_Name":
         if not re.fullmatch(f"-{{0,2}}{_WORD}", word):
@@ -123,6 +134,10 @@ class Renderer:
     def export_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
 
+    def new_yaml(self, values: Mapping[str, Any]) -> str:
+        """A commented spec to start from; the one text that people go on writing."""
+        return self._text("new.yaml", values)
+
     def dataset_info(self, name: str, file_name: str) -> str:
         """dataset_info.json with the one entry that the training reads."""
         text = self._text("dataset_info.json", {"name": name, "file_name": file_name, "columns": DATASET_COLUMNS})
@@ -178,7 +193,7 @@ class Renderer:
         environment = ImmutableSandboxedEnvironment(
             loader=self._loader,
             undefined=StrictUndefined,
-            finalize=_finalize(_QUOTES[Path(file).suffix]),
+            finalize=_finalize(_QUOTES.get(file) or _QUOTES[Path(file).suffix]),
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
@@ -216,8 +231,7 @@ def spec_yaml(spec: RunSpec, found: str = "") -> str:
     """
     heads = ["# The resolved spec of this run."]
     if found:
-        # Through repr, since a folder's name, which may hold a newline, is part of it.
-        heads.append(f"# model.template was not given: {repr(found)[1:-1]}")
+        heads.append(f"# model.template was not given: {Comment(found)}")
     return "\n".join([*heads, ""]) + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
@@ -263,7 +277,7 @@ def _finalize(quote: Callable[[Any], str]) -> Callable[[Any], Any]:
     def finalize(value: Any) -> Any:
         if isinstance(value, Undefined):
             return str(value)  # StrictUndefined raises here, with the variable's name
-        return str(value) if isinstance(value, _Name) else quote(value)
+        return str(value) if isinstance(value, _Bare) else quote(value)
 
     return finalize
 
@@ -275,6 +289,12 @@ def _yaml_quote(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def _spec_quote(value: Any) -> str:
+    """As people write it: a word without quotes, unless some reader of YAML would take it for something else."""
+    is_word = isinstance(value, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_./-]*", value)
+    return str(value) if is_word and yaml.safe_load(value) == value else _yaml_quote(value)
+
+
 def _json_quote(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False)  # LLaMA-Factory opens it in the locale's encoding
 
@@ -283,7 +303,12 @@ def _shell_quote(value: Any) -> str:
     return shlex.quote(str(value))
 
 
-_QUOTES: dict[str, Callable[[Any], str]] = {".yaml": _yaml_quote, ".json": _json_quote, ".txt": _shell_quote}
+_QUOTES: dict[str, Callable[[Any], str]] = {
+    "new.yaml": _spec_quote,
+    ".yaml": _yaml_quote,
+    ".json": _json_quote,
+    ".txt": _shell_quote,
+}
 
 
 def words_of(text: str) -> Sequence[str]:

@@ -138,6 +138,14 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def schema(self) -> Path:
+        """The specs' JSON Schema, beside them, so that a spec's first line names it by a path that always holds.
+
+        Not in git: it is made for the LLaMA-Factory of this machine.
+        """
+        return self.runs / ".spec.schema.json"
+
+    @property
     def dataset_info(self) -> Path:
         return self.root / "dataset_info"
 

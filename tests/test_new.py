@@ -1,0 +1,258 @@
+"""`new`, `init` and `schema`: a spec to start from, and what editors know of it. Run: pytest tests/test_new.py."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orchestrator.arguments import Argument, read_arguments
+from orchestrator.check import check
+from orchestrator.datasets import ArchiveStore, entry_folders
+from orchestrator.errors import SpecError
+from orchestrator.installation import VARIABLE, Installation, find_installation
+from orchestrator.new import KINDS, check_name, new_spec
+from orchestrator.render import Renderer
+from orchestrator.rundir import Workspace
+from orchestrator.schema import modeline, spec_schema
+from orchestrator.spec import RunSpec, load_spec
+from orchestrator.yamlfile import read_yaml
+
+
+@pytest.fixture(scope="module")
+def installation() -> Installation:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        return find_installation()
+
+
+@pytest.fixture(scope="module")
+def arguments(installation: Installation) -> dict[str, Argument]:
+    return read_arguments(installation)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "runs").mkdir()
+    return Workspace(tmp_path)
+
+
+def written(place: Workspace, installation: Installation | None, arguments: Any, **given: Any) -> tuple[str, RunSpec]:
+    """The text of a new spec, and what it says."""
+    asked = {"name": "x", "kind": "lora-sft", "model": None, "dataset": "captions_en_de", **given}
+    text = new_spec(
+        **asked,
+        workspace=place,
+        folders=entry_folders(place.dataset_info),
+        renderer=Renderer(place.templates),
+        installation=installation,
+        arguments=arguments,
+    )
+    path = place.runs / f"{asked['name']}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return text, load_spec(path, (), arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_spec_of_each_kind_passes_check_but_for_what_is_missing(
+    kind: str, place: Workspace, installation: Installation, arguments: dict[str, Argument]
+) -> None:
+    """Errors are about things that are not on this machine; warnings are only about its GPU."""
+    text, spec = written(place, installation, arguments, kind=kind)
+    found = check(spec, place.root, entry_folders(place.dataset_info), ArchiveStore(None, place.root), installation)
+    assert [each for each in found if each.severity == "error" and each.kind != "missing"] == []
+    assert {each.field for each in found if each.severity == "warning"} <= {"train.bf16"}
+    wanted = {"dpo": "dpo", "kto": "kto", "rm": "rm", "pt": "pt"}.get(kind, "sft")
+    assert spec.train is not None and spec.train.stage == wanted
+    assert ("dataset" in {each.field for each in found}) == (wanted in ("dpo", "kto", "rm"))
+    assert bool(spec.benchmark) == (wanted not in ("rm", "pt"))
+    assert jsonschema.Draft202012Validator(spec_schema(arguments)).is_valid(read_yaml(place.runs / "x.yaml").value)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_spec_explains_itself(
+    kind: str, place: Workspace, installation: Installation, arguments: dict[str, Argument]
+) -> None:
+    """Editors' line, what it needs, how to launch it, an override; a comment on each argument that is a choice."""
+    text, _ = written(place, installation, arguments, kind=kind)
+    lines = text.splitlines()
+    assert lines[0] == modeline(".spec.schema.json")
+    head = text.partition("\nname:")[0]
+    assert "Needs" in head and "GPU" in head
+    assert "#   orchestrator launch runs/x.yaml\n" in head and "--set train.num_train_epochs=1" in head
+    train = text.partition("\ntrain:\n")[2].partition("\nseed:")[0].splitlines()
+    bare = [line.split(":")[0].strip() for line in train if line.startswith("  ") and "#" not in line]
+    plain = {"stage", "finetuning_type", "quantization_method", "- testset", "split", "metrics"}
+    assert set(bare) <= plain
+
+
+@pytest.mark.parametrize("kind", ["full-sft", "freeze-sft", "qlora"])
+def test_the_kind_decides_what_is_trained(kind: str, place: Workspace, arguments: dict[str, Argument]) -> None:
+    """QLoRA is benchmarked as it was trained: on 4 bits."""
+    _, spec = written(place, None, arguments, kind=kind)
+    assert spec.train is not None
+    expected = {"full-sft": "full", "freeze-sft": "freeze", "qlora": "lora"}
+    assert spec.train.finetuning_type == expected[kind]
+    for section in (spec.train, spec.serve):
+        assert section.extra_arguments().get("quantization_bit") == (4 if kind == "qlora" else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "template", "thinking"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen", None),
+        ("Qwen/Qwen3-8B", "qwen3", False),
+        ("nobody/nothing", None, None),
+    ],
+)
+def test_the_template_is_that_of_the_model(
+    model: str,
+    template: str | None,
+    thinking: bool | None,
+    place: Workspace,
+    installation: Installation,
+    arguments: dict[str, Argument],
+) -> None:
+    """How it was found, or why not, stands above it; a model that thinks gets an explicit answer."""
+    text, spec = written(place, installation, arguments, model=model)
+    assert spec.model is not None
+    assert (spec.model.name_or_path, spec.model.template, spec.model.enable_thinking) == (model, template, thinking)
+    assert f"LLaMA-Factory lists {'no model' if template is None else model.rpartition('/')[2]}" in text
+
+
+def test_without_llamafactory_a_spec_is_written_all_the_same(place: Workspace) -> None:
+    """The machine where it is written need not be the one where it runs."""
+    text, spec = written(place, None, None)
+    assert spec.model is not None and spec.model.template is None
+    assert "# template: NAME" in text and "LLaMA-Factory was not found" in text
+
+
+def test_a_folder_with_any_name_stays_that_folder(place: Workspace, arguments: dict[str, Argument]) -> None:
+    """Quotes, hashes and newlines do not become YAML, nor another line of a comment."""
+    for name in ('it\'s # a: "b"', "new\nline: x", "yes", "1e-4", "日本語"):
+        (place.root / name).mkdir()
+        text, spec = written(place, find_installation(), arguments, model=name)
+        assert spec.model is not None and spec.model.name_or_path == name
+        assert not any(line.startswith("line:") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", ["1e5", "0o7", "no", "x.y", "a" * 64, "9"])
+def test_any_name_of_a_spec_can_be_had(name: str, place: Workspace, arguments: dict[str, Argument]) -> None:
+    """What YAML would take for a number or a truth is quoted."""
+    assert written(place, None, arguments, name=name)[1].name == name
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "-a", ".a", "a\n", "a" * 65, "ä", "a.yaml", "$(x)"])
+def test_rubbish_is_no_name(name: str) -> None:
+    """It would be a file's name, and the beginning of run folders'."""
+    with pytest.raises(SpecError):
+        check_name(name)
+
+
+def test_a_dataset_without_a_test_split_gets_no_benchmark(place: Workspace, arguments: dict[str, Argument]) -> None:
+    """One without a train split cannot be trained on; an unknown one is named with the nearest."""
+    shipped = entry_folders(place.dataset_info)[-1]
+    place.dataset_info.mkdir()
+    entry = (shipped / "captions_en_de.yaml").read_text("utf-8")
+    before, _, rest = entry.partition("  test:\n")
+    for name, text in (("train_only", before), ("test_only", re.sub(r"  train:\n(    .*\n)+", "", entry))):
+        (place.dataset_info / f"{name}.yaml").write_text(text, "utf-8")
+    assert rest
+    assert written(place, None, arguments, dataset="train_only")[1].benchmark == []
+    with pytest.raises(SpecError, match="no split train"):
+        written(place, None, arguments, dataset="test_only")
+    with pytest.raises(SpecError, match="did you mean 'captions_en_de'"):
+        written(place, None, arguments, dataset="captoins_en_de")
+
+
+def test_a_kind_that_this_llamafactory_does_not_have_is_refused(
+    place: Workspace, arguments: dict[str, Argument]
+) -> None:
+    """Another version may lack its arguments: no spec is written that cannot be launched."""
+    older = {name: argument for name, argument in arguments.items() if name != "kto_chosen_weight"}
+    with pytest.raises(SpecError, match=r"from kto is none for this LLaMA-Factory[\s\S]*kto_chosen_weight"):
+        written(place, None, older, kind="kto")
+    assert written(place, None, older, kind="dpo")
+    with pytest.raises(SpecError, match="did you mean 'qlora'") as error:
+        written(place, None, arguments, kind="qlor")
+    assert "lora-sft, full-sft" in error.value.remedy
+
+
+def test_a_template_of_the_workspace_that_says_something_else_is_refused(
+    place: Workspace, arguments: dict[str, Argument]
+) -> None:
+    """templates/new.yaml.j2 may be one's own; what was asked for has to come out of it."""
+    place.templates.mkdir()
+    own = place.templates / "new.yaml.j2"
+    own.write_text("name: y\nmodel: {name_or_path: {{ model }}}\ndataset: {{ dataset }}\ntrain: {}\n")
+    with pytest.raises(SpecError, match=r"new\.yaml\.j2 does not say"):
+        written(place, None, arguments)
+    own.write_text("name: {{ nmae }}\n")
+    with pytest.raises(SpecError, match="nmae"):
+        written(place, None, arguments)
+
+
+def test_init_new_check_launch_is_a_way_that_works(workplace):
+    """As a user goes it: the workspace, a spec, its schema beside it, a check, a training."""
+    done = workplace.run("init", "inner")
+    assert done.code == 0, done.err
+    inner = workplace.root / "inner"
+    assert (inner / "runs" / ".gitignore").read_text() == "# run folders; the specs are kept\n*/\n.spec.schema.json\n"
+    schema = json.loads((inner / "runs" / ".spec.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert re.match(r"Run spec for LLaMA-Factory \d.* and transformers \d", schema["title"])
+    model = workplace.root / "models" / "tiny"
+    done = workplace.run("new", "first", "--model", model, "--workspace", inner)
+    assert (done.code, done.out) == (0, f"{inner / 'runs' / 'first.yaml'}\n"), done.err
+    overrides = ("--set", "train.use_cpu=true", "--set", "train.bf16=false")
+    done = workplace.run("check", "runs/first.yaml", *overrides, cwd=inner)
+    assert done.code == 0, done.err
+    done = workplace.run("launch", "runs/first.yaml", *overrides, "--no-benchmark", cwd=inner)
+    assert done.code == 0, done.err
+
+
+def test_git_sees_the_specs_of_a_new_workspace_and_nothing_else_of_runs(workplace):
+    """Run folders hold weights; the schema is made anew on each machine."""
+    workplace.run("init", "inner")
+    inner = workplace.root / "inner"
+    workplace.run("new", "first", "--workspace", inner)
+    (inner / "runs" / "first-20260101-000000").mkdir()
+    (inner / "runs" / "first-20260101-000000" / "spec.yaml").write_text("")
+    subprocess.run(["git", "init", "-q", str(inner)], check=True)
+    listed = ["git", "-C", str(inner), "ls-files", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["runs/.gitignore", "runs/first.yaml"]
+
+
+def test_new_overwrites_nothing(workplace):
+    """Neither a spec nor, with init, one's own .gitignore."""
+    spec = workplace.spec("mine")
+    before = spec.read_bytes()
+    done = workplace.run("new", "mine")
+    assert done.code == 2 and "mine.yaml is there already" in done.err
+    assert spec.read_bytes() == before
+    (workplace.runs / ".gitignore").write_text("mine\n")
+    assert workplace.run("init", ".").code == 0
+    assert (workplace.runs / ".gitignore").read_text() == "mine\n"
+
+
+def test_schema_goes_to_stdout_or_into_a_file(workplace):
+    """The same text; without LLaMA-Factory none, and init says what is missing."""
+    done = workplace.run("schema")
+    assert done.code == 0, done.err
+    assert "lora_rank" in json.loads(done.out)["$defs"]["TrainSpec"]["properties"]
+    assert workplace.run("schema", "--output", "there.json").code == 0
+    assert (workplace.root / "there.json").read_text("utf-8") == done.out
+    nowhere = {"ORCHESTRATOR_LLAMAFACTORY": str(workplace.root / "gone")}
+    done = workplace.run("schema", **nowhere)
+    assert done.code == 3 and done.out == ""
+    done = workplace.run("init", "other", **nowhere)
+    assert done.code == 0 and "orchestrator schema" in done.err
+    assert not (workplace.root / "other" / "runs" / ".spec.schema.json").exists()
