@@ -172,17 +172,23 @@ def show(
     command: Annotated[bool, typer.Option("--command", help="The training as one llamafactory-cli line.")] = False,
     file: Annotated[str | None, typer.Option(help="A rendered file, such as train.yaml.")] = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="The spec with every default written out.")] = False,
+    diff: Annotated[
+        str | None, typer.Option("--diff", metavar="OTHER", help="What differs in another spec or run.")
+    ] = None,
     overrides: SetOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What would run, or what ran: command line, rendered files, resolved spec, record."""
+    """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     from orchestrator.render import spec_yaml
     from orchestrator.spec import spec_json
 
-    if sum([command, file is not None, resolved]) > 1:
-        raise SpecError("--command, --file and --resolved exclude each other")
+    if sum([command, file is not None, resolved, diff is not None]) > 1:
+        raise SpecError("--command, --file, --resolved and --diff exclude each other")
     session = _session(workspace, None)
+    if diff is not None:
+        _show_differences(_side(session, what, overrides), _side(session, diff, None), as_json)
+        return
     if _is_spec(what):
         from orchestrator.pipeline import render_training, resolve
 
@@ -545,6 +551,32 @@ def _show_run(session: Any, word: str, file: str | None, as_json: bool) -> None:
         typer.echo(f"\n{record.status}: {visible(record.error.splitlines()[0])}")
     _print_scores(record.benchmarks)
     typer.echo(f"\n{run.path}")
+
+
+def _side(session: Any, word: str, overrides: list[str] | None) -> Any:
+    from orchestrator.pipeline import run_side, spec_side
+
+    if _is_spec(word):
+        return spec_side(session, word, _spec(session, Path(word), overrides))
+    if overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    return run_side(session, session.workspace.find_run(word))
+
+
+def _show_differences(one: Any, other: Any, as_json: bool) -> None:
+    from orchestrator.diff import differences
+
+    found = differences(one, other)
+    for side in (one, other):
+        if side.defaults is None and one.versions != other.versions:
+            _say(f"note: {side.name} kept no defaults: whether they changed since cannot be told")
+    if as_json:
+        _print_json({"one": one.name, "other": other.name, "differences": [dataclasses.asdict(each) for each in found]})
+    elif found:
+        typer.echo("\n".join([f"--- {visible(one.heading())}", f"+++ {visible(other.heading())}"]))
+        typer.echo("\n".join(each.line() for each in found))
+    else:
+        _say("nothing differs")
 
 
 def _print_scores(items: Any) -> None:

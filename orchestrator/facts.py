@@ -56,20 +56,28 @@ def collect_facts(
 
 def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> list[str]:
     """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
-    old, new = _flat(spec_json(spec_then)), _flat(spec_json(spec_now))
-    lines = [_line(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    old, new = flat(spec_json(spec_then)), flat(spec_json(spec_now))
+    changed = [(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    lines = [f"{what}: {_short(one)} then, {_short(other)} now" for what, one, other in changed if one != other]
+    return lines + [f"{what}: {one} then, {other} now" for what, one, other in fact_differences(then, now)]
+
+
+def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
+    """Each fact that differs: what it is, and both values, hashes cut short."""
     old_data = {f"{data.dataset} {data.split}": data.sha256 for data in then.data}
     new_data = {f"{data.dataset} {data.split}": data.sha256 for data in now.data}
-    lines += [_line(f"data {name}", old_data.get(name), new_data.get(name)) for name in {**old_data, **new_data}]
-    lines.append(_line("model hash", then.model_sha256, now.model_sha256))
-    lines.append(_line("adapter hash", then.adapter_sha256, now.adapter_sha256))
     names = dict.fromkeys([*then.versions, *now.versions])
-    lines += [_line(f"version of {name}", then.versions.get(name), now.versions.get(name)) for name in names]
-    lines.append(_line("platform", then.platform, now.platform))
-    lines.append(_line("GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None))
-    lines.append(_line("git commit", then.git_commit, now.git_commit))
-    lines.append(_line("uncommitted changes in git", then.git_dirty, now.git_dirty))
-    return [line for line in lines if line]
+    pairs: list[tuple[str, Any, Any]] = [
+        *((f"data {name}", old_data.get(name), new_data.get(name)) for name in {**old_data, **new_data}),
+        ("model hash", then.model_sha256, now.model_sha256),
+        ("adapter hash", then.adapter_sha256, now.adapter_sha256),
+        *((f"version of {name}", then.versions.get(name), now.versions.get(name)) for name in names),
+        ("platform", then.platform, now.platform),
+        ("GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
+        ("git commit", then.git_commit, now.git_commit),
+        ("uncommitted changes in git", then.git_dirty, now.git_dirty),
+    ]
+    return [(what, _short(one), _short(other)) for what, one, other in pairs if one != other]
 
 
 def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
@@ -83,10 +91,13 @@ def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
     return f"the first {len(shared)} logged losses are the same"
 
 
-def _line(what: str, then: Any, now: Any) -> str:
-    if then == now:
-        return ""
-    return f"{what}: {_short(then)} then, {_short(now)} now"
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted path."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{at}.{key}" if at else str(key)).items()}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return {k: v for index, item in enumerate(value) for k, v in flat(item, f"{at}.{index}").items()}
+    return {at: value}
 
 
 def _short(value: Any) -> str:
@@ -95,15 +106,6 @@ def _short(value: Any) -> str:
     text = str(value)
     is_hash = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
     return text[:12] if is_hash else text
-
-
-def _flat(value: Any, at: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted path."""
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return {k: v for index, item in enumerate(value) for k, v in _flat(item, f"{at}.{index}").items()}
-    return {at: value}
 
 
 def _versions(installation: Installation | None) -> dict[str, str]:

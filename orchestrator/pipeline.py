@@ -7,7 +7,7 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,6 +18,7 @@ from orchestrator.chat_templates import with_found_template
 from orchestrator.check import Finding, check, check_model, raise_on_errors
 from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
+from orchestrator.diff import DECLARE, Side, changed_defaults, defaults_json, known_defaults, run_defaults
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.evaluate import BenchmarkResult, evaluate
 from orchestrator.export import export
@@ -170,6 +171,10 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
     then = RunRecord.load(past)
     plan = plan_run(session, load_spec(past.spec, overrides, session.arguments(), session.rules()))
     lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
+    lines += [
+        f"default of {each.path}: {each.one} then, {each.other} now"
+        for each in changed_defaults(run_side(session, past), spec_side(session, "now", plan.spec))
+    ]
     for line in lines:
         log.warning("differs from %s: %s", past.id, line)
     if not lines:
@@ -303,6 +308,26 @@ def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
     return files
 
 
+def spec_side(session: Session, name: str, spec: RunSpec) -> Side:
+    """A spec that would run here, to be compared."""
+    installation, arguments = session.llamafactory_or_none(), session.arguments()
+    versions = {} if installation is None else _declaring(installation.versions)
+    return Side(name, resolve(session, spec)[0], versions, None if arguments is None else known_defaults(arguments))
+
+
+def run_side(session: Session, run: RunDir) -> Side:
+    """A run, to be compared. Where it kept no defaults, those of the same versions are taken, if they are installed."""
+    spec, facts = load_spec(run.spec), RunRecord.load(run).facts
+    kept, here = run_defaults(run), spec_side(session, "", spec)
+    versions = _declaring(facts.versions)
+    defaults = here.defaults if kept is None and versions == here.versions else kept
+    return Side(run.id, spec, versions, defaults, facts)
+
+
+def _declaring(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: version for name, version in versions.items() if name in DECLARE}
+
+
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
     if spec.dataset is None:
@@ -314,6 +339,9 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
         log.info("%s: %d blank pairs dropped, %d left", spec.dataset, text.blank_pairs, len(text.sources))
     for name, content in render_training(session, spec).items():
         atomic_write(run.path / name, content)
+    arguments = session.arguments()
+    if arguments is not None:
+        atomic_write(run.defaults, defaults_json(arguments))
 
 
 def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> None:
@@ -431,4 +459,4 @@ def _as_name(text: str) -> str:
 
 
 __all__ = ["Origin", "Plan", "Session", "benchmark", "connect", "export_run", "launch", "plan_run", "render_training",
-           "rerun", "resolve", "run_target", "serve_plan"]  # fmt: skip
+           "rerun", "resolve", "run_side", "run_target", "serve_plan", "spec_side"]  # fmt: skip

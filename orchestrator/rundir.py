@@ -84,6 +84,11 @@ class RunDir:
         return self.path / "command.txt"
 
     @property
+    def defaults(self) -> Path:
+        """LLaMA-Factory's defaults when the run started."""
+        return self.path / "defaults.json"
+
+    @property
     def training_file(self) -> Path:
         return self.path / "data" / "train.jsonl"
 

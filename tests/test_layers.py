@@ -38,6 +38,7 @@ ORDER = [
     "render",
     "new",
     "facts",
+    "diff",
     "target",
     # the stages
     "check",

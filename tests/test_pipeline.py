@@ -49,6 +49,7 @@ def test_a_launch_leaves_the_files_that_the_design_names(launched):
     run = launched[0].only_run()
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     own = {"spec.yaml", "record.json", ".record.lock", "train.yaml", "api.yaml", "dataset_info.json", "command.txt"}
+    own.add("defaults.json")
     own |= {"data/train.jsonl", "logs/train.log"}
     benchmark = ("benchmark.yaml", "hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
     for label in ("base", "output"):
