@@ -25,6 +25,7 @@ import typer.core
 
 from orchestrator import __version__
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
+from orchestrator.excerpt import painted
 from orchestrator.process import visible
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
@@ -438,7 +439,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _report(error: OrchestratorError | Interrupted) -> int:
-    _say("error: " + "\n".join(visible(line) for line in error.message.split("\n")))
+    lines = [visible(line) for line in f"error: {error.message}".split("\n")]
+    _say("\n".join(map(painted, lines) if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else lines))
     if error.remedy:
         _say("  try: " + "\n".join(visible(line) for line in error.remedy.split("\n")))
     return error.exit_code

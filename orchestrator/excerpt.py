@@ -14,13 +14,31 @@ WIDTH = 100
 # What YAML breaks lines at.
 _BREAK = re.compile("\r\n|[\n\r\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}]")
 # A quoted text, or a word: what is underlined.
-_TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"']+""")
+_TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
+
+# Parts of an error's lines, in rustc's colours.
+_COLOURS = (
+    (re.compile(r"(error:) "), "1;31"),
+    (re.compile(r" +(-->) "), "1;34"),
+    (re.compile(r" +\| +(\^+)$"), "1;31"),
+    (re.compile(r" +(=) help: "), "1;34"),
+)
 
 
 def block(message: str, place: str, excerpt: list[str], helps: list[str]) -> list[str]:
     """The lines of one problem, without the 'error: ' before the first."""
     margin = (excerpt[0] if excerpt else "   |").removesuffix("|")
     return [message, f"  --> {place}", *excerpt, *(f"{margin}= help: {text}" for text in helps)]
+
+
+def painted(line: str) -> str:
+    """A line of an error in colour, for a terminal: the word error, the place, the carets."""
+    for pattern, colour in _COLOURS:
+        found = pattern.match(line)
+        if found:
+            start, end = found.span(1)
+            return f"{line[:start]}\033[{colour}m{line[start:end]}\033[0m{line[end:]}"
+    return line
 
 
 def split_lines(text: str) -> list[str]:

@@ -20,7 +20,7 @@ from orchestrator.argument_check import argument_problem
 from orchestrator.arguments import Argument
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.rules import RULES, Rule, rule_problems
-from orchestrator.yamlfile import Location, YamlSource, read_yaml, set_value
+from orchestrator.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
 
 Metric = Literal["bleu", "chrf", "ter"]
 METRICS: tuple[Metric, ...] = ("bleu", "chrf", "ter")
@@ -277,7 +277,7 @@ def validate_spec(
     try:
         spec = RunSpec.model_validate(source.value)
     except ValidationError as error:
-        problems += [found for detail in error.errors() for found in _explain(detail)]
+        problems += [found for detail in error.errors()[:MAX_PROBLEMS] for found in _explain(detail)]
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {source.path}")
@@ -358,6 +358,8 @@ def _section_problems(
     typed_fields = (TrainSpec if section == "train" else ServeSpec).model_fields
     problems: list[tuple[Location, str]] = []
     for key, value in values.items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if key in typed_fields:
             continue
         if not isinstance(key, str):

@@ -4,6 +4,7 @@ Covered: YAML 1.2 (`no` is a string, 1e-4 a number), duplicate keys as errors, l
 Not covered: what the values mean (spec.py, datasets.py).
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
@@ -12,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.reader import ReaderError
 
 from orchestrator.errors import SpecError
@@ -20,7 +21,8 @@ from orchestrator.excerpt import block, excerpt, split_lines
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-MAX_SHOWN = 50  # problems; a file with more is something else
+MAX_PROBLEMS = 1000  # that are looked for; a file with more is something else
+MAX_SHOWN = 50  # of them
 MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
@@ -54,7 +56,8 @@ class YamlSource:
         Args:
             problems: where, and what. '; did you mean ...?' at its end, and each line after the first, is help.
         """
-        heads = f"{self.path} has {len(problems)} error{'s' if len(problems) != 1 else ''}:"
+        count = f"{len(problems)} error{'s' if len(problems) != 1 else ''}"
+        heads = f"{self.path} has {count}{' or more' if len(problems) >= MAX_PROBLEMS else ''}:"
         in_order = sorted(problems, key=lambda found: (_position(self.nodes, found[0]), str(found)))
         blocks = ["error: " + "\n".join(self._block(at, text)) for at, text in in_order[:MAX_SHOWN]]
         more = [f"... and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
@@ -66,7 +69,9 @@ class YamlSource:
         in_file = self._override(at) is None and bool(at) and at[0] in self.nodes
         shown = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
         helps = [f"did you mean {near}"] * bool(mark) + helps
-        return block(f"{'.'.join(map(str, at)) or 'spec'}: {what}", self.place(at), shown, helps)
+        field = ".".join(map(str, at)) or "spec"
+        field = field if len(field) <= 200 else f"{field[:197]}..."
+        return block(f"{field}: {what}", self.place(at), shown, helps)
 
     def _override(self, at: Location) -> str | None:
         for length in range(len(at), 0, -1):
@@ -148,7 +153,9 @@ def _load(text: str) -> tuple[Any, Any]:
         YAMLError: it is no YAML, or not a sensible one.
     """
     try:
-        nodes = YAML(typ="rt", pure=True).load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", YAMLWarning)  # an anchor that is used twice, say: YAML allows it
+            nodes = YAML(typ="rt", pure=True).load(text)
         return nodes, _plain(nodes, count(1))
     except _ALSO_RAISED as error:
         reason = "too deep" if isinstance(error, RecursionError) else error

@@ -223,7 +223,9 @@ def test_any_valid_arguments_survive_spec_and_rendering(
     names = data.draw(st.lists(st.sampled_from(free), max_size=12, unique=True))
     train = {name: data.draw(values(arguments[name]), label=name) for name in names}
     folder = tmp_path_factory.getbasetemp()
-    text = yaml.safe_dump({"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train})
+    text = yaml.safe_dump(
+        {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}, sort_keys=False
+    )
     (folder / "drawn.yaml").write_text(text, encoding="utf-8")
     spec = load_spec(folder / "drawn.yaml", (), arguments, rules=())
     assert spec.model is not None

@@ -342,6 +342,16 @@ def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_n
     assert "toy-" in plain.screen and not re.search(r"\x1b\[(3|4|9)", plain.screen)
 
 
+def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workplace):
+    spec = workplace.spec(train={"lora_rnak": 8})
+    with workplace.on_terminal("check", spec) as terminal:
+        assert terminal.finish() == 2
+    assert "\x1b[1;31merror:\x1b[0m train.lora_rnak: " in terminal.screen and "\x1b[1;34m-->" in terminal.screen
+    with workplace.on_terminal("check", spec, NO_COLOR="1") as plain:
+        assert plain.finish() == 2
+    assert "error: train.lora_rnak: " in plain.screen and "\x1b" not in plain.screen
+
+
 def test_ctrl_c_on_a_terminal_reaches_us_alone_and_keeps_a_checkpoint(workplace):
     with workplace.on_terminal("launch", workplace.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
         wait_for(training_at_step(workplace, 3), "step 3")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.yamlfile import MAX_BYTES, YamlSource, read_yaml, set_value
+from orchestrator.yamlfile import MAX_BYTES, MAX_PROBLEMS, MAX_SHOWN, YamlSource, read_yaml, set_value
 from tests.reports import flat
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -83,6 +83,9 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
         (b"a: " + b"9" * 5000, "a value cannot be read"),
         (b"a: " + b"[" * 400 + b"]" * 400, "a value cannot be read: too deep"),
         (BOMB.encode(), "more than 100000 values"),
+        (b"a: |\n\tb\n", ":2:1: not valid YAML"),
+        (b"a: b\n\x00: 1\n", ":2:1: not valid YAML: unacceptable character"),
+        (b"\x00" * 100, ":1:1: not valid YAML"),
         (b"#" * (2 << 20), f"is larger than {MAX_BYTES} bytes"),
     ],
 )
@@ -92,13 +95,17 @@ def test_what_is_no_mapping_is_refused_with_file_and_place(content, said, tmp_pa
         read_yaml(path)
     assert flat(str(error.value))[0].startswith(str(path))
     assert said in flat(str(error.value))[0]
-    assert len(str(error.value)) < 500
+    assert len(str(error.value)) < 700
 
 
 def test_a_file_of_the_largest_size_is_read(tmp_path):
     path = write(tmp_path, "a: 1\n#" + "x" * (MAX_BYTES - 6))
     assert path.stat().st_size == MAX_BYTES
     assert read_yaml(path).value == {"a": 1}
+
+
+def test_an_anchor_may_be_used_twice(tmp_path):
+    assert read_yaml(write(tmp_path, "a: &x 1\nb: &x 2\nc: *x\n")).value == {"a": 1, "b": 2, "c": 2}
 
 
 def test_a_byte_order_mark_and_windows_lines_make_no_difference(tmp_path):
@@ -192,6 +199,57 @@ def test_one_problem_is_one_error_and_the_whole_has_a_name(tmp_path):
         f"{read.path} has 1 error:",
         f"{read.path}:1:1: spec: nothing to do",
     ]
+
+
+def test_a_problem_shows_its_line_and_what_to_do(tmp_path):
+    read = source(tmp_path, "a: 1\nb:\n  lora_rnak: 8\n", "c=3")
+    problems = [
+        (("b", "lora_rnak"), "unknown; did you mean 'lora_rank'?\nor leave it out"),
+        (("c",), "wrong"),
+        ((), "nothing to do"),
+    ]
+    assert read.report(problems).split("\n") == [
+        f"{read.path} has 3 errors:",
+        "",
+        "error: c: wrong",
+        "  --> --set c=3",
+        "",
+        "error: spec: nothing to do",
+        f"  --> {read.path}:1:1",
+        "",
+        "error: b.lora_rnak: unknown",
+        f"  --> {read.path}:3:3",
+        "   |",
+        " 3 |   lora_rnak: 8",
+        "   |   ^^^^^^^^^",
+        "   = help: did you mean 'lora_rank'?",
+        "   = help: or leave it out",
+    ]
+
+
+def test_a_file_that_is_no_yaml_shows_the_line(tmp_path):
+    path = write(tmp_path, "a: 1\nb: [1\nc: 2\n")
+    with pytest.raises(SpecError) as error:
+        read_yaml(path)
+    assert error.value.message.split("\n")[1:] == [f"  --> {path}:3:2", "   |", " 3 | c: 2", "   |  ^"]
+    path = write(tmp_path, "a: 1\nb: \x07x\n")
+    with pytest.raises(SpecError) as error:
+        read_yaml(path)
+    assert error.value.message.split("\n")[1:] == [f"  --> {path}:2:4", "   |", " 2 | b: \\x07x", "   |    ^^^^"]
+
+
+def test_of_many_problems_the_first_are_shown_and_the_others_counted(tmp_path):
+    read = source(tmp_path, "".join(f"k{number}: 1\n" for number in range(MAX_PROBLEMS)))
+    some = [((key,), "unknown") for key in read.value]
+    report = read.report(some[:60])
+    assert report.count("\nerror: ") == MAX_SHOWN and report.endswith("... and 10 more")
+    assert read.report(some).startswith(f"{read.path} has {MAX_PROBLEMS} errors or more:")
+
+
+def test_a_name_as_long_as_the_file_is_cut(tmp_path):
+    key = "k" * 100_000
+    read = source(tmp_path, f"? {key}\n: 1\n")
+    assert len(read.report([((key,), "unknown")])) < 1000
 
 
 # Overrides
