@@ -168,22 +168,23 @@ def _parse(text: str, path: Path) -> tuple[CommentedMap, dict[str, Any]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = (mark.line, mark.column) if mark else None
-        raise _no_yaml(str(error.problem or error.context), path, text, at) from error
+        raise _refusal(f"not valid YAML: {error.problem or error.context}", path, text, at) from error
     except ReaderError as error:  # a control character
         before = split_lines(text[: error.position])
-        raise _no_yaml(str(error), path, text, (len(before) - 1, len(before[-1]))) from error
+        at = (len(before) - 1, len(before[-1]))
+        raise _refusal(f"not valid YAML: {error}", path, text, at) from error
     except YAMLError as error:
-        raise _no_yaml(str(error), path, text, None) from error
+        raise _refusal(f"not valid YAML: {error}", path, text, None) from error
     if nodes is None:
         raise SpecError(f"{path} is empty", f"edit {path}")
     if not isinstance(nodes, CommentedMap):
         kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
-        raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
+        raise _refusal(f"expected a mapping of fields, found {kind}", path, text, (0, 0))
     return nodes, value
 
 
-def _no_yaml(reason: str, path: Path, text: str, at: tuple[int, int] | None) -> SpecError:
-    message = f"not valid YAML: {' '.join(reason.split())}"
+def _refusal(reason: str, path: Path, text: str, at: tuple[int, int] | None) -> SpecError:
+    message = " ".join(reason.split())
     if at is None:
         return SpecError(f"{path}: {message}", f"edit {path}")
     place = f"{path}:{at[0] + 1}:{at[1] + 1}"

@@ -67,6 +67,18 @@ def truncated_model(workplace):
     path.write_bytes(path.read_bytes()[:-7])
 
 
+ANCHORS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+NO_SPECS = {
+    "100 MB": (b"k: 1\n" * 20_000_000, "is larger than 1048576 bytes"),
+    "a bomb of aliases": (b"a0: &a0 [x]\n" + ANCHORS.encode(), "more than 100000 values"),
+    "binary": (b"\x7fELF\x02\x01\xff" * 99, "is not UTF-8 text"),
+    "empty": (b"", "is empty"),
+    "tabs": (b"name: a\ntrain:\n\tlora_rank: 8\n", "\n  --> toy.yaml:3:1\n"),
+    "duplicate keys": (b"name: a\nname: b\n", 'duplicate key "name"'),
+    "a list": (b"- name: a\n", "found a list\n  --> toy.yaml:1:1\n"),
+    "a null byte in a key": (b"name: a\nse\0ed: 1\n", "\n  --> toy.yaml:2:3\n   |\n 2 | se\\x00ed: 1\n"),
+    "a null byte in a key, escaped": (b'name: a\n"se\\0ed": 1\n', "error: se\\x00ed: a null byte cannot be passed on"),
+}
 NOT_THE_ARCHIVE = hashlib.sha256(b"12345").hexdigest()
 ERRORS = {
     "no spec": (lambda workplace: None, 2, ["runs/toy.yaml: no such file"]),
@@ -340,6 +352,15 @@ def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_n
     with workplace.on_terminal("list", NO_COLOR="1") as plain:
         assert plain.finish() == 0
     assert "toy-" in plain.screen and not re.search(r"\x1b\[(3|4|9)", plain.screen)
+
+
+@pytest.mark.parametrize("case", NO_SPECS)
+def test_a_file_that_is_no_spec_is_an_error_with_a_reason(workplace, case):
+    content, said = NO_SPECS[case]
+    (workplace.root / "toy.yaml").write_bytes(content)
+    done = workplace.run("check", "toy.yaml")
+    assert (done.code, done.out) == (2, "") and said in done.err and len(done.err) < 2000, done.err
+    assert "\0" not in done.err and "\x1b" not in done.err and "Traceback" not in done.err
 
 
 def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workplace):
