@@ -9,68 +9,29 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.arguments import Argument, read_arguments
-from orchestrator.check import Finding, check, check_model, raise_on_errors
+from orchestrator.check import check_model
 from orchestrator.client import Endpoint, list_models
-from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
+from orchestrator.datasets import write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.evaluate import BenchmarkResult, evaluate
 from orchestrator.export import export
-from orchestrator.facts import collect_facts, compare_losses, drift
-from orchestrator.installation import Installation
+from orchestrator.facts import compare_losses, complete_facts, drift
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.plan import Plan, Session, heed, plan_run, render_files
 from orchestrator.process import Child
-from orchestrator.record import BenchmarkSummary, Facts, RunRecord, now
-from orchestrator.render import Checkpoint, Renderer, api_arguments, spec_yaml, train_arguments, train_environment
-from orchestrator.rundir import RunDir, Workspace, atomic_write
+from orchestrator.record import BenchmarkSummary, RunRecord, now
+from orchestrator.render import Checkpoint, spec_yaml, train_environment
+from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
 from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
-from orchestrator.target import Target, base_checkpoint, run_checkpoints, run_target
+from orchestrator.target import Target, run_checkpoints
 from orchestrator.train import TRAIN_ARGV, train
 
 log = logging.getLogger("orchestrator")
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every command works with."""
-
-    workspace: Workspace
-    installation: Installation | PrerequisiteError
-    """Or why there is none: a server of others can be benchmarked all the same."""
-    renderer: Renderer
-    archives: ArchiveStore
-    dataset_folders: list[Path]
-    api_key: str = field(default="", repr=False)
-    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
-
-    def llamafactory(self) -> Installation:
-        if isinstance(self.installation, PrerequisiteError):
-            raise self.installation
-        return self.installation
-
-    def arguments(self) -> dict[str, Argument] | None:
-        """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
-        installation = self.llamafactory_or_none()
-        return (read_arguments(installation) or None) if installation is not None else None
-
-    def llamafactory_or_none(self) -> Installation | None:
-        return None if isinstance(self.installation, PrerequisiteError) else self.installation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A spec that was checked, with all that it reads."""
-
-    spec: RunSpec
-    datasets: dict[str, Dataset]
-    texts: dict[tuple[str, str], ParallelText]
-    """(dataset, split) -> its text."""
-    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -81,28 +42,6 @@ class Origin:
     overrides: Sequence[str] = ()
     rerun_of: str | None = None
     drift: Sequence[str] = ()
-
-
-def plan_run(session: Session, spec: RunSpec) -> Plan:
-    """Check a spec and read what it needs.
-
-    Raises:
-        SpecError, PrerequisiteError: everything that is wrong with it, at once.
-    """
-    root = session.workspace.root
-    _heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
-    wanted = [(spec.dataset, "train")] if spec.dataset else []
-    wanted += [(item.testset, item.split) for item in spec.benchmark]
-    datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
-    texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
-    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts))
-
-
-def _heed(findings: Sequence[Finding]) -> None:
-    """Errors end it, all at once; warnings and notes are said."""
-    raise_on_errors(findings)
-    for finding in findings:
-        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
 
 
 def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
@@ -145,7 +84,7 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
         PrerequisiteError: strict, and something differs.
     """
     then = RunRecord.load(past)
-    plan = plan_run(session, load_spec(past.spec, overrides, session.arguments()))
+    plan = plan_run(session, session.load_spec(past.spec, overrides))
     lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
     for line in lines:
         log.warning("differs from %s: %s", past.id, line)
@@ -194,7 +133,7 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
     """How a target is served: for `serve` and `chat`, files in the folder given."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     return ServePlan(
         checkpoint=target.checkpoint,
         settings=settings,
@@ -213,7 +152,7 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
         raise SpecError(f"{target.name} belongs to no run: export takes a run, or RUN@checkpoint-N")
     if target.checkpoint.model.adapter_name_or_path is None:
         raise SpecError(f"{target.name} is a full model already: {target.checkpoint.model.name_or_path}")
-    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     run = target.run
     record = RunRecord.load(run)
     installation = session.llamafactory()
@@ -255,30 +194,6 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
         raise
 
 
-def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml.
-
-    Nothing where the spec asks a server that runs already.
-    """
-    if spec.model is None:
-        return {}
-    start = base_checkpoint(spec.model, session.workspace.root)
-    files: dict[str, str] = {}
-    served = start
-    if spec.train is not None and spec.dataset is not None:
-        arguments = train_arguments(spec, start)
-        known = session.arguments() or {}
-        lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
-        files["train.yaml"] = session.renderer.train_yaml(arguments)
-        files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
-        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
-        whole = spec.train.finetuning_type in ("full", "freeze")
-        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
-        served = Checkpoint("output", start.model.model_copy(update=update))
-    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
-    return files
-
-
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
     if spec.dataset is None:
@@ -288,7 +203,7 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     write_training_file(text, plan.datasets[spec.dataset].entry.instruction, run.training_file)
     if text.blank_pairs:
         log.info("%s: %d blank pairs dropped, %d left", spec.dataset, text.blank_pairs, len(text.sources))
-    for name, content in render_training(session, spec).items():
+    for name, content in render_files(session, spec).items():
         atomic_write(run.path / name, content)
 
 
@@ -305,7 +220,8 @@ def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> N
         environment={**record.environment, "train": environment},
     )
     training = train(run, installation, environment, started)
-    record.update(run, status="trained", training=training)
+    facts = complete_facts(record.facts, spec, session.workspace.root)
+    record.update(run, status="trained", training=training, facts=facts)
 
 
 def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
@@ -404,7 +320,3 @@ def _as_name(text: str) -> str:
     """Any text as a spec's name."""
     name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
     return name.lstrip("._-")[:64] or "target"
-
-
-__all__ = ["Origin", "Plan", "Session", "benchmark", "connect", "export_run", "launch", "plan_run", "render_training",
-           "rerun", "run_target", "serve_plan"]  # fmt: skip

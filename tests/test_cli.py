@@ -179,13 +179,11 @@ def test_a_taken_port_is_found_before_a_model_is_loaded(workplace, command):
     assert workplace.calls("api") == []
 
 
-@pytest.mark.parametrize(
-    "target", ["nonsense", "toy@checkpoint-5", "models", "./nowhere", "x" * 300, "", "ftp://127.0.0.1/v1", "a\nb"]
-)
-def test_a_target_that_is_nothing_is_told_what_it_could_be(workplace, target):
-    done = workplace.run("benchmark", target, *QUICK)
-    assert done.code == 2 and done.err.startswith("error: ") and "Traceback" not in done.err, done.err
-    assert "a folder" in done.err or "neither a model" in done.err
+def test_a_target_that_is_nothing_is_told_what_it_could_be(workplace):
+    targets = ["nonsense", "toy@checkpoint-5", "models", "./nowhere", "x" * 300, "", "ftp://127.0.0.1/v1", "a\nb"]
+    for done in workplace.run_together([("benchmark", target, *QUICK) for target in targets]):
+        assert done.code == 2 and done.err.startswith("error: ") and "Traceback" not in done.err, done
+        assert "a folder" in done.err or "neither a model" in done.err, done
     assert workplace.run_folders() == []
 
 
@@ -207,9 +205,8 @@ def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
     assert workplace.calls("api") == []
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
+def test_a_wrong_command_line_is_exit_code_2(workplace):
+    cases = [
         (["launch"], "Missing argument"),
         (["launch", "runs/toy.yaml", "--sett", "a=1"], "No such option"),
         (["benchmark", "toy", "--max-samples", "none"], "--max-samples"),
@@ -217,13 +214,11 @@ def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
         (["lunch"], "No such command"),
         (["launch", "runs/toy.yaml", "--set", "seed"], "expected KEY=VALUE"),
         (["launch", "runs/toy.yaml", "--set", "train.learning_rate=fast"], "--set train.learning_rate=fast"),
-    ],
-)
-def test_a_wrong_command_line_is_exit_code_2(workplace, words, said):
+    ]
     workplace.spec()
-    done = workplace.run(*words)
-    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
-    assert done.out == ""
+    for (_, said), done in zip(cases, workplace.run_together([words for words, _ in cases]), strict=True):
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err, done
+        assert done.out == ""
 
 
 def test_outside_a_workspace_the_next_step_is_said(workplace, tmp_path):
@@ -418,12 +413,17 @@ def test_the_benchmarks_of_a_run_are_asked_again_unless_others_are_named(toy):
     assert folder.code == 2 and "--testset NAME" in folder.err
 
 
-def test_a_runs_devices_are_those_of_its_benchmark_too(workplace):
+def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workplace):
     assert workplace.run("launch", workplace.spec(compute={"devices": "3"}), "--no-benchmark").code == 0
     benchmark = ("benchmark", "toy", *QUICK)
     assert [done.code for done in workplace.run_together([benchmark, (*benchmark, "--devices", "1")])] == [0, 0]
     devices = [call["environment"]["CUDA_VISIBLE_DEVICES"] for call in workplace.calls("api")]
     assert sorted(devices) == ["1", "3"]
+    command = workplace.start("serve", "toy", "--port", str(free_port()))
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    assert workplace.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "3"
+    command.interrupt(signal.SIGINT)
+    assert command.finish().code == 130
 
 
 def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
@@ -620,7 +620,7 @@ def test_ctrl_c_in_a_chat_on_a_terminal_stops_the_answer_only(toy):
 def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):
     run = toy.only_run()
     elsewhere = tmp_path / "taken 'elsewhere'"
-    here, there = toy.run_together([("export", "toy"), ("export", "toy@checkpoint-5", "--to", elsewhere)])
+    here, there = toy.run("export", "toy"), toy.run("export", "toy@checkpoint-5", "--to", elsewhere)
     assert (here.code, here.out) == (0, f"{run / 'export'}\n"), here.err
     assert (there.code, there.out) == (0, f"{elsewhere}\n"), there.err
     adapters = {call["arguments"]["adapter_name_or_path"]: call["arguments"] for call in toy.calls("export")}

@@ -43,6 +43,7 @@ ORDER = [
     "talk",
     "terminal",
     # the order of the stages, and the command line
+    "plan",
     "pipeline",
     "cli",
     "__main__",

@@ -27,14 +27,16 @@ BENCHMARK_ONLY = {"train": None, "dataset": None}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow_faults(tmp_path_factory, fake_cli):
-    """Runs whose server fails for every request: their retries take ten seconds, while the other tests run."""
+def faulty(tmp_path_factory, fake_cli):
+    """Launches that fail by themselves, under way while other tests run: retries alone take ten seconds."""
+    api = ("500", "html", "empty", "late-death", "401", "models-500", "models-html", "other")
+    cases = [("FAKE_TRAIN", mode) for mode in ("silent", "truncated")] + [("FAKE_API", mode) for mode in api]
     commands = {}
-    for mode in ("500", "html", "empty", "late-death"):
-        workplace = new_workplace(tmp_path_factory.mktemp(f"server-{mode}"), fake_cli)
-        benchmark = [{"testset": "captions_en_de", "max_samples": 4}]
-        spec = workplace.spec(**BENCHMARK_ONLY, benchmark=benchmark)
-        commands[mode] = (workplace, workplace.start("launch", spec, FAKE_API=mode))
+    for variable, mode in cases:
+        workplace = new_workplace(tmp_path_factory.mktemp(mode), fake_cli)
+        benchmark_only = {**BENCHMARK_ONLY, "benchmark": [{"testset": "captions_en_de", "max_samples": 4}]}
+        spec = workplace.spec() if variable == "FAKE_TRAIN" else workplace.spec(**benchmark_only)
+        commands[mode] = (workplace, workplace.start("launch", spec, **{variable: mode}))
     yield commands
     for workplace, command in commands.values():
         command.popen.kill()
@@ -145,11 +147,12 @@ def test_a_finished_launch_leaves_no_process(launched):
 
 
 def test_progress_without_a_terminal_is_plain_lines_and_results_alone_are_on_stdout(launched):
-    _, done = launched
-    assert "train: 5/5 steps" in done.err  # the log's last line came in two halves
+    workplace, done = launched
+    last_loss = workplace.record()["training"]["logged_losses"][-1]
+    assert re.search(rf"train: 5/5 steps in .*, loss {last_loss:.4g},", done.err)  # its line came in two halves
     assert "translate: 6/6 sentences" in done.err
     assert not {"\r", "\x1b"} & set(done.err + done.out)
-    assert "steps" not in done.out and done.out.rstrip().endswith(f"done: {launched[0].only_run()}")
+    assert "steps" not in done.out and done.out.rstrip().endswith(f"done: {workplace.only_run()}")
 
 
 def test_no_benchmark_trains_only(workplace):
@@ -230,34 +233,39 @@ def test_a_stop_while_training_keeps_a_checkpoint(workplace, number):
 
 
 @pytest.mark.parametrize(
-    ("number", "faults", "asked"),
+    ("faults", "log", "sign"),
     [
-        (signal.SIGINT, {"FAKE_TRAIN": "hangs"}, "logs/train.log"),
-        (signal.SIGTERM, {"FAKE_TRAIN": "hangs"}, "logs/train.log"),
-        (signal.SIGINT, {"FAKE_API": "never"}, "benchmarks/*/api.log"),
-        (signal.SIGTERM, {"FAKE_API": "never"}, "benchmarks/*/api.log"),
-        (signal.SIGINT, {"FAKE_API": "hangs"}, "benchmarks/*/api.log"),
-        (signal.SIGTERM, {"FAKE_API": "hangs"}, "benchmarks/*/api.log"),
+        ({"FAKE_TRAIN": "hangs"}, "logs/train.log", "fake train"),
+        ({"FAKE_API": "never"}, "benchmarks/*/api.log", "fake api"),
+        ({"FAKE_API": "hangs"}, "benchmarks/*/api.log", "asked"),
     ],
-    ids=lambda value: (
-        value.name if isinstance(value, signal.Signals) else "-".join(value.values()) if isinstance(value, dict) else ""
-    ),
+    ids=["the model is loaded for training", "the server starts", "the server is asked"],
 )
-def test_a_stop_at_any_other_stage_says_stopped_and_leaves_no_process(workplace, number, faults, asked):
-    """While the model is loaded for training, while the server starts, while it is asked."""
-    sign = b"asked" if faults.get("FAKE_API") == "hangs" else b"fake "
-    spec = workplace.spec() if "FAKE_TRAIN" in faults else workplace.spec(**BENCHMARK_ONLY)
-    command = workplace.start("launch", spec, **faults)
-    command.until(lambda: any(sign in path.read_bytes() for path in workplace.runs.glob(f"*/{asked}")), "its log")
-    command.interrupt(number)
-    done = command.finish()
-    assert done.code == 130 and "Traceback" not in done.err, done.err
-    record = workplace.record()
-    assert (record["status"], bool(record["error"])) == ("stopped", True)
-    assert workplace.left_over() == []
-    if "FAKE_TRAIN" in faults:
-        assert "it had not come to a checkpoint" in done.err
-        assert "benchmark" not in done.err  # there is nothing to benchmark
+def test_a_stop_at_any_other_stage_says_stopped_and_leaves_no_process(workplace, tmp_path, faults, log, sign):
+    trains = "FAKE_TRAIN" in faults
+    commands = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        place = new_workplace(tmp_path / number.name, workplace.cli)
+        spec = place.spec() if trains else place.spec(**BENCHMARK_ONLY)
+        commands.append((number, place, place.start("launch", spec, **faults)))
+    for number, place, command in commands:
+
+        def has_come(place=place):
+            return any(sign in path.read_text("utf-8") for path in place.runs.glob(f"*/{log}"))
+
+        command.until(has_come, sign)
+        command.interrupt(number)
+    for number, place, command in commands:
+        done = command.finish()
+        assert done.code == 130 and "Traceback" not in done.err, done.err
+        record = place.record()
+        assert (record["status"], bool(record["error"])) == ("stopped", True)
+        assert place.left_over() == []
+        if trains:
+            assert "it had not come to a checkpoint" in done.err
+            assert "orchestrator benchmark" not in done.err  # there is nothing to benchmark
+        else:
+            assert f"stopped by {number.name}" in done.err
 
 
 def test_a_second_ctrl_c_ends_a_training_that_does_not_stop(workplace):
@@ -341,8 +349,9 @@ def test_a_training_that_dies_is_shown_with_its_last_words_and_the_command_to_re
         ("truncated", "adapter_model.safetensors is cut off"),
     ],
 )
-def test_a_training_that_ends_well_without_a_whole_result_has_failed(workplace, mode, said):
-    done = workplace.run("launch", workplace.spec(), FAKE_TRAIN=mode)
+def test_a_training_that_ends_well_without_a_whole_result_has_failed(faulty, mode, said):
+    workplace, command = faulty[mode]
+    done = command.finish()
     assert done.code == 4 and said in done.err
     assert workplace.record()["status"] == "failed" and workplace.calls("api") == []
 
@@ -396,15 +405,17 @@ def test_a_server_that_is_never_ready_is_given_up_on(workplace):
         ("other", "another server took the port"),
     ],
 )
-def test_what_answers_in_place_of_our_server_is_told_from_it(workplace, mode, said):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API=mode)
+def test_what_answers_in_place_of_our_server_is_told_from_it(faulty, mode, said):
+    workplace, command = faulty[mode]
+    done = command.finish()
     assert done.code == 4 and said in done.err, done.err
     assert "ORCHESTRATOR_API_KEY" not in done.err  # the key was ours
     assert workplace.record()["status"] == "failed" and workplace.left_over() == []
 
 
-def test_a_refused_key_ends_the_benchmark_at_once(workplace):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API="401")
+def test_a_refused_key_ends_the_benchmark_at_once(faulty):
+    workplace, command = faulty["401"]
+    done = command.finish()
     assert done.code == 3 and "HTTP 401" in done.err and "Invalid API key" in done.err
     assert workplace.record()["status"] == "failed"
 
@@ -515,14 +526,15 @@ def test_a_rerun_needs_nothing_but_the_saved_spec(toy):
 def test_a_rerun_of_a_failed_run_works(workplace):
     assert workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies").code == 4
     past = workplace.only_run()
-    done = workplace.run("rerun", past.name)
+    done = workplace.run("rerun", past.name, "--no-benchmark")
     assert done.code == 0, done.err
     assert workplace.record(past)["status"] == "failed"
 
 
 def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
     past = toy.only_run()
-    first = [("rerun", past.name, "--no-benchmark"), ("benchmark", "models/tiny", "--testset", "captions_en_de")]
+    benchmark = ("benchmark", "models/tiny", "--testset", "captions_en_de", "--max-samples", "3")
+    first = [("rerun", past.name, "--no-benchmark"), benchmark]
     assert [done.code for done in toy.run_together(first)] == [0, 0]
     (again,) = [folder.name for folder in toy.run_folders() if toy.record(folder)["rerun_of"] == past.name]
     repeated = toy.run_together([("rerun", again, "--no-benchmark"), ("rerun", "tiny")])
@@ -543,8 +555,8 @@ def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
         ("late-death", "2 of 4", "Segmentation fault"),
     ],
 )
-def test_sentences_without_an_answer_are_counted_and_give_no_score(slow_faults, mode, counts, said):
-    workplace, command = slow_faults[mode]
+def test_sentences_without_an_answer_are_counted_and_give_no_score(faulty, mode, counts, said):
+    workplace, command = faulty[mode]
     done = command.finish()
     assert done.code == 4 and "Traceback" not in done.err
     assert f"{counts} sentences got no answer, so there is no score" in done.err

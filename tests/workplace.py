@@ -154,6 +154,7 @@ class Workplace:
     cli: Path | None
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     @property
     def runs(self) -> Path:
@@ -201,6 +202,7 @@ class Workplace:
                 stderr=err_file,
                 start_new_session=True,
             )
+        self.started.append(popen)
         return Command(words, popen, out, err)
 
     @contextmanager
@@ -265,8 +267,11 @@ class Workplace:
         return [" ".join(process.cmdline()) for process in self.processes()]
 
     def kill_all(self) -> None:
+        """Nothing outlives a test, however it went."""
         for process in self.processes():
             process.kill()
+        for popen in self.started:
+            popen.wait(DEADLINE_S)
 
     def run_folders(self) -> list[Path]:
         return sorted(path for path in self.runs.iterdir() if path.is_dir())
