@@ -139,7 +139,8 @@ class RunRecord(_Part):
         except (OSError, ValidationError) as error:
             reason = "; ".join(str(error).splitlines()[:3])
             raise PrerequisiteError(f"{run.record} cannot be read: {reason}") from error
-        if record.status in ACTIVE and not record.owner_lives():
+        # A run that was to be trained only ends as `trained`: then it has an end.
+        if record.status in ACTIVE and record.ended_at is None and not record.owner_lives():
             record.status = "interrupted"
         return record
 
