@@ -23,7 +23,7 @@ from orchestrator.facts import compare_losses, complete_facts, drift
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.plan import Plan, Session, heed, plan_run, render_files
 from orchestrator.process import Child
-from orchestrator.record import BenchmarkSummary, RunRecord, now
+from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
 from orchestrator.render import Checkpoint, spec_yaml, train_environment
 from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
@@ -158,7 +158,8 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
     record.update(run, commands={**record.commands, "export": argv})
-    return export(run, target.checkpoint, to or run.export, installation, session.renderer)
+    with locked(run, "export"):  # they share export.yaml
+        return export(run, target.checkpoint, to or run.export, installation, session.renderer)
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:

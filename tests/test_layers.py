@@ -133,7 +133,7 @@ def test_a_real_check_of_the_demo_imports_nothing_of_llamafactory():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["codes"][0] in (0, 3), done.stderr  # 3: the demo's model is not there yet
+    assert found["codes"][0] in (0, 2), done.stderr  # 2: the demo's model, a folder, is not there yet
     assert found["codes"][1:] == [0, 2, 0], done.stderr
     assert {"orchestrator", "openai", "sacrebleu", "pydantic"} <= set(found["modules"])
     assert set(found["modules"]) & NEVER == set()
