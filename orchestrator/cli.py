@@ -1,13 +1,10 @@
-"""The command line: flags in, one call into the pipeline, results on stdout, everything else on stderr, an exit code.
+"""The commands: flags in, one call into the pipeline, results on stdout, everything else on stderr.
 
-Exit codes: 0 done; 1 a bug, with traceback; 2 the spec or the command line is wrong; 3 something is missing; 4 a
-stage failed; 130 interrupted.
+Not covered: errors, signals and exit codes (__main__.py).
 """
 
 import dataclasses
-import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -17,16 +14,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from orchestrator import __version__
-from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
-from orchestrator.excerpt import painted
-from orchestrator.process import visible
+from orchestrator.errors import PrerequisiteError, SpecError, StageError
+
+if TYPE_CHECKING:
+    from orchestrator.diff import Side
+    from orchestrator.plan import Session
+    from orchestrator.rundir import RunDir, Workspace
+    from orchestrator.spec import ServeSpec
+    from orchestrator.talk import Conversation
+    from orchestrator.target import Target
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -130,12 +132,15 @@ def schema(
     output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
 ) -> None:
     """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
+    from orchestrator.installation import find_installation
     from orchestrator.rundir import atomic_write
+    from orchestrator.schema import schema_text
 
+    text = schema_text(find_installation())
     if output is None:
-        typer.echo(_schema_text(), nl=False)
+        typer.echo(text, nl=False)
     else:
-        atomic_write(output, _schema_text())
+        atomic_write(output, text)
 
 
 @app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
@@ -147,19 +152,20 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
+    from orchestrator import terminal
     from orchestrator.check import check as find
     from orchestrator.check import raise_on_errors
 
     session = _session(workspace, archives)
     findings = find(
-        _spec(session, spec, overrides),
+        session.load_spec(spec, overrides or ()),
         session.workspace.root,
         session.dataset_folders,
         session.archives,
         session.installation,
     )
     if as_json:
-        _print_json([dataclasses.asdict(finding) for finding in findings])
+        terminal.print_json([dataclasses.asdict(finding) for finding in findings])
     for finding in findings:
         if finding.severity != "error":
             _say(f"{finding.severity}: {finding.field}: {finding.message}")
@@ -181,6 +187,9 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
+    from orchestrator import terminal
+    from orchestrator.plan import render_files, resolve
+    from orchestrator.record import RunRecord
     from orchestrator.render import spec_yaml
     from orchestrator.spec import spec_json
 
@@ -188,21 +197,27 @@ def show(
         raise SpecError("--command, --file, --resolved and --diff exclude each other")
     session = _session(workspace, None)
     if diff is not None:
-        _show_differences(_side(session, what, overrides), _side(session, diff, None), as_json)
+        terminal.print_differences(_side(session, what, overrides), _side(session, diff, None), as_json)
         return
     if _is_spec(what):
-        from orchestrator.pipeline import render_training, resolve
-
-        spec, found = resolve(session, _spec(session, Path(what), overrides))
-        files = render_training(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
+        spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
+        files = render_files(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
         if as_json:
-            _print_json(spec_json(spec))
+            terminal.print_json(spec_json(spec))
             return
-        _print_file(files, "command.txt" if command else file or "spec.yaml", what)
+        terminal.print_file(files, "command.txt" if command else file or "spec.yaml", what)
         return
     if overrides:
         raise SpecError("--set is for a spec; a run is shown as it was")
-    _show_run(session, what, "command.txt" if command else "spec.yaml" if resolved else file, as_json)
+    run = session.workspace.find_run(what)
+    wanted = "command.txt" if command else "spec.yaml" if resolved else file
+    if wanted is not None:
+        texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.path.iterdir()) if path.is_file()}
+        terminal.print_file(texts, wanted, run.id)
+    elif as_json:
+        terminal.print_json(RunRecord.load(run).as_json())
+    else:
+        terminal.print_run(RunRecord.load(run), run.path)
 
 
 @app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
@@ -216,15 +231,16 @@ def launch(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
-    from orchestrator import pipeline
+    from orchestrator import pipeline, terminal
+    from orchestrator.plan import plan_run, render_files
 
     session = _session(workspace, archives)
-    checked = _spec(session, spec, overrides)
-    plan = pipeline.plan_run(session, checked)
+    checked = session.load_spec(spec, overrides or ())
+    plan = plan_run(session, checked)
     if dry_run:
-        files = pipeline.render_training(session, plan.spec)
+        files = render_files(session, plan.spec)
         if files:
-            _print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
+            terminal.print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
         else:
             _say(f"nothing would be started: {checked.serve.url} is asked")
         return
@@ -268,7 +284,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
-    from orchestrator import pipeline
+    from orchestrator import pipeline, terminal
     from orchestrator.record import RunRecord
     from orchestrator.rundir import RunDir
     from orchestrator.spec import BenchmarkSpec
@@ -285,10 +301,10 @@ def benchmark(
     settings = _serve_settings(found, devices, port, model_name)
     folders = pipeline.benchmark(session, found, items, settings)
     if as_json:
-        _print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
+        terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
         return
     record = RunRecord.load(RunDir(folders[0].parent.parent))
-    _print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
+    terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
     for folder in folders:
         _say(f"every sentence: {folder / 'hypotheses.jsonl'}")
 
@@ -368,6 +384,7 @@ def export(
 @app.command("list", epilog="Example: orchestrator list --json")
 def list_runs(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     """Runs with status and scores, oldest first."""
+    from orchestrator import terminal
     from orchestrator.record import RunRecord
     from orchestrator.rundir import find_workspace
 
@@ -379,44 +396,21 @@ def list_runs(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
         except PrerequisiteError as error:  # one damaged record does not hide the others
             _say(f"warning: {error.message}")
     if as_json:
-        _print_json([record.as_json() for record in records])
+        terminal.print_json([record.as_json() for record in records])
     elif records:
-        from orchestrator.terminal import console, run_table
-
-        console().print(run_table(records))
+        terminal.console().print(terminal.run_table(records))
     else:
         _say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
 
 
-def main() -> None:
-    """Run the command line and exit with its code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("orchestrator").setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # Typer would make exit code 1 of a KeyboardInterrupt
-    code = 0
-    try:
-        app()
-    except (OrchestratorError, Interrupted) as error:
-        code = _report(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        code = _report(
-            PrerequisiteError(f"cannot write{where}: {error.strerror}", "files written before are whole; make room")
-        )
-    sys.exit(code)
-
-
-def _converse(conversation: Any) -> None:
+def _converse(conversation: "Conversation") -> None:
     from orchestrator import talk
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
     try:
         talk.chat(conversation, input, talk.write_now)
     finally:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, ours)
 
 
 @contextmanager
@@ -434,88 +428,45 @@ def _work_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}")
-
-
-def _report(error: OrchestratorError | Interrupted) -> int:
-    lines = [visible(line) for line in f"error: {error.message}".split("\n")]
-    _say("\n".join(map(painted, lines) if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else lines))
-    if error.remedy:
-        _say("  try: " + "\n".join(visible(line) for line in error.remedy.split("\n")))
-    return error.exit_code
-
-
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+def _session(workspace: Path | None, archives: Path | None) -> "Session":
+    from orchestrator.plan import Session
+
+    return Session.open(workspace, archives)
 
 
-def _session(workspace: Path | None, archives: Path | None) -> Any:
-    from orchestrator.client import API_KEY_ENV
-    from orchestrator.datasets import ArchiveStore, entry_folders
-    from orchestrator.installation import find_installation
-    from orchestrator.pipeline import Session
-    from orchestrator.render import Renderer
-    from orchestrator.rundir import find_workspace
-
-    place = find_workspace(workspace)
-    try:
-        installation = find_installation()
-    except PrerequisiteError as error:
-        installation = error  # type: ignore[assignment]
-    return Session(
-        workspace=place,
-        installation=installation,
-        renderer=Renderer(place.templates),
-        archives=ArchiveStore.from_environment(archives),
-        dataset_folders=entry_folders(place.dataset_info),
-        api_key=os.environ.get(API_KEY_ENV, ""),
-    )
-
-
-def _spec(session: Any, path: Path, overrides: list[str] | None) -> Any:
-    from orchestrator.spec import load_spec
-
-    return load_spec(path, overrides or (), session.arguments(), session.rules())
-
-
-def _schema_text() -> str:
-    from orchestrator.arguments import read_arguments
-    from orchestrator.chat_templates import read_templates
-    from orchestrator.installation import find_installation
-    from orchestrator.schema import spec_schema
-
-    found = find_installation()
-    made_for = " and ".join(
-        f"{name} {found.versions[key]}"
-        for name, key in (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
-        if key in found.versions
-    )
-    made = spec_schema(read_arguments(found), read_templates(found).names, made_for or "LLaMA-Factory")
-    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write_schema(place: Any) -> None:
+def _write_schema(place: "Workspace") -> None:
     """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
+    from orchestrator.installation import find_installation
     from orchestrator.rundir import atomic_write
+    from orchestrator.schema import schema_text
 
     try:
-        atomic_write(place.schema, _schema_text())
+        atomic_write(place.schema, schema_text(find_installation()))
     except PrerequisiteError as error:
         _say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
 
 
-def _target(session: Any, word: str, template: str | None) -> Any:
+def _side(session: "Session", word: str, overrides: list[str] | None) -> "Side":
+    from orchestrator.plan import run_side, spec_side
+
+    if _is_spec(word):
+        return spec_side(session, word, session.load_spec(Path(word), overrides or ()))
+    if overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    return run_side(session, session.workspace.find_run(word))
+
+
+def _target(session: "Session", word: str, template: str | None) -> "Target":
     from orchestrator.target import resolve_target, with_template
 
     return with_template(resolve_target(word, session.workspace), template)
 
 
-def _serve_settings(target: Any, devices: str | None, port: int | None, model_name: str | None) -> Any:
+def _serve_settings(target: "Target", devices: str | None, port: int | None, model_name: str | None) -> "ServeSpec":
     from orchestrator.spec import ServeSpec
 
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
@@ -527,74 +478,13 @@ def _is_spec(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
 
 
-def _print_file(files: dict[str, str], name: str, of: str) -> None:
-    if name not in files:
-        from orchestrator.errors import did_you_mean
-
-        raise SpecError(f"{of} has no {name}{did_you_mean(name, files)}; it has: {', '.join(files)}")
-    sys.stdout.write(files[name])
-
-
-def _show_run(session: Any, word: str, file: str | None, as_json: bool) -> None:
-    from orchestrator.record import RunRecord
-    from orchestrator.terminal import console, run_table
-
-    run = session.workspace.find_run(word)
-    if file is not None:
-        texts = {path.name: path for path in sorted(run.path.iterdir()) if path.is_file()}
-        _print_file({name: path.read_text(encoding="utf-8") for name, path in texts.items()}, file, run.id)
-        return
-    record = RunRecord.load(run)
-    if as_json:
-        _print_json(record.as_json())
-        return
-    console().print(run_table([record]))
-    if record.error:
-        typer.echo(f"\n{record.status}: {visible(record.error.splitlines()[0])}")
-    _print_scores(record.benchmarks)
-    typer.echo(f"\n{run.path}")
-
-
-def _side(session: Any, word: str, overrides: list[str] | None) -> Any:
-    from orchestrator.pipeline import run_side, spec_side
-
-    if _is_spec(word):
-        return spec_side(session, word, _spec(session, Path(word), overrides))
-    if overrides:
-        raise SpecError("--set is for a spec; a run is shown as it was")
-    return run_side(session, session.workspace.find_run(word))
-
-
-def _show_differences(one: Any, other: Any, as_json: bool) -> None:
-    from orchestrator.diff import differences
-
-    found = differences(one, other)
-    for side in (one, other):
-        if side.defaults is None and one.versions != other.versions:
-            _say(f"note: {side.name} kept no defaults: whether they changed since cannot be told")
-    if as_json:
-        _print_json({"one": one.name, "other": other.name, "differences": [dataclasses.asdict(each) for each in found]})
-    elif found:
-        typer.echo("\n".join([f"--- {visible(one.heading())}", f"+++ {visible(other.heading())}"]))
-        typer.echo("\n".join(each.line() for each in found))
-    else:
-        _say("nothing differs")
-
-
-def _print_scores(items: Any) -> None:
-    from orchestrator.terminal import console, score_tables
-
-    if items:
-        typer.echo()
-        console().print(score_tables(items))
-
-
-def _print_result(run: Any, as_json: bool) -> None:
+def _print_result(run: "RunDir", as_json: bool) -> None:
+    from orchestrator import terminal
     from orchestrator.record import RunRecord
 
     record = RunRecord.load(run)
     if as_json:
-        _print_json(record.as_json())
+        terminal.print_json(record.as_json())
         return
-    _print_scores(record.benchmarks)
+    terminal.print_scores(record.benchmarks)
     typer.echo(f"\n{record.status}: {run.path}")

@@ -54,6 +54,16 @@ def collect_facts(
     )
 
 
+def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
+    """The facts with the hashes of what was on the hub when the run started, and has been downloaded since."""
+    return facts.model_copy(
+        update={
+            "model_sha256": facts.model_sha256 or _model(spec, root),
+            "adapter_sha256": facts.adapter_sha256 or _adapter(spec, root),
+        }
+    )
+
+
 def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> list[str]:
     """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
     old, new = flat(spec_json(spec_then)), flat(spec_json(spec_now))

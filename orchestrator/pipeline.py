@@ -7,80 +7,32 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.arguments import Argument, read_arguments
-from orchestrator.chat_templates import with_found_template
-from orchestrator.check import Finding, check, check_model, raise_on_errors
+from orchestrator.check import check_model
 from orchestrator.client import Endpoint, list_models
-from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, load_entry, load_split, write_training_file
-from orchestrator.diff import DECLARE, Side, changed_defaults, defaults_json, known_defaults, run_defaults
+from orchestrator.datasets import write_training_file
+from orchestrator.diff import changed_defaults, defaults_json
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.evaluate import BenchmarkResult, evaluate
 from orchestrator.export import export
-from orchestrator.facts import collect_facts, compare_losses, drift
-from orchestrator.installation import Installation
+from orchestrator.facts import compare_losses, complete_facts, drift
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.plan import Plan, Session, heed, plan_run, render_files, resolve_model, run_side, spec_side
 from orchestrator.process import Child
-from orchestrator.record import BenchmarkSummary, Facts, RunRecord, now
-from orchestrator.render import Checkpoint, Renderer, api_arguments, spec_yaml, train_arguments, train_environment
-from orchestrator.rules import Rule, known_rules
-from orchestrator.rundir import RunDir, Workspace, atomic_write
+from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
+from orchestrator.render import Checkpoint, spec_yaml, train_environment
+from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
 from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
-from orchestrator.target import Target, base_checkpoint, run_checkpoints, run_target
+from orchestrator.target import Target, run_checkpoints
 from orchestrator.train import TRAIN_ARGV, train
 
 log = logging.getLogger("orchestrator")
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every command works with."""
-
-    workspace: Workspace
-    installation: Installation | PrerequisiteError
-    """Or why there is none: a server of others can be benchmarked all the same."""
-    renderer: Renderer
-    archives: ArchiveStore
-    dataset_folders: list[Path]
-    api_key: str = field(default="", repr=False)
-    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
-
-    def llamafactory(self) -> Installation:
-        if isinstance(self.installation, PrerequisiteError):
-            raise self.installation
-        return self.installation
-
-    def arguments(self) -> dict[str, Argument] | None:
-        """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
-        installation = self.llamafactory_or_none()
-        return (read_arguments(installation) or None) if installation is not None else None
-
-    def rules(self) -> tuple[Rule, ...]:
-        """LLaMA-Factory's rules between its arguments; none where its source is not there."""
-        installation = self.llamafactory_or_none()
-        return known_rules(installation) if installation is not None else ()
-
-    def llamafactory_or_none(self) -> Installation | None:
-        return None if isinstance(self.installation, PrerequisiteError) else self.installation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A spec that was checked, with all that it reads."""
-
-    spec: RunSpec
-    datasets: dict[str, Dataset]
-    texts: dict[tuple[str, str], ParallelText]
-    """(dataset, split) -> its text."""
-    facts: Facts
-    found: str = ""
-    """How the model's template was found; '' where the spec says it."""
 
 
 @dataclass(frozen=True)
@@ -91,42 +43,6 @@ class Origin:
     overrides: Sequence[str] = ()
     rerun_of: str | None = None
     drift: Sequence[str] = ()
-
-
-def plan_run(session: Session, spec: RunSpec) -> Plan:
-    """Check a spec and read what it needs.
-
-    Raises:
-        SpecError, PrerequisiteError: everything that is wrong with it, at once.
-    """
-    root = session.workspace.root
-    _heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
-    wanted = [(spec.dataset, "train")] if spec.dataset else []
-    wanted += [(item.testset, item.split) for item in spec.benchmark]
-    datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
-    texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
-    spec, found = resolve(session, spec)
-    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts), found)
-
-
-def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
-    """The spec with the chat template that it left to be found, and how that was found ('' where it was given)."""
-    if spec.model is None:
-        return spec, ""
-    model, found = _resolve_model(session, spec.model)
-    return spec.model_copy(update={"model": model}), found
-
-
-def _resolve_model(session: Session, model: ModelSpec) -> tuple[ModelSpec, str]:
-    installation = session.llamafactory_or_none()
-    return with_found_template(model, session.workspace.root, installation) if installation else (model, "")
-
-
-def _heed(findings: Sequence[Finding]) -> None:
-    """Errors end it, all at once; warnings and notes are said."""
-    raise_on_errors(findings)
-    for finding in findings:
-        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
 
 
 def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
@@ -169,7 +85,7 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
         PrerequisiteError: strict, and something differs.
     """
     then = RunRecord.load(past)
-    plan = plan_run(session, load_spec(past.spec, overrides, session.arguments(), session.rules()))
+    plan = plan_run(session, session.load_spec(past.spec, overrides))
     lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
     lines += [
         f"default of {each.path}: {each.one} then, {each.other} now"
@@ -222,8 +138,8 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
     """How a target is served: for `serve` and `chat`, files in the folder given."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
-    model, _ = _resolve_model(session, target.checkpoint.model)
+    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    model, _ = resolve_model(session, target.checkpoint.model)
     return ServePlan(
         checkpoint=replace(target.checkpoint, model=model),
         settings=settings,
@@ -242,13 +158,14 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
         raise SpecError(f"{target.name} belongs to no run: export takes a run, or RUN@checkpoint-N")
     if target.checkpoint.model.adapter_name_or_path is None:
         raise SpecError(f"{target.name} is a full model already: {target.checkpoint.model.name_or_path}")
-    _heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     run = target.run
     record = RunRecord.load(run)
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
     record.update(run, commands={**record.commands, "export": argv})
-    return export(run, target.checkpoint, to or run.export, installation, session.renderer)
+    with locked(run, "export"):  # they share export.yaml
+        return export(run, target.checkpoint, to or run.export, installation, session.renderer)
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:
@@ -284,50 +201,6 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
         raise
 
 
-def render_training(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml.
-
-    Nothing where the spec asks a server that runs already.
-    """
-    if spec.model is None:
-        return {}
-    start = base_checkpoint(spec.model, session.workspace.root)
-    files: dict[str, str] = {}
-    served = start
-    if spec.train is not None and spec.dataset is not None:
-        arguments = train_arguments(spec, start)
-        known = session.arguments() or {}
-        lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
-        files["train.yaml"] = session.renderer.train_yaml(arguments)
-        files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
-        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
-        whole = spec.train.finetuning_type in ("full", "freeze")
-        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
-        served = Checkpoint("output", start.model.model_copy(update=update))
-    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
-    return files
-
-
-def spec_side(session: Session, name: str, spec: RunSpec) -> Side:
-    """A spec that would run here, to be compared."""
-    installation, arguments = session.llamafactory_or_none(), session.arguments()
-    versions = {} if installation is None else _declaring(installation.versions)
-    return Side(name, resolve(session, spec)[0], versions, None if arguments is None else known_defaults(arguments))
-
-
-def run_side(session: Session, run: RunDir) -> Side:
-    """A run, to be compared. Where it kept no defaults, those of the same versions are taken, if they are installed."""
-    spec, facts = load_spec(run.spec), RunRecord.load(run).facts
-    kept, here = run_defaults(run), spec_side(session, "", spec)
-    versions = _declaring(facts.versions)
-    defaults = here.defaults if kept is None and versions == here.versions else kept
-    return Side(run.id, spec, versions, defaults, facts)
-
-
-def _declaring(versions: Mapping[str, str]) -> dict[str, str]:
-    return {name: version for name, version in versions.items() if name in DECLARE}
-
-
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
     if spec.dataset is None:
@@ -337,7 +210,7 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     write_training_file(text, plan.datasets[spec.dataset].entry.instruction, run.training_file)
     if text.blank_pairs:
         log.info("%s: %d blank pairs dropped, %d left", spec.dataset, text.blank_pairs, len(text.sources))
-    for name, content in render_training(session, spec).items():
+    for name, content in render_files(session, spec).items():
         atomic_write(run.path / name, content)
     arguments = session.arguments()
     if arguments is not None:
@@ -357,7 +230,8 @@ def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> N
         environment={**record.environment, "train": environment},
     )
     training = train(run, installation, environment, started)
-    record.update(run, status="trained", training=training)
+    facts = complete_facts(record.facts, spec, session.workspace.root)
+    record.update(run, status="trained", training=training, facts=facts)
 
 
 def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
@@ -456,7 +330,3 @@ def _as_name(text: str) -> str:
     """Any text as a spec's name."""
     name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
     return name.lstrip("._-")[:64] or "target"
-
-
-__all__ = ["Origin", "Plan", "Session", "benchmark", "connect", "export_run", "launch", "plan_run", "render_training",
-           "rerun", "resolve", "run_side", "run_target", "serve_plan", "spec_side"]  # fmt: skip

@@ -139,7 +139,8 @@ class RunRecord(_Part):
         except (OSError, ValidationError) as error:
             reason = "; ".join(str(error).splitlines()[:3])
             raise PrerequisiteError(f"{run.record} cannot be read: {reason}") from error
-        if record.status in ACTIVE and not record.owner_lives():
+        # A run that was to be trained only ends as `trained`: then it has an end.
+        if record.status in ACTIVE and record.ended_at is None and not record.owner_lives():
             record.status = "interrupted"
         return record
 
@@ -163,7 +164,7 @@ class RunRecord(_Part):
 
     def update(self, run: RunDir, **changes: Any) -> None:
         """Set fields, then save. What another process wrote into the other fields since we read them stays."""
-        with _locked(run):
+        with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
             for name, value in changes.items():
                 setattr(stored, name, value)
@@ -171,7 +172,7 @@ class RunRecord(_Part):
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark to the stored record."""
-        with _locked(run):
+        with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
             stored.benchmarks.append(summary)
             self._take(stored, run)
@@ -183,9 +184,12 @@ class RunRecord(_Part):
 
 
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
-    """One writer at a time: a benchmark of a run that is still training, say. Freed with its owner, however it ends."""
-    with (run.path / ".record.lock").open("a") as file:
+def locked(run: RunDir, what: str) -> Iterator[None]:
+    """One at a time: a benchmark writes into the record of a run that still trains, say. Others wait.
+
+    Freed with its owner, however that ends.
+    """
+    with (run.path / f".{what}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

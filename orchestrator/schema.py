@@ -7,13 +7,16 @@ text where a spec takes it for 8.
 Writes nothing.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from orchestrator.arguments import COMPUTED, Argument
+from orchestrator.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.chat_templates import read_templates
+from orchestrator.installation import Installation
 from orchestrator.spec import OWNED, RunSpec, ServeSpec, TrainSpec
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -71,3 +74,12 @@ def argument_schema(argument: Argument) -> dict[str, Any]:
     if argument.default is not COMPUTED:
         schema["default"] = argument.default
     return schema
+
+
+def schema_text(installation: Installation) -> str:
+    """The schema for an installation, as a file."""
+    versions = installation.versions
+    names = (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
+    made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
+    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -1,17 +1,23 @@
-"""Tables for a person. Text only: what is shown was decided elsewhere.
+"""What a command prints: tables for a person, files, one JSON document. Text only: what is shown was decided elsewhere.
 
 Covered: control characters of strangers' text made visible; width and colour only on a terminal (NO_COLOR is
 rich's); nothing is cut where the output is a file or a pipe. Scores stand in one column only where test set,
 segments and signature are the same.
 """
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.diff import Side, differences
+from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.process import visible
 from orchestrator.record import BenchmarkSummary, RunRecord
 
@@ -75,3 +81,45 @@ def _cells(item: BenchmarkSummary) -> list[str]:
     intervals = [f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else "" for score in item.scores]
     cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
     return [*cells, "" if item.mean_sentence_bleu is None else f"{item.mean_sentence_bleu:.1f}"]
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_file(files: Mapping[str, str], name: str, of: str) -> None:
+    """One of some texts, as it is. SpecError where there is none of that name."""
+    if name not in files:
+        raise SpecError(f"{of} has no {name}{did_you_mean(name, files)}; it has: {', '.join(files)}")
+    sys.stdout.write(files[name])
+
+
+def print_scores(items: Sequence[BenchmarkSummary]) -> None:
+    """The tables of some benchmarks; nothing for none."""
+    if items:
+        console().print(Group(Text(), score_tables(items)))
+
+
+def print_differences(one: Side, other: Side, as_json: bool) -> None:
+    """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
+    found = differences(one, other)
+    for side in (one, other):
+        if side.defaults is None and one.versions != other.versions:
+            sys.stderr.write(f"note: {side.name} kept no defaults: whether they changed since cannot be told\n")
+    if as_json:
+        print_json({"one": one.name, "other": other.name, "differences": [asdict(each) for each in found]})
+    elif found:
+        lines = [f"--- {visible(one.heading())}", f"+++ {visible(other.heading())}", *(each.line() for each in found)]
+        sys.stdout.write("\n".join(lines) + "\n")
+    else:
+        sys.stderr.write("nothing differs\n")
+
+
+def print_run(record: RunRecord, path: Path) -> None:
+    """A run: its line, why it ended, its benchmarks, its folder."""
+    console().print(run_table([record]))
+    if record.error:
+        sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
+    print_scores(record.benchmarks)
+    sys.stdout.write(f"\n{path}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_llamafactory import install
-from tests.workplace import Done, Workplace, new_workplace
+from tests.workshop import Done, Workshop, new_workshop
 
 
 @pytest.fixture(scope="session")
@@ -17,25 +17,25 @@ def fake_cli(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, fake_cli: Path) -> Iterator[Workplace]:
+def workshop(tmp_path: Path, fake_cli: Path) -> Iterator[Workshop]:
     """An empty workspace with a model; whatever a test leaves running is killed."""
-    made = new_workplace(tmp_path, fake_cli)
+    made = new_workshop(tmp_path, fake_cli)
     yield made
     made.kill_all()
 
 
 @pytest.fixture(scope="session")
-def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[Workplace, Done]:
+def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[Workshop, Done]:
     """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
-    made = new_workplace(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
+    made = new_workshop(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
     benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
-    done = made.run("launch", made.spec(benchmark=benchmark))
+    done = made.run("launch", made.spec(benchmark=benchmark), FAKE_TORN_S="0.4")  # longer than a look at it takes
     assert done.code == 0, done.err
     return made, done
 
 
 @pytest.fixture
-def toy(launched: tuple[Workplace, Done], tmp_path: Path) -> Iterator[Workplace]:
+def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
     """A workspace of one's own with the finished run."""
     made = launched[0].copy(tmp_path)
     yield made

@@ -6,6 +6,7 @@ templates are found beside it. What was asked of it, its API key included, goes 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
 FAKE_STEP_S seconds that a step takes
+FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
 FAKE_EXPORT dies | truncated | hangs
@@ -81,9 +82,10 @@ def train(arguments: dict) -> None:
             step += 1
             losses.append(seed % 977 / 100 / step)
             line = {"current_steps": step, "total_steps": total, "loss": losses[-1], "lr": 1e-4, "throughput": 150.08}
-            _append(log, json.dumps({**line, "elapsed_time": "0:00:01", "remaining_time": "0:00:09"}), torn=step % 2)
+            torn_s = float(os.environ.get("FAKE_TORN_S", "0.01")) if step in (2, total) else 0
+            _append(log, json.dumps({**line, "elapsed_time": "0:00:01", "remaining_time": "0:00:09"}), torn_s)
         if not asked_to_stop:
-            _append(log, json.dumps({"current_steps": step, "total_steps": total, "percentage": 100.0}), torn=True)
+            _append(log, json.dumps({"current_steps": step, "total_steps": total, "percentage": 100.0}))
     if asked_to_stop:
         print(f"Saving JIT checkpoint at step {step}", flush=True)
     checkpoint = output / f"checkpoint-{step}"
@@ -100,12 +102,13 @@ def train(arguments: dict) -> None:
     (output / "train_results.json").write_text(json.dumps(results))
 
 
-def _append(log, line: str, torn: bool) -> None:
-    half = len(line) // 2 if torn else 0
+def _append(log, line: str, torn_s: float = 0) -> None:
+    """Write a line, for some seconds only the first half of it."""
+    half = len(line) // 2
     log.write(line[:half])
-    log.flush()
-    if torn:
-        time.sleep(0.02)
+    if torn_s:
+        log.flush()
+        time.sleep(torn_s)
     log.write(line[half:] + "\n")
     log.flush()
 

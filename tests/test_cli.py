@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import yaml
 from orchestrator.rundir import RunDir
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workplace import CAPTIONS, assert_none_left, new_workplace, training_at_step, wait_for
+from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for
 
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
@@ -30,9 +31,9 @@ QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
 # Errors: exit code, what, place, next step
 
 
-def write_entry(workplace, **changes):
+def write_entry(workshop, **changes):
     """A dataset `pairs` of two texts in the workspace's own dataset_info."""
-    folder = workplace.root / "dataset_info"
+    folder = workshop.root / "dataset_info"
     (folder / "pairs").mkdir()
     texts = {"en": "A dog.\nA cat.\n", "de": "Ein Hund.\nEine Katze.\n", **changes}
     for side, text in texts.items():
@@ -44,13 +45,13 @@ def write_entry(workplace, **changes):
     (folder / "pairs.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
 
 
-def write_archive_entry(workplace, url="http://127.0.0.1:9/test.tar.gz"):
+def write_archive_entry(workshop, url="http://127.0.0.1:9/test.tar.gz"):
     entry = yaml.safe_load((CAPTIONS.parent / "captions_en_de.yaml").read_text("utf-8"))
     entry["archives"] = {"test.tar.gz": {"url": url, "sha256": "0" * 64, "size_bytes": 5}}
     entry["splits"] = {"test": {"archive": "test.tar.gz", "source": "test.en", "target": "test.de", "pairs": 2}}
-    (workplace.root / "dataset_info" / "packed.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
-    (workplace.root / "archives").mkdir()
-    (workplace.root / "archives" / "test.tar.gz").write_bytes(b"12345")
+    (workshop.root / "dataset_info" / "packed.yaml").write_text(yaml.safe_dump(entry), encoding="utf-8")
+    (workshop.root / "archives").mkdir()
+    (workshop.root / "archives" / "test.tar.gz").write_bytes(b"12345")
 
 
 def bench(testset, **changes):
@@ -58,12 +59,12 @@ def bench(testset, **changes):
 
 
 def raw_spec(text):
-    return lambda workplace: (workplace.runs / "toy.yaml").write_text(text, encoding="utf-8")
+    return lambda workshop: (workshop.runs / "toy.yaml").write_text(text, encoding="utf-8")
 
 
-def truncated_model(workplace):
-    workplace.spec()
-    path = workplace.root / "models" / "tiny" / "model.safetensors"
+def truncated_model(workshop):
+    workshop.spec()
+    path = workshop.root / "models" / "tiny" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -81,7 +82,7 @@ NO_SPECS = {
 }
 NOT_THE_ARCHIVE = hashlib.sha256(b"12345").hexdigest()
 ERRORS = {
-    "no spec": (lambda workplace: None, 2, ["runs/toy.yaml: no such file"]),
+    "no spec": (lambda workshop: None, 2, ["runs/toy.yaml: no such file"]),
     "not YAML": (raw_spec("name: toy\nmodel: a: b\n"), 2, ["error: not valid YAML: ", "\n  --> runs/toy.yaml:2:9\n"]),
     "no mapping": (raw_spec("- name: toy\n"), 2, ["runs/toy.yaml:1:1", "expected a mapping"]),
     "unknown field and wrong types, all at once": (
@@ -104,43 +105,43 @@ ERRORS = {
         ],
     ),
     "dataset": (
-        lambda workplace: workplace.spec(dataset="captoins_en_de"),
+        lambda workshop: workshop.spec(dataset="captoins_en_de"),
         2,
         ["dataset: no dataset 'captoins_en_de'; did you mean 'captions_en_de'?", "known datasets: "],
     ),
-    "split": (lambda workplace: workplace.spec(**bench("captions_en_de", split="tset")), 2, ["did you mean 'test'?"]),
+    "split": (lambda workshop: workshop.spec(**bench("captions_en_de", split="tset")), 2, ["did you mean 'test'?"]),
     "template": (
-        lambda workplace: workplace.spec(model={"template": "smolml2"}),
+        lambda workshop: workshop.spec(model={"template": "smolml2"}),
         2,
         ["model.template: LLaMA-Factory has no template 'smolml2'", "did you mean 'smollm2'?"],
     ),
     "lora_target": (
-        lambda workplace: workplace.spec(train={"lora_target": "q_prj,v_proj"}),
+        lambda workshop: workshop.spec(train={"lora_target": "q_prj,v_proj"}),
         2,
         ["train.lora_target: ", "q_prj", "q_proj"],
     ),
     "truncated model": (truncated_model, 3, ["model.name_or_path: ", "models/tiny/model.safetensors", "7 "]),
     "no model": (
-        lambda workplace: workplace.spec(model={"name_or_path": "./models/tinny"}),
+        lambda workshop: workshop.spec(model={"name_or_path": "./models/tinny"}),
         2,
         ["model.name_or_path: no folder", "did you mean 'tiny'?"],
     ),
     "sides of different length": (
-        lambda workplace: (write_entry(workplace, de="Ein Hund.\n"), workplace.spec(**bench("pairs"))),
+        lambda workshop: (write_entry(workshop, de="Ein Hund.\n"), workshop.spec(**bench("pairs"))),
         2,
         ["test.en has 2 lines", "test.de has 1", "edit "],
     ),
     "changed data": (
-        lambda workplace: (
-            write_entry(workplace),
-            (workplace.root / "dataset_info" / "pairs" / "test.de").write_text("Ein Hund.\nEin Kater.\n"),
-            workplace.spec(**bench("pairs")),
+        lambda workshop: (
+            write_entry(workshop),
+            (workshop.root / "dataset_info" / "pairs" / "test.de").write_text("Ein Hund.\nEin Kater.\n"),
+            workshop.spec(**bench("pairs")),
         ),
         3,
         ["pairs/test.de is not the file that", "its sha256 is "],
     ),
     "wrong archive": (
-        lambda workplace: (write_archive_entry(workplace), workplace.spec(**bench("packed"))),
+        lambda workshop: (write_archive_entry(workshop), workshop.spec(**bench("packed"))),
         3,
         ["archives/test.tar.gz", NOT_THE_ARCHIVE, "0" * 64],
     ),
@@ -152,78 +153,75 @@ def refused(tmp_path_factory, fake_cli):
     """Each case's launch, all at the same time."""
     commands = {}
     for number, (case, (prepare, _, _)) in enumerate(ERRORS.items()):
-        workplace = new_workplace(tmp_path_factory.mktemp(f"case-{number}"), fake_cli)
-        prepare(workplace)
-        commands[case] = (workplace, workplace.start("launch", "runs/toy.yaml", "--from", "archives"))
-    return {case: (workplace, command.finish()) for case, (workplace, command) in commands.items()}
+        workshop = new_workshop(tmp_path_factory.mktemp(f"case-{number}"), fake_cli)
+        prepare(workshop)
+        commands[case] = (workshop, workshop.start("launch", "runs/toy.yaml", "--from", "archives"))
+    return {case: (workshop, command.finish()) for case, (workshop, command) in commands.items()}
 
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_an_error_is_told_before_anything_starts(refused, case):
     """With its exit code, its place and what to do."""
     _, code, fragments = ERRORS[case]
-    workplace, done = refused[case]
+    workshop, done = refused[case]
     assert done.code == code and "Traceback" not in done.err, done.err
     assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
     assert done.err.startswith("error: ") and done.out == ""
-    assert workplace.run_folders() == [] and workplace.calls("train") == []
+    assert workshop.run_folders() == [] and workshop.calls("train") == []
 
 
-def test_an_archive_that_cannot_be_had_says_where_else_it_may_come_from(workplace):
-    write_archive_entry(workplace)
-    done = workplace.run("check", workplace.spec(**bench("packed")))
+def test_an_archive_that_cannot_be_had_says_where_else_it_may_come_from(workshop):
+    write_archive_entry(workshop)
+    done = workshop.run("check", workshop.spec(**bench("packed")))
     assert done.code == 3 and "http://127.0.0.1:9/test.tar.gz" in done.err
     assert "--from" in done.err and "ORCHESTRATOR_ARCHIVES" in done.err
 
 
-def test_no_llamafactory_is_told_with_how_to_get_it(workplace, tmp_path):
-    done = workplace.run("launch", workplace.spec(), ORCHESTRATOR_LLAMAFACTORY=str(tmp_path / "nowhere"))
+def test_no_llamafactory_is_told_with_how_to_get_it(workshop, tmp_path):
+    done = workshop.run("launch", workshop.spec(), ORCHESTRATOR_LLAMAFACTORY=str(tmp_path / "nowhere"))
     assert done.code == 3 and f"no program {tmp_path}/nowhere" in done.err and "  try: " in done.err
-    assert workplace.run_folders() == []
+    assert workshop.run_folders() == []
 
 
 @pytest.mark.parametrize("command", ["launch", "serve"])
-def test_a_taken_port_is_found_before_a_model_is_loaded(workplace, command):
+def test_a_taken_port_is_found_before_a_model_is_loaded(workshop, command):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        spec = workplace.spec(**BENCHMARK_ONLY, serve={"port": port})
+        spec = workshop.spec(**BENCHMARK_ONLY, serve={"port": port})
         words = ("launch", spec) if command == "launch" else ("serve", "models/tiny", "--port", str(port))
-        done = workplace.run(*words)
+        done = workshop.run(*words)
     assert done.code == 3 and str(port) in done.err and "  try: stop what listens there" in done.err
-    assert workplace.calls("api") == []
+    assert workshop.calls("api") == []
 
 
-@pytest.mark.parametrize(
-    "target", ["nonsense", "toy@checkpoint-5", "models", "./nowhere", "x" * 300, "", "ftp://127.0.0.1/v1", "a\nb"]
-)
-def test_a_target_that_is_nothing_is_told_what_it_could_be(workplace, target):
-    done = workplace.run("benchmark", target, *QUICK)
-    assert done.code == 2 and done.err.startswith("error: ") and "Traceback" not in done.err, done.err
-    assert "a folder" in done.err or "neither a model" in done.err
-    assert workplace.run_folders() == []
+def test_a_target_that_is_nothing_is_told_what_it_could_be(workshop):
+    targets = ["nonsense", "toy@checkpoint-5", "models", "./nowhere", "x" * 300, "", "ftp://127.0.0.1/v1", "a\nb"]
+    for done in workshop.run_together([("benchmark", target, *QUICK) for target in targets]):
+        assert done.code == 2 and done.err.startswith("error: ") and "Traceback" not in done.err, done
+        assert "a folder" in done.err or "neither a model" in done.err, done
+    assert workshop.run_folders() == []
 
 
 def test_a_misspelt_run_or_checkpoint_gets_a_hint(toy):
+    words = [("benchmark", "tooy", *QUICK), ("chat", "toy@checkpoint-4"), ("rerun", "tooy")]
+    target, missing, rerun = toy.run_together(words)
+    assert "did you mean 'toy'?" in target.err
     run = toy.only_run().name
-    assert "did you mean 'toy'?" in toy.run("benchmark", "tooy", *QUICK).err
-    missing = toy.run("chat", "toy@checkpoint-4")
     assert missing.code == 2 and f"run {run} has no checkpoint-4; did you mean 'checkpoint-5'?" in missing.err
     assert "it has: output, checkpoint-5, base" in missing.err
-    rerun = toy.run("rerun", "tooy")
     assert rerun.code == 2 and "did you mean 'toy'?" in rerun.err and "orchestrator list" in rerun.err
 
 
-def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
+def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workshop):
     """A benchmark, or a talk, under the run's name would be the base model's."""
-    assert workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies").code == 4
-    for done in workplace.run_together([(command, "toy") for command in ("benchmark", "chat", "serve", "export")]):
+    assert workshop.run("launch", workshop.spec(), FAKE_TRAIN="dies").code == 4
+    for done in workshop.run_together([(command, "toy") for command in ("benchmark", "chat", "serve", "export")]):
         assert done.code == 3 and "has no checkpoint" in done.err and "it has: base" in done.err, done.err
-    assert workplace.calls("api") == []
+    assert workshop.calls("api") == []
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
+def test_a_wrong_command_line_is_exit_code_2(workshop):
+    cases = [
         (["launch"], "Missing argument"),
         (["launch", "runs/toy.yaml", "--sett", "a=1"], "No such option"),
         (["benchmark", "toy", "--max-samples", "none"], "--max-samples"),
@@ -231,28 +229,26 @@ def test_a_run_that_came_to_nothing_is_not_taken_for_its_base_model(workplace):
         (["lunch"], "No such command"),
         (["launch", "runs/toy.yaml", "--set", "seed"], "expected KEY=VALUE"),
         (["launch", "runs/toy.yaml", "--set", "train.learning_rate=fast"], "--set train.learning_rate=fast"),
-    ],
-)
-def test_a_wrong_command_line_is_exit_code_2(workplace, words, said):
-    workplace.spec()
-    done = workplace.run(*words)
-    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
-    assert done.out == ""
+    ]
+    workshop.spec()
+    for (_, said), done in zip(cases, workshop.run_together([words for words, _ in cases]), strict=True):
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err, done
+        assert done.out == ""
 
 
-def test_outside_a_workspace_the_next_step_is_said(workplace, tmp_path):
-    done = workplace.run("list", cwd=tmp_path)
+def test_outside_a_workspace_the_next_step_is_said(workshop, tmp_path):
+    done = workshop.run("list", cwd=tmp_path)
     assert done.code == 2 and "no workspace here" in done.err and "orchestrator init" in done.err
-    made = workplace.run("init", "new one", cwd=tmp_path)
+    made = workshop.run("init", "new one", cwd=tmp_path)
     assert made.code == 0
-    assert workplace.run("list", "--json", cwd=tmp_path / "new one" / "runs").json() == []
+    assert workshop.run("list", "--json", cwd=tmp_path / "new one" / "runs").json() == []
 
 
-def test_help_of_every_command_has_an_example(workplace):
-    listed = workplace.run("--help").out.partition("Commands:")[2]
+def test_help_of_every_command_has_an_example(workshop):
+    listed = workshop.run("--help").out.partition("Commands:")[2]
     names = re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)
     assert {"launch", "rerun", "benchmark", "serve", "chat", "export", "list", "show", "check"} <= set(names)
-    for name, done in zip(names, workplace.run_together([(name, "--help") for name in names]), strict=True):
+    for name, done in zip(names, workshop.run_together([(name, "--help") for name in names]), strict=True):
         assert done.code == 0 and f"Example: orchestrator {name}" in done.out and done.err == ""
 
 
@@ -273,35 +269,37 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     words = [("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml")]
     listed, run, spec, check = (one_document(done) for done in toy.run_together([(*each, "--json") for each in words]))
     assert (listed, run, spec["seed"]) == ([record], record, 42) and isinstance(check, list)
-    words = [("benchmark", "toy", *QUICK), ("launch", "runs/toy.yaml"), ("rerun", past.name, "--no-benchmark")]
-    results = [one_document(done) for done in toy.run_together([(*each, "--json") for each in words])]
-    (scores,), launched, again = results
+    words = [("benchmark", "toy", *QUICK), ("launch", "runs/toy.yaml"), ("rerun", past.name)]
+    benchmark, *others = [(*each, "--json") for each in words]
+    commands = [benchmark, *((*each, "--no-benchmark") for each in others)]
+    (scores,), launched, again = (one_document(done) for done in toy.run_together(commands))
     assert (scores["status"], scores["n_segments"]) == ("complete", 3)
-    assert (launched["status"], launched["training"]["steps"]) == ("done", 5)
+    assert (launched["status"], launched["training"]["steps"]) == ("trained", 5)
     assert (again["rerun_of"], again["status"]) == (past.name, "trained")
 
 
-def test_a_check_with_errors_gives_its_findings_as_json_and_the_exit_code(workplace):
-    done = workplace.run("check", workplace.spec(dataset="captoins_en_de"), "--json")
+def test_a_check_with_errors_gives_its_findings_as_json_and_the_exit_code(workshop):
+    done = workshop.run("check", workshop.spec(dataset="captoins_en_de"), "--json")
     assert done.code == 2
     (error,) = [finding for finding in done.json() if finding["severity"] == "error"]
     assert (error["field"], error["kind"]) == ("dataset", "spec")
 
 
-def test_show_prints_files_of_a_run_as_they_are(toy):
-    run = toy.only_run()
-    for words, name in ((["--command"], "command.txt"), (["--file", "train.yaml"], "train.yaml")):
-        assert toy.run("show", "toy", *words).out == (run / name).read_text("utf-8")
-    missing = toy.run("show", "toy", "--file", "trian.yaml")
+def test_show_prints_files_of_a_run_as_they_are(launched):
+    workshop, _ = launched
+    words = [("--command",), ("--file", "train.yaml"), ("--file", "trian.yaml")]
+    command, file, missing = workshop.run_together([("show", "toy", *each) for each in words])
+    assert command.out == (workshop.only_run() / "command.txt").read_text("utf-8")
+    assert file.out == (workshop.only_run() / "train.yaml").read_text("utf-8")
     assert missing.code == 2 and "did you mean 'train.yaml'?" in missing.err
 
 
 def test_what_show_says_of_a_spec_is_what_a_launch_gives_llamafactory(launched):
-    workplace, _ = launched
+    workshop, _ = launched
     names = ("train.yaml", "dataset_info.json", "command.txt", "spec.yaml")
-    shown = workplace.run_together([("show", "runs/toy.yaml", "--file", name) for name in names])
+    shown = workshop.run_together([("show", "runs/toy.yaml", "--file", name) for name in names])
     for name, done in zip(names, shown, strict=True):
-        assert done.out == (workplace.only_run() / name).read_text("utf-8")
+        assert done.out == (workshop.only_run() / name).read_text("utf-8")
 
 
 def test_a_reader_that_goes_away_is_no_error(toy):
@@ -328,76 +326,76 @@ def test_a_damaged_record_does_not_hide_the_other_runs(toy):
     assert str(broken / "record.json") in done.err
 
 
-def test_another_folder_will_do_with_workspace(workplace, tmp_path):
-    spec = workplace.spec(**BENCHMARK_ONLY)
+def test_another_folder_will_do_with_workspace(workshop, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    named = workplace.run("launch", spec, "--workspace", workplace.root, cwd=elsewhere)
-    assert named.code == 0 and workplace.record()["status"] == "done", named.err
-    listed = workplace.run("list", "--json", cwd=elsewhere, ORCHESTRATOR_WORKSPACE=str(workplace.root))
-    assert [each["status"] for each in listed.json()] == ["done"]
+    words = ("launch", workshop.spec(), "--no-benchmark", "--workspace", workshop.root)
+    named = workshop.run(*words, cwd=elsewhere)
+    assert named.code == 0 and workshop.record()["status"] == "trained", named.err
+    listed = workshop.run("list", "--json", cwd=elsewhere, ORCHESTRATOR_WORKSPACE=str(workshop.root))
+    assert [each["status"] for each in listed.json()] == ["trained"]
     assert list(elsewhere.iterdir()) == []
 
 
 # Terminals
 
 
-def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_no_color(workplace):
-    spec = workplace.spec(train={"max_steps": 8})
-    with workplace.on_terminal("launch", spec, FAKE_STEP_S="0.1", COLUMNS="120") as terminal:
+def test_a_terminal_gets_a_bar_with_loss_and_rate_and_a_table_in_colour_unless_no_color(workshop):
+    spec = workshop.spec(train={"max_steps": 8})
+    with workshop.on_terminal("launch", spec, FAKE_STEP_S="0.1", COLUMNS="120") as terminal:
         assert terminal.finish() == 0
     assert re.search(r"train: .*\| 8/8 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
     assert re.search(r"translate: 100%\|.*6/6", terminal.screen) and "\r" in terminal.screen.replace("\r\n", "")
     assert "\x1b[1m" in terminal.screen
-    with workplace.on_terminal("list", NO_COLOR="1") as plain:
+    with workshop.on_terminal("list", NO_COLOR="1") as plain:
         assert plain.finish() == 0
     assert "toy-" in plain.screen and not re.search(r"\x1b\[(3|4|9)", plain.screen)
 
 
 @pytest.mark.parametrize("case", NO_SPECS)
-def test_a_file_that_is_no_spec_is_an_error_with_a_reason(workplace, case):
+def test_a_file_that_is_no_spec_is_an_error_with_a_reason(workshop, case):
     content, said = NO_SPECS[case]
-    (workplace.root / "toy.yaml").write_bytes(content)
-    done = workplace.run("check", "toy.yaml")
+    (workshop.root / "toy.yaml").write_bytes(content)
+    done = workshop.run("check", "toy.yaml")
     assert (done.code, done.out) == (2, "") and said in done.err and len(done.err) < 2000, done.err
     assert "\0" not in done.err and "\x1b" not in done.err and "Traceback" not in done.err
 
 
-def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workplace):
-    spec = workplace.spec(train={"lora_rnak": 8})
-    with workplace.on_terminal("check", spec) as terminal:
+def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workshop):
+    spec = workshop.spec(train={"lora_rnak": 8})
+    with workshop.on_terminal("check", spec) as terminal:
         assert terminal.finish() == 2
     assert "\x1b[1;31merror:\x1b[0m train.lora_rnak: " in terminal.screen and "\x1b[1;34m-->" in terminal.screen
-    with workplace.on_terminal("check", spec, NO_COLOR="1") as plain:
+    with workshop.on_terminal("check", spec, NO_COLOR="1") as plain:
         assert plain.finish() == 2
     assert "error: train.lora_rnak: " in plain.screen and "\x1b" not in plain.screen
 
 
-def test_ctrl_c_on_a_terminal_reaches_us_alone_and_keeps_a_checkpoint(workplace):
-    with workplace.on_terminal("launch", workplace.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
-        wait_for(training_at_step(workplace, 3), "step 3")
+def test_ctrl_c_on_a_terminal_reaches_us_alone_and_keeps_a_checkpoint(workshop):
+    with workshop.on_terminal("launch", workshop.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
+        wait_for(training_at_step(workshop, 3), "step 3")
         terminal.type("\x03")
         assert terminal.finish() == 130
     assert "kept: checkpoint-" in terminal.screen
-    assert workplace.record()["status"] == "stopped" and workplace.left_over() == []
+    assert workshop.record()["status"] == "stopped" and workshop.left_over() == []
 
 
-def test_a_terminal_that_hangs_up_ends_the_training_in_order(workplace):
-    with workplace.on_terminal("launch", workplace.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
-        wait_for(training_at_step(workplace, 3), "step 3")
+def test_a_terminal_that_hangs_up_ends_the_training_in_order(workshop):
+    with workshop.on_terminal("launch", workshop.spec(train={"max_steps": 100_000}), FAKE_STEP_S="0.02") as terminal:
+        wait_for(training_at_step(workshop, 3), "step 3")
         terminal.hang_up()
         terminal.popen.wait(60)
-    assert workplace.record()["status"] == "stopped"
-    assert RunDir(workplace.only_run()).checkpoints() and workplace.left_over() == []
+    assert workshop.record()["status"] == "stopped"
+    assert RunDir(workshop.only_run()).checkpoints() and workshop.left_over() == []
 
 
 # Targets of a benchmark
 
 
-def served(workplace):
+def served(workshop):
     """Model, adapter and template that each fake server was started with."""
     keys = ("model_name_or_path", "adapter_name_or_path", "template")
-    return [tuple(map(call["arguments"].get, keys)) for call in workplace.calls("api")]
+    return [tuple(map(call["arguments"].get, keys)) for call in workshop.calls("api")]
 
 
 def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tmp_path):
@@ -417,30 +415,27 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
         "models/tiny": (tiny, None, None),
     }
     commands = [toy.start("benchmark", word, *QUICK, FAKE_LABEL=word) for word in targets]
+    given = ("--template", "qwen")
+    named, refused = (toy.start("benchmark", word, *QUICK, *given, FAKE_LABEL="given") for word in (foreign, "toy"))
     for (word, (model, adapter, template)), command in zip(targets.items(), commands, strict=True):
         done = command.finish()
         assert done.code == 0, (word, done.err)
         (call,) = [call for call in toy.calls("api") if call["environment"].get("FAKE_LABEL") == word]
-        given = call["arguments"]
-        assert given["model_name_or_path"] == model, word
-        assert given.get("adapter_name_or_path") == (adapter and str(adapter)), word
-        assert given.get("template") == template, word
+        arguments = call["arguments"]
+        assert arguments["model_name_or_path"] == model, word
+        assert arguments.get("adapter_name_or_path") == (adapter and str(adapter)), word
+        assert arguments.get("template") == template, word
         assert "3 segments" in done.out and "BLEU: nrefs:1|" in done.out
+    assert (named.finish().code, refused.finish().code) == (0, 2)
+    (call,) = [call for call in toy.calls("api") if call["environment"].get("FAKE_LABEL") == "given"]
+    assert call["arguments"]["template"] == "qwen"
+    assert "was trained with template smollm2, not qwen" in refused.err
     # six of them at once have written into one record
     ours = sorted(each["of"] for each in toy.record(run)["benchmarks"])
     assert ours == sorted(["base", "output", *["output"] * 3, *["checkpoint-5"] * 2, "base"])
     assert toy.record(run)["status"] == "done"
     others = [folder for folder in toy.run_folders() if folder != run]
-    assert [toy.record(folder)["status"] for folder in others] == ["done", "done"]
-
-
-def test_a_foreign_adapter_takes_the_template_that_is_given(toy, tmp_path):
-    foreign = tmp_path / "adapter"
-    shutil.copytree(toy.only_run() / "output", foreign)
-    words = [("benchmark", target, *QUICK, "--template", "qwen") for target in (foreign, "toy")]
-    done, refused = toy.run_together(words)
-    assert done.code == 0 and toy.calls("api")[-1]["arguments"]["template"] == "qwen"
-    assert refused.code == 2 and "was trained with template smollm2, not qwen" in refused.err
+    assert [toy.record(folder)["status"] for folder in others] == ["done"] * 3
 
 
 def test_the_benchmarks_of_a_run_are_asked_again_unless_others_are_named(toy):
@@ -451,12 +446,17 @@ def test_the_benchmarks_of_a_run_are_asked_again_unless_others_are_named(toy):
     assert folder.code == 2 and "--testset NAME" in folder.err
 
 
-def test_a_runs_devices_are_those_of_its_benchmark_too(workplace):
-    assert workplace.run("launch", workplace.spec(compute={"devices": "3"}), "--no-benchmark").code == 0
+def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workshop):
+    assert workshop.run("launch", workshop.spec(compute={"devices": "3"}), "--no-benchmark").code == 0
     benchmark = ("benchmark", "toy", *QUICK)
-    assert [done.code for done in workplace.run_together([benchmark, (*benchmark, "--devices", "1")])] == [0, 0]
-    devices = [call["environment"]["CUDA_VISIBLE_DEVICES"] for call in workplace.calls("api")]
+    assert [done.code for done in workshop.run_together([benchmark, (*benchmark, "--devices", "1")])] == [0, 0]
+    devices = [call["environment"]["CUDA_VISIBLE_DEVICES"] for call in workshop.calls("api")]
     assert sorted(devices) == ["1", "3"]
+    command = workshop.start("serve", "toy", "--port", str(free_port()))
+    command.until(lambda: "Ctrl-C" in command.err, "ready")
+    assert workshop.calls("api")[-1]["environment"]["CUDA_VISIBLE_DEVICES"] == "3"
+    command.interrupt(signal.SIGINT)
+    assert command.finish().code == 130
 
 
 def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
@@ -469,52 +469,50 @@ def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
 # Servers of others
 
 
-def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workplace, tmp_path):
+def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workshop, tmp_path):
     with openai_stub.serving() as stub:
         environment = {"ORCHESTRATOR_LLAMAFACTORY": str(tmp_path / "nowhere"), "ORCHESTRATOR_API_KEY": "sk-secret"}
-        spec = workplace.spec("remote", **BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
+        spec = workshop.spec("remote", **BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
         words = [("benchmark", stub.base_url, *QUICK), ("launch", spec)]
-        for done in workplace.run_together(words, **environment):
+        for done in workshop.run_together(words, **environment):
             assert done.code == 0 and "sk-secret" not in done.out + done.err, done.err
         assert {headers["authorization"] for headers in stub.headers} == {"Bearer sk-secret"}
         assert {body["model"] for body in stub.bodies} == {"stub"}
-    assert len(workplace.run_folders()) == 2
-    for record in map(workplace.record, workplace.run_folders()):
+    assert len(workshop.run_folders()) == 2
+    for record in map(workshop.record, workshop.run_folders()):
         assert (record["status"], record["benchmarks"][0]["of"]) == ("done", "server")
-    for path in workplace.runs.rglob("*"):
+    for path in workshop.runs.rglob("*"):
         assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
 
 
-def test_a_spec_for_a_server_of_others_can_be_shown_and_dry_run(workplace):
-    spec = workplace.spec(**BENCHMARK_ONLY, model=None, serve={"url": "http://127.0.0.1:9/v1"})
-    shown = workplace.run("show", spec)
+def test_a_spec_for_a_server_of_others_can_be_shown_and_dry_run(workshop):
+    spec = workshop.spec(**BENCHMARK_ONLY, model=None, serve={"url": "http://127.0.0.1:9/v1"})
+    shown, dry = workshop.run_together([("show", spec), ("launch", spec, "--dry-run")])
     assert shown.code == 0 and yaml.safe_load(shown.out)["serve"]["url"] == "http://127.0.0.1:9/v1"
-    dry = workplace.run("launch", spec, "--dry-run")
     assert (dry.code, dry.out) == (0, "") and "http://127.0.0.1:9/v1" in dry.err
 
 
-@pytest.mark.parametrize(
-    ("models", "code", "said"),
-    [
-        (openai_stub.json_reply({"detail": "Invalid API key."}, 401), 3, "set ORCHESTRATOR_API_KEY"),
-        (openai_stub.json_reply({"data": [{"id": "a"}, {"id": "b"}]}), 3, "name one: --model-name"),
-        (openai_stub.raw(b"<html>login</html>"), 3, "no OpenAI-compatible server"),
-        (openai_stub.raw(b"Internal Server Error", 500), 3, "HTTP 500"),
-        (openai_stub.raw(b"Not Found", 404), 3, "most end in /v1"),
-    ],
-    ids=["401", "two models", "web page", "500", "404"],
-)
-def test_a_server_of_others_that_cannot_be_asked_is_told_why(workplace, models, code, said):
-    with openai_stub.serving() as stub:
-        stub.models = models
-        done = workplace.run("benchmark", stub.base_url, *QUICK)
-    assert done.code == code and said in done.err and "Traceback" not in done.err, done.err
-    assert stub.base_url in done.err
-    assert workplace.record()["status"] == "failed"
+def test_a_server_of_others_that_cannot_be_asked_is_told_why(workshop):
+    cases = {
+        "set ORCHESTRATOR_API_KEY": openai_stub.json_reply({"detail": "Invalid API key."}, 401),
+        "name one: --model-name": openai_stub.json_reply({"data": [{"id": "a"}, {"id": "b"}]}),
+        "no OpenAI-compatible server": openai_stub.raw(b"<html>login</html>"),
+        "HTTP 500": openai_stub.raw(b"Internal Server Error", 500),
+        "most end in /v1": openai_stub.raw(b"Not Found", 404),
+    }
+    with ExitStack() as stack:
+        stubs = [stack.enter_context(openai_stub.serving()) for _ in cases]
+        for stub, models in zip(stubs, cases.values(), strict=True):
+            stub.models = models
+        results = workshop.run_together([("benchmark", stub.base_url, *QUICK) for stub in stubs])
+        for said, stub, done in zip(cases, stubs, results, strict=True):
+            assert done.code == 3 and said in done.err and "Traceback" not in done.err, done.err
+            assert stub.base_url in done.err
+    assert {workshop.record(folder)["status"] for folder in workshop.run_folders()} == {"failed"}
 
 
-def test_nobody_at_a_url_is_told(workplace):
-    done = workplace.run("chat", "http://127.0.0.1:9/v1")
+def test_nobody_at_a_url_is_told(workshop):
+    done = workshop.run("chat", "http://127.0.0.1:9/v1")
     assert done.code == 3 and "no server answers at http://127.0.0.1:9/v1" in done.err
 
 
@@ -547,15 +545,6 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_serve_takes_the_key_that_is_given(toy):
-    command = toy.start("serve", "toy", "--port", str(free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
-    command.until(lambda: "Ctrl-C" in command.err, "ready")
-    assert toy.calls("api")[-1]["environment"]["API_KEY"] == "sk-of-mine"
-    assert "Bearer sk-of-mine" in command.out
-    command.interrupt(signal.SIGTERM)
-    assert command.finish().code == 130 and toy.left_over() == []
-
-
 def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
     """The folder that its error names is still there when the user reads it."""
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
@@ -580,12 +569,12 @@ def test_a_server_that_dies_while_it_serves_is_told(toy):
 # chat
 
 
-def start_talk(workplace, *words, text, **environment):
+def start_talk(workshop, *words, text, **environment):
     """A chat whose input comes from a pipe, all at once."""
     reader, writer = os.pipe()
     os.write(writer, text if isinstance(text, bytes) else text.encode())
     os.close(writer)
-    command = workplace.start("chat", *words, stdin=reader, **environment)
+    command = workshop.start("chat", *words, stdin=reader, **environment)
     os.close(reader)
     return command
 
@@ -610,9 +599,11 @@ def test_chat_goes_on_after_a_server_error_and_bytes_that_are_no_text(toy):
     assert "Traceback" not in failing.err + fine.err
 
 
-def test_chat_with_a_server_by_url_uses_its_key(toy):
+def test_serve_takes_the_key_that_is_given_and_chat_by_url_needs_it(toy):
     command = toy.start("serve", "toy", "--port", str(port := free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
+    assert toy.calls("api")[-1]["environment"]["API_KEY"] == "sk-of-mine"
+    assert "Bearer sk-of-mine" in command.out
     url = f"http://127.0.0.1:{port}/v1"
     talks = [start_talk(toy, url, text="hello\n", ORCHESTRATOR_API_KEY=key) for key in ("sk-of-mine", None)]
     done, refused = (talk.finish() for talk in talks)
@@ -653,7 +644,7 @@ def test_ctrl_c_in_a_chat_on_a_terminal_stops_the_answer_only(toy):
 def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):
     run = toy.only_run()
     elsewhere = tmp_path / "taken 'elsewhere'"
-    here, there = toy.run_together([("export", "toy"), ("export", "toy@checkpoint-5", "--to", elsewhere)])
+    here, there = toy.run("export", "toy"), toy.run("export", "toy@checkpoint-5", "--to", elsewhere)
     assert (here.code, here.out) == (0, f"{run / 'export'}\n"), here.err
     assert (there.code, there.out) == (0, f"{elsewhere}\n"), there.err
     adapters = {call["arguments"]["adapter_name_or_path"]: call["arguments"] for call in toy.calls("export")}

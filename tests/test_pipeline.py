@@ -20,26 +20,28 @@ from orchestrator.record import RunRecord
 from orchestrator.rundir import RunDir
 from orchestrator.spec import load_spec, spec_sha256
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workplace import CAPTIONS, assert_none_left, new_workplace, training_at_step, wait_for
+from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for
 
 LONG = {"train": {"max_steps": 100_000}}
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow_faults(tmp_path_factory, fake_cli):
-    """Runs whose server fails for every request: their retries take ten seconds, while the other tests run."""
+def faulty(tmp_path_factory, fake_cli):
+    """Launches that fail by themselves, under way while other tests run: retries alone take ten seconds."""
+    api = ("500", "html", "empty", "late-death", "401", "models-500", "models-html", "other")
+    cases = [("FAKE_TRAIN", mode) for mode in ("silent", "truncated")] + [("FAKE_API", mode) for mode in api]
     commands = {}
-    for mode in ("500", "html", "empty", "late-death"):
-        workplace = new_workplace(tmp_path_factory.mktemp(f"server-{mode}"), fake_cli)
-        benchmark = [{"testset": "captions_en_de", "max_samples": 4}]
-        spec = workplace.spec(**BENCHMARK_ONLY, benchmark=benchmark)
-        commands[mode] = (workplace, workplace.start("launch", spec, FAKE_API=mode))
+    for variable, mode in cases:
+        workshop = new_workshop(tmp_path_factory.mktemp(mode), fake_cli)
+        benchmark_only = {**BENCHMARK_ONLY, "benchmark": [{"testset": "captions_en_de", "max_samples": 4}]}
+        spec = workshop.spec() if variable == "FAKE_TRAIN" else workshop.spec(**benchmark_only)
+        commands[mode] = (workshop, workshop.start("launch", spec, **{variable: mode}))
     yield commands
-    for workplace, command in commands.values():
+    for workshop, command in commands.values():
         command.popen.kill()
         command.popen.wait()
-        assert_none_left(workplace)
+        assert_none_left(workshop)
 
 
 # A launch that goes well
@@ -77,12 +79,12 @@ def test_a_template_that_is_left_out_is_found_once_and_kept_in_the_resolved_spec
 
 
 def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
-    workplace, _ = launched
-    run = workplace.only_run()
-    record = workplace.record()
+    workshop, _ = launched
+    run = workshop.only_run()
+    record = workshop.record()
     assert (record["status"], record["error"], record["name"]) == ("done", None, "toy")
     assert record["id"] == run.name
-    assert record["spec_file"] == str(workplace.runs / "toy.yaml")
+    assert record["spec_file"] == str(workshop.runs / "toy.yaml")
     assert record["spec_sha256"] == spec_sha256(load_spec(run / "spec.yaml"))
     assert datetime.fromisoformat(record["created_at"]) <= datetime.fromisoformat(record["ended_at"])
     versions = record["facts"]["versions"]
@@ -90,7 +92,7 @@ def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
         assert versions[package] == importlib.metadata.version(package)
     assert [(each["split"], each["pairs"]) for each in record["facts"]["data"]] == [("train", 500), ("test", 100)]
     assert re.fullmatch(r"[0-9a-f]{64}", record["facts"]["model_sha256"])
-    assert record["commands"]["train"] == [str(workplace.cli), "train", "train.yaml"]
+    assert record["commands"]["train"] == [str(workshop.cli), "train", "train.yaml"]
     assert record["training"]["steps"] == record["training"]["total_steps"] == 5
     log = [json.loads(line) for line in (run / "output" / "trainer_log.jsonl").read_text().splitlines()]
     assert record["training"]["logged_losses"] == [line["loss"] for line in log if "loss" in line]
@@ -105,9 +107,9 @@ def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
 
 def test_the_numbers_shown_are_those_of_scores_json(launched):
     """The table of the terminal and the record do not round or mix up on their own."""
-    workplace, done = launched
+    workshop, done = launched
     for label in ("base", "output"):
-        folder = workplace.only_run() / "benchmarks" / f"{label}-captions_en_de-test"
+        folder = workshop.only_run() / "benchmarks" / f"{label}-captions_en_de-test"
         scores = {each["metric"]: each for each in json.loads((folder / "scores.json").read_bytes())["scores"]}
         row = next(line for line in done.out.splitlines() if line.startswith(label))
         for metric in ("bleu", "chrf", "ter"):
@@ -117,22 +119,22 @@ def test_the_numbers_shown_are_those_of_scores_json(launched):
 
 
 def test_llamafactory_gets_paths_that_hold_in_the_run_folder_and_the_data_as_prepared(launched):
-    workplace, _ = launched
-    run = workplace.only_run()
-    (call,) = workplace.calls("train")
+    workshop, _ = launched
+    run = workshop.only_run()
+    (call,) = workshop.calls("train")
     assert call["cwd"] == str(run)
-    assert call["arguments"]["model_name_or_path"] == str(workplace.root / "models" / "tiny")
+    assert call["arguments"]["model_name_or_path"] == str(workshop.root / "models" / "tiny")
     assert (call["arguments"]["output_dir"], call["arguments"]["seed"]) == ("output", 42)
     assert call["arguments"]["enable_jit_checkpoint"] is True
-    assert call["environment"]["PATH"].split(":")[0] == str(workplace.cli.parent)
+    assert call["environment"]["PATH"].split(":")[0] == str(workshop.cli.parent)
     first = json.loads((run / "data" / "train.jsonl").read_text().splitlines()[0])
     sides = [(CAPTIONS / f"train.{side}").read_text("utf-8").splitlines()[0] for side in ("en", "de")]
     assert [first["input"], first["output"]] == sides
 
 
 def test_the_benchmark_asks_with_the_prompt_of_the_training(launched):
-    workplace, _ = launched
-    run = workplace.only_run()
+    workshop, _ = launched
+    run = workshop.only_run()
     trained = json.loads((run / "data" / "train.jsonl").read_text().splitlines()[0])
     asked = yaml.safe_load((run / "benchmarks" / "output-captions_en_de-test" / "benchmark.yaml").read_text("utf-8"))
     assert asked["instruction"] == trained["instruction"]
@@ -140,21 +142,21 @@ def test_the_benchmark_asks_with_the_prompt_of_the_training(launched):
 
 
 def test_each_server_is_private_has_a_key_of_its_own_and_says_what_it_serves(launched):
-    workplace, _ = launched
-    base, output = (call["environment"] for call in workplace.calls("api"))
+    workshop, _ = launched
+    base, output = (call["environment"] for call in workshop.calls("api"))
     assert base["API_KEY"] != output["API_KEY"] and len(base["API_KEY"]) >= 20
     for environment in (base, output):
         assert (environment["API_HOST"], environment["API_VERBOSE"]) == ("127.0.0.1", "0")
-    run = workplace.only_run().name
+    run = workshop.only_run().name
     assert re.fullmatch(rf"{run}@base:[0-9a-f]{{12}}", base["API_MODEL_NAME"])
     assert re.fullmatch(rf"{run}@output:[0-9a-f]{{12}}", output["API_MODEL_NAME"])
 
 
 def test_no_secret_is_in_the_run_folder_or_on_a_command_line(launched):
-    workplace, done = launched
-    secrets = [call["environment"]["API_KEY"] for call in workplace.calls("api")] + ["hf_secret"]
-    places = {str(path): path.read_bytes() for path in workplace.only_run().rglob("*") if path.is_file()}
-    places |= {"command lines": json.dumps([call["argv"] for call in workplace.calls("api")]).encode()}
+    workshop, done = launched
+    secrets = [call["environment"]["API_KEY"] for call in workshop.calls("api")] + ["hf_secret"]
+    places = {str(path): path.read_bytes() for path in workshop.only_run().rglob("*") if path.is_file()}
+    places |= {"command lines": json.dumps([call["argv"] for call in workshop.calls("api")]).encode()}
     places |= {"output": (done.out + done.err).encode()}
     assert [(name, secret) for name, text in places.items() for secret in secrets if secret.encode() in text] == []
 
@@ -164,64 +166,52 @@ def test_a_finished_launch_leaves_no_process(launched):
 
 
 def test_progress_without_a_terminal_is_plain_lines_and_results_alone_are_on_stdout(launched):
-    _, done = launched
-    assert "train: 5/5 steps" in done.err  # the log's last line came in two halves
+    workshop, done = launched
+    last_loss = workshop.record()["training"]["logged_losses"][-1]
+    assert re.search(rf"train: 5/5 steps in .*, loss {last_loss:.4g},", done.err)  # its line came in two halves
     assert "translate: 6/6 sentences" in done.err
     assert not {"\r", "\x1b"} & set(done.err + done.out)
-    assert "steps" not in done.out and done.out.rstrip().endswith(f"done: {launched[0].only_run()}")
+    assert "steps" not in done.out and done.out.rstrip().endswith(f"done: {workshop.only_run()}")
 
 
-def test_no_benchmark_trains_only(workplace):
-    done = workplace.run("launch", workplace.spec(), "--no-benchmark")
-    assert (done.code, workplace.record()["status"]) == (0, "trained")
-    assert workplace.calls("api") == []
-
-
-def test_a_dry_run_shows_the_command_and_leaves_nothing(workplace):
-    done = workplace.run("launch", workplace.spec(), "--dry-run", "--set", "train.learning_rate=1e-3")
+def test_a_dry_run_shows_the_command_and_leaves_nothing(workshop):
+    done = workshop.run("launch", workshop.spec(), "--dry-run", "--set", "train.learning_rate=1e-3")
     assert done.code == 0 and done.out.startswith("llamafactory-cli train --model_name_or_path ")
     assert "--learning_rate 0.001 " in done.out
-    assert workplace.run_folders() == [] and workplace.calls("train") == []
+    assert workshop.run_folders() == [] and workshop.calls("train") == []
 
 
-def test_overrides_are_in_the_record_and_in_what_is_run(workplace):
-    done = workplace.run("launch", workplace.spec(), "--no-benchmark", "--set", "train.max_steps=2", "--set", "seed=7")
+def test_overrides_are_in_the_record_and_in_what_is_run_and_no_benchmark_trains_only(workshop):
+    done = workshop.run("launch", workshop.spec(), "--no-benchmark", "--set", "train.max_steps=2", "--set", "seed=7")
     assert done.code == 0, done.err
-    record, (call,) = workplace.record(), workplace.calls("train")
+    record, (call,) = workshop.record(), workshop.calls("train")
+    assert record["status"] == "trained" and workshop.calls("api") == []
     assert record["overrides"] == ["train.max_steps=2", "seed=7"]
     assert (record["seed"], record["training"]["steps"]) == (7, 2)
     assert (call["arguments"]["seed"], call["arguments"]["max_steps"]) == (7, 2)
 
 
-def test_full_finetuning_serves_the_model_that_came_out(workplace):
-    done = workplace.run("launch", workplace.spec(train={"finetuning_type": "full", "lora_target": None}))
+def test_a_spec_without_training_benchmarks_the_model_as_it_is(workshop):
+    done = workshop.run("launch", workshop.spec(**BENCHMARK_ONLY))
     assert done.code == 0, done.err
-    (call,) = workplace.calls("api")
-    assert call["arguments"]["model_name_or_path"] == str(workplace.only_run() / "output")
-    assert "adapter_name_or_path" not in call["arguments"]
+    assert [each["of"] for each in workshop.record()["benchmarks"]] == ["base"]
+    assert workshop.calls("train") == []
 
 
-def test_a_spec_without_training_benchmarks_the_model_as_it_is(workplace):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY))
-    assert done.code == 0, done.err
-    assert [each["of"] for each in workplace.record()["benchmarks"]] == ["base"]
-    assert workplace.calls("train") == []
-
-
-def test_launches_of_one_second_get_a_folder_each(workplace):
+def test_launches_of_one_second_get_a_folder_each(workshop):
     """The second's name is taken already, and two take it at once: each run is in a folder of its own."""
-    spec = workplace.spec()
+    spec = workshop.spec()
     now = datetime.now()
     for second in range(-1, DEADLINE_OF_NAMES_S):
-        (workplace.runs / f"toy-{now + timedelta(seconds=second):%Y%m%d-%H%M%S}").mkdir()
-    commands = [workplace.start("launch", spec, "--no-benchmark") for _ in range(3)]
+        (workshop.runs / f"toy-{now + timedelta(seconds=second):%Y%m%d-%H%M%S}").mkdir()
+    commands = [workshop.start("launch", spec, "--no-benchmark") for _ in range(3)]
     done = [command.finish() for command in commands]
     assert [each.code for each in done] == [0, 0, 0], done
-    records = [json.loads(path.read_bytes()) for path in workplace.runs.glob("*/record.json")]
+    records = [json.loads(path.read_bytes()) for path in workshop.runs.glob("*/record.json")]
     assert len({record["id"] for record in records}) == 3
     assert all(re.fullmatch(r"toy-\d{8}-\d{6}-\d", record["id"]) for record in records)
     assert all(record["status"] == "trained" and record["training"]["steps"] == 5 for record in records)
-    assert workplace.run("show", "toy").code == 0  # the name still means the newest of them
+    assert workshop.run("show", "toy").code == 0  # the name still means the newest of them
 
 
 DEADLINE_OF_NAMES_S = 60
@@ -230,97 +220,101 @@ DEADLINE_OF_NAMES_S = 60
 # Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stop_while_training_keeps_a_checkpoint(workplace, number):
-    command = workplace.start("launch", workplace.spec(**LONG), FAKE_STEP_S="0.02")
-    command.until(training_at_step(workplace, 3), "step 3")
-    command.interrupt(number)
-    done = command.finish()
-    assert done.code == 130
-    run = RunDir(workplace.only_run())
-    (checkpoint,) = run.checkpoints()
-    assert (checkpoint / "trainer_state.json").is_file() and not (checkpoint / "checkpoint-is-incomplete.txt").exists()
-    assert f"kept: {checkpoint.name}" in done.err and "Traceback" not in done.err
-    assert f"try: orchestrator benchmark {run.id}" in done.err
-    record = workplace.record()
-    assert record["status"] == "stopped" and checkpoint.name in record["error"] and record["ended_at"]
-    assert record["benchmarks"] == [] and workplace.calls("api") == []
-    assert workplace.left_over() == []
+def test_a_stop_while_training_keeps_a_checkpoint(workshop, tmp_path):
+    commands = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        place = new_workshop(tmp_path / number.name, workshop.cli)
+        commands.append((number, place, place.start("launch", place.spec(**LONG), FAKE_STEP_S="0.02")))
+    for number, place, command in commands:
+        command.until(training_at_step(place, 3), "step 3")
+        command.interrupt(number)
+    for _, place, command in commands:
+        done = command.finish()
+        assert done.code == 130
+        run = RunDir(place.only_run())
+        (checkpoint,) = run.checkpoints()
+        assert (checkpoint / "trainer_state.json").is_file()
+        assert not (checkpoint / "checkpoint-is-incomplete.txt").exists()
+        assert f"kept: {checkpoint.name}" in done.err and "Traceback" not in done.err
+        assert f"try: orchestrator benchmark {run.id}" in done.err
+        record = place.record()
+        assert record["status"] == "stopped" and checkpoint.name in record["error"] and record["ended_at"]
+        assert record["benchmarks"] == [] and place.calls("api") == []
+        assert place.left_over() == []
 
 
 @pytest.mark.parametrize(
-    ("number", "faults", "asked"),
+    ("faults", "log", "sign"),
     [
-        (signal.SIGINT, {"FAKE_TRAIN": "hangs"}, "logs/train.log"),
-        (signal.SIGTERM, {"FAKE_TRAIN": "hangs"}, "logs/train.log"),
-        (signal.SIGINT, {"FAKE_API": "never"}, "benchmarks/*/api.log"),
-        (signal.SIGTERM, {"FAKE_API": "never"}, "benchmarks/*/api.log"),
-        (signal.SIGINT, {"FAKE_API": "hangs"}, "benchmarks/*/api.log"),
-        (signal.SIGTERM, {"FAKE_API": "hangs"}, "benchmarks/*/api.log"),
+        ({"FAKE_TRAIN": "hangs"}, "logs/train.log", "fake train"),
+        ({"FAKE_API": "never"}, "benchmarks/*/api.log", "fake api"),
+        ({"FAKE_API": "hangs"}, "benchmarks/*/api.log", "asked"),
     ],
-    ids=lambda value: (
-        value.name if isinstance(value, signal.Signals) else "-".join(value.values()) if isinstance(value, dict) else ""
-    ),
+    ids=["the model is loaded for training", "the server starts", "the server is asked"],
 )
-def test_a_stop_at_any_other_stage_says_stopped_and_leaves_no_process(workplace, number, faults, asked):
-    """While the model is loaded for training, while the server starts, while it is asked."""
-    sign = b"asked" if faults.get("FAKE_API") == "hangs" else b"fake "
-    spec = workplace.spec() if "FAKE_TRAIN" in faults else workplace.spec(**BENCHMARK_ONLY)
-    command = workplace.start("launch", spec, **faults)
-    command.until(lambda: any(sign in path.read_bytes() for path in workplace.runs.glob(f"*/{asked}")), "its log")
-    command.interrupt(number)
-    done = command.finish()
-    assert done.code == 130 and "Traceback" not in done.err, done.err
-    record = workplace.record()
-    assert (record["status"], bool(record["error"])) == ("stopped", True)
-    assert workplace.left_over() == []
-    if "FAKE_TRAIN" in faults:
-        assert "it had not come to a checkpoint" in done.err
-        assert "benchmark" not in done.err  # there is nothing to benchmark
+def test_a_stop_at_any_other_stage_says_stopped_and_leaves_no_process(workshop, tmp_path, faults, log, sign):
+    trains = "FAKE_TRAIN" in faults
+    commands = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        place = new_workshop(tmp_path / number.name, workshop.cli)
+        spec = place.spec() if trains else place.spec(**BENCHMARK_ONLY)
+        commands.append((number, place, place.start("launch", spec, **faults)))
+    for number, place, command in commands:
+
+        def has_come(place=place):
+            return any(sign in path.read_text("utf-8") for path in place.runs.glob(f"*/{log}"))
+
+        command.until(has_come, sign)
+        command.interrupt(number)
+    for number, place, command in commands:
+        done = command.finish()
+        assert done.code == 130 and "Traceback" not in done.err, done.err
+        record = place.record()
+        assert (record["status"], bool(record["error"])) == ("stopped", True)
+        assert place.left_over() == []
+        if trains:
+            assert "it had not come to a checkpoint" in done.err
+            assert "orchestrator benchmark" not in done.err  # there is nothing to benchmark
+        else:
+            assert f"stopped by {number.name}" in done.err
 
 
-def test_a_second_ctrl_c_ends_a_training_that_does_not_stop(workplace):
+def test_a_second_ctrl_c_ends_a_training_that_does_not_stop(workshop):
     """It does not wait for the grace of a clean stop, and a worker process goes with it."""
-    command = workplace.start("launch", workplace.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
-    command.until(training_at_step(workplace, 3), "step 3")
+    command = workshop.start("launch", workshop.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
+    command.until(training_at_step(workshop, 3), "step 3")
     command.interrupt(signal.SIGINT)
     wait_for(lambda: "Ctrl-C" in command.err, "the word that it is being stopped")
     assert command.popen.poll() is None
     command.interrupt(signal.SIGINT)
     done = command.finish(30)
-    assert (done.code, workplace.record()["status"]) == (130, "stopped")
-    assert_none_left(workplace)
+    assert (done.code, workshop.record()["status"]) == (130, "stopped")
+    assert_none_left(workshop)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="a parent's death is signalled on Linux only")
 @pytest.mark.parametrize("stage", ["training", "serving"])
-def test_kill_9_leaves_no_process_and_a_run_that_reads_interrupted(workplace, stage):
+def test_kill_9_leaves_no_process_and_a_run_that_reads_interrupted(workshop, stage):
     if stage == "training":
-        command = workplace.start("launch", workplace.spec(**LONG), FAKE_STEP_S="0.02")
-        command.until(training_at_step(workplace, 3), "step 3")
+        command = workshop.start("launch", workshop.spec(**LONG), FAKE_STEP_S="0.02")
+        command.until(training_at_step(workshop, 3), "step 3")
     else:
-        command = workplace.start("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API="hangs")
+        command = workshop.start("launch", workshop.spec(**BENCHMARK_ONLY), FAKE_API="hangs")
         logs = "*/benchmarks/*/api.log"
-        command.until(lambda: any(b"asked" in path.read_bytes() for path in workplace.runs.glob(logs)), "a request")
-    assert len(workplace.processes()) == 2
+        command.until(lambda: any(b"asked" in path.read_bytes() for path in workshop.runs.glob(logs)), "a request")
+    assert len(workshop.processes()) == 2
+    active = {"training": "running", "serving": "benchmarking"}
+    assert [each["status"] for each in workshop.run("list", "--json").json()] == [active[stage]]
     command.popen.kill()
     command.popen.wait()
-    assert_none_left(workplace)
-    listed = workplace.run("list", "--json").json()
-    assert [(each["id"], each["status"]) for each in listed] == [(workplace.only_run().name, "interrupted")]
+    assert_none_left(workshop)
+    listed = workshop.run("list", "--json").json()
+    assert [(each["id"], each["status"]) for each in listed] == [(workshop.only_run().name, "interrupted")]
     if stage == "training":  # it was told to stop as by Ctrl-C
-        assert RunDir(workplace.only_run()).checkpoints()
+        assert RunDir(workshop.only_run()).checkpoints()
 
 
-def test_an_active_run_reads_as_active_from_another_process(workplace):
-    command = workplace.start("launch", workplace.spec(**LONG), FAKE_STEP_S="0.02")
-    command.until(training_at_step(workplace, 1), "step 1")
-    assert workplace.run("list", "--json").json()[0]["status"] == "running"
-    command.interrupt(signal.SIGTERM)
-    assert command.finish().code == 130
-
-
-def test_a_stop_while_llamafactory_is_looked_for_is_no_fault_of_its(workplace, tmp_path):
+def test_a_stop_while_llamafactory_is_looked_for_is_no_fault_of_its(workshop, tmp_path):
     """A signal that comes while a short child runs ends the command; it is not taken for that child's failure."""
     slow = tmp_path / "slow-python"
     slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 60\n")
@@ -328,7 +322,7 @@ def test_a_stop_while_llamafactory_is_looked_for_is_no_fault_of_its(workplace, t
     cli = tmp_path / "llamafactory-cli"
     cli.write_text(f"#!{slow}\n")
     cli.chmod(0o755)
-    command = workplace.start("check", workplace.spec(), ORCHESTRATOR_LLAMAFACTORY=str(cli))
+    command = workshop.start("check", workshop.spec(), ORCHESTRATOR_LLAMAFACTORY=str(cli))
     command.until((tmp_path / "started").exists, "the look around")
     command.interrupt(signal.SIGTERM)
     done = command.finish()
@@ -338,17 +332,17 @@ def test_a_stop_while_llamafactory_is_looked_for_is_no_fault_of_its(workplace, t
 # Failing
 
 
-def test_a_training_that_dies_is_shown_with_its_last_words_and_the_command_to_repeat_it(workplace):
-    done = workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies")
+def test_a_training_that_dies_is_shown_with_its_last_words_and_the_command_to_repeat_it(workshop):
+    done = workshop.run("launch", workshop.spec(), FAKE_TRAIN="dies")
     assert done.code == 4 and "Traceback" not in done.err
-    assert "status 1" in done.err and str(workplace.only_run() / "logs" / "train.log") in done.err
+    assert "status 1" in done.err and str(workshop.only_run() / "logs" / "train.log") in done.err
     shown = re.findall(r"^  \| (.*)$", done.err, re.MULTILINE)
     assert len(shown) == 20 and OUT_OF_MEMORY in shown[-1]
     assert "\x1b" not in done.err and r"\x1b[31m" in shown[-1]
-    record = workplace.record()
+    record = workshop.record()
     assert record["status"] == "failed" and OUT_OF_MEMORY in record["error"] and record["training"] is None
     by_hand = re.search(r"by hand: (.*)", done.err)[1]
-    environment = workplace.full_environment({"FAKE_TRAIN": "dies"})
+    environment = workshop.full_environment({"FAKE_TRAIN": "dies"})
     again = subprocess.run(["sh", "-c", by_hand], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
     assert again.returncode == 1 and OUT_OF_MEMORY in again.stderr, again
 
@@ -360,51 +354,52 @@ def test_a_training_that_dies_is_shown_with_its_last_words_and_the_command_to_re
         ("truncated", "adapter_model.safetensors is cut off"),
     ],
 )
-def test_a_training_that_ends_well_without_a_whole_result_has_failed(workplace, mode, said):
-    done = workplace.run("launch", workplace.spec(), FAKE_TRAIN=mode)
+def test_a_training_that_ends_well_without_a_whole_result_has_failed(faulty, mode, said):
+    workshop, command = faulty[mode]
+    done = command.finish()
     assert done.code == 4 and said in done.err
-    assert workplace.record()["status"] == "failed" and workplace.calls("api") == []
+    assert workshop.record()["status"] == "failed" and workshop.calls("api") == []
 
 
-def test_a_training_that_somebody_else_stopped_is_not_taken_for_a_whole_one(workplace):
+def test_a_training_that_somebody_else_stopped_is_not_taken_for_a_whole_one(workshop):
     """It ends with status 0 and all its files, but before its time: a score of it would be another run's."""
-    command = workplace.start("launch", workplace.spec(**LONG), FAKE_STEP_S="0.02")
-    command.until(training_at_step(workplace, 3), "step 3")
-    (child,) = [process for process in workplace.processes() if process.pid != command.popen.pid]
+    command = workshop.start("launch", workshop.spec(**LONG), FAKE_STEP_S="0.02")
+    command.until(training_at_step(workshop, 3), "step 3")
+    (child,) = [process for process in workshop.processes() if process.pid != command.popen.pid]
     child.terminate()
     done = command.finish()
     assert done.code == 4 and re.search(r"it ended at step \d+ of 100000", done.err), done.err
-    assert workplace.record()["status"] == "failed" and workplace.calls("api") == []
+    assert workshop.record()["status"] == "failed" and workshop.calls("api") == []
 
 
-def test_what_a_killed_launcher_leaves_running_is_ended(workplace):
+def test_what_a_killed_launcher_leaves_running_is_ended(workshop):
     """torchrun, say, whose ranks would go on training."""
-    command = workplace.start("launch", workplace.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
-    command.until(training_at_step(workplace, 3), "step 3")
-    launcher, _worker = [process for process in workplace.processes() if process.pid != command.popen.pid]
+    command = workshop.start("launch", workshop.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
+    command.until(training_at_step(workshop, 3), "step 3")
+    launcher, _worker = [process for process in workshop.processes() if process.pid != command.popen.pid]
     launcher.kill()
     done = command.finish()
     assert done.code == 4 and "status -9" in done.err, done.err
-    assert workplace.left_over() == []
+    assert workshop.left_over() == []
 
 
-def test_a_server_that_dies_before_it_is_ready_is_reported_with_its_log(workplace):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API="dies")
+def test_a_server_that_dies_before_it_is_ready_is_reported_with_its_log(workshop):
+    done = workshop.run("launch", workshop.spec(**BENCHMARK_ONLY), FAKE_API="dies")
     assert done.code == 4
-    log = next(workplace.only_run().glob("benchmarks/*/api.log"))
+    log = next(workshop.only_run().glob("benchmarks/*/api.log"))
     assert f"before it was ready the server ended with status 1. Last lines of {log}" in done.err
     assert f"  | {OUT_OF_MEMORY}" in done.err
-    assert workplace.record()["status"] == "failed"
+    assert workshop.record()["status"] == "failed"
     by_hand = re.search(r"by hand: (.*)", done.err)[1]
-    environment = workplace.full_environment({"FAKE_API": "dies"})
+    environment = workshop.full_environment({"FAKE_API": "dies"})
     again = subprocess.run(["sh", "-c", by_hand], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
     assert OUT_OF_MEMORY in again.stderr, again
 
 
-def test_a_server_that_is_never_ready_is_given_up_on(workplace):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY, serve={"start_timeout_s": 1}), FAKE_API="never")
+def test_a_server_that_is_never_ready_is_given_up_on(workshop):
+    done = workshop.run("launch", workshop.spec(**BENCHMARK_ONLY, serve={"start_timeout_s": 1}), FAKE_API="never")
     assert done.code == 4 and "did not answer within 1 s" in done.err and "serve.start_timeout_s" in done.err
-    assert workplace.left_over() == []
+    assert workshop.left_over() == []
 
 
 @pytest.mark.parametrize(
@@ -415,43 +410,45 @@ def test_a_server_that_is_never_ready_is_given_up_on(workplace):
         ("other", "another server took the port"),
     ],
 )
-def test_what_answers_in_place_of_our_server_is_told_from_it(workplace, mode, said):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API=mode)
+def test_what_answers_in_place_of_our_server_is_told_from_it(faulty, mode, said):
+    workshop, command = faulty[mode]
+    done = command.finish()
     assert done.code == 4 and said in done.err, done.err
     assert "ORCHESTRATOR_API_KEY" not in done.err  # the key was ours
-    assert workplace.record()["status"] == "failed" and workplace.left_over() == []
+    assert workshop.record()["status"] == "failed" and workshop.left_over() == []
 
 
-def test_a_refused_key_ends_the_benchmark_at_once(workplace):
-    done = workplace.run("launch", workplace.spec(**BENCHMARK_ONLY), FAKE_API="401")
+def test_a_refused_key_ends_the_benchmark_at_once(faulty):
+    workshop, command = faulty["401"]
+    done = command.finish()
     assert done.code == 3 and "HTTP 401" in done.err and "Invalid API key" in done.err
-    assert workplace.record()["status"] == "failed"
+    assert workshop.record()["status"] == "failed"
 
 
-def test_a_full_disk_leaves_the_old_record_whole(workplace, tmp_path):
-    runs = workplace.runs
-    spec = workplace.spec(**LONG)
-    shutil.move(spec, workplace.root / "toy.yaml")
+def test_a_full_disk_leaves_the_old_record_whole(workshop, tmp_path):
+    runs = workshop.runs
+    spec = workshop.spec(**LONG)
+    shutil.move(spec, workshop.root / "toy.yaml")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", runs], capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
     try:
-        command = workplace.start("launch", workplace.root / "toy.yaml", FAKE_STEP_S="0.02")
-        command.until(training_at_step(workplace, 1), "step 1")
-        before = (workplace.only_run() / "record.json").read_bytes()
+        command = workshop.start("launch", workshop.root / "toy.yaml", FAKE_STEP_S="0.02")
+        command.until(training_at_step(workshop, 1), "step 1")
+        before = (workshop.only_run() / "record.json").read_bytes()
         with (runs / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
             while True:
                 filler.write(b"\0" * 4096)
         command.interrupt(signal.SIGTERM)
         done = command.finish()
         assert done.code == 3 and "Traceback" not in done.err
-        assert f"cannot write: {workplace.only_run()}/record.json: No space left on device" in done.err
-        assert (workplace.only_run() / "record.json").read_bytes() == before
-        assert [path.name for path in workplace.only_run().glob(".record.json*")] == []
-        assert RunRecord.load(RunDir(workplace.only_run())).status == "interrupted"
-        assert workplace.left_over() == []
+        assert f"cannot write: {workshop.only_run()}/record.json: No space left on device" in done.err
+        assert (workshop.only_run() / "record.json").read_bytes() == before
+        assert [path.name for path in workshop.only_run().glob(".record.json*")] == []
+        assert RunRecord.load(RunDir(workshop.only_run())).status == "interrupted"
+        assert workshop.left_over() == []
     finally:
-        for process in workplace.processes():
+        for process in workshop.processes():
             process.kill()
         wait_for(lambda: subprocess.run(["umount", runs], capture_output=True).returncode == 0, "umount")
 
@@ -459,8 +456,9 @@ def test_a_full_disk_leaves_the_old_record_whole(workplace, tmp_path):
 # Reruns
 
 
-def test_a_rerun_is_the_same_run_under_a_new_id(toy):
+def test_a_rerun_is_the_same_run_under_a_new_id_and_needs_the_saved_spec_alone(toy):
     past = toy.only_run()
+    (toy.runs / "toy.yaml").unlink()
     done = toy.run("rerun", "toy", "--strict")
     assert done.code == 0, done.err
     assert f"nothing differs from {past.name}" in done.err
@@ -526,22 +524,20 @@ def test_a_reruns_overrides_are_checked_like_a_specs(toy):
     assert len(toy.run_folders()) == 1
 
 
-def test_a_rerun_needs_nothing_but_the_saved_spec(toy):
-    (toy.runs / "toy.yaml").unlink()
-    assert toy.run("rerun", "latest", "--no-benchmark").code == 0
-
-
-def test_a_rerun_of_a_failed_run_works(workplace):
-    assert workplace.run("launch", workplace.spec(), FAKE_TRAIN="dies").code == 4
-    past = workplace.only_run()
-    done = workplace.run("rerun", past.name)
+def test_a_rerun_of_a_failed_run_works(faulty):
+    workshop, command = faulty["silent"]
+    assert command.finish().code == 4
+    past = workshop.only_run()
+    done = workshop.run("rerun", past.name, "--no-benchmark")
     assert done.code == 0, done.err
-    assert workplace.record(past)["status"] == "failed"
+    assert workshop.record(past)["status"] == "failed"
+    shutil.rmtree(next(folder for folder in workshop.run_folders() if folder != past))
 
 
 def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
     past = toy.only_run()
-    first = [("rerun", past.name, "--no-benchmark"), ("benchmark", "models/tiny", "--testset", "captions_en_de")]
+    benchmark = ("benchmark", "models/tiny", "--testset", "captions_en_de", "--max-samples", "3")
+    first = [("rerun", past.name, "--no-benchmark"), benchmark]
     assert [done.code for done in toy.run_together(first)] == [0, 0]
     (again,) = [folder.name for folder in toy.run_folders() if toy.record(folder)["rerun_of"] == past.name]
     repeated = toy.run_together([("rerun", again, "--no-benchmark"), ("rerun", "tiny")])
@@ -562,14 +558,14 @@ def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
         ("late-death", "2 of 4", "Segmentation fault"),
     ],
 )
-def test_sentences_without_an_answer_are_counted_and_give_no_score(slow_faults, mode, counts, said):
-    workplace, command = slow_faults[mode]
+def test_sentences_without_an_answer_are_counted_and_give_no_score(faulty, mode, counts, said):
+    workshop, command = faulty[mode]
     done = command.finish()
     assert done.code == 4 and "Traceback" not in done.err
     assert f"{counts} sentences got no answer, so there is no score" in done.err
     assert said in done.err
-    assert workplace.record()["status"] == "failed" and workplace.record()["benchmarks"] == []
-    folder = next(workplace.only_run().glob("benchmarks/*"))
+    assert workshop.record()["status"] == "failed" and workshop.record()["benchmarks"] == []
+    folder = next(workshop.only_run().glob("benchmarks/*"))
     scores = json.loads((folder / "scores.json").read_bytes())
     assert (scores["status"], scores["scores"], scores["failed"]) == ("incomplete", [], int(counts[0]))
     assert not (folder / "hypotheses.txt").exists()

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.model_files import adapter_problems, model_problems
 from orchestrator.rundir import RunDir
-from tests.workplace import assert_none_left, new_workplace, training_at_step
+from tests.workshop import assert_none_left, new_workshop, training_at_step
 
 pytestmark = pytest.mark.integration
 
@@ -42,23 +42,23 @@ def place(tmp_path_factory, tiny_model):
 
     def make():
         parent = tmp_path_factory.mktemp("real")
-        made.append(new_workplace(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
+        made.append(new_workshop(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
         return made[-1]
 
     yield make
-    for workplace in made:
-        workplace.kill_all()
+    for workshop in made:
+        workshop.kill_all()
 
 
 @pytest.fixture(scope="module")
 def launched(place):
     """A finished run with benchmarks of the base model and the adapter."""
-    workplace = place()
-    done = workplace.run(
-        "launch", workplace.spec(train=TRAIN, benchmark=[{**BENCHMARK, "base_model": True}]), timeout_s=150
+    workshop = place()
+    done = workshop.run(
+        "launch", workshop.spec(train=TRAIN, benchmark=[{**BENCHMARK, "base_model": True}]), timeout_s=150
     )
     assert done.code == 0, done.err
-    return workplace, workplace.only_run()
+    return workshop, workshop.only_run()
 
 
 def translations(run, benchmark=OUTPUT):
@@ -66,14 +66,14 @@ def translations(run, benchmark=OUTPUT):
 
 
 def test_a_real_launch_trains_serves_and_scores(launched):
-    workplace, run = launched
-    record = workplace.record(run)
+    workshop, run = launched
+    record = workshop.record(run)
     assert (record["status"], record["training"]["steps"], record["training"]["total_steps"]) == ("done", 5, 5)
     losses = record["training"]["logged_losses"]
     assert len(losses) == 5 and all(map(math.isfinite, losses)) and len(set(losses)) == 5
     assert adapter_problems(run / "output") == []
     assert [(each["of"], each["n_segments"]) for each in record["benchmarks"]] == [("base", 6), ("output", 6)]
-    assert workplace.left_over() == []
+    assert workshop.left_over() == []
 
 
 def test_the_adapter_is_what_is_served(launched):
@@ -101,11 +101,11 @@ def test_sacrebleus_own_command_line_gives_the_same_numbers(launched):
 
 
 def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
-    workplace, past = launched
-    done = workplace.run("rerun", past.name, "--strict", timeout_s=150)
+    workshop, past = launched
+    done = workshop.run("rerun", past.name, "--strict", timeout_s=150)
     assert done.code == 0 and "the first 5 logged losses are the same" in done.err, done.err
-    (again,) = [folder for folder in workplace.run_folders() if workplace.record(folder)["rerun_of"] == past.name]
-    then, now = workplace.record(past), workplace.record(again)
+    (again,) = [folder for folder in workshop.run_folders() if workshop.record(folder)["rerun_of"] == past.name]
+    then, now = workshop.record(past), workshop.record(again)
     assert now["training"]["logged_losses"] == then["training"]["logged_losses"]
     assert now["training"]["train_loss"] == then["training"]["train_loss"]
     assert translations(again) == translations(past)
@@ -117,108 +117,111 @@ def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
 
 def test_an_exported_model_translates_as_its_adapter_does(launched):
     """In float32 both are the same sums: the server, too, merges the adapter into the base model as it loads it."""
-    workplace, run = launched
-    assert workplace.run("export", run.name).code == 0
+    workshop, run = launched
+    assert workshop.run("export", run.name).code == 0
     assert model_problems(run / "export") == []
-    done = workplace.run("benchmark", f"{run.name}@export")
+    done = workshop.run("benchmark", f"{run.name}@export")
     assert done.code == 0, done.err
     assert translations(run, "export-captions_en_de-test") == translations(run)
 
 
 def test_a_served_run_answers_curl_the_openai_client_and_a_chat(launched):
-    workplace, run = launched
+    workshop, run = launched
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = workplace.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
+    command = workshop.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     curl, python = command.out.splitlines()
-    environment = workplace.full_environment({})
+    environment = workshop.full_environment({})
     client = subprocess.run(["sh", "-c", python], env=environment, capture_output=True, text=True, timeout=60)
     assert client.returncode == 0 and len(client.stdout) > 1, client
     if shutil.which("curl"):
         answer = subprocess.run(["sh", "-c", curl], env=environment, capture_output=True, text=True, timeout=60)
         assert json.loads(answer.stdout)["choices"][0]["message"]["content"], answer  # sampled: another each time
-    source = workplace.root.parent / "input.txt"
+    source = workshop.root.parent / "input.txt"
     source.write_text("Hello!\nAnd now?\nexit\n")
     url = f"http://127.0.0.1:{port}/v1"
     with source.open("rb") as stdin:
-        chat = workplace.run("chat", url, "--max-tokens", "64", stdin=stdin, ORCHESTRATOR_API_KEY="sk-test")
+        chat = workshop.run("chat", url, "--max-tokens", "64", stdin=stdin, ORCHESTRATOR_API_KEY="sk-test")
     assert chat.code == 0 and "error" not in chat.out, chat
     first, second = chat.out.split("> ")[1:3]
     assert first.strip() and second.strip()
     command.interrupt(signal.SIGINT)
     assert command.finish().code == 130
-    assert_none_left(workplace)
+    assert_none_left(workshop)
     assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
 
 
 @pytest.fixture(scope="module")
 def stopped(place):
     """Two long trainings at once, one ended by SIGTERM, one by Ctrl-C."""
-    workplaces = {number: place() for number in (signal.SIGTERM, signal.SIGINT)}
-    commands = {number: each.start("launch", each.spec(train=LONG)) for number, each in workplaces.items()}
+    workshops = {number: place() for number in (signal.SIGTERM, signal.SIGINT)}
+    commands = {number: each.start("launch", each.spec(train=LONG)) for number, each in workshops.items()}
     for number, command in commands.items():
-        command.until(training_at_step(workplaces[number], 3), "step 3")
+        command.until(training_at_step(workshops[number], 3), "step 3")
     for number, command in commands.items():
         command.interrupt(number)
-    return {number: (workplaces[number], command.finish()) for number, command in commands.items()}
+    return {number: (workshops[number], command.finish()) for number, command in commands.items()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(stopped, number):
-    workplace, done = stopped[number]
+    workshop, done = stopped[number]
     assert done.code == 130 and "Traceback" not in done.err
-    assert_whole_checkpoint(workplace, done, ["rng_state.pth"])
-    assert workplace.left_over() == []
+    assert_whole_checkpoint(workshop, done, ["rng_state.pth"])
+    assert workshop.left_over() == []
 
 
-def assert_whole_checkpoint(workplace, done, rng_states):
-    run = RunDir(workplace.only_run())
-    (checkpoint,) = run.checkpoints()
-    assert f"kept: {checkpoint.name}" in done.err
+def assert_whole_checkpoint(workshop, done, rng_states):
+    run = RunDir(workshop.only_run())
+    (checkpoint,) = [path for path in run.checkpoints() if f"kept: {path.name}\n" in done.err]
     names = {path.name for path in checkpoint.iterdir()}
-    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", *rng_states} <= names
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json"} <= names
     assert "checkpoint-is-incomplete.txt" not in names and adapter_problems(checkpoint) == []
+    # Each rank stops when its own clock says so: where one has come a step further, its random state lies next door.
+    assert {path.name for path in run.output.glob("checkpoint-*/rng_state*")} == set(rng_states)
     step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
     assert step >= 3 and checkpoint.name == f"checkpoint-{step}"
-    record = workplace.record()
+    record = workshop.record()
     assert (record["status"], record["benchmarks"]) == ("stopped", [])
 
 
 def test_two_processes_train_and_a_stop_leaves_no_rank_and_a_whole_checkpoint(place):
-    workplace = place()
-    train = {**LONG, "ddp_backend": "gloo", "per_device_train_batch_size": 1}
-    command = workplace.start("launch", workplace.spec(train=train, compute={"nproc_per_node": 2}))
-    command.until(training_at_step(workplace, 3), "step 3")
-    ranks = [line for line in workplace.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
+    workshop = place()
+    # Long steps: each rank heeds the signal by its own clock, and a rank that is a step ahead waits for the other.
+    long_steps = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32, "max_samples": 500}
+    train = {**LONG, **long_steps, "ddp_backend": "gloo"}
+    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
+    command.until(training_at_step(workshop, 3), "step 3")
+    ranks = [line for line in workshop.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
     assert len(ranks) == 2
     command.interrupt(signal.SIGTERM)
     done = command.finish()
-    assert workplace.left_over() == []
+    assert workshop.left_over() == []
     assert done.code == 130, done.err
-    assert_whole_checkpoint(workplace, done, ["rng_state_0.pth", "rng_state_1.pth"])
-    assert workplace.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    assert_whole_checkpoint(workshop, done, ["rng_state_0.pth", "rng_state_1.pth"])
+    assert workshop.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
 def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(place):
-    workplace = place()
+    workshop = place()
     train = {**TRAIN, "finetuning_type": "full", "lora_target": None}
-    done = workplace.run("launch", workplace.spec(train=train, benchmark=[BENCHMARK]), timeout_s=150)
+    done = workshop.run("launch", workshop.spec(train=train, benchmark=[BENCHMARK]), timeout_s=150)
     assert done.code == 0, done.err
-    run = workplace.only_run()
+    run = workshop.only_run()
     assert model_problems(run / "output") == [] and len(translations(run)) == 6
-    name = workplace.record()["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"]
+    name = workshop.record()["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"]
     assert name.startswith(f"{run.name}@output:")
 
 
 def test_a_real_server_that_dies_while_it_loads_is_reported_with_its_log(place):
     """A model that was whole when it was checked, and is cut off before it is loaded."""
-    workplace = place()
-    command = workplace.start("launch", workplace.spec(train=None, dataset=None, benchmark=[BENCHMARK]))
-    command.until(lambda: list(workplace.runs.glob("*/benchmarks/*/api.log")), "the server's start")
-    weights = workplace.root / "models" / "tiny" / "model.safetensors"
+    workshop = place()
+    command = workshop.start("launch", workshop.spec(train=None, dataset=None, benchmark=[BENCHMARK]))
+    command.until(lambda: list(workshop.runs.glob("*/benchmarks/*/api.log")), "the server's start")
+    weights = workshop.root / "models" / "tiny" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     done = command.finish()
     assert done.code == 4 and "before it was ready the server ended with status 1" in done.err, done.err
     assert re.search(r"^  \| .*(SafetensorError|incomplete|[Ii]nvalid|size)", done.err, re.MULTILINE), done.err
-    assert workplace.record()["status"] == "failed" and workplace.left_over() == []
+    assert workshop.record()["status"] == "failed" and workshop.left_over() == []

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from orchestrator.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.installation import find_installation
-from orchestrator.pipeline import Session, render_training
+from orchestrator.plan import Session, render_files
 from orchestrator.render import (
     Checkpoint,
     Renderer,
@@ -367,7 +367,7 @@ def render(spec: RunSpec) -> dict[str, str]:
         archives=ArchiveStore.from_environment(None),
         dataset_folders=[],
     )
-    return render_training(session, spec)
+    return render_files(session, spec)
 
 
 def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):

@@ -147,13 +147,14 @@ class Terminal:
 
 
 @dataclass
-class Workplace:
+class Workshop:
     """A workspace with a model in it, a llamafactory-cli, and the environment that commands run in."""
 
     root: Path
     cli: Path | None
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     @property
     def runs(self) -> Path:
@@ -201,6 +202,7 @@ class Workplace:
                 stderr=err_file,
                 start_new_session=True,
             )
+        self.started.append(popen)
         return Command(words, popen, out, err)
 
     @contextmanager
@@ -265,8 +267,11 @@ class Workplace:
         return [" ".join(process.cmdline()) for process in self.processes()]
 
     def kill_all(self) -> None:
+        """Nothing outlives a test, however it went."""
         for process in self.processes():
             process.kill()
+        for popen in self.started:
+            popen.wait(DEADLINE_S)
 
     def run_folders(self) -> list[Path]:
         return sorted(path for path in self.runs.iterdir() if path.is_dir())
@@ -279,16 +284,16 @@ class Workplace:
         """A run's record as it stands on the disk."""
         return json.loads(((folder or self.only_run()) / "record.json").read_bytes())
 
-    def copy(self, parent: Path) -> "Workplace":
+    def copy(self, parent: Path) -> "Workshop":
         """The same workspace elsewhere, runs and all."""
         root = parent / self.root.name
         shutil.copytree(self.root, root)
-        return Workplace(root, self.cli, self.environment)
+        return Workshop(root, self.cli, self.environment)
 
 
-def new_workplace(
+def new_workshop(
     parent: Path, cli: Path | None, environment: Mapping[str, str] | None = None, model: Path | None = None
-) -> Workplace:
+) -> Workshop:
     """An empty workspace, with a space and quotes in its path, and with models/tiny: a copy of a model, or a toy."""
     root = parent / 'it\'s my "work"'
     for name in ("runs", "dataset_info"):
@@ -297,22 +302,22 @@ def new_workplace(
         model_folder(root / "models" / "tiny")
     else:
         shutil.copytree(model, root / "models" / "tiny")
-    return Workplace(root, cli, environment or {})
+    return Workshop(root, cli, environment or {})
 
 
-def training_at_step(workplace: Workplace, step: int) -> Callable[[], bool]:
+def training_at_step(workshop: Workshop, step: int) -> Callable[[], bool]:
     """Whether the trainer's log of the only run has come to a step."""
 
     def reached() -> bool:
-        logs = list(workplace.runs.glob("*/output/trainer_log.jsonl"))
+        logs = list(workshop.runs.glob("*/output/trainer_log.jsonl"))
         return bool(logs) and logs[0].read_text("utf-8").count("\n") >= step
 
     return reached
 
 
-def assert_none_left(workplace: Workplace, timeout_s: float = 20) -> None:
+def assert_none_left(workshop: Workshop, timeout_s: float = 20) -> None:
     """No process of ours is there, or it goes in a moment."""
     deadline = time.monotonic() + timeout_s
-    while workplace.processes() and time.monotonic() < deadline:
+    while workshop.processes() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert workplace.left_over() == []
+    assert workshop.left_over() == []

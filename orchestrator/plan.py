@@ -1,0 +1,183 @@
+"""A spec that is about to run: checked, with all that it reads, and as the files that LLaMA-Factory is given.
+
+Covered: what every command works with (Session); a spec's data and facts (Plan); its rendered files.
+Not covered: running it (pipeline.py).
+Writes nothing; warnings go to the log "orchestrator".
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from orchestrator.arguments import Argument, read_arguments
+from orchestrator.chat_templates import with_found_template
+from orchestrator.check import Finding, check, raise_on_errors
+from orchestrator.client import API_KEY_ENV
+from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, entry_folders, load_entry, load_split
+from orchestrator.diff import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.errors import PrerequisiteError
+from orchestrator.facts import collect_facts
+from orchestrator.installation import Installation, find_installation
+from orchestrator.record import Facts, RunRecord
+from orchestrator.render import Checkpoint, Renderer, api_arguments, train_arguments, train_environment
+from orchestrator.rules import Rule, known_rules
+from orchestrator.rundir import RunDir, Workspace, find_workspace
+from orchestrator.spec import ModelSpec, RunSpec, load_spec
+from orchestrator.target import base_checkpoint
+
+log = logging.getLogger("orchestrator")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command works with."""
+
+    workspace: Workspace
+    installation: Installation | PrerequisiteError
+    """Or why there is none: a server of others can be benchmarked all the same."""
+    renderer: Renderer
+    archives: ArchiveStore
+    dataset_folders: list[Path]
+    api_key: str = field(default="", repr=False)
+    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
+
+    @classmethod
+    def open(cls, workspace: Path | None = None, archives: Path | None = None) -> Self:
+        """The session of a command: its --workspace and --from, and the environment.
+
+        Raises:
+            SpecError: there is no workspace.
+        """
+        place = find_workspace(workspace)
+        installation: Installation | PrerequisiteError
+        try:
+            installation = find_installation()
+        except PrerequisiteError as error:
+            installation = error
+        return cls(
+            workspace=place,
+            installation=installation,
+            renderer=Renderer(place.templates),
+            archives=ArchiveStore.from_environment(archives),
+            dataset_folders=entry_folders(place.dataset_info),
+            api_key=os.environ.get(API_KEY_ENV, ""),
+        )
+
+    def load_spec(self, path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+        """A spec file, its arguments and the rules between them checked against the LLaMA-Factory in use."""
+        return load_spec(path, overrides, self.arguments(), self.rules())
+
+    def llamafactory(self) -> Installation:
+        if isinstance(self.installation, PrerequisiteError):
+            raise self.installation
+        return self.installation
+
+    def arguments(self) -> dict[str, Argument] | None:
+        """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
+        installation = self.llamafactory_or_none()
+        return (read_arguments(installation) or None) if installation is not None else None
+
+    def rules(self) -> tuple[Rule, ...]:
+        """LLaMA-Factory's rules between its arguments; none where its source is not there."""
+        installation = self.llamafactory_or_none()
+        return known_rules(installation) if installation is not None else ()
+
+    def llamafactory_or_none(self) -> Installation | None:
+        return None if isinstance(self.installation, PrerequisiteError) else self.installation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec that was checked, with all that it reads."""
+
+    spec: RunSpec
+    datasets: dict[str, Dataset]
+    texts: dict[tuple[str, str], ParallelText]
+    """(dataset, split) -> its text."""
+    facts: Facts
+    found: str = ""
+    """How the model's template was found; '' where the spec says it."""
+
+
+def plan_run(session: Session, spec: RunSpec) -> Plan:
+    """Check a spec and read what it needs.
+
+    Raises:
+        SpecError, PrerequisiteError: everything that is wrong with it, at once.
+    """
+    root = session.workspace.root
+    heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
+    wanted = [(spec.dataset, "train")] if spec.dataset else []
+    wanted += [(item.testset, item.split) for item in spec.benchmark]
+    datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
+    texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
+    spec, found = resolve(session, spec)
+    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts), found)
+
+
+def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
+    """The spec with the chat template that it left to be found, and how that was found ('' where it was given)."""
+    if spec.model is None:
+        return spec, ""
+    model, found = resolve_model(session, spec.model)
+    return spec.model_copy(update={"model": model}), found
+
+
+def resolve_model(session: Session, model: ModelSpec) -> tuple[ModelSpec, str]:
+    """The same for a model that is served."""
+    installation = session.llamafactory_or_none()
+    return with_found_template(model, session.workspace.root, installation) if installation else (model, "")
+
+
+def heed(findings: Sequence[Finding]) -> None:
+    """Errors end it, all at once; warnings and notes are said."""
+    raise_on_errors(findings)
+    for finding in findings:
+        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
+
+
+def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
+    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml.
+
+    Nothing where the spec asks a server that runs already.
+    """
+    if spec.model is None:
+        return {}
+    start = base_checkpoint(spec.model, session.workspace.root)
+    files: dict[str, str] = {}
+    served = start
+    if spec.train is not None and spec.dataset is not None:
+        arguments = train_arguments(spec, start)
+        known = session.arguments() or {}
+        lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
+        files["train.yaml"] = session.renderer.train_yaml(arguments)
+        files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
+        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
+        whole = spec.train.finetuning_type in ("full", "freeze")
+        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
+        served = Checkpoint("output", start.model.model_copy(update=update))
+    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
+    return files
+
+
+def spec_side(session: Session, name: str, spec: RunSpec) -> Side:
+    """A spec that would run here, to be compared."""
+    installation, arguments = session.llamafactory_or_none(), session.arguments()
+    versions = {} if installation is None else _declaring(installation.versions)
+    return Side(name, resolve(session, spec)[0], versions, None if arguments is None else known_defaults(arguments))
+
+
+def run_side(session: Session, run: RunDir) -> Side:
+    """A run, to be compared. Where it kept no defaults, those of the same versions are taken, if they are installed."""
+    spec, facts = load_spec(run.spec), RunRecord.load(run).facts
+    kept, here = run_defaults(run), spec_side(session, "", spec)
+    versions = _declaring(facts.versions)
+    defaults = here.defaults if kept is None and versions == here.versions else kept
+    return Side(run.id, spec, versions, defaults, facts)
+
+
+def _declaring(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: version for name, version in versions.items() if name in DECLARE}
