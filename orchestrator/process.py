@@ -4,7 +4,7 @@ Covered: argv lists (never a shell); stdin closed; output appended to a log file
 a session of its own, so that a terminal's Ctrl-C reaches us alone and we decide; on Linux a child gets a signal
 when we die, however we die; stopping reaches torchrun's workers, which live in sessions of their own, and what a
 child that ended by itself left behind in its session.
-Not covered: children of a killed torchrun launcher after our own SIGKILL.
+Not covered: machines without sessions and process groups (Windows).
 """
 
 import ctypes
@@ -39,6 +39,8 @@ class Child:
     log_start_bytes: int
     """Where this child's output begins in the log."""
     popen: "subprocess.Popen[bytes]"
+    watcher: "subprocess.Popen[bytes] | None" = None
+    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the session."""
 
     @property
     def pid(self) -> int:
@@ -64,32 +66,47 @@ class Child:
         Where torchrun is at work the ranks are asked, not torchrun: they save a checkpoint, and torchrun ends with
         them. Returns the exit status.
         """
-        family = self._family()
-        asked = family[:1] if self.poll() is None else family  # it ended, and left others behind
-        try:
-            for process in [process for process in family if _is_rank(process)] or asked:
-                _signal(process, signal.SIGTERM)
-            deadline = time.monotonic() + grace_s
-            while time.monotonic() < deadline and (self.poll() is None or any(map(_alive, family))):
-                time.sleep(0.05)
-        finally:  # a second Ctrl-C cuts the grace short
-            left = {*family, *self._family()}
-            for process in left:
-                _signal(process, signal.SIGKILL)
+        leader_runs = self.poll() is None
+        if leader_runs or not psutil.pid_exists(self.pid):  # used again: a number that names a session of ours is not
+            left = end_session(self.pid, grace_s, ask_leader=leader_runs)
+        else:
+            left = set()
         status = self.popen.wait()
         _wait_until_gone(left)
+        if self.watcher is not None:
+            self.watcher.communicate()
         return status
 
-    def _family(self) -> list[psutil.Process]:
-        """The child first, then all that is left of its session, and the descendants of each."""
-        if self.popen.returncode is not None and psutil.pid_exists(self.pid):
-            return []  # used again: a number that still names a session of ours is not
-        members = [process for process in psutil.process_iter() if _session(process) == self.pid]
-        members.sort(key=lambda process: process.pid != self.pid)
-        return list(dict.fromkeys([*members, *(each for process in members for each in _descendants(process))]))
+
+def end_session(leader: int, grace_s: float, *, ask_leader: bool) -> set[psutil.Process]:
+    """End a session and the descendants of its members: SIGTERM, a grace, SIGKILL.
+
+    Args:
+        leader: the pid that the session is named after; it need not live any more.
+        grace_s: how long they may take.
+        ask_leader: whether SIGTERM goes to the leader alone, or to all of them. Ranks of torchrun go before both.
+
+    Returns:
+        All that was found; what was killed may take a moment to be gone.
+    """
+    family = _family(leader)
+    asked = family[:1] if ask_leader else family
+    try:
+        for process in [process for process in family if _is_rank(process)] or asked:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while time.monotonic() < deadline and any(map(_alive, family)):
+            time.sleep(0.05)
+    finally:  # a second Ctrl-C cuts the grace short
+        left = {*family, *_family(leader)}
+        for process in left:
+            _signal(process, signal.SIGKILL)
+    return left
 
 
-def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], death_signal: int) -> Child:
+def start(
+    argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], death_signal: int, watched: bool = False
+) -> Child:
     """Start a child whose output goes to the end of a log file.
 
     Args:
@@ -98,6 +115,8 @@ def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], 
         cwd: the child's working folder.
         env: the child's whole environment.
         death_signal: what the child gets when this process dies without stopping it (Linux only).
+        watched: whether a second process waits for our death, to end what the child has started by then (torchrun
+            and its ranks, which no death signal of ours reaches).
 
     Raises:
         PrerequisiteError: the program cannot be started.
@@ -126,7 +145,19 @@ def start(argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], 
             )
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
-    return Child(list(argv), cwd, log, begin, popen)
+    return Child(list(argv), cwd, log, begin, popen, _watch(popen.pid) if watched else None)
+
+
+def _watch(leader: int) -> "subprocess.Popen[bytes]":
+    package = Path(__file__).resolve().parent
+    return subprocess.Popen(
+        [sys.executable, "-m", f"{package.name}.watch", str(leader)],
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
+    )
 
 
 def by_hand(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -196,6 +227,13 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
+def _family(leader: int) -> list[psutil.Process]:
+    """The leader of a session first, then all that is left of the session, and the descendants of each."""
+    members = [process for process in psutil.process_iter() if _session(process) == leader]
+    members.sort(key=lambda process: process.pid != leader)
+    return list(dict.fromkeys([*members, *(each for process in members for each in _descendants(process))]))
+
+
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
@@ -204,7 +242,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _is_rank(process: psutil.Process) -> bool:
-    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun (notes in serve and train docs)."""
+    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
     try:
         parent = process.parent()
         return (

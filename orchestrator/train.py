@@ -48,6 +48,7 @@ def train(
         cwd=run.path,
         env=child_environment(installation.cli, environment),
         death_signal=signal.SIGTERM,
+        watched=True,
     )
     started = time.time()
     try:

@@ -560,7 +560,7 @@ def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(t
 def test_a_server_that_dies_while_it_serves_is_told(toy):
     command = toy.start("serve", "toy", "--port", str(free_port()))
     command.until(lambda: "Ctrl-C" in command.err, "ready")
-    (server,) = [process for process in toy.processes() if process.pid != command.popen.pid]
+    (server,) = toy.children(command)
     server.kill()
     done = command.finish()
     assert done.code == 4 and "the server ended with status -9" in done.err

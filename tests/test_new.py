@@ -199,30 +199,30 @@ def test_a_template_of_the_workspace_that_says_something_else_is_refused(
         written(place, None, arguments)
 
 
-def test_init_new_check_launch_is_a_way_that_works(workplace):
+def test_init_new_check_launch_is_a_way_that_works(workshop):
     """As a user goes it: the workspace, a spec, its schema beside it, a check, a training."""
-    done = workplace.run("init", "inner")
+    done = workshop.run("init", "inner")
     assert done.code == 0, done.err
-    inner = workplace.root / "inner"
+    inner = workshop.root / "inner"
     assert (inner / "runs" / ".gitignore").read_text() == "# run folders; the specs are kept\n*/\n.spec.schema.json\n"
     schema = json.loads((inner / "runs" / ".spec.schema.json").read_text("utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     assert re.match(r"Run spec for LLaMA-Factory \d.* and transformers \d", schema["title"])
-    model = workplace.root / "models" / "tiny"
-    done = workplace.run("new", "first", "--model", model, "--workspace", inner)
+    model = workshop.root / "models" / "tiny"
+    done = workshop.run("new", "first", "--model", model, "--workspace", inner)
     assert (done.code, done.out) == (0, f"{inner / 'runs' / 'first.yaml'}\n"), done.err
     overrides = ("--set", "train.use_cpu=true", "--set", "train.bf16=false")
-    done = workplace.run("check", "runs/first.yaml", *overrides, cwd=inner)
+    done = workshop.run("check", "runs/first.yaml", *overrides, cwd=inner)
     assert done.code == 0, done.err
-    done = workplace.run("launch", "runs/first.yaml", *overrides, "--no-benchmark", cwd=inner)
+    done = workshop.run("launch", "runs/first.yaml", *overrides, "--no-benchmark", cwd=inner)
     assert done.code == 0, done.err
 
 
-def test_git_sees_the_specs_of_a_new_workspace_and_nothing_else_of_runs(workplace):
+def test_git_sees_the_specs_of_a_new_workspace_and_nothing_else_of_runs(workshop):
     """Run folders hold weights; the schema is made anew on each machine."""
-    workplace.run("init", "inner")
-    inner = workplace.root / "inner"
-    workplace.run("new", "first", "--workspace", inner)
+    workshop.run("init", "inner")
+    inner = workshop.root / "inner"
+    workshop.run("new", "first", "--workspace", inner)
     (inner / "runs" / "first-20260101-000000").mkdir()
     (inner / "runs" / "first-20260101-000000" / "spec.yaml").write_text("")
     subprocess.run(["git", "init", "-q", str(inner)], check=True)
@@ -231,28 +231,28 @@ def test_git_sees_the_specs_of_a_new_workspace_and_nothing_else_of_runs(workplac
     assert done.stdout.split() == ["runs/.gitignore", "runs/first.yaml"]
 
 
-def test_new_overwrites_nothing(workplace):
+def test_new_overwrites_nothing(workshop):
     """Neither a spec nor, with init, one's own .gitignore."""
-    spec = workplace.spec("mine")
+    spec = workshop.spec("mine")
     before = spec.read_bytes()
-    done = workplace.run("new", "mine")
+    done = workshop.run("new", "mine")
     assert done.code == 2 and "mine.yaml is there already" in done.err
     assert spec.read_bytes() == before
-    (workplace.runs / ".gitignore").write_text("mine\n")
-    assert workplace.run("init", ".").code == 0
-    assert (workplace.runs / ".gitignore").read_text() == "mine\n"
+    (workshop.runs / ".gitignore").write_text("mine\n")
+    assert workshop.run("init", ".").code == 0
+    assert (workshop.runs / ".gitignore").read_text() == "mine\n"
 
 
-def test_schema_goes_to_stdout_or_into_a_file(workplace):
+def test_schema_goes_to_stdout_or_into_a_file(workshop):
     """The same text; without LLaMA-Factory none, and init says what is missing."""
-    done = workplace.run("schema")
+    done = workshop.run("schema")
     assert done.code == 0, done.err
     assert "lora_rank" in json.loads(done.out)["$defs"]["TrainSpec"]["properties"]
-    assert workplace.run("schema", "--output", "there.json").code == 0
-    assert (workplace.root / "there.json").read_text("utf-8") == done.out
-    nowhere = {"ORCHESTRATOR_LLAMAFACTORY": str(workplace.root / "gone")}
-    done = workplace.run("schema", **nowhere)
+    assert workshop.run("schema", "--output", "there.json").code == 0
+    assert (workshop.root / "there.json").read_text("utf-8") == done.out
+    nowhere = {"ORCHESTRATOR_LLAMAFACTORY": str(workshop.root / "gone")}
+    done = workshop.run("schema", **nowhere)
     assert done.code == 3 and done.out == ""
-    done = workplace.run("init", "other", **nowhere)
+    done = workshop.run("init", "other", **nowhere)
     assert done.code == 0 and "orchestrator schema" in done.err
-    assert not (workplace.root / "other" / "runs" / ".spec.schema.json").exists()
+    assert not (workshop.root / "other" / "runs" / ".spec.schema.json").exists()

@@ -60,22 +60,22 @@ def test_a_launch_leaves_the_files_that_the_design_names(launched):
     assert {"output/adapter_model.safetensors", "output/trainer_log.jsonl", "output/train_results.json"} <= files
 
 
-def test_a_template_that_is_left_out_is_found_once_and_kept_in_the_resolved_spec(workplace):
+def test_a_template_that_is_left_out_is_found_once_and_kept_in_the_resolved_spec(workshop):
     """The saved spec says which and why. A rerun takes it from there, and null for what was not found."""
-    shutil.copytree(workplace.root / "models" / "tiny", workplace.root / "models" / "SmolLM2-135M-Instruct")
-    spec = workplace.spec()
+    shutil.copytree(workshop.root / "models" / "tiny", workshop.root / "models" / "SmolLM2-135M-Instruct")
+    spec = workshop.spec()
     for name, template in (("SmolLM2-135M-Instruct", "smollm2"), ("tiny", None)):
         text = spec.read_text("utf-8").replace("  template: smollm2\n", "").replace("tiny", name)
-        (workplace.runs / "left-out.yaml").write_text(text.replace("name: toy", f"name: {name.lower()}"), "utf-8")
-        done = workplace.run("launch", workplace.runs / "left-out.yaml", "--no-benchmark")
+        (workshop.runs / "left-out.yaml").write_text(text.replace("name: toy", f"name: {name.lower()}"), "utf-8")
+        done = workshop.run("launch", workshop.runs / "left-out.yaml", "--no-benchmark")
         assert done.code == 0 and "warning: model.template: none given" in done.err, done.err
-        saved = next(workplace.runs.glob(f"{name.lower()}-*")) / "spec.yaml"
+        saved = next(workshop.runs.glob(f"{name.lower()}-*")) / "spec.yaml"
         assert yaml.safe_load(saved.read_text("utf-8"))["model"]["template"] == template
         assert "# model.template was not given: LLaMA-Factory lists" in saved.read_text("utf-8")
-        assert workplace.calls("train")[-1]["arguments"].get("template") == template
-        again = workplace.run("rerun", name.lower(), "--strict", "--no-benchmark")
+        assert workshop.calls("train")[-1]["arguments"].get("template") == template
+        again = workshop.run("rerun", name.lower(), "--strict", "--no-benchmark")
         assert again.code == 0 and "nothing differs" in again.err, again.err
-        assert workplace.calls("train")[-1]["arguments"].get("template") == template
+        assert workshop.calls("train")[-1]["arguments"].get("template") == template
 
 
 def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
@@ -302,7 +302,7 @@ def test_kill_9_leaves_no_process_and_a_run_that_reads_interrupted(workshop, sta
         command = workshop.start("launch", workshop.spec(**BENCHMARK_ONLY), FAKE_API="hangs")
         logs = "*/benchmarks/*/api.log"
         command.until(lambda: any(b"asked" in path.read_bytes() for path in workshop.runs.glob(logs)), "a request")
-    assert len(workshop.processes()) == 2
+    assert len(workshop.children(command)) == 1
     active = {"training": "running", "serving": "benchmarking"}
     assert [each["status"] for each in workshop.run("list", "--json").json()] == [active[stage]]
     command.popen.kill()
@@ -365,7 +365,7 @@ def test_a_training_that_somebody_else_stopped_is_not_taken_for_a_whole_one(work
     """It ends with status 0 and all its files, but before its time: a score of it would be another run's."""
     command = workshop.start("launch", workshop.spec(**LONG), FAKE_STEP_S="0.02")
     command.until(training_at_step(workshop, 3), "step 3")
-    (child,) = [process for process in workshop.processes() if process.pid != command.popen.pid]
+    (child,) = workshop.children(command)
     child.terminate()
     done = command.finish()
     assert done.code == 4 and re.search(r"it ended at step \d+ of 100000", done.err), done.err
@@ -376,7 +376,7 @@ def test_what_a_killed_launcher_leaves_running_is_ended(workshop):
     """torchrun, say, whose ranks would go on training."""
     command = workshop.start("launch", workshop.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
     command.until(training_at_step(workshop, 3), "step 3")
-    launcher, _worker = [process for process in workshop.processes() if process.pid != command.popen.pid]
+    launcher, _worker = workshop.children(command)
     launcher.kill()
     done = command.finish()
     assert done.code == 4 and "status -9" in done.err, done.err

@@ -203,6 +203,20 @@ def test_two_processes_train_and_a_stop_leaves_no_rank_and_a_whole_checkpoint(pl
     assert workshop.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
+def test_kill_9_leaves_no_rank_of_torchrun(place):
+    """The launcher gets a death signal; torchrun and its ranks, in sessions of their own, are watch.py's."""
+    workshop = place()
+    train = {**LONG, "ddp_backend": "gloo"}
+    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
+    command.until(training_at_step(workshop, 3), "step 3")
+    assert len(workshop.children(command)) >= 4  # launcher, torchrun, two ranks
+    command.popen.kill()
+    command.popen.wait()
+    assert_none_left(workshop, timeout_s=60)
+    (listed,) = workshop.run("list", "--json").json()
+    assert listed["status"] == "interrupted"
+
+
 def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(place):
     workshop = place()
     train = {**TRAIN, "finetuning_type": "full", "lora_target": None}
