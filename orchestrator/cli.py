@@ -21,14 +21,27 @@ import typer.core
 
 from orchestrator import __version__
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.options import (
+    DevicesOption,
+    FromOption,
+    JsonOption,
+    ModelNameOption,
+    NoBenchmarkOption,
+    PortOption,
+    SetOption,
+    TemplateOption,
+    WorkspaceOption,
+    is_spec,
+    open_session,
+    open_side,
+    open_target,
+    say,
+    serve_settings,
+)
 
 if TYPE_CHECKING:
-    from orchestrator.diff import Side
-    from orchestrator.plan import Session
     from orchestrator.rundir import RunDir, Workspace
-    from orchestrator.spec import ServeSpec
     from orchestrator.talk import Conversation
-    from orchestrator.target import Target
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -51,23 +64,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
-]
-FromOption = Annotated[
-    Path | None, typer.Option("--from", help="Take datasets' archives from this folder instead of the network.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec; repeatable.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train only.")]
-DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
-PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
-TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]
-ModelNameOption = Annotated[str | None, typer.Option(help="The model's name on a server given by URL.")]
-
 
 @app.callback(invoke_without_command=True)
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -87,7 +83,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Pa
     if not (place.runs / ".gitignore").exists():
         (place.runs / ".gitignore").write_text(f"# run folders; the specs are kept\n*/\n{place.schema.name}\n")
     _write_schema(place)
-    _say(f"workspace {place.root}: orchestrator new NAME writes a spec; then: orchestrator check runs/NAME.yaml")
+    say(f"workspace {place.root}: orchestrator new NAME writes a spec; then: orchestrator check runs/NAME.yaml")
 
 
 @app.command(epilog="Example: orchestrator new my-run --from qlora --model Qwen/Qwen2.5-7B-Instruct")
@@ -103,7 +99,7 @@ def new(
     """Write a commented spec to start from."""
     from orchestrator.new import new_spec
 
-    session = _session(workspace, None)
+    session = open_session(workspace, None)
     place = session.workspace
     text = new_spec(
         name,
@@ -124,7 +120,7 @@ def new(
         raise SpecError(f"{path} is there already", "give another name, or remove it") from error
     _write_schema(place)
     typer.echo(path)
-    _say(f"next: orchestrator check runs/{name}.yaml")
+    say(f"next: orchestrator check runs/{name}.yaml")
 
 
 @app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
@@ -156,7 +152,7 @@ def check(
     from orchestrator.check import check as find
     from orchestrator.check import raise_on_errors
 
-    session = _session(workspace, archives)
+    session = open_session(workspace, archives)
     findings = find(
         session.load_spec(spec, overrides or ()),
         session.workspace.root,
@@ -168,9 +164,9 @@ def check(
         terminal.print_json([dataclasses.asdict(finding) for finding in findings])
     for finding in findings:
         if finding.severity != "error":
-            _say(f"{finding.severity}: {finding.field}: {finding.message}")
+            say(f"{finding.severity}: {finding.field}: {finding.message}")
     raise_on_errors(findings)
-    _say(f"{spec}: no errors")
+    say(f"{spec}: no errors")
 
 
 @app.command(epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
@@ -195,11 +191,11 @@ def show(
 
     if sum([command, file is not None, resolved, diff is not None]) > 1:
         raise SpecError("--command, --file, --resolved and --diff exclude each other")
-    session = _session(workspace, None)
+    session = open_session(workspace, None)
     if diff is not None:
-        terminal.print_differences(_side(session, what, overrides), _side(session, diff, None), as_json)
+        terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
         return
-    if _is_spec(what):
+    if is_spec(what):
         spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
         files = render_files(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
         if as_json:
@@ -234,7 +230,7 @@ def launch(
     from orchestrator import pipeline, terminal
     from orchestrator.plan import plan_run, render_files
 
-    session = _session(workspace, archives)
+    session = open_session(workspace, archives)
     checked = session.load_spec(spec, overrides or ())
     plan = plan_run(session, checked)
     if dry_run:
@@ -242,7 +238,7 @@ def launch(
         if files:
             terminal.print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
         else:
-            _say(f"nothing would be started: {checked.serve.url} is asked")
+            say(f"nothing would be started: {checked.serve.url} is asked")
         return
     run = pipeline.launch(session, plan, pipeline.Origin(str(spec), overrides or ()), with_benchmarks=not no_benchmark)
     _print_result(run, as_json)
@@ -261,7 +257,7 @@ def rerun(
     """Run a past run's saved spec again, under a new id; what differs now is said first."""
     from orchestrator import pipeline
 
-    session = _session(workspace, archives)
+    session = open_session(workspace, archives)
     past = session.workspace.find_run(run)
     again = pipeline.rerun(session, past, overrides or (), strict=strict, with_benchmarks=not no_benchmark)
     _print_result(again, as_json)
@@ -289,8 +285,8 @@ def benchmark(
     from orchestrator.rundir import RunDir
     from orchestrator.spec import BenchmarkSpec
 
-    session = _session(workspace, archives)
-    found = _target(session, target, template)
+    session = open_session(workspace, archives)
+    found = open_target(session, target, template)
     changes = {"split": split, "max_samples": max_samples, "max_tokens": max_tokens, "concurrency": concurrency}
     given = {key: value for key, value in changes.items() if value is not None}
     if testset is not None:
@@ -298,7 +294,7 @@ def benchmark(
     else:
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
-    settings = _serve_settings(found, devices, port, model_name)
+    settings = serve_settings(found, devices, port, model_name)
     folders = pipeline.benchmark(session, found, items, settings)
     if as_json:
         terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
@@ -306,7 +302,7 @@ def benchmark(
     record = RunRecord.load(RunDir(folders[0].parent.parent))
     terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
     for folder in folders:
-        _say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+        say(f"every sentence: {folder / 'hypotheses.jsonl'}")
 
 
 @app.command(epilog="Example: orchestrator serve demo --port 6006")
@@ -321,15 +317,15 @@ def serve(
     from orchestrator import pipeline
     from orchestrator import serve as serving
 
-    session = _session(workspace, None)
-    found = _target(session, target, template)
-    settings = _serve_settings(found, devices, port, None)
+    session = open_session(workspace, None)
+    found = open_target(session, target, template)
+    settings = serve_settings(found, devices, port, None)
     with _work_folder() as folder:
         plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
-        _say(f"loading {plan.model_name}; the server's output: {plan.log}")
+        say(f"loading {plan.model_name}; the server's output: {plan.log}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             typer.echo(serving.how_to_ask(server.endpoint))
-            _say("Ctrl-C ends it.")
+            say("Ctrl-C ends it.")
             while not (ended := server.ended()):
                 time.sleep(0.5)
             raise StageError(ended)
@@ -351,9 +347,9 @@ def chat(
     from orchestrator import pipeline, talk
     from orchestrator import serve as serving
 
-    session = _session(workspace, None)
-    found = _target(session, target, template)
-    settings = _serve_settings(found, devices, port, model_name)
+    session = open_session(workspace, None)
+    found = open_target(session, target, template)
+    settings = serve_settings(found, devices, port, model_name)
     messages = [{"role": "system", "content": system}] if system else []
     if found.checkpoint is None:
         endpoint = pipeline.connect(session, settings)
@@ -362,7 +358,7 @@ def chat(
     with _work_folder() as folder:
         port = settings.port if port is not None and settings.port else serving.free_port()
         plan = pipeline.serve_plan(session, found, settings, port=port, folder=folder)
-        _say(f"loading {plan.model_name}")
+        say(f"loading {plan.model_name}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))
 
@@ -376,8 +372,8 @@ def export(
     """Merge a run's adapter into a full model, which benchmark, serve and chat take like any other."""
     from orchestrator import pipeline
 
-    session = _session(workspace, None)
-    folder = pipeline.export_run(session, _target(session, run, None), to.resolve() if to else None)
+    session = open_session(workspace, None)
+    folder = pipeline.export_run(session, open_target(session, run, None), to.resolve() if to else None)
     typer.echo(folder)
 
 
@@ -394,13 +390,13 @@ def list_runs(workspace: WorkspaceOption = None, as_json: JsonOption = False) ->
         try:
             records.append(RunRecord.load(run))
         except PrerequisiteError as error:  # one damaged record does not hide the others
-            _say(f"warning: {error.message}")
+            say(f"warning: {error.message}")
     if as_json:
         terminal.print_json([record.as_json() for record in records])
     elif records:
         terminal.console().print(terminal.run_table(records))
     else:
-        _say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
+        say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
 
 
 def _converse(conversation: "Conversation") -> None:
@@ -428,16 +424,6 @@ def _work_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _session(workspace: Path | None, archives: Path | None) -> "Session":
-    from orchestrator.plan import Session
-
-    return Session.open(workspace, archives)
-
-
 def _write_schema(place: "Workspace") -> None:
     """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
     from orchestrator.installation import find_installation
@@ -447,35 +433,7 @@ def _write_schema(place: "Workspace") -> None:
     try:
         atomic_write(place.schema, schema_text(find_installation()))
     except PrerequisiteError as error:
-        _say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
-
-
-def _side(session: "Session", word: str, overrides: list[str] | None) -> "Side":
-    from orchestrator.plan import run_side, spec_side
-
-    if _is_spec(word):
-        return spec_side(session, word, session.load_spec(Path(word), overrides or ()))
-    if overrides:
-        raise SpecError("--set is for a spec; a run is shown as it was")
-    return run_side(session, session.workspace.find_run(word))
-
-
-def _target(session: "Session", word: str, template: str | None) -> "Target":
-    from orchestrator.target import resolve_target, with_template
-
-    return with_template(resolve_target(word, session.workspace), template)
-
-
-def _serve_settings(target: "Target", devices: str | None, port: int | None, model_name: str | None) -> "ServeSpec":
-    from orchestrator.spec import ServeSpec
-
-    own = target.spec.serve if target.spec else ServeSpec(url=target.url)
-    given = {"devices": devices, "port": port, "model_name": model_name}
-    return own.model_copy(update={key: value for key, value in given.items() if value is not None})
-
-
-def _is_spec(word: str) -> bool:
-    return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
+        say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
 
 
 def _print_result(run: "RunDir", as_json: bool) -> None:

@@ -53,6 +53,7 @@ ORDER = [
     # the order of the stages, and the command line
     "plan",
     "pipeline",
+    "options",
     "cli",
     "__main__",
 ]
