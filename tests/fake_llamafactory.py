@@ -27,11 +27,16 @@ STEPS = 5
 OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
+def first_lines() -> str:
+    """The beginning of a script that our Python runs, as pip writes it: '#!' alone ends at a blank in the path."""
+    return f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\n"
+
+
 def install(folder: Path) -> Path:
     """An executable llamafactory-cli in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     cli = folder / "llamafactory-cli"
-    cli.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(Path(__file__))!r}, run_name='__main__')\n")
+    cli.write_text(f"{first_lines()}import runpy\nrunpy.run_path({str(Path(__file__))!r}, run_name='__main__')\n")
     cli.chmod(0o755)
     return cli
 

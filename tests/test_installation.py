@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.installation import VARIABLE, find_installation, parse_source
+from tests.fake_llamafactory import first_lines as our_first_lines
 
 
 def executable(path: Path, text: str) -> Path:
@@ -39,7 +40,7 @@ def test_the_variable_names_the_program_its_folder_or_the_environment(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All three ways to say where another environment is lead to the same command."""
-    cli = executable(tmp_path / "bin" / "llamafactory-cli", f"#!{sys.executable}\n")
+    cli = executable(tmp_path / "bin" / "llamafactory-cli", our_first_lines())
     monkeypatch.setenv(VARIABLE, str(tmp_path / named))
     assert find_installation().cli == cli
 
@@ -66,7 +67,7 @@ def test_no_command_anywhere_says_how_to_get_one(tmp_path: Path, monkeypatch: py
 
 def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation of pipx or uv, outside our environment, is used where ours has none."""
-    cli = executable(tmp_path / "llamafactory-cli", f"#!{sys.executable}\n")
+    cli = executable(tmp_path / "llamafactory-cli", our_first_lines())
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none" / "python"))
@@ -153,7 +154,7 @@ def test_what_a_startup_file_prints_does_not_get_in_the_way(tmp_path: Path, monk
     """Some .pth files and sitecustomize print: the answer is the last line."""
     (tmp_path / "sitecustomize.py").write_text("print('welcome')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{sys.executable}\n")))
+    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", our_first_lines())))
     assert find_installation().python_version == ".".join(map(str, sys.version_info[:3]))
 
 
@@ -182,7 +183,7 @@ def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, m
         (tmp_path / "site" / name).mkdir(parents=True)
         (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{sys.executable}\n")))
+    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", our_first_lines())))
     found = find_installation()
     assert found.package == tmp_path / "site" / "llamafactory"
     assert found.training_args is None  # that folder has no such file
