@@ -228,6 +228,10 @@ def _packages(spec: RunSpec, root: Path, installation: Installation | Prerequisi
         if installation.package is not None and package not in installation.versions:
             what = f"the package {package} is not installed beside LLaMA-Factory"
             findings.append(Finding("error", "missing", field, what, f"{installation.python} -m pip install {package}"))
+    if spec.compute.nproc_per_node is not None and any(char.isspace() for char in str(installation.package)):
+        what = f"LLaMA-Factory is in {installation.package}: it splits torchrun's command at the blank in that path"
+        remedy = "install it in a path without blanks, and name that: ORCHESTRATOR_LLAMAFACTORY=FOLDER"
+        findings.append(Finding("error", "missing", "compute.nproc_per_node", what, remedy))
     for key in ("deepspeed", "fsdp_config"):
         value = arguments.get(key)
         # A text that begins with a brace is the configuration itself.

@@ -64,7 +64,7 @@ def train(arguments: dict) -> None:
         signal.pause()
     if mode == "dies":
         for number in range(40):
-            print(f"a line of the log, number {number}")
+            print(f"a line of the log, number {number}", flush=True)
         print(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m", file=sys.stderr)
         sys.exit(1)
     if mode == "silent":

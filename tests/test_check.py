@@ -343,3 +343,12 @@ def test_an_address_that_is_not_ours_is_found(root: Path) -> None:
     """TEST-NET-1 belongs to nobody."""
     finding = only(root, serve={"host": "192.0.2.1", "port": 6006})
     assert "cannot be listened on" in finding.message
+
+
+def test_torchrun_needs_a_llamafactory_in_a_path_without_blanks(root: Path) -> None:
+    """Its launcher joins torchrun's command and splits it at blanks again."""
+    compute = {"compute": {"nproc_per_node": 2}}
+    assert findings(root, installation(root), **compute) == []
+    (found,) = findings(root, installation(root / "my env"), **compute)
+    assert (found.severity, found.kind, found.field) == ("error", "missing", "compute.nproc_per_node")
+    assert "at the blank" in found.message and "ORCHESTRATOR_LLAMAFACTORY" in found.remedy
