@@ -10,7 +10,7 @@ import sys
 
 from orchestrator.process import end_session
 
-GRACE_S = 90  # as train.py's
+GRACE_S = 90  # as train.py has it, which is above this module
 
 
 def main() -> None:
