@@ -54,6 +54,10 @@ ORDER = [
     "plan",
     "pipeline",
     "options",
+    "app",
+    "spec_commands",
+    "run_commands",
+    "model_commands",
     "cli",
     "__main__",
 ]

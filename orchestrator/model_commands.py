@@ -1,0 +1,176 @@
+"""Commands around a model, trained here or not: benchmark it, serve it, talk to it, export it.
+
+Flags in, one call, results on stdout, everything else on stderr.
+"""
+
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.app import app
+from orchestrator.errors import StageError
+from orchestrator.options import (
+    DevicesOption,
+    FromOption,
+    JsonOption,
+    ModelNameOption,
+    PortOption,
+    TemplateOption,
+    WorkspaceOption,
+    open_session,
+    open_target,
+    say,
+    serve_settings,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.talk import Conversation
+
+# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
+
+
+@app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
+def benchmark(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    testset: Annotated[str | None, typer.Option(help="A dataset. Default: the run's benchmarks.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests under way at once.")] = None,
+    template: TemplateOption = None,
+    devices: DevicesOption = None,
+    port: PortOption = None,
+    model_name: ModelNameOption = None,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
+    from orchestrator import pipeline, terminal
+    from orchestrator.record import RunRecord
+    from orchestrator.rundir import RunDir
+    from orchestrator.spec import BenchmarkSpec
+
+    session = open_session(workspace, archives)
+    found = open_target(session, target, template)
+    changes = {"split": split, "max_samples": max_samples, "max_tokens": max_tokens, "concurrency": concurrency}
+    given = {key: value for key, value in changes.items() if value is not None}
+    if testset is not None:
+        items = [BenchmarkSpec.model_validate({"testset": testset, **given})]
+    else:
+        own = found.spec.benchmark if found.spec else []
+        items = [item.model_copy(update=given) for item in own]
+    settings = serve_settings(found, devices, port, model_name)
+    folders = pipeline.benchmark(session, found, items, settings)
+    if as_json:
+        terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
+        return
+    record = RunRecord.load(RunDir(folders[0].parent.parent))
+    terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
+    for folder in folders:
+        say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+
+
+@app.command(epilog="Example: orchestrator serve demo --port 6006")
+def serve(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, or a hub id.")],
+    port: PortOption = None,
+    devices: DevicesOption = None,
+    template: TemplateOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
+    from orchestrator import pipeline
+    from orchestrator import serve as serving
+
+    session = open_session(workspace, None)
+    found = open_target(session, target, template)
+    settings = serve_settings(found, devices, port, None)
+    with _work_folder() as folder:
+        plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
+        say(f"loading {plan.model_name}; the server's output: {plan.log}")
+        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
+            typer.echo(serving.how_to_ask(server.endpoint))
+            say("Ctrl-C ends it.")
+            while not (ended := server.ended()):
+                time.sleep(0.5)
+            raise StageError(ended)
+
+
+@app.command(epilog="Example: orchestrator chat demo --system 'You translate into German.'")
+def chat(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    system: Annotated[str | None, typer.Option(help="System text.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the most likely word each time.")] = 0.0,
+    port: PortOption = None,
+    devices: DevicesOption = None,
+    template: TemplateOption = None,
+    model_name: ModelNameOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
+    from orchestrator import pipeline, talk
+    from orchestrator import serve as serving
+
+    session = open_session(workspace, None)
+    found = open_target(session, target, template)
+    settings = serve_settings(found, devices, port, model_name)
+    messages = [{"role": "system", "content": system}] if system else []
+    if found.checkpoint is None:
+        endpoint = pipeline.connect(session, settings)
+        _converse(talk.Conversation(endpoint, max_tokens, temperature, messages))
+        return
+    with _work_folder() as folder:
+        port = settings.port if port is not None and settings.port else serving.free_port()
+        plan = pipeline.serve_plan(session, found, settings, port=port, folder=folder)
+        say(f"loading {plan.model_name}")
+        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
+            _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))
+
+
+@app.command(epilog="Example: orchestrator export demo")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or RUN@checkpoint-N.")],
+    to: Annotated[Path | None, typer.Option(help="The new model's folder. Default: export/ in the run folder.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Merge a run's adapter into a full model, which benchmark, serve and chat take like any other."""
+    from orchestrator import pipeline
+
+    session = open_session(workspace, None)
+    folder = pipeline.export_run(session, open_target(session, run, None), to.resolve() if to else None)
+    typer.echo(folder)
+
+
+def _converse(conversation: "Conversation") -> None:
+    from orchestrator import talk
+
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
+    try:
+        talk.chat(conversation, input, talk.write_now)
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A folder for a server's files. It stays where the server failed: the error names its log and api.yaml."""
+    folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    keep = False
+    try:
+        yield folder
+    except StageError:
+        keep = True
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)

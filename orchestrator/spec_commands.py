@@ -1,0 +1,184 @@
+"""Commands around a spec: make one, check it, show what it means.
+
+Flags in, one call, results on stdout, everything else on stderr.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.app import app
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.options import (
+    FromOption,
+    JsonOption,
+    SetOption,
+    WorkspaceOption,
+    is_spec,
+    open_session,
+    open_side,
+    say,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.rundir import Workspace
+
+# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
+
+
+@app.command(epilog="Example: orchestrator init my-work")
+def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
+    """Make a workspace: a folder with runs/ and dataset_info/."""
+    from orchestrator.rundir import Workspace
+
+    place = Workspace(folder.resolve())
+    for made in (place.runs, place.dataset_info):
+        made.mkdir(parents=True, exist_ok=True)
+    if not (place.runs / ".gitignore").exists():
+        (place.runs / ".gitignore").write_text(f"# run folders; the specs are kept\n*/\n{place.schema.name}\n")
+    _write_schema(place)
+    say(f"workspace {place.root}: orchestrator new NAME writes a spec; then: orchestrator check runs/NAME.yaml")
+
+
+@app.command(epilog="Example: orchestrator new my-run --from qlora --model Qwen/Qwen2.5-7B-Instruct")
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the spec: it is written to runs/NAME.yaml.")],
+    kind: Annotated[
+        str, typer.Option("--from", help="lora-sft, full-sft, freeze-sft, qlora, dpo, kto, rm or pt.")
+    ] = "lora-sft",
+    model: Annotated[str | None, typer.Option(help="A folder or a hub id.")] = None,
+    dataset: Annotated[str, typer.Option(help="A dataset of dataset_info/.")] = "captions_en_de",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a commented spec to start from."""
+    from orchestrator.new import new_spec
+
+    session = open_session(workspace, None)
+    place = session.workspace
+    text = new_spec(
+        name,
+        kind,
+        model,
+        dataset,
+        workspace=place,
+        folders=session.dataset_folders,
+        renderer=session.renderer,
+        installation=session.llamafactory_or_none(),
+        arguments=session.arguments(),
+    )
+    path = place.runs / f"{name}.yaml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise SpecError(f"{path} is there already", "give another name, or remove it") from error
+    _write_schema(place)
+    typer.echo(path)
+    say(f"next: orchestrator check runs/{name}.yaml")
+
+
+@app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
+def schema(
+    output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
+) -> None:
+    """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
+    from orchestrator.installation import find_installation
+    from orchestrator.rundir import atomic_write
+    from orchestrator.schema import schema_text
+
+    text = schema_text(find_installation())
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        atomic_write(output, text)
+
+
+@app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
+def check(
+    spec: Annotated[Path, typer.Argument(help="A spec file.")],
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
+    from orchestrator import terminal
+    from orchestrator.check import check as find
+    from orchestrator.check import raise_on_errors
+
+    session = open_session(workspace, archives)
+    findings = find(
+        session.load_spec(spec, overrides or ()),
+        session.workspace.root,
+        session.dataset_folders,
+        session.archives,
+        session.installation,
+    )
+    if as_json:
+        terminal.print_json([dataclasses.asdict(finding) for finding in findings])
+    for finding in findings:
+        if finding.severity != "error":
+            say(f"{finding.severity}: {finding.field}: {finding.message}")
+    raise_on_errors(findings)
+    say(f"{spec}: no errors")
+
+
+@app.command(epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
+def show(
+    what: Annotated[str, typer.Argument(metavar="SPEC|RUN", help="A spec file, or a run.")],
+    command: Annotated[bool, typer.Option("--command", help="The training as one llamafactory-cli line.")] = False,
+    file: Annotated[str | None, typer.Option(help="A rendered file, such as train.yaml.")] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="The spec with every default written out.")] = False,
+    diff: Annotated[
+        str | None, typer.Option("--diff", metavar="OTHER", help="What differs in another spec or run.")
+    ] = None,
+    overrides: SetOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
+    from orchestrator import terminal
+    from orchestrator.plan import render_files, resolve
+    from orchestrator.record import RunRecord
+    from orchestrator.render import spec_yaml
+    from orchestrator.spec import spec_json
+
+    if sum([command, file is not None, resolved, diff is not None]) > 1:
+        raise SpecError("--command, --file, --resolved and --diff exclude each other")
+    session = open_session(workspace, None)
+    if diff is not None:
+        terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
+        return
+    if is_spec(what):
+        spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
+        files = render_files(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
+        if as_json:
+            terminal.print_json(spec_json(spec))
+            return
+        terminal.print_file(files, "command.txt" if command else file or "spec.yaml", what)
+        return
+    if overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    run = session.workspace.find_run(what)
+    wanted = "command.txt" if command else "spec.yaml" if resolved else file
+    if wanted is not None:
+        texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.path.iterdir()) if path.is_file()}
+        terminal.print_file(texts, wanted, run.id)
+    elif as_json:
+        terminal.print_json(RunRecord.load(run).as_json())
+    else:
+        terminal.print_run(RunRecord.load(run), run.path)
+
+
+def _write_schema(place: "Workspace") -> None:
+    """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
+    from orchestrator.installation import find_installation
+    from orchestrator.rundir import atomic_write
+    from orchestrator.schema import schema_text
+
+    try:
+        atomic_write(place.schema, schema_text(find_installation()))
+    except PrerequisiteError as error:
+        say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
