@@ -1,8 +1,8 @@
 """A checkpoint in, one full model folder out: `llamafactory-cli export` as a child.
 
-Covered: an adapter merged into its base; the result checked; a note beside it that says which run it comes from and
-with which template it was trained, so that benchmark, serve and chat take it like any other.
-Not covered: quantisation.
+Covered: an adapter merged into its base, a model written anew (other shards, quantised), as the spec's export section
+says; the result checked; a note beside it that says which run it comes from and with which template it was trained, so
+that benchmark, serve and chat take it like any other.
 Leaves export.yaml and logs/export.log in the run folder, and the model's folder.
 """
 
@@ -17,13 +17,21 @@ from orchestrator.model_files import model_problems
 from orchestrator.process import by_hand, child_environment, start
 from orchestrator.render import Checkpoint, Renderer, export_arguments
 from orchestrator.rundir import RunDir, atomic_write
+from orchestrator.spec import ExportSpec
 from orchestrator.target import EXPORT_NOTE
 
 GRACE_S = 5
 
 
-def export(run: RunDir, checkpoint: Checkpoint, folder: Path, installation: Installation, renderer: Renderer) -> Path:
-    """Merge a run's checkpoint into a model folder of its own.
+def export(
+    run: RunDir,
+    checkpoint: Checkpoint,
+    settings: ExportSpec,
+    folder: Path,
+    installation: Installation,
+    renderer: Renderer,
+) -> Path:
+    """Write a run's checkpoint as a model folder of its own.
 
     Raises:
         SpecError: the folder is not empty; LLaMA-Factory would overwrite what is there without asking.
@@ -31,7 +39,7 @@ def export(run: RunDir, checkpoint: Checkpoint, folder: Path, installation: Inst
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} is there already and not empty", "remove it, or give another: --to DIR")
-    atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, folder)))
+    atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
     argv = [str(installation.cli), "export", run.export_yaml.name]
     child = start(
         argv,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
 def benchmark(
-    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, hub id, URL, or spec.")],
     testset: Annotated[str | None, typer.Option(help="A dataset. Default: the run's benchmarks.")] = None,
     split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
@@ -81,7 +81,7 @@ def benchmark(
 
 @app.command(epilog="Example: orchestrator serve demo --port 6006")
 def serve(
-    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, or a hub id.")],
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a spec.")],
     port: PortOption = None,
     devices: DevicesOption = None,
     template: TemplateOption = None,
@@ -107,7 +107,7 @@ def serve(
 
 @app.command(epilog="Example: orchestrator chat demo --system 'You translate into German.'")
 def chat(
-    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a URL.")],
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, hub id, URL, or spec.")],
     system: Annotated[str | None, typer.Option(help="System text.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0: the most likely word each time.")] = 0.0,
@@ -139,7 +139,7 @@ def chat(
 
 @app.command(epilog="Example: orchestrator export demo")
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or RUN@checkpoint-N.")],
+    run: Annotated[str, typer.Argument(metavar="TARGET", help="A run, RUN@checkpoint-N, or a spec that only exports.")],
     to: Annotated[Path | None, typer.Option(help="The new model's folder. Default: export/ in the run folder.")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -147,7 +147,7 @@ def export(
     from orchestrator import pipeline
 
     session = open_session(workspace, None)
-    folder = pipeline.export_run(session, open_target(session, run, None), to.resolve() if to else None)
+    folder = pipeline.export_target(session, open_target(session, run, None), to.resolve() if to else None)
     typer.echo(folder)
 
 

@@ -28,7 +28,16 @@ from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
 from orchestrator.render import Checkpoint, spec_yaml, train_environment
 from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
-from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
+from orchestrator.spec import (
+    BenchmarkSpec,
+    ComputeSpec,
+    ExportSpec,
+    ModelSpec,
+    RunSpec,
+    ServeSpec,
+    load_spec,
+    spec_sha256,
+)
 from orchestrator.target import Target, run_checkpoints
 from orchestrator.train import TRAIN_ARGV, train
 
@@ -48,6 +57,25 @@ class Origin:
 def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
     """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
     spec = plan.spec
+    if spec.train is None and not spec.benchmark:
+        raise SpecError(f"{spec.name} neither trains nor benchmarks", "try serve, chat or export with it")
+    run, record = _new_run(session, plan, origin)
+    with _recorded(run, record):
+        if spec.train is not None:
+            _prepare_training(session, plan, run)
+            _train(session, spec, run, record)
+        if with_benchmarks and spec.benchmark:
+            record.update(run, status="benchmarking")
+            for checkpoint in _checkpoints_to_benchmark(session, spec, run):
+                items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
+                _benchmark(session, plan, run, record, checkpoint, items)
+        record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
+    return run
+
+
+def _new_run(session: Session, plan: Plan, origin: Origin) -> tuple[RunDir, RunRecord]:
+    """A new run folder with its spec and record."""
+    spec = plan.spec
     run = session.workspace.new_run(spec.name, datetime.now())
     record = RunRecord(
         id=run.id,
@@ -66,16 +94,7 @@ def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: boo
     with _recorded(run, record):
         record.update(run, status="preparing")
         atomic_write(run.spec, spec_yaml(spec, plan.found))
-        if spec.train is not None:
-            _prepare_training(session, plan, run)
-            _train(session, spec, run, record)
-        if with_benchmarks and spec.benchmark:
-            record.update(run, status="benchmarking")
-            for checkpoint in _checkpoints_to_benchmark(session, spec, run):
-                items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
-                _benchmark(session, plan, run, record, checkpoint, items)
-        record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
-    return run
+    return run, record
 
 
 def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, with_benchmarks: bool) -> RunDir:
@@ -152,20 +171,38 @@ def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: i
     )
 
 
-def export_run(session: Session, target: Target, to: Path | None) -> Path:
-    """Merge a run's checkpoint into a full model folder: export/ in the run folder, unless told otherwise."""
-    if target.run is None or target.checkpoint is None:
-        raise SpecError(f"{target.name} belongs to no run: export takes a run, or RUN@checkpoint-N")
-    if target.checkpoint.model.adapter_name_or_path is None:
-        raise SpecError(f"{target.name} is a full model already: {target.checkpoint.model.name_or_path}")
-    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
-    run = target.run
-    record = RunRecord.load(run)
+def export_target(session: Session, target: Target, to: Path | None) -> Path:
+    """Write a target as a full model folder, an adapter merged: export/ in the run folder, unless told otherwise.
+
+    The model of a spec that trains nothing gets a run folder of its own, for the record of it.
+    """
+    if target.checkpoint is None or target.spec is None:
+        raise SpecError(f"{target.name} belongs to no run: export takes a run, RUN@checkpoint-N, or a spec file")
+    model, settings = target.checkpoint.model, target.spec.export
+    if target.run is not None and model.adapter_name_or_path is None and not settings.extra_arguments():
+        raise SpecError(f"{target.name} is a full model already: {model.name_or_path}")
+    if to is None and settings.export_dir is not None:
+        to = session.workspace.root / Path(settings.export_dir).expanduser()
+    if target.run is not None:
+        heed(check_model(model, session.workspace.root, session.installation))
+        return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
+    plan = plan_run(session, target.spec)
+    run, record = _new_run(session, plan, Origin())
+    with _recorded(run, record):
+        resolved = replace(target.checkpoint, model=resolve_model(session, model)[0])
+        folder = _export(session, run, record, resolved, settings, to)
+        record.update(run, status="done", ended_at=now())
+    return folder
+
+
+def _export(
+    session: Session, run: RunDir, record: RunRecord, checkpoint: Checkpoint, settings: ExportSpec, to: Path | None
+) -> Path:
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
     record.update(run, commands={**record.commands, "export": argv})
     with locked(run, "export"):  # they share export.yaml
-        return export(run, target.checkpoint, to or run.export, installation, session.renderer)
+        return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:

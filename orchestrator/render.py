@@ -22,9 +22,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from orchestrator.errors import SpecError
 from orchestrator.rundir import shipped
 from orchestrator.spec import (
+    ExportSpec,
     ModelSpec,
     RunSpec,
     ServeSpec,
+    exporting_arguments,
     model_arguments,
     serving_arguments,
     spec_json,
@@ -35,6 +37,11 @@ DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "outpu
 _YAML_STR = "tag:yaml.org,2002:str"
 _MEND = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
+# Fields of the compute section that are variables of LLaMA-Factory's launcher.py, and mean torchrun.
+_LAUNCHER = (
+    "nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port",
+    "rdzv_id", "min_nnodes", "max_nnodes", "max_restarts",
+)  # fmt: skip
 _METHOD = ("stage", "do_train", "finetuning_type")
 
 
@@ -97,19 +104,21 @@ def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
     return serving_arguments(checkpoint.model, serve)
 
 
-def export_arguments(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -> dict[str, Any]:
     """Everything that `llamafactory-cli export` is given."""
-    return {**model_arguments(checkpoint.model), "export_dir": str(folder)}
+    return exporting_arguments(checkpoint.model, export, str(folder))
 
 
 def train_environment(spec: RunSpec) -> dict[str, str]:
     """The environment variables that decide devices and processes of the training."""
-    environment: dict[str, str] = {}
-    if spec.compute.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = spec.compute.devices
-    if spec.compute.nproc_per_node is not None:
-        environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(spec.compute.nproc_per_node)}
-    return environment
+    compute = spec.compute
+    environment = dict(compute.env)
+    if compute.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = compute.devices
+    launcher = {name: getattr(compute, name) for name in _LAUNCHER if getattr(compute, name) is not None}
+    if launcher:
+        environment["FORCE_TORCHRUN"] = "1"
+    return environment | {name.upper(): str(value) for name, value in launcher.items()}
 
 
 class Renderer:
@@ -122,7 +131,7 @@ class Renderer:
     def train_yaml(self, arguments: Mapping[str, Any]) -> str:
         model = {key: value for key, value in arguments.items() if key in model_arguments_names()}
         method = {key: arguments[key] for key in _METHOD if key in arguments}
-        dataset = {key: arguments[key] for key in ("dataset", "dataset_dir") if key in arguments}
+        dataset = {key: arguments[key] for key in ("dataset", "eval_dataset", "dataset_dir") if key in arguments}
         sections = {"model": model, "method": method, "dataset": dataset}
         taken = {key for section in sections.values() for key in section}
         sections["train"] = {key: value for key, value in arguments.items() if key not in taken}

@@ -1,7 +1,7 @@
 """The JSON Schema of a run spec, for editors: made for the LLaMA-Factory that is installed.
 
-Covered: every field of RunSpec, and in `train` and `serve` every argument of LLaMA-Factory that may stand there, each
-with type, choices, default and its help; the names of chat templates. Draft 2020-12.
+Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
+there, each with type, choices, default and its help; the names of chat templates. Draft 2020-12.
 Not covered: rules between fields, and whether data and files are there: `orchestrator check`. An editor takes "8" for
 text where a spec takes it for 8.
 Writes nothing.
@@ -17,10 +17,10 @@ from pydantic.json_schema import GenerateJsonSchema
 from orchestrator.arguments import COMPUTED, Argument, read_arguments
 from orchestrator.chat_templates import read_templates
 from orchestrator.installation import Installation
-from orchestrator.spec import OWNED, RunSpec, ServeSpec, TrainSpec
+from orchestrator.spec import OWNED, ExportSpec, RunSpec, ServeSpec, TrainSpec
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api"}
+_SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "dict": "object"}
 
 

@@ -9,10 +9,11 @@ Reads nothing but the spec file; writes nothing.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -35,7 +36,7 @@ OWNED: dict[str, str] = {
     "trust_remote_code": "write it as model.trust_remote_code",
     "model_revision": "write it as model.revision",
     "dataset": "write it as the spec's dataset",
-    "eval_dataset": "benchmarks are written under benchmark; for a loss on held-out rows use val_size",
+    "eval_dataset": "write it as the spec's eval_dataset; for held-out rows of the dataset itself use val_size",
     "dataset_dir": "it is the run folder",
     "output_dir": "it is output/ in the run folder",
     "overwrite_output_dir": "each run has a new output folder",
@@ -44,7 +45,24 @@ OWNED: dict[str, str] = {
     "seed": "write it as the spec's seed",
     "enable_jit_checkpoint": "it is always on, so that Ctrl-C leaves a checkpoint",
     "infer_backend": "write it as serve.infer_backend",
-    "export_dir": "`orchestrator export` sets it",
+    "export_dir": "write it as export.export_dir",
+}
+# Variables that a spec says elsewhere, or that would change what LLaMA-Factory is.
+OWNED_VARIABLES: dict[str, str] = {
+    "CUDA_VISIBLE_DEVICES": "write it as compute.devices",
+    "NPROC_PER_NODE": "write it as compute.nproc_per_node",
+    "NNODES": "write it as compute.nnodes",
+    "NODE_RANK": "write it as compute.node_rank",
+    "MASTER_ADDR": "write it as compute.master_addr",
+    "MASTER_PORT": "write it as compute.master_port",
+    "RDZV_ID": "write it as compute.rdzv_id",
+    "MIN_NNODES": "write it as compute.min_nnodes",
+    "MAX_NNODES": "write it as compute.max_nnodes",
+    "MAX_RESTARTS": "write it as compute.max_restarts",
+    "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
+    "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
+    "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
+    "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
 
 
@@ -151,13 +169,47 @@ class BenchmarkSpec(_Section):
     """Resamples for the 95 % interval."""
 
 
+class ExportSpec(_OpenSection):
+    """`llamafactory-cli export`: the folder, and any argument of LLaMA-Factory that export takes."""
+
+    export_dir: str | None = None
+    """Where the whole model goes, relative to the workspace, or absolute. None: export/ in the run folder."""
+
+
 class ComputeSpec(_Section):
-    """Where the training runs."""
+    """Where the training runs, in the words of LLaMA-Factory's launcher.py, which makes torchrun's command of them."""
 
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES, such as "0" or "0,1". None: as in the environment."""
     nproc_per_node: int | None = Field(None, ge=1)
     """Processes that torchrun starts on this machine. None: LLaMA-Factory decides by the devices it sees."""
+    nnodes: int | None = Field(None, ge=1)
+    """Machines; the same spec is launched on each. None: this one alone."""
+    node_rank: int | None = Field(None, ge=0)
+    """Which of them this is, from 0. None: NODE_RANK of the environment, else 0."""
+    master_addr: str | None = Field(None, min_length=1)
+    """Name or address of the machine with rank 0."""
+    master_port: int | None = Field(None, ge=1, le=65535)
+    """A port that is free there."""
+    rdzv_id: str | None = Field(None, min_length=1)
+    """Elastic training: an id that the machines share."""
+    min_nnodes: int | None = Field(None, ge=1)
+    """Elastic: how few machines are enough."""
+    max_nnodes: int | None = Field(None, ge=1)
+    """Elastic: how many there may be."""
+    max_restarts: int | None = Field(None, ge=0)
+    """Elastic: how often failed processes are started again."""
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
+
+    @model_validator(mode="after")
+    def _variables_have_their_place(self) -> Self:
+        for name in self.env:
+            if name in OWNED_VARIABLES:
+                raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
+            if is_secret(name):
+                raise ValueError(f"env holds {name}, by its name a secret: it would be kept with the run; export it")
+        return self
 
 
 class RunSpec(_Section):
@@ -167,12 +219,16 @@ class RunSpec(_Section):
     """Begins the run's id. Letters, digits, dot, underscore, hyphen; at most 64."""
     model: ModelSpec | None = None
     """The model. None only where serve.url names a server."""
-    dataset: str | None = None
-    """A dataset of dataset_info/, whose train split is trained on."""
+    dataset: str | list[str] | None = None
+    """What is trained on: a dataset of dataset_info/ (its train split), or several."""
+    eval_dataset: str | list[str] | None = None
+    """Datasets whose loss is taken during training (train.eval_strategy says when). None: none."""
     train: TrainSpec | None = None
     """Arguments of `llamafactory-cli train`. None: nothing is trained, the model is benchmarked as it is."""
     serve: ServeSpec = ServeSpec()
     """How the model is served for benchmarks and `serve`."""
+    export: ExportSpec = ExportSpec()
+    """How `export` writes the whole model."""
     benchmark: list[BenchmarkSpec] = []
     """Benchmarks, in order."""
     compute: ComputeSpec = ComputeSpec()
@@ -186,8 +242,10 @@ class RunSpec(_Section):
             raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
         if self.train is None and self.dataset is not None:
             raise ValueError("dataset is there, but no train section: add train: {} with at least the learning rate")
-        if self.train is None and not self.benchmark:
-            raise ValueError("nothing to do: add a train section, a benchmark list, or both")
+        if self.eval_dataset is not None and self.train is None:
+            raise ValueError("eval_dataset is for the loss during training, and there is no train section")
+        if self.train is None and not self.benchmark and not {"serve", "export"} & self.model_fields_set:
+            raise ValueError("nothing to do: add a train section, a benchmark list, or serve or export")
         if self.serve.url is None and self.model is None:
             raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
         if self.serve.url is not None and any(
@@ -199,6 +257,30 @@ class RunSpec(_Section):
         if self.serve.url is not None and any(item.base_model for item in self.benchmark):
             raise ValueError("benchmark.base_model cannot be had from serve.url")
         return self
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names in dataset."""
+        return _names(self.dataset)
+
+    @property
+    def eval_datasets(self) -> list[str]:
+        """The names in eval_dataset."""
+        return _names(self.eval_dataset)
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    """As LLaMA-Factory reads them: text is split at commas."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable holds a key or a token, by its name."""
+    return bool(re.search(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", name.upper()))
+
+
+_OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": ServeSpec, "export": ExportSpec}
+_TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
 
 
 def model_arguments(model: ModelSpec) -> dict[str, Any]:
@@ -222,13 +304,15 @@ def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]
         spec: what is trained.
         model: what it starts from, the spec's own or the same with absolute paths.
     """
-    if spec.train is None or spec.dataset is None or model is None:
+    if spec.train is None or not spec.datasets or model is None:
         raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    evaluated = {"eval_dataset": ",".join(spec.eval_datasets)} if spec.eval_datasets else {}
     return {
         **model_arguments(model),
         "do_train": True,
         **spec.train.arguments(),
-        "dataset": spec.dataset,
+        "dataset": ",".join(spec.datasets),
+        **evaluated,
         "dataset_dir": ".",
         "output_dir": "output",
         "seed": spec.seed,
@@ -239,6 +323,11 @@ def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]
 def serving_arguments(model: ModelSpec, serve: ServeSpec) -> dict[str, Any]:
     """Everything that `llamafactory-cli api` is given."""
     return {**model_arguments(model), "infer_backend": serve.infer_backend, **serve.extra_arguments()}
+
+
+def exporting_arguments(model: ModelSpec, export: ExportSpec, folder: str) -> dict[str, Any]:
+    """Everything that `llamafactory-cli export` is given."""
+    return {**model_arguments(model), **export.extra_arguments(), "export_dir": folder}
 
 
 def load_spec(
@@ -272,6 +361,7 @@ def validate_spec(
         *_value_problems(source.value, ()),
         *_section_problems(source.value, "train", "train", arguments),
         *_section_problems(source.value, "serve", "api", arguments),
+        *_section_problems(source.value, "export", "export", arguments),
     ]
     spec = None
     try:
@@ -291,6 +381,9 @@ def validate_spec(
     if spec.model is not None and spec.serve.url is None:
         given = serving_arguments(spec.model, spec.serve)
         broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
+    if spec.model is not None and "export" in spec.model_fields_set:
+        given = exporting_arguments(spec.model, spec.export, "export")
+        broken |= dict.fromkeys(rule_problems("export", given, "export", source.value, arguments, rules))
     if broken:
         raise SpecError(source.report(list(broken)), f"edit {source.path}")
     return spec
@@ -309,7 +402,7 @@ def spec_sha256(spec: RunSpec) -> str:
 def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
     """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
     changes: dict[str, Any] = {}
-    for name in ("train", "serve"):
+    for name in _OPEN_SECTIONS:
         section = getattr(spec, name)
         if section is not None:
             typed = {
@@ -355,7 +448,7 @@ def _section_problems(
     values = raw.get(section) if isinstance(raw, Mapping) else None
     if not isinstance(values, Mapping):
         return []  # Pydantic says so
-    typed_fields = (TrainSpec if section == "train" else ServeSpec).model_fields
+    typed_fields = _OPEN_SECTIONS[section].model_fields
     problems: list[tuple[Location, str]] = []
     for key, value in values.items():
         if len(problems) >= MAX_PROBLEMS:
@@ -380,10 +473,14 @@ def _explain(detail: Any) -> list[tuple[Location, str]]:
     if detail["type"] == "missing":
         return [(at, "missing")]
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if at[:2] == ("train", "lora_target"):  # `str | list[str]`: Pydantic names the alternative, and reports each
-        if at[2:] == ("str",) and isinstance(detail["input"], list):
-            return []
-        at, message = (*at[:2], *at[3:]), "expected text" if at[3:] else "expected text, or a list of texts"
+    for field in _TEXT_OR_LIST:  # `str | list[str]`: Pydantic names the alternative, and reports each
+        depth = len(field)
+        if at[:depth] == field:
+            if at[depth:] == ("str",) and isinstance(detail["input"], list):
+                return []
+            rest = at[depth + 1 :]
+            at, message = (*field, *rest), "expected text" if rest else "expected text, or a list of texts"
+            break
     shown = repr(detail["input"])
     is_scalar = not isinstance(detail["input"], dict | list) and len(shown) <= 80
     return [(at, f"{message} (got {shown})" if at and is_scalar else message)]
@@ -394,6 +491,7 @@ def _fields_of(at: Location) -> list[str]:
         "model": ModelSpec,
         "train": TrainSpec,
         "serve": ServeSpec,
+        "export": ExportSpec,
         "benchmark": BenchmarkSpec,
         "compute": ComputeSpec,
     }

@@ -25,7 +25,10 @@ EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_KINDS = "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, or an http(s) URL"
+_KINDS = (
+    "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, an http(s) URL, or a spec file "
+    "without a train section"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Target:
     run: RunDir | None = None
     """The run that it belongs to."""
     spec: RunSpec | None = None
-    """That run's spec."""
+    """That run's spec, or the spec file that was named."""
 
 
 def resolve_target(word: str, workspace: Workspace) -> Target:
@@ -53,6 +56,8 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
+    if word.endswith((".yaml", ".yml")):
+        return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")
     run = workspace.lookup_run(name)
     if run is not None:
@@ -132,6 +137,16 @@ def trained_checkpoint(folder: Path, base: ModelSpec) -> Checkpoint:
     key = "adapter_name_or_path" if (folder / "adapter_config.json").is_file() else "name_or_path"
     other = {} if key == "adapter_name_or_path" else {"adapter_name_or_path": None, "revision": None}
     return Checkpoint(folder.name, base.model_copy(update={**other, key: str(folder)}))
+
+
+def _spec_target(path: Path, workspace: Workspace) -> Target:
+    """The model of a spec that trains nothing."""
+    spec = load_spec(path)
+    if spec.train is not None:
+        raise SpecError(f"{path} is a spec with a train section: its runs have the models", f"name one: {spec.name}")
+    if spec.model is None:
+        return Target(spec.name, None, url=spec.serve.url, spec=spec)
+    return Target(spec.name, base_checkpoint(spec.model, workspace.root), spec=spec)
 
 
 def _folder_target(folder: Path, workspace: Workspace) -> Target:
