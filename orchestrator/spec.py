@@ -238,7 +238,7 @@ class RunSpec(_Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if self.train is not None and self.dataset is None:
+        if self.train is not None and not self.datasets:
             raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
         if self.train is None and self.dataset is not None:
             raise ValueError("dataset is there, but no train section: add train: {} with at least the learning rate")

@@ -35,7 +35,7 @@ from orchestrator.render import (
     words_of,
 )
 from orchestrator.rundir import Workspace, shipped
-from orchestrator.spec import ModelSpec, RunSpec, ServeSpec, load_spec
+from orchestrator.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -264,11 +264,27 @@ def test_training_serving_and_export_are_told_the_same_about_the_model():
     checkpoint = Checkpoint("x", model)
     served = api_arguments(checkpoint, ServeSpec(vllm_maxlen=10, vllm_config=None))
     assert served == {**shared, "infer_backend": "huggingface", "vllm_maxlen": 10, "vllm_config": None}
-    assert export_arguments(checkpoint, Path("/x y")) == {**shared, "export_dir": "/x y"}
+    exported = export_arguments(checkpoint, ExportSpec(export_size=2, export_dir="elsewhere"), Path("/x y"))
+    assert exported == {**shared, "export_size": 2, "export_dir": "/x y"}
 
 
 def test_a_model_s_unset_fields_are_left_to_llamafactory():
     assert model_arguments(ModelSpec(name_or_path="m")) == {"model_name_or_path": "m"}
+
+
+def test_nodes_are_told_in_the_words_of_llamafactory_s_launcher():
+    """launcher.py reads these variables, and starts torchrun where FORCE_TORCHRUN is set."""
+    compute = {
+        "devices": "0,1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1", "master_port": 29500,
+        "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 3, "max_restarts": 0, "env": {"OMP_NUM_THREADS": "4"},
+    }  # fmt: skip
+    spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={}, compute=compute)
+    assert train_environment(spec) == {
+        "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2",
+        "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RDZV_ID": "x",
+        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0",
+    }  # fmt: skip
+    assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
 
 
 def test_a_spec_without_training_has_no_training_arguments():

@@ -9,7 +9,18 @@ from pydantic import BaseModel
 from orchestrator import spec as spec_module
 from orchestrator.arguments import Argument
 from orchestrator.errors import SpecError
-from orchestrator.spec import METRICS, OWNED, RunSpec, ServeSpec, TrainSpec, load_spec, spec_json, spec_sha256
+from orchestrator.spec import (
+    METRICS,
+    OWNED,
+    OWNED_VARIABLES,
+    RunSpec,
+    ServeSpec,
+    TrainSpec,
+    load_spec,
+    spec_json,
+    spec_sha256,
+    training_arguments,
+)
 from tests.reports import flat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +89,7 @@ def test_all_problems_are_said_at_once_each_at_its_place_with_a_suggestion(tmp_p
 name: my run
 modle: {}
 model: {name_or_path: '', tmplate: x, trust_remote_code: 3}
-dataset: [a]
+dataset: 7
 train: {learning_rate: x, output_dir: y, lora_rnk: 3, plot_loss: no, max_samples: 0, save_strategy: stps}
 benchmark:
   - testset: a
@@ -99,7 +110,7 @@ seed: -1
         "s.yaml:3:9: model.name_or_path: String should have at least 1 character (got '')",
         "s.yaml:3:27: model.tmplate: unknown field; did you mean 'template'?",
         "s.yaml:3:39: model.trust_remote_code: Input should be a valid boolean, unable to interpret input (got 3)",
-        "s.yaml:4:1: dataset: Input should be a valid string",
+        "s.yaml:4:1: dataset: expected text, or a list of texts (got 7)",
         "s.yaml:5:9: train.learning_rate: expected a number, got 'x'",
         "s.yaml:5:27: train.output_dir: the run layer sets output_dir: it is output/ in the run folder",
         "s.yaml:5:42: train.lora_rnk: no argument of this LLaMA-Factory; did you mean 'lora_rank'?",
@@ -130,10 +141,13 @@ def test_an_argument_of_the_run_layer_is_refused_with_the_field_to_use(key, tmp_
 
 
 def test_every_field_that_an_owned_argument_points_to_exists():
-    fields = {"dataset", "seed", "val_size"}
-    for name, section in (("model", spec_module.ModelSpec), ("serve", ServeSpec)):
+    fields = {"dataset", "eval_dataset", "seed"}
+    sections = (("model", spec_module.ModelSpec), ("serve", ServeSpec), ("export", spec_module.ExportSpec))
+    for name, section in sections:
         fields |= {f"{name}.{field}" for field in section.model_fields}
-    named = [reason.removeprefix("write it as ").removeprefix("the spec's ") for reason in OWNED.values()]
+    named = [
+        reason.removeprefix("write it as ").removeprefix("the spec's ").partition(";")[0] for reason in OWNED.values()
+    ]
     pointers = [word for word, reason in zip(named, OWNED.values(), strict=True) if reason.startswith("write it as")]
     assert pointers
     assert set(pointers) <= fields
@@ -361,3 +375,43 @@ def test_the_specs_that_ship_are_right(path):
     text = path.read_text()
     assert text.startswith("# ")
     assert f"orchestrator launch {os.path.relpath(path, ROOT)}" in text
+
+
+@pytest.mark.parametrize("line", ["dataset: a,b", "dataset: [a, b]", "dataset: 'a , b'"])
+def test_several_datasets_are_written_with_commas_or_as_a_list(line, tmp_path):
+    spec = load(tmp_path, LEAST.replace("dataset: captions_en_de", line))
+    assert spec.datasets == ["a", "b"]
+    assert training_arguments(spec, spec.model)["dataset"] == "a,b"
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("dataset: []", "s.yaml:1:1: spec: train is there, but no dataset to train on: add dataset: NAME"),
+    ("dataset: [1]", "s.yaml:4:11: dataset.0: expected text (got 1)"),
+    ("dataset: captions_en_de\neval_dataset: {a: b}", "s.yaml:5:1: eval_dataset: expected text, or a list of texts"),
+])  # fmt: skip
+def test_datasets_are_names(line, said, tmp_path):
+    assert said in refusal(tmp_path, LEAST.replace("dataset: captions_en_de", line))
+
+
+def test_a_model_alone_is_a_spec_where_it_says_how_it_is_served_or_exported(tmp_path):
+    text = "name: s\nmodel: {name_or_path: m}\n"
+    assert "nothing to do" in refusal(tmp_path, text)[1]
+    assert load(tmp_path, text + "serve: {}\n").serve.host == "127.0.0.1"
+    spec = load(tmp_path, text + "export: {export_dir: out, vllm_maxlen: 5}\n")
+    assert (spec.export.export_dir, spec.export.extra_arguments()) == ("out", {"vllm_maxlen": 5})
+
+
+@pytest.mark.parametrize("name", sorted(OWNED_VARIABLES))
+def test_a_variable_with_a_field_of_its_own_is_refused_in_env(name, tmp_path):
+    lines = refusal(tmp_path, LEAST + f"compute: {{env: {{{name}: '1'}}}}\n")
+    assert any(OWNED_VARIABLES[name] in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"])
+def test_a_secret_is_refused_in_env(name, tmp_path):
+    assert any("secret" in line for line in refusal(tmp_path, LEAST + f"compute: {{env: {{{name}: x}}}}\n"))
+
+
+def test_a_variable_of_the_training_is_any_other(tmp_path):
+    spec = load(tmp_path, LEAST + "compute: {env: {OMP_NUM_THREADS: '1', TOKENIZERS_PARALLELISM: 'false'}}\n")
+    assert spec.compute.env == {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -301,7 +301,7 @@ def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word
     with pytest.raises(SpecError) as error:
         resolve_target(word, workspace)
     assert str(error.value).startswith(f"{word!r} is none of these: a run, RUN@checkpoint-N, RUN@base, a folder")
-    assert str(error.value).endswith(hint or "URL")
+    assert str(error.value).endswith(hint or "without a train section")
 
 
 # A template from the command line
@@ -325,3 +325,21 @@ def test_a_run_s_template_cannot_be_replaced(run, workspace):
 def test_a_server_takes_no_template(workspace):
     with pytest.raises(SpecError, match="for a model that is served here, not for http"):
         with_template(resolve_target("http://127.0.0.1:1/v1", workspace), "qwen")
+
+
+def test_a_spec_that_trains_nothing_is_its_model(workspace, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\nmodel: {name_or_path: models/tiny, template: default}\nserve: {infer_backend: vllm}\n")
+    target = resolve_target(str(path), workspace)
+    assert target.checkpoint is not None and target.spec is not None
+    assert (target.name, target.run, target.spec.serve.infer_backend) == ("s", None, "vllm")
+    assert target.checkpoint.model.name_or_path == str(workspace.root / "models" / "tiny")
+    path.write_text("name: s\nserve: {url: 'http://127.0.0.1:1/v1'}\n")
+    assert resolve_target(str(path), workspace).url == "http://127.0.0.1:1/v1"
+
+
+def test_a_spec_that_trains_is_no_target_its_runs_are(workspace, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("name: s\nmodel: {name_or_path: models/tiny}\ndataset: d\ntrain: {}\n")
+    with pytest.raises(SpecError, match="its runs have the models"):
+        resolve_target(str(path), workspace)
