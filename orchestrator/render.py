@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import SpecError
+from orchestrator.llamafactory_data import LlamaFactoryEntry
 from orchestrator.rundir import shipped
 from orchestrator.spec import (
+    MODEL_PLACES,
     ExportSpec,
     ModelSpec,
     RunSpec,
     ServeSpec,
     exporting_arguments,
-    model_arguments,
     serving_arguments,
     spec_json,
     training_arguments,
@@ -73,6 +74,30 @@ class _Name(_Bare):
         if not re.fullmatch(f"-{{0,2}}{_WORD}", word):
             raise SpecError(f"{word!r} is no name of an argument")
         return super().__new__(cls, word)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One field of a spec that is written as people write it, with its comments."""
+
+    key: str
+    value: Any
+    before: Sequence[Comment] = ()
+    """On lines of their own above it."""
+    beside: Comment | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Fields that stand together: of one section, or of the top level."""
+
+    key: str | None
+    """None: the top level."""
+    lines: Sequence[Line]
+
+    @property
+    def indent(self) -> _Bare:
+        return _Bare("" if self.key is None else "  ")
 
 
 class _QuotedDumper(yaml.SafeDumper):
@@ -129,7 +154,7 @@ class Renderer:
         self._loader = FileSystemLoader([str(folder) for folder in folders])
 
     def train_yaml(self, arguments: Mapping[str, Any]) -> str:
-        model = {key: value for key, value in arguments.items() if key in model_arguments_names()}
+        model = {key: value for key, value in arguments.items() if key in MODEL_PLACES}
         method = {key: arguments[key] for key in _METHOD if key in arguments}
         dataset = {key: arguments[key] for key in ("dataset", "eval_dataset", "dataset_dir") if key in arguments}
         sections = {"model": model, "method": method, "dataset": dataset}
@@ -147,14 +172,33 @@ class Renderer:
         """A commented spec to start from; the one text that people go on writing."""
         return self._text("new.yaml", values)
 
-    def dataset_info(self, name: str, file_name: str) -> str:
-        """dataset_info.json with the one entry that the training reads."""
-        text = self._text("dataset_info.json", {"name": name, "file_name": file_name, "columns": DATASET_COLUMNS})
+    def imported_yaml(
+        self, heads: Sequence[str], sections: Sequence[Section], tail: Sequence[str], meant: Mapping[str, Any]
+    ) -> str:
+        """A spec of fields that come with comments.
+
+        Args:
+            heads: comments above all.
+            sections: the fields, in order.
+            tail: comments below all.
+            meant: the spec that the text must say.
+        """
+        named = [
+            Section(section.key and _Name(section.key), [replace(line, key=_Name(line.key)) for line in section.lines])
+            for section in sections
+        ]
+        context = {"heads": [*map(Comment, heads)], "sections": named, "tail": [*map(Comment, tail)]}
+        return self._yaml("imported.yaml", meant, context)
+
+    def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
+        """dataset_info.json with the entries that the training reads, by name."""
+        pairs = {name: list(info.items()) for name, info in datasets.items()}
+        text = self._text("dataset_info.json", {"datasets": pairs})
         try:
             read = json.loads(text)
         except ValueError as error:
             raise SpecError(f"templates/dataset_info.json.j2 renders no JSON: {error}", _MEND) from error
-        self._compare("dataset_info.json", read, {name: {"file_name": file_name, "columns": DATASET_COLUMNS}})
+        self._compare("dataset_info.json", read, {name: dict(info) for name, info in datasets.items()})
         return text
 
     def command(
@@ -222,15 +266,6 @@ class Renderer:
             raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", _MEND)
 
 
-def model_arguments_names() -> frozenset[str]:
-    """The names that model_arguments can give."""
-    full = ModelSpec(
-        name_or_path="x", template="x", adapter_name_or_path="x", default_system="x",
-        enable_thinking=True, trust_remote_code=True, revision="x",
-    )  # fmt: skip
-    return frozenset(model_arguments(full))
-
-
 def spec_yaml(spec: RunSpec, found: str = "") -> str:
     """The resolved spec, every default written out, as a file that `launch` and `rerun` read.
 
@@ -244,6 +279,15 @@ def spec_yaml(spec: RunSpec, found: str = "") -> str:
     return "\n".join([*heads, ""]) + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
+
+
+def entry_yaml(entry: LlamaFactoryEntry) -> str:
+    """The text of a file dataset_info/NAME.yaml."""
+    heads = "# A dataset in LLaMA-Factory's own terms: below llamafactory stand the keys of its dataset_info.json.\n"
+    return heads + yaml.dump(
+        entry.model_dump(exclude_unset=True),
+        Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf"),
+    )  # fmt: skip
 
 
 def command_words(key: str, value: object, *, several: bool = False) -> list[str]:
@@ -314,6 +358,7 @@ def _shell_quote(value: Any) -> str:
 
 _QUOTES: dict[str, Callable[[Any], str]] = {
     "new.yaml": _spec_quote,
+    "imported.yaml": _spec_quote,
     ".yaml": _yaml_quote,
     ".json": _json_quote,
     ".txt": _shell_quote,

@@ -268,6 +268,17 @@ class RunSpec(_Section):
         """The names in eval_dataset."""
         return _names(self.eval_dataset)
 
+    @property
+    def eval_names(self) -> dict[str, str]:
+        """Name in eval_dataset -> its name in dataset_info.json, another one where it is trained on too."""
+        taken, names = {*self.datasets, *self.eval_datasets}, {}
+        for name in self.eval_datasets:
+            names[name] = name
+            while name in self.datasets and names[name] in taken:
+                names[name] += "-validation"
+            taken.add(names[name])
+        return names
+
 
 def _names(value: str | list[str] | None) -> list[str]:
     """As LLaMA-Factory reads them: text is split at commas."""
@@ -283,17 +294,22 @@ _OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": Se
 _TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
 
 
+# LLaMA-Factory's names of what the model section holds, and its fields.
+MODEL_PLACES: dict[str, str] = {
+    "model_name_or_path": "name_or_path",
+    "adapter_name_or_path": "adapter_name_or_path",
+    "template": "template",
+    "default_system": "default_system",
+    "enable_thinking": "enable_thinking",
+    "trust_remote_code": "trust_remote_code",
+    "model_revision": "revision",
+}
+
+
 def model_arguments(model: ModelSpec) -> dict[str, Any]:
     """The arguments that training, serving and export share, under LLaMA-Factory's names."""
-    arguments = {
-        "model_name_or_path": model.name_or_path,
-        "adapter_name_or_path": model.adapter_name_or_path,
-        "template": model.template,
-        "default_system": model.default_system,
-        "enable_thinking": model.enable_thinking,
-        "trust_remote_code": model.trust_remote_code or None,
-        "model_revision": model.revision,
-    }
+    arguments = {name: getattr(model, field) for name, field in MODEL_PLACES.items()}
+    arguments["trust_remote_code"] = model.trust_remote_code or None
     return {key: value for key, value in arguments.items() if value is not None}
 
 
@@ -306,7 +322,7 @@ def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]
     """
     if spec.train is None or not spec.datasets or model is None:
         raise SpecError(f"{spec.name} trains nothing: it has no train section")
-    evaluated = {"eval_dataset": ",".join(spec.eval_datasets)} if spec.eval_datasets else {}
+    evaluated = {"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}
     return {
         **model_arguments(model),
         "do_train": True,

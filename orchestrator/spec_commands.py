@@ -79,6 +79,58 @@ def new(
     say(f"next: orchestrator check runs/{name}.yaml")
 
 
+@app.command(
+    "import", epilog="Example: orchestrator import 'llamafactory-cli train examples/train_lora/qwen3_lora_sft.yaml'"
+)
+def import_spec(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE|FOLDER|COMMAND",
+            help="A YAML file, a script, an output folder, a command (in quotes, or after --), or - for stdin.",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the spec. Default: the file's or the output folder's.")
+    ] = None,
+    cwd: Annotated[
+        Path | None, typer.Option(help="The folder it was run in. Default: this one, or the nearest above the file.")
+    ] = None,
+    line: Annotated[int | None, typer.Option(min=1, help="Which command of a script that holds several.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spec, write nothing.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A spec of what ran with LLaMA-Factory as it is: a command, script, YAML file, LLaMA Board file, output folder."""
+    from orchestrator import terminal
+    from orchestrator.arguments import read_arguments
+    from orchestrator.importer import import_draft, name_of, write_imported
+    from orchestrator.sources import read_source
+
+    session = open_session(workspace, None)
+    installation = session.llamafactory()
+    known = read_arguments(installation)
+    draft = read_source(source, cwd=cwd, line=line, arguments=known, installation=installation)
+    called = name if name is not None else name_of(source, draft)
+    found = import_draft(
+        draft, called, workspace=session.workspace, folders=session.dataset_folders, renderer=session.renderer
+    )
+    for note in found.notes:
+        say(f"note: {note}")
+    if dry_run:
+        typer.echo(found.spec, nl=False)
+        return
+    spec, entries = write_imported(found, called, session.workspace)
+    _write_schema(session.workspace)
+    if as_json:
+        terminal.print_json({"spec": str(spec), "datasets": list(map(str, entries)), "notes": found.notes})
+    else:
+        for path in [spec, *entries]:
+            typer.echo(path)
+    session.load_spec(spec)  # what is wrong with the original is wrong with the spec: said, with the place
+    say(f"next: orchestrator check {spec}")
+
+
 @app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
 def schema(
     output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
@@ -140,7 +192,7 @@ def show(
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     from orchestrator import terminal
-    from orchestrator.plan import render_files, resolve
+    from orchestrator.plan import render_dataset_info, render_files, resolve
     from orchestrator.record import RunRecord
     from orchestrator.render import spec_yaml
     from orchestrator.spec import spec_json
@@ -154,6 +206,8 @@ def show(
     if is_spec(what):
         spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
         files = render_files(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
+        if file == "dataset_info.json":  # the others can be shown without the datasets
+            files |= render_dataset_info(session, spec)
         if as_json:
             terminal.print_json(spec_json(spec))
             return

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
+    "findings",
     "process",
     "watch",
     "progress",
@@ -30,6 +31,9 @@ ORDER = [
     "argument_check",
     "rules",
     "spec",
+    "llamafactory_data",
+    "data_files",
+    "data_records",
     "datasets",
     "model_files",
     "chat_templates",
@@ -38,10 +42,14 @@ ORDER = [
     "record",
     "render",
     "new",
+    "config_file",
+    "importer",
+    "sources",
     "facts",
     "diff",
     "target",
     # the stages
+    "data_check",
     "check",
     "train",
     "serve",

@@ -27,15 +27,13 @@ from orchestrator.render import (
     api_arguments,
     command_words,
     export_arguments,
-    model_arguments,
-    model_arguments_names,
     spec_yaml,
     train_arguments,
     train_environment,
     words_of,
 )
 from orchestrator.rundir import Workspace, shipped
-from orchestrator.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec
+from orchestrator.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec, model_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,9 +175,10 @@ def test_any_saved_spec_is_the_spec(tmp_path_factory, value):
 
 @pytest.mark.parametrize("value", TRAPS)
 def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii(value, renderer):
-    text = renderer.dataset_info(value, value)
+    infos = {value: {"file_name": value, "columns": {"prompt": value}}, "other": {"hf_hub_url": value, "ranking": True}}
+    text = renderer.dataset_info(infos)
     assert text.isascii()
-    assert json.loads(text)[value]["file_name"] == value
+    assert json.loads(text) == infos
 
 
 # Command lines
@@ -259,7 +258,7 @@ def test_training_serving_and_export_are_told_the_same_about_the_model():
         trust_remote_code=True, revision="r",
     )  # fmt: skip
     shared = model_arguments(model)
-    assert set(shared) == set(model_arguments_names())
+    assert set(shared) == set(MODEL_PLACES)
     assert shared["enable_thinking"] is False
     checkpoint = Checkpoint("x", model)
     served = api_arguments(checkpoint, ServeSpec(vllm_maxlen=10, vllm_config=None))
@@ -275,8 +274,9 @@ def test_a_model_s_unset_fields_are_left_to_llamafactory():
 def test_nodes_are_told_in_the_words_of_llamafactory_s_launcher():
     """launcher.py reads these variables, and starts torchrun where FORCE_TORCHRUN is set."""
     compute = {
-        "devices": "0,1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1", "master_port": 29500,
-        "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 3, "max_restarts": 0, "env": {"OMP_NUM_THREADS": "4"},
+        "devices": "0,1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1",
+        "master_port": 29500, "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 3, "max_restarts": 0,
+        "env": {"OMP_NUM_THREADS": "4"},
     }  # fmt: skip
     spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={}, compute=compute)
     assert train_environment(spec) == {
@@ -352,10 +352,10 @@ def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_
     assert "one whole value per {{ }}" in error.value.remedy
 
 
-@pytest.mark.parametrize("text", ["{", '{"d": {"file_name": {{ file_name }} } }', "[]", '"x"', "{ {{ name }}: 1}"])
+@pytest.mark.parametrize("text", ["{", '{"d": {"file_name": {{ datasets }} } }', "[]", '"x"', "{ {{ file_name }}: 1}"])
 def test_the_same_for_dataset_info_json(text, tmp_path):
     with pytest.raises(SpecError, match=r"^templates/dataset_info.json.j2 "):
-        overridden(tmp_path, "dataset_info.json", text).dataset_info("d", "f")
+        overridden(tmp_path, "dataset_info.json", text).dataset_info({"d": {"file_name": "f"}})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,235 @@
+"""Every example configuration of LLaMA-Factory 0.9.5, imported and rendered: the same arguments as the original.
+
+Run: pytest tests/test_round_trip.py -s prints the table. The examples are in tests/data/llamafactory-0.9.5.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from orchestrator.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.datasets import entry_folders
+from orchestrator.errors import SpecError
+from orchestrator.importer import import_draft, write_imported
+from orchestrator.installation import find_installation
+from orchestrator.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
+from orchestrator.rundir import Workspace
+from orchestrator.sources import read_source
+from orchestrator.spec import load_spec
+
+PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
+EXAMPLES = sorted(path.relative_to(PUBLISHED / "examples") for path in (PUBLISHED / "examples").rglob("*.yaml"))
+V1 = "a configuration of LLaMA-Factory's v1"
+ACCELERATE = "accelerate's configuration, not LLaMA-Factory's"
+# What cannot be imported, and why: the beginning of a path, and what the refusal says.
+REFUSED = {
+    "accelerate/": ACCELERATE,
+    "ktransformers/accelerate/": ACCELERATE,
+    "v1/": V1,
+    "extras/multi_tokens/tokens_cfg.yaml": "holds none of LLaMA-Factory's arguments",
+    "extras/nlg_eval/llama3_lora_predict.yaml": "does not train: do_train is null",
+}
+# What is imported, but has arguments that this LLaMA-Factory does not have: the spec's check names them.
+UNKNOWN = {
+    "megatron/qwen2_vl_full.yaml": "arguments of the package mcore_adapter",
+    "megatron/qwen3_moe_full.yaml": "arguments of the package mcore_adapter",
+    "extras/fp8/llama3_fp8_fsdp_sft.yaml": "fsdp_transformer_layer_cls_to_wrap, which transformers 5 removed",
+}
+# The run layer's own; and media_dir, which is the dataset_dir of the original where it is not given.
+OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset_dir", "enable_jit_checkpoint"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example and what became of it."""
+
+    original: dict[str, Any]
+    command: str
+    rendered: dict[str, Any] | None
+    """None: the spec's check refused it, with `error`."""
+    error: str
+    notes: list[str]
+    spec: str
+
+
+@pytest.fixture(scope="module")
+def arguments() -> dict[str, Argument]:
+    return read_arguments(find_installation())
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory, arguments) -> dict[str, Case | SpecError]:
+    """Each example imported and rendered, or the refusal."""
+    found: dict[str, Case | SpecError] = {}
+    for number, name in enumerate(EXAMPLES):
+        try:
+            found[str(name)] = round_trip(
+                tmp_path_factory.mktemp(f"w{number}"), PUBLISHED / "examples" / name, arguments
+            )
+        except SpecError as error:
+            found[str(name)] = error
+    return found
+
+
+def round_trip(root: Path, path: Path, arguments: dict[str, Argument]) -> Case:
+    workspace = Workspace(root)
+    workspace.runs.mkdir()
+    workspace.dataset_info.mkdir()
+    folders, renderer = entry_folders(workspace.dataset_info), Renderer()
+    draft = read_source([str(path)], cwd=PUBLISHED, line=None, arguments=arguments, installation=find_installation())
+    imported = import_draft(draft, "example", workspace=workspace, folders=folders, renderer=renderer)
+    written, _ = write_imported(imported, "example", workspace)
+    original = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(original, dict)
+    try:
+        spec = load_spec(written, (), arguments)
+    except SpecError as error:
+        return Case(original, draft.command, None, str(error), imported.notes, imported.spec)
+    assert spec.model is not None
+    start = Checkpoint("base", spec.model)  # the models are not here: paths stay as they are
+    if draft.command == "train":
+        rendered = yaml.safe_load(renderer.train_yaml(train_arguments(spec, start)))
+    elif draft.command == "export":
+        rendered = yaml.safe_load(
+            renderer.export_yaml(export_arguments(start, spec.export, Path(spec.export.export_dir)))
+        )
+    else:
+        rendered = yaml.safe_load(renderer.api_yaml(api_arguments(start, spec.serve)))
+    return Case(original, draft.command, rendered, "", imported.notes, imported.spec)
+
+
+def comparable(given: dict[str, Any], arguments: dict[str, Argument], command: str) -> dict[str, Any]:
+    """Arguments with defaults filled in, the run layer's own left out, names of datasets and paths in one form."""
+    defaults = {
+        name: each.default
+        for name, each in arguments.items()
+        if command in each.commands and each.default is not COMPUTED
+    }
+    values = {key: value for key, value in {**defaults, **given}.items() if key not in OURS}
+    for key in ("dataset", "eval_dataset"):
+        if isinstance(values.get(key), str):
+            values[key] = [name.strip() for name in values[key].split(",")]
+    if values.get("media_dir") in (str(PUBLISHED / "data"), None):  # where LLaMA-Factory looks by itself
+        values["media_dir"] = None
+    for key, value in values.items():
+        if (isinstance(value, str) and (PUBLISHED / value).exists()) or key in ("tokenized_path", "export_dir"):
+            values[key] = None if value is None else str(PUBLISHED / value)
+    return values
+
+
+def refusal(name: str) -> str | None:
+    return next((why for begin, why in REFUSED.items() if name.startswith(begin)), None)
+
+
+@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if refusal(str(name))])
+def test_what_is_no_configuration_of_a_training_is_refused_with_the_reason(name, cases):
+    case = cases[name]
+    assert isinstance(case, SpecError)
+    assert refusal(name) in str(case)
+
+
+@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if not refusal(str(name))])
+def test_an_example_is_rendered_with_the_arguments_of_the_original(name, cases, arguments):
+    case = cases[name]
+    if isinstance(case, SpecError):
+        raise case
+    if name in UNKNOWN:
+        unknown = set(case.original) - set(arguments)
+        assert unknown and case.rendered is None
+        assert all(f"train.{key}: " in case.error for key in unknown), case.error
+        return
+    assert case.rendered is not None, case.error
+    expected = comparable(case.original, arguments, case.command)
+    assert comparable(case.rendered, arguments, case.command) == expected
+
+
+@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if not refusal(str(name))])
+def test_no_comment_and_no_value_of_an_example_is_lost_without_a_word(name, cases):
+    case = cases[name]
+    assert isinstance(case, Case)
+    text = (PUBLISHED / "examples" / name).read_text()
+    comments = [line[line.index("#") :].strip() for line in text.splitlines() if "#" in line]
+    assert [each for each in comments if each not in case.spec] == []
+    said = "\n".join(case.notes)
+    for key, value in case.original.items():
+        if key in OURS and value not in (None, False):
+            assert key in said
+
+
+PARSE = """
+import json, os, sys
+
+out = os.dup(1)
+os.dup2(2, 1)  # LLaMA-Factory logs to stdout
+from llamafactory.hparams import get_infer_args, get_train_args
+
+def parsed(command, given):
+    # A machine without a GPU: LLaMA-Factory takes bf16 with use_cpu alone, of both.
+    given = dict(given, use_cpu=True) if command == "train" else given
+    try:
+        found = get_train_args(given) if command == "train" else get_infer_args(given)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return {type(each).__name__: {key: repr(value) for key, value in vars(each).items()} for each in found}
+
+answers = [[parsed(command, one), parsed(command, other)] for command, one, other in json.load(sys.stdin)]
+os.write(out, json.dumps(answers).encode())
+"""
+
+
+@pytest.mark.integration
+def test_llamafactory_s_own_parser_makes_the_same_of_original_and_rendered(cases, tmp_path, arguments):
+    """Or refuses both with the same words: what needs a package or a GPU that is not here."""
+    names = [name for name, case in cases.items() if isinstance(case, Case) and case.rendered is not None]
+    asked = []
+    for name in names:
+        case = cases[name]
+        assert isinstance(case, Case) and case.rendered is not None
+        pair = [
+            {key: value for key, value in each.items() if key not in OURS} for each in (case.original, case.rendered)
+        ]
+        for each in pair:
+            each |= {key: value for key, value in comparable(each, arguments, case.command).items() if key in each}
+            each.pop("media_dir", None)
+            if case.command == "train":
+                each["output_dir"] = str(tmp_path / "out")
+        asked.append([case.command, *pair])
+    python = str(find_installation().python)
+    done = subprocess.run(
+        [python, "-c", PARSE], input=json.dumps(asked), cwd=PUBLISHED, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    outcomes: dict[str, str] = {}
+    for name, (one, other) in zip(names, json.loads(done.stdout), strict=True):
+        assert one == other, name
+        outcomes[name] = one if isinstance(one, str) else "equal"
+    table(cases, outcomes)
+    refused = {outcome for outcome in outcomes.values() if outcome != "equal"}
+    needs = "No package metadata was found for|This device does not support `pure_bf16`"
+    assert [outcome for outcome in refused if not re.search(needs, outcome)] == []
+    assert len(outcomes) - sum(outcome != "equal" for outcome in outcomes.values()) >= 39
+
+
+def table(cases: dict[str, Case | SpecError], outcomes: dict[str, str]) -> None:
+    for name, case in cases.items():
+        if isinstance(case, SpecError):
+            print(f"{name}: not imported: {str(case).splitlines()[0].rpartition(name)[2].strip()}")
+        elif case.rendered is None:
+            print(f"{name}: imported; the spec's check names {UNKNOWN[name]}")
+        else:
+            said = outcomes[name]
+            print(f"{name}: {'equal' if said == 'equal' else 'both refused by LLaMA-Factory here: ' + said[:100]}")
+
+
+def test_the_lists_of_exceptions_hold_nothing_else():
+    assert all(any(str(name).startswith(begin) for name in EXAMPLES) for begin in REFUSED)
+    assert set(UNKNOWN) <= {str(name) for name in EXAMPLES}
+    assert len(EXAMPLES) == 82 and sys.version_info >= (3, 11)
