@@ -1,6 +1,6 @@
 """Everything that can be known about a run before it starts, all at once, without a GPU.
 
-Covered: datasets and their overlap, LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
+Covered: the data (data_check.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
 packages and files that arguments call for, the GPU, the port.
 Not covered: what the spec alone shows (spec.py, arguments.py); whether it fits into GPU memory; a server at serve.url.
 Downloads archives that the data need, and nothing else.
@@ -11,13 +11,16 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.archives import ArchiveStore
 from orchestrator.chat_templates import has_chat_template, propose, read_templates
-from orchestrator.datasets import ArchiveStore, ParallelText, first, load_entry, load_split, media_problem, overlap
-from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, did_you_mean
+from orchestrator.data_check import check_data
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.findings import Finding as Finding
+from orchestrator.findings import errors_of, from_error
+from orchestrator.findings import raise_on_errors as raise_on_errors
 from orchestrator.installation import Installation
 from orchestrator.model_files import (
     adapter_mismatch,
@@ -31,19 +34,6 @@ from orchestrator.spec import ModelSpec, RunSpec
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a check found."""
-
-    severity: Literal["error", "warning", "note"]
-    kind: Literal["spec", "missing"]
-    """Whether the spec is wrong or something that it needs is not there."""
-    field: str
-    """Dotted path in the spec, or what the finding is about."""
-    message: str
-    remedy: str = ""
 
 
 def check(
@@ -68,7 +58,7 @@ def check(
     findings: list[Finding] = []
     if spec.model is not None:
         findings += [*check_model(spec.model, root, installation), *_training_start(spec, spec.model, root)]
-    findings += _data(spec, folders, archives)
+    findings += check_data(spec, folders, archives)
     if spec.serve.url is None:
         findings += [*_packages(spec, root, installation), *_machine(spec)]
     return findings
@@ -81,81 +71,8 @@ def check_model(model: ModelSpec, root: Path, installation: Installation | Prere
     if folder is not None:
         findings += [Finding("error", "missing", field, problem) for problem in model_problems(folder)]
         findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
-    findings += _adapter(model, root, folder if not _errors(findings) else None)
+    findings += _adapter(model, root, folder if not errors_of(findings) else None)
     return findings + _template(model, folder, installation)
-
-
-def raise_on_errors(findings: Sequence[Finding]) -> None:
-    """Raise all errors among the findings as one.
-
-    Raises:
-        SpecError: at least one is the spec's fault.
-        PrerequisiteError: the spec is right, but things that it needs are missing.
-    """
-    errors = _errors(findings)
-    if not errors:
-        return
-    kind = SpecError if any(finding.kind == "spec" for finding in errors) else PrerequisiteError
-    if len(errors) == 1:
-        raise kind(f"{errors[0].field}: {errors[0].message}", errors[0].remedy)
-    lines = [f"  {each.field}: {each.message}" + (f" ({each.remedy})" if each.remedy else "") for each in errors]
-    raise kind("\n".join([f"the check found {len(errors)} errors:", *lines]), "correct these, then check again")
-
-
-def _errors(findings: Sequence[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.severity == "error"]
-
-
-def _data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -> list[Finding]:
-    findings: list[Finding] = []
-    train: ParallelText | None = None
-    if spec.train is not None and spec.dataset is not None:
-        train = _text(findings, "dataset", spec.dataset, "train", spec.train.max_samples, folders, archives)
-        findings += _preferences(spec.train.stage, spec.dataset)
-    for number, benchmark in enumerate(spec.benchmark):
-        field = f"benchmark.{number}.testset"
-        limit = benchmark.max_samples
-        test = _text(findings, field, benchmark.testset, benchmark.split, limit, folders, archives)
-        count = overlap(train, test) if train is not None and test is not None else 0
-        if train is not None and test is not None and count:
-            what = f"{count} of the {len(test.sources)} sentences of {test.origin} stand in {train.origin} too"
-            findings.append(Finding("warning", "spec", field, f"{what}: the score will be too high"))
-    return findings
-
-
-def _preferences(stage: str, dataset: str) -> list[Finding]:
-    """Whether a stage learns from what an entry of dataset_info/ holds: one right answer to each prompt."""
-    wanted = {
-        "dpo": "a chosen and a rejected answer to each prompt",
-        "rm": "a chosen and a rejected answer to each prompt",
-        "kto": "answers that are marked good or bad",
-    }
-    if stage not in wanted:
-        return []
-    what = f"stage {stage} learns from {wanted[stage]}; {dataset} has one translation of each sentence"
-    return [Finding("error", "missing", "dataset", what, "stage sft learns from translations")]
-
-
-def _text(
-    findings: list[Finding],
-    field: str,
-    name: str,
-    split: str,
-    max_samples: int | None,
-    folders: Sequence[Path],
-    archives: ArchiveStore,
-) -> ParallelText | None:
-    """A text as the run would use it, or None with what is wrong added to the findings."""
-    try:
-        dataset = load_entry(name, folders)
-        text = first(load_split(dataset, split, archives), max_samples)
-    except OrchestratorError as error:
-        findings.append(_from_error(field, error))
-        return None
-    problem = media_problem(text, dataset.entry.instruction)
-    if problem:
-        findings.append(Finding("error", "spec", field, problem))
-    return text
 
 
 def _template(
@@ -164,7 +81,7 @@ def _template(
     if installation is None:
         return [Finding("error", "missing", "llamafactory-cli", "not found", "pip install llamafactory")]
     if isinstance(installation, PrerequisiteError):
-        return [_from_error("llamafactory-cli", installation)]
+        return [from_error("llamafactory-cli", installation)]
     findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
     templates = read_templates(installation)
     if not templates.names:
@@ -258,7 +175,7 @@ def _training_start(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding
         what = f"LLaMA-Factory goes on from an adapter with finetuning_type lora only, not {train.finetuning_type}"
         findings.append(Finding("error", "spec", "model.adapter_name_or_path", what))
     located, folder = _located("", model.name_or_path, root, model.revision)
-    whole = folder is not None and not _errors(located) and not model_problems(folder)
+    whole = folder is not None and not errors_of(located) and not model_problems(folder)
     if train.finetuning_type == "lora" and train.lora_target is not None and folder is not None and whole:
         problem = lora_target_problem(train.lora_target, folder)
         if problem:
@@ -288,7 +205,7 @@ def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[l
     try:
         folder = locate_model(name, root, revision)
     except SpecError as error:
-        return [_from_error(field, error)], None
+        return [from_error(field, error)], None
     if folder is not None:
         return [], folder
     absent = f"no folder {root / name}, and the hub's {name} is not in the local cache"
@@ -340,8 +257,3 @@ def _port_problem(host: str, port: int) -> str | None:
 
 def _unchecked(field: str, folder: Path, name: str) -> Finding:
     return Finding("note", "missing", field, f"{folder / name} is pickled: whether it is whole cannot be told")
-
-
-def _from_error(field: str, error: OrchestratorError) -> Finding:
-    kind: Literal["spec", "missing"] = "spec" if isinstance(error, SpecError) else "missing"
-    return Finding("error", kind, field, error.message, error.remedy)

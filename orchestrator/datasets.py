@@ -1,8 +1,9 @@
 """Datasets: the entries of dataset_info/, their parallel texts, and the one place where a prompt is made.
 
-Covered: entries checked as a whole, every problem at its place; texts read strictly from files or archives, by
-checksum; the training file for LLaMA-Factory; the overlap of two texts.
-Not covered: more than one reference per sentence, other formats than lines of text, near-duplicates.
+Covered: entries checked as a whole, every problem at its place; parallel texts read strictly from files or archives,
+by checksum; the training file for LLaMA-Factory; the overlap of two texts.
+Not covered: data in LLaMA-Factory's own formats (llamafactory_data.py and data_files.py), which can be trained on, not
+benchmarked; more than one reference per sentence; near-duplicates.
 Leaves the training file where it is told to (and archives.py what it fetches in the cache).
 """
 
@@ -20,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from orchestrator.archives import MAX_BYTES, Archive, Sha256, read_members
 from orchestrator.archives import ArchiveStore as ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.llamafactory_data import DatasetInfo, LlamaFactoryDataset, checked_entry
 from orchestrator.rundir import atomic_write, shipped
 from orchestrator.yamlfile import Location, YamlSource, read_yaml
 
@@ -88,7 +90,7 @@ Split = Annotated[
 
 
 class Entry(_Part):
-    """A file dataset_info/NAME.yaml; the dataset's name is the file's."""
+    """A file dataset_info/NAME.yaml with parallel texts; the dataset's name is the file's."""
 
     description: str = Field(min_length=1)
     """What the texts are and where they come from."""
@@ -110,7 +112,7 @@ class Entry(_Part):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An entry with its name and the folder that its files are relative to."""
+    """An entry of parallel texts with its name and the folder that its files are relative to."""
 
     name: str
     folder: Path
@@ -150,8 +152,8 @@ def list_entries(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def load_entry(name: str, folders: Sequence[Path]) -> Dataset:
-    """Read the entry of a dataset.
+def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryDataset:
+    """Read the entry of a dataset, of either kind.
 
     Raises:
         SpecError: no entry of that name, or every problem in it, each with file:line:column and dotted path.
@@ -164,7 +166,38 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset:
     if not re.fullmatch(_NAME, name):
         reason = "letters, digits, dot, underscore and hyphen, at most 64, the first a letter or a digit"
         raise SpecError(f"{path}: {name!r} cannot be the name of a dataset: {reason}", f"rename {path}")
-    return Dataset(name, path.parent, _checked(read_yaml(path)))
+    source = read_yaml(path)
+    if "llamafactory" in source.value:
+        return LlamaFactoryDataset(name, path.parent, checked_entry(source))
+    return Dataset(name, path.parent, _checked(source))
+
+
+def load_parallel(name: str, folders: Sequence[Path]) -> Dataset:
+    """The same for what only parallel texts can be used for.
+
+    Raises:
+        SpecError: as load_entry, or it is in LLaMA-Factory's own format.
+    """
+    dataset = load_entry(name, folders)
+    if isinstance(dataset, LlamaFactoryDataset):
+        what = f"{name} is in LLaMA-Factory's own format, without source and reference sides"
+        raise SpecError(f"{what}: it can be trained on, not benchmarked", "name a dataset of parallel texts")
+    return dataset
+
+
+def evaluated_split(dataset: Dataset) -> str:
+    """The split that an eval_dataset means.
+
+    Raises:
+        SpecError: the entry has none of that name.
+    """
+    if "validation" not in dataset.entry.splits:
+        has = ", ".join(dataset.entry.splits)
+        raise SpecError(
+            f"{dataset.name} has no split validation, which its loss during training is taken on; it has: {has}",
+            "train.val_size holds rows of the training data out",
+        )
+    return "validation"
 
 
 def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> ParallelText:
@@ -279,10 +312,15 @@ def write_training_file(text: ParallelText, instruction: str, path: Path, max_sa
     atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
+def folded(sentence: str) -> str:
+    """A sentence as it is compared: letter case and white space aside."""
+    return " ".join(sentence.split()).casefold()
+
+
 def overlap(train: ParallelText, test: ParallelText) -> int:
     """How many test pairs have a source that is trained on, letter case and white space aside."""
-    trained = set(map(_folded, train.sources))
-    return sum(_folded(source) in trained for source in test.sources)
+    trained = set(map(folded, train.sources))
+    return sum(folded(source) in trained for source in test.sources)
 
 
 def _checked(source: YamlSource) -> Entry:
@@ -313,6 +351,8 @@ def _explain(detail: Any) -> tuple[Location, str]:
     if at[:1] == ("archives",):
         model = Archive
     if detail["type"] == "extra_forbidden":
+        if model is Entry and at[-1] in DatasetInfo.model_fields:
+            return at, f"unknown field\nfor a dataset in LLaMA-Factory's own format, write {at[-1]} under llamafactory"
         return at, "unknown field" + did_you_mean(str(at[-1]), model.model_fields)
     if detail["type"] == "missing":
         return at, "missing"
@@ -350,7 +390,3 @@ def _lines(data: bytes, place: str) -> list[str]:
     # Not splitlines(): U+0085, U+2028 and the like are text, and one side may have them where the other has not.
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def _folded(sentence: str) -> str:
-    return " ".join(sentence.split()).casefold()

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
+from orchestrator.data_files import count_records, files_sha256, find_files
 from orchestrator.datasets import ParallelText
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.installation import Installation
+from orchestrator.llamafactory_data import LlamaFactoryDataset
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.process import run_short
 from orchestrator.record import DataFacts, Facts
@@ -22,7 +24,11 @@ from orchestrator.spec import RunSpec, spec_json
 
 
 def collect_facts(
-    spec: RunSpec, root: Path, installation: Installation | None, texts: Mapping[tuple[str, str], ParallelText]
+    spec: RunSpec,
+    root: Path,
+    installation: Installation | None,
+    texts: Mapping[tuple[str, str], ParallelText],
+    own: Mapping[str, LlamaFactoryDataset] | None = None,
 ) -> Facts:
     """The facts of a run that is about to start.
 
@@ -31,6 +37,10 @@ def collect_facts(
         root: the workspace.
         installation: LLaMA-Factory; None where only a server of others is asked.
         texts: (dataset, split) -> its text, for all that the run reads.
+        own: name -> dataset in LLaMA-Factory's own formats, likewise.
+
+    Raises:
+        PrerequisiteError: a file of such a dataset cannot be read.
     """
     commit, dirty = _git(root)
     return Facts(
@@ -43,12 +53,14 @@ def collect_facts(
             DataFacts(
                 dataset=dataset,
                 split=split,
+                use=_use(spec, dataset, split),
                 pairs=len(text.sources),
                 blank_pairs=text.blank_pairs,
                 sha256=text.sha256,
             )
             for (dataset, split), text in texts.items()
-        ],
+        ]
+        + [_own_data(spec, dataset) for dataset in (own or {}).values()],
         model_sha256=_model(spec, root),
         adapter_sha256=_adapter(spec, root),
     )
@@ -74,8 +86,8 @@ def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> lis
 
 def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
     """Each fact that differs: what it is, and both values, hashes cut short."""
-    old_data = {f"{data.dataset} {data.split}": data.sha256 for data in then.data}
-    new_data = {f"{data.dataset} {data.split}": data.sha256 for data in now.data}
+    old_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in then.data}
+    new_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in now.data}
     names = dict.fromkeys([*then.versions, *now.versions])
     pairs: list[tuple[str, Any, Any]] = [
         *((f"data {name}", old_data.get(name), new_data.get(name)) for name in {**old_data, **new_data}),
@@ -142,6 +154,29 @@ def _git(root: Path) -> tuple[str | None, bool | None]:
         return commit, bool(run_short([*git, "status", "--porcelain", "--untracked-files=no"]).strip())
     except (PrerequisiteError, StageError):  # no git, no repository, or no commit yet
         return None, None
+
+
+def _use(spec: RunSpec, dataset: str, split: str) -> str:
+    """What a run reads a split for; of several uses the one that decides most."""
+    if dataset in spec.datasets and split == "train":
+        return "train"
+    tested = any((item.testset, item.split) == (dataset, split) for item in spec.benchmark)
+    return "benchmark" if tested else "eval"
+
+
+def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
+    """LLaMA-Factory's own formats: by the files where they are here, else by where it takes the data from."""
+    files = find_files(dataset)
+    key, value = dataset.info.source()
+    subset = ", ".join(part for part in (dataset.info.subset, dataset.info.folder) if part)
+    return DataFacts(
+        dataset=dataset.name,
+        split=dataset.info.split,
+        use="train" if dataset.name in spec.datasets else "eval",
+        pairs=count_records(files) if files else None,
+        sha256=files_sha256(dataset, files) if files else None,
+        origin=None if files else f"{key} {value}" + (f" ({subset})" if subset else ""),
+    )
 
 
 def _model(spec: RunSpec, root: Path) -> str | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from orchestrator.arguments import Argument
 from orchestrator.chat_templates import read_templates, with_found_template
-from orchestrator.datasets import load_entry
+from orchestrator.datasets import Dataset, load_entry
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.installation import Installation
+from orchestrator.llamafactory_data import LlamaFactoryDataset
 from orchestrator.render import Comment, Renderer
 from orchestrator.rundir import Workspace
 from orchestrator.schema import modeline
@@ -80,7 +81,7 @@ def new_spec(
         name: of the spec.
         kind: one of KINDS.
         model: a folder or a hub id; None: one that goes with the kind.
-        dataset: an entry of dataset_info/ with a split train.
+        dataset: an entry of dataset_info/ with a split train, or in LLaMA-Factory's own format.
         workspace: where it will be.
         folders: where entries of datasets are.
         renderer: the templates.
@@ -96,10 +97,7 @@ def new_spec(
     if model is not None and not model.strip():
         raise SpecError("--model is empty", "name a folder or a hub id, such as " + _LARGE)
     chosen = KINDS[kind]
-    splits = list(load_entry(dataset, folders).entry.splits)
-    if "train" not in splits:
-        raise SpecError(f"dataset {dataset} has no split train to train on; it has: {', '.join(splits)}")
-    held_out = [split for split in splits if split.startswith("test")] or [each for each in splits if each != "train"]
+    held_out = _held_out(load_entry(dataset, folders))
     given = ModelSpec(name_or_path=model if model is not None else chosen.model)
     found, reason, thinks = given, "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
@@ -134,3 +132,13 @@ def new_spec(
     if said != (name, given.name_or_path, dataset):
         raise SpecError(f"templates/new.yaml.j2 does not say what was asked for, but {said}", "edit or remove it")
     return text
+
+
+def _held_out(dataset: Dataset | LlamaFactoryDataset) -> list[str]:
+    """The splits that can be benchmarked, test sets first; none of LLaMA-Factory's own formats."""
+    if isinstance(dataset, LlamaFactoryDataset):
+        return []
+    splits = list(dataset.entry.splits)
+    if "train" not in splits:
+        raise SpecError(f"dataset {dataset.name} has no split train to train on; it has: {', '.join(splits)}")
+    return [split for split in splits if split.startswith("test")] or [each for each in splits if each != "train"]

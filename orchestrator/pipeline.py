@@ -15,14 +15,24 @@ from pathlib import Path
 
 from orchestrator.check import check_model
 from orchestrator.client import Endpoint, list_models
-from orchestrator.datasets import write_training_file
+from orchestrator.datasets import evaluated_split, write_training_file
 from orchestrator.diff import changed_defaults, defaults_json
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.evaluate import BenchmarkResult, evaluate
 from orchestrator.export import export
 from orchestrator.facts import compare_losses, complete_facts, drift
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
-from orchestrator.plan import Plan, Session, heed, plan_run, render_files, resolve_model, run_side, spec_side
+from orchestrator.plan import (
+    Plan,
+    Session,
+    heed,
+    plan_run,
+    render_dataset_info,
+    render_files,
+    resolve_model,
+    run_side,
+    spec_side,
+)
 from orchestrator.process import Child
 from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
 from orchestrator.render import Checkpoint, spec_yaml, train_environment
@@ -240,14 +250,18 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
 
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
-    if spec.dataset is None:
-        raise SpecError("there is no dataset to train on")
-    run.training_file.parent.mkdir()
-    text = plan.texts[spec.dataset, "train"]
-    write_training_file(text, plan.datasets[spec.dataset].entry.instruction, run.training_file)
-    if text.blank_pairs:
-        log.info("%s: %d blank pairs dropped, %d left", spec.dataset, text.blank_pairs, len(text.sources))
-    for name, content in render_files(session, spec).items():
+    prepared = [(name, name, "train") for name in spec.datasets if name in plan.datasets]
+    prepared += [
+        (name, called, evaluated_split(plan.datasets[name]))
+        for name, called in spec.eval_names.items()
+        if name in plan.datasets
+    ]
+    for name, called, split in prepared:
+        text = plan.texts[name, split]
+        write_training_file(text, plan.datasets[name].entry.instruction, run.training_file(called))
+        if text.blank_pairs:
+            log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
+    for name, content in {**render_files(session, spec), **render_dataset_info(session, spec)}.items():
         atomic_write(run.path / name, content)
     arguments = session.arguments()
     if arguments is not None:

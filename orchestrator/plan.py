@@ -10,21 +10,39 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from orchestrator.arguments import Argument, read_arguments
 from orchestrator.chat_templates import with_found_template
-from orchestrator.check import Finding, check, raise_on_errors
+from orchestrator.check import check
 from orchestrator.client import API_KEY_ENV
-from orchestrator.datasets import ArchiveStore, Dataset, ParallelText, entry_folders, load_entry, load_split
+from orchestrator.datasets import (
+    ArchiveStore,
+    Dataset,
+    ParallelText,
+    entry_folders,
+    evaluated_split,
+    load_entry,
+    load_parallel,
+    load_split,
+)
 from orchestrator.diff import DECLARE, Side, known_defaults, run_defaults
 from orchestrator.errors import PrerequisiteError
 from orchestrator.facts import collect_facts
+from orchestrator.findings import Finding, raise_on_errors
 from orchestrator.installation import Installation, find_installation
+from orchestrator.llamafactory_data import LlamaFactoryDataset
 from orchestrator.record import Facts, RunRecord
-from orchestrator.render import Checkpoint, Renderer, api_arguments, train_arguments, train_environment
+from orchestrator.render import (
+    DATASET_COLUMNS,
+    Checkpoint,
+    Renderer,
+    api_arguments,
+    train_arguments,
+    train_environment,
+)
 from orchestrator.rules import Rule, known_rules
-from orchestrator.rundir import RunDir, Workspace, find_workspace
+from orchestrator.rundir import RunDir, Workspace, find_workspace, prepared_file
 from orchestrator.spec import ModelSpec, RunSpec, load_spec
 from orchestrator.target import base_checkpoint
 
@@ -95,6 +113,9 @@ class Plan:
 
     spec: RunSpec
     datasets: dict[str, Dataset]
+    """Those of parallel texts, by name."""
+    own: dict[str, LlamaFactoryDataset]
+    """Those in LLaMA-Factory's own formats."""
     texts: dict[tuple[str, str], ParallelText]
     """(dataset, split) -> its text."""
     facts: Facts
@@ -110,12 +131,17 @@ def plan_run(session: Session, spec: RunSpec) -> Plan:
     """
     root = session.workspace.root
     heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
-    wanted = [(spec.dataset, "train")] if spec.dataset else []
+    trained = {name: load_entry(name, session.dataset_folders) for name in [*spec.datasets, *spec.eval_datasets]}
+    own = {name: dataset for name, dataset in trained.items() if isinstance(dataset, LlamaFactoryDataset)}
+    datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
+    datasets |= {item.testset: load_parallel(item.testset, session.dataset_folders) for item in spec.benchmark}
+    wanted = [(name, "train") for name in spec.datasets if name in datasets]
+    wanted += [(name, evaluated_split(datasets[name])) for name in spec.eval_datasets if name in datasets]
     wanted += [(item.testset, item.split) for item in spec.benchmark]
-    datasets = {name: load_entry(name, session.dataset_folders) for name, _ in wanted}
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
     spec, found = resolve(session, spec)
-    return Plan(spec, datasets, texts, collect_facts(spec, root, session.llamafactory_or_none(), texts), found)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
+    return Plan(spec, datasets, own, texts, facts, found)
 
 
 def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
@@ -140,7 +166,7 @@ def heed(findings: Sequence[Finding]) -> None:
 
 
 def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, dataset_info.json, command.txt, api.yaml.
+    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, api.yaml.
 
     Nothing where the spec asks a server that runs already.
     """
@@ -149,18 +175,33 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
     start = base_checkpoint(spec.model, session.workspace.root)
     files: dict[str, str] = {}
     served = start
-    if spec.train is not None and spec.dataset is not None:
+    if spec.train is not None:
         arguments = train_arguments(spec, start)
         known = session.arguments() or {}
         lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)
-        files["dataset_info.json"] = session.renderer.dataset_info(spec.dataset, "data/train.jsonl")
         files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
         whole = spec.train.finetuning_type in ("full", "freeze")
         update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
         served = Checkpoint("output", start.model.model_copy(update=update))
     files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
+
+
+def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:
+    """dataset_info.json, the one file that needs the entries; nothing where the spec trains nothing.
+
+    Raises:
+        SpecError: there is no such dataset, or its entry is wrong.
+    """
+    if spec.train is None:
+        return {}
+    infos: dict[str, dict[str, Any]] = {}
+    for name, called in [*((name, name) for name in spec.datasets), *spec.eval_names.items()]:
+        dataset = load_entry(name, session.dataset_folders)
+        prepared = {"file_name": prepared_file(called), "columns": DATASET_COLUMNS}
+        infos[called] = dataset.as_info() if isinstance(dataset, LlamaFactoryDataset) else prepared
+    return {"dataset_info.json": session.renderer.dataset_info(infos)}
 
 
 def spec_side(session: Session, name: str, spec: RunSpec) -> Side:

@@ -41,11 +41,15 @@ class DataFacts(_Part):
 
     dataset: str
     split: str
-    pairs: int
-    """Pairs after blank ones were dropped."""
-    blank_pairs: int
-    sha256: str
-    """Hash of the text."""
+    use: str = ""
+    """train, eval or benchmark; '' in records of earlier versions."""
+    pairs: int | None
+    """Pairs after blank ones were dropped; in LLaMA-Factory's own formats, records. None: not counted."""
+    blank_pairs: int = 0
+    sha256: str | None
+    """Hash of the text, or of the files. None: they are not on this machine."""
+    origin: str | None = None
+    """Where LLaMA-Factory takes data from that are not here: the hub's id, say."""
 
 
 class Facts(_Part):

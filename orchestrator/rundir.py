@@ -45,6 +45,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
+def prepared_file(name: str) -> str:
+    """The file of a dataset that is prepared for training, relative to the run folder."""
+    return f"data/{name}.jsonl"
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The folder of one run; each property names one of its files."""
@@ -88,9 +93,9 @@ class RunDir:
         """LLaMA-Factory's defaults when the run started."""
         return self.path / "defaults.json"
 
-    @property
-    def training_file(self) -> Path:
-        return self.path / "data" / "train.jsonl"
+    def training_file(self, name: str) -> Path:
+        """The prepared file of a dataset, by its name in dataset_info.json."""
+        return self.path / prepared_file(name)
 
     @property
     def train_log(self) -> Path:

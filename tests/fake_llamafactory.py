@@ -56,9 +56,11 @@ def main() -> None:
 def train(arguments: dict) -> None:
     mode = os.environ.get("FAKE_TRAIN", "")
     info = json.loads((Path(arguments["dataset_dir"]) / "dataset_info.json").read_text("ascii"))
-    rows = Path(arguments["dataset_dir"], info[arguments["dataset"]]["file_name"]).read_text("ascii").splitlines()
-    columns = info[arguments["dataset"]]["columns"].values()
-    seed = arguments["seed"] + sum(len(json.loads(row)[column]) for row in rows for column in columns)
+    seed = arguments["seed"]
+    for name in arguments["dataset"].split(","):
+        rows = Path(arguments["dataset_dir"], info[name]["file_name"]).read_text("ascii").splitlines()
+        columns = info[name]["columns"].values()
+        seed += sum(len(json.loads(row)[column]) for row in rows for column in columns)
     if mode == "hangs":
         print("Loading checkpoint shards:   0%|          | 0/2\rLoading checkpoint shards:  50%|     | 1/2", flush=True)
         signal.pause()

@@ -52,7 +52,7 @@ def test_a_launch_leaves_the_files_that_the_design_names(launched):
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     own = {"spec.yaml", "record.json", ".record.lock", "train.yaml", "api.yaml", "dataset_info.json", "command.txt"}
     own.add("defaults.json")
-    own |= {"data/train.jsonl", "logs/train.log"}
+    own |= {"data/captions_en_de.jsonl", "logs/train.log"}
     benchmark = ("benchmark.yaml", "hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
     for label in ("base", "output"):
         own |= {f"benchmarks/{label}-captions_en_de-test/{name}" for name in (*benchmark, "api.yaml", "api.log")}
@@ -127,7 +127,7 @@ def test_llamafactory_gets_paths_that_hold_in_the_run_folder_and_the_data_as_pre
     assert (call["arguments"]["output_dir"], call["arguments"]["seed"]) == ("output", 42)
     assert call["arguments"]["enable_jit_checkpoint"] is True
     assert call["environment"]["PATH"].split(":")[0] == str(workshop.cli.parent)
-    first = json.loads((run / "data" / "train.jsonl").read_text().splitlines()[0])
+    first = json.loads((run / "data" / "captions_en_de.jsonl").read_text().splitlines()[0])
     sides = [(CAPTIONS / f"train.{side}").read_text("utf-8").splitlines()[0] for side in ("en", "de")]
     assert [first["input"], first["output"]] == sides
 
@@ -135,7 +135,7 @@ def test_llamafactory_gets_paths_that_hold_in_the_run_folder_and_the_data_as_pre
 def test_the_benchmark_asks_with_the_prompt_of_the_training(launched):
     workshop, _ = launched
     run = workshop.only_run()
-    trained = json.loads((run / "data" / "train.jsonl").read_text().splitlines()[0])
+    trained = json.loads((run / "data" / "captions_en_de.jsonl").read_text().splitlines()[0])
     asked = yaml.safe_load((run / "benchmarks" / "output-captions_en_de-test" / "benchmark.yaml").read_text("utf-8"))
     assert asked["instruction"] == trained["instruction"]
     assert asked["temperature"] == 0
@@ -467,7 +467,7 @@ def test_a_rerun_is_the_same_run_under_a_new_id_and_needs_the_saved_spec_alone(t
     then, now = toy.record(past), toy.record(again)
     assert (now["rerun_of"], now["drift"], now["status"]) == (past.name, [], "done")
     assert now["training"]["logged_losses"] == then["training"]["logged_losses"]
-    for name in ("spec.yaml", "dataset_info.json", "data/train.jsonl"):
+    for name in ("spec.yaml", "dataset_info.json", "data/captions_en_de.jsonl"):
         assert (again / name).read_bytes() == (past / name).read_bytes(), name
     arguments = [yaml.safe_load((run / "train.yaml").read_text("utf-8")) for run in (past, again)]
     assert {**arguments[0], "model_name_or_path": ""} == {**arguments[1], "model_name_or_path": ""}  # toy is a copy
