@@ -36,9 +36,9 @@ _RUN_LAYER = {
 # Files and folders that LLaMA-Factory opens where it is started: in a run that is the run folder.
 _PATHS = frozenset({
     "deepspeed", "fsdp_config", "tokenized_path", "media_dir", "cache_dir", "offload_folder",
-    "new_special_tokens_config", "reward_model", "reward_model_adapters", "ref_model", "ref_model_adapters", "export_quantization_dataset",
-    "kt_weight_path", "kt_expert_checkpoint_path", "generation_config", "accelerator_config", "logging_dir",
-    "profiler_output_dir", "swanlab_logdir", "adapter_folder",
+    "new_special_tokens_config", "reward_model", "reward_model_adapters", "ref_model", "ref_model_adapters",
+    "export_quantization_dataset", "kt_weight_path", "kt_expert_checkpoint_path", "generation_config",
+    "accelerator_config", "logging_dir", "profiler_output_dir", "swanlab_logdir", "adapter_folder",
 })  # fmt: skip
 _MADE = frozenset({"tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir"})
 """Of these, what LLaMA-Factory makes where it is not there."""
@@ -217,7 +217,7 @@ class _Import:
         own = _SERVER if self.draft.command == "api" else {}
         for variable, field_name in own.items():
             if variable in variables:
-                places.append(("serve", field_name, _number(variables.pop(variable))))
+                places.append(("serve", field_name, _value_of_variable(field_name, variables.pop(variable))))
         launcher = {
             variable: where.rpartition(".")[2]
             for variable, where in OWNED_VARIABLES.items()
@@ -225,8 +225,7 @@ class _Import:
         }
         for variable, field_name in launcher.items():
             if variable in variables:
-                value = variables.pop(variable)
-                places.append(("compute", field_name, value if field_name in _TEXT_FIELDS else _number(value)))
+                places.append(("compute", field_name, _value_of_variable(field_name, variables.pop(variable))))
         started_by_torchrun = any(key != "devices" for _, key, _ in places)
         if started_by_torchrun and variables.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1"):
             del variables["FORCE_TORCHRUN"]  # these fields say it
@@ -342,7 +341,7 @@ class _Import:
         return value
 
 
-_TEXT_FIELDS = ("devices", "master_addr", "rdzv_id")
+_TEXT_FIELDS = ("devices", "host", "master_addr", "rdzv_id")
 
 
 def _put(meant: dict[str, Any], section: str, key: str, value: Any) -> None:
@@ -352,8 +351,9 @@ def _put(meant: dict[str, Any], section: str, key: str, value: Any) -> None:
         meant.setdefault(section, {})[key] = value
 
 
-def _number(text: str) -> Any:
-    return int(text) if text.isdecimal() else text
+def _value_of_variable(field_name: str, text: str) -> Any:
+    """A variable's text as its field has it; what is no number stays as it is, for the spec's check to name."""
+    return int(text) if field_name not in _TEXT_FIELDS and text.isdecimal() and text.isascii() else text
 
 
 def _exists(path: Path) -> bool:
