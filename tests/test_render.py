@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from orchestrator.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.installation import find_installation
-from orchestrator.plan import Session, render_files
+from orchestrator.plan import Session, render_dataset_info, render_files
 from orchestrator.render import (
     Checkpoint,
     Renderer,
@@ -352,7 +352,7 @@ def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_
     assert "one whole value per {{ }}" in error.value.remedy
 
 
-@pytest.mark.parametrize("text", ["{", '{"d": {"file_name": {{ datasets }} } }', "[]", '"x"', "{ {{ file_name }}: 1}"])
+@pytest.mark.parametrize("text", ["{", '{"d": {"file_name": {{ datasets }} } }', "[]", '"x"', "{ {{ datasets }}: 1}"])
 def test_the_same_for_dataset_info_json(text, tmp_path):
     with pytest.raises(SpecError, match=r"^templates/dataset_info.json.j2 "):
         overridden(tmp_path, "dataset_info.json", text).dataset_info({"d": {"file_name": "f"}})
@@ -381,9 +381,9 @@ def render(spec: RunSpec) -> dict[str, str]:
         installation=PrerequisiteError("not looked for"),
         renderer=Renderer(),
         archives=ArchiveStore.from_environment(None),
-        dataset_folders=[],
+        dataset_folders=[ROOT / "dataset_info"],
     )
-    return render_files(session, spec)
+    return {**render_files(session, spec), **render_dataset_info(session, spec)}
 
 
 def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):
