@@ -52,8 +52,9 @@ def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     except OSError as error:
-        said = f"no file {path}" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
-        raise PrerequisiteError(f"{said} (LLaMA-Factory: File {path} not found)", remedy) from error
+        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}", remedy) from error
+    if files == [path] and not path.exists():
+        raise PrerequisiteError(f"no file {path} (LLaMA-Factory: File {path} not found)", remedy)
     if not files:
         raise PrerequisiteError(f"the folder {path} is empty (LLaMA-Factory: list index out of range)", remedy)
     folders = [file.name for file in files if file.is_dir()]

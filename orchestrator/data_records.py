@@ -107,7 +107,7 @@ def record_findings(
         if not isinstance(record, Mapping):
             what = f"record {number} of {name} is {_kind(record)}, expected an object"
             return [Finding("error", "missing", field, f"{what} (LLaMA-Factory: DatasetGenerationError)", remedy)]
-    absent = [_absent(name, records, column, what) for column, what in _absent_columns(dataset.info, records)]
+    absent = [f"{name} has {what}" for what in _absent(dataset.info, records)]
     absent += [f"{name}: {what} (LLaMA-Factory: KeyError)" for what in _absent_tags(dataset.info, records)]
     mixed = [] if csv else [f"{name}: {what} (LLaMA-Factory: DatasetGenerationError)" for what in _mixed(records)]
     if absent or mixed:
@@ -149,19 +149,14 @@ def _paths(value: Any) -> Iterator[str]:
             yield from _paths(item)
 
 
-def _absent_columns(info: DatasetInfo, records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Columns that the converter reads from each record, and what they are for."""
-    names = ["system", "tools", *MEDIA, "kto_tag"]
-    names += ["history", "prompt", "query"] if info.formatting == "alpaca" else ["messages"]
+def _read_columns(info: DatasetInfo) -> list[str]:
+    """The columns that the converter reads from each record."""
+    names = ["history", "prompt", "query"] if info.formatting == "alpaca" else ["messages"]
     names += ["chosen", "rejected"] if info.ranking else []
     names += ["response"] if info.formatting == "alpaca" and not info.ranking else []
-    if info.formatting == "openai":
-        names = [name for name in names if name not in ("system", "tools")]  # looked up with a default
-    present = {key for record in records for key in record}
-    for name in names:
-        column = info.column(name)
-        if column and column not in present:
-            yield column, name
+    names += ["kto_tag", *MEDIA]
+    # openai: looked up with a default
+    return names + (["system", "tools"] if info.formatting != "openai" else [])
 
 
 def _absent_tags(info: DatasetInfo, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -178,12 +173,17 @@ def _absent_tags(info: DatasetInfo, records: Sequence[Mapping[str, Any]]) -> Ite
             yield f"the turns in {column} have no {tag!r}{did_you_mean(tag, present)}; they have {has}"
 
 
-def _absent(name: str, records: Sequence[Mapping[str, Any]], column: str, of: str) -> str:
+def _absent(info: DatasetInfo, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The columns that are named, or meant by default, and that no record has."""
     present = list(dict.fromkeys(key for record in records for key in record))
-    hint = did_you_mean(column, present)
-    has = ", ".join(present[:12])
+    absent = [(name, column) for name in _read_columns(info) if (column := info.column(name)) and column not in present]
+    if not absent:
+        return
+    hint = did_you_mean(absent[0][1], present) if "columns" in info.model_fields_set else ""
+    said = ", ".join(f"{column!r} for {name}" for name, column in absent)
+    plural, has = "s" if len(absent) > 1 else "", ", ".join(present[:12])
     whole = "; it holds one object, which is read as one record: make it a list" if len(records) == 1 else ""
-    return f"{name} has no column {column!r} for {of}{hint} (LLaMA-Factory: KeyError: {column!r}); it has {has}{whole}"
+    yield f"no column{plural} {said} (LLaMA-Factory: KeyError: {absent[0][1]!r}); it has {has}{whole}{hint}"
 
 
 def _mixed(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -284,7 +284,7 @@ def _turns_fault(info: DatasetInfo, stage: str, record: Mapping[str, Any]) -> _F
         accepted = models if number % 2 else users
         if role not in accepted:
             expected = " or ".join(str(each) for each in accepted if each)
-            return _Fault(f"turn {number + 1} of {column} is {role!r}'s, where {expected} is expected")
+            return _Fault(f"turn {number + 1} of {column} is of {role!r}, where {expected} is expected")
     if len(roles) % 2 != int(info.ranking):
         who = "end with the user's" if info.ranking else "end with the model's"
         return _Fault(f"{column} has {len(roles)} turn{'s' if len(roles) != 1 else ''}, and should {who}")

@@ -26,8 +26,8 @@ _OF_PARALLEL_TEXTS = ("source_lang", "target_lang", "instruction", "splits", "ar
 
 
 def _text(text: str) -> str:
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("a null byte or a lone surrogate is no text that could be passed on")
+    if "\0" in text:
+        raise ValueError("a null byte cannot be passed on")
     return text
 
 
@@ -257,7 +257,7 @@ def _known(raw: Mapping[Any, Any], model: type[BaseModel], where: str, at: str, 
     """The keys that LLaMA-Factory reads; the others go to the notes."""
     for key in raw:
         if key not in model.model_fields:
-            hint = did_you_mean(str(key), model.model_fields)
+            hint = did_you_mean(str(key), model.model_fields) if key != "file_sha1" else ""  # it was a key once
             notes.append(f"{where}: {at}{key} is left out: LLaMA-Factory ignores it{hint}")
     return {key: value for key, value in raw.items() if key in model.model_fields}
 
