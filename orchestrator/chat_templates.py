@@ -87,6 +87,35 @@ def _read(template_file: Path, models_file: Path, stamps: tuple[int, ...]) -> Ch
     return ChatTemplates(frozenset(names), frozenset(reasoning), default_system, by_model)
 
 
+@dataclass(frozen=True)
+class ListedModel:
+    """A model as LLaMA-Factory lists it, and LLaMA Board offers it."""
+
+    hub_ids: Mapping[str, str]
+    """DEFAULT (Hugging Face), MODELSCOPE, OPENMIND -> its id there."""
+    multimodal: bool
+
+
+def read_listed_models(installation: Installation) -> dict[str, ListedModel]:
+    """The models of an installation by display name, such as Qwen2.5-7B-Instruct; empty where its source is not there.
+
+    Raises:
+        PrerequisiteError: its source cannot be read.
+    """
+    path = installation.package / "extras" / "constants.py" if installation.package else None
+    listed: dict[str, ListedModel] = {}
+    if path is None or not path.is_file():
+        return listed
+    for keywords in _calls(parse_source(path), "register_model_group"):
+        flag = keywords.get("multimodal")
+        multimodal = isinstance(flag, ast.Constant) and flag.value is True
+        for name, sources in _items(keywords.get("models")):
+            ids = {hub: str(value.value) for hub, value in _items(sources) if isinstance(value, ast.Constant)}
+            before = listed.get(name)
+            listed[name] = ListedModel(ids, multimodal or (before is not None and before.multimodal))
+    return listed
+
+
 def propose(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> Proposal:
     """The template that LLaMA-Factory lists a model with.
 
