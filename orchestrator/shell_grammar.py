@@ -16,7 +16,7 @@ from orchestrator.shell_tokens import ASSIGNMENT, MAX_DEPTH, NAME, Lexer, ShellE
 MAX_COMMANDS = 10_000
 DECLARE = frozenset({"export", "declare", "typeset", "local", "readonly"})
 READ = frozenset({"read", "mapfile", "readarray", "getopts"})
-_CLOSERS = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}", "in"})
+_CLOSERS = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}"})
 _CHANGED = re.compile(rf"({NAME})\s*(?:[-+*/%&|^]|<<|>>)?=(?!=)|({NAME})(?:\+\+|--)|(?:\+\+|--)({NAME})", re.ASCII)
 
 
@@ -86,18 +86,17 @@ class Parser:
         self._advance()
 
     def _skip_newlines(self) -> None:
-        while self.token.kind == "newline":
+        while self.token.kind == "newline" and not self.token.redirected:  # `> file` alone is a command
             self._advance()
 
     def _list(self) -> list[Chain]:
         """Commands up to what closes the construct that they are in."""
         chains: list[Chain] = []
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ShellError(f"more than {MAX_DEPTH} constructs within each other", self.token.at)
         while True:
             self._skip_newlines()
-            is_over = self._is_operator(")", ";;", ";&", ";;&") or self._is_word(*_CLOSERS)
+            is_over = self._is_operator(")", ";;", ";&", ";;&") or (
+                self._is_word(*_CLOSERS) and not self.token.redirected
+            )
             if self.token.kind == "end" or is_over:
                 break
             chains.append(self._chain())
@@ -105,24 +104,39 @@ class Parser:
                 self._advance()
             elif self.token.kind not in ("newline", "end") and not self._is_operator(")", ";;", ";&", ";;&"):
                 self._refuse()
-        self.depth -= 1
         return chains
 
     def _chain(self) -> Chain:
-        chain = [("", self._command())]
+        chain = [("", self._command(""))]
         while self._is_operator("&&", "||", "|", "|&"):
             operator = self._advance().text
             self._skip_newlines()
-            chain.append((operator, self._command()))
+            chain.append((operator, self._command(operator)))
         return chain
 
-    def _command(self) -> Node:
+    def _command(self, operator: str) -> Node:
         self.count += 1
         if self.count > MAX_COMMANDS:
             raise ShellError(f"more than {MAX_COMMANDS} commands", self.token.at)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ShellError(f"more than {MAX_DEPTH} constructs within each other", self.token.at)
+        node = self._prefixed() if operator[:1] != "|" or operator == "||" else self._bare()
+        self.token = self.token._replace(redirected=False)  # it was this command's
+        self.depth -= 1
+        return node
+
+    def _prefixed(self) -> Node:
         while self._is_word("!", "time", "coproc"):
             if self._advance().text == "time" and self._is_word("-p"):
                 self._advance()
+            if self.token.kind in ("newline", "end") or self._is_operator(";", "&"):
+                return Simple([], [])  # ! alone
+        return self._bare()
+
+    def _bare(self) -> Node:
+        if self._is_word("!"):
+            self._refuse()
         if self.token.kind == "word":
             compound = {
                 "{": self._group, "if": self._if, "case": self._case, "while": self._while, "until": self._while,
@@ -136,7 +150,7 @@ class Parser:
     def _simple(self) -> Node:
         words: list[Token] = []
         before, self.lexer.comments = self.lexer.comments, []
-        if self.token.kind != "word" and not self.token.redirected:  # `> file` alone is a command
+        if not self.token.redirected and (self.token.kind != "word" or self._is_word(*_CLOSERS)):
             self._refuse()
         while self.token.kind == "word":
             words.append(self._advance())
@@ -158,8 +172,12 @@ class Parser:
         if parentheses:
             self._expect("(")
             self._expect(")")
+        at = self.token.at
         self._skip_newlines()
-        return Block("function", [[[("", self._command())]]])
+        body = self._command("|")
+        if isinstance(body, Simple):
+            raise ShellError("a function's body in { } expected", at)
+        return Block("function", [[[("", body)]]])
 
     def _group(self) -> Node:
         self._advance()

@@ -9,7 +9,7 @@ Pure: nothing is run or opened.
 import re
 from typing import NamedTuple
 
-MAX_DEPTH = 100  # of one construct within another
+MAX_DEPTH = 50  # of one construct within another
 
 NAME = "[A-Za-z_][A-Za-z0-9_]*"
 ASSIGNMENT = re.compile(rf"({NAME})(?:\[([^]]*)\])?(\+?)=", re.ASCII)
@@ -93,10 +93,12 @@ class Lexer:
             self.at += 2 if text[self.at] == "\\" else 1
         begin = self.at
         self.at = word_end(text, begin, self.depth)
-        if self.at == begin:
+        target = text[begin : self.at]
+        is_next = target.isdecimal() and text[self.at : self.at + 1] in ("<", ">") and operator[-1:] != "&"
+        if not target or target.startswith("#") or is_next:  # > 2> file: the 2 belongs to what follows
             raise ShellError(f"a file is missing after {operator}", start)
         if operator in ("<<", "<<-"):
-            self._documents.append((re.sub(r"[\\'\"]", "", text[begin : self.at]), operator == "<<-"))
+            self._documents.append((re.sub(r"[\\'\"]", "", target), operator == "<<-"))
 
     def _pass_documents(self) -> None:
         for delimiter, without_tabs in self._documents:
@@ -216,7 +218,7 @@ def _closing(text: str, at: int, depth: int, mark: str, begin: int, within: bool
             return at + 1
         if char == "\\":
             at += 2
-        elif char in "`$" or (char == '"' and mark == "}") or (char == "'" and not in_text):
+        elif char in "`$" or (char in "\"'" and mark == "}"):  # to bash ' protects a } even within double quotes
             at = quoted_end(text, at, depth + 1, in_text)
         else:
             at += 1
