@@ -4,6 +4,9 @@ Run: pytest tests/test_data_check.py.
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,83 @@ PAIRS = [
 ] * 3
 RANKING = {"ranking": True, "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}}
 SHAREGPT = {"formatting": "sharegpt"}
+# content, stage, entry
+RIGHT = [
+    (ALPACA, "sft", {}),
+    (ALPACA, "pt", {"columns": {"prompt": "instruction"}}),
+    (ALPACA, "ppo", {}),
+    (TURNS, "sft", SHAREGPT),
+    (PAIRS, "dpo", {**SHAREGPT, **RANKING}),
+    (PAIRS, "rm", {**SHAREGPT, **RANKING}),
+    ([{"instruction": "a", "input": "", "good": "b", "bad": "c"}], "dpo",
+     {"ranking": True, "columns": {"prompt": "instruction", "chosen": "good", "rejected": "bad"}}),
+    ([{**TURNS[0], "label": True}, {**TURNS[0], "label": False}], "kto",
+     {**SHAREGPT, "columns": {"messages": "conversations", "kto_tag": "label"}}),
+    ([{"conversations": [{"from": "system", "value": "s"}, *TURNS[0]["conversations"]]}], "sft", SHAREGPT),
+    ([{"conversations": [*TURNS[0]["conversations"][:1], {"from": "function_call", "value": "f"},
+                         {"from": "observation", "value": "o"}, {"from": "gpt", "value": "g"}]}], "sft", SHAREGPT),
+    (["a text", "another"], "pt", {"columns": {"prompt": "text"}}),
+]  # fmt: skip
+
+# stage, entry, what is said
+UNFIT = [
+    ("dpo", {"ranking": True}, "needs columns chosen and rejected (LLaMA-Factory: KeyError: None)"),
+    ("dpo", {"ranking": True, **SHAREGPT, "columns": {"messages": "conversations"}}, "chosen and rejected"),
+    ("kto", {}, "needs a column kto_tag"),
+    ("sft", {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "x"}}, "drops each record"),
+    ("sft", {"columns": {"prompt": "instruction"}}, "columns without response"),
+    ("sft", {"columns": {"messages": "conversations"}}, "for turns in messages it is formatting: sharegpt"),
+    ("pt", {"columns": {"response": "output"}}, "neither prompt nor query"),
+    ("sft", {**SHAREGPT, "columns": {"tools": "x"}}, "columns without messages"),
+    ("sft", {**SHAREGPT, "tags": {"role_tag": "role", "content_tag": "content"}},
+     "tags without user_tag, assistant_tag: once there are tags"),
+    ("sft", {"split": "test[:5]"}, "Unknown split 'test[:5]'"),
+    ("sft", {"split": "train+validation"}, "Unknown split"),
+]  # fmt: skip
+
+# content, stage, entry, what is said
+FATAL = [
+    ([], "sft", {}, "has no records (LLaMA-Factory: corresponds to no data)"),
+    ([{"instruction": "a", "output": "b"}] * 2, "sft", {},
+     "no column 'input' for query (LLaMA-Factory: KeyError: 'input'); it has instruction, output"),
+    ({"data": ALPACA}, "sft", {}, "it holds one object, which is read as one record: make it a list"),
+    (ALPACA, "sft", {"columns": {"prompt": "instruction", "response": "ouput"}},
+     "'ouput' for response (LLaMA-Factory: KeyError: 'ouput'); it has instruction, input, output; did you mean 'o"),
+    (ALPACA, "pt", {"columns": {"prompt": "text"}}, "no column 'text' for prompt"),
+    (ALPACA, "sft", {"columns": {"prompt": "instruction", "response": "output", "system": "sys"}}, "column 'sys'"),
+    (TURNS, "dpo", {**SHAREGPT, **RANKING},
+     "no columns 'chosen' for chosen, 'rejected' for rejected (LLaMA-Factory: KeyError: 'chosen')"),
+    ([1, 2], "sft", {}, "record 1 of toy is a number, expected an object"),
+    ([[1], [2]], "sft", {}, "record 1 of toy is a list, expected an object"),
+    ([{**ALPACA[0], "output": "x"}, {**ALPACA[0], "output": ["y"]}], "sft", {},
+     "output is text in record 1 and a list in record 2 (LLaMA-Factory: DatasetGenerationError)"),
+    ([{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": 3}]}], "sft", SHAREGPT,
+     "conversations[].value is text in record 1 and a number in record 1"),
+    (TURNS, "sft", {**SHAREGPT, "tags": {"role_tag": "role", "content_tag": "value", "user_tag": "human",
+                                         "assistant_tag": "gpt"}}, "have no 'role'; they have from, value"),
+    ([{"conversations": "a"}], "sft", SHAREGPT, "conversations is text, expected a list of objects"),
+    ([{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": None}]}], "sft", SHAREGPT,
+     "turn 2 of conversations has no value"),
+    ([{"instruction": ["a"], "input": "", "output": "b"}], "sft", {}, "instruction is a list, expected text"),
+    ([{**ALPACA[0], "history": [["a", "b", "c"]]}], "sft",
+     {"columns": {"prompt": "instruction", "response": "output", "history": "history"}}, "no list of pairs"),
+    ([{**ALPACA[0], "instruction": "see <image>"}], "sft", {}, "1 times '<image>' and 0 images"),
+]  # fmt: skip
+
+# a bad record, a good one, stage, entry, what is said
+DROPPED = [
+    ({"conversations": TURNS[0]["conversations"][::-1]}, TURNS[0], "sft", SHAREGPT,
+     "turn 1 of conversations is of 'gpt', where human or observation is expected"),
+    ({"conversations": TURNS[0]["conversations"][:1]}, TURNS[0], "sft", SHAREGPT,
+     "conversations has 1 turn, and should end with the model's"),
+    ({"conversations": []}, TURNS[0], "sft", SHAREGPT, "conversations is empty"),
+    ({**PAIRS[0], "conversations": TURNS[0]["conversations"]}, PAIRS[0], "dpo", {**SHAREGPT, **RANKING},
+     "has 2 turns, and should end with the user's"),
+    ({**PAIRS[0], "rejected": None}, PAIRS[0], "dpo", {**SHAREGPT, **RANKING}, "rejected is null, expected an obj"),
+    ({**ALPACA[0], "output": None}, ALPACA[0], "sft", {}, "output is null, expected text"),
+    ({**TURNS[0], "label": None}, {**TURNS[0], "label": True}, "kto",
+     {**SHAREGPT, "columns": {"messages": "conversations", "kto_tag": "label"}}, "label is null, expected true or"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -64,25 +144,7 @@ def error(found: list[Finding]) -> str:
 # What is right
 
 
-@pytest.mark.parametrize(
-    ("content", "stage", "info"),
-    [
-        (ALPACA, "sft", {}),
-        (ALPACA, "pt", {"columns": {"prompt": "instruction"}}),
-        (ALPACA, "ppo", {}),
-        (TURNS, "sft", SHAREGPT),
-        (PAIRS, "dpo", {**SHAREGPT, **RANKING}),
-        (PAIRS, "rm", {**SHAREGPT, **RANKING}),
-        ([{"instruction": "a", "input": "", "good": "b", "bad": "c"}], "dpo",
-         {"ranking": True, "columns": {"prompt": "instruction", "chosen": "good", "rejected": "bad"}}),
-        ([{**TURNS[0], "label": True}, {**TURNS[0], "label": False}], "kto",
-         {**SHAREGPT, "columns": {"messages": "conversations", "kto_tag": "label"}}),
-        ([{"conversations": [{"from": "system", "value": "s"}, *TURNS[0]["conversations"]]}], "sft", SHAREGPT),
-        ([{"conversations": [*TURNS[0]["conversations"][:1], {"from": "function_call", "value": "f"},
-                             {"from": "observation", "value": "o"}, {"from": "gpt", "value": "g"}]}], "sft", SHAREGPT),
-        (["a text", "another"], "pt", {"columns": {"prompt": "text"}}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "stage", "info"), RIGHT)
 def test_data_that_can_be_trained_on_have_no_findings(
     content: Any, stage: str, info: dict[str, Any], look: Callable[..., list[Finding]]
 ) -> None:
@@ -133,23 +195,7 @@ def test_ranking_is_for_dpo_and_rm_and_for_nothing_else(
     assert all(f"ranking: {str(ranking).lower()}" in each for each in said)
 
 
-@pytest.mark.parametrize(
-    ("stage", "info", "said"),
-    [
-        ("dpo", {"ranking": True}, "needs columns chosen and rejected (LLaMA-Factory: KeyError: None)"),
-        ("dpo", {"ranking": True, **SHAREGPT, "columns": {"messages": "conversations"}}, "chosen and rejected"),
-        ("kto", {}, "needs a column kto_tag"),
-        ("sft", {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "x"}}, "drops each record"),
-        ("sft", {"columns": {"prompt": "instruction"}}, "columns without response"),
-        ("sft", {"columns": {"messages": "conversations"}}, "for turns in messages it is formatting: sharegpt"),
-        ("pt", {"columns": {"response": "output"}}, "neither prompt nor query"),
-        ("sft", {**SHAREGPT, "columns": {"tools": "x"}}, "columns without messages"),
-        ("sft", {**SHAREGPT, "tags": {"role_tag": "role", "content_tag": "content"}},
-         "tags without user_tag, assistant_tag: once there are tags"),
-        ("sft", {"split": "test[:5]"}, "Unknown split 'test[:5]'"),
-        ("sft", {"split": "train+validation"}, "Unknown split"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("stage", "info", "said"), UNFIT)
 def test_an_entry_that_a_stage_cannot_use_is_an_error(
     stage: str, info: dict[str, Any], said: str, look: Callable[..., list[Finding]]
 ) -> None:
@@ -180,58 +226,14 @@ def test_a_file_behind_a_hub_is_not_read(look: Callable[..., list[Finding]]) -> 
 # The records
 
 
-@pytest.mark.parametrize(
-    ("content", "stage", "info", "said"),
-    [
-        ([], "sft", {}, "has no records (LLaMA-Factory: corresponds to no data)"),
-        ([{"instruction": "a", "output": "b"}] * 2, "sft", {},
-         "no column 'input' for query (LLaMA-Factory: KeyError: 'input'); it has instruction, output"),
-        ({"data": ALPACA}, "sft", {}, "it holds one object, which is read as one record: make it a list"),
-        (ALPACA, "sft", {"columns": {"prompt": "instruction", "response": "ouput"}},
-         "'ouput' for response (LLaMA-Factory: KeyError: 'ouput'); it has instruction, input, output; did you mean 'ou"),
-        (ALPACA, "pt", {"columns": {"prompt": "text"}}, "no column 'text' for prompt"),
-        (ALPACA, "sft", {"columns": {"prompt": "instruction", "response": "output", "system": "sys"}}, "column 'sys'"),
-        (TURNS, "dpo", {**SHAREGPT, **RANKING},
-         "no columns 'chosen' for chosen, 'rejected' for rejected (LLaMA-Factory: KeyError: 'chosen')"),
-        ([1, 2], "sft", {}, "record 1 of toy is a number, expected an object"),
-        ([[1], [2]], "sft", {}, "record 1 of toy is a list, expected an object"),
-        ([{**ALPACA[0], "output": "x"}, {**ALPACA[0], "output": ["y"]}], "sft", {},
-         "output is text in record 1 and a list in record 2 (LLaMA-Factory: DatasetGenerationError)"),
-        ([{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": 3}]}], "sft", SHAREGPT,
-         "conversations[].value is text in record 1 and a number in record 1"),
-        (TURNS, "sft", {**SHAREGPT, "tags": {"role_tag": "role", "content_tag": "value", "user_tag": "human",
-                                             "assistant_tag": "gpt"}}, "have no 'role'; they have from, value"),
-        ([{"conversations": "a"}], "sft", SHAREGPT, "conversations is text, expected a list of objects"),
-        ([{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": None}]}], "sft", SHAREGPT,
-         "turn 2 of conversations has no value"),
-        ([{"instruction": ["a"], "input": "", "output": "b"}], "sft", {}, "instruction is a list, expected text"),
-        ([{**ALPACA[0], "history": [["a", "b", "c"]]}], "sft",
-         {"columns": {"prompt": "instruction", "response": "output", "history": "history"}}, "no list of pairs"),
-        ([{**ALPACA[0], "instruction": "see <image>"}], "sft", {}, "1 times '<image>' and 0 images"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "stage", "info", "said"), FATAL)
 def test_records_that_end_llamafactory_are_an_error(
     content: Any, stage: str, info: dict[str, Any], said: str, look: Callable[..., list[Finding]]
 ) -> None:
     assert said in error(look(content, stage, **info))
 
 
-@pytest.mark.parametrize(
-    ("bad", "good", "stage", "info", "said"),
-    [
-        ({"conversations": TURNS[0]["conversations"][::-1]}, TURNS[0], "sft", SHAREGPT,
-         "turn 1 of conversations is of 'gpt', where human or observation is expected"),
-        ({"conversations": TURNS[0]["conversations"][:1]}, TURNS[0], "sft", SHAREGPT,
-         "conversations has 1 turn, and should end with the model's"),
-        ({"conversations": []}, TURNS[0], "sft", SHAREGPT, "conversations is empty"),
-        ({**PAIRS[0], "conversations": TURNS[0]["conversations"]}, PAIRS[0], "dpo", {**SHAREGPT, **RANKING},
-         "has 2 turns, and should end with the user's"),
-        ({**PAIRS[0], "rejected": None}, PAIRS[0], "dpo", {**SHAREGPT, **RANKING}, "rejected is null, expected an obj"),
-        ({**ALPACA[0], "output": None}, ALPACA[0], "sft", {}, "output is null, expected text"),
-        ({**TURNS[0], "label": None}, {**TURNS[0], "label": True}, "kto",
-         {**SHAREGPT, "columns": {"messages": "conversations", "kto_tag": "label"}}, "label is null, expected true or"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("bad", "good", "stage", "info", "said"), DROPPED)
 def test_records_that_are_dropped_are_counted(
     bad: Any, good: Any, stage: str, info: dict[str, Any], said: str, look: Callable[..., list[Finding]]
 ) -> None:
@@ -331,3 +333,64 @@ def test_where_overlap_cannot_be_known_it_is_said(look: Callable[..., list[Findi
         file.write((json.dumps(ALPACA[0]) + "\n") * 200 + "x")
     (found,) = findings(tmp_path, **sections)
     assert found.severity == "note" and "it cannot be read to its end" in found.message
+
+
+# What LLaMA-Factory itself makes of all these
+
+TRAIN_AS_LLAMAFACTORY = """
+import json, sys
+from types import SimpleNamespace
+from datasets import disable_progress_bars
+from llamafactory.data import loader
+disable_progress_bars()
+model_args = SimpleNamespace(cache_dir=sys.argv[2], hf_hub_token=None)
+data_args = SimpleNamespace(
+    dataset_dir=sys.argv[1], media_dir=sys.argv[1], preprocessing_num_workers=None, streaming=False, max_samples=None,
+    overwrite_cache=True, packing=False, template=None, mix_strategy="concat", cutoff_len=64,
+)
+training_args = SimpleNamespace(seed=1, local_process_index=0)
+encoded = {"sft": ([1], [1]), "ppo": ([1], [1]), "rm": ([1],) * 4, "kto": (*([1],) * 4, True)}
+for name, stage in json.loads(sys.argv[3]):
+    stage = {"dpo": "rm"}.get(stage, stage)
+    try:
+        rows = loader._get_merged_dataset([name], model_args, data_args, training_args, stage)
+        tokenizer = lambda texts, **_: {"input_ids": [[1] for _ in texts]}
+        tokenizer.eos_token, tokenizer.__dict__["add_bos_token"] = "", False
+        processor = loader._get_dataset_processor(data_args, stage, None, tokenizer, None)
+        processor._encode_data_example = lambda **_: encoded[stage]
+        kept = processor.preprocess_dataset(rows[:])
+        print("KEPT " + json.dumps([name, max([0, *map(len, kept.values())])]))
+    except Exception as error:
+        print("KEPT " + json.dumps([name, type(error).__name__]))
+"""
+
+
+@pytest.mark.integration
+def test_llamafactory_fails_on_drops_and_takes_what_the_check_says(tmp_path: Path) -> None:
+    """Its own loader, converters and processors, on every case above; nothing is tokenized, so that what would fail
+    there, a text that is null or an image that is missing, is left out.
+    """
+    cases: list[tuple[Any, str, dict[str, Any], Any]] = []
+    cases += [(content, stage, info, len(content)) for content, stage, info in RIGHT]
+    unfit = [case for case in UNFIT if "neither prompt nor query" not in case[2]]  # an empty prompt is no error there
+    cases += [(ALPACA, stage, info, None) for stage, info, _ in unfit]
+    later = ("1 times '<image>' and 0 images", "turn 2 of conversations has no value")
+    cases += [(content, stage, info, None) for content, stage, info, said in FATAL if said not in later]
+    cases += [([good, good, bad], stage, info, 2) for bad, good, stage, info, _ in DROPPED]
+    infos = {}
+    for number, (content, _, info, _) in enumerate(cases):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        infos[str(number)] = {"file_name": f"{number}.json", **info}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(infos))
+    wanted = json.dumps([(str(number), stage) for number, (_, stage, _, _) in enumerate(cases)])
+    argv = [sys.executable, "-c", TRAIN_AS_LLAMAFACTORY, str(tmp_path), str(tmp_path / "cache"), wanted]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = dict(json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("KEPT "))
+    wrong = []
+    for number, (content, stage, info, expected) in enumerate(cases):
+        found = kept[str(number)]
+        if found != expected and not (expected is None and (found == 0 or isinstance(found, str))):
+            wrong.append((content, stage, info, expected, found))
+    assert wrong == []

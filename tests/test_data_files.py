@@ -59,7 +59,7 @@ def test_a_file_and_the_files_of_a_folder_are_found(
 @pytest.mark.parametrize(
     ("files", "kind", "said"),
     [
-        ({}, PrerequisiteError, "no file .*data .*File not found"),
+        ({}, PrerequisiteError, "no file .*data .*File .*data not found"),
         ({"data/x.yaml": "x"}, SpecError, "'x.yaml', of no type"),
         ({"data/x.JSON": "x"}, SpecError, "'x.JSON', of no type"),
         ({"data/.x.json.swp": "x", "data/x.json": "x"}, SpecError, "'.x.json.swp', of no type"),

@@ -1,5 +1,6 @@
 """What decides a run's outcome, collected and compared. Run: pytest tests/test_facts.py."""
 
+import hashlib
 import math
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from orchestrator import __version__
 from orchestrator.datasets import ParallelText
 from orchestrator.facts import collect_facts, compare_losses, drift
 from orchestrator.installation import Installation
+from orchestrator.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
 from orchestrator.model_files import adapter_sha256, model_sha256
 from orchestrator.record import DataFacts, Facts
 from orchestrator.spec import RunSpec
@@ -148,6 +150,48 @@ def test_other_weights_are_another_model(root):
     safetensors(root / "models" / "tiny" / "model.safetensors", weights, fill=b"\1")
     (line,) = drift(SPEC, before, SPEC, collect_facts(SPEC, root, None, {}))
     assert line.startswith("model hash: ")
+
+
+def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
+    entry = LlamaFactoryEntry(description="x", llamafactory=DatasetInfo.model_validate(info))
+    return {"d": LlamaFactoryDataset("d", folder, entry)}
+
+
+def test_files_in_llamafactory_s_own_formats_are_recorded_by_their_hash(root):
+    (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n')
+    then = collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl"))
+    (data,) = then.data
+    digest = hashlib.sha256(b'{"a": 1}\n{"a": 2}\n').hexdigest()
+    assert (data.dataset, data.split, data.use, data.pairs, data.sha256) == ("d", "train", "train", 2, digest)
+    assert data.origin is None
+    (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 3}\n')
+    now = collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl"))
+    (line,) = drift(SPEC, then, SPEC, now)
+    assert line.startswith(f"data d train: {digest[:12]} then, ")
+
+
+def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
+    """Their content is not known; another id, subset or split is another dataset all the same."""
+    then = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", split="train_sft"))
+    (data,) = then.data
+    assert (data.split, data.pairs, data.sha256, data.origin) == ("train_sft", None, None, "hf_hub_url a/b")
+    assert Facts.model_validate_json(then.model_dump_json()) == then
+    now = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", subset="en", split="train_sft"))
+    assert drift(SPEC, then, SPEC, now) == ["data d train_sft: hf_hub_url a/b then, hf_hub_url a/b (en) now"]
+    assert drift(SPEC, then, SPEC, then) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "use"),
+    [
+        (SPEC, "train", "train"),
+        (SPEC, "test", "benchmark"),
+        (changed(eval_dataset="d", benchmark=[]), "validation", "eval"),
+    ],
+)
+def test_what_a_split_is_used_for_is_recorded(spec, split, use, root):
+    (data,) = collect_facts(spec, root, None, {("d", split): TEXT}).data
+    assert data.use == use
 
 
 def test_the_adapter_that_training_starts_from_is_recorded(root):

@@ -172,6 +172,17 @@ def test_a_dataset_without_a_test_split_gets_no_benchmark(place: Workspace, argu
         written(place, None, arguments, dataset="captoins_en_de")
 
 
+@pytest.mark.parametrize("kind", ["lora-sft", "dpo", "kto", "rm", "pt"])
+def test_a_dataset_in_llamafactorys_own_format_gets_a_spec_without_a_benchmark(
+    kind: str, place: Workspace, arguments: dict[str, Argument]
+) -> None:
+    """Nothing of it can be translated and scored."""
+    place.dataset_info.mkdir()
+    (place.dataset_info / "pairs.yaml").write_text("description: x\nllamafactory: {file_name: x.json, ranking: true}\n")
+    text, spec = written(place, None, arguments, kind=kind, dataset="pairs")
+    assert spec.datasets == ["pairs"] and spec.benchmark == [] and "\nbenchmark:" not in text
+
+
 def test_a_kind_that_this_llamafactory_does_not_have_is_refused(
     place: Workspace, arguments: dict[str, Argument]
 ) -> None:

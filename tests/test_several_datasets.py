@@ -1,0 +1,173 @@
+"""Trainings on several datasets and on LLaMA-Factory's own formats, from the spec to what LLaMA-Factory is given.
+
+Run: pytest tests/test_several_datasets.py. The last ones train a tiny random model with the real llamafactory-cli.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+
+import pytest
+import yaml
+
+from orchestrator.model_files import adapter_problems
+from tests.workshop import CAPTIONS, new_workshop
+
+PREPARED = {"prompt": "instruction", "query": "input", "response": "output"}
+ALPACA = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three", "four")]
+
+
+def entry(workshop, name, info, records):
+    """dataset_info/NAME.yaml in LLaMA-Factory's own format, with its records beside it."""
+    folder = workshop.root / "dataset_info"
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    held = {"description": "a toy", "llamafactory": {"file_name": file.name, **info}}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(held), encoding="utf-8")
+    return file
+
+
+def with_validation(workshop, name):
+    """A copy of captions_en_de whose test split is called validation."""
+    folder = workshop.root / "dataset_info"
+    shutil.copytree(CAPTIONS, folder / "captions_en_de")
+    text = CAPTIONS.with_suffix(".yaml").read_text("utf-8").replace("\n  test:\n", "\n  validation:\n")
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
+    """Parallel texts are prepared in the run folder; own formats are read where they are."""
+    with_validation(workshop, "mine")
+    file = entry(workshop, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
+    spec = workshop.spec(dataset=["captions_en_de", "mine"], eval_dataset="mine, toy", benchmark=None)
+    done = workshop.run("launch", spec)
+    assert done.code == 0, done.err
+    run = workshop.only_run()
+    (call,) = workshop.calls("train")
+    assert call["arguments"]["dataset"] == "captions_en_de,mine"
+    assert call["arguments"]["eval_dataset"] == "mine-validation,toy"
+    info = json.loads((run / "dataset_info.json").read_text("ascii"))
+    assert info == {
+        "captions_en_de": {"file_name": "data/captions_en_de.jsonl", "columns": PREPARED},
+        "mine": {"file_name": "data/mine.jsonl", "columns": PREPARED},
+        "mine-validation": {"file_name": "data/mine-validation.jsonl", "columns": PREPARED},
+        "toy": {"file_name": str(file), "columns": {"prompt": "instruction", "response": "output"}},
+    }
+    sizes = {path.name: len(lines(path)) for path in (run / "data").iterdir()}
+    assert sizes == {"captions_en_de.jsonl": 500, "mine.jsonl": 500, "mine-validation.jsonl": 100}
+    data = workshop.record()["facts"]["data"]
+    assert [(each["dataset"], each["split"], each["use"], each["pairs"]) for each in data] == [
+        ("captions_en_de", "train", "train", 500),
+        ("mine", "train", "train", 500),
+        ("mine", "validation", "eval", 100),
+        ("toy", "train", "eval", 4),
+    ]
+    assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_rerun_says_that_a_file_of_one_s_own_has_changed(workshop):
+    file = entry(workshop, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
+    assert workshop.run("launch", workshop.spec(dataset="toy", benchmark=None)).code == 0
+    done = workshop.run("rerun", "toy", "--strict")
+    assert done.code == 0 and "nothing differs" in done.err, done.err
+    file.write_text(json.dumps(ALPACA[0]) + "\n")
+    done = workshop.run("rerun", "toy", "--strict")
+    assert done.code == 3 and "data toy train: " in done.err, done.err
+
+
+def test_what_an_entry_gets_wrong_is_said_before_a_run_folder_is_made(workshop):
+    entry(workshop, "toy", {"ranking": True}, ALPACA)
+    done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
+    assert done.code == 2 and "not applicable in the current training stage" in done.err, done.err
+    assert workshop.run_folders() == []
+    (workshop.root / "dataset_info" / "toy.jsonl").unlink()
+    (workshop.root / "dataset_info" / "toy.yaml").write_text("description: x\nllamafactory: {file_name: toy.jsonl}\n")
+    done = workshop.run("check", workshop.spec(dataset="toy", benchmark=None))
+    assert done.code == 3 and "toy.jsonl" in done.err, done.err
+
+
+def test_show_needs_the_datasets_only_for_dataset_info_json(workshop):
+    """A spec can be looked at on another machine than the one that has the data."""
+    spec = workshop.spec(dataset=["nowhere", "captions_en_de"])
+    done = workshop.run("show", spec, "--command")
+    assert done.code == 0 and "--dataset nowhere,captions_en_de" in done.out, done.err
+    assert workshop.run("show", spec, "--file", "train.yaml").code == 0
+    done = workshop.run("show", spec, "--file", "dataset_info.json")
+    assert done.code == 2 and "no dataset 'nowhere'" in done.err
+    done = workshop.run("show", workshop.spec(), "--file", "dataset_info.json")
+    assert done.code == 0 and list(json.loads(done.out)) == ["captions_en_de"]
+
+
+# The real llamafactory-cli
+
+TRAIN = {
+    "learning_rate": 5.0e-2,
+    "lora_rank": 4,
+    "max_steps": 3,
+    "max_samples": None,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+@pytest.fixture
+def real(tmp_path, tiny_model):
+    made = new_workshop(tmp_path, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}, model=tiny_model)
+    yield made
+    made.kill_all()
+
+
+def losses(workshop):
+    run = workshop.only_run()
+    record = workshop.record(run)
+    assert record["status"] == "done" and adapter_problems(run / "output") == []
+    found = record["training"]["logged_losses"]
+    assert len(found) == 3 and all(map(math.isfinite, found))
+    return run
+
+
+@pytest.mark.integration
+def test_a_real_dpo_on_a_sharegpt_dataset_of_one_s_own(real):
+    turns = [
+        {
+            "turns": [{"speaker": "person", "text": record["instruction"]}],
+            "good": {"speaker": "model", "text": record["output"]},
+            "bad": {"speaker": "model", "text": "no"},
+        }
+        for record in ALPACA * 3
+    ]
+    tags = {"role_tag": "speaker", "content_tag": "text", "user_tag": "person", "assistant_tag": "model"}
+    columns = {"messages": "turns", "chosen": "good", "rejected": "bad"}
+    entry(real, "pairs", {"formatting": "sharegpt", "ranking": True, "columns": columns, "tags": tags}, turns)
+    spec = real.spec(dataset="pairs", benchmark=None, train={**TRAIN, "stage": "dpo"})
+    done = real.run("launch", spec, timeout_s=150)
+    assert done.code == 0, done.err
+    run = losses(real)
+    log = (run / "logs" / "train.log").read_text("utf-8")
+    assert "Num examples = 12" in log and "Dropped invalid example" not in log
+    history = json.loads((run / "output" / "trainer_state.json").read_bytes())["log_history"]
+    assert any("rewards/chosen" in each for each in history), history
+
+
+@pytest.mark.integration
+def test_a_real_training_on_two_datasets_with_the_loss_on_a_third(real):
+    """All records of the first two are trained on; the evaluated split of one of them is another file."""
+    with_validation(real, "mine")
+    entry(real, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
+    train = {**TRAIN, "eval_strategy": "steps", "eval_steps": 3, "eval_on_each_dataset": True}
+    done = real.run(
+        "launch", real.spec(dataset=["mine", "toy"], eval_dataset="mine", benchmark=None, train=train), timeout_s=200
+    )
+    assert done.code == 0, done.err
+    run = losses(real)
+    log = (run / "logs" / "train.log").read_text("utf-8")
+    assert "Num examples = 504" in log and "Num examples = 100" in log
+    history = json.loads((run / "output" / "trainer_state.json").read_bytes())["log_history"]
+    assert any("eval_mine-validation_loss" in each for each in history), history
