@@ -49,6 +49,7 @@ _SERVER = {
     "CUDA_VISIBLE_DEVICES": "devices",
 }
 _TOP = ("name", "dataset", "eval_dataset", "seed")
+_SECTIONS = {"train": "train", "api": "serve", "export": "export"}
 _MEDIA = ("images", "videos", "audios")
 
 
@@ -161,9 +162,10 @@ class _Import:
         self._say_dropped(dropped)
         self._complete(top, meant)
         order = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
-        sections = [Section(None if key in _TOP else key, top[key]) for key in order if key in top]
+        below = {_SECTIONS[self.draft.command]: [Comment(line) for line in [*pending, *self.draft.comments.tail]]}
+        sections = [Section(None if key in _TOP else key, top[key], below.get(key, ())) for key in order if key in top]
         heads = [self.modeline, *self.draft.comments.head]
-        text = renderer.imported_yaml(heads, sections, [*pending, *self.draft.comments.tail], meant)
+        text = renderer.imported_yaml(heads, sections, meant)
         return Imported(text, self.entries, self.notes)
 
     def _place(self, key: str, value: Any) -> tuple[str | None, str, Any]:
@@ -178,7 +180,7 @@ class _Import:
                 return "seed", "seed", value
             if key in _RUN_LAYER or (key == "infer_backend" and value == "huggingface"):
                 return None, key, value
-        section = {"train": "train", "api": "serve", "export": "export"}[command]
+        section = _SECTIONS[command]
         if key == "export_dir":
             return section, key, self._absolute(key, value) if self.draft.bases[0] != self.root else value
         return section, key, self._absolute(key, value) if key in _PATHS else value
@@ -200,7 +202,7 @@ class _Import:
             _put(meant, "model", "template", None)
             said = Comment("# none given: LLaMA-Factory takes the tokenizer's own, or none at all")
             top["model"].append(Line("template", None, (), said))
-        section = {"train": "train", "api": "serve", "export": "export"}[self.draft.command]
+        section = _SECTIONS[self.draft.command]
         if section not in top:
             top[section], meant[section] = [], {}
         if self.media_dir is not None and "media_dir" not in meant["train"]:

@@ -94,6 +94,8 @@ class Section:
     key: str | None
     """None: the top level."""
     lines: Sequence[Line]
+    after: Sequence[Comment] = ()
+    """On lines of their own below them."""
 
     @property
     def indent(self) -> _Bare:
@@ -172,22 +174,23 @@ class Renderer:
         """A commented spec to start from; the one text that people go on writing."""
         return self._text("new.yaml", values)
 
-    def imported_yaml(
-        self, heads: Sequence[str], sections: Sequence[Section], tail: Sequence[str], meant: Mapping[str, Any]
-    ) -> str:
+    def imported_yaml(self, heads: Sequence[str], sections: Sequence[Section], meant: Mapping[str, Any]) -> str:
         """A spec of fields that come with comments.
 
         Args:
             heads: comments above all.
             sections: the fields, in order.
-            tail: comments below all.
             meant: the spec that the text must say.
         """
         named = [
-            Section(section.key and _Name(section.key), [replace(line, key=_Name(line.key)) for line in section.lines])
+            replace(
+                section,
+                key=section.key and _Name(section.key),
+                lines=[replace(line, key=_key(line.key)) for line in section.lines],
+            )
             for section in sections
         ]
-        context = {"heads": [*map(Comment, heads)], "sections": named, "tail": [*map(Comment, tail)]}
+        context = {"heads": [*map(Comment, heads)], "sections": named}
         return self._yaml("imported.yaml", meant, context)
 
     def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
@@ -313,6 +316,12 @@ def command_words(key: str, value: object, *, several: bool = False) -> list[str
     return [flag, text]
 
 
+def _key(name: str) -> str:
+    """A field's name; `no` and such only in quotes, else YAML takes it for something else."""
+    word = _Name(name)
+    return word if yaml.safe_load(word) == name else _Bare(json.dumps(name))
+
+
 def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
     return [(_Name(key), value) for key, value in arguments.items()]
 
@@ -344,6 +353,8 @@ def _yaml_quote(value: Any) -> str:
 
 def _spec_quote(value: Any) -> str:
     """As people write it: a word without quotes, unless some reader of YAML would take it for something else."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_spec_quote, value))}]"
     is_word = isinstance(value, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_./-]*", value)
     return str(value) if is_word and yaml.safe_load(value) == value else _yaml_quote(value)
 

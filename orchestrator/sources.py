@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.arguments import Argument
-from orchestrator.board import is_board_config, read_board
+from orchestrator.board import find_user_config, is_board_config, read_board
 from orchestrator.config_file import Comments, ConfigFile, read_config
 from orchestrator.errors import SpecError
 from orchestrator.importer import Draft
@@ -48,7 +48,7 @@ def read_source(
     """
     path = Path(words[0]).expanduser() if len(words) == 1 else None
     if path is not None and _is(path, "is_dir"):
-        return _folder(path, cwd, arguments)
+        return _folder(path, cwd, arguments, installation)
     if path is not None and (_is(path, "is_file") or (path.suffix in _CONFIG and not _has_space(words[0]))):
         bases = [cwd.absolute()] if cwd else _bases(path)
         if path.suffix in _CONFIG:
@@ -65,13 +65,14 @@ def read_source(
     return _commands(words[0] if len(words) == 1 else shlex.join(words), "the command", bases, line, arguments)
 
 
-def _folder(folder: Path, cwd: Path | None, arguments: Mapping[str, Argument]) -> Draft:
-    found = read_output_folder(folder, arguments)
+def _folder(folder: Path, cwd: Path | None, arguments: Mapping[str, Argument], installation: Installation) -> Draft:
+    found = read_output_folder(folder, arguments, installation)
     if found.own_run is not None:
         raise SpecError(
             f"{folder} belongs to the run {found.own_run.name}, which has its spec",
             f"orchestrator rerun {found.own_run.name}, or copy {found.own_run / 'spec.yaml'}",
         )
+    devices = found.num_devices if found.num_devices is not None and found.num_devices > 1 else None
     comments = Comments(
         beside={key: f"# from {source}" for key, source in found.sources.items()},
         tail=[f"# not known: {each}" for each in found.unknown],
@@ -82,7 +83,8 @@ def _folder(folder: Path, cwd: Path | None, arguments: Mapping[str, Argument]) -
         str(folder),
         [cwd.absolute()] if cwd else _bases(folder),
         comments,
-        notes=[*found.notes, *(f"not known from the folder: {each}" for each in found.unknown)],
+        {"NPROC_PER_NODE": str(devices)} if devices else {},
+        [*found.notes, *(f"not known from the folder: {each}" for each in found.unknown)],
     )
 
 
@@ -92,7 +94,7 @@ def _config(
     """A YAML file by itself."""
     values, place = config.values, str(config.path)
     if is_board_config(values):
-        board = read_board(values, installation)
+        board = read_board(values, installation, find_user_config(bases))
         return Draft("train", board.arguments, place, bases, environment=board.environment, notes=list(board.notes))
     if isinstance(values.get("model"), Mapping) and "name" in values:
         raise SpecError(f"{place} is a spec already", f"orchestrator check {place}")
@@ -157,7 +159,7 @@ def _invocation(invocation: Invocation, place: str, bases: Sequence[Path]) -> Dr
     environment, notes = dict(invocation.environment), list(invocation.notes)
     if invocation.accelerate_config is not None:
         accelerate = read_config(_existing(invocation.accelerate_config, bases, place)).values
-        variables, said = accelerate_environment(accelerate)
+        variables, said = accelerate_environment(accelerate, invocation.accelerate_options)
         environment = {**variables, **environment}
         notes += said
     return Draft(

@@ -98,7 +98,7 @@ def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_nex
     text = imported(workspace, origin, arguments, comments=comments).spec
     assert text.splitlines()[1:] == [
         "# head", "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
-        "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "# tail",
+        "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "  # tail",
     ]  # fmt: skip
 
 
