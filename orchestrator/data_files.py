@@ -26,7 +26,7 @@ READABLE = ("csv", "json", "text")
 """Types whose records are read here."""
 MAX_SEARCH_BYTES = 256 << 20
 """Most that is searched for test sentences."""
-_MAX_COUNT_BYTES = 64 << 20
+_MAX_COUNT_BYTES = MAX_SEARCH_BYTES
 _MAX_LOOK_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _SHOWN_FROM_BYTES = 1 << 30
