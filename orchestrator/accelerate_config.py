@@ -122,7 +122,7 @@ def accelerate_environment(
     top = {key: value for key, value in config.items() if key not in sections and value is not None}
     values = {**_DEFAULTS, **top, **inner, **{key: value for key, value in given.items() if value is not None}}
     kind = _kind(config, given)
-    environment = _common(values)
+    environment = _common(values, kind)
     if kind == "one":
         environment |= {"ACCELERATE_USE_CPU": str(bool(values.get("use_cpu") or values.get("cpu")))}
         environment |= {"KMP_AFFINITY": "granularity=fine,compact,1,0", "KMP_BLOCKTIME": "1"}
@@ -173,14 +173,13 @@ def _from_config(config: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     return "mixed_precision" not in given and config.get("mixed_precision") is not None
 
 
-def _common(values: Mapping[str, Any]) -> dict[str, str]:
+def _common(values: Mapping[str, Any], kind: str) -> dict[str, str]:
     precision = values.get("mixed_precision") or ("fp16" if values.get("fp16") else "no")
-    environment = {
-        "ACCELERATE_MIXED_PRECISION": str(precision).lower(),
-        "ACCELERATE_DYNAMO_BACKEND": str(values.get("dynamo_backend") or "no").upper(),
-        **_named(_DYNAMO, values),
-        "OMP_NUM_THREADS": str(values.get("num_cpu_threads_per_process") or 1),
-    }
+    environment = {"ACCELERATE_MIXED_PRECISION": str(precision).lower()}
+    if kind != "deepspeed":
+        environment["ACCELERATE_DYNAMO_BACKEND"] = str(values.get("dynamo_backend") or "no").upper()
+        environment |= _named(_DYNAMO, values)
+        environment["OMP_NUM_THREADS"] = str(values.get("num_cpu_threads_per_process") or 1)
     if values.get("debug"):
         environment["ACCELERATE_DEBUG_MODE"] = "true"
     if str(values.get("gpu_ids", "all")) != "all":

@@ -18,6 +18,12 @@ from orchestrator.errors import SpecError
 _CONFIGS = (".yaml", ".yml", ".json")
 _TRUE, _FALSE = frozenset({"yes", "true", "t", "y", "1"}), frozenset({"no", "false", "f", "n", "0"})
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+_READERS: dict[frozenset[str], Callable[[str], Any]] = {
+    frozenset({"int"}): int,
+    frozenset({"float"}): float,
+    frozenset({"dict"}): dict,  # which no text but '' can be
+}
+_MAX_SHOWN = 12  # of the arguments that a beginning may mean
 # Declared `str | list[DebugOption]`: of text and something else HfArgumentParser takes the other. Of three, the second.
 _LISTS_BESIDE_TEXT = frozenset({"debug"})
 
@@ -102,13 +108,17 @@ class _Flags:
             return self.options.get(flag)
         found = {(each.name, off): (each, off) for text, (each, off) in self.options.items() if text.startswith(flag)}
         if len(found) > 1:
-            meant = ", ".join(sorted(f"--{'no_' if off else ''}{name}" for name, off in found))
+            names = sorted(f"--{'no_' if off else ''}{name}" for name, off in found)
+            more = f" or one of {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+            meant = ", ".join(names[:_MAX_SHOWN]) + more
             raise SpecError(f"{self.where}: {flag} may be {meant}", "write the whole name")
         return next(iter(found.values()), None)
 
     def _is_flag(self, word: str) -> bool:
         if not word.startswith("-") or word == "-":
             return False
+        if word == "--":
+            return True
         if word in self.options or self._option(word.partition("=")[0]) is not None:
             return True
         return not _NEGATIVE_NUMBER.fullmatch(word) and " " not in word
@@ -174,9 +184,8 @@ def _typed(argument: Argument, text: str) -> Any:
     if _is_bool(argument):
         lowered = text.lower()
         return True if lowered in _TRUE else False if lowered in _FALSE else text
-    readers: dict[frozenset[str], Callable[[str], Any]] = {frozenset({"int"}): int, frozenset({"float"}): float}
     try:
-        return readers.get(argument.kinds, str)(text)
+        return _READERS.get(argument.kinds, str)(text)
     except ValueError:
         return text
 
