@@ -22,7 +22,7 @@ from orchestrator.spec import is_secret
 from orchestrator.yamlfile import read_yaml
 
 # This is webui/runner.py's _parse_train_args and _parse_eval_args, and common.py's _clean_cmd, of LLaMA-Factory 0.9.5;
-# 0.9.3 and 0.9.4 pass the same.
+# 0.9.3 and 0.9.4 pass the same, but for report_to and ddp_timeout, which 0.9.3's evaluation leaves out.
 _STAGES = {
     "Supervised Fine-Tuning": "sft",
     "Reward Modeling": "rm",
