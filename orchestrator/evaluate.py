@@ -40,8 +40,10 @@ class BenchmarkResult(BaseModel):
     """What was benchmarked."""
     testset: str
     split: str
+    n_asked: int
+    """Sentences of the test set, or of the part of it, that was asked for."""
     n_segments: int
-    """Sentences asked for."""
+    """Sentences that were answered; these are scored. Fewer than n_asked where the status is incomplete."""
     failed: int
     """Sentences without an answer."""
     scores: list[Score] = []
@@ -108,7 +110,8 @@ def evaluate(
         target=target,
         testset=dataset.name,
         split=bench.split,
-        n_segments=len(prompts),
+        n_asked=len(prompts),
+        n_segments=len(answers),
         failed=len(failures),
         reached_max_tokens=sum((answer.completion_tokens or 0) >= bench.max_tokens for answer in answers),
         empty=hypotheses.count(""),

@@ -311,6 +311,7 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         split=item.split,
         status=result.status,
         n_segments=result.n_segments,
+        n_asked=result.n_asked,
         scores=result.scores,
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
     )

@@ -29,6 +29,7 @@ ORDER = [
     "arguments",
     "argument_check",
     "rules",
+    "benchmark_spec",
     "spec",
     "datasets",
     "model_files",
