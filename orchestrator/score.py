@@ -103,11 +103,7 @@ class Statistics:
 
         rows = np.array(self.rows, dtype="float32")  # as sacrebleu has it: its digits come from this width
         scored = self.metric._compute_score_from_stats
-        found = [scored(rows[indices].sum(0)) for indices in resamples(len(rows), n_bootstrap)]
-        if len({type(each.score) for each in found}) > 1:
-            for each in found:  # a 0 of Python's among NumPy's narrow floats: sacrebleu's mean of them is a TypeError
-                each.score = np.float32(each.score)
-        return found
+        return [scored(rows[indices].sum(0)) for indices in resamples(len(rows), n_bootstrap)]
 
     @property
     def signature(self) -> str:
@@ -272,7 +268,7 @@ def _score(name: Metric, statistics: Statistics, n_bootstrap: int) -> Score:
     result = statistics.metric._aggregate_and_compute(statistics.rows)
     if n_bootstrap > 1:
         statistics.metric.n_bootstrap, statistics.metric.seed = n_bootstrap, str(seed()).lower()  # for the signature
-        result.estimate_ci(statistics.resampled(n_bootstrap))
+        result.estimate_ci(_of_one_kind(statistics.resampled(n_bootstrap)))
         mean, half = float(result._mean), float(result._ci)
         interval = (mean - half, mean + half)
     return Score(
@@ -284,6 +280,16 @@ def _score(name: Metric, statistics: Statistics, n_bootstrap: int) -> Score:
         signature=statistics.signature,
         n_segments=len(statistics.rows),
     )
+
+
+def _of_one_kind(scores: list[Any]) -> list[Any]:
+    """Scores whose mean sacrebleu can take: of a 0 of Python's among NumPy's narrow floats it is a TypeError."""
+    import numpy as np
+
+    if len({type(each.score) for each in scores}) > 1:
+        for each in scores:
+            each.score = np.float32(each.score)
+    return scores
 
 
 def _mean_of_sentences(bleu: Statistics, tgt_lang: str) -> Score:

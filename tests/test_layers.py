@@ -24,6 +24,7 @@ ORDER = [
     "tensorfile",
     "rundir",
     "score",
+    "significance",
     "archives",
     "installation",
     "arguments",
