@@ -25,6 +25,7 @@ ORDER = [
     "rundir",
     "score",
     "significance",
+    "triage",
     "archives",
     "installation",
     "arguments",
