@@ -4,12 +4,10 @@ Covered: the fields and their limits.
 Not covered: which of them a server honours (decoding.py).
 """
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
-Metric = Literal["bleu", "chrf", "ter"]
-METRICS: tuple[Metric, ...] = ("bleu", "chrf", "ter")
+from orchestrator.score import METRICS as METRICS
+from orchestrator.score import Metric
 
 
 class BenchmarkSpec(BaseModel):

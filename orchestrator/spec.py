@@ -20,7 +20,6 @@ from orchestrator.argument_check import argument_problem
 from orchestrator.arguments import Argument
 from orchestrator.benchmark_spec import METRICS as METRICS
 from orchestrator.benchmark_spec import BenchmarkSpec as BenchmarkSpec
-from orchestrator.benchmark_spec import Metric as Metric
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.rules import RULES, Rule, rule_problems
 from orchestrator.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value

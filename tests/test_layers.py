@@ -40,9 +40,19 @@ ORDER = [
     "client",
     "record",
     "render",
+    "decoding",
+    "identity",
+    "answers",
+    "concurrency",
+    "translate",
+    "speed",
+    "testset",
+    "question",
     "new",
     "facts",
     "diff",
+    "finished",
+    "compare",
     "target",
     # the stages
     "check",
@@ -53,6 +63,7 @@ ORDER = [
     # what shows and asks
     "talk",
     "terminal",
+    "compare_output",
     # the order of the stages, and the command line
     "plan",
     "pipeline",
@@ -61,6 +72,7 @@ ORDER = [
     "spec_commands",
     "run_commands",
     "model_commands",
+    "compare_commands",
     "cli",
     "__main__",
 ]
