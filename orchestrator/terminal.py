@@ -20,8 +20,7 @@ from orchestrator.diff import Side, differences
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.process import visible
 from orchestrator.record import BenchmarkSummary, RunRecord
-
-HEADINGS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
+from orchestrator.score import HEADINGS
 
 
 class _Console(Console):

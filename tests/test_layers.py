@@ -53,6 +53,8 @@ ORDER = [
     "diff",
     "finished",
     "compare",
+    "finished",
+    "compare",
     "target",
     # the stages
     "check",
@@ -64,6 +66,7 @@ ORDER = [
     "talk",
     "terminal",
     "compare_output",
+    "compare_output",
     # the order of the stages, and the command line
     "plan",
     "pipeline",
@@ -72,6 +75,7 @@ ORDER = [
     "spec_commands",
     "run_commands",
     "model_commands",
+    "compare_commands",
     "compare_commands",
     "cli",
     "__main__",
