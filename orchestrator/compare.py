@@ -22,11 +22,6 @@ from orchestrator.triage import triage
 
 _MIN_PER_BUCKET, _N_BUCKETS = 10, 4
 _UNSPACED = ("zh", "ja", "th", "lo", "km", "my")
-# What benchmark.yaml says that may differ between two systems, or that is compared by other means.
-_OWN = {
-    "target", "testset", "split", "n_segments", "base_url", "model", "backend", "concurrency", "request_timeout_s",
-    "metrics", "n_bootstrap", "instruction", "system",
-}  # fmt: skip
 
 
 class _Part(BaseModel):
@@ -252,12 +247,22 @@ def _check_stored(
 
 def _decoding_notes(names: Sequence[str], asked: Sequence[dict[str, Any]]) -> list[str]:
     """What was asked for otherwise than of the first, such as max_tokens: part of what the scores differ by."""
+    first, *others = map(_decoding, asked)
     return [
-        f"{key} differs: {names[0]} {asked[0].get(key)}, {name} {other.get(key)}"
-        for name, other in zip(names[1:], asked[1:], strict=True)
-        for key in sorted(asked[0].keys() & other.keys() - _OWN)
-        if asked[0][key] != other[key]
+        f"{key} differs: {names[0]} {first[key]}, {name} {other[key]}"
+        for name, other in zip(names[1:], others, strict=True)
+        for key in sorted(first.keys() & other.keys())
+        if first[key] != other[key]
     ]
+
+
+def _decoding(asked: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of the requests, and what held besides; in the first version's files they stand by themselves."""
+    found: dict[str, Any] = {name: asked[name] for name in ("temperature", "max_tokens") if name in asked}
+    for part in ("in_force", "sent"):
+        value = asked.get(part)
+        found |= value if isinstance(value, dict) else {}
+    return found
 
 
 def _faults(

@@ -28,7 +28,7 @@ from orchestrator.interruptible import run_interruptible
 from orchestrator.progress import Progress
 from orchestrator.question import Question
 from orchestrator.rundir import atomic_write
-from orchestrator.score import Score, check_metrics, normalize_segment, score_system
+from orchestrator.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.speed import Speed, speed
 from orchestrator.translate import Load, translate
 from orchestrator.triage import Triage, triage
@@ -63,6 +63,8 @@ class BenchmarkResult(BaseModel):
     """What the failed ones met, and how many of them."""
     scores: list[Score] = []
     """Empty where a sentence failed, unless scores over a part were asked for."""
+    normalization: str = NORMALIZATION
+    """What was done to an answer before it was scored. It is what the model said, in all else."""
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
     triage: Triage | None = None

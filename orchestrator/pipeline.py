@@ -374,6 +374,8 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         n_asked=result.n_asked,
         scores=result.scores,
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
+        llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
+        faults=result.triage.counts() if result.triage else {},
     )
 
 

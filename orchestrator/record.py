@@ -95,6 +95,9 @@ class BenchmarkSummary(_Part):
     """Sentences that were asked; more than n_segments in an incomplete benchmark. None: an older record."""
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
+    llamafactory_bleu4: float | None = None
+    faults: dict[str, int | None] = {}
+    """Answers that are no translation, by fault; None: not known."""
 
 
 class RunRecord(_Part):

@@ -33,7 +33,7 @@ HEADINGS: dict[str, str] = {
     "chrf++": "chrF2++",
     "ter": "TER",
     "mean_sentence_bleu": "mean sentence BLEU",
-    "llamafactory_bleu4": "LLaMA-Factory's character BLEU-4",
+    "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
 }
 """What each metric is called where it is shown."""
 NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"

@@ -73,7 +73,7 @@ def add_benchmark(
         result["triage"] = json.loads(triage(sources, references, hypotheses, tokens, 9, "en", "de").model_dump_json())
     (path / "scores.json").write_text(json.dumps(result))
     said = {"testset": testset, "source_lang": "en", "target_lang": "de", "instruction": "Say it in German.",
-            "max_tokens": 9, "model": f"{run}@{of}", **(asked or {})}  # fmt: skip
+            "sent": {"max_tokens": 9, "temperature": 0.0}, "model": f"{run}@{of}", **(asked or {})}  # fmt: skip
     (path / "benchmark.yaml").write_text(yaml.safe_dump(said))
     for name, lines in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
         (path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

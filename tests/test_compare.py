@@ -222,8 +222,11 @@ def test_texts_that_were_changed_since_are_not_compared(place, name, message):
 
 
 def test_answers_asked_for_otherwise_are_noted(place):
-    add_benchmark(place, GOOD, run="short", asked={"max_tokens": 5, "model": "another", "temperature": 1.0})
+    other = {"sent": {"max_tokens": 5, "temperature": 0.0, "top_p": 1.0}, "in_force": {"stop": ["x"]}, "model": "x"}
+    add_benchmark(place, GOOD, run="short", asked=other)
     assert compared(place, "demo", "short").notes == ["max_tokens differs: demo 9, short 5"]
+    add_benchmark(place, GOOD, run="old", version=1, asked={"sent": None, "max_tokens": 9, "temperature": 0.5})
+    assert compared(place, "demo", "old").notes == ["temperature differs: demo 0.0, old 0.5"]
 
 
 def test_text_of_strangers_is_neither_markup_nor_obeyed(place):

@@ -53,8 +53,6 @@ ORDER = [
     "diff",
     "finished",
     "compare",
-    "finished",
-    "compare",
     "target",
     # the stages
     "check",
@@ -66,7 +64,6 @@ ORDER = [
     "talk",
     "terminal",
     "compare_output",
-    "compare_output",
     # the order of the stages, and the command line
     "plan",
     "pipeline",
@@ -75,7 +72,6 @@ ORDER = [
     "spec_commands",
     "run_commands",
     "model_commands",
-    "compare_commands",
     "compare_commands",
     "cli",
     "__main__",
