@@ -29,6 +29,7 @@ from orchestrator.identity import Identity, sha256_of
 log = logging.getLogger("orchestrator")
 
 SYNC_S = 1.0
+_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}  # json.dumps escapes the others
 _FIELDS = ("hypothesis", "finish_reason", "prompt_tokens", "completion_tokens", "latency_s", "attempts")
 
 
@@ -77,7 +78,7 @@ class Journal:
         """Write a result down; an answer counts from then on."""
         if self._error is not None:
             raise self._cannot(self._error)
-        line = (json.dumps(self._as_line(result), ensure_ascii=False) + "\n").encode()
+        line = _line(self._as_line(result))
         try:
             while line:
                 line = line[os.write(self._file, line) :]
@@ -114,9 +115,8 @@ class Journal:
         by_index |= self.answers
         fresh = self.path.with_name(f".{self.path.name}.ordered")
         try:
-            with fresh.open("w", encoding="utf-8") as file:
-                for index in sorted(by_index):
-                    file.write(json.dumps(self._as_line(by_index[index]), ensure_ascii=False) + "\n")
+            with fresh.open("wb") as file:
+                file.writelines(_line(self._as_line(by_index[index])) for index in sorted(by_index))
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self.path)
@@ -190,7 +190,7 @@ class AnswerCache:
         if key not in self._known and not self._off:
             self._known.add(key)
             fields = {name: getattr(answer, name) for name in _FIELDS}
-            self._waiting.append((json.dumps({"key": key, **fields}, ensure_ascii=False) + "\n").encode())
+            self._waiting.append(_line({"key": key, **fields}))
 
     def flush(self) -> None:
         """Append what was added: one write, so that the lines of two processes do not mingle."""
@@ -222,6 +222,11 @@ class AnswerCache:
 def _cache_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_CACHE")
     return (Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")) / "answers"
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    """A line of a .jsonl file; one for every reader, whatever it takes for the end of a line (str.splitlines)."""
+    return (json.dumps(value, ensure_ascii=False).translate(_LINE_BREAKS) + "\n").encode()
 
 
 def _plain(result: Answer | Failure) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class BenchmarkSpec(BaseModel):
     stop: list[str] | None = Field(None, min_length=1, max_length=4)
     """Texts that end an answer. None: only the model's own end."""
     concurrency: int | None = Field(None, ge=1)
-    """Requests under way at once. None: adapted to the server, from 8 up to 256."""
+    """Requests under way at once. None: adapted to the server, from 16 up to 256."""
     request_timeout_s: float = Field(600, gt=0)
     """How long one request may take, in seconds. The wait behind others, at a server that is busy, is not counted."""
     n_bootstrap: int = Field(1000, ge=2)

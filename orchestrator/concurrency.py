@@ -9,12 +9,13 @@ Pure: it is told what happened, and holds a number.
 from dataclasses import dataclass, field
 from typing import Literal
 
-START, MAXIMUM = 8, 256
+START, MAXIMUM = 16, 256
 LEAST_SAMPLES = 8
 GROWING_GAIN = 1.15  # answers per second that twice the requests must bring, to go on doubling
 PROBE_GAIN = 1.05  # and a quarter more of them, to stay there
 PATIENCE, MOST_PATIENCE = 4, 64  # rounds between two probes; doubled by each that brought nothing
 BACK_OFF = 0.7
+NEARLY_FULL = 0.75  # of the limit: a request with fewer others under way tells little of what the limit brings
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,13 @@ class Limit:
         return self.fixed or MAXIMUM
 
     def answered(self, ticket: Ticket, latency_s: float) -> None:
-        """A request was answered. One that began under another limit says nothing about this one."""
-        if self.phase == "fixed" or ticket.generation != self.generation:
+        """A request was answered. One that began under another limit, or far below it, says nothing about this one."""
+        if self.phase == "fixed" or ticket.generation != self.generation or ticket.place < NEARLY_FULL * self.now:
             return
         self._count += 1
         self._places += ticket.place
         self._time_s += latency_s
-        rounds = self._patience if self.phase == "settled" else 1
+        rounds = self._patience if self.phase == "settled" else 0.5 if self.phase == "growing" else 1
         if self._count >= max(rounds * self.now, LEAST_SAMPLES):
             # Little's law, each request with the place that it had: a server that answers one at a time lets the n-th
             # wait n times as long, and gives the same sum whether or not the queue was full yet.

@@ -30,6 +30,7 @@ from orchestrator.question import Question
 from orchestrator.rundir import atomic_write
 from orchestrator.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.speed import Speed, speed
+from orchestrator.testset import said
 from orchestrator.translate import Load, translate
 from orchestrator.triage import Triage, triage
 
@@ -165,15 +166,18 @@ def _collect(
         endpoint = connect()
         backend = "vllm" if is_vllm(endpoint) else "openai"
         decoding = _decoding(question, backend)
+    n_asked, bench = len(question.text.sources), question.bench
+    which = said(n_asked, question.n_testset, bench.sample_seed)
+    log.info("%s %s: %s sentences", question.dataset.name, bench.split, which)
     outcome = _Outcome(decoding, from_before=len(journal.answers))
     _write_question(question, folder, decoding, endpoint)
     cache = _cache(question, decoding)
     if cache is not None and not how.fresh:
-        missing = [index for index in range(len(question.text.sources)) if index not in journal.answers]
+        missing = [index for index in range(n_asked) if index not in journal.answers]
         for answer in cache.look_up(question.prompts(missing)).values():
             journal.add(answer)
             outcome.from_cache += 1
-    missing = [index for index in range(len(question.text.sources)) if index not in journal.answers]
+    missing = [index for index in range(n_asked) if index not in journal.answers]
     if outcome.from_before or outcome.from_cache:
         log.info(
             "%d sentences were answered before, %d more are in the cache; %d are asked",
