@@ -1,6 +1,8 @@
 """Many requests against a real server with real faults. Run: pytest tests/test_translate.py."""
 
 import socket
+import threading
+import time
 
 import openai_stub as stub
 import pytest
@@ -263,3 +265,91 @@ def test_an_error_in_on_result_ends_all_and_is_raised_as_it_is(server):
     with pytest.raises(StageError, match="disk full"):
         ask(server, [str(number) for number in range(100)], on_result=full)
     assert len(server.bodies) < 50
+
+
+def test_a_server_that_answers_one_at_a_time_is_not_slow(server):
+    """Each request waits for those before it: the last ones for longer than the time-out, and none is given up."""
+    turn = threading.Lock()
+
+    def one_by_one(source, attempt):
+        def reply(handler):
+            with turn:
+                time.sleep(0.05)
+            stub.completion(source)(handler)
+
+        return reply
+
+    server.replies = one_by_one
+    results = ask(server, [str(number) for number in range(24)], concurrency=12, timeout_s=0.2)
+    assert all(isinstance(result, Answer) and result.attempts == 1 for result in results.values()), results
+    assert max(result.latency_s for result in results.values()) > 0.3
+
+
+def test_a_request_that_is_lost_is_not_waited_for_while_others_are_answered(server):
+    """The queue explains a wait of some turns, not one without an end."""
+
+    def replies(source, attempt):
+        if source == "lost" and attempt == 1:
+            return stub.hang
+        time.sleep(0.02)
+        return stub.completion(source)
+
+    server.replies = replies
+    results = ask(server, ["lost", *(str(number) for number in range(150))], concurrency=4, timeout_s=0.3)
+    assert (results[0].hypothesis, results[0].attempts) == ("lost", 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "attempts"), [(stub.json_reply({}, 429), 8), (stub.json_reply({}, 500), 4), (stub.json_reply({}, 400), 1)]
+)
+def test_how_often_a_sentence_is_asked_depends_on_what_it_met(server, fault, attempts):
+    server.replies = lambda source, attempt: fault if source == "bad" else stub.completion(source)
+    with stamina.set_testing(True, attempts=100):
+        results = ask(server, ["bad", "a"])
+    assert results[0].attempts == server.attempts["bad"] == attempts
+    assert isinstance(results[1], Answer)
+
+
+def test_a_busy_server_is_asked_less(server):
+    def replies(source, attempt):
+        time.sleep(0.01)
+        return stub.json_reply({}, 429) if server.under_way > 4 else stub.completion(source)
+
+    server.replies = replies
+    with stamina.set_testing(True, attempts=100):
+        results = ask(server, [str(number) for number in range(200)], concurrency=None)
+    assert all(isinstance(result, Answer) for result in results.values())
+    assert len(server.bodies) < 300, "few are turned away, once it is known how many it takes"
+
+
+def test_the_load_is_said(server):
+    """Little's law: requests under way on average, and the time in which none was."""
+
+    def replies(source, attempt):
+        time.sleep(0.05)
+        return stub.completion(source)
+
+    server.replies = replies
+    prompts = [(index, [{"role": "user", "content": str(index)}]) for index in range(40)]
+    seen = []
+    endpoint = Endpoint(server.base_url, "", "m")
+    load = run_interruptible(translate(endpoint, prompts, {}, concurrency=4, timeout_s=20, on_result=seen.append))
+    assert len(seen) == 40
+    assert 1 < load.in_flight_s / load.wall_s <= 4
+    assert load.most_in_flight == 4
+    assert 0 <= load.idle_s < load.wall_s
+    assert load.in_flight_s >= sum(answer.latency_s for answer in seen)
+
+
+def test_prompts_are_made_as_they_are_needed(server):
+    made = []
+
+    def prompts():
+        for index in range(100):
+            made.append(index)
+            assert len(made) <= len(server.bodies) + 3 + 1
+            yield index, [{"role": "user", "content": str(index)}]
+
+    endpoint = Endpoint(server.base_url, "", "m")
+    run_interruptible(translate(endpoint, prompts(), {}, concurrency=3, timeout_s=20, on_result=lambda result: None))
+    assert len(made) == 100
