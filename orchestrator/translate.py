@@ -166,6 +166,14 @@ class _GivenUpError(Exception):
     """The server was given up on while a sentence waited for its turn."""
 
 
+class _FailedError(Exception):
+    """A sentence met faults as often as it may."""
+
+    def __init__(self, last: Fault, attempts: int) -> None:
+        super().__init__(last.reason)
+        self.last, self.attempts = last, attempts
+
+
 @dataclass
 class _Pool:
     """What the workers share."""
@@ -183,13 +191,27 @@ class _Pool:
             self.on_result(await self._ask(index, messages))
 
     async def _ask(self, index: int, messages: list[Message]) -> Answer | Failure:
+        try:
+            try:
+                answer = await self._attempt(index, messages, first=True)
+            except Fault as fault:  # nearly none: so stamina, which costs a quarter of a request, comes in here
+                answer = await self._again(index, messages, fault)
+        except _GivenUpError:
+            return Failure(index, self.health.given_up, attempts=0)
+        except _FailedError as failed:
+            self.health.failure(failed.last.reason, failed.last.kind in ("late", "nobody"))
+            return Failure(index, failed.last.reason, failed.attempts)
+        self.health.well()
+        return answer
+
+    async def _again(self, index: int, messages: list[Message], first: Fault) -> Answer:
+        """The attempts after the first one."""
         import stamina
 
-        attempts = 0
         met: Counter[Kind] = Counter()
 
-        def again(error: Exception) -> bool | float:
-            """Whether another attempt is worth it; seconds, where the server said how long to wait."""
+        def worth_it(error: Exception) -> bool | float:
+            """Whether another attempt is; seconds, where the server said how long to wait."""
             if not isinstance(error, Fault):
                 return False
             met[error.kind] += 1
@@ -199,7 +221,7 @@ class _Pool:
 
         try:
             async for attempt in stamina.retry_context(
-                on=again,
+                on=worth_it,
                 attempts=sum(ATTEMPTS.values()),
                 timeout=None,
                 wait_initial=0.5,
@@ -208,15 +230,12 @@ class _Pool:
                 wait_max=8,
             ):
                 with attempt:
-                    answer = await self._attempt(index, messages, first=attempt.num == 1)
-                attempts = attempt.num
-        except _GivenUpError:
-            return Failure(index, self.health.given_up, attempts=0)
+                    if attempt.num == 1:
+                        raise first
+                    answer = await self._attempt(index, messages, first=False)
+            return replace(answer, attempts=attempt.num)
         except Fault as fault:
-            self.health.failure(fault.reason, fault.kind in ("late", "nobody"))
-            return Failure(index, fault.reason, met.total())
-        self.health.well()
-        return answer if attempts == 1 else replace(answer, attempts=attempts)
+            raise _FailedError(fault, met.total()) from fault
 
     async def _attempt(self, index: int, messages: list[Message], *, first: bool) -> Answer:
         ticket = await self.gate.enter()
