@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.finished import Benchmark
-from orchestrator.score import HEADINGS, METRICS, Metric, Statistics, count, load_metric, seed
+from orchestrator.score import HEADINGS, METRICS, Metric, Statistics, count, seed
 from orchestrator.significance import N_BOOTSTRAP, N_RANDOMIZATIONS, SMALLEST_DIFFERENCE, PairedTest, paired_tests
 from orchestrator.triage import triage
 
@@ -133,8 +133,7 @@ def compare(
     hypotheses = [each.lines("hypotheses") for each in benchmarks]
     counted: dict[Metric, list[Statistics]] = {}
     for metric in dict.fromkeys([*chosen, "chrf"]):  # chrF2 is what sentences are compared by
-        scorer = load_metric(metric, str(asked[0]["target_lang"]), [references])
-        counted[metric] = [count(scorer, each) for each in hypotheses]
+        counted[metric] = count(metric, str(asked[0]["target_lang"]), [references], hypotheses)
     notes = [*_decoding_notes(names, asked), *_check_stored(benchmarks, counted, chosen)]
     chrf = [each.segment_scores() for each in counted["chrf"]]
     of_tests = {metric: counted[metric] for metric in chosen}

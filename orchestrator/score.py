@@ -39,6 +39,8 @@ HEADINGS: dict[str, str] = {
 NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"
 """What happens to an answer before it is scored."""
 
+_AT_ONCE = 1000
+
 # Whatever some reader takes for the end of a line: str.splitlines' list.
 _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 
@@ -83,7 +85,7 @@ class Statistics:
     """
 
     metric: Any
-    """sacrebleu's metric, with its counts of the references."""
+    """sacrebleu's metric."""
     rows: list[list[float]]
 
     def score(self, indices: Sequence[int] | None = None) -> float:
@@ -151,7 +153,7 @@ def score_system(
     https://aclanthology.org/2006.amta-papers.25; bootstrap: Koehn (2004), https://aclanthology.org/W04-3250.
     """
     _check_lengths(hypotheses, references)
-    counted = {name: count(load_metric(name, tgt_lang, references), hypotheses) for name in dict.fromkeys(metrics)}
+    counted = {name: _count_one(name, tgt_lang, references, hypotheses) for name in dict.fromkeys(metrics)}
     return Scores(
         scores=[_score(name, statistics, n_bootstrap) for name, statistics in counted.items()],
         mean_sentence_bleu=_mean_of_sentences(counted["bleu"], tgt_lang) if "bleu" in counted else None,
@@ -170,7 +172,7 @@ def score_corpus(
     """The same, sacrebleu's metrics alone: one Score per metric, in the order asked for."""
     _check_lengths(hypotheses, references)
     names = dict.fromkeys(metrics)
-    return [_score(name, count(load_metric(name, tgt_lang, references), hypotheses), n_bootstrap) for name in names]
+    return [_score(name, _count_one(name, tgt_lang, references, hypotheses), n_bootstrap) for name in names]
 
 
 def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tgt_lang: str) -> Score:
@@ -184,7 +186,7 @@ def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[
         PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
     """
     _check_lengths(hypotheses, references)
-    return _mean_of_sentences(count(load_metric("bleu", tgt_lang, references), hypotheses), tgt_lang)
+    return _mean_of_sentences(_count_one("bleu", tgt_lang, references, hypotheses), tgt_lang)
 
 
 def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -204,8 +206,8 @@ def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> 
     )
 
 
-def load_metric(name: Metric, tgt_lang: str, references: Sequence[Sequence[str]] | None = None) -> Any:
-    """Sacrebleu's metric; with references, these are counted at once, for any number of systems.
+def load_metric(name: Metric, tgt_lang: str) -> Any:
+    """Sacrebleu's metric for a target language.
 
     Raises:
         PrerequisiteError: BLEU for a tgt_lang that needs MeCab, which is not installed.
@@ -215,12 +217,12 @@ def load_metric(name: Metric, tgt_lang: str, references: Sequence[Sequence[str]]
     from sacrebleu.metrics.ter import TER
 
     if name == "ter":
-        return TER(references=references)
+        return TER()
     if name != "bleu":
-        return CHRF(word_order=2 if name == "chrf++" else 0, references=references)
+        return CHRF(word_order=2 if name == "chrf++" else 0)
     language = tgt_lang.partition("-")[0]  # zh-Hans is Chinese too
     try:
-        return BLEU(trg_lang=language, references=references)
+        return BLEU(trg_lang=language)
     except RuntimeError as error:  # its tokenizer lacks MeCab
         raise PrerequisiteError(
             f"BLEU for target language {language!r} needs MeCab, which is not installed",
@@ -228,9 +230,25 @@ def load_metric(name: Metric, tgt_lang: str, references: Sequence[Sequence[str]]
         ) from error
 
 
-def count(metric: Any, hypotheses: Sequence[str]) -> Statistics:
-    """Count a system's output against the references that the metric has."""
-    return Statistics(metric, metric._extract_corpus_statistics(hypotheses, None))
+def count(
+    name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], systems: Sequence[Sequence[str]]
+) -> list[Statistics]:
+    """Count each system's output against the references, which are counted once for all of them.
+
+    Some segments at a time: a reference's n-grams are a hundred times as large as its text.
+
+    Raises:
+        PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
+    """
+    metric = load_metric(name, tgt_lang)
+    rows: list[list[list[float]]] = [[] for _ in systems]
+    for start in range(0, len(references[0]), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        metric._ref_cache = metric._cache_references([lines[part] for lines in references])
+        for of_system, hypotheses in zip(rows, systems, strict=True):
+            of_system += metric._extract_corpus_statistics(hypotheses[part], None)
+    metric._ref_cache = None
+    return [Statistics(metric, of_system) for of_system in rows]
 
 
 def sentence_bleus(bleu: Statistics, tgt_lang: str) -> tuple[list[float], str]:
@@ -261,6 +279,13 @@ def resamples(n_segments: int, n_bootstrap: int) -> "Iterator[np.ndarray[Any, An
     random = np.random.default_rng(seed())
     for _ in range(n_bootstrap):
         yield random.choice(n_segments, size=n_segments, replace=True)
+
+
+def _count_one(
+    name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], hypotheses: Sequence[str]
+) -> Statistics:
+    [statistics] = count(name, tgt_lang, references, [hypotheses])
+    return statistics
 
 
 def _score(name: Metric, statistics: Statistics, n_bootstrap: int) -> Score:

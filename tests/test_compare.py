@@ -12,6 +12,7 @@ from orchestrator.compare import Comparison, compare, verdict
 from orchestrator.compare_output import comparison_text
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.finished import find_benchmarks
+from orchestrator.score import METRICS, NORMALIZATION
 from orchestrator.significance import PairedTest
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
 from tests.workshop import Workshop, new_workshop
@@ -274,3 +275,18 @@ def test_the_command_refuses_with_status_2(shop: Workshop):
         done = shop.run("compare", *words)
         assert (done.code, done.out) == (2, "")
         assert said in done.err
+
+
+def test_benchmarks_of_a_launched_run_can_be_compared(toy: Workshop):
+    """What `launch` leaves, base against fine-tuned."""
+    done = toy.run("compare", "toy@base", "toy", "--json")
+    assert done.code == 0, done.err
+    found = Comparison.model_validate_json(done.out)
+    assert (found.testset, found.n_segments, found.notes) == ("captions_en_de", 6, [])
+    assert list(found.signatures) == list(METRICS)
+    stored = json.loads((toy.only_run() / "benchmarks" / "output-captions_en_de-test" / "scores.json").read_text())
+    assert found.systems[1].scores == pytest.approx({each["metric"]: each["score"] for each in stored["scores"]})
+    assert stored["normalization"] == NORMALIZATION
+    assert {name: finding["count"] for name, finding in stored["triage"].items() if finding} == {
+        name: number for name, number in found.systems[1].triage.items() if number is not None
+    }

@@ -19,7 +19,6 @@ from orchestrator.score import (
     check_metrics,
     count,
     llamafactory_bleu4,
-    load_metric,
     mean_sentence_bleu,
     normalize_segment,
     score_corpus,
@@ -177,18 +176,33 @@ def test_all_scores_at_once_are_those_of_each_alone():
     assert result.llamafactory_bleu4 == llamafactory_bleu4(HYPOTHESES, REFERENCES), "it has one reference, the first"
 
 
+def counted(name):
+    [statistics] = count(name, "de", [REFERENCES], [HYPOTHESES])
+    return statistics
+
+
 def test_a_part_of_the_segments_scores_as_if_it_stood_alone():
     part = [0, 3, 5]
     for name in METRICS:
-        whole = count(load_metric(name, "de", [REFERENCES]), HYPOTHESES)
+        whole = counted(name)
         [alone] = score_corpus(
             [HYPOTHESES[i] for i in part], [[REFERENCES[i] for i in part]], tgt_lang="de", metrics=[name], n_bootstrap=1
         )
         assert whole.score(part) == alone.score
-    each, _ = sentence_bleus(count(load_metric("bleu", "de", [REFERENCES]), HYPOTHESES), "de")
+    each, _ = sentence_bleus(counted("bleu"), "de")
     assert each[2] == sacrebleu.sentence_bleu(HYPOTHESES[2], [REFERENCES[2]]).score
-    chrf = count(load_metric("chrf", "de", [REFERENCES]), HYPOTHESES).segment_scores()
+    chrf = counted("chrf").segment_scores()
     assert chrf[2] == sacrebleu.sentence_chrf(HYPOTHESES[2], [REFERENCES[2]]).score
+
+
+def test_many_segments_are_counted_part_by_part_with_the_same_result(tmp_path):
+    hypotheses, references = HYPOTHESES * 400, REFERENCES * 400
+    printed = command_line(tmp_path, hypotheses, [references])
+    for score in score_corpus(hypotheses, [references], tgt_lang="de", n_bootstrap=1):
+        assert (round(score.score, 10), score.signature) == (
+            printed[score.metric]["score"],
+            printed[score.metric]["signature"],
+        )
 
 
 @pytest.mark.parametrize(

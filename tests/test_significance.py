@@ -33,10 +33,7 @@ def system(references: list[str], errors: float, seed: int) -> list[str]:
 
 
 def compared(references, *systems, metrics=METRICS, names=None, **numbers):
-    counted = {}
-    for name in metrics:
-        metric = load_metric(name, "de", [references])
-        counted[name] = [count(metric, hypotheses) for hypotheses in systems]
+    counted = {name: count(name, "de", [references], systems) for name in metrics}
     return paired_tests(names or list("ABCDEF"[: len(systems)]), counted, **numbers)
 
 
@@ -92,8 +89,9 @@ def test_every_digit_is_that_of_sacrebleus_paired_test(n_segments):
     for name in METRICS if n_segments < 1001 else ["bleu"]:
         [test] = compared(references, one, other, metrics=[name], n_bootstrap=50, n_randomizations=2100)
         for kind, n, ours in (("bs", 50, test.p_bootstrap), ("ar", 2100, test.p_randomization)):
-            metrics = {name: load_metric(name, "de", [references])}
-            _, found = sacrebleu.significance.PairedTest([("A", one), ("B", other)], metrics, None, kind, n)()
+            metrics = {name: load_metric(name, "de")}
+            pair = [("A", one), ("B", other)]
+            _, found = sacrebleu.significance.PairedTest(pair, metrics, [references], kind, n)()
             [theirs] = [results[1] for head, results in found.items() if head != "System"]
             assert (test.score, ours) == (theirs.score, theirs.p_value)
 
