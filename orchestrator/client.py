@@ -1,22 +1,21 @@
-"""Ask an OpenAI-compatible server for translations, many at a time.
+"""One request to an OpenAI-compatible server, and what can come of it.
 
-Covered: one client with bounded workers; retries of what may pass (429, 5xx, lost connections, timeouts, replies
-that are no chat completion); a fault that stands still (key, URL, model) ends it at once; a sentence that fails
-stays failed and the others go on; a server that is gone is given up on.
-Not covered: streaming (chat), what becomes of the answers (evaluate).
-Never sent: presence_penalty (LLaMA-Factory reads it as repetition_penalty, and 0 as an error) and seed (ignored).
+Covered: the client, of which a benchmark has one; an answer that is checked; every fault as one of a few kinds, which
+decide what is done about it (translate.py); what stands still (key, URL, model) ends it at once.
+Not covered: many requests and repeated ones (translate.py), streaming (talk.py), the request's fields (decoding.py).
 """
 
-import asyncio
-import logging
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,17 +24,15 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.process import visible
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    import openai
 
 # openai is imported where it is used: it costs most of a second, and every command imports this module.
 
-ATTEMPTS = 4  # of one sentence; waits of about 0.5, 2 and 8 s between them
 RETRY_AFTER_MAX_S = 60.0
 CONNECT_TIMEOUT_S = 30.0
-SILENT_IN_A_ROW = 3  # sentences in a row that found no server, or one that says nothing: it is given up on
-FAILED_IN_A_ROW = 20  # sentences in a row that failed in any way: the same
 API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
 
+Kind = Literal["busy", "broken", "late", "nobody", "refused"]
 Message = dict[str, str]
 
 
@@ -73,17 +70,7 @@ class Endpoint:
         return urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How the model chooses its words."""
-
-    temperature: float
-    """0 is greedy."""
-    max_tokens: int
-    """Longest answer, in tokens of the model."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the model said to one prompt."""
 
@@ -96,9 +83,11 @@ class Answer:
     latency_s: float
     """Of the attempt that succeeded, its wait in the server's queue included."""
     attempts: int
+    cached: bool = False
+    """Whether it was not asked for now: an earlier benchmark had the same answer from the same model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A prompt that got no answer."""
 
@@ -109,52 +98,109 @@ class Failure:
     """0: not asked, because the server had been given up on."""
 
 
-async def translate(
-    endpoint: Endpoint,
-    prompts: Sequence[tuple[int, list[Message]]],
-    decoding: Decoding,
-    *,
-    concurrency: int,
-    timeout_s: float,
-    on_result: Callable[[Answer | Failure], None],
-) -> float:
-    """Ask for every prompt's answer. Cancelled, it drops the requests under way and closes the client.
+class Fault(Exception):
+    """An attempt that came to nothing."""
 
-    Args:
-        endpoint: the server.
-        prompts: (index, messages); the index comes back with the result.
-        decoding: sent with each request.
-        concurrency: requests under way at once.
-        timeout_s: for one attempt, its wait in the server's queue included.
-        on_result: called once for each prompt, as results come, in the event loop's thread; what it raises ends all.
+    def __init__(self, kind: Kind, reason: str, retry_after_s: float | None = None) -> None:
+        """What happened.
 
-    Returns:
-        Seconds from the first request to the last result.
+        Args:
+            kind: busy (the server says so: 429, 503), broken (5xx, a cut connection, a reply that is no chat
+                completion), late (no answer in time), nobody (no connection), refused (what no repetition mends).
+            reason: in words, with nothing of the key in them.
+            retry_after_s: how long the server says to wait.
+        """
+        super().__init__(reason)
+        self.kind, self.reason, self.retry_after_s = kind, reason, retry_after_s
 
-    Raises:
-        PrerequisiteError: the server refuses every request alike: a wrong key, URL or model.
-    """
-    import stamina
 
-    # Each answer carries its number of attempts; a line per retry only where the program asked for logs.
-    stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.LoggingOnRetryHook])
-    if not (logger := logging.getLogger("stamina")).handlers:
-        logger.addHandler(logging.NullHandler())
-    queue = iter(prompts)
-    health = _Health()
-    try:
-        async with _client(endpoint, timeout_s) as client:
-            began = time.monotonic()
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(min(concurrency, len(prompts))):
-                    workers.create_task(_work(client, endpoint, queue, decoding, timeout_s, health, on_result))
-            return time.monotonic() - began
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group.exceptions[0].__cause__
+class Client:
+    """A connection pool to one server, for the fields that every request has."""
+
+    def __init__(self, endpoint: Endpoint, inner: "openai.AsyncOpenAI", fields: Mapping[str, Any]) -> None:
+        self._endpoint, self._inner = endpoint, inner
+        self._fields = {"model": endpoint.model, **fields}
+
+    async def ask(self, index: int, messages: list[Message]) -> Answer:
+        """One attempt. Cancelled, it drops the request.
+
+        Raises:
+            Fault: it came to nothing.
+            PrerequisiteError: the server refuses every request alike: a wrong key, URL or model.
+        """
+        import aiohttp
+        import openai
+
+        began = time.monotonic()
+        try:
+            # Not chat.completions.create: it takes as long again to look through messages that are plain text, and to
+            # build objects of a reply that has to be checked anyway.
+            content = await self._inner.post(
+                "/chat/completions", cast_to=bytes, body={**self._fields, "messages": messages}
+            )
+            latency_s = time.monotonic() - began
+            reply = _Reply.model_validate_json(content)
+        except openai.APIStatusError as error:
+            raise self._status_fault(error) from error
+        except (openai.APIError, aiohttp.ClientError, TimeoutError, ValidationError) as error:
+            kind, reason = _fault(error)
+            raise Fault(kind, _excerpt(self._endpoint, reason)) from error
+        usage, choice = reply.usage or _Usage(), reply.choices[0]
+        return Answer(
+            index,
+            choice.message.content,
+            choice.finish_reason,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            round(latency_s, 6),
+            attempts=1,
+        )
+
+    def _status_fault(self, error: "openai.APIStatusError") -> Exception:
+        status, said = error.status_code, _excerpt(self._endpoint, error.response.text)
+        if status in (401, 403, 404, 405) or status < 400:
+            return _refusal(self._endpoint, status, said)
+        reason = f"HTTP {status}: {said}"
+        if status in (425, 429, 503):
+            return Fault("busy", reason, _retry_after_s(error.response.headers.get("retry-after", "")))
+        return Fault("broken" if status == 408 or status >= 500 else "refused", reason)
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint, fields: Mapping[str, Any]) -> AsyncIterator[Client]:
+    """A client for the length of the block. How long a request may take is its user's business."""
+    import openai
+
+    # A proxy of the environment is not for 127.0.0.1, whatever NO_PROXY forgot. Redirects would turn POST into GET.
+    http_client = openai.DefaultAioHttpClient(trust_env=not endpoint.is_local, follow_redirects=False)
+    async with openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
+        http_client=http_client,
+        timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        max_retries=0,  # ours are counted
+    ) as inner:
+        inner.organization = inner.project = None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID: not this server's business
+        yield Client(endpoint, inner, fields)
 
 
 def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
     """Names of the models that a server has (GET /models), in one attempt; None where nobody answers (yet).
+
+    Raises:
+        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
+    """
+    cards = _cards(endpoint, timeout_s)
+    return None if cards is None else [card.id for card in cards]
+
+
+def is_vllm(endpoint: Endpoint) -> bool:
+    """Whether a server says that it is `vllm serve`: its list of models does (owned_by)."""
+    return any(card.owned_by == "vllm" for card in _cards(endpoint, timeout_s=10) or ())
+
+
+def _cards(endpoint: Endpoint, timeout_s: float) -> "list[_ModelCard] | None":
+    """Entries of the list of models; None where nobody answers.
 
     Raises:
         PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
@@ -168,7 +214,7 @@ def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
-            return [card.id for card in _ModelList.model_validate_json(reply.read(1 << 24)).data]
+            return _ModelList.model_validate_json(reply.read(1 << 24)).data
     except urllib.error.HTTPError as error:
         with error:
             said = _excerpt(endpoint, error.read(4096).decode("utf-8", "replace"))
@@ -212,6 +258,7 @@ class _Reply(_Strict):
 
 class _ModelCard(_Strict):
     id: str
+    owned_by: Any = None
 
 
 class _ModelList(_Strict):
@@ -223,129 +270,16 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-@dataclass
-class _Health:
-    """How the server has been doing since its last answer; shared by the workers."""
-
-    failed: int = 0
-    silent: int = 0
-    given_up: str = ""
-    """Why; '' while it is being asked."""
-
-    def answered(self) -> None:
-        self.failed = self.silent = 0
-
-    def failure(self, error: str, silent: bool) -> None:
-        self.failed += 1
-        self.silent = self.silent + 1 if silent else 0
-        if not self.given_up and (self.silent >= SILENT_IN_A_ROW or self.failed >= FAILED_IN_A_ROW):
-            self.given_up = f"not asked: {self.failed} sentences in a row had failed, the last by: {error}"
-
-
-def _client(endpoint: Endpoint, timeout_s: float) -> "AsyncOpenAI":
-    import openai
-
-    # A proxy of the environment is not for 127.0.0.1, whatever NO_PROXY forgot. Redirects would turn POST into GET.
-    http_client = openai.DefaultAioHttpClient(trust_env=not endpoint.is_local, follow_redirects=False)
-    client = openai.AsyncOpenAI(
-        base_url=endpoint.base_url,
-        api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
-        http_client=http_client,
-        timeout=openai.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
-        max_retries=0,  # ours are counted
-    )
-    client.organization = client.project = None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID: not this server's business
-    return client
-
-
-async def _work(
-    client: "AsyncOpenAI",
-    endpoint: Endpoint,
-    queue: Iterator[tuple[int, list[Message]]],
-    decoding: Decoding,
-    timeout_s: float,
-    health: _Health,
-    on_result: Callable[[Answer | Failure], None],
-) -> None:
-    for index, messages in queue:
-        if health.given_up:
-            on_result(Failure(index, health.given_up, attempts=0))
-        else:
-            on_result(await _ask(client, endpoint, index, messages, decoding, timeout_s, health))
-
-
-async def _ask(
-    client: "AsyncOpenAI",
-    endpoint: Endpoint,
-    index: int,
-    messages: list[Message],
-    decoding: Decoding,
-    timeout_s: float,
-    health: _Health,
-) -> Answer | Failure:
-    import aiohttp
-    import openai
-    import stamina
-
-    attempts = 0
+def _retry_after_s(text: str) -> float | None:
+    """Seconds of a Retry-After header, as a number or a date; bounded, for it is a stranger's wish."""
     try:
-        async for attempt in stamina.retry_context(
-            on=_may_pass,
-            attempts=ATTEMPTS,
-            timeout=None,
-            wait_initial=0.5,
-            wait_exp_base=4,
-            wait_jitter=0.5,
-            wait_max=8,
-        ):
-            with attempt:
-                attempts = attempt.num
-                began = time.monotonic()
-                async with asyncio.timeout(timeout_s):  # the client's own counts from byte to byte
-                    reply = await client.chat.completions.with_raw_response.create(
-                        model=endpoint.model,
-                        messages=messages,  # type: ignore[arg-type]
-                        temperature=decoding.temperature,
-                        max_tokens=decoding.max_tokens,
-                    )
-                latency_s = time.monotonic() - began
-                answer = _Reply.model_validate_json(reply.content)
-    except openai.APIStatusError as error:
-        said = _excerpt(endpoint, error.response.text)
-        if error.status_code in (401, 403, 404, 405) or error.status_code < 400:
-            raise _refusal(endpoint, error.status_code, said) from error
-        reason, silent = f"HTTP {error.status_code}: {said}", False
-    except (openai.APIError, aiohttp.ClientError, TimeoutError, ValidationError) as error:
-        reason, silent = _fault(error, timeout_s)
-        reason = _excerpt(endpoint, reason)
-    else:
-        health.answered()
-        usage = answer.usage or _Usage()
-        choice = answer.choices[0]
-        return Answer(
-            index,
-            choice.message.content,
-            choice.finish_reason,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            round(latency_s, 6),
-            attempts,
-        )
-    health.failure(reason, silent)
-    return Failure(index, reason, attempts)
-
-
-def _may_pass(error: Exception) -> bool | float:
-    """Whether another attempt is worth it; seconds, where the server said how long to wait (stamina's backoff hook)."""
-    import aiohttp
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code not in (408, 425, 429) and error.status_code < 500:
-            return False
-        wait_s = error.response.headers.get("retry-after", "")
-        return min(float(wait_s), RETRY_AFTER_MAX_S) if wait_s.isdecimal() else True
-    return isinstance(error, openai.APIError | aiohttp.ClientError | TimeoutError | ValidationError)
+        wait_s = float(text)
+    except ValueError:
+        try:
+            wait_s = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S) if wait_s == wait_s else None  # NaN is a number to float()
 
 
 def _refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
@@ -360,23 +294,23 @@ def _refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
     )
 
 
-def _fault(error: Exception, timeout_s: float) -> tuple[str, bool]:
-    """What went wrong beneath a request, and whether there was nobody to answer it."""
+def _fault(error: Exception) -> tuple[Kind, str]:
+    """What went wrong beneath a request."""
     import aiohttp
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "body"
-        return f"the reply is no chat completion: {place}: {first['msg']}", False
+        return "broken", f"the reply is no chat completion: {place}: {first['msg']}"
     # The client's transport calls a cut connection a timeout: aiohttp, beneath it, knows better.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, aiohttp.ClientError | TimeoutError):
         cause = cause.__cause__
     if isinstance(cause, TimeoutError):
-        return f"no answer within {timeout_s:g} s", True
+        return "nobody", f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(cause, aiohttp.ClientConnectorError):
-        return f"no connection: {cause}", True
-    return f"the connection broke: {cause or error}", False
+        return "nobody", f"no connection: {cause}"
+    return "broken", f"the connection broke: {cause or error}"
 
 
 def _excerpt(endpoint: Endpoint, text: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.app import app
-from orchestrator.errors import StageError
+from orchestrator.errors import SpecError, StageError
 from orchestrator.options import (
     DevicesOption,
     FromOption,
@@ -29,6 +29,7 @@ from orchestrator.options import (
     open_target,
     say,
     serve_settings,
+    with_files,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,29 @@ def benchmark(
     split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests under way at once.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests under way at once. Default: adapted to the server.")
+    ] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the --max-samples sentences with this seed.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A text file to translate, instead of --testset; with --reference.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Its translation, line by line.")] = None,
+    source_lang: Annotated[
+        str | None, typer.Option(help="Language code of --source. Default: its ending, as in test.en.")
+    ] = None,
+    target_lang: Annotated[str | None, typer.Option(help="Language code of --reference, likewise.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What the model is told to do with --source. Default: as it was trained.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
+    ] = False,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Score what was answered, where some sentences were not.")
+    ] = False,
     template: TemplateOption = None,
     devices: DevicesOption = None,
     port: PortOption = None,
@@ -55,13 +78,26 @@ def benchmark(
 ) -> None:
     """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
     from orchestrator import pipeline, terminal
+    from orchestrator.evaluate import Asking
     from orchestrator.record import RunRecord
     from orchestrator.rundir import RunDir
     from orchestrator.spec import BenchmarkSpec
+    from orchestrator.testset import FilePair
 
     session = open_session(workspace, archives)
     found = open_target(session, target, template)
-    changes = {"split": split, "max_samples": max_samples, "max_tokens": max_tokens, "concurrency": concurrency}
+    if source is not None or reference is not None:
+        if source is None or reference is None or testset is not None:
+            raise SpecError("--source and --reference go together, and without --testset")
+        pair = FilePair(source, reference, source_lang, target_lang, instruction)
+        session, testset = with_files(session, found, pair)
+    changes = {
+        "split": split,
+        "max_samples": max_samples,
+        "sample_seed": sample_seed,
+        "max_tokens": max_tokens,
+        "concurrency": concurrency,
+    }
     given = {key: value for key, value in changes.items() if value is not None}
     if testset is not None:
         items = [BenchmarkSpec.model_validate({"testset": testset, **given})]
@@ -69,7 +105,8 @@ def benchmark(
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
     settings = serve_settings(found, devices, port, model_name)
-    folders = pipeline.benchmark(session, found, items, settings)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
+    folders = pipeline.benchmark(session, found, items, settings, how)
     if as_json:
         terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
         return

@@ -4,6 +4,7 @@ Not covered: the commands (cli.py).
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Session
     from orchestrator.spec import ServeSpec
     from orchestrator.target import Target
+    from orchestrator.testset import FilePair
 
 WorkspaceOption = Annotated[
     Path | None,
@@ -71,3 +73,16 @@ def serve_settings(target: "Target", devices: str | None, port: int | None, mode
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
     given = {"devices": devices, "port": port, "model_name": model_name}
     return own.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def with_files(session: "Session", target: "Target", pair: "FilePair") -> tuple["Session", str]:
+    """The session with a pair of files as one more dataset, and that dataset's name.
+
+    What the pair does not say is taken from the dataset that the target was trained on.
+    """
+    from orchestrator.datasets import Dataset, load_entry
+
+    trained_on = [load_entry(name, session.dataset_folders) for name in (target.spec.datasets if target.spec else [])]
+    like = next((dataset.entry for dataset in trained_on if isinstance(dataset, Dataset)), None)
+    name, folder = pair.entry(like)
+    return replace(session, dataset_folders=[*session.dataset_folders, folder]), name

@@ -8,9 +8,10 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache as once
 from pathlib import Path
 
 from orchestrator.check import check_model
@@ -18,9 +19,10 @@ from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import evaluated_split, write_training_file
 from orchestrator.diff import changed_defaults, defaults_json
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.evaluate import BenchmarkResult, evaluate
+from orchestrator.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.export import export
 from orchestrator.facts import compare_losses, complete_facts, drift
+from orchestrator.identity import Identity, identity_of
 from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.plan import (
     Plan,
@@ -34,6 +36,7 @@ from orchestrator.plan import (
     spec_side,
 )
 from orchestrator.process import Child
+from orchestrator.question import ask_about, folder_for
 from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
 from orchestrator.render import Checkpoint, spec_yaml, train_environment
 from orchestrator.rundir import RunDir, atomic_write
@@ -53,6 +56,9 @@ from orchestrator.train import TRAIN_ARGV, train
 
 log = logging.getLogger("orchestrator")
 
+ASKING = Asking()
+"""As a benchmark goes about it unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -64,7 +70,9 @@ class Origin:
     drift: Sequence[str] = ()
 
 
-def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
+def launch(
+    session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True, how: Asking = ASKING
+) -> RunDir:
     """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
@@ -78,7 +86,7 @@ def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: boo
             record.update(run, status="benchmarking")
             for checkpoint in _checkpoints_to_benchmark(session, spec, run):
                 items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
-                _benchmark(session, plan, run, record, checkpoint, items)
+                _benchmark(session, plan, run, record, checkpoint, items, how)
         record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
     return run
 
@@ -137,8 +145,10 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
     return run
 
 
-def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec) -> list[Path]:
-    """Benchmark a target; returns the benchmarks' folders.
+def benchmark(
+    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking = ASKING
+) -> list[Path]:
+    """Benchmark a target; returns the benchmarks' folders. One that was cut short goes on where it was.
 
     A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training.
 
@@ -147,6 +157,7 @@ def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], 
         target: what is benchmarked.
         items: test sets; none: those of the run's spec.
         settings: how it is served, or the URL of a server that runs.
+        how: whether answers of before are used, and whether a part is scored.
     """
     if not items and target.spec is not None:
         items = target.spec.benchmark
@@ -157,10 +168,11 @@ def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], 
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
-        run = launch(session, plan, Origin())
+        run = None if how.fresh else _cut_short(session, plan.spec)
+        run = launch(session, plan, Origin(), how=how) if run is None else _go_on(session, plan, run, how)
         return sorted(run.benchmarks.iterdir())
     record = RunRecord.load(target.run)
-    return _benchmark(session, plan, target.run, record, target.checkpoint, items)
+    return _benchmark(session, plan, target.run, record, target.checkpoint, items, how)
 
 
 def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:
@@ -306,19 +318,67 @@ def _benchmark(
     record: RunRecord,
     checkpoint: Checkpoint,
     items: Sequence[BenchmarkSpec],
+    how: Asking,
 ) -> list[Path]:
-    """Serve a checkpoint once and put all test sets to it."""
-    folders = [run.new_benchmark(f"{checkpoint.label}-{item.testset}-{item.split}") for item in items]
-    if not folders:
-        return []
-    with _endpoint(session, plan.spec, run, record, checkpoint, folders[0]) as endpoint:
-        for item, folder in zip(items, folders, strict=True):
+    """Put all test sets to a checkpoint, which is served once, and only if a sentence has not been answered yet."""
+    serve_spec, root = plan.spec.serve, session.workspace.root
+    if serve_spec.url is not None:
+        who, server = Identity(), f"{serve_spec.url} {serve_spec.model_name or ''}".strip()
+    else:
+        devices = _devices(serve_spec, plan.spec)
+        who, server = identity_of(checkpoint, serve_spec, root, plan.facts, devices), ""
+    questions = [
+        ask_about(
+            f"{run.id}@{checkpoint.label}",
+            plan.datasets[item.testset],
+            plan.texts[item.testset, item.split],
+            item,
+            identity=who,
+            server=server,
+            at_once=serve_spec.max_concurrent if serve_spec.url is None else None,
+        )
+        for item in items
+    ]
+    folders: list[Path] = []
+    for item, question in zip(items, questions, strict=True):
+        name = f"{checkpoint.label}-{item.testset}-{item.split}"
+        folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
+    with ExitStack() as stack:
+        connect_once = once(
+            lambda: stack.enter_context(_endpoint(session, plan.spec, run, record, checkpoint, folders[0]))
+        )
+        for item, question, folder in zip(items, questions, folders, strict=True):
             log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-            dataset = plan.datasets[item.testset]
-            text = plan.texts[item.testset, item.split]
-            result = evaluate(endpoint, dataset, text, item, folder, target=f"{run.id}@{checkpoint.label}")
+            result = evaluate(question, connect_once, folder, how)
             record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
+
+
+def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
+    """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
+    for run in reversed(session.workspace.all_runs()):
+        try:
+            record = RunRecord.load(run)
+        except PrerequisiteError:  # damaged: nothing to go on with
+            continue
+        ended_early = record.status in ("failed", "stopped", "interrupted")
+        if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
+            return run if ended_early or any(item.status == "incomplete" for item in record.benchmarks) else None
+    return None
+
+
+def _go_on(session: Session, plan: Plan, run: RunDir, how: Asking) -> RunDir:
+    """The rest of a run's benchmarks, by this process."""
+    record = RunRecord.load(run)
+    ours = RunRecord(id=run.id, name="", created_at=now(), spec_sha256="", seed=0)
+    owner = {name: getattr(ours, name) for name in ("host", "boot_id", "pid", "process_started_at")}
+    log.info("run %s goes on", run.id)
+    with _recorded(run, record):
+        record.update(run, status="benchmarking", error=None, ended_at=None, **owner)
+        for checkpoint in _checkpoints_to_benchmark(session, plan.spec, run):
+            _benchmark(session, plan, run, record, checkpoint, plan.spec.benchmark, how)
+        record.update(run, status="done", ended_at=now())
+    return run
 
 
 @contextmanager
@@ -362,8 +422,11 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         split=item.split,
         status=result.status,
         n_segments=result.n_segments,
+        n_asked=result.n_asked,
         scores=result.scores,
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
+        llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
+        faults=result.triage.counts() if result.triage else {},
     )
 
 

@@ -94,8 +94,14 @@ class BenchmarkSummary(_Part):
     split: str
     status: Literal["complete", "incomplete"]
     n_segments: int
+    """Sentences that were answered, and scored where there are scores."""
+    n_asked: int | None = None
+    """Sentences that were asked; more than n_segments in an incomplete benchmark. None: an older record."""
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
+    llamafactory_bleu4: float | None = None
+    faults: dict[str, int | None] = {}
+    """Answers that are no translation, by fault; None: not known."""
 
 
 class RunRecord(_Part):
@@ -175,10 +181,10 @@ class RunRecord(_Part):
             self._take(stored, run)
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
-        """Append a benchmark to the stored record."""
+        """Append a benchmark to the stored record; one that went on takes the place of what it had come to before."""
         with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
-            stored.benchmarks.append(summary)
+            stored.benchmarks = [*(item for item in stored.benchmarks if item.id != summary.id), summary]
             self._take(stored, run)
 
     def _take(self, stored: Self, run: RunDir) -> None:

@@ -19,12 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from orchestrator.argument_check import argument_problem
 from orchestrator.arguments import Argument
+from orchestrator.benchmark_spec import METRICS as METRICS
+from orchestrator.benchmark_spec import BenchmarkSpec as BenchmarkSpec
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.rules import RULES, Rule, rule_problems
 from orchestrator.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
-
-Metric = Literal["bleu", "chrf", "ter"]
-METRICS: tuple[Metric, ...] = ("bleu", "chrf", "ter")
 
 # Arguments of llamafactory-cli that a spec says elsewhere, and where.
 OWNED: dict[str, str] = {
@@ -142,31 +141,6 @@ class ServeSpec(_OpenSection):
     """An OpenAI-compatible server that runs already, up to and including /v1: nothing is started then."""
     model_name: str | None = None
     """The model's name on the server at `url`. None: the only one that it lists."""
-
-
-class BenchmarkSpec(_Section):
-    """One benchmark: a test set, translated greedily and scored by sacrebleu."""
-
-    testset: str
-    """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""
-    split: str = "test"
-    """Which of the dataset's splits."""
-    max_samples: int | None = Field(None, gt=0)
-    """Only the first N sentences. None: all."""
-    metrics: list[Metric] = Field(default=list(METRICS), min_length=1)
-    """sacrebleu's metrics."""
-    base_model: bool = False
-    """Benchmark the model as it was before training too."""
-    max_tokens: int = Field(256, gt=0)
-    """Longest answer, in tokens of the model."""
-    temperature: float = Field(0.0, ge=0)
-    """0 is greedy: the most likely token each time."""
-    concurrency: int = Field(4, ge=1)
-    """Requests under way at once."""
-    request_timeout_s: float = Field(600, gt=0)
-    """How long one request may take, its wait in the server's queue included, in seconds."""
-    n_bootstrap: int = Field(1000, ge=2)
-    """Resamples for the 95 % interval."""
 
 
 class ExportSpec(_OpenSection):

@@ -20,8 +20,11 @@ from orchestrator.diff import Side, differences
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.process import visible
 from orchestrator.record import BenchmarkSummary, RunRecord
+from orchestrator.score import HEADINGS
+from orchestrator.triage import describe
 
-HEADINGS = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
+_OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
+"""Also called BLEU elsewhere, and other numbers."""
 
 
 class _Console(Console):
@@ -53,11 +56,12 @@ def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
     parts: list[RenderableType] = []
     for (testset, split, n_segments, signatures), members in groups.items():
         metrics = [score.metric for score in members[0].scores]
-        columns = ["", *(HEADINGS[name] for name in metrics), "mean sentence BLEU"]
+        columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
             Text(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
             table(columns, [[item.of, *_cells(item)] for item in members]),
             *(Text(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
+            *(Text(visible(line)) for item in members for line in _remarks(item)),
             Text(""),
         ]
     return Group(*parts[:-1])
@@ -80,7 +84,18 @@ def run_table(records: Iterable[RunRecord]) -> Table:
 def _cells(item: BenchmarkSummary) -> list[str]:
     intervals = [f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else "" for score in item.scores]
     cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
-    return [*cells, "" if item.mean_sentence_bleu is None else f"{item.mean_sentence_bleu:.1f}"]
+    others = (getattr(item, name) for name in _OTHER_NUMBERS)
+    return [*cells, *("" if number is None else f"{number:.1f}" for number in others)]
+
+
+def _remarks(item: BenchmarkSummary) -> list[str]:
+    """What a score does not tell."""
+    lines = []
+    if item.status == "incomplete" and item.n_asked is not None:
+        lines.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
+    if faults := describe(item.faults):
+        lines.append(f"{item.of}: answers with a fault: {faults}")
+    return lines
 
 
 def print_json(document: Any) -> None:

@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import openai_stub as stub
 import pytest
 import stamina
 
+from orchestrator.benchmark_spec import BenchmarkSpec
 from orchestrator.client import Endpoint
 from orchestrator.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.evaluate import BenchmarkResult, evaluate
-from orchestrator.spec import BenchmarkSpec
+from orchestrator.evaluate import Asking, BenchmarkResult, evaluate
+from orchestrator.identity import Identity
+from orchestrator.question import ask_about
 from orchestrator.yamlfile import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,10 +59,21 @@ def dataset():
     return Dataset("three", Path(), entry)
 
 
-def run(server, folder, pairs=SENTENCES, *, system=None, **bench):
-    spec = BenchmarkSpec(testset="three", **{"n_bootstrap": 20, **bench})
+def run(server, folder, pairs=SENTENCES, *, system=None, identity=None, how=None, connect=None, **bench):
+    spec = BenchmarkSpec(testset="three", **{"n_bootstrap": 20, "concurrency": 4, **bench})
+    who = identity or Identity()
+    question = ask_about(
+        "demo-1", dataset(), parallel(pairs), spec, identity=who, server=server.base_url, system=system
+    )
     endpoint = Endpoint(server.base_url, KEY, "the-model")
-    return evaluate(endpoint, dataset(), parallel(pairs), spec, folder, target="demo-1", system=system)
+    return evaluate(question, connect or (lambda: endpoint), folder, how or Asking())
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(folder))
+    return folder
 
 
 def lines_of(folder):
@@ -68,9 +82,11 @@ def lines_of(folder):
 
 def test_a_perfect_translation_scores_100_and_all_files_are_there(server, tmp_path):
     result = run(server, tmp_path / "b")
-    assert {score.metric: round(score.score, 6) for score in result.scores} == {"bleu": 100, "chrf": 100, "ter": 0}
+    assert {score.metric: round(score.score, 6) for score in result.scores} == {
+        "bleu": 100, "chrf": 100, "chrf++": 100, "ter": 0,
+    }  # fmt: skip
     assert result.mean_sentence_bleu.score == pytest.approx(100)
-    assert (result.status, result.n_segments, result.failed, result.empty) == ("complete", 3, 0, 0)
+    assert (result.status, result.n_asked, result.n_segments, result.failed) == ("complete", 3, 3, 0)
     assert (result.prompt_tokens, result.completion_tokens) == (30, 15)
     assert BenchmarkResult.model_validate_json((tmp_path / "b" / "scores.json").read_bytes()) == result
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
@@ -91,22 +107,34 @@ def test_every_answer_is_a_line_with_its_source_reference_and_figures(server, tm
     assert [(line["source"], line["reference"]) for line in lines] == SENTENCES
     assert list(lines[0]) == [
         "index", "source", "reference", "hypothesis", "finish_reason", "prompt_tokens", "completion_tokens",
-        "latency_s", "attempts",
+        "latency_s", "attempts", "cached",
     ]  # fmt: skip
     assert lines[1]["hypothesis"] == "Zwei Männer reden."
 
 
 def test_answers_are_scored_in_the_order_of_the_test_set_however_they_come(server, tmp_path):
+    """And in the end the file has that order too."""
+    seen = []
+
     def slow_first(source, attempt):
         if source == SENTENCES[0][0]:
-            while len(lines_of(tmp_path)) < 2:
+            while len(seen) < 2:
+                seen[:] = lines_of(tmp_path)
                 time.sleep(0.01)
         return stub.completion(dict(SENTENCES)[source])
 
     server.replies = slow_first
     result = run(server, tmp_path)
-    assert [line["index"] for line in lines_of(tmp_path)][-1] == 0
+    assert sorted(line["index"] for line in seen) == [1, 2], "on the disk before the last one was answered"
+    assert [line["index"] for line in lines_of(tmp_path)] == [0, 1, 2]
     assert result.scores[0].score == pytest.approx(100)
+
+
+def test_the_longest_is_asked_first(server, tmp_path):
+    run(server, tmp_path, concurrency=1)
+    assert [body["messages"][0]["content"].rpartition("\n")[2] for body in server.bodies] == [
+        "Two men talk.", "A dog runs.", "It rains.",
+    ]  # fmt: skip
 
 
 def test_the_text_files_give_the_same_score_on_sacrebleus_command_line(server, tmp_path):
@@ -117,7 +145,7 @@ def test_the_text_files_give_the_same_score_on_sacrebleus_command_line(server, t
     argv = [sys.executable, "-m", "sacrebleu", "references.txt", "-i", "hypotheses.txt", "-m", "bleu", "chrf", "ter"]
     done = subprocess.run([*argv, "-f", "json", "-w", "10"], cwd=tmp_path, capture_output=True, check=True)
     printed = sorted(item["score"] for item in json.loads(done.stdout))
-    assert printed == sorted(round(score.score, 10) for score in result.scores)
+    assert printed == sorted(round(score.score, 10) for score in result.scores if score.metric != "chrf++")
     assert (tmp_path / "hypotheses.txt").read_text(encoding="utf-8").splitlines() == [
         "Der Hund läuft schnell.", "Zwei Männer reden viel.",
     ]  # fmt: skip
@@ -128,12 +156,17 @@ def test_the_text_files_give_the_same_score_on_sacrebleus_command_line(server, t
 def test_benchmark_yaml_says_what_was_asked_and_no_secret(server, tmp_path):
     run(server, tmp_path, metrics=["bleu"], max_tokens=99, max_samples=2)
     asked = read_yaml(tmp_path / "benchmark.yaml").value
+    assert len(asked.pop("key")) == 64
+    assert asked.pop("identity")["model_sha256"] is None
     assert asked == {
-        "target": "demo-1", "testset": "three", "split": "test", "n_segments": 2, "source_lang": "en",
-        "target_lang": "de", "system": None, "instruction": INSTRUCTION, "base_url": server.base_url,
-        "model": "the-model", "temperature": 0.0, "max_tokens": 99, "concurrency": 4, "request_timeout_s": 600.0,
-        "metrics": ["bleu"], "n_bootstrap": 20,
+        "target": "demo-1", "testset": "three", "split": "test", "n_asked": 2, "n_testset": 3, "sample_seed": None,
+        "source_lang": "en", "target_lang": "de", "system": None, "instruction": INSTRUCTION,
+        "base_url": server.base_url, "model": "the-model", "sent": {"temperature": 0.0, "max_tokens": 99},
+        "overridden": {}, "in_force": {}, "concurrency": 4, "request_timeout_s": 600.0, "metrics": ["bleu"],
+        "n_bootstrap": 20,
     }  # fmt: skip
+    sent = {key: value for key, value in server.bodies[0].items() if key not in ("model", "messages")}
+    assert sent == asked["sent"], "what was sent is what is said"
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert KEY.encode() not in everything
 
@@ -149,6 +182,7 @@ def test_a_failed_sentence_is_no_empty_one_and_there_is_no_score(server, tmp_pat
     assert str(tmp_path / "hypotheses.jsonl") in error.value.remedy
     saved = json.loads((tmp_path / "scores.json").read_text())
     assert (saved["status"], saved["failed"], saved["scores"]) == ("incomplete", 1, [])
+    assert (saved["n_asked"], saved["n_segments"], saved["errors"]) == (3, 2, {"HTTP 500: CUDA out of memory": 1})
     assert saved["mean_sentence_bleu"] is None
     assert not (tmp_path / "hypotheses.txt").exists()
     [failure] = [line for line in lines_of(tmp_path) if "error" in line]
@@ -159,7 +193,7 @@ def test_a_failed_sentence_is_no_empty_one_and_there_is_no_score(server, tmp_pat
 def test_an_empty_answer_is_an_answer(server, tmp_path):
     server.replies = lambda source, attempt: stub.completion(" \n")
     result = run(server, tmp_path)
-    assert (result.status, result.empty) == ("complete", 3)
+    assert (result.status, result.triage.empty.count) == ("complete", 3)
     assert result.scores[0].score == 0
     assert (tmp_path / "hypotheses.txt").read_text() == "\n\n\n"
 
@@ -171,14 +205,14 @@ def test_answers_that_were_cut_or_retried_are_counted(server, tmp_path):
         else stub.completion("x", finish_reason="length", completion_tokens=16 if source == "It rains." else 3)
     )
     result = run(server, tmp_path, max_tokens=16)
-    assert (result.reached_max_tokens, result.retried) == (1, 1)
+    assert (result.triage.cut_off.count, result.retried) == (1, 1)
 
 
 def test_a_server_that_counts_no_tokens_has_no_token_count_rather_than_0(server, tmp_path):
     reply = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}]}
     server.replies = lambda source, attempt: stub.json_reply(reply)
     result = run(server, tmp_path)
-    assert (result.prompt_tokens, result.completion_tokens, result.reached_max_tokens) == (None, None, 0)
+    assert (result.prompt_tokens, result.completion_tokens, result.triage.cut_off) == (None, None, None)
 
 
 def test_another_prompt_or_text_has_another_hash(server, tmp_path):
@@ -202,11 +236,133 @@ def test_a_text_without_sentences_is_refused_before_anything_is_written(server, 
 
 def test_a_wrong_key_ends_it_and_keeps_what_was_answered(server, tmp_path):
     server.replies = lambda source, attempt: (
-        stub.completion("x") if source == "A dog runs." else stub.json_reply({"detail": "Invalid API key."}, 401)
+        stub.completion("x") if source == "Two men talk." else stub.json_reply({"detail": "Invalid API key."}, 401)
     )
     with pytest.raises(PrerequisiteError, match="Invalid API key"):
         run(server, tmp_path, concurrency=1)
     assert [line["hypothesis"] for line in lines_of(tmp_path)] == ["x"]
+
+
+WHO = Identity(backend="llamafactory-huggingface", model_sha256="1" * 64, arguments={"template": "qwen"})
+
+
+def test_what_is_on_disk_is_not_asked_again(server, tmp_path):
+    """An attempt that failed for a sentence goes on with that one alone, and ends as if nothing had been."""
+    well = server.replies
+    server.replies = lambda source, attempt: stub.raw(b"", 500) if source == "It rains." else well(source, attempt)
+    with pytest.raises(StageError, match="1 of 3 sentences got no answer"):
+        run(server, tmp_path)
+    server.replies = well
+    before = len(server.bodies)
+    result = run(server, tmp_path)
+    assert len(server.bodies) == before + 1
+    assert (result.status, result.from_before, result.failed, result.speed.sentences) == ("complete", 2, 0, 1)
+    assert result.scores[0].score == pytest.approx(100)
+    assert [line["index"] for line in lines_of(tmp_path)] == [0, 1, 2]
+    assert json.loads((tmp_path / "scores.json").read_text())["status"] == "complete"
+
+
+def test_where_all_is_answered_no_server_is_needed(server, tmp_path):
+    run(server, tmp_path, identity=WHO)
+    (tmp_path / "scores.json").unlink()
+
+    def connect():
+        raise AssertionError("no server is started")
+
+    result = run(server, tmp_path, identity=WHO, connect=connect)
+    assert (result.status, result.from_before, result.speed) == ("complete", 3, None)
+
+
+def test_the_same_answers_of_the_same_model_come_from_the_cache(server, tmp_path):
+    first = run(server, tmp_path / "a", identity=WHO)
+    asked = len(server.bodies)
+
+    def connect():
+        raise AssertionError("no server is started")
+
+    again = run(server, tmp_path / "b", identity=WHO, connect=connect)
+    assert len(server.bodies) == asked
+    assert (again.from_cache, again.speed, again.scores) == (3, None, first.scores)
+    assert all(line["cached"] for line in lines_of(tmp_path / "b"))
+
+
+def test_a_test_set_that_grew_asks_for_what_is_new(server, tmp_path):
+    run(server, tmp_path / "a", SENTENCES[:2], identity=WHO)
+    result = run(server, tmp_path / "b", identity=WHO)
+    assert (result.from_cache, result.speed.sentences, len(server.bodies)) == (2, 1, 3)
+
+
+def test_fresh_asks_all_anew(server, tmp_path):
+    run(server, tmp_path / "a", identity=WHO)
+    result = run(server, tmp_path / "b", identity=WHO, how=Asking(fresh=True))
+    assert (result.from_cache, len(server.bodies)) == (0, 6)
+
+
+def test_two_adapters_never_share_an_answer_whatever_the_server_calls_them(server, tmp_path):
+    for number, adapter in enumerate(("2" * 64, "3" * 64)):
+        server.replies = lambda source, attempt, number=number: stub.completion(f"{source} {number}")
+        result = run(server, tmp_path / adapter, identity=replace(WHO, adapter_sha256=adapter, has_adapter=True))
+        assert result.from_cache == 0
+        assert {line["hypothesis"][-1] for line in lines_of(tmp_path / adapter)} == {str(number)}
+    assert len(server.bodies) == 6
+
+
+def test_sampled_answers_and_those_of_an_unknown_model_are_not_cached(server, tmp_path, cache):
+    for name, identity, temperature in (("a", WHO, 0.7), ("b", Identity(), 0.0), ("c", Identity(backend="vllm"), 0.0)):
+        run(server, tmp_path / name, identity=identity, temperature=temperature)
+    assert len(server.bodies) == 9
+    assert list(cache.rglob("*.jsonl")) == []
+
+
+def test_a_part_is_scored_where_that_is_asked_for_and_it_says_over_how_many(server, tmp_path):
+    well = server.replies
+    server.replies = lambda source, attempt: stub.raw(b"", 500) if source == "A dog runs." else well(source, attempt)
+    result = run(server, tmp_path, how=Asking(allow_incomplete=True))
+    assert (result.status, result.n_segments, result.n_asked, result.failed) == ("incomplete", 2, 3, 1)
+    assert {score.n_segments for score in result.scores} == {2}
+    assert (tmp_path / "references.txt").read_text("utf-8").splitlines() == ["Zwei Männer reden.", "Es regnet."]
+    assert result.triage.empty.count == 0
+
+
+def test_triage_names_sentences_as_the_journal_does_also_where_one_is_missing(server, tmp_path):
+    server.replies = lambda source, attempt: stub.raw(b"", 500) if source == "A dog runs." else stub.completion("")
+    result = run(server, tmp_path, how=Asking(allow_incomplete=True))
+    assert result.triage.empty.indices == [1, 2]
+
+
+def test_no_answer_at_all_has_no_score_whatever_is_allowed(server, tmp_path):
+    server.replies = lambda source, attempt: stub.raw(b"", 500)
+    with pytest.raises(StageError, match="3 of 3"):
+        run(server, tmp_path, how=Asking(allow_incomplete=True))
+
+
+def test_a_seeded_sample_is_said(server, tmp_path):
+    result = run(server, tmp_path, max_samples=2, sample_seed=1)
+    assert (result.n_asked, result.n_testset, result.sample_seed) == (2, 3, 1)
+    assert run(server, tmp_path / "all", max_samples=3, sample_seed=1).sample_seed is None
+
+
+def test_what_the_server_would_drop_is_refused_before_it_is_started(server, tmp_path):
+    def connect():
+        raise AssertionError("no server is started")
+
+    with pytest.raises(SpecError, match="drops stop"):
+        run(server, tmp_path / "b", identity=WHO, connect=connect, stop=["x"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_server_that_says_it_is_vllm_is_sent_all_that_decides(server, tmp_path):
+    server.models = stub.json_reply({"data": [{"id": "stub", "owned_by": "vllm"}]})
+    result = run(server, tmp_path)
+    assert result.sent["repetition_penalty"] == server.bodies[0]["repetition_penalty"] == 1.0
+    assert server.bodies[0]["top_k"] == -1
+
+
+def test_speed_stands_beside_what_held_it_back(server, tmp_path):
+    result = run(server, tmp_path, identity=WHO)
+    assert result.speed.binds == "one at a time"
+    assert "vllm" in result.speed.advice
+    assert result.speed.load_s is not None
 
 
 CHILD = """
@@ -224,7 +380,7 @@ if sys.argv[4]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
 server = t.stub.StubServer()
 server.port = int(sys.argv[2])
-pairs = [(str(number), str(number)) for number in range(5000)]
+pairs = [(f"{number:04}", f"{number:04}") for number in range(5000)]
 try:
     t.run(server, Path(sys.argv[3]), pairs, concurrency=8)
 except (KeyboardInterrupt, Interrupted, StageError) as error:

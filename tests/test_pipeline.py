@@ -101,7 +101,7 @@ def test_the_record_says_what_ran_with_what_and_what_came_of_it(launched):
         ("output", "complete", 6),
     ]
     for each in record["benchmarks"]:
-        assert [score["metric"] for score in each["scores"]] == ["bleu", "chrf", "ter"]
+        assert [score["metric"] for score in each["scores"]] == ["bleu", "chrf", "chrf++", "ter"]
         assert all("version:" in score["signature"] and score["ci95"] for score in each["scores"])
 
 
@@ -138,7 +138,7 @@ def test_the_benchmark_asks_with_the_prompt_of_the_training(launched):
     trained = json.loads((run / "data" / "captions_en_de.jsonl").read_text().splitlines()[0])
     asked = yaml.safe_load((run / "benchmarks" / "output-captions_en_de-test" / "benchmark.yaml").read_text("utf-8"))
     assert asked["instruction"] == trained["instruction"]
-    assert asked["temperature"] == 0
+    assert asked["sent"]["temperature"] == 0
 
 
 def test_each_server_is_private_has_a_key_of_its_own_and_says_what_it_serves(launched):

@@ -1,15 +1,31 @@
 """Scores equal sacrebleu's command line. Run: pytest tests/test_score.py."""
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.score import Score, mean_sentence_bleu, normalize_segment, score_corpus
+from orchestrator.score import (
+    METRICS,
+    Score,
+    check_metrics,
+    count,
+    llamafactory_bleu4,
+    mean_sentence_bleu,
+    normalize_segment,
+    score_corpus,
+    score_system,
+    seed,
+    sentence_bleus,
+)
 
 HYPOTHESES = [
     "The dog bit the man.",
@@ -29,22 +45,43 @@ REFERENCES = [
 ]
 
 
-def command_line(tmp_path: Path, hypotheses: list[str], references: list[str], *options: str) -> dict[str, dict]:
-    """What `sacrebleu REF -i HYP` prints as JSON, by metric."""
-    (tmp_path / "references.txt").write_text("".join(f"{line}\n" for line in references), encoding="utf-8")
+OTHER_REFERENCES = [
+    "The dog had bit the man.",
+    "No one was surprised.",
+    "The man had bitten the dog.",
+    "Ein Hund läuft durch das hohe Gras.",
+    "Das Kind spielt.",
+    "Zwei Männer stehen auf dem Dach.",
+]
+
+
+def command_line(
+    tmp_path: Path, hypotheses: list[str], references: list[list[str]], *options: str, **environment: str
+) -> dict[str, dict]:
+    """What `sacrebleu REF ... -i HYP` prints as JSON, by metric; chrF2++ in a run of its own."""
+    names = []
+    for number, lines in enumerate(references):
+        names.append(f"references{number}.txt")
+        (tmp_path / names[-1]).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (tmp_path / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
-    files = ["references.txt", "-i", "hypotheses.txt"]
-    argv = [sys.executable, "-m", "sacrebleu", *files, "-m", "bleu", "chrf", "ter", "-f", "json", "-w", "10", *options]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True, text=True)
-    found = json.loads(done.stdout)
-    return {{"BLEU": "bleu", "chrF2": "chrf", "TER": "ter"}[item["name"]]: item for item in found}
+    found = {}
+    for metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
+        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *metrics]
+        argv += ["-f", "json", "-w", "10", *options]
+        env = {**os.environ, **environment}
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True, text=True, env=env)
+        printed = json.loads(done.stdout)
+        names_of = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter", "chrF2++": "chrf++"}
+        found |= {names_of[item["name"]]: item for item in (printed if isinstance(printed, list) else [printed])}
+    return found
 
 
-def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path):
+@pytest.mark.parametrize("references", [[REFERENCES], [REFERENCES, OTHER_REFERENCES]], ids=["one", "two references"])
+def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path, references):
     """Digit for digit, `sacrebleu --confidence --confidence-n N`."""
-    printed = command_line(tmp_path, HYPOTHESES, REFERENCES, "--confidence", "--confidence-n", "300")
-    scores = score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=300)
-    assert [score.metric for score in scores] == ["bleu", "chrf", "ter"]
+    printed = command_line(tmp_path, HYPOTHESES, references, "--confidence", "--confidence-n", "300")
+    scores = score_corpus(HYPOTHESES, references, tgt_lang="de", n_bootstrap=300)
+    assert [score.metric for score in scores] == list(METRICS) == ["bleu", "chrf", "chrf++", "ter"]
     for score in scores:
         shown = printed[score.metric]
         assert round(score.score, 10) == shown["score"]
@@ -55,8 +92,24 @@ def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path)
         assert score.n_segments == len(HYPOTHESES)
 
 
+def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "7")
+    printed = command_line(tmp_path, HYPOTHESES, [REFERENCES], "--confidence", "--confidence-n", "50")
+    for score in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=50):
+        assert "seed:7" in score.signature
+        assert (score.signature, round(score.ci_mean, 10)) == (
+            printed[score.metric]["signature"],
+            printed[score.metric]["confidence_mean"],
+        )
+    monkeypatch.setenv("SACREBLEU_SEED", "None")
+    assert seed() is None
+    monkeypatch.setenv("SACREBLEU_SEED", "lucky")
+    with pytest.raises(SpecError, match="'lucky', expected a whole number"):
+        seed()
+
+
 def test_without_resampling_there_is_no_interval_and_the_signature_says_so(tmp_path):
-    printed = command_line(tmp_path, HYPOTHESES, REFERENCES)
+    printed = command_line(tmp_path, HYPOTHESES, [REFERENCES])
     for score in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=1):
         assert (score.ci95, score.ci_mean, score.ci_half) == (None, None, None)
         assert score.signature == printed[score.metric]["signature"]
@@ -83,15 +136,26 @@ def test_chinese_is_tokenized_as_chinese_also_with_a_script():
 
 
 @pytest.mark.parametrize("language", ["ja", "ko"])
-def test_a_language_that_needs_mecab_says_what_to_install(language):
+def test_a_language_that_needs_mecab_says_what_to_install_before_anything_is_asked(language):
     try:
         import MeCab  # noqa: F401
     except ImportError:
-        with pytest.raises(PrerequisiteError) as error:
-            score_corpus(["x"], [["x"]], tgt_lang=language)
-        assert f"sacrebleu[{language}]" in error.value.remedy
+        for score in (
+            lambda: check_metrics(["chrf", "bleu"], language),
+            lambda: score_corpus(["x"], [["x"]], tgt_lang=language),
+        ):
+            with pytest.raises(PrerequisiteError) as error:
+                score()
+            assert f"sacrebleu[{language}]" in error.value.remedy
     else:
         pytest.skip("MeCab is installed")
+
+
+def test_metrics_without_bleu_need_no_tokenizer():
+    check_metrics(["chrf", "ter"], "ja")
+    result = score_system(["犬が走る。"], [["犬が走る。"]], tgt_lang="ja", metrics=["chrf"], n_bootstrap=1)
+    assert (result.scores[0].score, result.mean_sentence_bleu) == (100, None)
+    assert result.llamafactory_bleu4.score == 100
 
 
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
@@ -104,10 +168,122 @@ def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_avera
     assert abs(score.score - bleu.score) > 0.1, "two numbers, not one by two names"
 
 
+def test_all_scores_at_once_are_those_of_each_alone():
+    references = [REFERENCES, OTHER_REFERENCES]
+    result = score_system(HYPOTHESES, references, tgt_lang="de", n_bootstrap=30)
+    assert result.scores == score_corpus(HYPOTHESES, references, tgt_lang="de", n_bootstrap=30)
+    assert result.mean_sentence_bleu == mean_sentence_bleu(HYPOTHESES, references, tgt_lang="de")
+    assert result.llamafactory_bleu4 == llamafactory_bleu4(HYPOTHESES, REFERENCES), "it has one reference, the first"
+
+
+def counted(name):
+    [statistics] = count(name, "de", [REFERENCES], [HYPOTHESES])
+    return statistics
+
+
+def test_a_part_of_the_segments_scores_as_if_it_stood_alone():
+    part = [0, 3, 5]
+    for name in METRICS:
+        whole = counted(name)
+        [alone] = score_corpus(
+            [HYPOTHESES[i] for i in part], [[REFERENCES[i] for i in part]], tgt_lang="de", metrics=[name], n_bootstrap=1
+        )
+        assert whole.score(part) == alone.score
+    each, _ = sentence_bleus(counted("bleu"), "de")
+    assert each[2] == sacrebleu.sentence_bleu(HYPOTHESES[2], [REFERENCES[2]]).score
+    chrf = counted("chrf").segment_scores()
+    assert chrf[2] == sacrebleu.sentence_chrf(HYPOTHESES[2], [REFERENCES[2]]).score
+
+
+def test_many_segments_are_counted_part_by_part_with_the_same_result(tmp_path):
+    hypotheses, references = HYPOTHESES * 400, REFERENCES * 400
+    printed = command_line(tmp_path, hypotheses, [references])
+    for score in score_corpus(hypotheses, [references], tgt_lang="de", n_bootstrap=1):
+        assert (round(score.score, 10), score.signature) == (
+            printed[score.metric]["score"],
+            printed[score.metric]["signature"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "meant"),
+    [
+        ("", "abc", 0),
+        ("xyz", "abc", 0),
+        ("abc", "", 0),
+        ("abcde", "abcde", 100),
+        # three characters: no n-gram of 4, whose precision is 1 / 2**1 of a denominator of at least 1
+        ("abc", "abc", 100 * 0.5**0.25),
+        # 1 of 2 characters, then 1/2 and 1/4 and 1/8 where nothing matches; as long as the reference: no penalty
+        ("ab", "ac", 100 * (0.5 * 0.5 * 0.25 * 0.125) ** 0.25),
+        # half as long as the reference
+        ("abcde", "abcdefghij", 100 * 2.718281828459045 ** (1 - 10 / 5)),
+    ],
+)
+def test_character_bleu4_by_hand(hypothesis, reference, meant):
+    assert llamafactory_bleu4([hypothesis], [reference]).score == round(meant, 4)
+
+
+def test_character_bleu4_is_a_mean_over_sentences():
+    each = [llamafactory_bleu4([h], [r]).score for h, r in zip(HYPOTHESES, REFERENCES, strict=True)]
+    assert llamafactory_bleu4(HYPOTHESES, REFERENCES).score == pytest.approx(statistics.mean(each), abs=1e-9)
+
+
+LLAMAFACTORY = """
+import json, sys
+import numpy as np
+from llamafactory.train.sft.metric import ComputeSimilarity
+
+class Characters:
+    pad_token_id = 0
+    def batch_decode(self, rows, skip_special_tokens):
+        return ["".join(map(chr, row[row > 0])) for row in rows]
+
+class Predictions: pass
+
+pairs = json.load(sys.stdin)
+def rows(texts):
+    width = max(map(len, texts)) + 1
+    return np.array([[*map(ord, text), *[-100] * (width - len(text))] for text in texts])
+given = Predictions()
+given.predictions, given.label_ids = rows([p[0] for p in pairs]), rows([p[1] for p in pairs])
+print(json.dumps(ComputeSimilarity(Characters())(given)["bleu-4"]))
+"""
+
+
+@pytest.mark.integration
+def test_character_bleu4_is_that_of_llamafactorys_own_code(tmp_path):
+    """Its ComputeSimilarity, where its optional packages are installed: jieba, nltk, rouge-chinese."""
+    pairs = [*zip(HYPOTHESES, REFERENCES, strict=True), ("你好，世界", "你好世界。"), ("a", "a b"), ("zz", "a")]
+    find = "import jieba, nltk, rouge_chinese"
+    if subprocess.run([sys.executable, "-W", "ignore", "-c", find], capture_output=True).returncode:
+        pytest.skip("jieba, nltk or rouge-chinese is not installed")
+    argv = [sys.executable, "-W", "ignore", "-c", LLAMAFACTORY]
+    done = subprocess.run(argv, input=json.dumps(pairs), capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    ours = llamafactory_bleu4([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    assert ours.score == pytest.approx(json.loads(done.stdout), abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=5))
+def test_any_text_has_scores(pairs):
+    hypotheses, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    result = score_system(hypotheses, [references], tgt_lang="de", n_bootstrap=2)
+    assert all(score.score >= 0 for score in result.scores)
+    assert 0 <= result.llamafactory_bleu4.score <= 100
+
+
 def test_where_nothing_matches_the_interval_is_zero_wide():
     """sacrebleu leaves an interval around 0 out of its JSON."""
     [score] = score_corpus(["a b"] * 3, [["x y"] * 3], tgt_lang="de", metrics=["chrf"], n_bootstrap=10)
     assert (score.score, score.ci95) == (0, (0, 0))
+
+
+def test_an_interval_of_which_only_some_resamples_are_zero():
+    """sacrebleu's own mean of such scores is a TypeError with NumPy 2."""
+    hypotheses, references = ["", "", "", "", "0"], ["x", "y", "z", "x", "0"]
+    for score in score_corpus(hypotheses, [references], tgt_lang="de", n_bootstrap=100):
+        assert score.ci95[0] <= score.score <= score.ci95[1]
 
 
 def test_a_metric_named_twice_is_scored_once():

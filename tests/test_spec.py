@@ -118,7 +118,7 @@ seed: -1
         "s.yaml:5:70: train.max_samples: Input should be greater than 0 (got 0)",
         "s.yaml:5:86: train.save_strategy: expected one of 'no', 'steps', 'epoch'; got 'stps'; did you mean 'steps'?",
         "--set benchmark.0.concurrency=0: benchmark.0.concurrency: Input should be greater than or equal to 1 (got 0)",
-        "s.yaml:8:21: benchmark.0.metrics.1: Input should be 'bleu', 'chrf' or 'ter' (got 'blue')",
+        "s.yaml:8:21: benchmark.0.metrics.1: Input should be 'bleu', 'chrf', 'chrf++' or 'ter' (got 'blue')",
         "s.yaml:9:5: benchmark.0.max_token: unknown field; did you mean 'max_tokens'?",
         "s.yaml:10:5: benchmark.1.testset: missing",
         "s.yaml:12:3: serve.port: Input should be greater than or equal to 1 (got 0)",

@@ -27,7 +27,7 @@ def summary(
 ) -> BenchmarkSummary:
     return BenchmarkSummary(
         id=f"{of}-{testset}", of=of, testset=testset, split=split, status="complete", n_segments=n_segments,
-        scores=list(scores), mean_sentence_bleu=7.26,
+        scores=list(scores), mean_sentence_bleu=7.26, llamafactory_bleu4=31.41,
     )  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def test_base_and_fine_tuned_stand_in_one_table_with_intervals_and_signatures():
     tuned = summary("output", score("bleu", 4.84, ci95=(4.0, 5.7)), score("chrf", 26.7, ci95=(24.1, 29.3)))
     assert shown(score_tables([base, tuned])).splitlines() == [
         "toy test, 100 segments, with 95 % intervals:",
-        "        BLEU            chrF2              mean sentence BLEU",
-        "base    0.4 [0.2, 0.6]  16.1 [15.0, 17.2]  7.3",
-        "output  4.8 [4.0, 5.7]  26.7 [24.1, 29.3]  7.3",
+        "        BLEU            chrF2              mean sentence BLEU  character BLEU-4 (LLaMA-Factory)",
+        "base    0.4 [0.2, 0.6]  16.1 [15.0, 17.2]  7.3                 31.4",
+        "output  4.8 [4.0, 5.7]  26.7 [24.1, 29.3]  7.3                 31.4",
         "BLEU: bleu|v:2.6",
         "chrF2: chrf|v:2.6",
     ]
@@ -64,6 +64,24 @@ def test_what_cannot_be_compared_is_in_a_table_of_its_own(other):
     said = shown(score_tables([summary("a", score("bleu", 1.0)), other]))
     assert said.count("segments, with 95 % intervals") == 2
     assert said.count("BLEU: bleu|") == 2
+
+
+def test_what_a_score_does_not_tell_stands_under_it():
+    item = summary("output", score("bleu", 4.8)).model_copy(
+        update={"status": "incomplete", "n_asked": 120, "faults": {"empty": 2, "cut_off": None, "repetition": 1}}
+    )
+    assert shown(score_tables([item, summary("base", score("bleu", 1.0))])).splitlines()[-2:] == [
+        "output: incomplete, 100 of 120 sentences were answered",
+        "output: answers with a fault: 2 empty, 1 repetition",
+    ]
+
+
+def test_a_benchmark_of_an_older_record_has_what_it_has():
+    older = BenchmarkSummary.model_validate_json(
+        '{"id": "x", "of": "output", "testset": "toy", "split": "test", "status": "complete", "n_segments": 3,'
+        ' "scores": [{"metric": "bleu", "score": 1.5, "signature": "s", "n_segments": 3}], "mean_sentence_bleu": 2.0}'
+    )
+    assert shown(score_tables([older])).splitlines()[2:] == ["output  1.5   2.0", "BLEU: s"]
 
 
 def test_no_benchmark_is_no_table():

@@ -1,0 +1,135 @@
+"""`benchmark` as a user runs it: going on, the cache, parts, files. Run: pytest tests/test_benchmark_command.py."""
+
+import json
+import signal
+import time
+
+import openai_stub as stub
+import pytest
+
+CAPTIONS = ("--testset", "captions_en_de", "--split", "test")
+
+
+@pytest.fixture
+def server():
+    with stub.serving() as running:
+        yield running
+
+
+def folders(workshop):
+    return sorted(workshop.runs.glob("*/benchmarks/*"))
+
+
+def lines(folder):
+    path = folder / "hypotheses.jsonl"
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
+def sources_of(bodies):
+    return [body["messages"][-1]["content"].rpartition("\n")[2] for body in bodies]
+
+
+def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, server):
+    """At a server of others: its weights are not known, so nothing comes from the cache."""
+
+    def slowly(source, attempt):
+        time.sleep(0.1)
+        return stub.completion(source.upper())
+
+    server.replies = slowly
+    words = ("benchmark", server.base_url, *CAPTIONS, "--concurrency", "2")
+    command = workshop.start(*words)
+    command.until(lambda: folders(workshop) and len(lines(folders(workshop)[0])) >= 5, "some answers")
+    command.interrupt(signal.SIGKILL)
+    command.finish()
+    saved, asked = {line["source"] for line in lines(folders(workshop)[0])}, len(server.bodies)
+    server.replies = lambda source, attempt: stub.completion(source.upper())
+    done = workshop.run(*words)
+    assert done.code == 0, done.err
+    assert not saved & set(sources_of(server.bodies[asked:]))
+    [folder] = folders(workshop)
+    result = json.loads((folder / "scores.json").read_text())
+    assert (result["status"], result["from_before"]) == ("complete", len(saved))
+    assert f"{len(saved)} sentences were answered before" in done.err
+    record = workshop.record()
+    assert (record["status"], record["error"], len(record["benchmarks"])) == ("done", None, 1)
+    again = workshop.run(*words)
+    assert again.code == 0 and len(folders(workshop)) == 2, "what is complete is not gone on with"
+    assert "no cache of answers" in again.err
+
+
+def test_a_run_that_was_benchmarked_is_answered_from_the_cache_without_a_server(toy):
+    first = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9")
+    assert first.code == 0, first.err
+    calls = len(toy.calls("api"))
+    again = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--json")
+    assert (again.code, len(toy.calls("api"))) == (0, calls), again.err
+    [result] = again.json()
+    assert (result["from_cache"], result["speed"], result["n_segments"]) == (9, None, 9)
+    fresh = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--fresh", "--json")
+    assert fresh.json()[0]["from_cache"] == 0
+    assert len(toy.calls("api")) == calls + 1
+    assert fresh.json()[0]["scores"] == result["scores"]
+
+
+def test_the_base_model_and_the_adapter_share_no_answer(toy):
+    words = (*CAPTIONS, "--max-samples", "9", "--json")
+    [adapted] = toy.run("benchmark", "toy", *words).json()
+    [base] = toy.run("benchmark", "toy@base", *words).json()
+    assert base["from_cache"] == 0
+    assert base["scores"] != adapted["scores"], "the fake answers in capitals where it has no adapter"
+    assert base["adapter_sha256"] is None and adapted["adapter_sha256"]
+
+
+def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, server):
+    server.replies = lambda source, attempt: (
+        stub.json_reply({"detail": "too long"}, 400) if len(server.attempts) == 1 else stub.completion(source)
+    )
+    words = ("benchmark", server.base_url, *CAPTIONS, "--max-samples", "6", "--concurrency", "1")
+    done = workshop.run(*words)
+    assert done.code == 4 and "1 of 6 sentences got no answer" in done.err
+    assert "BLEU" not in done.out
+    [folder] = folders(workshop)
+    assert len(lines(folder)) == 6
+    server.attempts.clear()
+    server.replies = lambda source, attempt: stub.json_reply({"detail": "too long"}, 400)
+    part = workshop.run(*words, "--allow-incomplete")
+    assert part.code == 0, part.err
+    assert "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
+    assert len(server.attempts) == 1, "the five that were answered are not asked again"
+    server.replies = lambda source, attempt: stub.completion(source)
+    whole = workshop.run(*words, "--json")
+    [result] = whole.json()
+    assert (result["status"], result["n_segments"], result["from_before"]) == ("complete", 6, 5)
+    assert [item["status"] for item in workshop.record()["benchmarks"]] == ["complete"], "the part's line is replaced"
+
+
+def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
+    (tmp_path / "news.en").write_text("A dog runs.\nTwo men talk.\n", "utf-8")
+    (tmp_path / "news.de").write_text("Ein Hund läuft.\nZwei Männer reden.\n", "utf-8")
+    files = ("--source", tmp_path / "news.en", "--reference", tmp_path / "news.de")
+    done = toy.run("benchmark", "toy", *files, "--json")
+    assert done.code == 0, done.err
+    [result] = done.json()
+    assert (result["n_asked"], result["n_testset"]) == (2, 2)
+    newest = max(folders(toy), key=lambda folder: folder.stat().st_mtime)
+    assert [line["source"] for line in lines(newest)] == ["A dog runs.", "Two men talk."]
+    half = toy.run("benchmark", "toy", "--source", tmp_path / "news.en")
+    assert half.code == 2 and "go together" in half.err
+    strange = toy.run("benchmark", "models/tiny", *files, "--template", "smollm2")
+    assert strange.code == 2 and "--instruction" in strange.err
+
+
+def test_a_seeded_sample_is_said(workshop, server):
+    done = workshop.run("benchmark", server.base_url, *CAPTIONS, "--max-samples", "4", "--sample-seed", "3", "--json")
+    assert done.code == 0, done.err
+    assert "drawn with seed 3: 4 of" in done.err
+    [result] = done.json()
+    assert (result["n_asked"], result["sample_seed"]) == (4, 3)
+    assert result["n_testset"] > 4
+
+
+def test_speed_is_said_beside_what_held_it_back(toy):
+    done = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "5")
+    assert "sentences in" in done.err and "one request at a time" in done.err
+    assert "serve.infer_backend: vllm" in done.err

@@ -1,0 +1,158 @@
+"""Paired tests equal sacrebleu's; where those are fooled, verdicts are not. Run: pytest tests/test_significance.py."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu.significance
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.score import METRICS, count, load_metric
+from orchestrator.significance import ALPHA, holm, paired_tests
+
+WORDS = "ein eine der die das mann frau kind hund steht läuft sitzt auf in vor dem haus wasser rot blau".split()
+
+
+def corpus(n_segments: int = 37, seed: int = 1) -> list[str]:
+    words = random.Random(seed)
+    return [" ".join(words.choices(WORDS, k=words.randint(3, 12))) + "." for _ in range(n_segments)]
+
+
+def system(references: list[str], errors: float, seed: int) -> list[str]:
+    """The references with a share of their words changed."""
+    words = random.Random(seed)
+    return [
+        " ".join(words.choice(WORDS) if words.random() < errors else word for word in line.split())
+        for line in references
+    ]
+
+
+def compared(references, *systems, metrics=METRICS, names=None, **numbers):
+    counted = {name: count(name, "de", [references], systems) for name in metrics}
+    return paired_tests(names or list("ABCDEF"[: len(systems)]), counted, **numbers)
+
+
+def command_line(folder: Path, kind: str, n: int, references, *systems, **environment):
+    """`sacrebleu ref -i a b ... --paired-KIND`: (metric, system) -> (score, p), the baseline's p being None."""
+    for name, lines in zip(["ref", *"ABCDEF"], [references, *systems], strict=False):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    files = ["ref", "-i", *"ABCDEF"[: len(systems)]]
+    options = [f"--paired-{kind}", f"--paired-{kind}-n", str(n), "-f", "latex", "-w", "8", "-nc", "-q"]
+    found = {}
+    for metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
+        argv = [sys.executable, "-m", "sacrebleu", *files, "-m", *metrics, *options]
+        env = {**os.environ, **environment}
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True, timeout=120, env=env)
+        heads, *rows = [line.split("&") for line in done.stdout.splitlines() if "&" in line]
+        for first, *cells in rows:
+            for head, cell in zip(heads[1:], cells, strict=True):
+                p = re.search(r"p = ([\d.]+)", cell)
+                key = {"BLEU": "bleu", "chrF2": "chrf", "chrF2++": "chrf++", "TER": "ter"}[head.split()[0]]
+                score = float(re.findall(r"\d+\.\d+", cell)[0])
+                found[key, first.strip().removeprefix("Baseline: ")] = score, p and float(p[1])
+    return found
+
+
+TEXT = st.text("ab .", max_size=12)
+REFERENCES = corpus()
+A, B, C = system(REFERENCES, 0.3, 2), system(REFERENCES, 0.25, 3), system(REFERENCES, 0.5, 4)
+
+
+@pytest.mark.parametrize("environment", [{}, {"SACREBLEU_SEED": "99"}], ids=["default seed", "another seed"])
+def test_the_tests_are_those_of_the_command_line(tmp_path, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bootstrap = command_line(tmp_path, "bs", 200, REFERENCES, A, B, C)
+    randomization = command_line(tmp_path, "ar", 500, REFERENCES, A, B, C)
+    tests = compared(REFERENCES, A, B, C, n_bootstrap=200, n_randomizations=500)
+    assert [(test.metric, test.system) for test in tests] == [(name, each) for name in METRICS for each in "BC"]
+    assert {test.baseline for test in tests} == {"A"}
+    for test in tests:
+        key = test.metric, test.system
+        assert (round(test.score, 8), round(test.p_bootstrap, 4)) == bootstrap[key]
+        assert (round(test.score, 8), round(test.p_randomization, 4)) == randomization[key]
+        assert round(test.baseline_score, 8) == bootstrap[test.metric, "A"][0]
+        assert test.difference == test.score - test.baseline_score
+        assert test.ci95[0] <= test.difference <= test.ci95[1]
+
+
+@pytest.mark.parametrize("n_segments", [1, 2, 33, 1001])
+def test_every_digit_is_that_of_sacrebleus_paired_test(n_segments):
+    """Also where the trials are drawn in several parts."""
+    references = corpus(n_segments)
+    one, other = system(references, 0.3, 5), system(references, 0.3, 6)
+    for name in METRICS if n_segments < 1001 else ["bleu"]:
+        [test] = compared(references, one, other, metrics=[name], n_bootstrap=50, n_randomizations=2100)
+        for kind, n, ours in (("bs", 50, test.p_bootstrap), ("ar", 2100, test.p_randomization)):
+            metrics = {name: load_metric(name, "de")}
+            pair = [("A", one), ("B", other)]
+            _, found = sacrebleu.significance.PairedTest(pair, metrics, [references], kind, n)()
+            [theirs] = [results[1] for head, results in found.items() if head != "System"]
+            assert (test.score, ours) == (theirs.score, theirs.p_value)
+
+
+def test_the_same_output_is_no_difference_though_sacrebleu_says_it_is():
+    for test in compared(REFERENCES, A, A, n_bootstrap=50, n_randomizations=200):
+        assert test.p_randomization < 0.01
+        assert (test.p_value, test.better, test.smallest_difference) == (1, None, None)
+        assert (test.difference, test.ci95) == (0, (0, 0))
+
+
+def test_one_sentence_alone_shows_nothing_though_sacrebleu_says_it_does():
+    other = ["Etwas ganz anderes.", *A[1:]]
+    for test in compared(REFERENCES, A, other, n_bootstrap=50, n_randomizations=200):
+        assert test.p_randomization < 0.01
+        assert (test.p_value, test.better) == (1, None)
+
+
+def test_a_clear_difference_is_shown_in_the_direction_that_the_metric_has():
+    for test in compared(REFERENCES, C, REFERENCES, names=["bad", "good"], n_bootstrap=200, n_randomizations=1000):
+        assert (test.better, test.difference > 0) == ("good", test.metric != "ter")
+        assert test.p_holm < ALPHA
+    for test in compared(REFERENCES, REFERENCES, C, names=["good", "bad"], n_bootstrap=200, n_randomizations=1000):
+        assert test.better == "good"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8))
+def test_a_comparison_is_the_other_one_turned_round(segments):
+    one, other, references = (list(side) for side in zip(*segments, strict=True))
+    there = compared(references, one, other, n_bootstrap=40, n_randomizations=64)
+    back = compared(references, other, one, names=["B", "A"], n_bootstrap=40, n_randomizations=64)
+    for test, turned in zip(there, back, strict=True):
+        assert turned.difference == -test.difference
+        assert turned.ci95 == (-test.ci95[1], -test.ci95[0])
+        assert turned.p_randomization == test.p_randomization
+        assert (turned.p_value, turned.p_holm, turned.better) == (test.p_value, test.p_holm, test.better)
+        assert turned.p_bootstrap == pytest.approx(test.p_bootstrap)
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1, 1]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holms_correction_keeps_the_order_and_only_raises(p_values):
+    corrected = holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, corrected, strict=True))
+    assert all(q <= len(p_values) * p for p, q in zip(p_values, corrected, strict=True) if p == min(p_values))
+    for p, q in zip(p_values, corrected, strict=True):
+        for other, other_q in zip(p_values, corrected, strict=True):
+            assert q <= other_q or p > other
+
+
+def test_the_number_of_comparisons_is_systems_by_metrics():
+    tests = compared(REFERENCES, A, B, C, metrics=["bleu", "ter"], n_bootstrap=40, n_randomizations=100)
+    assert [test.p_holm for test in tests] == holm([test.p_value for test in tests])
+    assert len(tests) == 4
+    [alone] = compared(REFERENCES, A, B, metrics=["bleu"], n_bootstrap=40, n_randomizations=100)
+    assert alone.p_holm == alone.p_value == tests[0].p_value
+    assert alone.smallest_difference < tests[0].smallest_difference, "more comparisons, stricter each"
