@@ -13,6 +13,8 @@ from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
 
+TRASH = ".trash"
+
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
@@ -64,6 +66,11 @@ class RunDir:
         return self.path / "record.json"
 
     @property
+    def notes(self) -> Path:
+        """Tags and notes: what people say of a run, apart from the record, which its owner writes."""
+        return self.path / "notes.json"
+
+    @property
     def train_yaml(self) -> Path:
         return self.path / "train.yaml"
 
@@ -105,9 +112,25 @@ class RunDir:
         return self.path / "logs" / "export.log"
 
     @property
+    def supervisor_log(self) -> Path:
+        """What the process says that carries out a detached run."""
+        return self.path / "logs" / "supervisor.log"
+
+    @property
     def output(self) -> Path:
         """LLaMA-Factory's output_dir."""
         return self.path / "output"
+
+    def new_set_aside(self) -> Path:
+        """A new folder output-1, output-2, ...: for what would stand in a resumed training's way."""
+        for number in range(1, 10_000):
+            path = self.path / f"output-{number}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise SpecError(f"{self.path} has 10,000 folders output-N", "clear some away")
 
     @property
     def trainer_log(self) -> Path:
@@ -126,6 +149,10 @@ class RunDir:
         """output/checkpoint-N, by N."""
         found = [path for path in self.output.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def trash(self) -> Path:
+        """What `rm` and `gc` took out of this run, a folder for each time. Beside the run, not in it."""
+        return self.path.parent / TRASH / self.id
 
     def new_benchmark(self, name: str) -> Path:
         """A new folder benchmarks/<name>, with a number where that is taken."""
@@ -149,6 +176,11 @@ class Workspace:
         Not in git: it is made for the LLaMA-Factory of this machine.
         """
         return self.runs / ".spec.schema.json"
+
+    @property
+    def trash(self) -> Path:
+        """Beside the run folders, so that moving something there is a rename."""
+        return self.runs / TRASH
 
     @property
     def dataset_info(self) -> Path:
@@ -220,6 +252,14 @@ def shipped(name: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def cache_folder() -> Path:
+    """What can be made or fetched again: $ORCHESTRATOR_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    given = os.environ.get("ORCHESTRATOR_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")
 
 
 def _is_workspace(folder: Path) -> bool:
