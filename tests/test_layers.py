@@ -15,6 +15,7 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
+    "family",
     "process",
     "watch",
     "progress",
@@ -39,6 +40,9 @@ ORDER = [
     "render",
     "new",
     "facts",
+    "drift",
+    "checkpoints",
+    "verdict",
     "diff",
     "target",
     # the stages
