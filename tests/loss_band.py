@@ -140,4 +140,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--every", type=int, default=1, help="logging_steps")
     parser.add_argument("--first", type=Path)
-    main(parser.parse_args())
+    main(parser.parse_intermixed_args())
