@@ -25,7 +25,7 @@ from orchestrator.record import BenchmarkSummary, DataFacts, Facts, RunRecord, n
 from orchestrator.rundir import RunDir
 from orchestrator.score import Score
 from orchestrator.spec import ComputeSpec, RunSpec
-from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint, trainer_state
+from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint
 from tests.loss_band import BASE, write_data
 
 READ_BY_A_RESUME = (
@@ -290,7 +290,7 @@ def test_the_one_that_is_named_is_chosen_and_no_other(run):
     found, said = choose_checkpoint(run, "checkpoint-5")
     assert found is not None and (found.label, said) == ("checkpoint-5", [])
     (run.output / "checkpoint-5" / "optimizer.pt").unlink()
-    with pytest.raises(PrerequisiteError, match="optimizer.pt is missing") as error:
+    with pytest.raises(PrerequisiteError, match=r"optimizer\.pt is missing") as error:
         choose_checkpoint(run, "checkpoint-5")
     assert "checkpoint-90" in error.value.remedy
     with pytest.raises(SpecError, match=r"no checkpoint-50; did you mean .*it has: checkpoint-90, checkpoint-5"):
