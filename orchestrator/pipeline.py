@@ -2,35 +2,41 @@
 
     spec -> check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record
 
-Covered: launch, rerun, benchmark of any target, export; what each does to the record, on every way out.
+Covered: launch, rerun, going on with a run, benchmark of any target, export; what each does to the record, on every
+way out.
 Not covered: printing (cli.py). Progress and warnings go to the log "orchestrator".
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.check import check_model
-from orchestrator.client import Endpoint, list_models
+from orchestrator.client import Endpoint
 from orchestrator.datasets import write_training_file
 from orchestrator.diff import changed_defaults, defaults_json
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.evaluate import BenchmarkResult, evaluate
+from orchestrator.evaluate import evaluate
 from orchestrator.export import export
 from orchestrator.facts import compare_losses, complete_facts, drift
-from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
-from orchestrator.plan import Plan, Session, heed, plan_run, render_files, resolve_model, run_side, spec_side
-from orchestrator.process import Child
-from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
-from orchestrator.render import Checkpoint, spec_yaml, train_environment
+from orchestrator.family import start_ticks
+from orchestrator.finished import summary_of, whole_benchmark
+from orchestrator.locks import devices_of, held
+from orchestrator.plan import Plan, Session, heed, plan_run, render_files, run_side, spec_side
+from orchestrator.record import RunRecord, locked, now
+from orchestrator.render import Checkpoint, spec_yaml, train_arguments, train_environment
+from orchestrator.resume import begin, end_left_over, file_sha256, heed_changes, kept_training
 from orchestrator.rundir import RunDir, atomic_write
-from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
+from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
+from orchestrator.serving import connect, model_name, serving_devices
 from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
-from orchestrator.target import Target, run_checkpoints
+from orchestrator.target import Target, base_checkpoint, run_checkpoints
 from orchestrator.train import TRAIN_ARGV, train
+from orchestrator.trainer_log import close_torn_line
 
 log = logging.getLogger("orchestrator")
 
@@ -45,41 +51,92 @@ class Origin:
     drift: Sequence[str] = ()
 
 
-def launch(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True) -> RunDir:
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out."""
+
+    with_benchmarks: bool = True
+    exclusive: bool = True
+    """Whether its devices are held, so that no other launch gets them."""
+    wait: bool = False
+    """Whether it waits for its devices."""
+    checkpoint: str | None = None
+    """checkpoint-N to go on from; None: the newest whole one."""
+
+
+def launch(session: Session, plan: Plan, origin: Origin, how: How = How()) -> RunDir:
     """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
+    run = new_run(session, plan, origin, how)
+    carry_out(session, run, how, plan)
+    return run
+
+
+def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
+    """A new run folder with all that carry_out needs. The calling process owns it.
+
+    Raises:
+        PrerequisiteError: its devices are in use, and it would not wait.
+    """
     spec = plan.spec
+    if how.exclusive and not how.wait:
+        with held(_devices(spec, how), None):
+            pass
     run = session.workspace.new_run(spec.name, datetime.now())
+    atomic_write(run.spec, spec_yaml(spec, plan.found))
     record = RunRecord(
         id=run.id,
         name=spec.name,
         created_at=now(),
+        process_start_ticks=start_ticks(os.getpid()),
         spec_file=origin.spec_file,
         spec_sha256=spec_sha256(spec),
         overrides=list(origin.overrides),
         rerun_of=origin.rerun_of,
         drift=list(origin.drift),
+        with_benchmarks=how.with_benchmarks,
         seed=spec.seed,
         facts=plan.facts,
     )
-    record.save(run)
+    record.save(run)  # last: with it the folder is a run
     log.info("run %s", run.id)
-    with _recorded(run, record):
-        record.update(run, status="preparing")
-        atomic_write(run.spec, spec_yaml(spec, plan.found))
-        if spec.train is not None:
-            _prepare_training(session, plan, run)
-            _train(session, spec, run, record)
-        if with_benchmarks and spec.benchmark:
-            record.update(run, status="benchmarking")
-            for checkpoint in _checkpoints_to_benchmark(session, spec, run):
-                items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
-                _benchmark(session, plan, run, record, checkpoint, items)
-        record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
     return run
 
 
-def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, with_benchmarks: bool) -> RunDir:
-    """Run a past run's saved spec again under a new id; what differs now is said first.
+def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None) -> None:
+    """Do what is left to do of a run, as its owner. What is whole already is not done again.
+
+    Args:
+        session: the workspace and its tools.
+        run: its folder, new or of a run that ended before it was done.
+        how: what of it, and from where.
+        plan: what its spec.yaml says, where that was just read.
+
+    Raises:
+        PrerequisiteError: another process owns the run, or its devices; or what it was made with has changed.
+    """
+    record = RunRecord.load(run)
+    record.take_over(run)
+    with _recorded(run, record):
+        end_left_over(run)
+        plan = plan or plan_run(session, session.load_spec(run.spec))
+        spec = plan.spec
+        changes = heed_changes(run, record, spec, plan.facts)
+        for line in changes:
+            log.warning("since the run began: %s", line)
+        if changes:
+            record.note_attempt(run, drift=changes)
+        with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
+            record.update(run, status="preparing", waits_for=None)
+            if spec.train is not None:
+                _train(session, plan, run, record, how.checkpoint, locks)
+            if how.with_benchmarks and spec.benchmark:
+                _run_benchmarks(session, plan, run, record)
+            _compare_with_past(session, record)
+            record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
+
+
+def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
+    """What would run a past run's saved spec again; what differs now is said.
 
     Raises:
         PrerequisiteError: strict, and something differs.
@@ -100,12 +157,7 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
             f"{len(lines)} thing{'s differ' if len(lines) > 1 else ' differs'} from {past.id}: {'; '.join(lines)}",
             "without --strict the run starts all the same, and its record says what differs",
         )
-    origin = Origin(str(past.spec), overrides, past.id, lines)
-    run = launch(session, plan, origin, with_benchmarks=with_benchmarks)
-    now_trained = RunRecord.load(run).training
-    if then.training is not None and now_trained is not None:
-        log.info("%s: %s", past.id, compare_losses(then.training.logged_losses, now_trained.logged_losses))
-    return run
+    return plan, Origin(str(past.spec), overrides, past.id, lines)
 
 
 def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec) -> list[Path]:
@@ -128,28 +180,10 @@ def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], 
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
-        run = launch(session, plan, Origin())
+        run = launch(session, plan, Origin(), How(exclusive=False))
         return sorted(run.benchmarks.iterdir())
     record = RunRecord.load(target.run)
     return _benchmark(session, plan, target.run, record, target.checkpoint, items)
-
-
-def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:
-    """How a target is served: for `serve` and `chat`, files in the folder given."""
-    if target.checkpoint is None:
-        raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
-    model, _ = resolve_model(session, target.checkpoint.model)
-    return ServePlan(
-        checkpoint=replace(target.checkpoint, model=model),
-        settings=settings,
-        model_name=_model_name(target.name, target.checkpoint, session.workspace.root),
-        api_yaml=folder / "api.yaml",
-        log=folder / "api.log",
-        port=port,
-        api_key=session.api_key or new_api_key(),
-        devices=_devices(settings, target.spec),
-    )
 
 
 def export_run(session: Session, target: Target, to: Path | None) -> Path:
@@ -168,21 +202,12 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
         return export(run, target.checkpoint, to or run.export, installation, session.renderer)
 
 
-def connect(session: Session, settings: ServeSpec) -> Endpoint:
-    """A server that runs already, at settings.url.
-
-    Raises:
-        PrerequisiteError: it does not answer, or lists several models and none was named.
-    """
-    url = settings.url or ""
-    served = list_models(Endpoint(url, session.api_key, ""))
-    if served is None:
-        raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
-    if settings.model_name is None and len(served) != 1:
-        raise PrerequisiteError(
-            f"{url} serves {len(served)} models: {', '.join(served[:8])}", "name one: --model-name NAME"
-        )
-    return Endpoint(url, session.api_key, settings.model_name or served[0])
+def _compare_with_past(session: Session, record: RunRecord) -> None:
+    """Say whether a rerun logged the losses of the run that it repeats."""
+    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
+    then = RunRecord.load(past).training if past else None
+    if past is not None and then is not None and record.training is not None:
+        log.info("%s: %s", past.id, compare_losses(then.logged_losses, record.training.logged_losses))
 
 
 @contextmanager
@@ -190,22 +215,34 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
     """Whatever ends the block is in the record before it goes on its way."""
     try:
         yield
-    except (KeyboardInterrupt, Interrupted) as error:
-        record.update(run, status="stopped", error=str(error) or "Ctrl-C", ended_at=now())
-        raise
-    except OrchestratorError as error:
-        record.update(run, status="failed", error=error.message, ended_at=now())
-        raise
     except BaseException as error:
-        record.update(run, status="failed", error=f"{type(error).__name__}: {error}", ended_at=now())
+        if record.is_active():  # else a signal came just after it had said how it ended
+            _end(run, record, error)
         raise
+
+
+def _end(run: RunDir, record: RunRecord, error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        record.end(run, "stopped", str(error) or "Ctrl-C")
+    elif isinstance(error, OrchestratorError):
+        record.end(run, "failed", error.message)
+    else:
+        record.end(run, "failed", f"{type(error).__name__}: {error}")
+
+
+def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
+    def on_wait(what: str) -> None:
+        log.info("waiting for %s; Ctrl-C gives it up", what)
+        record.update(run, waits_for=what)
+
+    return on_wait
 
 
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
     if spec.dataset is None:
         raise SpecError("there is no dataset to train on")
-    run.training_file.parent.mkdir()
+    run.training_file.parent.mkdir(exist_ok=True)
     text = plan.texts[spec.dataset, "train"]
     write_training_file(text, plan.datasets[spec.dataset].entry.instruction, run.training_file)
     if text.blank_pairs:
@@ -217,21 +254,61 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
         atomic_write(run.defaults, defaults_json(arguments))
 
 
-def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> None:
+def _train(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, label: str | None, locks: Sequence[int]
+) -> None:
+    spec = plan.spec
+    if (training := kept_training(run, record, label)) is not None:
+        log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
+        record.update(run, status="trained", training=training)
+        return
+    start = begin(run, spec, record, plan.facts, label)
+    if record.training_file_sha256 is None or record.training_file_sha256 != file_sha256(run.training_file):
+        _prepare_training(session, plan, run)
+        record.update(run, training_file_sha256=file_sha256(run.training_file))
+    if spec.model is not None and len(record.attempts) > 1:
+        given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
+        resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
+        atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
-
-    def started(child: Child) -> None:
-        log.info("training with %s; its output: %s", installation.cli, run.train_log)
-
+    record.note_attempt(
+        run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
+    )
     record.update(
         run,
         status="running",
         commands={**record.commands, "train": [str(installation.cli), *TRAIN_ARGV]},
         environment={**record.environment, "train": environment},
     )
-    training = train(run, installation, environment, started)
+    log.info("training with %s; its output: %s", installation.cli, run.train_log)
+    training = train(run, installation, environment, record.resumed_at(), locks)
     facts = complete_facts(record.facts, spec, session.workspace.root)
     record.update(run, status="trained", training=training, facts=facts)
+
+
+def _run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord) -> None:
+    """The benchmarks of the spec, but those that are whole."""
+    record.update(run, status="benchmarking")
+    for checkpoint in _checkpoints_to_benchmark(session, plan.spec, run):
+        items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+        if len(record.attempts) > 1:
+            items = [item for item in items if not _is_whole(session, plan, run, record, checkpoint, item)]
+        _benchmark(session, plan, run, record, checkpoint, items)
+
+
+def _is_whole(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
+) -> bool:
+    """Whether a benchmark was done before; one that did not come to stand in the record is put there."""
+    name = model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root) if plan.spec.model else None
+    found = whole_benchmark(run, item, plan.datasets[item.testset], plan.texts[item.testset, item.split], name)
+    if found is None:
+        return False
+    folder, result = found
+    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
+    if folder.name not in [each.id for each in record.benchmarks]:
+        record.add_benchmark(run, summary_of(folder, checkpoint.label, item, result))
+    return True
 
 
 def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
@@ -242,6 +319,15 @@ def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> l
         return [available["base"]]
     wanted = ["base"] if any(item.base_model for item in spec.benchmark) else []
     return [available[label] for label in [*wanted, "output"]]
+
+
+def _devices(spec: RunSpec, how: How) -> list[str]:
+    """The devices that the run uses, or none where others may have them too."""
+    if not how.exclusive:
+        return []
+    named = [] if spec.train is None else [spec.compute.devices]
+    served = how.with_benchmarks and spec.benchmark and spec.serve.url is None
+    return devices_of([*named, *([serving_devices(spec.serve, spec)] if served else [])])
 
 
 def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
@@ -266,7 +352,7 @@ def _benchmark(
             dataset = plan.datasets[item.testset]
             text = plan.texts[item.testset, item.split]
             result = evaluate(endpoint, dataset, text, item, folder, target=f"{run.id}@{checkpoint.label}")
-            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+            record.add_benchmark(run, summary_of(folder, checkpoint.label, item, result))
     return folders
 
 
@@ -282,11 +368,12 @@ def _endpoint(
     plan = ServePlan(
         checkpoint=checkpoint,
         settings=spec.serve,
-        model_name=_model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
+        model_name=model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
         api_yaml=folder / "api.yaml",
         log=folder / "api.log",
         port=spec.serve.port or free_port(spec.serve.host),
-        devices=_devices(spec.serve, spec),
+        devices=serving_devices(spec.serve, spec),
+        run=run.path if record.is_active() and record.pid == os.getpid() else None,
     )
     stage = f"api {folder.name}"
     record.update(
@@ -297,33 +384,6 @@ def _endpoint(
     log.info("serving %s; its output: %s", plan.model_name, plan.log)
     with serve(plan, installation, session.renderer) as server:
         yield server.endpoint
-
-
-def _devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
-    return settings.devices if settings.devices is not None or spec is None else spec.compute.devices
-
-
-def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:
-    return BenchmarkSummary(
-        id=folder.name,
-        of=label,
-        testset=item.testset,
-        split=item.split,
-        status=result.status,
-        n_segments=result.n_segments,
-        scores=result.scores,
-        mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
-    )
-
-
-def _model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
-    """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of what is served."""
-    model = checkpoint.model
-    if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
-        return f"{name}:{adapter_sha256(folder)[:12]}"
-    if folder := locate_model(model.name_or_path, root, model.revision):
-        return f"{name}:{model_sha256(folder)[:12]}"
-    return f"{name}:hub"
 
 
 def _as_name(text: str) -> str:

@@ -145,6 +145,10 @@ class RunDir:
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
 
+    def benchmark_log(self, folder: Path) -> Path:
+        """The output of the server that was started for a benchmark, and for those after it."""
+        return folder / "api.log"
+
     def checkpoints(self) -> list[Path]:
         """output/checkpoint-N, by N."""
         found = [path for path in self.output.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]

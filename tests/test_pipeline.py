@@ -236,7 +236,7 @@ def test_a_stop_while_training_keeps_a_checkpoint(workshop, tmp_path):
         assert (checkpoint / "trainer_state.json").is_file()
         assert not (checkpoint / "checkpoint-is-incomplete.txt").exists()
         assert f"kept: {checkpoint.name}" in done.err and "Traceback" not in done.err
-        assert f"try: orchestrator benchmark {run.id}" in done.err
+        assert f"try: orchestrator resume {run.id} goes on; orchestrator benchmark {run.id} takes it" in done.err
         record = place.record()
         assert record["status"] == "stopped" and checkpoint.name in record["error"] and record["ended_at"]
         assert record["benchmarks"] == [] and place.calls("api") == []

@@ -246,6 +246,7 @@ class Workshop:
             "FAKE_CALLS": str(self.calls_file),
             "HF_HUB_OFFLINE": "1",
             "ORCHESTRATOR_CACHE": str(self.root.parent / "cache"),
+            "ORCHESTRATOR_LOCKS": str(self.root.parent / "locks"),
             "ORCHESTRATOR_LLAMAFACTORY": str(self.cli) if self.cli else None,
             **self.environment,
             **changes,
