@@ -80,21 +80,6 @@ def follow(run: RunDir, name: str | None, lines: int | None) -> None:
         bar.close()
 
 
-def progress_line(run: RunDir, record: RunRecord) -> str:
-    """How far the training is that goes on now: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none does."""
-    if record.status != "running" or not record.attempts:
-        return ""
-    attempt = record.attempts[-1]
-    event = latest(TrainerLog(run.trainer_log, attempt.log_start_bytes).new_events())
-    if event is None:
-        return f"step {attempt.from_step or 0}"
-    loss, left = event.get("loss"), event.get("remaining_time")
-    parts = [f"step {step_of(event)} of {event.get('total_steps')}"]
-    parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
-    parts += [f"left {visible(str(left))}"] if left else []
-    return ", ".join(parts)
-
-
 class _TrainingBar:
     """The bar of the training, while one goes on and this is a terminal: elsewhere the log's own lines are enough."""
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import yaml
 
 from orchestrator.checkpoints import Inspected, choose_checkpoint, planned_world_size, resume_problems
@@ -22,6 +21,7 @@ from orchestrator.plan import Plan, Session, plan_run
 from orchestrator.record import Facts, RunRecord, Training
 from orchestrator.rundir import RunDir
 from orchestrator.spec import OWNED, RunSpec, TrainSpec, spec_sha256
+from orchestrator.state import pids
 from orchestrator.train import GRACE_S, finished
 
 log = logging.getLogger("orchestrator")
@@ -163,10 +163,6 @@ def end_left_over(run: RunDir) -> None:
         return
     log.warning("processes of %s are still there, and end first: %s", run.id, pids(left))
     end_run(run.path, GRACE_S)
-
-
-def pids(processes: Sequence[psutil.Process]) -> str:
-    return ", ".join(str(process.pid) for process in processes)
 
 
 def file_sha256(path: Path) -> str | None:

@@ -139,7 +139,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    from orchestrator import terminal
+    from orchestrator import state, terminal
     from orchestrator.plan import render_files, resolve
     from orchestrator.record import RunRecord
     from orchestrator.render import spec_yaml
@@ -169,7 +169,8 @@ def show(
     elif as_json:
         terminal.print_json(RunRecord.load(run).as_json())
     else:
-        terminal.print_run(RunRecord.load(run), run.path)
+        record = RunRecord.load(run)
+        terminal.print_run(record, run.path, state.lines(run, record))
 
 
 def _write_schema(place: "Workspace") -> None:

@@ -15,6 +15,7 @@ from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.family import alive, end_run, run_family, send, wait_until_gone
 from orchestrator.record import RunRecord
 from orchestrator.rundir import RunDir
+from orchestrator.state import left_running, pids
 from orchestrator.train import GRACE_S
 
 POLL_S = 0.1
@@ -53,11 +54,6 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
     return [_how_it_ended(run), *_kept(run), "no process of it is left"]
 
 
-def left_running(run: RunDir, record: RunRecord) -> list[psutil.Process]:
-    """What an owner that is gone left running."""
-    return run_family(run.path) if record.is_here() and not (record.is_active() and record.owner_lives()) else []
-
-
 def _stop_without_owner(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     left = left_running(run, record)
     said = f"{run.id} is not running: {record.status}"
@@ -65,8 +61,7 @@ def _stop_without_owner(run: RunDir, record: RunRecord, grace_s: float) -> list[
         return [said]
     end_run(run.path, grace_s)
     _verify_none_left(run)
-    numbers = ", ".join(str(process.pid) for process in left)
-    return [f"{said}; its owner had left running, now ended: {numbers}", *_kept(run), "no process of it is left"]
+    return [f"{said}; its owner had left running, now ended: {pids(left)}", *_kept(run), "no process of it is left"]
 
 
 def _owner(record: RunRecord) -> psutil.Process | None:
@@ -110,9 +105,8 @@ def _end_by_force(run: RunDir, owner: psutil.Process) -> None:
 def _verify_none_left(run: RunDir) -> None:
     left = run_family(run.path)
     if left:
-        numbers = ", ".join(str(process.pid) for process in left)
         raise StageError(
-            f"processes of {run.id} cannot be ended: {numbers}",
+            f"processes of {run.id} cannot be ended: {pids(left)}",
             "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",
         )
 

@@ -116,9 +116,10 @@ def print_differences(one: Side, other: Side, as_json: bool) -> None:
         sys.stderr.write("nothing differs\n")
 
 
-def print_run(record: RunRecord, path: Path) -> None:
-    """A run: its line, why it ended, its benchmarks, its folder."""
+def print_run(record: RunRecord, path: Path, now: Sequence[str] = ()) -> None:
+    """A run: its line, what it is at, why it ended, its benchmarks, its folder."""
     console().print(run_table([record]))
+    sys.stdout.write("".join(f"\n{visible(line)}\n" for line in now))
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
     print_scores(record.benchmarks)
