@@ -40,7 +40,7 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Runs with status and scores, the oldest first."""
-    from orchestrator import registry, terminal
+    from orchestrator import ranking, registry, terminal
     from orchestrator.rundir import find_workspace
 
     place = find_workspace(workspace)
@@ -50,7 +50,7 @@ def list_runs(
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others
         say(f"warning: {visible(problem)}")
-    found = registry.put_in_order([row for row in rows if filters.hold(row)], sort, limit)
+    found = ranking.put_in_order([row for row in rows if filters.hold(row)], sort, limit)
     for note in found.notes:
         say(visible(note))
     if as_json:
