@@ -116,7 +116,8 @@ def _lock_all(folder: int, names: Sequence[str], on_wait: Callable[[str], None] 
         elif on_wait is None and time.monotonic() > deadline:
             raise PrerequisiteError(
                 f"{who} is in use",
-                "wait for its end with --wait; end it with orchestrator stop; or take another: --set compute.devices=N",
+                "wait for its end with --wait; end it with orchestrator stop; or take another device: "
+                """--set 'compute.devices="N"'""",
             )
         time.sleep(POLL_S)
 
