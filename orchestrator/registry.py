@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -158,7 +159,7 @@ def row_of(run: RunDir, record: "RunRecord", notes: "Notes") -> Row:
         name=record.name,
         model=model,
         datasets="\n".join(datasets),
-        steps=f"{training.steps}/{training.total_steps}" if training else "",
+        steps=f"{training.steps}/{training.total_steps}" if training else _steps_so_far(run, record),
         last=_words(complete[-1]) if complete else "",
         bleu=_results("bleu", complete, hashes),
         chrf=_results("chrf", complete, hashes),
@@ -278,6 +279,14 @@ def _is_text(name: str, row: Row) -> bool:
     return True
 
 
+def _steps_so_far(run: RunDir, record: "RunRecord") -> str:
+    from orchestrator.state import latest_event
+    from orchestrator.trainer_log import step_of
+
+    event = latest_event(run, record)
+    return f"{step_of(event)}/{event.get('total_steps', '?')}" if event else ""
+
+
 def _words(benchmark: "BenchmarkSummary") -> str:
     said = ", ".join(f"{HEADINGS.get(each.metric, each.metric)} {each.score:.1f}" for each in benchmark.scores)
     return f"{said} ({benchmark.of}: {benchmark.testset} {benchmark.split}, {benchmark.n_segments} segments)"
@@ -292,7 +301,9 @@ def _results(metric: str, benchmarks: Sequence["BenchmarkSummary"], hashes: Mapp
     for each in benchmarks:
         for score in each.scores:
             key = (each.testset, each.split, each.n_segments, score.signature)
-            if score.metric == metric and (key not in found or _weight(each.of) >= _weight(found[key].of)):
+            if score.metric != metric or isnan(score.score):
+                continue
+            if key not in found or _weight(each.of) >= _weight(found[key].of):
                 found[key] = Result(*key, hashes.get(key[:2], ""), each.of, score.score)
     return json.dumps(list(found.values())) if found else ""
 

@@ -86,7 +86,7 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
         "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
         "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
         "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
-        "steps": [row.steps for row in rows],
+        "steps": [visible_line(row.steps) for row in rows],
         "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
         "last benchmark": [visible_line(row.last) for row in rows],
     }
