@@ -222,7 +222,7 @@ def _deepspeed_problems(folder: Path) -> list[str] | None:
         return [f"latest is missing: {tags[0]} was not finished"] if tags else None
     tag = latest.read_bytes()[:200].decode("utf-8", "replace").strip()
     state = folder / tag
-    if not re.fullmatch(r"[\w.-]+", tag) or not state.is_dir():
+    if state.name != tag or tag in ("", "..") or not state.is_dir():
         return [f"latest names {tag!r}, which is no folder beside it"]
     parts = sorted(state.glob("*.pt"))
     if not any(path.name.endswith("model_states.pt") for path in parts):

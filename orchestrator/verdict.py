@@ -5,17 +5,52 @@ scores with each other's intervals.
 Not covered: what differs between the two runs (drift.py); significance between systems.
 Writes nothing.
 
-TABLE
+The band. A repeated training has other losses where the same sums are taken in another order. How far that goes was
+measured by tests/loss_band.py: LoRA of rank 16, LoRA+ 16, learning rate 5e-4, as in runs/demo.yaml, on 2 CPU cores with
+AVX-512 and AMX, torch 2.14.1. The largest relative difference of the losses 1 to 10, and the first:
+
+    python tests/loss_band.py .models/SmolLM2-135M-Instruct         4 examples a loss        largest   first
+    again; peft 0.18.0, transformers 5.5.0 or torch 2.13.0 instead (--first)                 0         0
+    gradient accumulation 2 x 2 for 1 x 4                                                    3.5e-07   0
+    2 threads for 1                                                                          5.1e-06   0
+    AVX2 for AVX-512                                                                         2.8e-05   1.8e-06
+    bf16 for float32                                                                         5.3e-03   1.3e-03
+    the same with the tiny model of the tests, TINY                                          9.6e-03   5.0e-04
+    2 threads for 1, both in bf16                                                            3.3e-03   0
+    learning rate 1 % higher                                                                 4.2e-03   0
+    one sentence of 500 changed                                                              0         0
+    seed 43, seed 44 for 42                                                                  2.7e-01   3.0e-03
+    ... --batch 10 --every 5 --steps 25                            50 examples a loss
+    bf16 for float32                                                                         7.3e-03   7.3e-03
+    seed 43, seed 44 for 42                                                                  4.9e-02   3.6e-02
+    python tests/loss_band.py TINY --batch 50 --every 5 --steps 50 250 examples a loss
+    bf16 for float32                                                                         5.3e-03   1.9e-04
+    seed 43, seed 44 for 42                                                                  1.1e-02   3.0e-03
+    the same with --every 10 --steps 100                           500, all of the data
+    bf16 for float32                                                                         2.3e-03   7.2e-05
+    seed 43, seed 44 for 42                                                                  3.0e-03   6.8e-04
+
+(Of several in a line the largest is the smaller one's, as is the first.) A pair of another day, torch 2.14.1 and 2.9.1
+in bf16: 1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow over ten losses. So:
+    float32             5e-4: 18 times what rounding does, a sixth of what the seeds do where they do least
+    bf16 and the like   2e-2: twice what rounding does, less than half of what the seeds do with 50 examples a loss
+Where a logged loss of bf16 is the mean of hundreds of examples, the seeds differ less than the band is wide, and where
+it is that of all the data, no more than rounding. So the numbers alone do not decide: whatever differs in the record
+that chooses other examples, weights or steps (the seed, the data, the learning rate) makes "different" of any
+difference, however small. Not measured: GPUs, more than one process.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from orchestrator.drift import Drift
 from orchestrator.record import BenchmarkSummary
 from orchestrator.score import Score
+from orchestrator.spec import RunSpec
+from orchestrator.tensorfile import read_header
 
 FIRST = 10
 """Losses that are compared: as many as a record keeps."""
@@ -23,8 +58,9 @@ FIRST = 10
 _PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
 _LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
 _KINDS = ("data", "model", "adapter", "spec", "default", "version", "machine")
-BAND_FIRST = 0.003
-BAND_LATER = 0.012
+FULL, REDUCED = 5e-4, 2e-2
+"""The largest relative difference of a logged loss that counts as rounding, in float32 and in less."""
+_LESS_THAN_FLOAT32 = ("bf16", "fp16", "pure_bf16", "fp8", "tf32", "quantization_bit", "deepspeed", "fsdp")
 _SMALLEST = 0.1  # of a loss near 0 a fraction says nothing
 
 
@@ -43,9 +79,10 @@ class Verdict:
 class EarlyVerdict:
     """The verdict on a run under way, as soon as its losses tell."""
 
-    def __init__(self, then: Sequence[float], drift: Sequence[Drift] = ()) -> None:
+    def __init__(self, then: Sequence[float], drift: Sequence[Drift] = (), band: float = REDUCED) -> None:
         self._then = list(then)[:FIRST]
         self._drift = drift
+        self._band = band
         self._now: list[float] = []
         self._said = False
 
@@ -63,14 +100,16 @@ class EarlyVerdict:
         if self._said:
             return None
         self._said = True
-        return _judge(self._then, self._now, self._drift)
+        return _judge(self._then, self._now, self._drift, self._band)
 
     def _beyond(self, number: int) -> bool:
         difference = _difference(self._then[number - 1], self._now[number - 1])
-        return difference > (0 if _decides(self._drift) else band(number))
+        return difference > (0 if _decides(self._drift) else self._band)
 
 
-def compare_losses(then: Sequence[float], now: Sequence[float], *, drift: Sequence[Drift] = ()) -> Verdict:
+def compare_losses(
+    then: Sequence[float], now: Sequence[float], *, drift: Sequence[Drift] = (), band: float = REDUCED
+) -> Verdict:
     """The verdict on the first logged losses of two runs.
 
     Args:
@@ -78,13 +117,23 @@ def compare_losses(then: Sequence[float], now: Sequence[float], *, drift: Sequen
         now: of the run that repeats it.
         drift: what differs between the two: it gives the likely cause, and where something differs that chooses other
             examples, weights or steps, no difference counts as rounding.
+        band: of the two: loss_band().
     """
-    return _judge(list(then)[:FIRST], list(now)[:FIRST], drift)
+    return _judge(list(then)[:FIRST], list(now)[:FIRST], drift, band)
 
 
-def band(number: int) -> float:
-    """The largest relative difference of logged loss `number`, from 1, that nondeterminism is known to make."""
-    return BAND_FIRST if number == 1 else BAND_LATER
+def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
+    """FULL where both runs train in float32: no spec says less, and no weight of the model is in less.
+
+    Args:
+        specs: of the two runs.
+        model: the model's folder; None: not known, so it may be in less.
+    """
+    arguments = [spec.train.arguments() for spec in specs if spec.train is not None]
+    if model is None or any(each.get(name) for each in arguments for name in _LESS_THAN_FLOAT32):
+        return REDUCED
+    dtypes = {dtype for path in model.glob("*.safetensors") for dtype, _ in read_header(path).tensors.values()}
+    return FULL if dtypes == {"F32"} else REDUCED
 
 
 def compare_scores(
@@ -110,7 +159,7 @@ def compare_scores(
     return lines
 
 
-def _judge(then: Sequence[float], now: Sequence[float], drift: Sequence[Drift]) -> Verdict:
+def _judge(then: Sequence[float], now: Sequence[float], drift: Sequence[Drift], band: float) -> Verdict:
     differences = [_difference(one, other) for one, other in zip(then, now, strict=False)]
     relogged = [each for each in drift if each.name in _LOGGING]
     if relogged:
@@ -123,7 +172,7 @@ def _judge(then: Sequence[float], now: Sequence[float], drift: Sequence[Drift]) 
     first = next((number for number, difference in enumerate(differences, start=1) if difference), None)
     if first is None:
         return Verdict("same", None, f"{_counted(len(differences))} the same{_unseen(drift)}")
-    beyond = next((number for number, each in enumerate(differences, start=1) if each > band(number)), None)
+    beyond = next((number for number, each in enumerate(differences, start=1) if each > band), None)
     shown = beyond or max(range(1, len(differences) + 1), key=lambda number: differences[number - 1])
     figures = f"{then[shown - 1]:.6g} then, {now[shown - 1]:.6g} now at logged loss {shown}"
     begin = f"the losses differ from logged loss {first} on: {figures}"
