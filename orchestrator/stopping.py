@@ -21,7 +21,7 @@ from orchestrator.train import GRACE_S
 POLL_S = 0.1
 SETTLE_S = 0.5
 """For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
-FAREWELL_S = 15
+FAREWELL_S = 10
 """For an owner to write its record once its children are gone."""
 DEFAULT_GRACE_S = GRACE_S + 10  # the owner's own, and the time that it takes to say so
 
