@@ -30,8 +30,8 @@ AVX-512 and AMX, torch 2.14.1. The largest relative difference of the losses 1 t
     bf16 for float32                                                                         2.3e-03   7.2e-05
     seed 43, seed 44 for 42                                                                  3.0e-03   6.8e-04
 
-(Of several in a line the largest is the smaller one's, as is the first.) A pair of another day, torch 2.14.1 and 2.9.1
-in bf16: 1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow over ten losses. So:
+(Of two seeds the smaller figure stands there.) A pair of another day, torch 2.14.1 and 2.9.1, first three losses:
+1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow over ten losses. So:
     float32             5e-4: 18 times what rounding does, a sixth of what the seeds do where they do least
     bf16 and the like   2e-2: twice what rounding does, less than half of what the seeds do with 50 examples a loss
 Where a logged loss of bf16 is the mean of hundreds of examples, the seeds differ less than the band is wide, and where

@@ -81,7 +81,7 @@ def test_what_rounding_was_measured_to_do_is_within_the_band(name):
 
 
 def test_another_torch_is_within_the_band_and_named():
-    """torch 2.14.1 and 2.9.1, bf16 weights, measured on another day."""
+    """torch 2.14.1 and 2.9.1, measured on another day."""
     found = compare_losses([3.4557, 4.2260, 3.2853], [3.4505, 4.1812, 3.2961], drift=[PLATFORM, PEFT, TORCH])
     assert (found.verdict, found.first_difference) == ("within", 1)
     assert found.message == (
@@ -353,7 +353,7 @@ def test_another_test_set_of_the_same_name_is_not_compared():
 
 
 @pytest.mark.integration
-def test_a_real_training_again_with_other_threads_in_bf16_and_with_another_seed(tiny_model: Path, tmp_path: Path):
+def test_a_real_training_again_in_bf16_and_with_another_seed(tiny_model: Path, tmp_path: Path):
     """The same bits, the band, and beyond it."""
     write_data(tmp_path)
     base = {**BASE, "model_name_or_path": str(tiny_model), "max_steps": 10}
