@@ -65,6 +65,7 @@ ORDER = [
     "terminal",
     # the order of the stages, and the command line
     "plan",
+    "repeat",
     "serving",
     "finished",
     "resume",
