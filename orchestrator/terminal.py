@@ -222,7 +222,7 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
         sys.stdout.write(visible(f"removed: weights and logs, {remedy}") + "\n")
     print_notes(notes)
     print_scores(record.benchmarks)
-    sys.stdout.write(f"\n{path}\n")
+    sys.stdout.write(f"\n{visible(str(path))}\n")
 
 
 def print_notes(notes: "Notes") -> None:

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,7 +115,7 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     refuse_if_in_use(run, process_users(), damaged_too=True)
     if dry_run:
         return _put_back(run, dry_run)
-    with locked(run, "record"):
+    with _locked(run):
         return _put_back(run, dry_run)
 
 
@@ -174,7 +175,7 @@ def _take(run: RunDir, choose: Callable[[RunDir], list[str]], dry_run: bool, *, 
     if dry_run:
         what = choose(run)
         return Moved(run.id, what, sum(size_of(run.path / name) for name in what), [])
-    with locked(run, "record"):  # a resume that comes now waits, and finds what is left
+    with _locked(run):  # a resume that comes now waits, and finds what is left
         refuse_if_in_use(run, (), damaged_too=damaged_too)
         what = choose(run)
         size = sum(size_of(run.path / name) for name in what)
@@ -183,6 +184,17 @@ def _take(run: RunDir, choose: Callable[[RunDir], list[str]], dry_run: bool, *, 
             for name in what:
                 _rename(run.path / name, entry / name)
     return Moved(run.id, what, size, [])
+
+
+@contextmanager
+def _locked(run: RunDir) -> Iterator[None]:
+    try:
+        with locked(run, "record"):
+            yield
+    except FileNotFoundError as error:
+        raise PrerequisiteError(
+            f"{error.filename} is gone: another command moves files of {run.id} too", "try again"
+        ) from error
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -355,7 +367,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def _clear_empty(folder: Path) -> None:
     """Remove a folder where nothing is left in it but empty folders."""
-    if folder.is_symlink():
+    if folder.is_symlink() or not folder.is_dir():
         return
     for path in _folders(folder):
         _clear_empty(path)

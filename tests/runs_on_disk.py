@@ -32,10 +32,10 @@ def benchmark(bleu: float, of: str = "output", testset: str = "captions", **chan
     values = {"bleu": bleu, "chrf": 2 * bleu, "ter": 100 - bleu}
     n_segments = changes.get("n_segments", 40)
     scores = [
-        {"metric": name, "score": value, "ci95": [value - 1, value + 1], "signature": signatures[name]}
+        {"metric": name, "score": value, "ci95": [value - 1, value + 1], "ci_mean": value, "ci_half": 1.0}
         for name, value in values.items()
     ]
-    scores = [{**score, "n_segments": n_segments} for score in scores]
+    scores = [{**score, "signature": signatures[score["metric"]], "n_segments": n_segments} for score in scores]
     fields = {"id": f"{of}-{testset}", "of": of, "testset": testset, "split": "test", "status": "complete"}
     return {**fields, "n_segments": n_segments, "scores": scores, "mean_sentence_bleu": bleu + 1, **changes}
 
@@ -46,7 +46,10 @@ def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
         {"dataset": "captions", "split": split, "pairs": 100, "blank_pairs": 0, "sha256": f"{split}-text"}
         for split in ("train", "test")
     ]
-    versions = {name: "1.2.3" for name in ("orchestrator", "python", "llamafactory", "torch", "transformers", "peft")}
+    names = (
+        "orchestrator sacrebleu python llamafactory torch transformers peft trl accelerate datasets numpy"
+    )
+    versions = dict.fromkeys(names.split(), "1.2.3")
     fields: dict[str, Any] = {
         "schema_version": 1,
         "id": run_id,
@@ -62,6 +65,7 @@ def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
         "spec_sha256": "72db89ff1c01e576efd39e5934ccd69e0b2c114081edf6f5956723fed69e4e4f",
         "commands": {"train": ["/opt/venv/bin/llamafactory-cli", "train", "train.yaml"]},
         "environment": {"train": {}, "api": {"API_HOST": "127.0.0.1", "API_PORT": "48673", "MAX_CONCURRENT": "1"}},
+        "attempts": [{"started_at": "2026-11-24T10:15:00Z", "status": "done", "pid": 19818, "host": "elsewhere"}],
         "seed": 42,
         "facts": {"versions": versions, "platform": "Linux x86_64", "git_commit": "d740f7f", "data": data},
         "training": {"steps": 50, "total_steps": 50, "train_loss": 2.5, "logged_losses": [3.4, 3.0, 2.7, 2.4, 2.1] * 2},
