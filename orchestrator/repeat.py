@@ -107,7 +107,7 @@ class Repeat:
 
     def _say(self, verdict: Verdict) -> None:
         level = logging.WARNING if verdict.verdict == "different" else logging.INFO
-        log.log(level, "%s: %s: %s", self._past.id, verdict.verdict, verdict.message)
+        log.log(level, "%s: %s", self._past.id, verdict.message)
 
 
 def _band(session: Session, past: RunDir, spec: RunSpec) -> float:
