@@ -13,8 +13,6 @@ from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
 
-TRASH = ".trash"
-
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
@@ -154,10 +152,6 @@ class RunDir:
         found = [path for path in self.output.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
         return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
-    def trash(self) -> Path:
-        """What `rm` and `gc` took out of this run, a folder for each time. Beside the run, not in it."""
-        return self.path.parent / TRASH / self.id
-
     def new_benchmark(self, name: str) -> Path:
         """A new folder benchmarks/<name>, with a number where that is taken."""
         return _new_folder(self.benchmarks, name)
@@ -184,7 +178,7 @@ class Workspace:
     @property
     def trash(self) -> Path:
         """Beside the run folders, so that moving something there is a rename."""
-        return self.runs / TRASH
+        return self.runs / ".trash"
 
     @property
     def dataset_info(self) -> Path:
@@ -196,7 +190,10 @@ class Workspace:
 
     def new_run(self, name: str, now: datetime) -> RunDir:
         """A new, empty run folder runs/<name>-<YYYYMMDD-HHMMSS>, with a suffix where that is taken."""
-        return RunDir(_new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+        run = RunDir(_new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+        if not os.path.lexists(self.trash):
+            self.trash.mkdir(exist_ok=True)  # now: on a disk that is full there is no room for a folder
+        return run
 
     def all_runs(self) -> list[RunDir]:
         """Every run folder, oldest first."""

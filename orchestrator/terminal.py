@@ -21,7 +21,7 @@ from rich.text import Text
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.process import visible
 from orchestrator.registry import HEADINGS, Row, row_of
-from orchestrator.rundir import RunDir
+from orchestrator.rundir import RunDir, Workspace
 
 # What these take to import, a list of 10,000 runs takes to print.
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ def print_runs(rows: Sequence[Row]) -> None:
 def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, its folder."""
     from orchestrator.notes import Notes
+    from orchestrator.trash import in_trash
 
     run = RunDir(path)
     notes = Notes.load(run)
@@ -218,7 +219,8 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
     if row.removed:
-        remedy = f"back with: orchestrator rm --restore {run.id}" if run.trash().is_dir() else "for good"
+        held = in_trash(Workspace(path.parent.parent), run.id)
+        remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
         sys.stdout.write(visible(f"removed: weights and logs, {remedy}") + "\n")
     print_notes(notes)
     print_scores(record.benchmarks)

@@ -1,20 +1,23 @@
 """What `rm` and `gc` take out of run folders: into the trash first, back from it, and out of it for good.
 
-Covered: moves by rename, each atomic and without need of space; nothing is taken from a run that is at work; links are
-moved as links, never followed; what was moved can be put back.
-    runs/.trash/<run id>/<YYYYMMDD-HHMMSS>Z/    the parts under their own names, output/ or output/checkpoint-5/;
-                                                or the whole run folder, with its record.json
-The layout says all that a restore needs, so a kill between two renames loses nothing, and a full disk hinders none.
+Covered: moves by rename, each atomic; nothing is taken from a run that is at work; links are moved as links, never
+followed; what was moved can be put back.
+    runs/.trash/20261124-101500Z~<run id>~output                  when, of which run, what
+    runs/.trash/20261124-101500Z~<run id>~output+checkpoint-5
+    runs/.trash/20261124-101500Z~<run id>~run                     the whole run folder
+The names say all that a restore needs, so a kill between two moves loses nothing; and as no folder is made for them, a
+disk without a free block can be cleared.
 Not covered: a trash on another file system; programs of others that read a run's files.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +29,9 @@ from orchestrator.rundir import RunDir, Workspace
 
 _PARTS = ("output", "data", "export", "logs")
 _SET_ASIDE = re.compile(r"output-[0-9]+")  # what resumed trainings had in their way
-_STAMP = re.compile(r"([0-9]{8}-[0-9]{6})Z(-[0-9]+)?")
-_DOOMED = ".doomed-"  # an entry that is being deleted: no restore takes half of one
+_NAME = re.compile(r"([0-9]{8}-[0-9]{6})Z(?:-([0-9]+))?~(.+)~([A-Za-z0-9+-]+)", re.DOTALL)
+_WHOLE = "run"
+_DOOMED = ".doomed-"  # an item that is being deleted: no restore takes half of one
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ class Moved:
     """What could not be moved, with the reason."""
 
 
+@dataclass(frozen=True)
+class Item:
+    """Something in the trash."""
+
+    path: Path
+    run: str
+    what: str
+    """Its path in the run folder; ".": the folder itself."""
+    moved_at: datetime
+    number: int
+    """Of several times within a second."""
+
+
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run: bool = False) -> list[Moved]:
     """Move runs to the trash: what is large (weights, data, logs), or the whole run folder.
 
@@ -55,7 +72,8 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run
     for run in runs:  # all are looked at before one is moved
         _refuse_links(workspace, run)
         refuse_if_in_use(run, users, damaged_too=whole)
-    return [_take(run, (lambda each: ["."]) if whole else parts, dry_run, damaged_too=whole) for run in runs]
+    choose = (lambda run: ["."]) if whole else _parts
+    return [_take(workspace, run, choose, dry_run, damaged_too=whole) for run in runs]
 
 
 def take_checkpoints(
@@ -77,23 +95,14 @@ def take_checkpoints(
 
     def old(run: RunDir) -> list[str]:
         found = [path.name for path in run.checkpoints()]
-        kept = {*best_and_last(run), *found[-keep_last:]}
+        kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
         return [f"{run.output.name}/{name}" for name in found if name not in kept]
 
     _refuse_links(workspace, run)
     refuse_if_in_use(run, users)
     if run.output.is_symlink():
         return Moved(run.id, [], 0, [f"output/ is a link to {run.output.readlink()}: links are not followed"])
-    return _take(run, old, dry_run)
-
-
-def parts(run: RunDir) -> list[str]:
-    """What of a run folder is large and can be made again."""
-    try:
-        names = sorted(path.name for path in run.path.iterdir())
-    except FileNotFoundError:
-        return []
-    return [name for name in names if name in _PARTS or _SET_ASIDE.fullmatch(name)]
+    return _take(workspace, run, old, dry_run)
 
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
@@ -106,17 +115,30 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
 
     Raises:
         SpecError: the trash holds nothing of it.
+        PrerequisiteError: the run is at work.
     """
-    _refuse_linked_trash(workspace)
     run = _trashed(workspace, word)
-    if not os.path.lexists(run.path):
-        return _put_back(run, dry_run)
-    _refuse_links(workspace, run)
-    refuse_if_in_use(run, process_users(), damaged_too=True)
-    if dry_run:
-        return _put_back(run, dry_run)
-    with _locked(run):
-        return _put_back(run, dry_run)
+    if os.path.lexists(run.path):
+        _refuse_links(workspace, run)
+        refuse_if_in_use(run, process_users(), damaged_too=True)
+    what: list[str] = []
+    left: list[str] = []
+    size = 0
+    place = run.path  # where what was put back would be found: with a dry run, maybe in the trash
+    with _locked(run, dry_run or not run.path.is_dir()):
+        for item in reversed(in_trash(workspace, run.id)):
+            if (reason := _in_the_way(run, item, place, what)) is not None:
+                left.append(reason)
+                continue
+            what.append(item.what)
+            size += size_of(item.path)
+            if dry_run and item.what == ".":
+                place = item.path
+            if not dry_run:
+                with suppress(FileExistsError):
+                    (run.path / item.what).parent.mkdir()  # output/ of a checkpoint
+                _rename(item.path, run.path / item.what)
+    return Moved(run.id, what, size, left)
 
 
 def empty(
@@ -133,23 +155,35 @@ def empty(
     Raises:
         SpecError: the trash holds nothing of such a run.
     """
-    _refuse_linked_trash(workspace)
-    runs = [_trashed(workspace, word) for word in words] or [RunDir(workspace.runs / name) for name in _ids(workspace)]
+    ids = list(dict.fromkeys(_trashed(workspace, word).id for word in words)) or _ids(workspace)
     deleted = []
-    for run in runs:
-        entries = [entry for entry in _entries(run) if before is None or _moved_at(entry) < before]
-        if entries:
-            what = sorted({name for entry in entries for name in _contents(entry)})
-            deleted.append(Moved(run.id, what, sum(map(size_of, entries)), []))
-        if not dry_run:
-            for entry in entries:
-                _doom(entry, workspace.trash)
-            _clear_empty(run.trash())
-    if not dry_run:
-        for folder in [path for path in _folders(workspace.trash) if path.name.startswith(_DOOMED)]:
-            shutil.rmtree(folder, onerror=_gone_is_fine)  # never follows a link
-        _clear_empty(workspace.trash)
+    for name in ids:
+        items = [item for item in in_trash(workspace, name) if before is None or item.moved_at < before]
+        if items:
+            size = sum(size_of(item.path) for item in items)
+            deleted.append(Moved(name, list(dict.fromkeys(item.what for item in items)), size, []))
+        for item in items if not dry_run else ():
+            with suppress(FileNotFoundError):  # another `gc` was there first
+                name_of_it = hashlib.sha256(os.fsencode(item.path.name)).hexdigest()[:32]
+                item.path.rename(workspace.trash / f"{_DOOMED}{name_of_it}")
+    for path in _listed(workspace.trash) if not dry_run else ():
+        if path.name.startswith(_DOOMED):
+            _delete(path)
     return deleted
+
+
+def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Item]:
+    """What the trash holds, of a run or of all, the oldest first. Anything else that lies there is nobody's."""
+    if workspace.trash.is_symlink():
+        raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
+    items = []
+    for path in _listed(workspace.trash):
+        match = _NAME.fullmatch(path.name)
+        if match and run_id in (None, match[3]):
+            moment = datetime.strptime(match[1], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+            what = "." if match[4] == _WHOLE else match[4].replace("+", "/")
+            items.append(Item(path, match[3], what, moment, int(match[2] or 1)))
+    return sorted(items, key=lambda item: (item.moved_at, item.number, item.what))
 
 
 def size_of(path: Path) -> int:
@@ -171,26 +205,40 @@ def size_of(path: Path) -> int:
     return total
 
 
-def _take(run: RunDir, choose: Callable[[RunDir], list[str]], dry_run: bool, *, damaged_too: bool = False) -> Moved:
-    if dry_run:
-        what = choose(run)
-        return Moved(run.id, what, sum(size_of(run.path / name) for name in what), [])
-    with _locked(run):  # a resume that comes now waits, and finds what is left
-        refuse_if_in_use(run, (), damaged_too=damaged_too)
+def _parts(run: RunDir) -> list[str]:
+    """What of a run folder is large and can be made again."""
+    return [path.name for path in _listed(run.path) if path.name in _PARTS or _SET_ASIDE.fullmatch(path.name)]
+
+
+def _take(
+    workspace: Workspace,
+    run: RunDir,
+    choose: Callable[[RunDir], list[str]],
+    dry_run: bool,
+    *,
+    damaged_too: bool = False,
+) -> Moved:
+    with _locked(run, dry_run):  # a resume that comes now waits, and finds what is left
+        if not dry_run:
+            refuse_if_in_use(run, (), damaged_too=damaged_too)
         what = choose(run)
         size = sum(size_of(run.path / name) for name in what)
-        if what:
-            entry = _new_entry(run, sorted({str(Path(name).parent) for name in what}))
-            for name in what:
-                _rename(run.path / name, entry / name)
+        if what and not dry_run:
+            _make_trash(workspace)
+            for name, target in _new_names(workspace, run, what).items():
+                _rename(run.path / name, target)
     return Moved(run.id, what, size, [])
 
 
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
+def _locked(run: RunDir, not_needed: bool) -> Iterator[None]:
+    """One at a time with whatever changes the run's record: a resume, a second `rm`."""
     try:
-        with locked(run, "record"):
+        if not_needed:
             yield
+        else:
+            with locked(run, "record"):
+                yield
     except FileNotFoundError as error:
         raise PrerequisiteError(
             f"{error.filename} is gone: another command moves files of {run.id} too", "try again"
@@ -201,93 +249,76 @@ def _rename(source: Path, target: Path) -> None:
     try:
         source.rename(target)  # of a link: the link itself
     except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EBUSY):
+        if error.errno in (errno.EXDEV, errno.EBUSY, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.EEXIST):
+            is_elsewhere = error.errno in (errno.EXDEV, errno.EBUSY)
+            reason = "it is, or lies on, another file system" if is_elsewhere else error.strerror
             raise PrerequisiteError(
-                f"{source} cannot be moved to {target}: it is, or lies on, another file system",
+                f"{source} cannot be moved to {target}: {reason}",
                 "what was moved before stays so; move or delete this by hand",
             ) from error
         error.filename = str(source)
         raise
 
 
-def _new_entry(run: RunDir, folders: Sequence[str]) -> Path:
-    """A new folder in the trash for what is moved now, with folders in it."""
-    place = run.trash()
-    for each in (place.parent, place):
-        if each.is_symlink():
-            raise PrerequisiteError(f"{each} is a link: the trash would be elsewhere", "remove the link")
+def _make_trash(workspace: Workspace) -> None:
+    """It is there since the first run was made, unless somebody took it away."""
     try:
-        path = _new_stamp(place)
-        for name in folders:
-            (path / name).mkdir(exist_ok=True)
+        workspace.trash.mkdir(exist_ok=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise PrerequisiteError(
-            f"{place}: {error.strerror}: there is no room even for a folder",
-            "orchestrator gc --trash deletes what is in the trash; or delete a file by hand, such as a log",
+            f"{workspace.trash}: {error.strerror}: there is no room even for a folder",
+            "delete a file by hand, such as a log",
         ) from error
-    return path
 
 
-def _new_stamp(place: Path) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    stamp = f"{now():%Y%m%d-%H%M%S}Z"
-    for number in range(1, 10_000):
-        path = place / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise PrerequisiteError(f"{place} has 10,000 entries of one second", "orchestrator gc --trash empties it")
+def _new_names(workspace: Workspace, run: RunDir, what: Sequence[str]) -> dict[str, Path]:
+    """Where in the trash some parts of a run go; later than all that it holds of the run."""
+    moment = now()
+    number = 1 + max((item.number for item in in_trash(workspace, run.id) if item.moved_at == moment), default=0)
+    begin = f"{moment:%Y%m%d-%H%M%S}Z" + (f"-{number}" if number > 1 else "")
+    words = {name: _WHOLE if name == "." else name.replace("/", "+") for name in what}
+    return {name: workspace.trash / f"{begin}~{run.id}~{word}" for name, word in words.items()}
 
 
-def _put_back(run: RunDir, dry_run: bool) -> Moved:
-    what: list[str] = []
-    left: list[str] = []
-    size = 0
-    for entry in reversed(_entries(run)):
-        if (entry / "record.json").is_file() and not os.path.lexists(run.path) and "." not in what:
-            moves, taken = [(entry, run.path)], list[str]()
-        else:
-            moves, taken = _moves(entry, run.path)
-        left += [f"{name}: {run.id} has one again" for name in taken]
-        what += [str(target.relative_to(run.path)) for _, target in moves]
-        for source, target in moves:
-            size += size_of(source)
-            if not dry_run:
-                _rename(source, target)
-        if not dry_run:
-            _clear_empty(entry)
-    if not dry_run:
-        _clear_empty(run.trash())
-    return Moved(run.id, what, size, left)
+def _in_the_way(run: RunDir, item: Item, place: Path, back: Sequence[str]) -> str | None:
+    """Why an item can't be put back into the run folder, which is at `place`, after others; or None."""
+    name = "the run folder" if item.what == "." else item.what
+    if item.what in back or os.path.lexists(place / item.what):
+        return f"{name}: {run.id} has one again"
+    if item.what == ".":
+        return None
+    if not place.is_dir():
+        return f"{name}: the run folder of {run.id} is gone"
+    if (place / item.what).parent.is_symlink():
+        return f"{name}: its folder is a link, and links are not followed"
+    return None
 
 
 def _ids(workspace: Workspace) -> list[str]:
     """The runs that the trash holds something of."""
-    found = [path.name for path in _folders(workspace.trash) if not path.name.startswith(_DOOMED)]
-    return sorted(name for name in found if _entries(RunDir(workspace.runs / name)))
+    return sorted({item.run for item in in_trash(workspace)})
 
 
 def _trashed(workspace: Workspace, word: str) -> RunDir:
     """The run that a word means, of those that the trash holds something of."""
     ids = _ids(workspace)
     named = [each for each in ids if re.fullmatch(re.escape(word) + r"(-[0-9]{8}-[0-9]{6}(-[0-9]+)?)?", each)]
-    if not named:
-        run = workspace.lookup_run(word)
-        if run is None or run.id not in ids:
-            raise SpecError(
-                f"the trash holds nothing of {word!r}{did_you_mean(word, ids)}",
-                "orchestrator gc --trash --dry-run shows what it holds",
-            )
-        return run
-    return RunDir(workspace.runs / (word if word in named else named[-1]))
+    if named:
+        return RunDir(workspace.runs / (word if word in named else named[-1]))
+    run = workspace.lookup_run(word)
+    if run is None or run.id not in ids:
+        raise SpecError(
+            f"the trash holds nothing of {word!r}{did_you_mean(word, ids)}",
+            "orchestrator gc --trash --dry-run shows what it holds",
+        )
+    return run
 
 
 def _refuse_links(workspace: Workspace, run: RunDir) -> None:
-    _refuse_linked_trash(workspace)
+    if workspace.trash.is_symlink():
+        raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
     if run.path.is_symlink():
         raise PrerequisiteError(
             f"{run.path} is a link to {run.path.readlink()}: links are not followed", "remove it by hand"
@@ -298,91 +329,18 @@ def _refuse_links(workspace: Workspace, run: RunDir) -> None:
         )
 
 
-def _refuse_linked_trash(workspace: Workspace) -> None:
-    if workspace.trash.is_symlink():
-        raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
-
-
-def _folders(parent: Path) -> list[Path]:
-    """Folders within a folder that may not be there; links are none."""
+def _listed(folder: Path) -> list[Path]:
     try:
-        with os.scandir(parent) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _entries(run: RunDir) -> list[Path]:
-    """What was moved to the trash, the oldest first."""
-    if run.trash().is_symlink():
-        return []
-    found = [path for path in _folders(run.trash()) if _STAMP.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (path.name[:16], int(path.name[17:] or 1)))
-
-
-def _moved_at(entry: Path) -> datetime:
-    return datetime.strptime(entry.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-
-
-def _contents(entry: Path) -> list[str]:
-    """The paths in the run folder that an entry holds."""
-    if (entry / "record.json").is_file():
-        return ["."]
-    names = []
-    for path in _listed(entry):
-        names += [f"output/{each.name}" for each in _listed(path)] if _is_of_gc(path) else [path.name]
-    return names
-
-
-def _moves(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """The renames that put an entry back, and what is there already."""
-    moves: list[tuple[Path, Path]] = []
-    taken: list[str] = []
-    for path in _listed(source):
-        goal = target / path.name
-        if not os.path.lexists(goal):
-            moves.append((path, goal))
-        elif _is_of_gc(path) and goal.is_dir() and not goal.is_symlink():
-            more, more_taken = _moves(path, goal)
-            moves += more
-            taken += [f"{path.name}/{name}" for name in more_taken]
-        else:
-            taken.append(path.name)
-    return moves, taken
-
-
-def _is_of_gc(path: Path) -> bool:
-    """Whether this is checkpoints of an output folder, not all of one: two trainings' outputs are never mixed."""
-    if path.name != "output" or path.is_symlink() or not path.is_dir():
-        return False
-    return all(each.name.startswith("checkpoint-") for each in _listed(path))
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:  # another `gc` was there first
-        return []
-
-
-def _clear_empty(folder: Path) -> None:
-    """Remove a folder where nothing is left in it but empty folders."""
-    if folder.is_symlink() or not folder.is_dir():
-        return
-    for path in _folders(folder):
-        _clear_empty(path)
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-            raise
-
-
-def _doom(entry: Path, trash: Path) -> None:
-    try:
-        entry.rename(trash / f"{_DOOMED}{entry.parent.name}-{entry.name}")
-    except FileNotFoundError:  # another `gc` was there first
-        return
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=_gone_is_fine)  # never follows a link
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _gone_is_fine(function: object, path: object, found: tuple[type[BaseException], BaseException, object]) -> None:

@@ -79,7 +79,7 @@ def new_run(
 ) -> RunDir:
     """A run folder with record and spec, an output with an adapter and three checkpoints, data and logs."""
     run = RunDir(workspace.runs / run_id)
-    run.path.mkdir()
+    run.path.mkdir(exist_ok=True)
     run.record.write_text(json.dumps(record_json(run_id, **changes), indent=2))
     sections = f'model:\n  name_or_path: "{model}"\n  template: "x"\ndataset: "{dataset}"\ntrain:\n  dataset: "no"\n'
     run.spec.write_text(f'name: "toy"\n{sections}')

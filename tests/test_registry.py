@@ -184,7 +184,7 @@ def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(wo
     (workspace.runs / "fifo").mkdir()
     os.mkfifo(workspace.runs / "fifo" / "record.json")
     (workspace.runs / "folder" / "record.json").mkdir(parents=True)
-    trashed = workspace.trash / "toy-20261124-101499" / "20261124-101500Z"
+    trashed = workspace.trash / "20261124-101500Z~toy-20261124-101499~run"
     trashed.mkdir(parents=True)
     (trashed / "record.json").write_text(json.dumps(record_json("trashed")))
     damaged = {

@@ -153,7 +153,7 @@ def test_gc_empties_the_trash_when_told_to(three):
     one = three.run("gc", "--trash", "a")
     assert one.out.startswith("a-20261121-101500: data, logs, output deleted, ")
     three.run("gc", "--trash")
-    assert not (three.runs / ".trash").exists()
+    assert list((three.runs / ".trash").iterdir()) == []
     assert three.run("rm", "--restore", "b").code == 2
     for words in (("--older-than", "7d"), ("--trash", "--keep-last", "2"), ("--trash", "--older-than", "x")):
         assert three.run("gc", *words).code == 2

@@ -2,9 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.family import RUN_ENV
 from orchestrator.in_use import process_users
 from orchestrator.notes import change_tags
+from orchestrator.record import locked
 from orchestrator.rundir import RunDir, Workspace
-from orchestrator.trash import Moved, empty, remove, restore, size_of, take_checkpoints
+from orchestrator.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
 from tests.runs_on_disk import benchmark, checkpoint, new_run, new_workspace, owned_by_another, record_json, running
 
 ID = "toy-20261124-101500"
@@ -44,6 +45,11 @@ def top(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
+def held(workspace: Workspace) -> set[str]:
+    """What the trash holds of the run."""
+    return {item.what for item in in_trash(workspace, ID)}
+
+
 def moved(workspace: Workspace, *runs: RunDir, **changes: bool) -> list[Moved]:
     return remove(workspace, runs, **{"whole": False, **changes})
 
@@ -56,8 +62,7 @@ def test_what_is_large_goes_and_what_tells_of_the_run_stays(workspace, run):
     (found,) = moved(workspace, run)
     assert (found.what, found.bytes, found.left) == (["data", "logs", "output"], size, [])
     assert top(run.path) == {"record.json", "spec.yaml", "notes.json", "benchmarks"}
-    (entry,) = run.trash().iterdir()
-    assert top(entry) == {"data", "logs", "output"}
+    assert held(workspace) == {"data", "logs", "output"}
 
 
 def test_what_a_resume_set_aside_and_an_exported_model_go_too_but_no_folder_of_another_name(workspace, run):
@@ -74,7 +79,7 @@ def test_what_was_removed_comes_back_as_it_was(workspace, run):
     found = restore(workspace, ID)
     assert tree(run.path) == before
     assert sorted(found.what) == ["data", "logs", "output"] and found.left == []
-    assert not workspace.trash.exists() or list(workspace.trash.iterdir()) == []
+    assert list(workspace.trash.iterdir()) == []
 
 
 def test_a_whole_run_goes_and_comes_back_by_its_name(workspace, run):
@@ -99,16 +104,42 @@ def test_what_the_run_has_again_is_not_written_over_nor_mixed(workspace, run):
     (run.output / "new").mkdir(parents=True)
     found = restore(workspace, ID)
     assert found.left == [f"output: {ID} has one again"] and sorted(found.what) == ["data", "logs"]
-    assert top(run.output) == {"new"}
-    (entry,) = run.trash().iterdir()
-    assert top(entry) == {"output"}
+    assert top(run.output) == {"new"} and held(workspace) == {"output"}
+
+
+def test_of_what_was_removed_twice_the_latest_comes_back(workspace, run):
+    moved(workspace, run)
+    run.output.mkdir()
+    (run.output / "second").touch()
+    moved(workspace, run)
+    told = restore(workspace, ID, dry_run=True)
+    assert restore(workspace, ID) == told
+    assert told.left == [f"output: {ID} has one again"] and top(run.output) == {"second"}
+
+
+def test_a_part_that_the_whole_run_has_too_stays_in_the_trash(workspace, run):
+    moved(workspace, run)
+    (run.output / "second").mkdir(parents=True)
+    moved(workspace, run, whole=True)
+    told = restore(workspace, ID, dry_run=True)
+    assert restore(workspace, ID) == told
+    assert told.left == [f"output: {ID} has one again"] and top(run.output) == {"second"}
+
+
+def test_parts_of_a_run_that_is_gone_stay_in_the_trash(workspace, run):
+    moved(workspace, run)
+    run.path.rename(workspace.root / "elsewhere")
+    found = restore(workspace, ID)
+    assert found.what == [] and set(found.left) == {
+        f"{name}: the run folder of {ID} is gone" for name in ("output", "data", "logs")
+    }
 
 
 def test_removing_twice_moves_nothing_the_second_time(workspace, run):
     moved(workspace, run)
     (found,) = moved(workspace, run)
     assert (found.what, found.bytes) == ([], 0)
-    assert len(list(run.trash().iterdir())) == 1
+    assert len(in_trash(workspace)) == 3
 
 
 def test_a_dry_run_tells_the_same_and_does_nothing(workspace, run):
@@ -146,8 +177,8 @@ def test_a_kill_between_two_moves_loses_nothing(workspace, run):
     """As it looks then: a part in the trash, the others not."""
     before = tree(run.path)
     moved(workspace, run)
-    (entry,) = run.trash().iterdir()
-    (entry / "logs").rename(run.path / "logs")
+    (logs,) = [item.path for item in in_trash(workspace) if item.what == "logs"]
+    logs.rename(run.path / "logs")
     (found,) = moved(workspace, run)
     assert found.what == ["logs"]
     restore(workspace, ID)
@@ -231,23 +262,27 @@ def test_a_run_folder_that_is_a_link_or_lies_elsewhere_is_refused(workspace, tmp
     assert len(elsewhere.checkpoints()) == 3
 
 
-@pytest.mark.parametrize("place", [".", ID])
-def test_a_trash_that_is_a_link_is_refused(workspace, run, tmp_path, place):
-    target = tmp_path / "elsewhere"
-    target.mkdir()
-    (target / "20261124-101500Z").mkdir()
-    (target / "20261124-101500Z" / "output").write_text("precious")
-    link = workspace.trash / place
-    link.parent.mkdir(exist_ok=True)
-    link.symlink_to(target)
-    with pytest.raises(PrerequisiteError, match="is a link"):
+def test_a_trash_that_is_a_link_is_refused(workspace, run, tmp_path):
+    target = tmp_path / "elsewhere" / f"20261124-101500Z~{ID}~output"
+    target.mkdir(parents=True)
+    workspace.trash.symlink_to(target.parent)
+    actions = (lambda: moved(workspace, run), lambda: empty(workspace), lambda: restore(workspace, ID))
+    for action in (*actions, lambda: take_checkpoints(workspace, run, [], keep_last=1)):
+        with pytest.raises(PrerequisiteError, match="is a link"):
+            action()
+    assert top(target.parent) == {target.name} and len(run.checkpoints()) == 3
+
+
+def test_a_link_in_the_trash_is_put_back_or_deleted_as_a_link(workspace, run, tmp_path):
+    (tmp_path / "mine").write_text("x")
+    for _ in range(2):
+        (run.path / "export").symlink_to(tmp_path)
         moved(workspace, run)
-    with pytest.raises((PrerequisiteError, SpecError), match=r"is a link|holds nothing"):
         restore(workspace, ID)
-    with suppress(PrerequisiteError):
+        assert (run.path / "export").is_symlink()
+        moved(workspace, run)
         empty(workspace)
-    assert (target / "20261124-101500Z" / "output").read_text() == "precious"
-    assert len(run.checkpoints()) == 3
+    assert (tmp_path / "mine").exists() and in_trash(workspace) == []
 
 
 # gc
@@ -304,6 +339,7 @@ def test_an_output_folder_that_is_a_link_is_left_alone(workspace, run, tmp_path)
     run.output.symlink_to(tmp_path / "big disk")
     found = take_checkpoints(workspace, run, [], keep_last=1)
     assert found.what == [] and "is a link to" in found.left[0]
+    assert in_trash(workspace) == []
     assert len(run.checkpoints()) == 3
 
 
@@ -321,20 +357,21 @@ def test_the_trash_is_emptied_for_good(workspace, run):
         (ID, ["output/checkpoint-10", "output/checkpoint-5"]),
     ]
     assert sum(each.bytes for each in found) == size
-    assert not workspace.trash.exists() and empty(workspace) == []
+    assert list(workspace.trash.iterdir()) == [] and empty(workspace) == []
     assert labels(run) == ["checkpoint-15"]
 
 
-def aged(run: RunDir, days: int) -> Path:
-    """The only entry of a run in the trash, as if it were older."""
-    (entry,) = [path for path in run.trash().iterdir() if path.name[:8] >= f"{datetime.now(UTC):%Y%m%d}"]
-    return entry.rename(entry.with_name(f"{datetime.now(UTC) - timedelta(days=days):%Y%m%d-%H%M%S}Z"))
+def aged(workspace: Workspace, days: int) -> None:
+    """All in the trash, as if it had been there longer."""
+    for item in in_trash(workspace):
+        moment = item.moved_at - timedelta(days=days)
+        item.path.rename(workspace.trash / f"{moment:%Y%m%d-%H%M%S}{item.path.name[15:]}")
 
 
 def test_only_what_is_old_enough_or_of_the_runs_named_goes(workspace, run):
     other = new_run(workspace, "other-20261124-101500")
     take_checkpoints(workspace, run, [], keep_last=1)
-    aged(run, 8)
+    aged(workspace, 8)
     moved(workspace, run, other)
     week = datetime.now(UTC) - timedelta(days=7)
     assert [(each.run, each.what) for each in empty(workspace, before=week)] == [
@@ -346,21 +383,23 @@ def test_only_what_is_old_enough_or_of_the_runs_named_goes(workspace, run):
 
 def test_strange_things_in_the_trash_are_left_alone(workspace, run):
     moved(workspace, run)
-    (workspace.trash / "notes.txt").write_text("mine")
-    (run.trash() / "mine").mkdir()
-    (run.trash() / "mine" / "file").write_text("x")
+    strange = {"notes.txt", "mine", f"{ID}~output", f"20261324-101500Y~{ID}~output", f"20261124-101500Z~{ID}~../x"[:40]}
+    for name in strange:
+        (workspace.trash / name.replace("/", "")).mkdir()
+    before = top(workspace.trash) - {item.path.name for item in in_trash(workspace)}
+    restore(workspace, ID)
     empty(workspace)
-    assert (workspace.trash / "notes.txt").exists() and (run.trash() / "mine" / "file").exists()
+    assert top(workspace.trash) == before and len(before) == len(strange)
 
 
-def test_an_entry_that_was_being_deleted_is_not_put_back_and_goes_the_next_time(workspace, run):
+def test_an_item_that_was_being_deleted_is_not_put_back_and_goes_the_next_time(workspace, run):
     moved(workspace, run)
-    (entry,) = run.trash().iterdir()
-    entry.rename(workspace.trash / f".doomed-{ID}-{entry.name}")
+    for item in in_trash(workspace):
+        item.path.rename(workspace.trash / f".doomed-{item.what}")
     with pytest.raises(SpecError, match="holds nothing of"):
         restore(workspace, ID)
     empty(workspace)
-    assert not workspace.trash.exists()
+    assert list(workspace.trash.iterdir()) == []
 
 
 # At the same time, without room, without rights
@@ -369,6 +408,7 @@ CONTENDER = """
 import sys
 from pathlib import Path
 from orchestrator.errors import OrchestratorError
+from orchestrator.record import locked
 from orchestrator.rundir import RunDir, Workspace
 from orchestrator.trash import empty, remove, restore
 
@@ -398,7 +438,7 @@ def test_two_at_once_trip_over_nothing(workspace, run, kinds):
     for process in under_way:
         assert process.communicate(timeout=60) == (None, b"")
     if "gc" not in kinds:
-        if workspace.trash.exists() and any(workspace.trash.iterdir()):
+        while in_trash(workspace):
             restore(workspace, "toy")
         assert tree(run.path) == before
 
@@ -435,6 +475,33 @@ def test_a_full_disk_can_be_cleared(disk):
     moved(disk, run, whole=True)
     empty(disk)
     assert disk.all_runs() == []
+
+
+def test_a_disk_without_a_free_block_can_be_cleared(tmp_path):
+    """Of a file system on which a folder takes room; the trash is there since the run was made."""
+    image, folder = tmp_path / "image", tmp_path / "ext4"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    for command in (["mkfs.ext4", "-q", "-m", "0", str(image)], ["mount", "-o", "loop", str(image), str(folder)]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip(f"{command[0]} does not work here")
+    try:
+        disk = new_workspace(folder / "w")
+        run = new_run(disk, disk.new_run("toy", datetime.now()).id)
+        with locked(run, "record"):
+            fill(disk.root)
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "one more").mkdir()
+        moved(disk, run)
+        restore(disk, run.id)
+        take_checkpoints(disk, run, [], keep_last=1)
+        moved(disk, run, whole=True)
+        empty(disk)
+        assert disk.all_runs() == []
+        (folder / "one more").mkdir()
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_what_can_only_be_read_stays_as_it_is_and_is_told(disk):

@@ -280,7 +280,7 @@ class Workshop:
             popen.wait(DEADLINE_S)
 
     def run_folders(self) -> list[Path]:
-        return sorted(path for path in self.runs.iterdir() if path.is_dir())
+        return sorted(path for path in self.runs.iterdir() if path.is_dir() and path.name != ".trash")
 
     def only_run(self) -> Path:
         (folder,) = self.run_folders()
