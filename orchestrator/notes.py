@@ -6,6 +6,7 @@ Not covered: showing them (terminal.py).
 """
 
 import re
+import stat
 import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -47,14 +48,16 @@ class Notes(BaseModel):
         Raises:
             PrerequisiteError: the file is damaged.
         """
+        remedy = f"move it away; its tags and notes are text: {run.notes}"
         try:
+            if not stat.S_ISREG(run.notes.stat().st_mode):  # a pipe would be waited for
+                raise PrerequisiteError(f"{run.notes} is no file", remedy)
             with run.notes.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return cls()
         except OSError as error:
             raise PrerequisiteError(f"{run.notes} cannot be read: {error.strerror}") from error
-        remedy = f"move it away; its tags and notes are text: {run.notes}"
         if len(data) > MAX_BYTES:
             raise PrerequisiteError(f"{run.notes} is larger than {MAX_BYTES} bytes", remedy)
         try:

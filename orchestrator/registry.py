@@ -229,6 +229,8 @@ def _stamps(runs: Path) -> dict[str, tuple[str, bool]]:
     quiet_until = time.time_ns() - _QUIET_NS
     try:
         for name in os.listdir(folder):  # noqa: PTH208 - 10,000 paths take as long as all the rest
+            if name.startswith("."):  # the trash
+                continue
             try:
                 record = os.stat(f"{name}/record.json", dir_fd=folder)
                 parent = os.stat(name, dir_fd=folder)
@@ -319,8 +321,10 @@ def _spec_facts(path: Path) -> tuple[str, list[str]]:
     """
     import yaml
 
-    model, datasets = "", []
+    model, datasets = "", list[str]()
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return model, datasets
         with path.open("rb") as file:
             data = file.read(_MAX_SPEC_BYTES)
         for keys, value in _scalars(yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):

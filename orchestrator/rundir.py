@@ -197,7 +197,8 @@ class Workspace:
 
     def all_runs(self) -> list[RunDir]:
         """Every run folder, oldest first."""
-        found = [path for path in self.runs.iterdir() if _has_record(path)] if self.runs.is_dir() else []
+        paths = self.runs.iterdir() if self.runs.is_dir() else ()
+        found = [path for path in paths if _has_record(path) and not path.name.startswith(".")]
         return [RunDir(path) for path in sorted(found, key=_age)]
 
     def lookup_run(self, word: str) -> RunDir | None:

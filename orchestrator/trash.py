@@ -2,9 +2,9 @@
 
 Covered: moves by rename, each atomic; nothing is taken from a run that is at work; links are moved as links, never
 followed; what was moved can be put back.
-    runs/.trash/20261124-101500Z~<run id>~output                  when, of which run, what
-    runs/.trash/20261124-101500Z~<run id>~output+checkpoint-5
-    runs/.trash/20261124-101500Z~<run id>~run                     the whole run folder
+    runs/.trash/20261124-101500.123456Z~<run id>~output                  when, of which run, what
+    runs/.trash/20261124-101500.123456Z~<run id>~output+checkpoint-5
+    runs/.trash/20261124-101500.123456Z~<run id>~run                     the whole run folder
 The names say all that a restore needs, so a kill between two moves loses nothing; and as no folder is made for them, a
 disk without a free block can be cleared.
 Not covered: a trash on another file system; programs of others that read a run's files.
@@ -24,12 +24,13 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.in_use import User, process_users, refuse_if_in_use
-from orchestrator.record import locked, now
+from orchestrator.record import locked
 from orchestrator.rundir import RunDir, Workspace
 
 _PARTS = ("output", "data", "export", "logs")
 _SET_ASIDE = re.compile(r"output-[0-9]+")  # what resumed trainings had in their way
-_NAME = re.compile(r"([0-9]{8}-[0-9]{6})Z(?:-([0-9]+))?~(.+)~([A-Za-z0-9+-]+)", re.DOTALL)
+_NAME = re.compile(r"([0-9]{8}-[0-9]{6}\.[0-9]{6})Z~(.+)~([A-Za-z0-9+-]+)", re.DOTALL)
+_TIME = "%Y%m%d-%H%M%S.%f"
 _WHOLE = "run"
 _DOOMED = ".doomed-"  # an item that is being deleted: no restore takes half of one
 
@@ -56,8 +57,6 @@ class Item:
     what: str
     """Its path in the run folder; ".": the folder itself."""
     moved_at: datetime
-    number: int
-    """Of several times within a second."""
 
 
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run: bool = False) -> list[Moved]:
@@ -179,11 +178,10 @@ def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Item]:
     items = []
     for path in _listed(workspace.trash):
         match = _NAME.fullmatch(path.name)
-        if match and run_id in (None, match[3]):
-            moment = datetime.strptime(match[1], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-            what = "." if match[4] == _WHOLE else match[4].replace("+", "/")
-            items.append(Item(path, match[3], what, moment, int(match[2] or 1)))
-    return sorted(items, key=lambda item: (item.moved_at, item.number, item.what))
+        if match and run_id in (None, match[2]) and (moment := _time(match[1])) is not None:
+            what = "." if match[3] == _WHOLE else match[3].replace("+", "/")
+            items.append(Item(path, match[2], what, moment))
+    return sorted(items, key=lambda item: (item.moved_at, item.what))
 
 
 def size_of(path: Path) -> int:
@@ -225,8 +223,10 @@ def _take(
         size = sum(size_of(run.path / name) for name in what)
         if what and not dry_run:
             _make_trash(workspace)
-            for name, target in _new_names(workspace, run, what).items():
-                _rename(run.path / name, target)
+            begin = f"{datetime.now(UTC):{_TIME}}Z~{run.id}"
+            for name in what:
+                word = _WHOLE if name == "." else name.replace("/", "+")
+                _rename(run.path / name, workspace.trash / f"{begin}~{word}")
     return Moved(run.id, what, size, [])
 
 
@@ -273,15 +273,6 @@ def _make_trash(workspace: Workspace) -> None:
         ) from error
 
 
-def _new_names(workspace: Workspace, run: RunDir, what: Sequence[str]) -> dict[str, Path]:
-    """Where in the trash some parts of a run go; later than all that it holds of the run."""
-    moment = now()
-    number = 1 + max((item.number for item in in_trash(workspace, run.id) if item.moved_at == moment), default=0)
-    begin = f"{moment:%Y%m%d-%H%M%S}Z" + (f"-{number}" if number > 1 else "")
-    words = {name: _WHOLE if name == "." else name.replace("/", "+") for name in what}
-    return {name: workspace.trash / f"{begin}~{run.id}~{word}" for name, word in words.items()}
-
-
 def _in_the_way(run: RunDir, item: Item, place: Path, back: Sequence[str]) -> str | None:
     """Why an item can't be put back into the run folder, which is at `place`, after others; or None."""
     name = "the run folder" if item.what == "." else item.what
@@ -294,6 +285,13 @@ def _in_the_way(run: RunDir, item: Item, place: Path, back: Sequence[str]) -> st
     if (place / item.what).parent.is_symlink():
         return f"{name}: its folder is a link, and links are not followed"
     return None
+
+
+def _time(stamp: str) -> datetime | None:
+    try:
+        return datetime.strptime(stamp, _TIME).replace(tzinfo=UTC)
+    except ValueError:  # a 13th month
+        return None
 
 
 def _ids(workspace: Workspace) -> list[str]:
@@ -323,7 +321,7 @@ def _refuse_links(workspace: Workspace, run: RunDir) -> None:
         raise PrerequisiteError(
             f"{run.path} is a link to {run.path.readlink()}: links are not followed", "remove it by hand"
         )
-    if run.path.parent != workspace.runs:
+    if run.path.parent != workspace.runs or run.id.startswith("."):
         raise PrerequisiteError(
             f"{run.path} is no run folder of {workspace.root}", f"--workspace {run.path.parent.parent}"
         )

@@ -184,9 +184,10 @@ def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(wo
     (workspace.runs / "fifo").mkdir()
     os.mkfifo(workspace.runs / "fifo" / "record.json")
     (workspace.runs / "folder" / "record.json").mkdir(parents=True)
-    trashed = workspace.trash / "20261124-101500Z~toy-20261124-101499~run"
+    trashed = workspace.trash / "20261124-101500.000000Z~toy-20261124-101499~run"
     trashed.mkdir(parents=True)
     (trashed / "record.json").write_text(json.dumps(record_json("trashed")))
+    (workspace.trash / "record.json").write_text(json.dumps(record_json("trash")))
     damaged = {
         "cut": b'{"id": "cu',
         "text": b"text",
@@ -218,6 +219,16 @@ def test_damaged_notes_do_not_hide_the_run_and_are_named_each_time(workspace, ca
         assert [row.tags for row in rows] == [""]
         assert len(problems) == 1 and "notes.json" in problems[0]
     assert [each["tags"] for each in read_json(workspace, rows)] == [[]]
+
+
+def test_pipes_in_the_place_of_files_are_not_waited_for(workspace, cache):
+    run = new_run(workspace, "toy-20261124-101500")
+    run.spec.unlink()
+    for path in (run.spec, run.notes):
+        os.mkfifo(path)
+    rows, problems = read_rows(workspace, cache)
+    assert [row.model for row in rows] == [""]
+    assert len(problems) == 1 and "notes.json is no file" in problems[0]
 
 
 def test_a_folder_whose_name_is_no_text_is_listed(workspace, read):

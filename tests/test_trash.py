@@ -263,7 +263,7 @@ def test_a_run_folder_that_is_a_link_or_lies_elsewhere_is_refused(workspace, tmp
 
 
 def test_a_trash_that_is_a_link_is_refused(workspace, run, tmp_path):
-    target = tmp_path / "elsewhere" / f"20261124-101500Z~{ID}~output"
+    target = tmp_path / "elsewhere" / f"20261124-101500.000000Z~{ID}~output"
     target.mkdir(parents=True)
     workspace.trash.symlink_to(target.parent)
     actions = (lambda: moved(workspace, run), lambda: empty(workspace), lambda: restore(workspace, ID))
@@ -383,9 +383,10 @@ def test_only_what_is_old_enough_or_of_the_runs_named_goes(workspace, run):
 
 def test_strange_things_in_the_trash_are_left_alone(workspace, run):
     moved(workspace, run)
-    strange = {"notes.txt", "mine", f"{ID}~output", f"20261324-101500Y~{ID}~output", f"20261124-101500Z~{ID}~../x"[:40]}
+    stamps = ("20261124-101500Z", "20261324-101500.000000Z", "20261124-101500.000000Z~x")
+    strange = {"notes.txt", "mine", f"{ID}~output", *(f"{stamp}~{ID}.." for stamp in stamps)}
     for name in strange:
-        (workspace.trash / name.replace("/", "")).mkdir()
+        (workspace.trash / name).mkdir()
     before = top(workspace.trash) - {item.path.name for item in in_trash(workspace)}
     restore(workspace, ID)
     empty(workspace)
