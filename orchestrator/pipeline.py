@@ -18,22 +18,23 @@ from pathlib import Path
 from orchestrator.check import check_model
 from orchestrator.client import Endpoint
 from orchestrator.datasets import write_training_file
-from orchestrator.diff import changed_defaults, defaults_json
-from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.diff import defaults_json
+from orchestrator.errors import Interrupted, OrchestratorError, SpecError
 from orchestrator.evaluate import evaluate
 from orchestrator.export import export
-from orchestrator.facts import compare_losses, complete_facts, drift
+from orchestrator.facts import complete_facts
 from orchestrator.family import start_ticks
 from orchestrator.finished import summary_of, whole_benchmark
 from orchestrator.locks import devices_of, held
-from orchestrator.plan import Plan, Session, heed, plan_run, render_files, run_side, spec_side
+from orchestrator.plan import Plan, Session, heed, plan_run, render_files
 from orchestrator.record import RunRecord, locked, now
 from orchestrator.render import Checkpoint, spec_yaml, train_arguments, train_environment
+from orchestrator.repeat import Repeat, drift_from, say_drift
 from orchestrator.resume import begin, end_left_over, file_sha256, heed_changes, kept_training
 from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
 from orchestrator.serving import connect, model_name, serving_devices
-from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, load_spec, spec_sha256
+from orchestrator.spec import BenchmarkSpec, ComputeSpec, ModelSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.target import Target, base_checkpoint, run_checkpoints
 from orchestrator.train import TRAIN_ARGV, train
 from orchestrator.trainer_log import close_torn_line
@@ -127,11 +128,13 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             record.note_attempt(run, drift=changes)
         with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
+            repeat = _repeat(session, record, spec)
             if spec.train is not None:
-                _train(session, plan, run, record, how.checkpoint, locks)
+                _train(session, plan, run, record, how.checkpoint, repeat, locks)
             if how.with_benchmarks and spec.benchmark:
                 _run_benchmarks(session, plan, run, record)
-            _compare_with_past(session, record)
+            if repeat is not None:
+                repeat.scored(record.benchmarks)
             record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
 
 
@@ -139,25 +142,12 @@ def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, stri
     """What would run a past run's saved spec again; what differs now is said.
 
     Raises:
-        PrerequisiteError: strict, and something differs.
+        PrerequisiteError: strict, and data or model differ.
     """
-    then = RunRecord.load(past)
     plan = plan_run(session, session.load_spec(past.spec, overrides))
-    lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
-    lines += [
-        f"default of {each.path}: {each.one} then, {each.other} now"
-        for each in changed_defaults(run_side(session, past), spec_side(session, "now", plan.spec))
-    ]
-    for line in lines:
-        log.warning("differs from %s: %s", past.id, line)
-    if not lines:
-        log.info("nothing differs from %s: same spec, data, model, versions and commit", past.id)
-    elif strict:
-        raise PrerequisiteError(
-            f"{len(lines)} thing{'s differ' if len(lines) > 1 else ' differs'} from {past.id}: {'; '.join(lines)}",
-            "without --strict the run starts all the same, and its record says what differs",
-        )
-    return plan, Origin(str(past.spec), overrides, past.id, lines)
+    found = drift_from(session, past, plan.spec, plan.facts, overrides)
+    say_drift(past, found, strict=strict)
+    return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
 
 
 def benchmark(session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec) -> list[Path]:
@@ -202,12 +192,10 @@ def export_run(session: Session, target: Target, to: Path | None) -> Path:
         return export(run, target.checkpoint, to or run.export, installation, session.renderer)
 
 
-def _compare_with_past(session: Session, record: RunRecord) -> None:
-    """Say whether a rerun logged the losses of the run that it repeats."""
+def _repeat(session: Session, record: RunRecord, spec: RunSpec) -> Repeat | None:
+    """The comparison with the run that this one repeats, where that is still there."""
     past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
-    then = RunRecord.load(past).training if past else None
-    if past is not None and then is not None and record.training is not None:
-        log.info("%s: %s", past.id, compare_losses(then.logged_losses, record.training.logged_losses))
+    return None if past is None else Repeat(session, past, spec, record)
 
 
 @contextmanager
@@ -255,7 +243,13 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
 
 
 def _train(
-    session: Session, plan: Plan, run: RunDir, record: RunRecord, label: str | None, locks: Sequence[int]
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    label: str | None,
+    repeat: Repeat | None,
+    locks: Sequence[int],
 ) -> None:
     spec = plan.spec
     if (training := kept_training(run, record, label)) is not None:
@@ -281,9 +275,12 @@ def _train(
         environment={**record.environment, "train": environment},
     )
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
-    training = train(run, installation, environment, record.resumed_at(), locks)
+    on_event = repeat.on_event if repeat else None
+    training = train(run, installation, environment, record.resumed_at(), on_event=on_event, held=locks)
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    record.update(run, status="trained", training=training, facts=facts)
+    verdict = repeat.trained(training) if repeat else None
+    said = f"{verdict.verdict}: {verdict.message}" if verdict else None
+    record.update(run, status="trained", training=training, facts=facts, verdict=said)
 
 
 def _run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord) -> None:

@@ -149,6 +149,8 @@ class RunRecord(_Part):
     rerun_of: str | None = None
     drift: list[str] = []
     """What differed from the run that this one repeats, before it started."""
+    verdict: str | None = None
+    """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}
     """Stage -> the command line that was run for it, in the run folder."""
     environment: dict[str, dict[str, str]] = {}

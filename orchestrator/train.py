@@ -10,7 +10,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from orchestrator.model_files import weight_problems
 from orchestrator.process import Child, by_hand, child_environment, start
 from orchestrator.record import Training
 from orchestrator.rundir import RunDir
-from orchestrator.trainer_log import StepBar, TrainerLog, close_torn_line, logged_losses
+from orchestrator.trainer_log import Event, StepBar, TrainerLog, close_torn_line, logged_losses
 
 log = logging.getLogger("orchestrator")
 
@@ -37,6 +37,8 @@ def train(
     installation: Installation,
     environment: Mapping[str, str],
     resumed_at: Sequence[int] = (),
+    *,
+    on_event: Callable[[Event], None] | None = None,
     held: Sequence[int] = (),
 ) -> Training:
     """Train as the run folder's train.yaml says.
@@ -46,6 +48,7 @@ def train(
         installation: LLaMA-Factory.
         environment: variables that decide devices and processes.
         resumed_at: the steps of the checkpoints that this training and those before it went on from, in order.
+        on_event: told what the training logs, as it comes.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
 
     Raises:
@@ -68,7 +71,7 @@ def train(
                 watched=True,
                 held=held,
             )
-        with StepBar(TrainerLog(run.trainer_log, offset), step) as bar:
+        with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
             _follow(child, bar)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:

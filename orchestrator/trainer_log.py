@@ -5,7 +5,7 @@ Not covered: what the rest of the log says (train.log).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -94,15 +94,18 @@ def close_torn_line(path: Path) -> int:
 class StepBar:
     """A training's bar with loss, rate and time left, drawn from its log."""
 
-    def __init__(self, log: TrainerLog, step: int = 0) -> None:
-        """Begin with the events that the log gives from now on, at a step."""
+    def __init__(self, log: TrainerLog, step: int = 0, on_event: Callable[[Event], None] | None = None) -> None:
+        """Begin with the events that the log gives from now on, at a step; on_event is told each of them too."""
         self._log = log
+        self._on_event = on_event
         self._progress = Progress(None, "train", "steps", initial=step)
 
     def update(self) -> None:
         """Show what has been logged since."""
         for event in self._log.new_events():
             self.show(event)
+            if self._on_event is not None:
+                self._on_event(event)
 
     def show(self, event: Event) -> None:
         step, total = event.get("current_steps"), event.get("total_steps")

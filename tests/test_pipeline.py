@@ -466,6 +466,7 @@ def test_a_rerun_is_the_same_run_under_a_new_id_and_needs_the_saved_spec_alone(t
     (again,) = [folder for folder in toy.run_folders() if folder != past]
     then, now = toy.record(past), toy.record(again)
     assert (now["rerun_of"], now["drift"], now["status"]) == (past.name, [], "done")
+    assert now["verdict"].startswith("same: ")
     assert now["training"]["logged_losses"] == then["training"]["logged_losses"]
     for name in ("spec.yaml", "dataset_info.json", "data/train.jsonl"):
         assert (again / name).read_bytes() == (past / name).read_bytes(), name
