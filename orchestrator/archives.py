@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.progress import Progress
+from orchestrator.rundir import cache_folder
 
 MAX_BYTES = 256 << 20
 """Most that an archive may unpack to: what is read is held in memory."""
@@ -51,8 +51,7 @@ class Archive(BaseModel):
 
 def default_cache() -> Path:
     """Where downloaded archives go: $ORCHESTRATOR_CACHE/archives, or the user's cache folder."""
-    given = os.environ.get("ORCHESTRATOR_CACHE")
-    return (Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")) / "archives"
+    return cache_folder() / "archives"
 
 
 @dataclass(frozen=True)

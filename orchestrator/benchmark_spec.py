@@ -6,8 +6,7 @@ Not covered: which of them a server honours (decoding.py).
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.score import METRICS as METRICS
-from orchestrator.score import Metric
+from orchestrator.metrics import METRICS, Metric
 
 
 class BenchmarkSpec(BaseModel):

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.finished import Benchmark
-from orchestrator.score import HEADINGS, METRICS, Metric, Statistics, count, seed
+from orchestrator.metrics import HEADINGS, METRICS, Metric
+from orchestrator.score import Statistics, count, seed
 from orchestrator.significance import N_BOOTSTRAP, N_RANDOMIZATIONS, SMALLEST_DIFFERENCE, PairedTest, paired_tests
 from orchestrator.triage import triage
 

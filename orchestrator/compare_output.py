@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from orchestrator.compare import Comparison, Example, Sentences
+from orchestrator.metrics import HEADINGS
 from orchestrator.process import visible
-from orchestrator.score import HEADINGS
 from orchestrator.significance import PairedTest
 from orchestrator.terminal import table
 

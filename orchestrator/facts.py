@@ -8,8 +8,9 @@ Writes nothing.
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator import __version__
 from orchestrator.data_files import count_records, files_sha256, find_files
@@ -80,26 +81,50 @@ def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> lis
     """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
     old, new = flat(spec_json(spec_then)), flat(spec_json(spec_now))
     changed = [(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
-    lines = [f"{what}: {_short(one)} then, {_short(other)} now" for what, one, other in changed if one != other]
+    lines = [f"{what}: {short(one)} then, {short(other)} now" for what, one, other in changed if one != other]
     return lines + [f"{what}: {one} then, {other} now" for what, one, other in fact_differences(then, now)]
 
 
 def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
     """Each fact that differs: what it is, and both values, hashes cut short."""
+    return [(each.what, short(each.then), short(each.now)) for each in differing_facts(then, now)]
+
+
+@dataclass(frozen=True)
+class DifferingFact:
+    """One fact that differs; None: not known."""
+
+    kind: Literal["data", "model", "adapter", "version", "machine", "git"]
+    name: str
+    """Of the kind: 'captions train' of data, 'torch' of versions; else empty."""
+    what: str
+    """The whole of it in words: 'version of torch'."""
+    then: Any
+    now: Any
+
+
+def differing_facts(then: Facts, now: Facts) -> list[DifferingFact]:
+    """Each fact that differs, by kind."""
     old_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in then.data}
     new_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in now.data}
-    names = dict.fromkeys([*then.versions, *now.versions])
-    pairs: list[tuple[str, Any, Any]] = [
-        *((f"data {name}", old_data.get(name), new_data.get(name)) for name in {**old_data, **new_data}),
-        ("model hash", then.model_sha256, now.model_sha256),
-        ("adapter hash", then.adapter_sha256, now.adapter_sha256),
-        *((f"version of {name}", then.versions.get(name), now.versions.get(name)) for name in names),
-        ("platform", then.platform, now.platform),
-        ("GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
-        ("git commit", then.git_commit, now.git_commit),
-        ("uncommitted changes in git", then.git_dirty, now.git_dirty),
+    packages = dict.fromkeys([*then.versions, *now.versions])
+    facts = [
+        *(
+            DifferingFact("data", name, f"data {name}", old_data.get(name), new_data.get(name))
+            for name in {**old_data, **new_data}
+        ),
+        DifferingFact("model", "", "model hash", then.model_sha256, now.model_sha256),
+        DifferingFact("adapter", "", "adapter hash", then.adapter_sha256, now.adapter_sha256),
+        *(
+            DifferingFact("version", name, f"version of {name}", then.versions.get(name), now.versions.get(name))
+            for name in packages
+        ),
+        DifferingFact("machine", "", "platform", then.platform, now.platform),
+        DifferingFact("machine", "", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
+        DifferingFact("git", "", "git commit", then.git_commit, now.git_commit),
+        DifferingFact("git", "", "uncommitted changes in git", then.git_dirty, now.git_dirty),
     ]
-    return [(what, _short(one), _short(other)) for what, one, other in pairs if one != other]
+    return [each for each in facts if each.then != each.now]
 
 
 def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
@@ -122,7 +147,8 @@ def flat(value: Any, at: str = "") -> dict[str, Any]:
     return {at: value}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a line shows it: a hash cut to 12 digits."""
     if value is None:
         return "none"
     text = str(value)

@@ -1,4 +1,4 @@
-"""Run a coroutine so that Ctrl-C and SIGTERM end it in order.
+"""Ctrl-C and SIGTERM in order: while a coroutine runs, and where a few lines must not be cut in two.
 
 Covered: signals whose handlers raise (the program's own, and Python's for Ctrl-C).
 Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second signal leaves behind.
@@ -7,13 +7,37 @@ Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
 from orchestrator.errors import Interrupted
 
 T = TypeVar("T")
+Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A signal that comes within the block is heard at its end: a child that was just started is known by then.
+
+    For blocks that end by themselves at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = _raising_handlers()
+    came: list[int] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, frame: came.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            handlers[came[0]](came[0], None)
 
 
 def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -29,11 +53,7 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         return asyncio.run(coroutine)
-    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-    for deferred in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        handler = signal.getsignal(deferred)
-        if callable(handler):  # SIG_DFL and SIG_IGN are not
-            handlers[deferred] = handler
+    handlers = _raising_handlers()
     came: list[int] = []
     task: asyncio.Task[Any] | None = None
 
@@ -63,3 +83,9 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
         if came:  # what is raised here takes the place of CancelledError
             handlers[came[0]](came[0], None)
             raise Interrupted(f"stopped by {signal.Signals(came[0]).name}")
+
+
+def _raising_handlers() -> dict[int, Handler]:
+    """The handlers of the signals that end a program, where they are Python's: not SIG_DFL and SIG_IGN."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return {number: handler for number in signals if callable(handler := signal.getsignal(number))}

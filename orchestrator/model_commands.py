@@ -125,14 +125,14 @@ def serve(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator import pipeline
     from orchestrator import serve as serving
+    from orchestrator.serving import serve_plan
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices, port, None)
     with _work_folder() as folder:
-        plan = pipeline.serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
+        plan = serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
         say(f"loading {plan.model_name}; the server's output: {plan.log}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             typer.echo(serving.how_to_ask(server.endpoint))
@@ -155,20 +155,21 @@ def chat(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
-    from orchestrator import pipeline, talk
     from orchestrator import serve as serving
+    from orchestrator import talk
+    from orchestrator.serving import connect, serve_plan
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices, port, model_name)
     messages = [{"role": "system", "content": system}] if system else []
     if found.checkpoint is None:
-        endpoint = pipeline.connect(session, settings)
+        endpoint = connect(session, settings)
         _converse(talk.Conversation(endpoint, max_tokens, temperature, messages))
         return
     with _work_folder() as folder:
         port = settings.port if port is not None and settings.port else serving.free_port()
-        plan = pipeline.serve_plan(session, found, settings, port=port, folder=folder)
+        plan = serve_plan(session, found, settings, port=port, folder=folder)
         say(f"loading {plan.model_name}")
         with serving.serve(plan, session.llamafactory(), session.renderer) as server:
             _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))

@@ -31,6 +31,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train only.")]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Carry it out in the background; it outlives the terminal.")
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for devices that another run holds.")]
 DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
 TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]

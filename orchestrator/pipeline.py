@@ -2,62 +2,42 @@
 
     spec -> check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record
 
-Covered: launch, rerun, benchmark of any target, export; what each does to the record, on every way out.
+Covered: launch, rerun, going on with a run, benchmark of any target, export; what each does to the record, on every
+way out.
 Not covered: printing (cli.py). Progress and warnings go to the log "orchestrator".
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache as once
 from pathlib import Path
 
+from orchestrator.benchmarking import benchmark_checkpoint, run_benchmarks
 from orchestrator.check import check_model
-from orchestrator.client import Endpoint, list_models
 from orchestrator.datasets import evaluated_split, write_training_file
-from orchestrator.diff import changed_defaults, defaults_json
+from orchestrator.diff import defaults_json
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.evaluate import Asking, BenchmarkResult, evaluate
+from orchestrator.evaluate import Asking
 from orchestrator.export import export
-from orchestrator.facts import compare_losses, complete_facts, drift
-from orchestrator.identity import Identity, identity_of
-from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
-from orchestrator.plan import (
-    Plan,
-    Session,
-    heed,
-    plan_run,
-    render_dataset_info,
-    render_files,
-    resolve_model,
-    run_side,
-    spec_side,
-)
-from orchestrator.process import Child
-from orchestrator.question import ask_about, folder_for
-from orchestrator.record import BenchmarkSummary, RunRecord, locked, now
-from orchestrator.render import Checkpoint, spec_yaml, train_environment
+from orchestrator.facts import complete_facts
+from orchestrator.family import start_ticks
+from orchestrator.locks import devices_of, held
+from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
+from orchestrator.record import RunRecord, locked, now
+from orchestrator.render import Checkpoint, spec_yaml, train_arguments, train_environment
+from orchestrator.repeat import Repeat, drift_from, say_drift
+from orchestrator.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.rundir import RunDir, atomic_write
-from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, new_api_key, serve
-from orchestrator.spec import (
-    BenchmarkSpec,
-    ComputeSpec,
-    ExportSpec,
-    ModelSpec,
-    RunSpec,
-    ServeSpec,
-    load_spec,
-    spec_sha256,
-)
-from orchestrator.target import Target, run_checkpoints
+from orchestrator.serving import serving_devices
+from orchestrator.spec import BenchmarkSpec, ComputeSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
+from orchestrator.target import Target, base_checkpoint
 from orchestrator.train import TRAIN_ARGV, train
+from orchestrator.trainer_log import close_torn_line
 
 log = logging.getLogger("orchestrator")
-
-ASKING = Asking()
-"""As a benchmark goes about it unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -70,83 +50,115 @@ class Origin:
     drift: Sequence[str] = ()
 
 
-def launch(
-    session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = True, how: Asking = ASKING
-) -> RunDir:
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out."""
+
+    with_benchmarks: bool = True
+    exclusive: bool = True
+    """Whether its devices are held, so that no other launch gets them."""
+    wait: bool = False
+    """Whether it waits for its devices."""
+    checkpoint: str | None = None
+    """checkpoint-N to go on from; None: the newest whole one."""
+    asking: Asking = field(default_factory=Asking)
+    """Whether answers of before are used, and whether a part is scored."""
+
+
+def launch(session: Session, plan: Plan, origin: Origin, how: How = How()) -> RunDir:
     """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
-    spec = plan.spec
-    if spec.train is None and not spec.benchmark:
-        raise SpecError(f"{spec.name} neither trains nor benchmarks", "try serve, chat or export with it")
-    run, record = _new_run(session, plan, origin)
-    with _recorded(run, record):
-        if spec.train is not None:
-            _prepare_training(session, plan, run)
-            _train(session, spec, run, record)
-        if with_benchmarks and spec.benchmark:
-            record.update(run, status="benchmarking")
-            for checkpoint in _checkpoints_to_benchmark(session, spec, run):
-                items = [item for item in spec.benchmark if checkpoint.label != "base" or _wants_base(spec, item)]
-                _benchmark(session, plan, run, record, checkpoint, items, how)
-        record.update(run, status="done" if with_benchmarks or spec.train is None else "trained", ended_at=now())
+    run = new_run(session, plan, origin, how)
+    carry_out(session, run, how, plan)
     return run
 
 
-def _new_run(session: Session, plan: Plan, origin: Origin) -> tuple[RunDir, RunRecord]:
-    """A new run folder with its spec and record."""
+def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
+    """A new run folder with all that carry_out needs. The calling process owns it.
+
+    Raises:
+        PrerequisiteError: its devices are in use, and it would not wait.
+    """
+    spec = plan.spec
+    if spec.train is None and not spec.benchmark:
+        raise SpecError(f"{spec.name} neither trains nor benchmarks", "try serve, chat or export with it")
+    if how.exclusive and not how.wait:
+        with held(_devices(spec, how), None):
+            pass
+    return _new_folder(session, plan, origin, with_benchmarks=how.with_benchmarks)
+
+
+def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = False) -> RunDir:
     spec = plan.spec
     run = session.workspace.new_run(spec.name, datetime.now())
+    atomic_write(run.spec, spec_yaml(spec, plan.found))
     record = RunRecord(
         id=run.id,
         name=spec.name,
         created_at=now(),
+        process_start_ticks=start_ticks(os.getpid()),
         spec_file=origin.spec_file,
         spec_sha256=spec_sha256(spec),
         overrides=list(origin.overrides),
         rerun_of=origin.rerun_of,
         drift=list(origin.drift),
+        with_benchmarks=with_benchmarks,
         seed=spec.seed,
         facts=plan.facts,
     )
-    record.save(run)
+    record.save(run)  # last: with it the folder is a run
     log.info("run %s", run.id)
-    with _recorded(run, record):
-        record.update(run, status="preparing")
-        atomic_write(run.spec, spec_yaml(spec, plan.found))
-    return run, record
-
-
-def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, with_benchmarks: bool) -> RunDir:
-    """Run a past run's saved spec again under a new id; what differs now is said first.
-
-    Raises:
-        PrerequisiteError: strict, and something differs.
-    """
-    then = RunRecord.load(past)
-    plan = plan_run(session, session.load_spec(past.spec, overrides))
-    lines = drift(load_spec(past.spec), then.facts, plan.spec, plan.facts)
-    lines += [
-        f"default of {each.path}: {each.one} then, {each.other} now"
-        for each in changed_defaults(run_side(session, past), spec_side(session, "now", plan.spec))
-    ]
-    for line in lines:
-        log.warning("differs from %s: %s", past.id, line)
-    if not lines:
-        log.info("nothing differs from %s: same spec, data, model, versions and commit", past.id)
-    elif strict:
-        raise PrerequisiteError(
-            f"{len(lines)} thing{'s differ' if len(lines) > 1 else ' differs'} from {past.id}: {'; '.join(lines)}",
-            "without --strict the run starts all the same, and its record says what differs",
-        )
-    origin = Origin(str(past.spec), overrides, past.id, lines)
-    run = launch(session, plan, origin, with_benchmarks=with_benchmarks)
-    now_trained = RunRecord.load(run).training
-    if then.training is not None and now_trained is not None:
-        log.info("%s: %s", past.id, compare_losses(then.training.logged_losses, now_trained.logged_losses))
     return run
 
 
+def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None) -> None:
+    """Do what is left to do of a run, as its owner. What is whole already is not done again.
+
+    Args:
+        session: the workspace and its tools.
+        run: its folder, new or of a run that ended before it was done.
+        how: what of it, and from where.
+        plan: what its spec.yaml says, where that was just read.
+
+    Raises:
+        PrerequisiteError: another process owns the run, or its devices; or what it was made with has changed.
+    """
+    record = RunRecord.load(run)
+    record.take_over(run)
+    with _recorded(run, record):
+        end_left_over(run)
+        plan = plan or plan_run(session, session.load_spec(run.spec))
+        spec = plan.spec
+        changes = heed_changes(run, record, spec, plan.facts)
+        for line in changes:
+            log.warning("since the run began: %s", line)
+        if changes:
+            record.note_attempt(run, drift=changes)
+        with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
+            record.update(run, status="preparing", waits_for=None)
+            repeat = _repeat(session, record, spec)
+            if spec.train is not None:
+                _train(session, plan, run, record, how.checkpoint, repeat, locks)
+            if how.with_benchmarks and spec.benchmark:
+                run_benchmarks(session, plan, run, record, how.asking)
+            if repeat is not None:
+                repeat.scored(record.benchmarks)
+            record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
+
+
+def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
+    """What would run a past run's saved spec again; what differs now is said.
+
+    Raises:
+        PrerequisiteError: strict, and data or model differ.
+    """
+    plan = plan_run(session, session.load_spec(past.spec, overrides))
+    found = drift_from(session, past, plan.spec, plan.facts, overrides)
+    say_drift(past, found, strict=strict)
+    return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
+
+
 def benchmark(
-    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking = ASKING
+    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking
 ) -> list[Path]:
     """Benchmark a target; returns the benchmarks' folders. One that was cut short goes on where it was.
 
@@ -169,28 +181,28 @@ def benchmark(
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
         run = None if how.fresh else _cut_short(session, plan.spec)
-        run = launch(session, plan, Origin(), how=how) if run is None else _go_on(session, plan, run, how)
+        carried = How(exclusive=False, asking=how)
+        if run is None:
+            run = launch(session, plan, Origin(), carried)
+        else:
+            log.info("run %s goes on", run.id)
+            carry_out(session, run, carried, plan)
         return sorted(run.benchmarks.iterdir())
     record = RunRecord.load(target.run)
-    return _benchmark(session, plan, target.run, record, target.checkpoint, items, how)
+    return benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how)
 
 
-def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:
-    """How a target is served: for `serve` and `chat`, files in the folder given."""
-    if target.checkpoint is None:
-        raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
-    model, _ = resolve_model(session, target.checkpoint.model)
-    return ServePlan(
-        checkpoint=replace(target.checkpoint, model=model),
-        settings=settings,
-        model_name=_model_name(target.name, target.checkpoint, session.workspace.root),
-        api_yaml=folder / "api.yaml",
-        log=folder / "api.log",
-        port=port,
-        api_key=session.api_key or new_api_key(),
-        devices=_devices(settings, target.spec),
-    )
+def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
+    """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
+    for run in reversed(session.workspace.all_runs()):
+        try:
+            record = RunRecord.load(run)
+        except PrerequisiteError:  # damaged: nothing to go on with
+            continue
+        ended_early = record.status in ("failed", "stopped", "interrupted")
+        if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
+            return run if ended_early or any(item.status == "incomplete" for item in record.benchmarks) else None
+    return None
 
 
 def export_target(session: Session, target: Target, to: Path | None) -> Path:
@@ -209,11 +221,13 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
         heed(check_model(model, session.workspace.root, session.installation))
         return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
     plan = plan_run(session, target.spec)
-    run, record = _new_run(session, plan, Origin())
+    run = _new_folder(session, plan, Origin())
+    record = RunRecord.load(run)
+    record.take_over(run)
     with _recorded(run, record):
         resolved = replace(target.checkpoint, model=resolve_model(session, model)[0])
         folder = _export(session, run, record, resolved, settings, to)
-        record.update(run, status="done", ended_at=now())
+        record.end(run, "done")
     return folder
 
 
@@ -227,21 +241,10 @@ def _export(
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
 
-def connect(session: Session, settings: ServeSpec) -> Endpoint:
-    """A server that runs already, at settings.url.
-
-    Raises:
-        PrerequisiteError: it does not answer, or lists several models and none was named.
-    """
-    url = settings.url or ""
-    served = list_models(Endpoint(url, session.api_key, ""))
-    if served is None:
-        raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
-    if settings.model_name is None and len(served) != 1:
-        raise PrerequisiteError(
-            f"{url} serves {len(served)} models: {', '.join(served[:8])}", "name one: --model-name NAME"
-        )
-    return Endpoint(url, session.api_key, settings.model_name or served[0])
+def _repeat(session: Session, record: RunRecord, spec: RunSpec) -> Repeat | None:
+    """The comparison with the run that this one repeats, where that is still there."""
+    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
+    return None if past is None else Repeat(session, past, spec, record)
 
 
 @contextmanager
@@ -249,15 +252,27 @@ def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
     """Whatever ends the block is in the record before it goes on its way."""
     try:
         yield
-    except (KeyboardInterrupt, Interrupted) as error:
-        record.update(run, status="stopped", error=str(error) or "Ctrl-C", ended_at=now())
-        raise
-    except OrchestratorError as error:
-        record.update(run, status="failed", error=error.message, ended_at=now())
-        raise
     except BaseException as error:
-        record.update(run, status="failed", error=f"{type(error).__name__}: {error}", ended_at=now())
+        if record.is_active():  # else a signal came just after it had said how it ended
+            _end(run, record, error)
         raise
+
+
+def _end(run: RunDir, record: RunRecord, error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        record.end(run, "stopped", str(error) or "Ctrl-C")
+    elif isinstance(error, OrchestratorError):
+        record.end(run, "failed", error.message)
+    else:
+        record.end(run, "failed", f"{type(error).__name__}: {error}")
+
+
+def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
+    def on_wait(what: str) -> None:
+        log.info("waiting for %s; Ctrl-C gives it up", what)
+        record.update(run, waits_for=what)
+
+    return on_wait
 
 
 def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
@@ -280,164 +295,54 @@ def _prepare_training(session: Session, plan: Plan, run: RunDir) -> None:
         atomic_write(run.defaults, defaults_json(arguments))
 
 
-def _train(session: Session, spec: RunSpec, run: RunDir, record: RunRecord) -> None:
+def _train(
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    label: str | None,
+    repeat: Repeat | None,
+    locks: Sequence[int],
+) -> None:
+    spec = plan.spec
+    if (training := kept_training(run, record, label)) is not None:
+        log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
+        record.update(run, status="trained", training=training)
+        return
+    start = begin(run, spec, record, plan.facts, label)
+    if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
+        _prepare_training(session, plan, run)
+        record.update(run, prepared_sha256=prepared_sha256(run))
+    if spec.model is not None and len(record.attempts) > 1:
+        given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
+        resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
+        atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
-
-    def started(child: Child) -> None:
-        log.info("training with %s; its output: %s", installation.cli, run.train_log)
-
+    record.note_attempt(
+        run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
+    )
     record.update(
         run,
         status="running",
         commands={**record.commands, "train": [str(installation.cli), *TRAIN_ARGV]},
         environment={**record.environment, "train": environment},
     )
-    training = train(run, installation, environment, started)
+    log.info("training with %s; its output: %s", installation.cli, run.train_log)
+    on_event = repeat.on_event if repeat else None
+    training = train(run, installation, environment, record.resumed_at(), on_event=on_event, held=locks)
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    record.update(run, status="trained", training=training, facts=facts)
+    verdict = repeat.trained(training) if repeat else None
+    said = f"{verdict.verdict}: {verdict.message}" if verdict else None
+    record.update(run, status="trained", training=training, facts=facts, verdict=said)
 
 
-def _checkpoints_to_benchmark(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
-    if spec.model is None:  # a server that runs already
-        return [Checkpoint("server", ModelSpec(name_or_path=spec.serve.url or "?"))]
-    available = run_checkpoints(run, spec, session.workspace)
-    if spec.train is None:
-        return [available["base"]]
-    wanted = ["base"] if any(item.base_model for item in spec.benchmark) else []
-    return [available[label] for label in [*wanted, "output"]]
-
-
-def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
-    return item.base_model or spec.train is None
-
-
-def _benchmark(
-    session: Session,
-    plan: Plan,
-    run: RunDir,
-    record: RunRecord,
-    checkpoint: Checkpoint,
-    items: Sequence[BenchmarkSpec],
-    how: Asking,
-) -> list[Path]:
-    """Put all test sets to a checkpoint, which is served once, and only if a sentence has not been answered yet."""
-    serve_spec, root = plan.spec.serve, session.workspace.root
-    if serve_spec.url is not None:
-        who, server = Identity(), f"{serve_spec.url} {serve_spec.model_name or ''}".strip()
-    else:
-        devices = _devices(serve_spec, plan.spec)
-        who, server = identity_of(checkpoint, serve_spec, root, plan.facts, devices), ""
-    questions = [
-        ask_about(
-            f"{run.id}@{checkpoint.label}",
-            plan.datasets[item.testset],
-            plan.texts[item.testset, item.split],
-            item,
-            identity=who,
-            server=server,
-            at_once=serve_spec.max_concurrent if serve_spec.url is None else None,
-        )
-        for item in items
-    ]
-    folders: list[Path] = []
-    for item, question in zip(items, questions, strict=True):
-        name = f"{checkpoint.label}-{item.testset}-{item.split}"
-        folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
-    with ExitStack() as stack:
-        connect_once = once(
-            lambda: stack.enter_context(_endpoint(session, plan.spec, run, record, checkpoint, folders[0]))
-        )
-        for item, question, folder in zip(items, questions, folders, strict=True):
-            log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-            result = evaluate(question, connect_once, folder, how)
-            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
-    return folders
-
-
-def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
-    """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
-    for run in reversed(session.workspace.all_runs()):
-        try:
-            record = RunRecord.load(run)
-        except PrerequisiteError:  # damaged: nothing to go on with
-            continue
-        ended_early = record.status in ("failed", "stopped", "interrupted")
-        if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
-            return run if ended_early or any(item.status == "incomplete" for item in record.benchmarks) else None
-    return None
-
-
-def _go_on(session: Session, plan: Plan, run: RunDir, how: Asking) -> RunDir:
-    """The rest of a run's benchmarks, by this process."""
-    record = RunRecord.load(run)
-    ours = RunRecord(id=run.id, name="", created_at=now(), spec_sha256="", seed=0)
-    owner = {name: getattr(ours, name) for name in ("host", "boot_id", "pid", "process_started_at")}
-    log.info("run %s goes on", run.id)
-    with _recorded(run, record):
-        record.update(run, status="benchmarking", error=None, ended_at=None, **owner)
-        for checkpoint in _checkpoints_to_benchmark(session, plan.spec, run):
-            _benchmark(session, plan, run, record, checkpoint, plan.spec.benchmark, how)
-        record.update(run, status="done", ended_at=now())
-    return run
-
-
-@contextmanager
-def _endpoint(
-    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoint: Checkpoint, folder: Path
-) -> Iterator[Endpoint]:
-    """The server of the spec that runs already, or one of ours for the length of the block."""
-    if spec.serve.url is not None:
-        yield connect(session, spec.serve)
-        return
-    installation = session.llamafactory()
-    plan = ServePlan(
-        checkpoint=checkpoint,
-        settings=spec.serve,
-        model_name=_model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
-        api_yaml=folder / "api.yaml",
-        log=folder / "api.log",
-        port=spec.serve.port or free_port(spec.serve.host),
-        devices=_devices(spec.serve, spec),
-    )
-    stage = f"api {folder.name}"
-    record.update(
-        run,
-        commands={**record.commands, stage: api_argv(plan, installation)},
-        environment={**record.environment, stage: dict(api_environment(plan))},
-    )
-    log.info("serving %s; its output: %s", plan.model_name, plan.log)
-    with serve(plan, installation, session.renderer) as server:
-        yield server.endpoint
-
-
-def _devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
-    return settings.devices if settings.devices is not None or spec is None else spec.compute.devices
-
-
-def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:
-    return BenchmarkSummary(
-        id=folder.name,
-        of=label,
-        testset=item.testset,
-        split=item.split,
-        status=result.status,
-        n_segments=result.n_segments,
-        n_asked=result.n_asked,
-        scores=result.scores,
-        mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
-        llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
-        faults=result.triage.counts() if result.triage else {},
-    )
-
-
-def _model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
-    """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of what is served."""
-    model = checkpoint.model
-    if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
-        return f"{name}:{adapter_sha256(folder)[:12]}"
-    if folder := locate_model(model.name_or_path, root, model.revision):
-        return f"{name}:{model_sha256(folder)[:12]}"
-    return f"{name}:hub"
+def _devices(spec: RunSpec, how: How) -> list[str]:
+    """The devices that the run uses, or none where others may have them too."""
+    if not how.exclusive:
+        return []
+    named = [] if spec.train is None else [spec.compute.devices]
+    served = how.with_benchmarks and spec.benchmark and spec.serve.url is None
+    return devices_of([*named, *([serving_devices(spec.serve, spec)] if served else [])])
 
 
 def _as_name(text: str) -> str:

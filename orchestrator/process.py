@@ -10,17 +10,17 @@ Not covered: machines without sessions and process groups (Windows).
 import ctypes
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Collection, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
 import psutil
 
+from orchestrator import family
 from orchestrator.errors import PrerequisiteError, StageError
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -39,6 +39,8 @@ class Child:
     log_start_bytes: int
     """Where this child's output begins in the log."""
     popen: "subprocess.Popen[bytes]"
+    word: str
+    """In the environment of all that it starts."""
     watcher: "subprocess.Popen[bytes] | None" = None
     """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the session."""
 
@@ -63,49 +65,26 @@ class Child:
     def stop(self, grace_s: float) -> int:
         """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants.
 
-        Where torchrun is at work the ranks are asked, not torchrun: they save a checkpoint, and torchrun ends with
-        them. Returns the exit status.
+        Returns the exit status.
         """
-        leader_runs = self.poll() is None
-        if leader_runs or not psutil.pid_exists(self.pid):  # used again: a number that names a session of ours is not
-            left = end_session(self.pid, grace_s, ask_leader=leader_runs)
-        else:
-            left = set()
+        is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
+        left = family.end(lambda: family.child_family(self.pid if is_ours else None, self.word), grace_s)
         status = self.popen.wait()
-        _wait_until_gone(left)
+        family.wait_until_gone(left)
         if self.watcher is not None:
             self.watcher.communicate()
         return status
 
 
-def end_session(leader: int, grace_s: float, *, ask_leader: bool) -> set[psutil.Process]:
-    """End a session and the descendants of its members: SIGTERM, a grace, SIGKILL.
-
-    Args:
-        leader: the pid that the session is named after; it need not live any more.
-        grace_s: how long they may take.
-        ask_leader: whether SIGTERM goes to the leader alone, or to all of them. Ranks of torchrun go before both.
-
-    Returns:
-        All that was found; what was killed may take a moment to be gone.
-    """
-    family = _family(leader)
-    asked = family[:1] if ask_leader else family
-    try:
-        for process in [process for process in family if _is_rank(process)] or asked:
-            _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline and any(map(_alive, family)):
-            time.sleep(0.05)
-    finally:  # a second Ctrl-C cuts the grace short
-        left = {*family, *_family(leader)}
-        for process in left:
-            _signal(process, signal.SIGKILL)
-    return left
-
-
 def start(
-    argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], death_signal: int, watched: bool = False
+    argv: Sequence[str],
+    *,
+    log: Path,
+    cwd: Path,
+    env: Mapping[str, str],
+    death_signal: int | None,
+    watched: bool = False,
+    held: Sequence[int] = (),
 ) -> Child:
     """Start a child whose output goes to the end of a log file.
 
@@ -114,18 +93,20 @@ def start(
         log: file that stdout and stderr are appended to.
         cwd: the child's working folder.
         env: the child's whole environment.
-        death_signal: what the child gets when this process dies without stopping it (Linux only).
+        death_signal: what the child gets when this process dies without stopping it (Linux only). None: nothing, it
+            is meant to outlive us.
         watched: whether a second process waits for our death, to end what the child has started by then (torchrun
             and its ranks, which no death signal of ours reaches).
+        held: files that this second process keeps open until then: locks of what the child uses.
 
     Raises:
         PrerequisiteError: the program cannot be started.
     """
-    parent = os.getpid()
+    parent, word = os.getpid(), uuid.uuid4().hex
 
     def die_with_parent() -> None:
         if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+            _LIBC.prctl(_PR_SET_PDEATHSIG, death_signal or 0, 0, 0, 0)
             if os.getppid() != parent:  # it died in between
                 os._exit(1)
 
@@ -136,23 +117,25 @@ def start(
             popen = subprocess.Popen(
                 list(argv),
                 cwd=cwd,
-                env=dict(env),
+                env={**env, family.CHILD_ENV: word},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent if death_signal is not None else None,
             )
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
-    return Child(list(argv), cwd, log, begin, popen, _watch(popen.pid) if watched else None)
+    return Child(list(argv), cwd, log, begin, popen, word, _watch(popen.pid, word, env, held) if watched else None)
 
 
-def _watch(leader: int) -> "subprocess.Popen[bytes]":
+def _watch(leader: int, word: str, env: Mapping[str, str], held: Sequence[int]) -> "subprocess.Popen[bytes]":
     package = Path(__file__).resolve().parent
+    run = {family.RUN_ENV: env[family.RUN_ENV]} if family.RUN_ENV in env else {}
     return subprocess.Popen(
-        [sys.executable, "-m", f"{package.name}.watch", str(leader)],
-        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        [sys.executable, "-m", f"{package.name}.watch", str(leader), word],
+        env={**os.environ, **run, "PYTHONPATH": str(package.parent)},
+        pass_fds=held,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -197,15 +180,6 @@ def run_short(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = 
     return done.stdout.decode("utf-8", "replace")
 
 
-def identity(pid: int) -> float | None:
-    """When a process started (seconds since the epoch), or None where there is none: a pid alone is used again."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
-
-
 def visible(text: str) -> str:
     """Text of a stranger (a log, a model) for a terminal: control characters are shown, not obeyed."""
     return "".join(char if _harmless(char) else _escaped(ord(char)) for char in text)
@@ -218,58 +192,3 @@ def _harmless(char: str) -> bool:
 
 def _escaped(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def _session(process: psutil.Process) -> int | None:
-    try:
-        return os.getsid(process.pid)
-    except OSError:  # gone by now
-        return None
-
-
-def _family(leader: int) -> list[psutil.Process]:
-    """The leader of a session first, then all that is left of the session, and the descendants of each."""
-    members = [process for process in psutil.process_iter() if _session(process) == leader]
-    members.sort(key=lambda process: process.pid != leader)
-    return list(dict.fromkeys([*members, *(each for process in members for each in _descendants(process))]))
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def _is_rank(process: psutil.Process) -> bool:
-    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
-    try:
-        parent = process.parent()
-        return (
-            any(word.endswith("launcher.py") for word in process.cmdline())
-            and parent is not None
-            and any(word.endswith("torchrun") for word in parent.cmdline())
-        )
-    except psutil.Error:
-        return False
-
-
-def _wait_until_gone(processes: Collection[psutil.Process], timeout_s: float = 5) -> None:
-    """Until the kernel has ended what was killed: a GPU or a port is free only then."""
-    deadline = time.monotonic() + timeout_s
-    while any(map(_alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _signal(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)  # psutil checks the start time: a reused pid is left alone
-    except psutil.NoSuchProcess:
-        return

@@ -22,6 +22,7 @@ class Progress:
         desc: str,
         unit: str,
         *,
+        initial: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -31,10 +32,11 @@ class Progress:
             total: the count at the end; None where it is not known yet (set `total` later).
             desc: what is being done.
             unit: what is counted, in the plural.
+            initial: the count that is there already; the rate is that of what comes on top.
             stream: where to show it; None: stderr.
             clock: seconds.
         """
-        self.count = 0
+        self.count = self._initial = initial
         self._total = total
         self._desc, self._unit = desc, unit
         self._stream = stream or sys.stderr
@@ -47,7 +49,13 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, desc=desc, unit=f" {unit}", file=self._stream, disable=None, dynamic_ncols=True
+                total=total,
+                desc=desc,
+                unit=f" {unit}",
+                initial=initial,
+                file=self._stream,
+                disable=None,
+                dynamic_ncols=True,
             )
 
     @property
@@ -96,7 +104,7 @@ class Progress:
         of = f"/{self._total}" if self._total is not None else ""
         parts = [f"{self.count}{of} {self._unit} in {elapsed_s:.0f} s"]
         if elapsed_s > 0:
-            parts.append(f"{self.count / elapsed_s:.3g}/s")
+            parts.append(f"{(self.count - self._initial) / elapsed_s:.3g}/s")
         parts += [f"{name} {value}" for name, value in self._postfix.items()]
         self._stream.write(f"{self._desc}: {', '.join(parts)}\n")
         self._stream.flush()

@@ -150,6 +150,14 @@ def folder_for(run: RunDir, name: str, key: str, *, fresh: bool, taken: Collecti
     return run.new_benchmark(name)
 
 
+def whole_folder(run: RunDir, key: str) -> Path | None:
+    """The newest folder in which the question of this key was answered and scored; None: it was not."""
+    for path in sorted(run.benchmarks.glob("*/benchmark.yaml"), reverse=True):
+        if _key(path) == key and _is_complete(path.parent):
+            return path.parent
+    return None
+
+
 def _key(path: Path) -> str | None:
     try:
         value = yaml.safe_load(path.read_text("utf-8"))

@@ -1,6 +1,7 @@
 """record.json: what ran, when, where, with which versions and hashes, and what came of it.
 
-Covered: the record's shape; reading and writing it; `interrupted`, found when the owner is gone without a word.
+Covered: the record's shape; reading and writing it; who owns a run, and that there is one owner; `interrupted`, found
+when the owner is gone without a word.
 Not covered: how the facts are found (facts.py).
 """
 
@@ -17,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.process import identity
+from orchestrator.family import start_ticks, start_time
 from orchestrator.rundir import RunDir, atomic_write
 from orchestrator.score import Score
 
@@ -104,6 +105,26 @@ class BenchmarkSummary(_Part):
     """Answers that are no translation, by fault; None: not known."""
 
 
+class Attempt(_Part):
+    """One launch or resume of a run."""
+
+    started_at: datetime
+    ended_at: datetime | None = None
+    """None: it is under way, or its process was gone before it could say so."""
+    status: Status
+    """How it ended, or what it is at."""
+    from_checkpoint: str | None = None
+    """The checkpoint that the training went on from; None: it began at step 0, or there was nothing left to train."""
+    from_step: int | None = None
+    """The step that the training began at; None: it did not begin."""
+    log_start_bytes: int = 0
+    """Where this attempt's lines begin in trainer_log.jsonl."""
+    drift: list[str] = []
+    """What differed from the run's facts when it was resumed."""
+    pid: int
+    host: str
+
+
 class RunRecord(_Part):
     """The state of a run and its history."""
 
@@ -118,8 +139,18 @@ class RunRecord(_Part):
     host: str = Field(default_factory=socket.gethostname)
     boot_id: str = Field(default_factory=lambda: _boot_id())
     pid: int = Field(default_factory=os.getpid)
-    process_started_at: float | None = Field(default_factory=lambda: identity(os.getpid()))
-    """When the owning process started: a pid alone is used again."""
+    process_started_at: float | None = Field(default_factory=lambda: start_time(os.getpid()))
+    """When the owning process started, for people, and for records without the next field."""
+    process_start_ticks: int | None = None
+    """The same in clock ticks since the machine's start: a pid alone is used again, and clocks are set."""
+    attempts: list[Attempt] = []
+    """Each launch and resume, in order. Empty in records of before."""
+    with_benchmarks: bool = True
+    """Whether the spec's benchmarks follow the training."""
+    waits_for: str | None = None
+    """What holds the devices that the run waits for."""
+    prepared_sha256: str | None = None
+    """Of the prepared data and dataset_info.json, once they were written whole."""
     spec_file: str | None = None
     """The spec that was launched, as named on the command line."""
     spec_sha256: str
@@ -128,6 +159,8 @@ class RunRecord(_Part):
     rerun_of: str | None = None
     drift: list[str] = []
     """What differed from the run that this one repeats, before it started."""
+    verdict: str | None = None
+    """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}
     """Stage -> the command line that was run for it, in the run folder."""
     environment: dict[str, dict[str, str]] = {}
@@ -149,10 +182,13 @@ class RunRecord(_Part):
         except (OSError, ValidationError) as error:
             reason = "; ".join(str(error).splitlines()[:3])
             raise PrerequisiteError(f"{run.record} cannot be read: {reason}") from error
-        # A run that was to be trained only ends as `trained`: then it has an end.
-        if record.status in ACTIVE and record.ended_at is None and not record.owner_lives():
+        if record.is_active() and not record.owner_lives():
             record.status = "interrupted"
         return record
+
+    def is_active(self) -> bool:
+        """Whether it has not said how it ended. A run that was to be trained only ends as `trained`, at a time."""
+        return self.status in ACTIVE and self.ended_at is None
 
     def as_json(self) -> dict[str, Any]:
         """What record.json holds, as plain JSON values."""
@@ -161,12 +197,19 @@ class RunRecord(_Part):
 
     def owner_lives(self) -> bool:
         """Whether the process that owns the run still runs. On another host that can't be known: taken as alive."""
-        if self.host != socket.gethostname():
+        if not self.is_here():
             return True
-        started = identity(self.pid) if self.boot_id == _boot_id() else None
+        if self.boot_id != _boot_id():
+            return False
+        if self.process_start_ticks is not None:
+            return start_ticks(self.pid) == self.process_start_ticks
+        started = start_time(self.pid)
         return (
             started is not None and self.process_started_at is not None and abs(started - self.process_started_at) < 1
         )
+
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
 
     def save(self, run: RunDir) -> None:
         """Write record.json whole or not at all."""
@@ -179,6 +222,53 @@ class RunRecord(_Part):
             for name, value in changes.items():
                 setattr(stored, name, value)
             self._take(stored, run)
+
+    def take_over(self, run: RunDir) -> None:
+        """Make this process the owner of a run that has none, for a new attempt at it.
+
+        The command that starts a supervisor owns the run until that takes it over.
+
+        Raises:
+            PrerequisiteError: another process owns it.
+        """
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            ours = stored.is_here() and stored.pid in (os.getpid(), os.getppid())
+            if stored.is_active() and not ours and stored.owner_lives():
+                raise stored.in_use()
+            past = stored.attempts or _attempt_of_before(stored)
+            if past and past[-1].ended_at is None:
+                past = [*past[:-1], past[-1].model_copy(update={"status": "interrupted"})]
+            stored.attempts = [*past, _new_attempt()]
+            for name, value in _owner().items():
+                setattr(stored, name, value)
+            stored.status, stored.error, stored.ended_at = "created", None, None
+            self._take(stored, run)
+
+    def resumed_at(self) -> list[int]:
+        """The steps at which the training was resumed since it last began at step 0, in order."""
+        steps = [each.from_step for each in self.attempts if each.from_step is not None]
+        anew = max((place for place, step in enumerate(steps) if step == 0), default=-1)
+        return steps[anew + 1 :]
+
+    def in_use(self) -> PrerequisiteError:
+        """The error for what only one process may do at a time."""
+        where = "" if self.is_here() else f" on {self.host}"
+        return PrerequisiteError(
+            f"run {self.id} is {self.status}: process {self.pid}{where} owns it", f"orchestrator stop {self.id}"
+        )
+
+    def note_attempt(self, run: RunDir, **changes: Any) -> None:
+        """Set fields of the attempt that is under way, then save."""
+        self.update(run, attempts=[*self.attempts[:-1], self.attempts[-1].model_copy(update=changes)])
+
+    def end(self, run: RunDir, status: Status, error: str | None = None) -> None:
+        """Say how the run ended, and with it the attempt."""
+        moment = now()
+        attempts = [each.model_copy(update={"status": status, "ended_at": moment}) for each in self.attempts[-1:]]
+        self.update(
+            run, status=status, error=error, ended_at=moment, waits_for=None, attempts=[*self.attempts[:-1], *attempts]
+        )
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark to the stored record; one that went on takes the place of what it had come to before."""
@@ -198,14 +288,47 @@ def locked(run: RunDir, what: str) -> Iterator[None]:
     """One at a time: a benchmark writes into the record of a run that still trains, say. Others wait.
 
     Freed with its owner, however that ends.
+
+    Raises:
+        PrerequisiteError: the file system of runs/ has no locks.
     """
     with (run.path / f".{what}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{file.name} cannot be locked: {error.strerror}. Without locks two processes would write into one run",
+                "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+            ) from error
         yield
 
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _owner() -> dict[str, Any]:
+    """This process, as what owns a run."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid": pid,
+        "process_started_at": start_time(pid),
+        "process_start_ticks": start_ticks(pid),
+    }
+
+
+def _new_attempt() -> Attempt:
+    return Attempt(started_at=now(), status="created", pid=os.getpid(), host=socket.gethostname())
+
+
+def _attempt_of_before(record: RunRecord) -> list[Attempt]:
+    """The first attempt of a run that kept none; none for a run that has just been made."""
+    if record.status == "created":
+        return []
+    times = {"started_at": record.created_at, "ended_at": record.ended_at}
+    return [Attempt(**times, status=record.status, pid=record.pid, host=record.host)]
 
 
 def _boot_id() -> str:

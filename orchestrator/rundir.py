@@ -69,6 +69,11 @@ class RunDir:
         return self.path / "record.json"
 
     @property
+    def notes(self) -> Path:
+        """Tags and notes: what people say of a run, apart from the record, which its owner writes."""
+        return self.path / "notes.json"
+
+    @property
     def train_yaml(self) -> Path:
         return self.path / "train.yaml"
 
@@ -93,6 +98,11 @@ class RunDir:
         """LLaMA-Factory's defaults when the run started."""
         return self.path / "defaults.json"
 
+    @property
+    def data(self) -> Path:
+        """What was prepared for the training."""
+        return self.path / "data"
+
     def training_file(self, name: str) -> Path:
         """The prepared file of a dataset, by its name in dataset_info.json."""
         return self.path / prepared_file(name)
@@ -110,9 +120,25 @@ class RunDir:
         return self.path / "logs" / "export.log"
 
     @property
+    def supervisor_log(self) -> Path:
+        """What the process says that carries out a detached run."""
+        return self.path / "logs" / "supervisor.log"
+
+    @property
     def output(self) -> Path:
         """LLaMA-Factory's output_dir."""
         return self.path / "output"
+
+    def new_set_aside(self) -> Path:
+        """A new folder output-1, output-2, ...: for what would stand in a resumed training's way."""
+        for number in range(1, 10_000):
+            path = self.path / f"output-{number}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise SpecError(f"{self.path} has 10,000 folders output-N", "clear some away")
 
     @property
     def trainer_log(self) -> Path:
@@ -126,6 +152,10 @@ class RunDir:
     @property
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
+
+    def benchmark_log(self, folder: Path) -> Path:
+        """The output of the server that was started for a benchmark, and for those after it."""
+        return folder / "api.log"
 
     def checkpoints(self) -> list[Path]:
         """output/checkpoint-N, by N."""
@@ -156,6 +186,11 @@ class Workspace:
         return self.runs / ".spec.schema.json"
 
     @property
+    def trash(self) -> Path:
+        """Beside the run folders, so that moving something there is a rename."""
+        return self.runs / ".trash"
+
+    @property
     def dataset_info(self) -> Path:
         return self.root / "dataset_info"
 
@@ -165,11 +200,15 @@ class Workspace:
 
     def new_run(self, name: str, now: datetime) -> RunDir:
         """A new, empty run folder runs/<name>-<YYYYMMDD-HHMMSS>, with a suffix where that is taken."""
-        return RunDir(_new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+        run = RunDir(_new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+        if not os.path.lexists(self.trash):
+            self.trash.mkdir(exist_ok=True)  # now: on a disk that is full there is no room for a folder
+        return run
 
     def all_runs(self) -> list[RunDir]:
         """Every run folder, oldest first."""
-        found = [path for path in self.runs.iterdir() if _has_record(path)] if self.runs.is_dir() else []
+        paths = self.runs.iterdir() if self.runs.is_dir() else ()
+        found = [path for path in paths if _has_record(path) and not path.name.startswith(".")]
         return [RunDir(path) for path in sorted(found, key=_age)]
 
     def lookup_run(self, word: str) -> RunDir | None:
@@ -225,6 +264,14 @@ def shipped(name: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def cache_folder() -> Path:
+    """What can be made or fetched again: $ORCHESTRATOR_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    given = os.environ.get("ORCHESTRATOR_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")
 
 
 def _is_workspace(folder: Path) -> bool:

@@ -19,23 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.metrics import METRICS, Metric
 
 if TYPE_CHECKING:
     import numpy as np
 
 # sacrebleu is imported where it is used: it costs a fifth of a second, and this module is imported by every command.
 
-Metric = Literal["bleu", "chrf", "chrf++", "ter"]
-METRICS: tuple[Metric, ...] = ("bleu", "chrf", "chrf++", "ter")
-HEADINGS: dict[str, str] = {
-    "bleu": "BLEU",
-    "chrf": "chrF2",
-    "chrf++": "chrF2++",
-    "ter": "TER",
-    "mean_sentence_bleu": "mean sentence BLEU",
-    "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
-}
-"""What each metric is called where it is shown."""
 NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"
 """What happens to an answer before it is scored."""
 

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from orchestrator.client import Endpoint, list_models
 from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.family import RUN_ENV
 from orchestrator.installation import Installation
+from orchestrator.interruptible import uninterrupted
 from orchestrator.process import Child, by_hand, child_environment, start
 from orchestrator.render import Checkpoint, Renderer, api_arguments
 from orchestrator.rundir import atomic_write
@@ -48,6 +50,8 @@ class ServePlan:
     port: int
     api_key: str = field(default_factory=new_api_key, repr=False)
     devices: str | None = None
+    run: Path | None = None
+    """The run that the server is a part of; its processes bear that in their environment."""
 
     @property
     def base_url(self) -> str:
@@ -82,15 +86,19 @@ def serve(plan: ServePlan, installation: Installation, renderer: Renderer) -> It
     check_port(plan.settings.host, plan.port)
     plan.api_yaml.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(plan.api_yaml, renderer.api_yaml(api_arguments(plan.checkpoint, plan.settings)))
-    child = start(
-        api_argv(plan, installation),
-        log=plan.log,
-        cwd=plan.api_yaml.parent,
-        env=child_environment(installation.cli, {**api_environment(plan), "API_KEY": plan.api_key}),
-        death_signal=signal.SIGKILL,
-    )
-    server = Server(Endpoint(plan.base_url, plan.api_key, plan.model_name), child)
+    own = {"API_KEY": plan.api_key} | ({} if plan.run is None else {RUN_ENV: str(plan.run)})
+    child = None
     try:
+        with uninterrupted():
+            child = start(
+                api_argv(plan, installation),
+                log=plan.log,
+                cwd=plan.api_yaml.parent,
+                env=child_environment(installation.cli, {**api_environment(plan), **own}),
+                death_signal=signal.SIGKILL,
+                watched=True,  # engines have processes of their own, which no death signal of ours reaches
+            )
+        server = Server(Endpoint(plan.base_url, plan.api_key, plan.model_name), child)
         _wait_until_ready(server, plan)
         yield server
     except StageError as error:
@@ -98,7 +106,8 @@ def serve(plan: ServePlan, installation: Installation, renderer: Renderer) -> It
             raise StageError(f"{error.message}\n{ended}", error.remedy) from error
         raise
     finally:
-        child.stop(GRACE_S)
+        if child is not None:
+            child.stop(GRACE_S)
 
 
 def api_argv(plan: ServePlan, installation: Installation) -> list[str]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.score import Metric, Statistics, seed
+from orchestrator.metrics import Metric
+from orchestrator.score import Statistics, seed
 
 if TYPE_CHECKING:
     import numpy as np

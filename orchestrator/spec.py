@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from orchestrator.argument_check import argument_problem
 from orchestrator.arguments import Argument
-from orchestrator.benchmark_spec import METRICS as METRICS
 from orchestrator.benchmark_spec import BenchmarkSpec as BenchmarkSpec
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.rules import RULES, Rule, rule_problems

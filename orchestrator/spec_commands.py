@@ -191,7 +191,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    from orchestrator import terminal
+    from orchestrator import registry, state, terminal
+    from orchestrator.notes import Notes
     from orchestrator.plan import render_dataset_info, render_files, resolve
     from orchestrator.record import RunRecord
     from orchestrator.render import spec_yaml
@@ -221,9 +222,10 @@ def show(
         texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.path.iterdir()) if path.is_file()}
         terminal.print_file(texts, wanted, run.id)
     elif as_json:
-        terminal.print_json(RunRecord.load(run).as_json())
+        terminal.print_json(registry.run_json(run, RunRecord.load(run), Notes.load(run)))
     else:
-        terminal.print_run(RunRecord.load(run), run.path)
+        record = RunRecord.load(run)
+        terminal.print_run(record, run.path, state.lines(run, record))
 
 
 def _write_schema(place: "Workspace") -> None:

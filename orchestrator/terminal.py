@@ -10,21 +10,30 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from time import localtime, strftime
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.diff import Side, differences
 from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.metrics import HEADINGS
 from orchestrator.process import visible
-from orchestrator.record import BenchmarkSummary, RunRecord
-from orchestrator.score import HEADINGS
-from orchestrator.triage import describe
+from orchestrator.registry import Row, row_of
+from orchestrator.rundir import RunDir, Workspace
+
+# What these take to import, a list of 10,000 runs takes to print.
+if TYPE_CHECKING:
+    from orchestrator.diff import Side
+    from orchestrator.notes import Notes
+    from orchestrator.record import BenchmarkSummary, RunRecord
 
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
 """Also called BLEU elsewhere, and other numbers."""
+# Columns of a narrow terminal that cells are not folded under, where possible; and in any case.
+_MIN_BENCHMARK, _MIN_RUN, _LEAST = 30, 20, 10
 
 
 class _Console(Console):
@@ -47,7 +56,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return made
 
 
-def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
+def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
     """A table for each test set, with the signatures under it."""
     groups: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
     for item in items:
@@ -67,29 +76,101 @@ def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
     return Group(*parts[:-1])
 
 
-def run_table(records: Iterable[RunRecord]) -> Table:
-    """Runs, a line each, with the last complete benchmark in words."""
-    rows = []
-    for record in records:
-        last = next((item for item in reversed(record.benchmarks) if item.scores), None)
-        said = ", ".join(f"{HEADINGS[score.metric]} {score.score:.1f}" for score in last.scores) if last else ""
-        steps = f"{record.training.steps}/{record.training.total_steps}" if record.training else ""
-        trained_on = ", ".join(data.dataset for data in record.facts.data if data.split == "train") or "-"
-        of = f" ({last.of}: {last.testset} {last.split}, {last.n_segments} segments)" if last else ""
-        when = f"{record.created_at.astimezone():%Y-%m-%d %H:%M}"
-        rows.append([record.id, record.status, when, trained_on, steps, said + of])
-    return table(["run", "status", "created", "trained on", "steps", "last benchmark"], rows)
+def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """The lines of a table of runs, the heading first; one line a run where there is room.
+
+    Args:
+        rows: the runs.
+        width: of the terminal. Where it is too narrow for all columns, some are left out, and others' cells take
+            several lines. None: as wide as need be.
+    """
+    # Not by rich: it takes 3 s for 10,000 rows.
+    columns = {
+        "run": [visible_line(row.id) for row in rows],
+        "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
+        "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
+        "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
+        "steps": [visible_line(row.steps) for row in rows],
+        "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
+        "last benchmark": [visible_line(row.last) for row in rows],
+    }
+    if not any(columns["tags"]):
+        del columns["tags"]
+    widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
+    if width is not None:
+        widths = _fit(widths, width)
+    shown = [(name, *columns[name]) for name in widths]
+    lines = []
+    for cells in zip(*shown, strict=True):
+        if all(_width(cell) <= widths[name] for cell, name in zip(cells, widths, strict=True)):
+            lines.append(_line(cells, widths.values()))
+            continue
+        folded = [_fold(cell, widths[name]) for cell, name in zip(cells, widths, strict=True)]
+        for number in range(max(map(len, folded))):
+            parts = [part[number] if number < len(part) else "" for part in folded]
+            lines.append(_line(parts, widths.values()))
+    return lines
 
 
-def _cells(item: BenchmarkSummary) -> list[str]:
+def visible_line(text: str) -> str:
+    """The same as visible(), at once for what has nothing to hide."""
+    return text if text.isprintable() else visible(text).replace("\t", " ")
+
+
+def _fit(natural: Mapping[str, int], width: int) -> dict[str, int]:
+    """Columns and their widths for a terminal: run, status and benchmark always, others while there is room."""
+    widths = dict(natural)
+    widths["last benchmark"] = min(natural["last benchmark"], _MIN_BENCHMARK)
+    must = ("run", "status", "last benchmark")
+    widths["run"] = min(natural["run"], max(_MIN_RUN, width - widths["status"] - widths["last benchmark"] - 4))
+    left = width - widths["status"] - widths["run"] - 4
+    widths["last benchmark"] = max(_LEAST, min(widths["last benchmark"], left))
+    room = width - sum(widths[name] + 2 for name in must) + 2
+    kept = set(must)
+    for name in ("tags", "created", "trained on", "steps"):
+        if name in widths and widths[name] + 2 <= room:
+            kept.add(name)
+            room -= widths[name] + 2
+    widths["last benchmark"] = min(natural["last benchmark"], widths["last benchmark"] + max(room, 0))
+    return {name: size for name, size in widths.items() if name in kept}
+
+
+def _line(cells: Iterable[str], widths: Iterable[int]) -> str:
+    padded = [cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def _fold(text: str, width: int) -> list[str]:
+    """Lines of at most this width, broken at blanks where there are any."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if _width(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines.append("")
+        for char in word if _width(word) > width else (word,):
+            if lines[-1] and _width(lines[-1] + char) > width:
+                lines.append("")
+            lines[-1] += char
+    return [line for line in lines if line] or [""]
+
+
+def _cells(item: "BenchmarkSummary") -> list[str]:
     intervals = [f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else "" for score in item.scores]
     cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
     others = (getattr(item, name) for name in _OTHER_NUMBERS)
     return [*cells, *("" if number is None else f"{number:.1f}" for number in others)]
 
 
-def _remarks(item: BenchmarkSummary) -> list[str]:
+def _remarks(item: "BenchmarkSummary") -> list[str]:
     """What a score does not tell."""
+    from orchestrator.triage import describe
+
     lines = []
     if item.status == "incomplete" and item.n_asked is not None:
         lines.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
@@ -110,14 +191,16 @@ def print_file(files: Mapping[str, str], name: str, of: str) -> None:
     sys.stdout.write(files[name])
 
 
-def print_scores(items: Sequence[BenchmarkSummary]) -> None:
+def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
     """The tables of some benchmarks; nothing for none."""
     if items:
         console().print(Group(Text(), score_tables(items)))
 
 
-def print_differences(one: Side, other: Side, as_json: bool) -> None:
+def print_differences(one: "Side", other: "Side", as_json: bool) -> None:
     """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
+    from orchestrator.diff import differences
+
     found = differences(one, other)
     for side in (one, other):
         if side.defaults is None and one.versions != other.versions:
@@ -131,10 +214,39 @@ def print_differences(one: Side, other: Side, as_json: bool) -> None:
         sys.stderr.write("nothing differs\n")
 
 
-def print_run(record: RunRecord, path: Path) -> None:
-    """A run: its line, why it ended, its benchmarks, its folder."""
-    console().print(run_table([record]))
+def print_runs(rows: Sequence[Row]) -> None:
+    """Runs, a line each where there is room."""
+    screen = console()
+    heading, *lines = run_table(rows, screen.width if sys.stdout.isatty() else None)
+    screen.print(Text(heading, style="bold"), soft_wrap=True)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
+    """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, its folder."""
+    from orchestrator.notes import Notes
+    from orchestrator.trash import in_trash
+
+    run = RunDir(path)
+    notes = Notes.load(run)
+    row = row_of(run, record, notes)
+    print_runs([row])
+    sys.stdout.write("".join(f"\n{visible(line)}\n" for line in now))
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
+    if row.removed:
+        held = in_trash(Workspace(path.parent.parent), run.id)
+        remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
+        sys.stdout.write(visible(f"removed: weights and logs, {remedy}") + "\n")
+    print_notes(notes)
     print_scores(record.benchmarks)
-    sys.stdout.write(f"\n{path}\n")
+    sys.stdout.write(f"\n{visible(str(path))}\n")
+
+
+def print_notes(notes: "Notes") -> None:
+    """Notes with their times; nothing for none."""
+    for note in notes.notes:
+        first, *more = note.text.splitlines() or [""]
+        sys.stdout.write(f"{note.at.astimezone():%Y-%m-%d %H:%M}  {visible(first)}\n")
+        sys.stdout.writelines(f"                  {visible(line)}\n" for line in more)

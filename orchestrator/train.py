@@ -2,7 +2,7 @@
 
 Covered: progress from trainer_log.jsonl; success judged from the files that LLaMA-Factory leaves, not by the exit
 status alone; a clean stop that leaves a checkpoint.
-Not covered: several nodes, resuming.
+Not covered: several nodes; which checkpoint a training goes on from (resume.py).
 Leaves logs/train.log and output/.
 """
 
@@ -10,22 +10,25 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Interrupted, StageError
+from orchestrator.family import RUN_ENV
 from orchestrator.installation import Installation
+from orchestrator.interruptible import uninterrupted
 from orchestrator.model_files import weight_problems
-from orchestrator.process import Child, by_hand, child_environment, start, visible
-from orchestrator.progress import Progress
+from orchestrator.process import Child, by_hand, child_environment, start
 from orchestrator.record import Training
 from orchestrator.rundir import RunDir
+from orchestrator.trainer_log import Event, StepBar, TrainerLog, close_torn_line, logged_losses
 
 log = logging.getLogger("orchestrator")
 
 GRACE_S = 90  # transformers' JIT checkpoint waits 3 s, then writes; a 7B model's optimizer state takes longer
 POLL_S = 0.3
+_Json = Mapping[str, Any]
 TRAIN_ARGV = ("train", "train.yaml")  # relative: under torchrun LLaMA-Factory splits its arguments at spaces
 
 
@@ -33,101 +36,71 @@ def train(
     run: RunDir,
     installation: Installation,
     environment: Mapping[str, str],
-    on_start: Callable[[Child], None] = lambda child: None,
+    resumed_at: Sequence[int] = (),
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    held: Sequence[int] = (),
 ) -> Training:
     """Train as the run folder's train.yaml says.
+
+    Args:
+        run: its folder.
+        installation: LLaMA-Factory.
+        environment: variables that decide devices and processes.
+        resumed_at: the steps of the checkpoints that this training and those before it went on from, in order.
+        on_event: told what the training logs, as it comes.
+        held: locks that stay locked until the last process of the training is gone, even if we are killed.
 
     Raises:
         StageError: LLaMA-Factory ended without a whole result; with the log's last lines.
         Interrupted: asked to stop; the checkpoint that was saved is named.
     """
     argv = [str(installation.cli), *TRAIN_ARGV]
-    child = start(
-        argv,
-        log=run.train_log,
-        cwd=run.path,
-        env=child_environment(installation.cli, environment),
-        death_signal=signal.SIGTERM,
-        watched=True,
-    )
+    step = resumed_at[-1] if resumed_at else 0
+    offset = close_torn_line(run.trainer_log)
     started = time.time()
+    child = None
     try:
-        on_start(child)
-        _follow(child, run)
+        with uninterrupted():
+            child = start(
+                argv,
+                log=run.train_log,
+                cwd=run.path,
+                env=child_environment(installation.cli, {**environment, RUN_ENV: str(run.path)}),
+                death_signal=signal.SIGTERM,
+                watched=True,
+                held=held,
+            )
+        with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
+            _follow(child, bar)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
-        _stop(child)
+        if child is not None:
+            _stop(child)
         if isinstance(error, KeyboardInterrupt | Interrupted):
             raise _stopped(run) from error
         raise
-    return _result(run, child, started, by_hand(run.path, argv, environment))
+    return _result(run, child, started, resumed_at, by_hand(run.path, argv, environment))
 
 
-class TrainerLog:
-    """LLaMA-Factory's trainer_log.jsonl, read as it grows. A torn last line is read when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
-
-    def new_events(self) -> list[dict[str, Any]]:
-        """Events since the last call: current_steps, total_steps, loss, lr, remaining_time, ..., any may be missing."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        events = []
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # a line that a killed writer tore, and a later one went on from
-            if isinstance(event, dict):
-                events.append(event)
-        return events
+def finished(run: RunDir, resumed_at: Sequence[int] = ()) -> Training | None:
+    """The figures of a training that came to its end, whether or not its owner was there to see it; else None."""
+    state, results = _read_json(run.output / "trainer_state.json"), _read_json(run.output / "train_results.json")
+    if state is None or results is None or _ended_early(state) or weight_problems(run.output):
+        return None
+    return _training(run, state, results, resumed_at)
 
 
-def logged_losses(run: RunDir, first: int = 10) -> list[float]:
-    """The first losses that a training logged."""
-    losses = [event.get("loss") for event in TrainerLog(run.trainer_log).new_events()]
-    return [float(loss) for loss in losses if isinstance(loss, int | float)][:first]
+def _follow(child: Child, bar: StepBar) -> None:
+    while True:
+        ended = child.poll() is not None  # before the log is read: what is written until the end is seen
+        bar.update()
+        if ended:
+            return
+        time.sleep(POLL_S)
 
 
-def _follow(child: Child, run: RunDir) -> None:
-    log = TrainerLog(run.trainer_log)
-    with Progress(None, "train", "steps") as progress:
-        while True:
-            ended = child.poll() is not None  # before the log is read: what is written until the end is seen
-            for event in log.new_events():
-                _show(progress, event)
-            if ended:
-                return
-            time.sleep(POLL_S)
-
-
-def _show(progress: Progress, event: Mapping[str, Any]) -> None:
-    shown = {
-        "loss": event.get("loss"),
-        "lr": event.get("lr"),
-        "tokens/s": event.get("throughput"),
-        "left": event.get("remaining_time"),
-    }
-    postfix = {
-        key: f"{value:.4g}" if isinstance(value, float) else visible(str(value))
-        for key, value in shown.items()
-        if value is not None
-    }
-    step, total = event.get("current_steps"), event.get("total_steps")
-    if isinstance(step, int) and isinstance(total, int):
-        progress.total = total
-        progress.update(step - progress.count, **postfix)
-
-
-def _result(run: RunDir, child: Child, started: float, by_hand: str) -> Training:
+def _result(run: RunDir, child: Child, started: float, resumed_at: Sequence[int], by_hand: str) -> Training:
     """The training's figures, once all that a whole result needs is there."""
     faults = []
     if child.poll() != 0:
@@ -146,22 +119,55 @@ def _result(run: RunDir, child: Child, started: float, by_hand: str) -> Training
             f"the training failed: {'; '.join(faults)}. Last lines of {run.train_log}:\n{child.log_tail()}",
             by_hand,
         )
+    return _training(run, state, results, resumed_at)
+
+
+def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[int]) -> Training:
     tokens = results.get("num_input_tokens_seen")
     return Training(
         steps=int(state.get("global_step", 0)),
         total_steps=int(state.get("max_steps", 0)),
-        train_loss=results.get("train_loss"),
+        train_loss=_train_loss(state, results, resumed_at),
         train_runtime_s=results.get("train_runtime"),
         tokens_seen=tokens if isinstance(tokens, int) else None,
-        logged_losses=logged_losses(run),
+        logged_losses=logged_losses(run.trainer_log),
     )
 
 
-def _ended_early(state: Mapping[str, Any]) -> bool:
+def _train_loss(state: _Json, results: _Json, resumed_at: Sequence[int]) -> float | None:
+    """The mean loss over all steps.
+
+    transformers sums up the losses since the last resume and divides by all steps. What came before is taken from the
+    checkpoint's log; of that, steps between the last line of a log and the checkpoint count nowhere.
+    """
+    loss, steps = results.get("train_loss"), state.get("global_step")
+    if not isinstance(loss, int | float) or not isinstance(steps, int) or not resumed_at or not resumed_at[-1]:
+        return loss
+    resumed = resumed_at[-1]
+    total, counted, last = loss * steps, steps - resumed, 0
+    for entry in state.get("log_history", []):
+        step = entry.get("step")
+        if "loss" in entry and isinstance(step, int) and step <= resumed:
+            since = max([last, *(at for at in resumed_at if at < step)])
+            total, counted, last = total + entry["loss"] * (step - since), counted + step - since, step
+    return float(total / counted) if counted else None
+
+
+def _ended_early(state: _Json) -> bool:
     """Whether the training was told to stop from outside: by a SIGTERM it ends in order, files, status 0 and all."""
     step, last = state.get("global_step"), state.get("max_steps")
     is_short = isinstance(step, int) and isinstance(last, int) and step < last
-    return is_short and "EarlyStoppingCallback" not in state.get("stateful_callbacks", {})  # early_stopping_steps
+    return is_short and not _lost_patience(state)
+
+
+def _lost_patience(state: _Json) -> bool:
+    """Whether it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count."""
+    try:
+        callback = state["stateful_callbacks"]["EarlyStoppingCallback"]
+        patience, counter = callback["args"]["early_stopping_patience"], callback["attributes"]
+        return bool(counter["early_stopping_patience_counter"] >= patience)
+    except (KeyError, TypeError):
+        return False
 
 
 def _stop(child: Child) -> None:
@@ -177,11 +183,12 @@ def _stopped(run: RunDir) -> Interrupted:
     saved = [path.name for path in run.checkpoints() if (path / "trainer_state.json").is_file()]
     if not saved:
         said = "the training was stopped; it had not come to a checkpoint"
-        return Interrupted(said, f"to start again: orchestrator rerun {run.id}")
-    return Interrupted(f"the training was stopped; kept: {saved[-1]}", f"orchestrator benchmark {run.id}")
+        return Interrupted(said, f"to begin again: orchestrator resume {run.id}")
+    remedy = f"orchestrator resume {run.id} goes on; orchestrator benchmark {run.id} takes it as it is"
+    return Interrupted(f"the training was stopped; kept: {saved[-1]}", remedy)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> _Json | None:
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

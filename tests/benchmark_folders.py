@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from orchestrator.metrics import METRICS
 from orchestrator.record import BenchmarkSummary, RunRecord
 from orchestrator.rundir import RunDir, Workspace
-from orchestrator.score import METRICS, score_system
+from orchestrator.score import score_system
 from orchestrator.triage import triage
 
 STAMP = "20261124-101500"

@@ -5,6 +5,7 @@ templates are found beside it. What was asked of it, its API key included, goes 
 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
+            | torn-checkpoint (killed by itself while it saves its second one)
 FAKE_STEP_S seconds that a step takes
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -80,9 +83,14 @@ def train(arguments: dict) -> None:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a data loader's worker
 
     output = Path(arguments["output_dir"])
-    output.mkdir()
-    total, step = arguments.get("max_steps") or STEPS, 0
-    losses = []
+    output.mkdir(exist_ok=True)
+    total, step, losses = arguments.get("max_steps") or STEPS, 0, []
+    if resumed := _resume_from(arguments, output):
+        state = json.loads((resumed / "trainer_state.json").read_text())
+        assert (resumed / "optimizer.pt").is_file()
+        step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
+        print(f"resumed from {resumed} at step {step}", flush=True)
+    began, saved = step, 0
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
         while step < total and not asked_to_stop:
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
@@ -91,22 +99,53 @@ def train(arguments: dict) -> None:
             line = {"current_steps": step, "total_steps": total, "loss": losses[-1], "lr": 1e-4, "throughput": 150.08}
             torn_s = float(os.environ.get("FAKE_TORN_S", "0.01")) if step in (2, total) else 0
             _append(log, json.dumps({**line, "elapsed_time": "0:00:01", "remaining_time": "0:00:09"}), torn_s)
+            if step % arguments.get("save_steps", total + 1) == 0 and step < total:
+                saved += 1
+                _checkpoint(output, arguments, seed, losses, total, torn=mode == "torn-checkpoint" and saved == 2)
         if not asked_to_stop:
             _append(log, json.dumps({"current_steps": step, "total_steps": total, "percentage": 100.0}))
     if asked_to_stop:
         print(f"Saving JIT checkpoint at step {step}", flush=True)
-    checkpoint = output / f"checkpoint-{step}"
-    checkpoint.mkdir()
-    (checkpoint / "checkpoint-is-incomplete.txt").write_text("in progress")
-    for folder in (checkpoint, output):
-        _weights(folder, arguments, seed)
-        state = {"global_step": step, "max_steps": total, "log_history": [{"loss": loss} for loss in losses]}
-        (folder / "trainer_state.json").write_text(json.dumps(state))
-    (checkpoint / "checkpoint-is-incomplete.txt").unlink()
+    _checkpoint(output, arguments, seed, losses, total)
+    _save(output, arguments, seed, losses, total)
     if mode == "truncated":
         _truncate(output / "adapter_model.safetensors")
-    results = {"train_loss": sum(losses) / len(losses), "train_runtime": 1.5, "num_input_tokens_seen": 100 * step}
-    (output / "train_results.json").write_text(json.dumps(results))
+    # As transformers: the losses since the resume over all steps.
+    results = {"train_loss": sum(losses[began:]) / max(step, 1), "train_runtime": 1.5}
+    (output / "train_results.json").write_text(json.dumps({**results, "num_input_tokens_seen": 100 * step}))
+    (output / "trainer_state.json").write_text(json.dumps(_state(losses, total)))
+
+
+def _resume_from(arguments: dict, output: Path) -> Path | None:
+    """What it is told, or what lies there, whole or not: as LLaMA-Factory's hparams/parser.py."""
+    if arguments.get("resume_from_checkpoint"):
+        return Path(arguments["resume_from_checkpoint"])
+    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return found[-1] if found else None
+
+
+def _state(losses: list, total: int) -> dict:
+    history = [{"loss": loss, "step": step} for step, loss in enumerate(losses, start=1)]
+    return {"global_step": len(losses), "max_steps": total, "log_history": history}
+
+
+def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: int, *, torn: bool = False) -> None:
+    folder = output / f"checkpoint-{len(losses)}"
+    folder.mkdir(exist_ok=True)
+    (folder / "checkpoint-is-incomplete.txt").write_text("in progress")
+    _save(folder, arguments, seed, losses, total)
+    if torn:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(folder / name, "w") as archive:  # as torch.save's
+            archive.writestr("archive/data.pkl", "x")
+    (folder / "trainer_state.json").write_text(json.dumps(_state(losses, total)))
+    (folder / "checkpoint-is-incomplete.txt").unlink()
+
+
+def _save(folder: Path, arguments: dict, seed: int, losses: list, total: int) -> None:
+    """Weights that depend on every step that led to them."""
+    _weights(folder, arguments, seed + zlib.crc32(json.dumps(losses).encode()))
 
 
 def _append(log, line: str, torn_s: float = 0) -> None:
@@ -124,13 +163,14 @@ def _weights(folder: Path, arguments: dict, seed: int) -> None:
     from tests.model_folders import adapter_folder, model_folder
 
     kind = {"lora": adapter_folder, "full": model_folder}[arguments["finetuning_type"]]
+    shutil.rmtree(folder / "weights", ignore_errors=True)  # of one that was killed
     made = kind(folder / "weights")
     for path in made.iterdir():
         path.rename(folder / path.name)
     made.rmdir()
     weights = next(folder.glob("*.safetensors"))
     content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([seed % 256]))
+    weights.write_bytes(content[:-4] + (seed % 2**32).to_bytes(4, "little"))
     if kind is adapter_folder:
         config = json.loads((folder / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = arguments["model_name_or_path"]

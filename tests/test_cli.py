@@ -268,7 +268,8 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     record = toy.record(past)
     words = [("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml")]
     listed, run, spec, check = (one_document(done) for done in toy.run_together([(*each, "--json") for each in words]))
-    assert (listed, run, spec["seed"]) == ([record], record, 42) and isinstance(check, list)
+    shown = {**record, "tags": [], "notes": [], "removed": False}
+    assert (listed, run, spec["seed"]) == ([shown], shown, 42) and isinstance(check, list)
     words = [("benchmark", past.name, *QUICK), ("launch", "runs/toy.yaml"), ("rerun", past.name)]
     benchmark, *others = [(*each, "--json") for each in words]
     commands = [benchmark, *((*each, "--no-benchmark") for each in others)]

@@ -12,7 +12,8 @@ from orchestrator.compare import Comparison, compare, verdict
 from orchestrator.compare_output import comparison_text
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.finished import find_benchmarks
-from orchestrator.score import METRICS, NORMALIZATION
+from orchestrator.metrics import METRICS
+from orchestrator.score import NORMALIZATION
 from orchestrator.significance import PairedTest
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
 from tests.workshop import Workshop, new_workshop

@@ -13,7 +13,8 @@ from orchestrator.spec import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+ALL = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: command for name, command in ALL.items() if not command.hidden}
 UsageError = typer.BadParameter.__base__  # newer Typers bring their own Click
 SEPARATORS = {"|", "||", "&&", ";", ">", ">>", "<", "&", "2>"}
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.interruptible import run_interruptible
+from orchestrator.interruptible import run_interruptible, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +103,28 @@ def test_the_second_signal_does_not_wait_for_the_cleaning_up():
 
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         run_interruptible(main())
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_within_a_block_that_must_not_be_cut_is_heard_at_its_end(number, raised):
+    done = []
+    with pytest.raises(raised):
+        with uninterrupted():
+            os.kill(os.getpid(), number)
+            done.append("the whole block")
+        done.append("what follows")
+    assert done == ["the whole block"]
+    with pytest.raises(raised):
+        os.kill(os.getpid(), number)  # and afterwards at once, as before
+        done.append("what follows")
+    assert done == ["the whole block"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(handlers):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

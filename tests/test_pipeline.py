@@ -236,7 +236,7 @@ def test_a_stop_while_training_keeps_a_checkpoint(workshop, tmp_path):
         assert (checkpoint / "trainer_state.json").is_file()
         assert not (checkpoint / "checkpoint-is-incomplete.txt").exists()
         assert f"kept: {checkpoint.name}" in done.err and "Traceback" not in done.err
-        assert f"try: orchestrator benchmark {run.id}" in done.err
+        assert f"try: orchestrator resume {run.id} goes on; orchestrator benchmark {run.id} takes it" in done.err
         record = place.record()
         assert record["status"] == "stopped" and checkpoint.name in record["error"] and record["ended_at"]
         assert record["benchmarks"] == [] and place.calls("api") == []
@@ -466,6 +466,7 @@ def test_a_rerun_is_the_same_run_under_a_new_id_and_needs_the_saved_spec_alone(t
     (again,) = [folder for folder in toy.run_folders() if folder != past]
     then, now = toy.record(past), toy.record(again)
     assert (now["rerun_of"], now["drift"], now["status"]) == (past.name, [], "done")
+    assert now["verdict"].startswith("same: ")
     assert now["training"]["logged_losses"] == then["training"]["logged_losses"]
     for name in ("spec.yaml", "dataset_info.json", "data/captions_en_de.jsonl"):
         assert (again / name).read_bytes() == (past / name).read_bytes(), name

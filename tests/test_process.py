@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.process import Child, child_environment, identity, run_short, start, visible
+from orchestrator.family import start_ticks
+from orchestrator.process import Child, child_environment, run_short, start, visible
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -334,11 +335,11 @@ def test_a_short_program_that_hangs_is_ended():
 def test_a_process_is_known_by_its_start(spawn):
     child = spawn("import time; print('up'); time.sleep(60)")
     wrote(child, "up")
-    began = identity(child.pid)
+    began = start_ticks(child.pid)
     assert began is not None
-    assert began == identity(child.pid)
-    assert identity(os.getpid()) != began
+    assert began == start_ticks(child.pid)
+    assert start_ticks(os.getpid()) != began
     os.kill(child.pid, signal.SIGKILL)
-    until(lambda: identity(child.pid) is None)  # a zombie already
+    until(lambda: start_ticks(child.pid) is None)  # a zombie already
     child.popen.wait()
-    assert identity(child.pid) is None
+    assert start_ticks(child.pid) is None

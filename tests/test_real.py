@@ -17,7 +17,8 @@ import pytest
 from orchestrator.model_files import adapter_problems, model_problems
 from orchestrator.rundir import RunDir
 from orchestrator.train import GRACE_S
-from tests.workshop import assert_none_left, new_workshop, training_at_step
+from orchestrator.trainer_log import curve
+from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -230,6 +231,89 @@ def test_kill_9_leaves_no_rank_of_torchrun(place):
     assert_none_left(workshop, timeout_s=GRACE_S + 60)
     (listed,) = workshop.run("list", "--json").json()
     assert listed["status"] == "interrupted"
+
+
+@torchrun_works
+def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
+    """They are in sessions of their own and nobody's descendants then; their environment tells whose they are."""
+    workshop = place()
+    train = {**LONG, "ddp_backend": "gloo"}
+    done = workshop.run("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}), "--detach")
+    assert done.code == 0, done.err
+    wait_for(training_at_step(workshop, 3), "step 3")
+    (torchrun,) = [each for each in workshop.processes() if any(word.endswith("torchrun") for word in each.cmdline())]
+    torchrun.kill()
+    wait_for(lambda: workshop.record()["ended_at"], "the run's end", GRACE_S + 60)
+    assert_none_left(workshop)
+    assert workshop.record()["status"] == "failed"
+
+
+# A run that is broken off, and goes on
+
+SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 100, "gradient_accumulation_steps": 8, "save_strategy": "steps"}
+SLOW |= {"save_steps": 10, "max_samples": 500}
+
+
+@pytest.fixture(scope="module")
+def broken_off(place):
+    """The same spec twice: once in one go, once killed with all its processes, gone on with, stopped, gone on with."""
+    whole, broken = place(), place()
+    specs = [workshop.spec(train=SLOW, benchmark=[BENCHMARK]) for workshop in (whole, broken)]
+    unbroken = whole.start("launch", specs[0])
+    assert broken.run("launch", specs[1], "--detach").code == 0
+    wait_for(training_at_step(broken, 12), "step 12")
+    for process in broken.processes():
+        process.kill()
+    assert_none_left(broken)
+    shown = broken.run("show", "toy")
+    on = broken.run("resume", "toy", "--detach")
+    assert on.code == 0, on.err
+    follower = broken.start("logs", "toy", "-f")
+    wait_for(lambda: broken.record()["status"] == "running", "the training")
+    # Not by lines of the log: those of before the kill are in it too.
+    wait_for(lambda: "step" in broken.run("show", "toy").out and _trained_on(broken), "steps of the second attempt")
+    stopped = broken.run("stop", "toy")
+    assert stopped.code == 0 and broken.left_over() == [], stopped.err
+    followed = follower.finish()
+    last = broken.run("resume", "toy", timeout_s=150)
+    assert unbroken.finish(150).code == 0
+    return whole, broken, {"shown": shown, "followed": followed, "stopped": stopped, "last": last}
+
+
+def _trained_on(workshop):
+    """Whether the second attempt has logged two steps."""
+    log = (workshop.only_run() / "output" / "trainer_log.jsonl").read_bytes()
+    return log[workshop.record()["attempts"][-1]["log_start_bytes"] :].count(b"\n") >= 2
+
+
+def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(broken_off):
+    whole, broken, done = broken_off
+    assert done["last"].code == 0, done["last"].err
+    record = broken.record()
+    assert record["status"] == "done"
+    attempts = [(each["status"], (each["from_checkpoint"] or "").partition("-")[0]) for each in record["attempts"]]
+    assert attempts == [("interrupted", ""), ("stopped", "checkpoint"), ("done", "checkpoint")]
+    assert record["attempts"][1]["from_step"] in (10, 20)
+    first, second = whole.record()["training"], record["training"]
+    assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (100, 100)
+    assert second["logged_losses"] == first["logged_losses"]
+    assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-9)
+    curves = [curve(each.only_run() / "output" / "trainer_log.jsonl") for each in (whole, broken)]
+    losses = [[(event["current_steps"], event["loss"]) for event in each if "loss" in event] for each in curves]
+    assert losses[0] == losses[1] and len(losses[0]) == 100
+    weights = [(each.only_run() / "output" / "adapter_model.safetensors").read_bytes() for each in (whole, broken)]
+    assert weights[0] == weights[1]
+    assert translations(whole.only_run()) == translations(broken.only_run())
+
+
+def test_what_is_said_of_a_run_on_its_way_holds(broken_off):
+    _, broken, done = broken_off
+    assert "interrupted: its process" in done["shown"].out and "nothing of it is left running" in done["shown"].out
+    assert done["followed"].code == 0 and "Resuming training from checkpoint" in done["followed"].out
+    kept = broken.record()["attempts"][2]["from_checkpoint"]
+    assert f"the newest whole checkpoint: {kept}" in done["stopped"].err
+    assert f"the training goes on from {kept}" in done["last"].err
+    assert broken.left_over() == []
 
 
 def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(place):

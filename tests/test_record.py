@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.record import ACTIVE, BenchmarkSummary, DataFacts, Facts, RunRecord, Training, now
+from orchestrator.family import start_ticks
+from orchestrator.record import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, RunRecord, Training, now
 from orchestrator.rundir import RunDir
 from orchestrator.score import Score
 
@@ -205,6 +206,17 @@ def test_a_pid_that_another_process_has_by_now_is_not_the_owner(status, run):
     assert RunRecord.load(run).status == "interrupted"
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="ticks are Linux's")
+def test_a_clock_that_was_set_makes_no_other_owner(run):
+    """The start in seconds moves with the clock; in ticks since the machine's start it does not."""
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None
+    saved(run, status="running", process_start_ticks=ticks, process_started_at=1.0)
+    assert RunRecord.load(run).status == "running"
+    saved(run, status="running", process_start_ticks=ticks + 1)
+    assert RunRecord.load(run).status == "interrupted"
+
+
 @pytest.mark.parametrize("status", ["done", "failed", "stopped", "interrupted"])
 def test_a_run_that_said_how_it_ended_keeps_its_word(status, run):
     saved(run, status=status, pid=_unused_pid())
@@ -224,6 +236,48 @@ def test_without_proof_that_the_owner_lives_it_does_not(changes, run):
 def test_of_a_run_on_another_host_that_cannot_be_known(run):
     saved(run, status="running", host="another-host", pid=_unused_pid())
     assert RunRecord.load(run).status == "running"
+
+
+TAKE_OVER = """
+import sys
+from pathlib import Path
+from orchestrator.record import RunRecord
+from orchestrator.rundir import RunDir
+
+run = RunDir(Path(sys.argv[1]))
+RunRecord.load(run).take_over(run)
+"""
+
+
+def test_a_run_has_one_owner_and_keeps_each_attempt(run):
+    record = saved(run, status="running", pid=_unused_pid())
+    record.take_over(run)
+    assert [(each.status, each.pid) for each in record.attempts] == [
+        ("interrupted", saved_pid := record.attempts[0].pid),
+        ("created", os.getpid()),
+    ]
+    assert saved_pid != os.getpid() and record.owner_lives() and record.status == "created"
+    record.update(run, status="running")
+    # Not as our own child, which would be the supervisor of a run that its parent has just made.
+    argv = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", TAKE_OVER]
+    done = subprocess.run([*argv, str(run.path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"run {run.id} is running: process {os.getpid()} owns it" in done.stderr, done
+    record.end(run, "stopped", "Ctrl-C")
+    stored = RunRecord.load(run)
+    assert (stored.status, stored.error, stored.attempts[-1].status) == ("stopped", "Ctrl-C", "stopped")
+    assert stored.ended_at == stored.attempts[-1].ended_at is not None
+
+
+def test_the_steps_of_resumes_are_those_since_the_training_last_began(run):
+    def attempt(step: int | None) -> Attempt:
+        return Attempt(started_at=now(), status="stopped", pid=1, host="x", from_step=step)
+
+    def steps(*began: int | None) -> list[int]:
+        return record_of(run, attempts=[attempt(step) for step in began]).resumed_at()
+
+    assert steps() == steps(0) == steps(None) == []
+    assert steps(0, 4, None, 8) == [4, 8]
+    assert steps(0, 4, 0, 2) == [2]
 
 
 def _unused_pid() -> int:

@@ -12,7 +12,8 @@ import sacrebleu.significance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.score import METRICS, count, load_metric
+from orchestrator.metrics import METRICS
+from orchestrator.score import count, load_metric
 from orchestrator.significance import ALPHA, holm, paired_tests
 
 WORDS = "ein eine der die das mann frau kind hund steht läuft sitzt auf in vor dem haus wasser rot blau".split()

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from orchestrator import spec as spec_module
 from orchestrator.arguments import Argument
 from orchestrator.errors import SpecError
+from orchestrator.metrics import METRICS
 from orchestrator.spec import (
-    METRICS,
     OWNED,
     OWNED_VARIABLES,
     RunSpec,

@@ -1,12 +1,13 @@
 """Tables: text only, and only what can be compared in one column. Run: pytest tests/test_terminal.py."""
 
 import io
-from datetime import UTC, datetime
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.record import BenchmarkSummary, DataFacts, Facts, RunRecord, Training
+from orchestrator.record import BenchmarkSummary
+from orchestrator.registry import Row
 from orchestrator.score import Score
 from orchestrator.terminal import console, run_table, score_tables, table
 
@@ -31,9 +32,13 @@ def summary(
     )  # fmt: skip
 
 
-def record(**changes: object) -> RunRecord:
-    fields = {"id": "toy-20261124-101500", "name": "toy", "spec_sha256": "0", "seed": 1}
-    return RunRecord(created_at=datetime(2026, 11, 24, 10, 15, tzinfo=UTC), **{**fields, **changes})
+def row(**changes: object) -> Row:
+    fields = {
+        "id": "toy-20261124-101500", "status": "created", "created": 1795515300.0, "ended": None, "name": "toy",
+        "model": "models/tiny", "datasets": "captions", "steps": "", "last": "", "bleu": "", "chrf": "", "ter": "",
+        "tags": "", "removed": 0,
+    }  # fmt: skip
+    return Row(**{**fields, **changes})
 
 
 def test_base_and_fine_tuned_stand_in_one_table_with_intervals_and_signatures():
@@ -88,23 +93,58 @@ def test_no_benchmark_is_no_table():
     assert shown(score_tables([])) == ""
 
 
+LAST = "BLEU 4.8, chrF2 26.7 (output: toy test, 100 segments)"
+
+
 def test_a_run_is_a_line_with_its_last_scores():
-    done = record(
-        status="done",
-        training=Training(steps=50, total_steps=50),
-        facts=Facts(data=[DataFacts(dataset=d, split=s, pairs=1, blank_pairs=0, sha256="x") for d, s in
-                          (("captions", "train"), ("captions", "test"))]),
-        benchmarks=[summary("output", score("bleu", 4.84), score("chrf", 26.7)), summary("base")],
-    )  # fmt: skip
-    heading, line = shown(run_table([done])).splitlines()
+    heading, line = run_table([row(status="done", steps="50/50", last=LAST)])
     assert heading.split() == ["run", "status", "created", "trained", "on", "steps", "last", "benchmark"]
     assert line.startswith("toy-20261124-101500  done ")
-    assert line.endswith("captions    50/50  BLEU 4.8, chrF2 26.7 (output: toy test, 100 segments)")
+    assert line.endswith(f"captions    50/50  {LAST}")
 
 
 def test_a_run_that_has_nothing_yet_is_a_line_too():
-    line = shown(run_table([record()])).splitlines()[1]
+    line = run_table([row(datasets="")])[1]
     assert line.split()[:2] == ["toy-20261124-101500", "created"]
+    assert line.split()[-1] == "-"
+
+
+def test_tags_have_a_column_where_a_run_has_some_and_what_was_removed_is_said():
+    heading, first, second = run_table([row(tags="baseline\npaper"), row(status="done", removed=1)])
+    assert "tags" in heading.split() and "baseline, paper" in first
+    assert "  done, removed  " in second
+
+
+LONG = row(
+    id="multi30k-en-de-20261124-101500-2", status="interrupted", steps="1000/5437", tags="baseline\npaper",
+    datasets="multi30k_en_de\ncaptions_en_de",
+    last="BLEU 41.8, chrF2 66.7, TER 44.0 (output: multi30k_en_de test, 1000 segments)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("rows", [[LONG], [row(last=LAST), LONG], [row(id="日本語-20261124-101500" * 3)]])
+def test_on_a_terminal_no_line_is_wider_than_it(rows, width):
+    assert max(cell_len(line) for line in run_table(rows, width)) <= width
+
+
+def test_at_80_columns_run_status_and_scores_are_whole_and_what_there_is_room_for():
+    lines = run_table([row(status="done", last=LAST), LONG], 80)
+    assert lines[0].split()[:2] == ["run", "status"] and "steps" not in lines[0]
+    words = " ".join(lines).split()
+    assert {"toy-20261124-101500", "interrupted", "41.8,", "66.7,", "44.0", "1000"} <= set(words)
+    roomy = run_table([row(status="done", last="BLEU 4.8")], 80)
+    assert roomy[0].split() == ["run", "status", "created", "trained", "on", "steps", "last", "benchmark"]
+
+
+def test_a_wide_terminal_shows_what_a_pipe_gets():
+    rows = [row(last=LAST), LONG]
+    assert run_table(rows, 240) == run_table(rows)
+
+
+def test_what_strangers_named_is_shown_not_obeyed():
+    line = run_table([row(id="a\x1b[31m\udcff", tags="\x07", datasets="b\tc", last="d\r", removed=1)])[1]
+    assert "a\\x1b[31m\\udcff" in line and "\\x07" in line and "b c" in line and "d\\x0d" in line
 
 
 def test_text_of_strangers_is_neither_markup_nor_obeyed():

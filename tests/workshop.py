@@ -246,6 +246,7 @@ class Workshop:
             "FAKE_CALLS": str(self.calls_file),
             "HF_HUB_OFFLINE": "1",
             "ORCHESTRATOR_CACHE": str(self.root.parent / "cache"),
+            "ORCHESTRATOR_LOCKS": str(self.root.parent / "locks"),
             "ORCHESTRATOR_LLAMAFACTORY": str(self.cli) if self.cli else None,
             **self.environment,
             **changes,
@@ -279,7 +280,7 @@ class Workshop:
             popen.wait(DEADLINE_S)
 
     def run_folders(self) -> list[Path]:
-        return sorted(path for path in self.runs.iterdir() if path.is_dir())
+        return sorted(path for path in self.runs.iterdir() if path.is_dir() and path.name != ".trash")
 
     def only_run(self) -> Path:
         (folder,) = self.run_folders()

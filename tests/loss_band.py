@@ -1,0 +1,143 @@
+"""How far the losses of a repeated training stray: the measurement behind verdict.py's band.
+
+    python tests/loss_band.py MODEL [--steps 12] [--batch 4] [--every 1] [--first FILE] [VARIANT ...]
+
+Trains MODEL, a folder, on captions_en_de with the llamafactory-cli beside this Python, once as it is and once for each
+way of changing what should not matter (threads, the processor's instructions, how a batch is split, bf16) or should
+(seed, one sentence of the data). Prints each variant's relative differences from the first, by logged loss. The model
+of the tests is made by `python tests/tiny_model.py FOLDER`, the demo's by `make setup`. --first keeps the first
+losses in FILE, or compares with what another Python's run kept there: so other versions are measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
+BASE: dict[str, Any] = {
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 16,
+    "lora_target": "all",
+    "loraplus_lr_ratio": 16,
+    "learning_rate": 5.0e-4,
+    "lr_scheduler_type": "cosine",
+    "template": "smollm2",
+    "default_system": "",
+    "dataset": "captions",
+    "dataset_dir": ".",
+    "output_dir": "output",
+    "cutoff_len": 256,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_gradient_checkpointing": True,
+    "report_to": "none",
+    "seed": 42,
+}
+# name -> arguments and environment that differ from the first run's
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "again": ({}, {}),
+    "2 threads": ({}, {"OMP_NUM_THREADS": "2"}),
+    "AVX2 only": ({}, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
+    "batch 2x2": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, {}),
+    "bf16": ({"bf16": True}, {}),
+    "bf16, 2 threads": ({"bf16": True}, {"OMP_NUM_THREADS": "2"}),
+    "bf16, AVX2 only": (
+        {"bf16": True},
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    ),
+    "rate +1 %": ({"learning_rate": 5.05e-4}, {}),
+    "one sentence": ({"dataset": "changed"}, {}),
+    "seed 43": ({"seed": 43}, {}),
+    "seed 44": ({"seed": 44}, {}),
+    "seed 45": ({"seed": 45}, {}),
+}
+
+
+def main(wanted: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_data(place)
+        base = {
+            **BASE,
+            "model_name_or_path": str(wanted.model.resolve()),
+            "max_steps": wanted.steps,
+            "per_device_train_batch_size": wanted.batch,
+            "logging_steps": wanted.every,
+        }
+        kept = wanted.first.exists() if wanted.first else False
+        first = json.loads(wanted.first.read_text()) if kept else losses(place, base, {})
+        if wanted.first and not kept:
+            wanted.first.write_text(json.dumps(first))
+        print(f"{'first':18}", *(f"{each:8.4f}" for each in first), flush=True)
+        firsts = {False: first}
+        for name in wanted.variants or list(VARIANTS):
+            arguments, environment = VARIANTS[name]
+            found = losses(place, {**base, **arguments}, environment)
+            # threads and instructions are compared within one precision
+            against = first if name == "bf16" else firsts.setdefault("bf16" in arguments, found)
+            if name == "bf16":
+                firsts[True] = found
+            differences = [abs(now - then) / then for then, now in zip(against, found, strict=True)]
+            print(f"{name:18}", *(f"{each:8.1e}" for each in differences), flush=True)
+
+
+def write_data(place: Path) -> None:
+    records = [
+        {"instruction": "Translate the following English sentence into German.", "input": source, "output": reference}
+        for source, reference in zip(
+            *((CAPTIONS / f"train.{language}").read_text("utf-8").splitlines() for language in ("en", "de")),
+            strict=True,
+        )
+    ]
+    info = {}
+    for name in ("captions", "changed"):
+        if name == "changed":
+            records = [{**each, "output": each["output"] + " Ja."} for each in records[:1]] + records[1:]
+        (place / f"{name}.json").write_text(json.dumps(records), "utf-8")
+        columns = {"prompt": "instruction", "query": "input", "response": "output"}
+        info[name] = {"file_name": f"{name}.json", "columns": columns}
+    (place / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+
+
+def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str]) -> list[float]:
+    (place / "train.yaml").write_text(json.dumps({**arguments, "overwrite_output_dir": True}), "utf-8")
+    bin_folder = Path(sys.executable).parent
+    done = subprocess.run(
+        [str(bin_folder / "llamafactory-cli"), "train", "train.yaml"],
+        cwd=place,
+        env={
+            **os.environ,
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    if done.returncode != 0:
+        sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
+    events = [json.loads(line) for line in (place / "output" / "trainer_log.jsonl").read_text("utf-8").splitlines()]
+    return [event["loss"] for event in events if "loss" in event]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--every", type=int, default=1, help="logging_steps")
+    parser.add_argument("--first", type=Path)
+    main(parser.parse_intermixed_args())

@@ -1,0 +1,152 @@
+"""Run folders of all kinds, made without running anything."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.record import RunRecord
+from orchestrator.rundir import RunDir, Workspace
+
+SIGNATURES = {
+    "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
+    "chrf": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0",
+    "ter": "nrefs:1|bs:1000|seed:12345|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0",
+}
+
+
+def new_workspace(root: Path) -> Workspace:
+    for name in ("runs", "dataset_info"):
+        (root / name).mkdir(parents=True)
+    return Workspace(root)
+
+
+def benchmark(bleu: float, of: str = "output", testset: str = "captions", **changes: Any) -> dict[str, Any]:
+    """A complete benchmark of a record: BLEU as given, chrF2 twice that, TER 100 less it."""
+    signatures = {**SIGNATURES, **changes.pop("signatures", {})}
+    values = {"bleu": bleu, "chrf": 2 * bleu, "ter": 100 - bleu}
+    n_segments = changes.get("n_segments", 40)
+    scores = [
+        {"metric": name, "score": value, "ci95": [value - 1, value + 1], "ci_mean": value, "ci_half": 1.0}
+        for name, value in values.items()
+    ]
+    scores = [{**score, "signature": signatures[score["metric"]], "n_segments": n_segments} for score in scores]
+    fields = {"id": f"{of}-{testset}", "of": of, "testset": testset, "split": "test", "status": "complete"}
+    return {**fields, "n_segments": n_segments, "scores": scores, "mean_sentence_bleu": bleu + 1, **changes}
+
+
+def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
+    """A record of a finished run, as long as a real one."""
+    data = [
+        {"dataset": "captions", "split": split, "pairs": 100, "blank_pairs": 0, "sha256": f"{split}-text"}
+        for split in ("train", "test")
+    ]
+    names = "orchestrator sacrebleu python llamafactory torch transformers peft trl accelerate datasets numpy"
+    versions = dict.fromkeys(names.split(), "1.2.3")
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "id": run_id,
+        "name": run_id.rpartition("-2026")[0] or run_id,
+        "status": "done",
+        "created_at": "2026-11-24T10:15:00Z",
+        "ended_at": "2026-11-24T10:20:00Z",
+        "host": "elsewhere",
+        "boot_id": "b316ce50-bdfd-4211-b6d5-462861c9a134",
+        "pid": 19818,
+        "process_started_at": 1795547204.85,
+        "spec_file": "runs/demo.yaml",
+        "spec_sha256": "72db89ff1c01e576efd39e5934ccd69e0b2c114081edf6f5956723fed69e4e4f",
+        "commands": {"train": ["/opt/venv/bin/llamafactory-cli", "train", "train.yaml"]},
+        "environment": {"train": {}, "api": {"API_HOST": "127.0.0.1", "API_PORT": "48673", "MAX_CONCURRENT": "1"}},
+        "attempts": [{"started_at": "2026-11-24T10:15:00Z", "status": "done", "pid": 19818, "host": "elsewhere"}],
+        "seed": 42,
+        "facts": {"versions": versions, "platform": "Linux x86_64", "git_commit": "d740f7f", "data": data},
+        "training": {"steps": 50, "total_steps": 50, "train_loss": 2.5, "logged_losses": [3.4, 3.0, 2.7, 2.4, 2.1] * 2},
+        "benchmarks": [benchmark(7.0, "base"), benchmark(8.0)],
+    }
+    return {**fields, **changes}
+
+
+def new_run(
+    workspace: Workspace, run_id: str, *, model: str = "models/tiny", dataset: str = "captions", **changes: Any
+) -> RunDir:
+    """A run folder with record and spec, an output with an adapter and three checkpoints, data and logs."""
+    run = RunDir(workspace.runs / run_id)
+    run.path.mkdir(exist_ok=True)
+    run.record.write_text(json.dumps(record_json(run_id, **changes), indent=2))
+    sections = f'model:\n  name_or_path: "{model}"\n  template: "x"\ndataset: "{dataset}"\ntrain:\n  dataset: "no"\n'
+    run.spec.write_text(f'name: "toy"\n{sections}')
+    for step in (5, 10, 15):
+        checkpoint(run, step)
+    (run.output / "adapter_model.safetensors").write_bytes(b"x" * 1000)
+    for path in (run.training_file("captions"), run.train_log, run.benchmarks / "output-captions" / "scores.json"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"y" * 100)
+    return run
+
+
+def checkpoint(run: RunDir, step: int) -> Path:
+    """A checkpoint that stands for a whole one where only its weights matter."""
+    folder = run.output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    return folder
+
+
+def running(run: RunDir, **changes: Any) -> RunRecord:
+    """Make this process the run's owner."""
+    fields = record_json(run.id, **{"status": "running", "ended_at": None, **changes})
+    for name in ("host", "boot_id", "pid", "process_started_at"):
+        del fields[name]  # their defaults are of this process
+    record = RunRecord.model_validate(fields)
+    record.save(run)
+    return record
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from orchestrator.record import RunRecord
+from orchestrator.rundir import RunDir
+from tests.runs_on_disk import running
+
+running(RunDir(Path(sys.argv[1])))
+print("owner", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def owned_by_another(run: RunDir) -> Iterator[Callable[[], object]]:
+    """Another process owns the run for the length of the block, or until it is ended by calling what this gives."""
+    root = Path(__file__).resolve().parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
+    ) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == b"owner\n"
+        quiet(run.path)
+
+        def end() -> None:
+            owner.kill()
+            owner.wait(60)
+
+        try:
+            yield end
+        finally:
+            end()
+
+
+def quiet(*paths: Path, seconds: float = 60) -> None:
+    """Give files and folders an older time, as if nothing had written there for a while."""
+    moment = time.time() - seconds
+    for path in paths:
+        for each in (path, *path.iterdir()) if path.is_dir() else (path,):
+            os.utime(each, (moment, moment))

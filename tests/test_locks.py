@@ -1,0 +1,254 @@
+"""One run at a time on each device. Run: pytest tests/test_locks.py."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.locks import devices_of, held
+from orchestrator.record import locked
+from orchestrator.rundir import RunDir
+from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
+
+LONG = {"train": {"max_steps": 100_000}}
+SMI = """#!/bin/sh
+echo "GPU-1b2c-3d, 0"
+echo "GPU-9f8e-7d, 1"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    path = tmp_path / "locks"
+    monkeypatch.setenv("ORCHESTRATOR_LOCKS", str(path))
+    return path
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """A machine whose nvidia-smi lists two."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "work" / "runs" / "toy-20261124-101500"
+    path.mkdir(parents=True)
+    return RunDir(path)
+
+
+# Which devices
+
+
+@pytest.mark.parametrize(
+    ("named", "environment", "devices"),
+    [
+        (["0"], {}, ["0"]),
+        (["1, 0", "2"], {}, ["0", "1", "2"]),
+        ([None], {"CUDA_VISIBLE_DEVICES": "3"}, ["3"]),
+        (["0"], {"CUDA_VISIBLE_DEVICES": "3"}, ["0"]),
+        ([None], {}, ["0", "1"]),
+        (["GPU-9f8e"], {}, ["1"]),
+        (["GPU-no-such"], {}, ["GPU-no-such"]),
+        (["0,-1,1"], {}, ["0"]),
+        ([""], {}, []),
+        ([None], {"CUDA_VISIBLE_DEVICES": ""}, []),
+        ([], {}, []),
+    ],
+)
+def test_devices_are_those_that_cuda_would_show_the_run(two_gpus, named, environment, devices):
+    assert devices_of(named, environment) == devices
+
+
+def test_a_machine_without_gpu_has_devices_only_where_some_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices_of([None], {}) == []
+    assert devices_of(["0"], {}) == ["0"]
+
+
+# The lock
+
+
+def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_afterwards(folder, run):
+    with held(["0", "1"], run):
+        with pytest.raises(
+            PrerequisiteError, match=r"^device 1 \(run toy-20261124-101500 of .*/work, process \d+\) is"
+        ):
+            with held(["1", "2"], run):
+                pass
+        with held(["2"], run):  # of the two that were wanted none was kept
+            pass
+    with held(["0", "1"], None):
+        pass
+    assert list(run.path.iterdir()) == []
+
+
+def test_a_child_that_is_given_the_lock_holds_it_on(folder, run):
+    """The watcher of a training holds it until the last of the training's processes is gone."""
+    with held(["0"], run) as files:
+        kept = [os.dup(file) for file in files]
+    with pytest.raises(PrerequisiteError, match="is in use"), held(["0"], run):
+        pass
+    for file in kept:
+        os.close(file)
+    with held(["0"], run):
+        pass
+
+
+@pytest.mark.parametrize("device", ["../../x", "/etc/passwd", "a" * 5000, "\n\0", "GPU-1/2"])
+def test_a_device_of_any_name_has_its_lock_in_the_folder(folder, run, device):
+    with held([device], run):
+        (name,) = (path.name for path in folder.iterdir())
+    assert name.startswith("gpu-")
+
+
+def test_a_lock_that_says_nothing_yet_is_taken_all_the_same(folder, run):
+    with held(["0"], run):
+        (folder / "gpu-0.lock").write_text('{"run": "/x/ru')
+        with pytest.raises(PrerequisiteError, match=r"^device 0 is in use"), held(["0"], run):
+            pass
+
+
+@pytest.mark.parametrize("made", ["link", "file", "open to others"])
+def test_a_folder_of_locks_that_others_may_have_made_is_refused(folder, run, tmp_path, made):
+    """/tmp is everybody's."""
+    if made == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif made == "file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(PrerequisiteError, match=f"^{folder} cannot be the folder of the locks"), held(["0"], run):
+        pass
+
+
+def test_a_link_in_place_of_a_lock_is_not_followed(folder, run, tmp_path):
+    folder.mkdir(mode=0o700)
+    (tmp_path / "precious").write_text("precious")
+    (folder / "gpu-0.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(PrerequisiteError, match="cannot hold a lock"), held(["0"], run):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_the_folder_is_for_its_owner_alone(folder, run):
+    with held(["0"], run):
+        assert (folder.stat().st_mode & 0o777, (folder / "gpu-0.lock").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_a_file_system_without_locks_is_refused_with_the_reason(folder, run, monkeypatch):
+    """An NFS mount with nolock, say: flock itself fails there."""
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(PrerequisiteError, match="cannot hold a lock: No locks available"), held(["0"], run):
+        pass
+    with pytest.raises(
+        PrerequisiteError, match=r"\.record\.lock cannot be locked: No locks available\. Without"
+    ) as error:
+        with locked(run, "record"):
+            pass
+    assert "NFS" in error.value.remedy
+
+
+# Launches
+
+
+@pytest.fixture
+def busy(workshop):
+    """A workspace where a training holds device 0."""
+    command = workshop.start("launch", workshop.spec("first", **LONG, compute={"devices": "0"}), FAKE_STEP_S="0.02")
+    command.until(training_at_step(workshop, 1), "step 1")
+    return workshop, command, workshop.only_run().name
+
+
+def test_a_second_launch_on_a_device_is_refused_before_it_has_a_folder_and_another_device_is_free(busy):
+    workshop, command, first = busy
+    spec = workshop.spec("second", compute={"devices": "0,1"})
+    refused, detached, free = workshop.run_together(
+        [
+            ("launch", spec),
+            ("launch", spec, "--detach"),
+            ("launch", spec, "--set", 'compute.devices="1"', "--no-benchmark"),
+        ]
+    )
+    for done in (refused, detached):
+        assert done.code == 3 and f"device 0 (run {first} of {workshop.root}, process {command.popen.pid})" in done.err
+        assert "--wait" in done.err
+    assert free.code == 0, free.err
+    assert len(list(workshop.runs.glob("second-*"))) == 1
+    command.interrupt(signal.SIGTERM)
+    assert command.finish().code == 130
+
+
+def test_a_launch_that_waits_says_so_once_and_begins_when_the_device_is_free(busy):
+    workshop, command, first = busy
+    spec = workshop.spec("second", compute={"devices": "0"})
+    second = workshop.start("launch", spec, "--wait", "--no-benchmark")
+    third = workshop.run("launch", spec, "--wait", "--no-benchmark", "--detach")
+    assert third.code == 0 and f"waits for device 0 (run {first}" in third.err
+    second.until(lambda: "waiting for device 0" in second.err, "the word that it waits")
+    shown = workshop.run("show", third.out.strip())
+    assert f"created, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
+    stopped = workshop.run("stop", third.out.strip())  # as well as one that runs
+    assert stopped.code == 0 and "is stopped" in stopped.err
+    assert workshop.record(workshop.runs / third.out.strip())["status"] == "stopped"
+    command.interrupt(signal.SIGTERM)
+    assert command.finish().code == 130
+    done = second.finish()
+    assert done.code == 0 and done.err.count("waiting for") == 1, done.err
+
+
+def test_ctrl_c_ends_the_waiting(busy):
+    workshop, command, _ = busy
+    second = workshop.start("launch", workshop.spec("second", compute={"devices": "0"}), "--wait")
+    second.until(lambda: "waiting for device 0" in second.err, "the word that it waits")
+    second.interrupt(signal.SIGINT)
+    assert second.finish().code == 130
+    (folder,) = workshop.runs.glob("second-*/")
+    assert workshop.record(folder)["status"] == "stopped"
+    assert command.popen.poll() is None
+
+
+def test_a_killed_owner_frees_its_devices_once_its_training_is_gone(busy):
+    """Until then the training saves a checkpoint, and has the device's memory."""
+    workshop, command, _ = busy
+    command.popen.kill()
+    command.popen.wait()
+    done = workshop.run("launch", workshop.spec("second", compute={"devices": "0"}), "--wait", "--no-benchmark")
+    assert done.code == 0, done.err
+    assert_none_left(workshop)
+
+
+def test_of_two_launches_at_once_one_is_refused(workshop, tmp_path):
+    """In two workspaces, on one machine."""
+    other = new_workshop(tmp_path / "other", workshop.cli, {"ORCHESTRATOR_LOCKS": str(workshop.root.parent / "locks")})
+    places = [workshop, other]
+    commands = [
+        place.start("launch", place.spec(**LONG, compute={"devices": "0"}), FAKE_STEP_S="0.02") for place in places
+    ]
+    ended = wait_for(lambda: [each for each in commands if each.popen.poll() is not None], "the end of one", 30)
+    (loser,) = ended
+    winner = next(each for each in commands if each is not loser)
+    place = places[commands.index(winner)]
+    winner.until(training_at_step(place, 1), "step 1")
+    assert loser.finish().code == 3 and "is in use" in loser.err
+    assert json.loads(Path(other.full_environment({})["ORCHESTRATOR_LOCKS"], "gpu-0.lock").read_text())[
+        "run"
+    ].startswith(str(place.root))
+    winner.interrupt(signal.SIGTERM)
+    assert winner.finish().code == 130
+    other.kill_all()

@@ -1,0 +1,97 @@
+"""A run beside the one that it repeats, from the run folders. Run: pytest tests/test_repeat.py."""
+
+import logging
+
+import pytest
+
+from orchestrator.drift import default_drift, drifts
+from orchestrator.errors import PrerequisiteError
+from orchestrator.plan import Session
+from orchestrator.record import RunRecord, Training
+from orchestrator.repeat import Repeat, drift_from, say_drift
+from orchestrator.rundir import RunDir
+from orchestrator.spec import load_spec
+
+
+@pytest.fixture
+def session(toy, monkeypatch, caplog) -> Session:
+    """Of a workspace with the finished run `toy`."""
+    monkeypatch.setenv("ORCHESTRATOR_LLAMAFACTORY", str(toy.cli))
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(toy.root.parent / "cache"))
+    caplog.set_level(logging.INFO, "orchestrator")
+    return Session.open(toy.root)
+
+
+@pytest.fixture
+def past(toy) -> RunDir:
+    return RunDir(toy.only_run())
+
+
+def repeat(session: Session, past: RunDir, *asked: str, **facts: object) -> Repeat:
+    record = RunRecord.load(past)
+    record.overrides, record.facts = list(asked), record.facts.model_copy(update=facts)
+    record.attempts = record.attempts[:1]
+    return Repeat(session, past, load_spec(past.spec, asked), record)
+
+
+def losses(past: RunDir) -> list[float]:
+    training = RunRecord.load(past).training
+    assert training is not None and len(training.logged_losses) > 2
+    return training.logged_losses
+
+
+def test_the_verdict_is_said_once_as_the_losses_come(session, past, caplog):
+    found, then = repeat(session, past), losses(past)
+    for number, loss in enumerate(then, start=1):
+        found.on_event({"loss": loss, "current_steps": number})
+        found.on_event({"eval_loss": 1.0})
+        assert bool(caplog.messages) == (number == len(then))
+    verdict = found.trained(Training(steps=5, total_steps=5, logged_losses=then))
+    assert verdict is not None and verdict.verdict == "same"
+    assert caplog.messages == [f"{past.id}: the first {len(then)} logged losses are the same"]
+
+
+def test_a_loss_of_another_training_is_a_warning_at_once(session, past, caplog):
+    found, then = repeat(session, past, "seed=43"), losses(past)
+    found.on_event({"loss": then[0] * 1.001})
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert "likely cause: spec seed: 42 then, 43 now" in said.message
+    found.on_event({"loss": 99.0})
+    assert len(caplog.records) == 1
+
+
+def test_of_a_resumed_run_the_verdict_waits_for_its_end(session, past, caplog):
+    record = RunRecord.load(past)
+    record.attempts = record.attempts[:1] * 2
+    found = Repeat(session, past, load_spec(past.spec), record)
+    found.on_event({"loss": 99.0})
+    assert caplog.messages == []
+    found.trained(Training(steps=5, total_steps=5, logged_losses=losses(past)))
+    assert len(caplog.messages) == 1
+
+
+def test_scores_are_said_beside_the_past_ones(session, past, caplog):
+    lines = repeat(session, past).scored(RunRecord.load(past).benchmarks)
+    assert {line.partition(": ")[0] for line in lines} == {"captions_en_de test, base", "captions_en_de test, output"}
+    assert all(line.endswith("the same") for line in lines)
+    assert caplog.messages == [f"{past.id}: {line}" for line in lines]
+
+
+def test_what_differs_is_found_with_what_was_asked_for(session, past):
+    record = RunRecord.load(past)
+    facts = record.facts.model_copy(update={"platform": "Plan 9"})
+    found = drift_from(session, past, load_spec(past.spec, ["seed=43"]), facts, ["seed=43"])
+    assert [(each.name, each.severity) for each in found] == [("seed", "note"), ("", "warning")]
+    assert drift_from(session, past, load_spec(past.spec), record.facts, []) == []
+
+
+def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, caplog):
+    record, spec = RunRecord.load(past), load_spec(past.spec)
+    versions = drifts(spec, record.facts, spec, record.facts.model_copy(update={"versions": {}}))
+    say_drift(past, [*versions, default_drift("train.x", 1, 2)], strict=True)
+    assert {each.levelno for each in caplog.records} == {logging.WARNING}
+    model = drifts(spec, record.facts, spec, record.facts.model_copy(update={"model_sha256": "9" * 64}))
+    say_drift(past, model, strict=False)
+    with pytest.raises(PrerequisiteError, match="model hash"):
+        say_drift(past, model, strict=True)
