@@ -148,7 +148,7 @@ def resume(
 def rerun(
     run: RunArgument,
     overrides: SetOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse when anything differs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse when the data or the model differ.")] = False,
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,

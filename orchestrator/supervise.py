@@ -59,6 +59,8 @@ def _wait_until_under_way(run: RunDir, child: Child) -> RunRecord:
         is_its = record.pid == child.pid
         if is_its and (record.status not in ("created", "interrupted", "failed", "stopped") or record.waits_for):
             return record
+        if status is not None and not is_its and record.is_active():
+            raise record.in_use()  # another was quicker, and ended this one as something that was left over
         if status is not None:
             raise _why(run, child, record.error if is_its else None, status)
         time.sleep(POLL_S)
