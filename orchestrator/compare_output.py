@@ -70,17 +70,15 @@ def _small_print(comparison: Comparison) -> list[Text]:
 
 
 def _buckets(comparison: Comparison) -> list[RenderableType]:
-    columns = [f"{name} {HEADINGS[metric]}" for metric in comparison.signatures for name in _names(comparison)]
-    rows = [
-        [
-            f"{bucket.shortest}-{bucket.longest}",
-            str(bucket.n_segments),
-            *(f"{bucket.scores[name][metric]:.1f}" for metric in comparison.signatures for name in _names(comparison)),
-        ]
-        for bucket in comparison.buckets
-    ]
+    rows = []
+    for bucket in comparison.buckets:
+        lengths = str(bucket.shortest) if bucket.shortest == bucket.longest else f"{bucket.shortest}-{bucket.longest}"
+        for name in _names(comparison):
+            scores = [f"{bucket.scores[name][metric]:.1f}" for metric in comparison.signatures]
+            rows.append([lengths, str(bucket.n_segments), name, *scores])
+            lengths = ""
     title = f"by length of the source in {comparison.bucket_unit} (no test was made of these):"
-    return [_line(title), table([comparison.bucket_unit, "segments", *map(visible, columns)], rows)]
+    return [_line(title), table([comparison.bucket_unit, "segments", "", *_headings(comparison)], rows)]
 
 
 def _faults(comparison: Comparison) -> list[RenderableType]:

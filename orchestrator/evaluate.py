@@ -169,6 +169,12 @@ def _collect(
     n_asked, bench = len(question.text.sources), question.bench
     which = said(n_asked, question.n_testset, bench.sample_seed)
     log.info("%s %s: %s sentences", question.dataset.name, bench.split, which)
+    if decoding.in_force:
+        log.info("in force, though no request says so: %s", ", ".join(f"{k} {v}" for k, v in decoding.in_force.items()))
+    if decoding.overridden:
+        log.info(
+            "not as the model's generation_config.json has it, but as sent: %s", ", ".join(sorted(decoding.overridden))
+        )
     outcome = _Outcome(decoding, from_before=len(journal.answers))
     _write_question(question, folder, decoding, endpoint)
     cache = _cache(question, decoding)

@@ -27,6 +27,7 @@ N_TO_LEARN_FROM = 50
 # How much more likely an answer has to be in the source language: e ** 10, over all of it. Runs of characters overlap,
 # so that this is less sure than it looks.
 _CLEARLY = 10.0
+_SURELY_A_SENTENCE = 15
 _TOO_LONG, _TOO_SHORT, _FEW_CHARACTERS = 2.0, 0.5, 15
 _LOOP = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _LOOP_CHARACTERS = 20
@@ -44,6 +45,7 @@ _CHATTER = re.compile(
       | ^\W*(?:voici|aquí\ (?:está|tienes)|ecco)\b[^.]{0,30}\btra(?:duction|ducción|duzione)
       | ^\W*(?:la\ )?tra(?:duction|ducción|duzione)\b[^.:]{0,30}(?::|\ est\b|\ es\b|\ è\b)
       | ^\W*(?:好的|当然|以下是|翻译|译文|这句话的)[^。]{0,20}[:：，,]
+      | \bin\ \w+,\ (?:the|this)\ (?:sentence|text|phrase)\ is\b
       | \b(?:note|explanation|anmerkung|erklärung|hinweis)\ ?:
       | \blet\ me\ know\ if\b | \bi\ hope\ this\ helps\b | \bas\ an\ ai\b | \bi'm\ sorry,\ but\b
       | <think> | </?\|?im_(?:start|end)\|?>
@@ -70,7 +72,8 @@ class Triage(BaseModel):
     empty: Finding
     """Nothing, or only white space."""
     copied_source: Finding
-    """The source as it was, letter case and punctuation aside, where the reference is another text."""
+    """The source as it was, letter case and punctuation aside, alone or with more around it, where the reference is
+    another text."""
     wrong_language: Finding | None
     """Mostly in scripts that the references do not use, or clearly nearer to the sources' language than to the
     references'; of the latter nothing is said in a test set of fewer than 50. None: it is one language."""
@@ -143,8 +146,10 @@ def _finding(flags: Iterable[bool]) -> Finding:
 
 
 def _copied(source: str, reference: str, hypothesis: str) -> bool:
-    folded = _folded(hypothesis)
-    return bool(folded) and folded == _folded(source) != _folded(reference)
+    said, asked, meant = _folded(hypothesis), _folded(source), _folded(reference)
+    if said == asked:
+        return bool(asked) and asked != meant
+    return len(asked) >= _SURELY_A_SENTENCE and asked in said and asked not in meant
 
 
 def _folded(text: str) -> str:

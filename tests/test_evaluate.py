@@ -351,6 +351,17 @@ def test_what_the_server_would_drop_is_refused_before_it_is_started(server, tmp_
     assert not (tmp_path / "b").exists()
 
 
+def test_what_the_model_decides_beside_the_request_is_said(server, tmp_path, caplog):
+    caplog.set_level("INFO", "orchestrator")
+    own = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.05}
+    result = run(server, tmp_path / "hf", identity=replace(WHO, model_config=own))
+    assert result.in_force == {"no_repeat_ngram_size": 3}
+    assert "in force, though no request says so: no_repeat_ngram_size 3" in caplog.text
+    result = run(server, tmp_path / "vllm", identity=Identity(backend="vllm", model_config=own))
+    assert (result.in_force, result.overridden) == ({}, {"repetition_penalty": 1.05})
+    assert "not as the model's generation_config.json has it, but as sent: repetition_penalty" in caplog.text
+
+
 def test_a_server_that_says_it_is_vllm_is_sent_all_that_decides(server, tmp_path):
     server.models = stub.json_reply({"data": [{"id": "stub", "owned_by": "vllm"}]})
     result = run(server, tmp_path)

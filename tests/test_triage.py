@@ -33,13 +33,14 @@ def test_an_empty_answer_is_that_and_nothing_else(hypothesis):
     assert look(hypothesis) == {"empty"}
 
 
-@pytest.mark.parametrize("hypothesis", [SOURCE, SOURCE.upper(), f"“{SOURCE[:-1]}!”"])
+@pytest.mark.parametrize("hypothesis", [SOURCE, SOURCE.upper(), f"“{SOURCE[:-1]}!”", f"{SOURCE} {GOOD}"])
 def test_a_copied_source_is_found_letter_case_and_punctuation_aside(hypothesis):
     assert "copied_source" in look(hypothesis)
 
 
 def test_what_the_reference_copies_too_is_no_fault():
     assert look("Angela Merkel", "Angela Merkel", "Angela Merkel") == set()
+    assert look("Angela Merkel kam", "Angela", "Angela Merkel ist da") == set()
     assert look(SOURCE, languages=("en", "en-GB")) == set(), "within one language there is nothing to copy"
 
 
@@ -87,6 +88,7 @@ def test_a_short_test_set_is_too_little_to_tell_the_same_script_apart():
         f"**German translation:** {GOOD}",
         f"Die Übersetzung lautet: {GOOD}",
         f"Hier ist die Übersetzung: {GOOD}",
+        f"{SOURCE} In German, the sentence is: {GOOD}",
         f"{GOOD} Note: 'Jacke' may also be 'Jackett'.",
         f"{GOOD} (Anmerkung: wörtlich)",
         f'"{GOOD}"',
