@@ -243,6 +243,8 @@ class RunRecord(_Part):
             for name, value in _owner().items():
                 setattr(stored, name, value)
             stored.status, stored.error, stored.ended_at = "created", None, None
+            for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
+                unfinished.unlink()
             self._take(stored, run)
 
     def resumed_at(self) -> list[int]:

@@ -28,10 +28,10 @@ from tests.workshop import Command, Workshop, new_workshop
 
 TRAIN = {"max_steps": 12, "save_steps": 2}
 BENCHMARK = [{"testset": "captions_en_de", "max_samples": 4, "n_bootstrap": 10}]
-SLOW = {"FAKE_STEP_S": "0.06", "FAKE_TORN_S": "0.05"}
+SLOW = {"FAKE_STEP_S": "0.15", "FAKE_TORN_S": "0.05"}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TARGETS = ("owner", "llamafactory", "watcher", "all")
-LONGEST_S = 3.5  # of an attempt
+LONGEST_S = 4.0  # of an attempt
 SETTLE_S = 30
 OURS = ("record.json", "spec.yaml", "train.yaml", "dataset_info.json", "api.yaml", "scores.json", "benchmark.yaml")
 

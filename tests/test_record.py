@@ -251,7 +251,9 @@ RunRecord.load(run).take_over(run)
 
 def test_a_run_has_one_owner_and_keeps_each_attempt(run):
     record = saved(run, status="running", pid=_unused_pid())
+    (run.path / ".record.json.x1y2").write_text('{"id": "of a writer that was ki')
     record.take_over(run)
+    assert [path.name for path in run.path.iterdir() if "x1y2" in path.name] == []
     assert [(each.status, each.pid) for each in record.attempts] == [
         ("interrupted", saved_pid := record.attempts[0].pid),
         ("created", os.getpid()),
