@@ -250,7 +250,6 @@ class _Folder:
     def _stage(self, keys: set[str], source: str) -> str:
         """What the logged values give away."""
         said = {each.removeprefix("eval_") for each in keys}
-        results = self.files.find("all_results.json")
         stage = ""
         if "rewards/accuracies" in said:
             stage = "dpo"
@@ -260,7 +259,7 @@ class _Folder:
             stage = "ppo"
         elif head := self.files.find("value_head.safetensors") or self.files.find("value_head.bin"):
             stage, source = "rm", self.files.label(head)
-        elif results is not None and "eval_perplexity" in self.files.mapping(results):
+        elif (results := self.files.find("all_results.json")) and "eval_perplexity" in self.files.mapping(results):
             stage, source = "pt", self.files.label(results)
         if not stage:
             self.unknown.append(f"stage: sft or pt, which leave the same files; {_COMMAND}")
