@@ -74,21 +74,27 @@ def read_board(
     model = _model(form, read_listed_models(installation), user_config or {})
     is_training = any(key.startswith("train.") for key in values)
     passed = _train_arguments(form, model) if is_training else _evaluation_arguments(form, model)
-    arguments: dict[str, Any] = {}
-    for key, value in passed.items():
-        if key not in _ALWAYS and (value is None or value is False or value == ""):
-            continue
-        if is_secret(key):
-            form.note(f"not taken over: {key}, a secret by its name (give it in the environment)")
-        else:
-            arguments[key] = value
+    given = {key: value for key, value in passed.items() if key in _ALWAYS or not _is_left_out(value)}
+    arguments, secrets = without_secrets(given)
+    for note in secrets:
+        form.note(note)
     if arguments.get("model_name_or_path") == model.path:  # else it is a checkpoint, which has its path
         form.note(model.note)
-    environment = dict(model.environment)
-    if arguments.get("deepspeed") is not None:
-        environment["FORCE_TORCHRUN"] = "1"
+    environment = {**model.environment, **launcher_environment(arguments)}
     form.say_unused()
     return BoardRun(arguments, environment, form.notes)
+
+
+def launcher_environment(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What LLaMA Board adds to the environment of a training for its arguments' sake."""
+    return {"FORCE_TORCHRUN": "1"} if arguments.get("deepspeed") is not None else {}
+
+
+def without_secrets(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments but for those that are secrets by their names, such as swanlab_api_key; and a note for each."""
+    secrets = [key for key in arguments if is_secret(key)]
+    notes = [f"not taken over: {key}, a secret by its name (give it in the environment)" for key in secrets]
+    return {key: value for key, value in arguments.items() if key not in secrets}, notes
 
 
 def find_user_config(folders: Iterable[Path]) -> dict[str, Any]:
@@ -239,6 +245,10 @@ def _evaluation_arguments(form: Form, model: _Model) -> dict[str, Any]:
     return arguments
 
 
+def _is_left_out(value: Any) -> bool:
+    return value is None or value is False or value == ""
+
+
 def _extra_arguments(form: Form) -> dict[str, Any]:
     text = form.text("train.extra_args")
     try:
@@ -248,7 +258,7 @@ def _extra_arguments(form: Form) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise wrong("train.extra_args", text, "a JSON mapping")
     for key, value in extra.items():
-        if key not in _ALWAYS and (value is None or value is False or value == ""):
+        if key not in _ALWAYS and _is_left_out(value):
             shown = f"{short(key)}: {json.dumps(value)} of train.extra_args"
             form.note(f"not taken over: {shown} (LLaMA Board leaves out such values: the default was in force)")
     return extra

@@ -8,7 +8,7 @@ Opens no file: the YAML file is named, not read.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _READERS: dict[frozenset[str], Callable[[str], Any]] = {
     frozenset({"int"}): int,
     frozenset({"float"}): float,
-    frozenset({"dict"}): dict,  # which no text but '' can be
 }
+_MAX_WORDS = 10_000
 _MAX_SHOWN = 12  # of the arguments that a beginning may mean
 # Declared `str | list[DebugOption]`: of text and something else HfArgumentParser takes the other. Of three, the second.
 _LISTS_BESIDE_TEXT = frozenset({"debug"})
@@ -44,7 +44,13 @@ class Given:
         self.arguments[name] = value
 
 
-def parse_words(words: Sequence[str], command: str, arguments: Mapping[str, Argument], where: str) -> Given:
+def parse_words(
+    words: Sequence[str],
+    command: str,
+    arguments: Mapping[str, Argument],
+    where: str,
+    unknown: Collection[str] = (),
+) -> Given:
     """What a command's words say.
 
     Args:
@@ -52,11 +58,15 @@ def parse_words(words: Sequence[str], command: str, arguments: Mapping[str, Argu
         command: train, api, export, chat, ...
         arguments: LLaMA-Factory's, by name.
         where: what errors call the place.
+        unknown: words that stand for something which is not known; the first one may be the YAML file.
 
     Raises:
         SpecError: LLaMA-Factory would not have started: a beginning of several arguments, a flag without its value.
     """
-    if words and words[0].endswith(_CONFIGS):
+    if len(words) > _MAX_WORDS:
+        raise SpecError(f"{where}: more than {_MAX_WORDS} words, more than any sensible command")
+    names_file = bool(words) and words[0] in unknown and not any(word.startswith("-") for word in words)
+    if names_file or (words and words[0].endswith(_CONFIGS)):
         return _after_config(words[0], words[1:])
     return _Flags(arguments, command, where).read(words)
 

@@ -35,12 +35,15 @@ class Launcher:
     abbreviates: bool = True
     """Whether the beginning of a name will do."""
 
-    def read(self, words: Sequence[str]) -> Options:
+    def read(self, words: Sequence[str], unknown: Collection[str] = ()) -> Options:
+        """The options at the head of some words; words that may stand for any option are passed over."""
         options = Options()
         at = 0
-        while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        while at < len(words) and (words[at] in unknown or (words[at].startswith("-") and words[at] != "-")):
             word = words[at]
             at += 1
+            if word in unknown:
+                continue
             if word == "--":
                 break
             name, equals, value = word.partition("=")

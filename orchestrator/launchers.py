@@ -35,7 +35,13 @@ _SCRIPTS = {
     "webui.py": "webui", "train_web.py": "webui", "cli_demo.py": "chat", "web_demo.py": "webchat",
     "export_model.py": "export", "evaluate.py": "eval",
 }  # fmt: skip
-_FOLDERS = frozenset({"", "src", "llamafactory"})
+# Where they are; of these names other projects have scripts too.
+_FOLDERS = {
+    "launcher.py": {"llamafactory"},
+    "train.py": {"src", ""},
+    "train_bash.py": {"src", ""},
+    "api.py": {"src", ""},
+}
 _MODULES = {"llamafactory.launcher": "train", "llamafactory.train.tuner": "train"}
 _TORCHRUN_MODULES = frozenset({"torch.distributed.run", "torch.distributed.launch"})
 # What may stand before a program, and whether that is worth a note.
@@ -50,6 +56,7 @@ _WRAPPERS = {
 _SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
 _PYTHON = re.compile(r"pythonw?[0-9.]*")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_ALL_WORDS = re.compile(r"\$[@*]|\$\{[@*](:.*)?\}")  # any number of words, and nobody knows which
 _KNOWN = frozenset({"train", "api", "chat", "export", "webchat", "webui", "eval", "env", "version", "help"})
 
 
@@ -113,7 +120,8 @@ class _Start:
         name, rest = found
         where = f"{place}, line {self.command.line}"
         if name in _KNOWN - {"env", "version", "help", "webui"}:
-            given = parse_words(rest, name, arguments, where)
+            rest = [word for word in rest if not _ALL_WORDS.fullmatch(word)]
+            given = parse_words(rest, name, arguments, where, self.command.unresolved)
         else:
             given = parse_words([], name, arguments, where)
             if name in _KNOWN:
@@ -201,6 +209,8 @@ class _Start:
         if not words:
             return None
         name, rest = _name(words[0]), words[1:]
+        if words[0] in self.command.unresolved:  # $PYTHON src/train.py
+            return self._script(rest) or self._command(rest)
         if name in _PROGRAMS:
             return _subcommand(rest)
         if _PYTHON.fullmatch(name):
@@ -250,12 +260,12 @@ class _Start:
         path = PurePosixPath(words[0])
         if path.name in _PROGRAMS or (path.name == "cli.py" and path.parent.name == "llamafactory"):
             return _subcommand(words[1:])
-        if path.name in _SCRIPTS and path.parent.name in _FOLDERS:
+        if path.name in _SCRIPTS and path.parent.name in _FOLDERS.get(path.name, {"src"}):
             return _SCRIPTS[path.name], words[1:]
         return None
 
     def _launched(self, name: str, launcher: Launcher, words: list[str]) -> tuple[str, list[str]] | None:
-        options = launcher.read(words)
+        options = launcher.read(words, frozenset(self.command.unresolved))
         values, rest = options.values, options.rest
         if "module" in values and rest:
             found = self._module(rest[0], rest[1:])

@@ -20,6 +20,16 @@ _ADAM = re.compile(
     r"(?:Use (\S+)|Adam) with betas=\(([^,()]+),([^,()]+)\) and epsilon=(\S+)(?: and optimizer_args=(.*))?"
 )
 _OTHER = re.compile(r"Use (\S+) and the args are:\n(.*)")
+# transformers' OptimizerNames whose value is not the name in lower case
+_OPTIMIZERS = {
+    "adamw_bnb": "adamw_bnb_8bit",
+    "lion": "lion_32bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_ademamix": "paged_ademamix_32bit",
+    "paged_lion": "paged_lion_32bit",
+    "rmsprop_8bit": "rmsprop_bnb_8bit",
+    "rmsprop_32bit": "rmsprop_bnb_32bit",
+}
 _NO_ARGS = "No additional optimizer arguments"
 
 
@@ -42,9 +52,9 @@ class Optimizer:
     """What a card's line about the optimizer says."""
 
     name: str
-    """As the card has it: adamw_torch, OptimizerNames.ADAMW_TORCH, or '' for just 'Adam'."""
-    betas: tuple[str, str] | None
-    epsilon: str | None
+    """A value of transformers' OptimizerNames, such as adamw_torch; '' for just 'Adam'."""
+    adam: tuple[str, ...]
+    """Its two betas and epsilon; empty where it is none of that family."""
     args: str | None
 
 
@@ -67,10 +77,16 @@ def read_optimizer(text: str) -> Optimizer | None:
     """Take the optimizer's line apart; None where it is of no known form."""
     if found := _ADAM.fullmatch(text):
         args = found[5] if found[5] and found[5] != _NO_ARGS else None
-        return Optimizer(found[1] or "", (found[2].strip(), found[3].strip()), found[4], args)
+        return Optimizer(_value(found[1] or ""), (found[2].strip(), found[3].strip(), found[4]), args)
     if found := _OTHER.fullmatch(text):
-        return Optimizer(found[1], None, None, found[2] if found[2] != _NO_ARGS else None)
+        return Optimizer(_value(found[1]), (), found[2] if found[2] != _NO_ARGS else None)
     return None
+
+
+def _value(optimizer: str) -> str:
+    """'lion_32bit' of itself, or of OptimizerNames.LION, as Python 3.11 and later write it."""
+    member = optimizer.removeprefix("OptimizerNames.").lower()
+    return _OPTIMIZERS.get(member, member) if optimizer != member else optimizer
 
 
 def _head(lines: Sequence[str]) -> tuple[str, list[str], Sequence[str]]:

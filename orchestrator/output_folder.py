@@ -8,12 +8,12 @@ Reads a bounded part of each file; opens no weights; writes nothing.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.arguments import Argument
-from orchestrator.board import find_user_config, read_board
+from orchestrator.board import find_user_config, launcher_environment, read_board, without_secrets
 from orchestrator.config_file import read_config
 from orchestrator.errors import SpecError
 from orchestrator.installation import Installation
@@ -23,16 +23,6 @@ from orchestrator.rundir import RunDir
 
 _LOOKED_FOR = ("training_args.yaml", "llamaboard_config.yaml", "adapter_config.json", "README.md", "trainer_state.json")
 _METHODS = ("lora", "oft", "freeze", "full")
-# transformers' OptimizerNames whose value is not the name in lower case
-_OPTIMIZERS = {
-    "adamw_bnb": "adamw_bnb_8bit",
-    "lion": "lion_32bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "paged_ademamix": "paged_ademamix_32bit",
-    "paged_lion": "paged_lion_32bit",
-    "rmsprop_8bit": "rmsprop_bnb_8bit",
-    "rmsprop_32bit": "rmsprop_bnb_32bit",
-}
 # A card's names, where they are not the argument's.
 _HYPERPARAMETERS = {
     "learning_rate": "learning_rate",
@@ -93,6 +83,10 @@ class FolderRun:
     """The run folder of ours that the folder belongs to: its spec.yaml has everything, so nothing was read."""
     num_devices: int | None = None
     """Processes that it was trained with, where a file says so."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that LLaMA Board starts it with."""
+    is_whole: bool = False
+    """Whether the arguments are all that were given. Else they are those of a training, without do_train."""
 
 
 def read_output_folder(
@@ -139,6 +133,7 @@ class _Folder:
         self.matters = [""]  # keys of _UNKNOWN
         self.unknown: list[str] = []
         self.num_devices: int | None = None
+        self.environment: dict[str, str] = {}
         self.card, self.card_label = self._card()
         logged = any((each / "trainer_log.jsonl").is_file() for each in self.files.folders)
         self.is_llamafactory = logged or "llama-factory" in self.card.tags
@@ -155,7 +150,15 @@ class _Folder:
             raise SpecError(f"{self.files.folder} has no {looked_for}{said}", "give the output_dir of a training")
         self._remarks()
         unknown = [] if self.claims.is_whole else [*self.unknown, *self._unknown()]
-        return FolderRun(self.claims.values, self.claims.sources, unknown, self._notes(), None, self.num_devices)
+        return FolderRun(
+            self.claims.values,
+            self.claims.sources,
+            unknown,
+            self._notes(),
+            num_devices=self.num_devices,
+            environment=self.environment,
+            is_whole=self.claims.is_whole,
+        )
 
     def _notes(self) -> list[str]:
         return list(dict.fromkeys([*self.files.notes, *self.claims.notes]))
@@ -169,12 +172,16 @@ class _Folder:
         form = self.files.find("llamaboard_config.yaml")
         try:
             if path is not None:
-                self.claims.take_whole(read_config(path).values, self.files.label(path))
+                values, secrets = without_secrets(read_config(path).values)
+                self.claims.take_whole(values, self.files.label(path))
+                self.claims.notes += secrets
+                self.environment = launcher_environment(values)
             elif form is not None and self.installation is not None:
                 config = find_user_config(form.absolute().parents)
                 run = read_board(read_config(form).values, self.installation, config)
                 self.claims.take_whole(run.arguments, self.files.label(form))
                 self.claims.notes += run.notes
+                self.environment = run.environment
             elif form is not None:
                 self.note(f"{self.files.label(form)} has all that was given: import it itself")
         except SpecError as error:
@@ -243,7 +250,6 @@ class _Folder:
     def _stage(self, keys: set[str], source: str) -> str:
         """What the logged values give away."""
         said = {each.removeprefix("eval_") for each in keys}
-        results = self.files.find("all_results.json")
         stage = ""
         if "rewards/accuracies" in said:
             stage = "dpo"
@@ -253,7 +259,7 @@ class _Folder:
             stage = "ppo"
         elif head := self.files.find("value_head.safetensors") or self.files.find("value_head.bin"):
             stage, source = "rm", self.files.label(head)
-        elif results is not None and "eval_perplexity" in self.files.mapping(results):
+        elif (results := self.files.find("all_results.json")) and "eval_perplexity" in self.files.mapping(results):
             stage, source = "pt", self.files.label(results)
         if not stage:
             self.unknown.append(f"stage: sft or pt, which leave the same files; {_COMMAND}")
@@ -342,16 +348,11 @@ class _Folder:
         if found is None or not found.name:
             shown = f"{source} has {line[:80]!r}" if line else f"{source} has none"
             self.unknown.append(f"optim: {shown}; {_COMMAND}")
-        else:
-            name = found.name.removeprefix("OptimizerNames.")
-            lower = name.lower()
-            self.claims.add("optim", name if name == lower else _OPTIMIZERS.get(lower, lower), source)
-        if found is not None and found.betas is not None:
-            self.claims.add_text("adam_beta1", found.betas[0], source)
-            self.claims.add_text("adam_beta2", found.betas[1], source)
-            self.claims.add_text("adam_epsilon", found.epsilon, source)
         if found is not None:
+            self.claims.add("optim", found.name or None, source)
             self.claims.add_text("optim_args", found.args, source)
+            for name, text in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), found.adam, strict=False):
+                self.claims.add_text(name, text, source)
 
     def _quantization(self) -> None:
         """Settings of bitsandbytes, which peft wrote into cards before its 0.10."""

@@ -200,7 +200,9 @@ class _Reader:
 
     def _value(self, assignment: Assignment, expander: Expander) -> Variable:
         """What NAME=VALUE, NAME+=VALUE or NAME=(WORD ...) gives its variable."""
-        right = assignment.right
+        right, name = assignment.right, assignment.name
+        if assignment.item is not None or re.match(r"\(\s*\[", right):  # A[1]=x, A=([key]=x)
+            return Variable(None, f"${name}", (f"${name}",))
         inner = Expander(expander.variables, spent=expander.spent)
         value: str | tuple[str, ...]
         if right.startswith("("):
@@ -209,11 +211,9 @@ class _Reader:
             while (token := lexer.next()).kind != "end":
                 items += inner.fields(token.text) if token.kind == "word" else []
             value = tuple(items)
-            if re.match(r"\(\s*\[", right):  # ([key]=value): an array by names
-                inner.unresolved.append(right)
         else:
             value = inner.text(right)
-        before = self.variables.get(assignment.name)
+        before = self.variables.get(name)
         unresolved = list(inner.unresolved)
         if assignment.adds and before is not None:
             unresolved += before.unresolved
@@ -221,7 +221,7 @@ class _Reader:
         expander.spent = inner.spent
         expander.unresolved += unresolved
         written = value if isinstance(value, str) else " ".join(value)
-        is_known = not unresolved and assignment.item is None
+        is_known = not unresolved or isinstance(value, tuple)
         return Variable(value if is_known else None, written, tuple(unresolved))
 
 

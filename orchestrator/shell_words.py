@@ -30,7 +30,7 @@ class Variable:
     """What the text gives a variable."""
 
     value: str | tuple[str, ...] | None
-    """Text, or the words of an array. None: it cannot be known without running the text."""
+    """Text, or the words of an array, which may hold what is unresolved. None: not known without running the text."""
     written: str = ""
     """The text, with what cannot be known as it is written."""
     unresolved: tuple[str, ...] = ()
@@ -79,7 +79,8 @@ class Expander:
             end = at + 1
             if char == "\\":
                 end = at + 2
-                self._put(_escaped(raw[at:end], within))
+                if raw[at:end] != "\\\n":
+                    self._put(_escaped(raw[at:end], within))
             elif char in "$`" or (char == '"') or (char == "'" and not within):
                 end = quoted_end(raw, at, 0, within)
                 self._read_quoted(raw[at:end], within)
@@ -102,14 +103,22 @@ class Expander:
         if raw[0] == "'":
             self._put(raw[1:-1])
         elif raw[0] == '"' or (raw[:2] == '$"' and not within and len(raw) > 2):
-            self._put("")  # "" is a word
-            self._read(raw[raw.index('"') + 1 : -1], within=True, expanded=False)
+            inner = raw[raw.index('"') + 1 : -1]
+            if not self._is_empty_array(inner):
+                self._put("")  # "" is a word
+            self._read(inner, within=True, expanded=False)
         elif raw[:2] == "$'" and not within and len(raw) > 2:
             self._put(_ANSI.sub(_ansi_char, raw[2:-1]))
         elif raw == "$":
             self._put(raw)
         else:
             self._read_parameter(raw, within)
+
+    def _is_empty_array(self, inner: str) -> bool:
+        """Whether a text in double quotes is "${A[@]}" of an empty array, which is no word at all."""
+        found = _BRACED.fullmatch(inner)
+        given = self.variables.get(found[1]) if found and found[2] == "@" and not found[3] else None
+        return given is not None and given.value == ()
 
     def _read_parameter(self, raw: str, within: bool) -> None:
         plain, braced = PARAMETER.fullmatch(raw), _BRACED.fullmatch(raw)
@@ -122,6 +131,8 @@ class Expander:
             return
         given = self.variables.get(name)
         value = None if given is None else _item(given.value, index)
+        if given is not None and isinstance(given.value, tuple):
+            self._take_over(given)
         kind = operator.lstrip(":")
         is_empty = value is None or (operator != kind and not "".join(value))
         if given is not None and given.value is None:
@@ -145,10 +156,15 @@ class Expander:
         if not is_whole or raw in (given.written, f"${{{given.written[1:]}}}"):
             self._leave(raw)
             return
-        self.unresolved += given.unresolved
+        self._take_over(given)
         parts = sorted(given.unresolved, key=len, reverse=True)
         for number, piece in enumerate(re.split("(" + "|".join(map(re.escape, parts)) + ")", given.written)):
             (self._put if within or number % 2 else self._split)(piece)
+
+    def _take_over(self, given: Variable) -> None:
+        """What a variable holds of unknown parts, the word that it stands in holds too."""
+        self.unresolved += given.unresolved
+        self._spend(len(given.unresolved))
 
     def _put_cut(self, raw: str, value: str | tuple[str, ...], kind: str, pattern: str, within: bool) -> None:
         if isinstance(value, str) and len(value) <= MAX_CUT and not re.search(r"[\\'\"`$]", pattern):
@@ -233,8 +249,6 @@ def _cut(value: str, kind: str, pattern: str) -> str:
 
 
 def _escaped(pair: str, within: bool) -> str:
-    if pair == "\\\n":
-        return ""
     if len(pair) == 1 or (within and pair[1] not in '$`"\\'):
         return pair
     return pair[1]

@@ -1,5 +1,6 @@
 """What an output folder tells, by hand and from real trainings. Run: pytest tests/test_output_folder.py."""
 
+import ast
 import json
 import os
 import pickle
@@ -141,7 +142,7 @@ def test_each_argument_has_the_file_that_it_comes_from(read: Any) -> None:
     assert run.sources.keys() == run.arguments.keys()
     assert {run.sources[name] for name in ("lora_rank", "model_name_or_path")} == {"adapter_config.json"}
     assert run.sources["logging_steps"] == "trainer_state.json" and run.sources["seed"] == "README.md"
-    assert run.own_run is None and run.num_devices is None
+    assert run.own_run is None and run.num_devices is None and not run.is_whole
     named = {name for line in run.unknown for name in line.partition(":")[0].split(", ")}
     assert {"stage", "template", "cutoff_len", "quantization_bit", "dataset_dir", "weight_decay"} <= named
     assert not named & (run.arguments.keys() | {"bf16"})
@@ -167,6 +168,14 @@ def test_llama_boards_training_args_say_all_that_was_given(read: Any) -> None:
     assert [note for note in run.notes if "but" in note] == [
         "learning_rate: training_args.yaml has 5e-05, but README.md has 0.0003: the first is taken"
     ]
+
+
+def test_what_llama_board_ran_has_its_environment_and_no_secret(read: Any) -> None:
+    given = {"do_predict": True, "deepspeed": "llamaboard_cache/ds_z3_config.json", "swanlab_api_key": "sw-1234"}
+    run = read(training_args__yaml=yaml.safe_dump(given))
+    assert run.arguments == {"do_predict": True, "deepspeed": "llamaboard_cache/ds_z3_config.json"} and run.is_whole
+    assert run.environment == {"FORCE_TORCHRUN": "1"}
+    assert "1234" not in repr(run) and "swanlab_api_key, a secret" in about(run)
 
 
 def test_llama_boards_form_is_read_where_its_arguments_are_missing(
@@ -324,6 +333,28 @@ def test_a_card_of_old_versions_is_read_too(read: Any) -> None:
         CARD.replace("Use OptimizerNames.PAGED_ADAMW with", "Adam with").replace(" and optimizer_args=a=1", "")
     )
     assert nameless.hyperparameters["optimizer"].startswith("Adam with")
+
+
+def test_every_optimizer_of_the_installed_transformers_is_known_by_its_members_name() -> None:
+    source = find_installation().training_args
+    assert source is not None
+    (names,) = [
+        node
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "OptimizerNames"
+    ]
+    members = {
+        each.targets[0].id: each.value.value
+        for each in names.body
+        if isinstance(each, ast.Assign)
+        and isinstance(each.targets[0], ast.Name)
+        and isinstance(each.value, ast.Constant)
+    }
+    assert len(members) > 30
+    for member, value in members.items():
+        for written in (f"OptimizerNames.{member}", value):
+            found = read_optimizer(f"Use {written} and the args are:\nNo additional optimizer arguments")
+            assert found is not None and (found.name, found.args) == (value, None)
 
 
 @pytest.mark.parametrize(
