@@ -102,6 +102,8 @@ class Asking:
 
     fresh: bool = False
     """Ask every sentence anew: neither the cache nor an attempt that was cut short is used."""
+    cached: bool = True
+    """Whether what other benchmarks were answered counts. A rerun asks again: that is what it is for."""
     allow_incomplete: bool = False
     """Score what was answered, where some sentences were not."""
 
@@ -178,7 +180,7 @@ def _collect(
     outcome = _Outcome(decoding, from_before=len(journal.answers))
     _write_question(question, folder, decoding, endpoint)
     cache = _cache(question, decoding)
-    if cache is not None and not how.fresh:
+    if cache is not None and how.cached and not how.fresh:
         missing = [index for index in range(n_asked) if index not in journal.answers]
         for answer in cache.look_up(question.prompts(missing)).values():
             journal.add(answer)

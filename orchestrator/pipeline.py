@@ -139,7 +139,8 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             if spec.train is not None:
                 _train(session, plan, run, record, how.checkpoint, repeat, locks)
             if how.with_benchmarks and spec.benchmark:
-                run_benchmarks(session, plan, run, record, how.asking)
+                asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
+                run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 repeat.scored(record.benchmarks)
             record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")

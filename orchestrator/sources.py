@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.arguments import Argument
-from orchestrator.board import find_user_config, is_board_config, read_board
+from orchestrator.board import find_user_config, is_board_config, launcher_environment, read_board, without_secrets
 from orchestrator.config_file import Comments, ConfigFile, read_config
 from orchestrator.errors import SpecError
 from orchestrator.importer import Draft
@@ -73,18 +73,15 @@ def _folder(folder: Path, cwd: Path | None, arguments: Mapping[str, Argument], i
             f"orchestrator rerun {found.own_run.name}, or copy {found.own_run / 'spec.yaml'}",
         )
     devices = found.num_devices if found.num_devices is not None and found.num_devices > 1 else None
-    comments = Comments(
-        beside={key: f"# from {source}" for key, source in found.sources.items()},
-        tail=[f"# not known: {each}" for each in found.unknown],
-    )
+    beside = {} if found.is_whole else {key: f"# from {source}" for key, source in found.sources.items()}
     return Draft(
         "train",
-        {**found.arguments, "do_train": True},
+        found.arguments if found.is_whole else {**found.arguments, "do_train": True},
         str(folder),
         [cwd.absolute()] if cwd else _bases(folder),
-        comments,
-        {"NPROC_PER_NODE": str(devices)} if devices else {},
-        [*found.notes, *(f"not known from the folder: {each}" for each in found.unknown)],
+        Comments(beside=beside, tail=[f"# not known: {each}" for each in found.unknown]),
+        {**found.environment, **({"NPROC_PER_NODE": str(devices)} if devices else {})},
+        found.notes,
     )
 
 
@@ -103,7 +100,9 @@ def _config(
             raise SpecError(f"{place} is {what}")
     if not set(values) & set(arguments):
         raise SpecError(f"{place} holds none of LLaMA-Factory's arguments", "is it another program's configuration?")
-    return Draft(_command_of(values, arguments), values, place, bases, config.comments)
+    values, secrets = without_secrets(values)
+    environment = launcher_environment(values) if config.path.name == "training_args.yaml" else {}
+    return Draft(_command_of(values, arguments), values, place, bases, config.comments, environment, secrets)
 
 
 _OTHERS: dict[frozenset[str], str] = {
@@ -156,7 +155,8 @@ def _invocation(invocation: Invocation, place: str, bases: Sequence[Path]) -> Dr
     if invocation.config is not None:
         config = read_config(_existing(invocation.config, bases, place))
         comments, values = config.comments, config.values
-    environment, notes = dict(invocation.environment), list(invocation.notes)
+    given, secrets = without_secrets({**values, **invocation.arguments})
+    environment, notes = dict(invocation.environment), [*invocation.notes, *secrets]
     if invocation.accelerate_config is not None:
         accelerate = read_config(_existing(invocation.accelerate_config, bases, place)).values
         variables, said = accelerate_environment(accelerate, invocation.accelerate_options)
@@ -164,7 +164,7 @@ def _invocation(invocation: Invocation, place: str, bases: Sequence[Path]) -> Dr
         notes += said
     return Draft(
         "api" if invocation.command in _SERVING else invocation.command,
-        {**values, **invocation.arguments},
+        given,
         f"{place}, line {invocation.line}",
         bases,
         Comments(

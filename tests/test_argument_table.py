@@ -24,6 +24,13 @@ from orchestrator.render import Checkpoint, Renderer, train_arguments
 from orchestrator.rules import RULES, known_rules
 from orchestrator.spec import OWNED, TrainSpec, load_spec
 
+
+class Quoting(yaml.SafeDumper):
+    """Text in quotes: PyYAML would write '0E0', a number to YAML 1.2, without them."""
+
+
+Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
 TABLE = Path(__file__).parent / "data" / "llamafactory_args-0.9.5.csv"
 # LLaMA-Factory -> the newest transformers that it allows, a torch of its time.
 OLDER = {"0.9.3": ("4.52.4", "2.7.1"), "0.9.4": ("4.57.1", "2.9.0")}
@@ -223,9 +230,8 @@ def test_any_valid_arguments_survive_spec_and_rendering(
     names = data.draw(st.lists(st.sampled_from(free), max_size=12, unique=True))
     train = {name: data.draw(values(arguments[name]), label=name) for name in names}
     folder = tmp_path_factory.getbasetemp()
-    text = yaml.safe_dump(
-        {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}, sort_keys=False
-    )
+    written = {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}
+    text = yaml.dump(written, Dumper=Quoting, sort_keys=False)
     (folder / "drawn.yaml").write_text(text, encoding="utf-8")
     spec = load_spec(folder / "drawn.yaml", (), arguments, rules=())
     assert spec.model is not None

@@ -46,12 +46,12 @@ def test_a_detached_launch_is_a_launch_that_goes_on_by_itself(workshop, launched
     assert f"orchestrator logs {run.name} -f" in done.err and f"orchestrator stop {run.name}" in done.err
     record = ended(workshop)
     assert (record["status"], len(record["benchmarks"]), len(record["attempts"])) == ("done", 1, 1)
-    assert record["pid"] not in [each.popen.pid for each in ()] and f"in process {record['pid']}" in done.err
+    assert f"in process {record['pid']}" in done.err
     foreground = launched[0].only_run()
     same = [
         "spec.yaml",
         "train.yaml",
-        "data/train.jsonl",
+        "data/captions_en_de.jsonl",
         "dataset_info.json",
         "command.txt",
         "output/trainer_log.jsonl",
