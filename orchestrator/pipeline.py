@@ -109,7 +109,8 @@ def rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: b
             "without --strict the run starts all the same, and its record says what differs",
         )
     origin = Origin(str(past.spec), overrides, past.id, lines)
-    run = launch(session, plan, origin, with_benchmarks=with_benchmarks)
+    # Asked anew: the same adapter would find its answers in the cache, and nothing would have been repeated.
+    run = launch(session, plan, origin, with_benchmarks=with_benchmarks, how=Asking(fresh=True))
     now_trained = RunRecord.load(run).training
     if then.training is not None and now_trained is not None:
         log.info("%s: %s", past.id, compare_losses(then.training.logged_losses, now_trained.logged_losses))
