@@ -95,7 +95,8 @@ def test_sacrebleus_own_command_line_gives_the_same_numbers(launched):
     command = [sys.executable, "-m", "sacrebleu", *words, "--confidence", "--confidence-n", "10", "--format", "json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    ours = json.loads((folder / "scores.json").read_bytes())["scores"]
+    scores = json.loads((folder / "scores.json").read_bytes())["scores"]
+    ours = [each for each in scores if each["metric"] != "chrf++"]  # by name it is another chrf on that command line
     theirs = json.loads(done.stdout)
     assert [each["name"].lower().rstrip("2") for each in theirs] == [each["metric"] for each in ours]
     for mine, other in zip(ours, theirs, strict=True):
