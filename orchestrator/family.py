@@ -74,15 +74,20 @@ def run_family(folder: Path) -> list[psutil.Process]:
     return _marked(RUN_ENV, str(folder))
 
 
-def end_run(folder: Path, grace_s: float) -> None:
+def left_behind(folder: Path) -> list[psutil.Process]:
+    """The same to the owner, but for supervisors that came too late: they find that the run has an owner, and end."""
+    return [process for process in run_family(folder) if not _is_supervisor(process)]
+
+
+def end_run(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> None:
     """End what the owner of a run left running.
 
     Where a watcher has seen to that already it is given the time: a trainer that is told twice may die as it saves.
     """
-    left = run_family(folder)
+    left = find()
     if any(map(_is_watcher, left)):
         wait_until_gone(left, grace_s)
-    wait_until_gone(end(lambda: run_family(folder), grace_s if left else 0))
+    wait_until_gone(end(find, grace_s))
 
 
 def end(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> set[psutil.Process]:
@@ -159,10 +164,18 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _is_watcher(process: psutil.Process) -> bool:
+    return "orchestrator.watch" in _words(process)
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    return _words(process)[1:4] == ["-m", "orchestrator", "supervise"]
+
+
+def _words(process: psutil.Process) -> list[str]:
     try:
-        return "orchestrator.watch" in process.cmdline()
+        return process.cmdline()
     except psutil.Error:
-        return False
+        return []
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -16,7 +16,7 @@ import yaml
 
 from orchestrator.checkpoints import Inspected, choose_checkpoint, planned_world_size, resume_problems
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.family import end_run, run_family
+from orchestrator.family import end_run, left_behind
 from orchestrator.plan import Plan, Session, plan_run
 from orchestrator.record import Facts, RunRecord, Training
 from orchestrator.rundir import RunDir
@@ -158,11 +158,11 @@ def heed_changes(run: RunDir, record: RunRecord, spec: RunSpec, now: Facts) -> l
 
 def end_left_over(run: RunDir) -> None:
     """End what an earlier owner of the run left running, if it was killed: it may still write into output/."""
-    left = run_family(run.path)
+    left = left_behind(run.path)
     if not left:
         return
     log.warning("processes of %s are still there, and end first: %s", run.id, pids(left))
-    end_run(run.path, GRACE_S)
+    end_run(lambda: left_behind(run.path), GRACE_S)
 
 
 def prepared_sha256(run: RunDir) -> str:

@@ -59,7 +59,7 @@ def _stop_without_owner(run: RunDir, record: RunRecord, grace_s: float) -> list[
     said = f"{run.id} is not running: {record.status}"
     if not left:
         return [said]
-    end_run(run.path, grace_s)
+    end_run(lambda: run_family(run.path), grace_s)
     _verify_none_left(run)
     return [f"{said}; its owner had left running, now ended: {pids(left)}", *_kept(run), "no process of it is left"]
 
