@@ -70,11 +70,12 @@ def read_commands(text: str, place: str) -> list[Command]:
     """
     if len(text) > MAX_CHARS:
         raise SpecError(f"{place} has more than {MAX_CHARS} characters, more than any sensible script")
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    text = text.removeprefix("\ufeff")
     lines = text.split("\n")
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line) + 1)
+    lines = [line.removesuffix("\r") for line in lines]
     try:
         if "\0" in text:
             raise ShellError("a null byte is no text", text.index("\0"))

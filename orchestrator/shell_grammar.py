@@ -74,7 +74,8 @@ class Parser:
         return self.token.kind == "operator" and self.token.text in texts
 
     def _is_word(self, *texts: str) -> bool:
-        return self.token.kind == "word" and self.token.text in texts
+        """Whether a reserved word comes; behind a redirection it is a word like any other."""
+        return self.token.kind == "word" and self.token.text in texts and not self.token.redirected
 
     def _refuse(self, wanted: str = "") -> NoReturn:
         found = {"end": "the end", "newline": "the end of the line"}.get(self.token.kind, f"`{self.token.text[:40]}`")
@@ -94,9 +95,7 @@ class Parser:
         chains: list[Chain] = []
         while True:
             self._skip_newlines()
-            is_over = self._is_operator(")", ";;", ";&", ";;&") or (
-                self._is_word(*_CLOSERS) and not self.token.redirected
-            )
+            is_over = self._is_operator(")", ";;", ";&", ";;&") or self._is_word(*_CLOSERS)
             if self.token.kind == "end" or is_over:
                 break
             chains.append(self._chain())
@@ -137,7 +136,7 @@ class Parser:
     def _bare(self) -> Node:
         if self._is_word("!"):
             self._refuse()
-        if self.token.kind == "word":
+        if self.token.kind == "word" and not self.token.redirected:
             compound = {
                 "{": self._group, "if": self._if, "case": self._case, "while": self._while, "until": self._while,
                 "for": self._for, "select": self._for, "function": self._function, "[[": self._test,

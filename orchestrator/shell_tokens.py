@@ -60,10 +60,8 @@ class Lexer:
         text, redirected = self.text, False
         while self.at < len(text):
             start, char = self.at, text[self.at]
-            if char in " \t":
-                self.at += 1
-            elif text.startswith("\\\n", start):
-                self.at += 2
+            if blank := _blank(text, start):
+                self.at += blank
             elif char == "#":
                 end = text.find("\n", start)
                 self.at = len(text) if end < 0 else end
@@ -89,8 +87,8 @@ class Lexer:
 
     def _pass_target(self, operator: str, start: int) -> None:
         text = self.text
-        while self.at < len(text) and (text[self.at] in " \t" or text.startswith("\\\n", self.at)):
-            self.at += 2 if text[self.at] == "\\" else 1
+        while blank := _blank(text, self.at):
+            self.at += blank
         begin = self.at
         self.at = word_end(text, begin, self.depth)
         target = text[begin : self.at]
@@ -107,9 +105,21 @@ class Lexer:
                 end = len(self.text) if end < 0 else end
                 line = self.text[self.at : end]
                 self.at = min(end + 1, len(self.text))
-                if (line.lstrip("\t") if without_tabs else line) == delimiter:
+                if (line.lstrip("\t") if without_tabs else line).removesuffix("\r") == delimiter:
                     break
         self._documents.clear()
+
+
+def _blank(text: str, at: int) -> int:
+    """How many characters of a blank, a continued line, or the first half of Windows' line end stand here."""
+    if text.startswith((" ", "\t", "\r\n"), at):
+        return 1
+    return continuation(text, at)
+
+
+def continuation(text: str, at: int) -> int:
+    """How many characters a backslash at the end of a line is: 2, 3 with Windows' line ends, 0 where there is none."""
+    return 2 if text.startswith("\\\n", at) else 3 if text.startswith("\\\r\n", at) else 0
 
 
 def _operator_at(text: str, at: int) -> str:
@@ -127,14 +137,14 @@ def word_end(text: str, at: int, depth: int) -> int:
     while at < len(text):
         char = text[at]
         if char == "\\":
-            at += 2
+            at += continuation(text, at) or 2
         elif char in "'\"`$":
             at = quoted_end(text, at, depth)
         elif is_process_substitution(text, at):
             at = list_end(text, at + 2, depth + 1)
         elif char == "(" and ASSIGNMENT.fullmatch(text, start, at):
             at = list_end(text, at + 1, depth + 1)
-        elif char in _META:
+        elif char in _META or text.startswith("\r\n", at):
             break
         else:
             at += 1

@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from orchestrator.shell_tokens import NAME, PARAMETER, ShellError, is_process_substitution, list_end, quoted_end
+from orchestrator.shell_tokens import (
+    NAME,
+    PARAMETER,
+    ShellError,
+    continuation,
+    is_process_substitution,
+    list_end,
+    quoted_end,
+)
 
 MAX_EXPANDED = 1 << 23  # characters that all words of a text may have together: variables can double each time
 MAX_CUT = 4096  # characters of a value that ${X##PATTERN} is tried on
@@ -78,8 +86,8 @@ class Expander:
             char = raw[at]
             end = at + 1
             if char == "\\":
-                end = at + 2
-                if raw[at:end] != "\\\n":
+                end = at + (continuation(raw, at) or 2)
+                if not continuation(raw, at):
                     self._put(_escaped(raw[at:end], within))
             elif char in "$`" or (char == '"') or (char == "'" and not within):
                 end = quoted_end(raw, at, 0, within)

@@ -32,6 +32,19 @@ def test_any_words_survive_the_way_through_a_shell_text(words: list[str]) -> Non
     assert commands(shlex.join(["run", *words])) == [["run", *words]]
 
 
+WINDOWS = """run a \\
+  b\\
+"c\\
+d"
+cat <<E
+x
+E
+run 'e' # f
+if true
+then
+run g
+fi
+""".replace("\n", "\r\n")
 # Each is run by bash too, with a function `run` that says its arguments.
 SCRIPTS = {
     "quotes": r"""A=1; run $A "${A}" '$A' \$A "$A"b 'it'\''s' "x\"y\$z\n\\" a\ b "a'b" 'a"b' """,
@@ -67,7 +80,7 @@ SCRIPTS = {
     "loops": "for i in 1; do run x; done; while false; do :; done; for ((i=0;i<1;i++)); do run y; done",
     "arithmetic": "((x=1)); run a; if ((1 < 2)); then run b; fi",
     "parentheses within a substitution do not end it": "run a $(echo ')' '(' # )\n) >/dev/null; run b",
-    "Windows' line ends": "run a \\\r\n  b\r\nrun c\r\n",
+    "Windows' line ends": WINDOWS,
     "other scripts and emoji": "run é 日本語 😀 'ü ü'",
     "blanks that a shell does not split at": "run a\u00a0b a\u2003b a\x0bb 'a\x0cb' a\x85b",
     "unset": "A=1; unset A; A+=b; run $A",
@@ -103,6 +116,45 @@ def test_words_are_those_that_bash_passes(name: str, tmp_path: Path) -> None:
         assert ours == [["in"], ["$A"]]  # what it is called with is not known
     else:
         assert ours == said_by_bash(script.replace("\r\n", "\n"), tmp_path)
+
+
+PARTS = [
+    "a", " ", "'b  c'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "${B}x", "~x", "; run ", '"${E[@]}"', "${E[@]}",
+    "${E[*]}", '"${E[*]}"', "${B##*/}", "${B%.*}", "${N:-'q  r'}", '"${N:-"s  t"}"', "$'u\\tv'", '""', "''", "#", "=",
+    "\\\n", "-", "&& run ", "${A+y}", "${N-w}", "; E+=(k); run ", "; A+=m; run ", "; B=$A$B; run ", "${E[1]}", "${E}",
+    "if run i; then run t; fi; run ", "$N ", "!", "x=y", ">/dev/null ", "2>&1 ", "<<<h ", '${A:-"$B"}', "${N:=v w}",
+    "; unset N; run ",
+]  # fmt: skip
+SAYING = """
+run() { printf 'run\\0%s\\0' "$#" >&3; [ "$#" = 0 ] || printf '%s\\0' "$@" >&3; }
+for text in "$@"; do printf 'text\\0' >&3; (eval "$text") 2>/dev/null; done 3>&1
+"""
+
+
+@pytest.mark.skipif(BASH is None, reason="no bash")
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=9).map("".join), min_size=30, max_size=30))
+def test_random_words_are_those_that_bash_passes(texts: list[str]) -> None:
+    """Thirty texts for each start of bash."""
+    texts = [f"A='x  y'; B=p/q.r.s; N=; E=(e1 'e 2' ''); run {text}" for text in texts]
+    texts = [text for text in texts if not _is_refused(text) and _is_known(text)]
+    assert BASH is not None
+    done = subprocess.run([BASH, "-c", SAYING, "bash", *texts], capture_output=True, timeout=60, check=True)
+    theirs = [_calls(said) for said in done.stdout.decode().split("text\0")[1:]]
+    assert [[words[1:] for words in commands(text) if words[0] == "run"] for text in texts] == theirs
+
+
+def _is_known(text: str) -> bool:
+    return not any(command.unresolved for command in read_commands(text, "run.sh"))
+
+
+def _calls(said: str) -> list[list[str]]:
+    words, found = said.split("\0")[:-1], []
+    while words:
+        count = int(words[1])
+        found.append(words[2 : count + 2])
+        del words[: count + 2]
+    return found
 
 
 PIECES = [
