@@ -13,8 +13,8 @@ from types import FrameType
 
 from orchestrator.cli import app
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError
-from orchestrator.excerpt import painted
-from orchestrator.process import visible
+from orchestrator.processes.process import visible
+from orchestrator.specs.excerpt import painted
 
 # What the machine, not the program, is to blame for.
 _NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

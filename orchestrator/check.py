@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.archives import ArchiveStore
-from orchestrator.chat_templates import has_chat_template, propose, read_templates
-from orchestrator.data_check import check_data
+from orchestrator.data.archives import ArchiveStore
+from orchestrator.data.data_check import check_data
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.findings import Finding as Finding
 from orchestrator.findings import errors_of, from_error
 from orchestrator.findings import raise_on_errors as raise_on_errors
-from orchestrator.installation import Installation
-from orchestrator.model_files import (
+from orchestrator.models.model_files import (
     adapter_mismatch,
     adapter_problems,
     locate_model,
@@ -30,7 +28,9 @@ from orchestrator.model_files import (
     model_problems,
     unchecked_weights,
 )
-from orchestrator.spec import ModelSpec, RunSpec
+from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
+from orchestrator.upstream.installation import Installation
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")

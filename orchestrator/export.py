@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 from orchestrator.errors import Interrupted, SpecError, StageError
-from orchestrator.installation import Installation
-from orchestrator.model_files import model_problems
-from orchestrator.process import by_hand, child_environment, start
-from orchestrator.render import Checkpoint, Renderer, export_arguments
-from orchestrator.rundir import RunDir, atomic_write
-from orchestrator.spec import ExportSpec
-from orchestrator.target import EXPORT_NOTE
+from orchestrator.models.model_files import model_problems
+from orchestrator.models.target import EXPORT_NOTE
+from orchestrator.processes.process import by_hand, child_environment, start
+from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.specs.render import Checkpoint, Renderer, export_arguments
+from orchestrator.specs.spec import ExportSpec
+from orchestrator.upstream.installation import Installation
 
 GRACE_S = 5
 

@@ -15,27 +15,27 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.benchmarking import benchmark_checkpoint, run_benchmarks
+from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks
+from orchestrator.benchmark.evaluate import Asking
 from orchestrator.check import check_model
-from orchestrator.datasets import evaluated_split, write_training_file
-from orchestrator.diff import defaults_json
+from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.evaluate import Asking
 from orchestrator.export import export
-from orchestrator.facts import complete_facts
-from orchestrator.family import start_ticks
-from orchestrator.locks import devices_of, held
+from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
-from orchestrator.record import RunRecord, locked, now
-from orchestrator.render import Checkpoint, spec_yaml, train_arguments, train_environment
-from orchestrator.repeat import Repeat, drift_from, say_drift
-from orchestrator.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
-from orchestrator.rundir import RunDir, atomic_write
+from orchestrator.processes.family import start_ticks
+from orchestrator.runs.facts import complete_facts
+from orchestrator.runs.locks import devices_of, held
+from orchestrator.runs.record import RunRecord, locked, now
+from orchestrator.runs.repeat import Repeat, drift_from, say_drift
+from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
+from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.serving import serving_devices
-from orchestrator.spec import BenchmarkSpec, ComputeSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
-from orchestrator.target import Target, base_checkpoint
+from orchestrator.specs.diff import defaults_json
+from orchestrator.specs.render import Checkpoint, spec_yaml, train_arguments, train_environment
+from orchestrator.specs.spec import BenchmarkSpec, ComputeSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.train import TRAIN_ARGV, train
-from orchestrator.trainer_log import close_torn_line
 
 log = logging.getLogger("orchestrator")
 

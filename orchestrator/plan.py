@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.arguments import Argument, read_arguments
-from orchestrator.chat_templates import with_found_template
+from orchestrator.benchmark.client import API_KEY_ENV
 from orchestrator.check import check
-from orchestrator.client import API_KEY_ENV
-from orchestrator.datasets import (
+from orchestrator.data.datasets import (
     ArchiveStore,
     Dataset,
     ParallelText,
@@ -26,14 +24,15 @@ from orchestrator.datasets import (
     load_parallel,
     load_split,
 )
-from orchestrator.diff import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import PrerequisiteError
-from orchestrator.facts import collect_facts
 from orchestrator.findings import Finding, raise_on_errors
-from orchestrator.installation import Installation, find_installation
-from orchestrator.llamafactory_data import LlamaFactoryDataset
-from orchestrator.record import Facts, RunRecord
-from orchestrator.render import (
+from orchestrator.models.target import base_checkpoint
+from orchestrator.runs.facts import collect_facts
+from orchestrator.runs.record import Facts, RunRecord
+from orchestrator.runs.rundir import RunDir, Workspace, find_workspace, prepared_file
+from orchestrator.specs.diff import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.specs.render import (
     DATASET_COLUMNS,
     Checkpoint,
     Renderer,
@@ -41,10 +40,11 @@ from orchestrator.render import (
     train_arguments,
     train_environment,
 )
-from orchestrator.rules import Rule, known_rules
-from orchestrator.rundir import RunDir, Workspace, find_workspace, prepared_file
-from orchestrator.spec import ModelSpec, RunSpec, load_spec
-from orchestrator.target import base_checkpoint
+from orchestrator.specs.spec import ModelSpec, RunSpec, load_spec
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.chat_templates import with_found_template
+from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.rules import Rule, known_rules
 
 log = logging.getLogger("orchestrator")
 

@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.client import Endpoint, list_models
+from orchestrator.benchmark.client import Endpoint, list_models
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.family import RUN_ENV
-from orchestrator.installation import Installation
-from orchestrator.interruptible import uninterrupted
-from orchestrator.process import Child, by_hand, child_environment, start
-from orchestrator.render import Checkpoint, Renderer, api_arguments
-from orchestrator.rundir import atomic_write
-from orchestrator.spec import ServeSpec
+from orchestrator.processes.family import RUN_ENV
+from orchestrator.processes.interruptible import uninterrupted
+from orchestrator.processes.process import Child, by_hand, child_environment, start
+from orchestrator.runs.rundir import atomic_write
+from orchestrator.specs.render import Checkpoint, Renderer, api_arguments
+from orchestrator.specs.spec import ServeSpec
+from orchestrator.upstream.installation import Installation
 
 GRACE_S = 10  # uvicorn waits for requests under way without a limit, and generate cannot be interrupted
 POLL_S = 0.2

@@ -7,15 +7,15 @@ Not covered: starting the server (serve.py).
 from dataclasses import replace
 from pathlib import Path
 
+from orchestrator.benchmark.client import Endpoint, list_models
 from orchestrator.check import check_model
-from orchestrator.client import Endpoint, list_models
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.models.target import Target
 from orchestrator.plan import Session, heed, resolve_model
-from orchestrator.render import Checkpoint
 from orchestrator.serve import ServePlan, new_api_key
-from orchestrator.spec import RunSpec, ServeSpec
-from orchestrator.target import Target
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import RunSpec, ServeSpec
 
 
 def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:

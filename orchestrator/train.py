@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Interrupted, StageError
-from orchestrator.family import RUN_ENV
-from orchestrator.installation import Installation
-from orchestrator.interruptible import uninterrupted
-from orchestrator.model_files import weight_problems
-from orchestrator.process import Child, by_hand, child_environment, start
-from orchestrator.record import Training
-from orchestrator.rundir import RunDir
-from orchestrator.trainer_log import Event, StepBar, TrainerLog, close_torn_line, logged_losses
+from orchestrator.models.model_files import weight_problems
+from orchestrator.processes.family import RUN_ENV
+from orchestrator.processes.interruptible import uninterrupted
+from orchestrator.processes.process import Child, by_hand, child_environment, start
+from orchestrator.runs.record import Training
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.trainer_log import Event, StepBar, TrainerLog, close_torn_line, logged_losses
+from orchestrator.upstream.installation import Installation
 
 log = logging.getLogger("orchestrator")
 

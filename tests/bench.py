@@ -70,14 +70,14 @@ def ask_as_this_project(url: str, n: int, concurrency: int | None) -> None:
     import openai  # noqa: F401
     import stamina  # noqa: F401
 
-    from orchestrator.answers import AnswerCache, Journal
-    from orchestrator.benchmark_spec import BenchmarkSpec
-    from orchestrator.client import Endpoint
-    from orchestrator.datasets import Dataset, Entry, FileSplit, ParallelText, Sums
-    from orchestrator.decoding import decode
-    from orchestrator.evaluate import _ask, _Outcome
-    from orchestrator.identity import Identity
-    from orchestrator.question import Question
+    from orchestrator.benchmark.answers import AnswerCache, Journal
+    from orchestrator.benchmark.client import Endpoint
+    from orchestrator.benchmark.decoding import decode
+    from orchestrator.benchmark.evaluate import _ask, _Outcome
+    from orchestrator.benchmark.identity import Identity
+    from orchestrator.benchmark.question import Question
+    from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums
+    from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
     sums = Sums(source="0" * 64, target="0" * 64)
     split = FileSplit(source="t/a", target="t/b", sha256=sums, pairs=n)

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from orchestrator.metrics import METRICS
-from orchestrator.record import BenchmarkSummary, RunRecord
-from orchestrator.rundir import RunDir, Workspace
-from orchestrator.score import score_system
-from orchestrator.triage import triage
+from orchestrator.benchmark.metrics import METRICS
+from orchestrator.benchmark.score import score_system
+from orchestrator.benchmark.triage import triage
+from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.rundir import RunDir, Workspace
 
 STAMP = "20261124-101500"
 REFERENCES = [

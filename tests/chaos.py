@@ -150,7 +150,13 @@ def _kind(process: psutil.Process) -> str:
         words = " ".join(process.cmdline())
     except psutil.Error:
         return "gone"
-    return "watcher" if "orchestrator.watch" in words else "owner" if "-m orchestrator" in words else "llamafactory"
+    return (
+        "watcher"
+        if "orchestrator.processes.watch" in words
+        else "owner"
+        if "-m orchestrator" in words
+        else "llamafactory"
+    )
 
 
 def _settle(place: Workshop, command: Command, figures: Figures) -> None:

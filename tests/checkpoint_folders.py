@@ -4,7 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from orchestrator.rundir import RunDir
+from orchestrator.runs.rundir import RunDir
 from tests.model_folders import adapter_folder, model_folder
 
 PROCESSES = 2

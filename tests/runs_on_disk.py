@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.record import RunRecord
-from orchestrator.rundir import RunDir, Workspace
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir, Workspace
 
 SIGNATURES = {
     "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
@@ -114,8 +114,8 @@ def running(run: RunDir, **changes: Any) -> RunRecord:
 OWNER = """
 import sys
 from pathlib import Path
-from orchestrator.record import RunRecord
-from orchestrator.rundir import RunDir
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
 from tests.runs_on_disk import running
 
 running(RunDir(Path(sys.argv[1])))

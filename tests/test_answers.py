@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.answers import AnswerCache, Journal
-from orchestrator.client import Answer, Failure
+from orchestrator.benchmark.answers import AnswerCache, Journal
+from orchestrator.benchmark.client import Answer, Failure
+from orchestrator.benchmark.identity import Identity
 from orchestrator.errors import StageError
-from orchestrator.identity import Identity
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES, REFERENCES = ["A dog.", "Two men\u2028talk.", "Rain."], ["Ein Hund.", "Zwei Männer reden.", "Regen."]

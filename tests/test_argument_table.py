@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.argument_check import _REMOVED, argument_problem
-from orchestrator.arguments import COMPUTED, Argument, read_arguments
-from orchestrator.installation import VARIABLE, Installation, find_installation
-from orchestrator.render import Checkpoint, Renderer, train_arguments
-from orchestrator.rules import RULES, known_rules
-from orchestrator.spec import OWNED, TrainSpec, load_spec
+from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
+from orchestrator.specs.spec import OWNED, TrainSpec, load_spec
+from orchestrator.upstream.argument_check import _REMOVED, argument_problem
+from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.rules import RULES, known_rules
 
 
 class Quoting(yaml.SafeDumper):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.argument_check import argument_problem
-from orchestrator.arguments import Argument, read_arguments
 from orchestrator.errors import PrerequisiteError
-from orchestrator.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.argument_check import argument_problem
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 
 COMMANDS = frozenset({"train", "api", "export"})
 

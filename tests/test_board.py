@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.board import BoardRun, find_user_config, is_board_config, read_board
-from orchestrator.config_file import read_config
 from orchestrator.errors import SpecError
-from orchestrator.installation import Installation, find_installation
+from orchestrator.importing.board import BoardRun, find_user_config, is_board_config, read_board
+from orchestrator.importing.config_file import read_config
+from orchestrator.upstream.installation import Installation, find_installation
 
 MODELS = """
 register_model_group(

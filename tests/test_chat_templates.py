@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.chat_templates import (
+from orchestrator.errors import PrerequisiteError
+from orchestrator.specs.spec import ModelSpec
+from orchestrator.upstream.chat_templates import (
     ChatTemplates,
     has_chat_template,
     propose,
     read_templates,
     with_found_template,
 )
-from orchestrator.errors import PrerequisiteError
-from orchestrator.installation import VARIABLE, Installation, find_installation
-from orchestrator.spec import ModelSpec
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 
 TEMPLATES = '''
 class ReasoningTemplate(Template):

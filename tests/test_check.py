@@ -11,10 +11,10 @@ import pytest
 from model_folders import adapter_folder, model_folder
 
 from orchestrator.check import Finding, check, raise_on_errors
-from orchestrator.datasets import ArchiveStore
+from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.installation import Installation
-from orchestrator.spec import RunSpec
+from orchestrator.specs.spec import RunSpec
+from orchestrator.upstream.installation import Installation
 
 TEMPLATES = """
 register_template(name="qwen")

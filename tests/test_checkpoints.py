@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.checkpoints import (
+from orchestrator.benchmark.score import Score
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.models.checkpoints import (
     SENTINEL,
     best_and_last,
     choose_checkpoint,
@@ -21,11 +23,9 @@ from orchestrator.checkpoints import (
     resume_problems,
     usable_checkpoints,
 )
-from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.record import BenchmarkSummary, DataFacts, Facts, RunRecord, now
-from orchestrator.rundir import RunDir
-from orchestrator.score import Score
-from orchestrator.spec import ComputeSpec, RunSpec
+from orchestrator.runs.record import BenchmarkSummary, DataFacts, Facts, RunRecord, now
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.spec import ComputeSpec, RunSpec
 from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint
 from tests.loss_band import BASE, write_data
 

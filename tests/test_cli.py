@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.rundir import RunDir
+from orchestrator.runs.rundir import RunDir
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
 from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for

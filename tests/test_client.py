@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import openai_stub as stub
 import pytest
 
-from orchestrator.client import RETRY_AFTER_MAX_S, Endpoint, Fault, connected, is_vllm, list_models
+from orchestrator.benchmark.client import RETRY_AFTER_MAX_S, Endpoint, Fault, connected, is_vllm, list_models
 from orchestrator.errors import PrerequisiteError, SpecError
 
 KEY = "sk-secret-of-the-test"

@@ -8,13 +8,13 @@ import sys
 import pytest
 from rich.console import Console
 
-from orchestrator.compare import Comparison, compare, verdict
-from orchestrator.compare_output import comparison_text
+from orchestrator.benchmark.compare import Comparison, compare, verdict
+from orchestrator.benchmark.finished import find_benchmarks
+from orchestrator.benchmark.metrics import METRICS
+from orchestrator.benchmark.score import NORMALIZATION
+from orchestrator.benchmark.significance import PairedTest
+from orchestrator.commands.compare_output import comparison_text
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.finished import find_benchmarks
-from orchestrator.metrics import METRICS
-from orchestrator.score import NORMALIZATION
-from orchestrator.significance import PairedTest
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
 from tests.workshop import Workshop, new_workshop
 

@@ -4,7 +4,7 @@ import heapq
 
 import pytest
 
-from orchestrator.concurrency import MAXIMUM, START, Limit, Ticket
+from orchestrator.benchmark.concurrency import MAXIMUM, START, Limit, Ticket
 
 
 def drive(limit, n, latency_of):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config_file import ConfigFile, read_config
 from orchestrator.errors import SpecError
+from orchestrator.importing.config_file import ConfigFile, read_config
 
 
 def read(folder: Path, text: str) -> ConfigFile:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.archives import ArchiveStore
-from orchestrator.data_check import check_data
+from orchestrator.data.archives import ArchiveStore
+from orchestrator.data.data_check import check_data
 from orchestrator.findings import Finding
-from orchestrator.rundir import shipped
-from orchestrator.spec import RunSpec
+from orchestrator.runs.rundir import shipped
+from orchestrator.specs.spec import RunSpec
 
 SHIPPED = shipped("dataset_info")
 ALPACA = [

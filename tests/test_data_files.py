@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data_files import (
+from orchestrator.data.data_files import (
     LookEndedError,
     count_records,
     files_sha256,
@@ -20,8 +20,8 @@ from orchestrator.data_files import (
     json_records,
     records,
 )
+from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.archives import Archive, ArchiveStore, read_members
-from orchestrator.datasets import (
+from orchestrator.data.archives import Archive, ArchiveStore, read_members
+from orchestrator.data.datasets import (
     Dataset,
     ParallelText,
     entry_folders,
@@ -32,7 +32,7 @@ from orchestrator.datasets import (
     write_training_file,
 )
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.rundir import shipped
+from orchestrator.runs.rundir import shipped
 from tests.reports import flat
 
 SHIPPED = shipped("dataset_info")

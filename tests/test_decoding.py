@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark_spec import BenchmarkSpec
-from orchestrator.decoding import CONTRACTS, DROPPED, OTHERWISE, decode
+from orchestrator.benchmark.decoding import CONTRACTS, DROPPED, OTHERWISE, decode
 from orchestrator.errors import SpecError
-from orchestrator.installation import find_installation
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.upstream.installation import find_installation
 
 QWEN = {"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "do_sample": True, "eos_token_id": 7}
 OURS = [name for name in CONTRACTS if name.startswith("llamafactory")]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arguments import COMPUTED, Argument
-from orchestrator.diff import Side, defaults_json, differences, known_defaults, run_defaults
 from orchestrator.errors import PrerequisiteError
-from orchestrator.record import Facts
-from orchestrator.rundir import RunDir
-from orchestrator.spec import RunSpec
+from orchestrator.runs.record import Facts
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.diff import Side, defaults_json, differences, known_defaults, run_defaults
+from orchestrator.specs.spec import RunSpec
+from orchestrator.upstream.arguments import COMPUTED, Argument
 
 NEW = {"optim": "fused", "lora_rank": 8, "bf16": False, "only_new": 1}
 OLD = {"optim": "torch", "lora_rank": 8, "bf16": False, "only_old": 1}

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from orchestrator import cli
-from orchestrator.spec import load_spec
+from orchestrator.specs.spec import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -104,10 +104,12 @@ def test_the_readme_s_specs_are_right(tmp_path):
         assert load_spec(tmp_path / f"{name}.yaml").name == name
 
 
-def test_every_module_stands_in_the_readme_s_map_and_none_that_is_gone():
-    named = set(re.findall(r"\b(\w+)\.py\b", "\n".join(split(README.read_text(encoding="utf-8"))[1])))
-    modules = {path.stem for path in (ROOT / "orchestrator").glob("*.py") if path.stem != "__init__"}
-    assert named == modules
+def test_every_part_of_the_package_stands_in_the_readme_s_map_and_none_that_is_gone():
+    code = "\n".join(split(README.read_text(encoding="utf-8"))[1])
+    map_of = code[code.index("orchestrator/ ") : code.index("templates/ ")]
+    modules = {path.name for path in (ROOT / "orchestrator").glob("*.py") if path.stem != "__init__"}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "orchestrator").glob("*/__init__.py")}
+    assert set(re.findall(r"\b\w+\.py\b|\b\w+/(?= )", map_of)) - {"orchestrator/"} == modules | folders
 
 
 @pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])

@@ -2,10 +2,10 @@
 
 import pytest
 
-from orchestrator.arguments import read_arguments
-from orchestrator.drift import Drift, default_drift, drifts, effect
-from orchestrator.record import DataFacts, Facts
-from orchestrator.spec import RunSpec
+from orchestrator.runs.drift import Drift, default_drift, drifts, effect
+from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.specs.spec import RunSpec
+from orchestrator.upstream.arguments import read_arguments
 
 SPEC = RunSpec(
     name="toy",
@@ -187,7 +187,7 @@ def test_what_chooses_examples_weights_or_steps_is_never_taken_for_less(installe
 
 @pytest.fixture(scope="module")
 def installed() -> set[str]:
-    from orchestrator.installation import find_installation
+    from orchestrator.upstream.installation import find_installation
 
     return set(read_arguments(find_installation()))
 

@@ -13,14 +13,14 @@ import openai_stub as stub
 import pytest
 import stamina
 
-from orchestrator.benchmark_spec import BenchmarkSpec
-from orchestrator.client import Endpoint
-from orchestrator.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
+from orchestrator.benchmark.client import Endpoint
+from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
+from orchestrator.benchmark.identity import Identity
+from orchestrator.benchmark.question import ask_about
+from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.evaluate import Asking, BenchmarkResult, evaluate
-from orchestrator.identity import Identity
-from orchestrator.question import ask_about
-from orchestrator.yamlfile import read_yaml
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.yamlfile import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-secret-of-the-test"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.excerpt import WIDTH, block, excerpt, painted, split_lines
+from orchestrator.specs.excerpt import WIDTH, block, excerpt, painted, split_lines
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator import __version__
-from orchestrator.datasets import ParallelText
-from orchestrator.facts import collect_facts, compare_losses, drift
-from orchestrator.installation import Installation
-from orchestrator.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
-from orchestrator.model_files import adapter_sha256, model_sha256
-from orchestrator.record import DataFacts, Facts
-from orchestrator.spec import RunSpec
+from orchestrator.data.datasets import ParallelText
+from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
+from orchestrator.models.model_files import adapter_sha256, model_sha256
+from orchestrator.runs.facts import collect_facts, compare_losses, drift
+from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.specs.spec import RunSpec
+from orchestrator.upstream.installation import Installation
 from tests.model_folders import adapter_folder, model_folder, safetensors
 
 SPEC = RunSpec(

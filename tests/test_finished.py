@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from orchestrator.benchmark.finished import SCORES_VERSION, find_benchmarks
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.finished import SCORES_VERSION, find_benchmarks
 from tests.benchmark_folders import REFERENCES, STAMP, add_benchmark, workspace
 
 GOOD, BAD = REFERENCES, [line.replace("e", "a") for line in REFERENCES]

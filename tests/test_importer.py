@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config_file import Comments
-from orchestrator.datasets import entry_folders, load_entry
+from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
-from orchestrator.importer import Draft, Imported, import_draft, name_of, write_imported
-from orchestrator.render import Renderer, train_environment
-from orchestrator.rundir import Workspace
-from orchestrator.spec import RunSpec, load_spec
+from orchestrator.importing.config_file import Comments
+from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
+from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.render import Renderer, train_environment
+from orchestrator.specs.spec import RunSpec, load_spec
 
 LEAST = {"model_name_or_path": "org/model", "do_train": True, "dataset": "toy", "template": "qwen"}
 

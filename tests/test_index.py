@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.index import Index
+from orchestrator.runs.index import Index
 
 ROWS = {"a": ("1 2", ("done", 1.5, None)), "b": ("3 4", ("failed", 2.5, 7))}
 
@@ -107,7 +107,7 @@ def test_where_nothing_can_be_kept_nothing_happens(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.index import Index
+from orchestrator.runs.index import Index
 
 for number in range(20):
     index = Index(Path(sys.argv[1]), Path("/w/runs"), 7, 1)

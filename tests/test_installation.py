@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.installation import VARIABLE, find_installation, parse_source
+from orchestrator.upstream.installation import VARIABLE, find_installation, parse_source
 from tests.fake_llamafactory import first_lines as our_first_lines
 
 

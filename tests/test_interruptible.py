@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.interruptible import run_interruptible, uninterrupted
+from orchestrator.processes.interruptible import run_interruptible, uninterrupted
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.arguments import Argument, read_arguments
 from orchestrator.errors import SpecError
-from orchestrator.installation import VARIABLE, find_installation
-from orchestrator.launchers import Invocation, accelerate_environment, read_invocations
-from orchestrator.render import Renderer, command_words
+from orchestrator.importing.launchers import Invocation, accelerate_environment, read_invocations
+from orchestrator.specs.render import Renderer, command_words
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, find_installation
 
 EXAMPLES = Path(__file__).parent / "data" / "llamafactory-0.9.5" / "examples"
 CONFIGS = sorted(EXAMPLES.glob("**/accelerate/*.yaml"))

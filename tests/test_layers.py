@@ -15,114 +15,118 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
-    "metrics",
+    "benchmark.metrics",
     "findings",
-    "family",
-    "interruptible",
-    "process",
-    "watch",
-    "progress",
-    "trainer_log",
-    "excerpt",
-    "shell_tokens",
-    "shell_words",
-    "shell_grammar",
-    "shell",
-    "yamlfile",
-    "tensorfile",
-    "rundir",
-    "locks",
-    "score",
-    "significance",
-    "triage",
-    "archives",
-    "installation",
-    "arguments",
-    "argument_check",
-    "command_line",
-    "accelerate_config",
-    "launch_options",
-    "launchers",
-    "rules",
-    "benchmark_spec",
-    "spec",
-    "llamafactory_data",
-    "data_files",
-    "data_records",
-    "datasets",
-    "model_files",
-    "chat_templates",
-    "board_form",
-    "board",
-    "schema",
-    "client",
-    "record",
-    "state",
-    "render",
-    "decoding",
-    "identity",
-    "answers",
-    "concurrency",
-    "translate",
-    "speed",
-    "testset",
-    "question",
-    "new",
-    "config_file",
-    "model_card",
-    "output_files",
-    "output_folder",
-    "importer",
-    "sources",
-    "facts",
-    "drift",
-    "checkpoints",
-    "verdict",
-    "notes",
-    "in_use",
-    "trash",
-    "index",
-    "registry",
-    "ranking",
-    "diff",
-    "finished",
-    "compare",
-    "target",
+    "processes.family",
+    "processes.interruptible",
+    "processes.process",
+    "processes.watch",
+    "processes.progress",
+    "runs.trainer_log",
+    "specs.excerpt",
+    "importing.shell_tokens",
+    "importing.shell_words",
+    "importing.shell_grammar",
+    "importing.shell",
+    "specs.yamlfile",
+    "models.tensorfile",
+    "runs.rundir",
+    "runs.locks",
+    "benchmark.score",
+    "benchmark.significance",
+    "benchmark.triage",
+    "data.archives",
+    "upstream.installation",
+    "upstream.arguments",
+    "upstream.argument_check",
+    "importing.command_line",
+    "importing.accelerate_config",
+    "importing.launch_options",
+    "importing.launchers",
+    "upstream.rules",
+    "specs.benchmark_spec",
+    "specs.spec",
+    "data.llamafactory_data",
+    "data.data_files",
+    "data.data_records",
+    "data.datasets",
+    "models.model_files",
+    "upstream.chat_templates",
+    "importing.board_form",
+    "importing.board",
+    "specs.schema",
+    "benchmark.client",
+    "runs.record",
+    "runs.state",
+    "specs.render",
+    "benchmark.decoding",
+    "benchmark.identity",
+    "benchmark.answers",
+    "benchmark.concurrency",
+    "benchmark.translate",
+    "benchmark.speed",
+    "data.testset",
+    "benchmark.question",
+    "specs.new",
+    "importing.config_file",
+    "importing.model_card",
+    "importing.output_files",
+    "importing.output_folder",
+    "importing.importer",
+    "importing.sources",
+    "runs.facts",
+    "runs.drift",
+    "models.checkpoints",
+    "runs.verdict",
+    "runs.notes",
+    "runs.in_use",
+    "runs.trash",
+    "runs.index",
+    "runs.registry",
+    "runs.ranking",
+    "specs.diff",
+    "benchmark.finished",
+    "benchmark.compare",
+    "models.target",
     # the stages
-    "data_check",
+    "data.data_check",
     "check",
     "train",
     "serve",
-    "evaluate",
+    "benchmark.evaluate",
     "export",
     # what shows and asks
-    "talk",
-    "terminal",
-    "compare_output",
+    "commands.talk",
+    "commands.terminal",
+    "commands.compare_output",
     # the order of the stages, and the command line
     "plan",
-    "repeat",
+    "runs.repeat",
     "serving",
-    "resume",
-    "benchmarking",
+    "runs.resume",
+    "benchmark.benchmarking",
     "pipeline",
-    "supervise",
-    "stopping",
-    "logs",
-    "options",
-    "app",
-    "spec_commands",
-    "life_commands",
-    "run_commands",
-    "registry_commands",
-    "model_commands",
-    "compare_commands",
+    "runs.supervise",
+    "runs.stopping",
+    "commands.logs",
+    "commands.options",
+    "commands.app",
+    "commands.spec_commands",
+    "commands.life_commands",
+    "commands.run_commands",
+    "commands.registry_commands",
+    "commands.model_commands",
+    "commands.compare_commands",
     "cli",
     "__main__",
 ]
-STAGES = {"check", "train", "serve", "evaluate", "export"}
+STAGES = {"check", "train", "serve", "benchmark.evaluate", "export"}
 # What llamafactory-cli runs with; seconds to import, and another version than the one in use, maybe.
 NEVER = {"llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "vllm", "deepspeed"}
+
+
+def path_of(name: str) -> Path:
+    return PACKAGE / f"{name.replace('.', '/')}.py"
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -132,20 +136,22 @@ def imports(path: Path) -> Iterator[str]:
             yield from (each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            if node.module == "orchestrator":
-                yield from (f"orchestrator.{each.name}" for each in node.names)
+            module = node.module or ""
+            if module.split(".")[0] == "orchestrator" and (ROOT / module.replace(".", "/")).is_dir():
+                yield from (f"{module}.{each.name}" for each in node.names)
             else:
-                yield node.module or ""
+                yield module
 
 
 def ours(name: str) -> set[str]:
     """The modules of the package that one of them imports."""
-    found = {each.split(".")[1] for each in imports(PACKAGE / f"{name}.py") if each.startswith("orchestrator.")}
+    found = {each.partition(".")[2] for each in imports(path_of(name)) if each.startswith("orchestrator.")}
     return found - {"__version__"}
 
 
 def test_the_order_names_every_module_once():
-    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
+    assert sorted(ORDER) == sorted(".".join(path.parts) for path in found)
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -158,16 +164,16 @@ def test_stages_do_not_know_each_other(name):
     assert ours(name) & STAGES == set()
 
 
-def test_the_package_itself_imports_nothing():
-    assert list(imports(PACKAGE / "__init__.py")) == []
+def test_the_packages_themselves_import_nothing():
+    assert [name for path in PACKAGE.rglob("__init__.py") for name in imports(path)] == []
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_no_module_imports_what_llamafactory_runs_with_and_only_process_starts_processes(name):
-    roots = {each.split(".")[0] for each in imports(PACKAGE / f"{name}.py")}
+    roots = {each.split(".")[0] for each in imports(path_of(name))}
     assert roots & NEVER == set()
     starters = {"subprocess", "multiprocessing", "pty"}
-    assert roots & starters == ({"subprocess"} if name == "process" else set())
+    assert roots & starters == ({"subprocess"} if name == "processes.process" else set())
 
 
 CHILD = """

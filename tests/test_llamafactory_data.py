@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.datasets import load_entry, load_parallel
-from orchestrator.errors import SpecError
-from orchestrator.llamafactory_data import (
+from orchestrator.data.datasets import load_entry, load_parallel
+from orchestrator.data.llamafactory_data import (
     COLUMN_DEFAULTS,
     SOURCES,
     TAG_DEFAULTS,
@@ -24,7 +23,8 @@ from orchestrator.llamafactory_data import (
     Tags,
     entry_from_info,
 )
-from orchestrator.render import Renderer, entry_yaml
+from orchestrator.errors import SpecError
+from orchestrator.specs.render import Renderer, entry_yaml
 from tests.reports import flat
 
 LLAMAFACTORY = Path(__file__).parent / "data" / "llamafactory-0.9.5"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.locks import devices_of, held
-from orchestrator.record import locked
-from orchestrator.rundir import RunDir
+from orchestrator.runs.locks import devices_of, held
+from orchestrator.runs.record import locked
+from orchestrator.runs.rundir import RunDir
 from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
 
 LONG = {"train": {"max_steps": 100_000}}

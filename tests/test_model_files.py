@@ -8,7 +8,7 @@ import pytest
 from model_folders import MODULES, adapter_folder, model_folder, safetensors, sharded_folder
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.model_files import (
+from orchestrator.models.model_files import (
     adapter_mismatch,
     adapter_problems,
     adapter_sha256,

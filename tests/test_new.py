@@ -9,17 +9,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.arguments import Argument, read_arguments
 from orchestrator.check import check
-from orchestrator.datasets import ArchiveStore, entry_folders
+from orchestrator.data.datasets import ArchiveStore, entry_folders
 from orchestrator.errors import SpecError
-from orchestrator.installation import VARIABLE, Installation, find_installation
-from orchestrator.new import KINDS, check_name, new_spec
-from orchestrator.render import Renderer
-from orchestrator.rundir import Workspace
-from orchestrator.schema import modeline, spec_schema
-from orchestrator.spec import RunSpec, load_spec
-from orchestrator.yamlfile import read_yaml
+from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.new import KINDS, check_name, new_spec
+from orchestrator.specs.render import Renderer
+from orchestrator.specs.schema import modeline, spec_schema
+from orchestrator.specs.spec import RunSpec, load_spec
+from orchestrator.specs.yamlfile import read_yaml
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.notes import MAX_BYTES, Notes, add_note, change_tags, checked_tag
+from orchestrator.runs.notes import MAX_BYTES, Notes, add_note, change_tags, checked_tag
 from tests.runs_on_disk import new_run, new_workspace
 
 

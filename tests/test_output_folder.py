@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.arguments import Argument, read_arguments
 from orchestrator.errors import SpecError
-from orchestrator.installation import find_installation
-from orchestrator.model_card import read_card, read_optimizer
-from orchestrator.output_files import MAX_STATE_BYTES, MAX_TEXT_BYTES
-from orchestrator.output_folder import FolderRun, read_output_folder
+from orchestrator.importing.model_card import read_card, read_optimizer
+from orchestrator.importing.output_files import MAX_STATE_BYTES, MAX_TEXT_BYTES
+from orchestrator.importing.output_folder import FolderRun, read_output_folder
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import find_installation
 from tests.workshop import CAPTIONS
 
 # Of transformers 5.6 and peft 0.18, shortened.

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.record import RunRecord
-from orchestrator.rundir import RunDir
-from orchestrator.spec import load_spec, spec_sha256
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.spec import load_spec, spec_sha256
 from tests.fake_llamafactory import OUT_OF_MEMORY
 from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.family import start_ticks
-from orchestrator.process import Child, child_environment, run_short, start, visible
+from orchestrator.processes.family import start_ticks
+from orchestrator.processes.process import Child, child_environment, run_short, start, visible
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -271,7 +271,7 @@ def test_under_torchrun_the_ranks_are_asked_and_all_of_them_are_waited_for(spawn
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
-from orchestrator.process import start
+from orchestrator.processes.process import start
 
 code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 argv, env = [sys.executable, "-c", code], dict(os.environ)

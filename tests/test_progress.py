@@ -2,7 +2,7 @@
 
 import io
 
-from orchestrator.progress import Progress
+from orchestrator.processes.progress import Progress
 
 
 class Terminal(io.StringIO):

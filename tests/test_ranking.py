@@ -3,8 +3,8 @@
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.ranking import put_in_order
-from orchestrator.registry import read_rows
+from orchestrator.runs.ranking import put_in_order
+from orchestrator.runs.registry import read_rows
 from tests.runs_on_disk import SIGNATURES, benchmark, new_run, new_workspace
 
 

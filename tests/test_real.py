@@ -14,10 +14,10 @@ import sys
 
 import pytest
 
-from orchestrator.model_files import adapter_problems, model_problems
-from orchestrator.rundir import RunDir
+from orchestrator.models.model_files import adapter_problems, model_problems
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.trainer_log import curve
 from orchestrator.train import GRACE_S
-from orchestrator.trainer_log import curve
 from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
 
 pytestmark = pytest.mark.integration

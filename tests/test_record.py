@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.benchmark.score import Score
 from orchestrator.errors import PrerequisiteError
-from orchestrator.family import start_ticks
-from orchestrator.record import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, RunRecord, Training, now
-from orchestrator.rundir import RunDir
-from orchestrator.score import Score
+from orchestrator.processes.family import start_ticks
+from orchestrator.runs.record import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, RunRecord, Training, now
+from orchestrator.runs.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORE = Score(
@@ -131,8 +131,8 @@ def test_an_update_changes_its_fields_and_keeps_what_others_wrote(run):
 WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.record import BenchmarkSummary, RunRecord
-from orchestrator.rundir import RunDir
+from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.rundir import RunDir
 
 run, name = RunDir(Path(sys.argv[1])), sys.argv[2]
 record = RunRecord.load(run)
@@ -175,8 +175,8 @@ def test_two_processes_that_add_benchmarks_at_once_lose_none(run):
 OWNER = """
 import sys, time
 from pathlib import Path
-from orchestrator.record import RunRecord, now
-from orchestrator.rundir import RunDir
+from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.rundir import RunDir
 
 run = RunDir(Path(sys.argv[1]))
 RunRecord(id=run.id, name="toy", created_at=now(), spec_sha256="0", seed=1, status="running").save(run)
@@ -241,8 +241,8 @@ def test_of_a_run_on_another_host_that_cannot_be_known(run):
 TAKE_OVER = """
 import sys
 from pathlib import Path
-from orchestrator.record import RunRecord
-from orchestrator.rundir import RunDir
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
 
 run = RunDir(Path(sys.argv[1]))
 RunRecord.load(run).take_over(run)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.notes import Notes, change_tags
-from orchestrator.record import RunRecord
-from orchestrator.registry import Filters, Row, read_json, read_rows, run_json, since
-from orchestrator.rundir import RunDir
+from orchestrator.runs.notes import Notes, change_tags
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.registry import Filters, Row, read_json, read_rows, run_json, since
+from orchestrator.runs.rundir import RunDir
 from tests.runs_on_disk import benchmark, new_run, new_workspace, owned_by_another, quiet, record_json, running
 
 

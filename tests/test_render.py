@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.datasets import ArchiveStore
+from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.installation import find_installation
 from orchestrator.plan import Session, render_dataset_info, render_files
-from orchestrator.render import (
+from orchestrator.runs.rundir import Workspace, shipped
+from orchestrator.specs.render import (
     Checkpoint,
     Renderer,
     api_arguments,
@@ -32,8 +32,8 @@ from orchestrator.render import (
     train_environment,
     words_of,
 )
-from orchestrator.rundir import Workspace, shipped
-from orchestrator.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec, model_arguments
+from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec, model_arguments
+from orchestrator.upstream.installation import find_installation
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 
-from orchestrator.drift import default_drift, drifts
 from orchestrator.errors import PrerequisiteError
 from orchestrator.plan import Session
-from orchestrator.record import RunRecord, Training
-from orchestrator.repeat import Repeat, drift_from, say_drift
-from orchestrator.rundir import RunDir
-from orchestrator.spec import load_spec
+from orchestrator.runs.drift import default_drift, drifts
+from orchestrator.runs.record import RunRecord, Training
+from orchestrator.runs.repeat import Repeat, drift_from, say_drift
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.spec import load_spec
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.record import RunRecord
-from orchestrator.rundir import RunDir
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
 from tests.workshop import Workshop, assert_none_left, new_workshop, training_at_step, wait_for
 
 TRAIN = {"max_steps": 12, "save_steps": 2}
@@ -331,7 +331,7 @@ def test_what_a_killed_owner_left_running_is_ended_before_the_run_goes_on(worksh
     spec = workshop.spec(train={"max_steps": 100_000, "save_steps": 2}, benchmark=None)
     command = workshop.start("launch", spec, FAKE_TRAIN="stubborn", FAKE_STEP_S="0.05")
     command.until(training_at_step(workshop, 3), "step 3")
-    watchers = [each for each in workshop.processes() if "orchestrator.watch" in each.cmdline()]
+    watchers = [each for each in workshop.processes() if "orchestrator.processes.watch" in each.cmdline()]
     left = [each for each in workshop.processes() if each.pid != command.popen.pid]
     for watcher in watchers:
         watcher.kill()

@@ -15,15 +15,15 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from orchestrator.arguments import COMPUTED, Argument, read_arguments
-from orchestrator.datasets import entry_folders
+from orchestrator.data.datasets import entry_folders
 from orchestrator.errors import SpecError
-from orchestrator.importer import import_draft, write_imported
-from orchestrator.installation import find_installation
-from orchestrator.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
-from orchestrator.rundir import Workspace
-from orchestrator.sources import read_source
-from orchestrator.spec import load_spec
+from orchestrator.importing.importer import import_draft, write_imported
+from orchestrator.importing.sources import read_source
+from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
+from orchestrator.specs.spec import load_spec
+from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.upstream.installation import find_installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 EXAMPLES = sorted(path.relative_to(PUBLISHED / "examples") for path in (PUBLISHED / "examples").rglob("*.yaml"))

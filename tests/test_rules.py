@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.arguments import Argument, read_arguments
 from orchestrator.errors import SpecError
-from orchestrator.installation import VARIABLE, Installation, find_installation
-from orchestrator.rules import RULES, broken_rules, known_rules
-from orchestrator.spec import load_spec
+from orchestrator.specs.spec import load_spec
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.rules import RULES, broken_rules, known_rules
 from tests.reports import flat
 
 TRAIN = {

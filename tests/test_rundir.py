@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.rundir import RunDir, Workspace, atomic_write, find_workspace, shipped
+from orchestrator.runs.rundir import RunDir, Workspace, atomic_write, find_workspace, shipped
 
 NOW = datetime(2026, 11, 24, 10, 15, 0)
 
@@ -55,7 +55,7 @@ def test_the_file_has_the_rights_that_the_umask_leaves(tmp_path):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from orchestrator.rundir import atomic_write
+from orchestrator.runs.rundir import atomic_write
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

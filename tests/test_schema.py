@@ -14,13 +14,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.arguments import Argument, read_arguments
-from orchestrator.chat_templates import read_templates
 from orchestrator.errors import SpecError
-from orchestrator.installation import Installation, find_installation
-from orchestrator.schema import argument_schema, modeline, spec_schema
-from orchestrator.spec import OWNED, load_spec
-from orchestrator.yamlfile import read_yaml
+from orchestrator.specs.schema import argument_schema, modeline, spec_schema
+from orchestrator.specs.spec import OWNED, load_spec
+from orchestrator.specs.yamlfile import read_yaml
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.chat_templates import read_templates
+from orchestrator.upstream.installation import Installation, find_installation
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = sorted((ROOT / "runs").glob("*.yaml"))

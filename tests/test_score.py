@@ -12,8 +12,7 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.score import (
+from orchestrator.benchmark.score import (
     METRICS,
     Score,
     check_metrics,
@@ -26,6 +25,7 @@ from orchestrator.score import (
     seed,
     sentence_bleus,
 )
+from orchestrator.errors import PrerequisiteError, SpecError
 
 HYPOTHESES = [
     "The dog bit the man.",

@@ -11,7 +11,7 @@ import shutil
 import pytest
 import yaml
 
-from orchestrator.model_files import adapter_problems
+from orchestrator.models.model_files import adapter_problems
 from tests.workshop import CAPTIONS, new_workshop
 
 PREPARED = {"prompt": "instruction", "query": "input", "response": "output"}

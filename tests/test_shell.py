@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.shell import MAX_CHARS, Command, read_commands
+from orchestrator.importing.shell import MAX_CHARS, Command, read_commands
 
 BASH = shutil.which("bash")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.arguments import Argument, read_arguments
-from orchestrator.datasets import entry_folders
+from orchestrator.data.datasets import entry_folders
 from orchestrator.errors import SpecError
-from orchestrator.importer import import_draft
-from orchestrator.installation import find_installation
-from orchestrator.render import Checkpoint, Renderer, train_arguments, train_environment
-from orchestrator.rundir import Workspace
-from orchestrator.sources import read_source
-from orchestrator.spec import load_spec
+from orchestrator.importing.importer import import_draft
+from orchestrator.importing.sources import read_source
+from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
+from orchestrator.specs.spec import load_spec
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import find_installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 LEAST = "--do_train --model_name_or_path org/model --dataset toy --template qwen"

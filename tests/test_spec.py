@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from orchestrator import spec as spec_module
-from orchestrator.arguments import Argument
+from orchestrator.benchmark.metrics import METRICS
 from orchestrator.errors import SpecError
-from orchestrator.metrics import METRICS
-from orchestrator.spec import (
+from orchestrator.specs import spec as spec_module
+from orchestrator.specs.spec import (
     OWNED,
     OWNED_VARIABLES,
     RunSpec,
@@ -21,6 +20,7 @@ from orchestrator.spec import (
     spec_sha256,
     training_arguments,
 )
+from orchestrator.upstream.arguments import Argument
 from tests.reports import flat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -362,9 +362,9 @@ def test_every_field_says_what_it_is():
 @pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_specs_that_ship_are_right(path):
     """Against the arguments of the LLaMA-Factory that is installed, if one is."""
-    from orchestrator.arguments import read_arguments
     from orchestrator.errors import PrerequisiteError
-    from orchestrator.installation import find_installation
+    from orchestrator.upstream.arguments import read_arguments
+    from orchestrator.upstream.installation import find_installation
 
     try:
         arguments = read_arguments(find_installation())

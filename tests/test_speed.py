@@ -2,10 +2,10 @@
 
 import pytest
 
-from orchestrator.client import Answer
-from orchestrator.concurrency import Limit
-from orchestrator.speed import speed
-from orchestrator.translate import Load
+from orchestrator.benchmark.client import Answer
+from orchestrator.benchmark.concurrency import Limit
+from orchestrator.benchmark.speed import speed
+from orchestrator.benchmark.translate import Load
 
 
 def answers(n, latency_s=0.1, tokens=20):

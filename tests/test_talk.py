@@ -12,9 +12,9 @@ from pathlib import Path
 import openai_stub as stub
 import pytest
 
-from orchestrator.client import Endpoint
+from orchestrator.benchmark.client import Endpoint
+from orchestrator.commands.talk import Conversation, chat
 from orchestrator.errors import StageError
-from orchestrator.talk import Conversation, chat
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-secret-of-the-test"
@@ -259,8 +259,8 @@ def test_ctrl_c_before_the_first_word_leaves_no_message_behind(conversation, ser
 
 CHAT = """
 import sys
-from orchestrator.client import Endpoint
-from orchestrator.talk import Conversation, chat, write_now
+from orchestrator.benchmark.client import Endpoint
+from orchestrator.commands.talk import Conversation, chat, write_now
 
 chat(Conversation(Endpoint(sys.argv[1], "", "m"), 40, 0.0), input, write_now)
 """

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.render import Checkpoint, spec_yaml
-from orchestrator.rundir import RunDir, Workspace
-from orchestrator.spec import ModelSpec, RunSpec
-from orchestrator.target import EXPORT_NOTE, resolve_target, run_checkpoints, with_template
+from orchestrator.models.target import EXPORT_NOTE, resolve_target, run_checkpoints, with_template
+from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.specs.render import Checkpoint, spec_yaml
+from orchestrator.specs.spec import ModelSpec, RunSpec
 from tests.model_folders import adapter_folder, model_folder
 
 ID = "toy-20261124-101500"

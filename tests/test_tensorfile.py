@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model_folders import safetensors
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.tensorfile import read_header
+from orchestrator.models.tensorfile import read_header
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

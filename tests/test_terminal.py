@@ -6,10 +6,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.record import BenchmarkSummary
-from orchestrator.registry import Row
-from orchestrator.score import Score
-from orchestrator.terminal import console, run_table, score_tables, table
+from orchestrator.benchmark.score import Score
+from orchestrator.commands.terminal import console, run_table, score_tables, table
+from orchestrator.runs.record import BenchmarkSummary
+from orchestrator.runs.registry import Row
 
 
 def shown(what) -> str:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from orchestrator.archives import ArchiveStore
-from orchestrator.datasets import Entry, FileSplit, ParallelText, Sums, load_entry, load_split, text_sha256
+from orchestrator.data.archives import ArchiveStore
+from orchestrator.data.datasets import Entry, FileSplit, ParallelText, Sums, load_entry, load_split, text_sha256
+from orchestrator.data.testset import FilePair, chosen, said
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.testset import FilePair, chosen, said
 
 SOURCES = [f"source {number}" for number in range(100)]
 REFERENCES = [f"reference {number}" for number in range(100)]

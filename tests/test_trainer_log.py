@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from orchestrator.progress import Progress
-from orchestrator.trainer_log import TrainerLog, close_torn_line, curve, latest, logged_losses
+from orchestrator.processes.progress import Progress
+from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, curve, latest, logged_losses
 
 
 @pytest.fixture

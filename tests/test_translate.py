@@ -8,10 +8,10 @@ import openai_stub as stub
 import pytest
 import stamina
 
-from orchestrator.client import Answer, Endpoint, Failure, list_models
+from orchestrator.benchmark.client import Answer, Endpoint, Failure, list_models
+from orchestrator.benchmark.translate import FAILED_IN_A_ROW, SILENT_IN_A_ROW, translate
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.interruptible import run_interruptible
-from orchestrator.translate import FAILED_IN_A_ROW, SILENT_IN_A_ROW, translate
+from orchestrator.processes.interruptible import run_interruptible
 
 KEY = "sk-secret-of-the-test"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.family import RUN_ENV
-from orchestrator.in_use import process_users
-from orchestrator.notes import change_tags
-from orchestrator.record import locked
-from orchestrator.rundir import RunDir, Workspace
-from orchestrator.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
+from orchestrator.processes.family import RUN_ENV
+from orchestrator.runs.in_use import process_users
+from orchestrator.runs.notes import change_tags
+from orchestrator.runs.record import locked
+from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
 from tests.runs_on_disk import benchmark, checkpoint, new_run, new_workspace, owned_by_another, record_json, running
 
 ID = "toy-20261124-101500"
@@ -409,9 +409,9 @@ CONTENDER = """
 import sys
 from pathlib import Path
 from orchestrator.errors import OrchestratorError
-from orchestrator.record import locked
-from orchestrator.rundir import RunDir, Workspace
-from orchestrator.trash import empty, remove, restore
+from orchestrator.runs.record import locked
+from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.trash import empty, remove, restore
 
 workspace = Workspace(Path(sys.argv[1]))
 for number in range(20):

@@ -14,13 +14,13 @@ import openai_stub as stub
 import pytest
 import stamina
 
-from orchestrator.benchmark_spec import BenchmarkSpec
-from orchestrator.client import Endpoint
-from orchestrator.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
+from orchestrator.benchmark.client import Endpoint
+from orchestrator.benchmark.evaluate import Asking, evaluate
+from orchestrator.benchmark.identity import Identity
+from orchestrator.benchmark.question import ask_about
+from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
 from orchestrator.errors import StageError
-from orchestrator.evaluate import Asking, evaluate
-from orchestrator.identity import Identity
-from orchestrator.question import ask_about
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("KILLS", "4"))

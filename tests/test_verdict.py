@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.drift import Drift
-from orchestrator.record import BenchmarkSummary
-from orchestrator.score import Score
-from orchestrator.spec import RunSpec
-from orchestrator.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
+from orchestrator.benchmark.score import Score
+from orchestrator.runs.drift import Drift
+from orchestrator.runs.record import BenchmarkSummary
+from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
+from orchestrator.specs.spec import RunSpec
 from tests.loss_band import BASE, losses, write_data
 from tests.model_folders import model_folder
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.yamlfile import MAX_BYTES, MAX_PROBLEMS, MAX_SHOWN, YamlSource, read_yaml, set_value
+from orchestrator.specs.yamlfile import MAX_BYTES, MAX_PROBLEMS, MAX_SHOWN, YamlSource, read_yaml, set_value
 from tests.reports import flat
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

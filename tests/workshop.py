@@ -267,7 +267,7 @@ class Workshop:
     def children(self, command: "Command") -> list[psutil.Process]:
         """What a command of ours has started of LLaMA-Factory; the process that watches over it is left out."""
         found = [process for process in self.processes() if process.pid != command.popen.pid]
-        return [process for process in found if "orchestrator.watch" not in process.cmdline()]
+        return [process for process in found if "orchestrator.processes.watch" not in process.cmdline()]
 
     def left_over(self) -> list[str]:
         return [" ".join(process.cmdline()) for process in self.processes()]

@@ -1,0 +1,1 @@
+"""Test sets put to a model: answers, scores, comparisons."""

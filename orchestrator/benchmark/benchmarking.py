@@ -1,0 +1,158 @@
+"""The order within a benchmark: what is asked, where it is answered, who is asked, what comes into the record.
+
+    checkpoint -> questions -> folders -> a server, if a sentence is left to ask -> evaluate -> record
+
+Covered: the benchmarks of a run's spec, those that are whole left out; any test sets put to one checkpoint.
+Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache as once
+from pathlib import Path
+
+from orchestrator.benchmark.client import Endpoint
+from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
+from orchestrator.benchmark.identity import Identity, identity_of
+from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
+from orchestrator.models.target import run_checkpoints
+from orchestrator.plan import Plan, Session
+from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.rundir import RunDir
+from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
+from orchestrator.serving import connect, model_name, serving_devices
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import ModelSpec, RunSpec
+
+log = logging.getLogger("orchestrator")
+
+
+def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord, how: Asking) -> None:
+    """The benchmarks of a run's spec, but those that an earlier attempt brought to their end."""
+    record.update(run, status="benchmarking")
+    for checkpoint in _checkpoints(session, plan.spec, run):
+        items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+        if len(record.attempts) > 1 and not how.fresh:
+            items = [item for item in items if not _is_whole(session, plan, run, record, checkpoint, item)]
+        benchmark_checkpoint(session, plan, run, record, checkpoint, items, how)
+
+
+def benchmark_checkpoint(
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    checkpoint: Checkpoint,
+    items: Sequence[BenchmarkSpec],
+    how: Asking,
+) -> list[Path]:
+    """Put test sets to a checkpoint, which is served once, and only if a sentence has not been answered yet."""
+    questions = [_question(session, plan, run, checkpoint, item) for item in items]
+    folders: list[Path] = []
+    for item, question in zip(items, questions, strict=True):
+        name = f"{checkpoint.label}-{item.testset}-{item.split}"
+        folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
+    with ExitStack() as stack:
+        connect_once = once(
+            lambda: stack.enter_context(_endpoint(session, plan.spec, run, record, checkpoint, folders[0]))
+        )
+        for item, question, folder in zip(items, questions, folders, strict=True):
+            log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
+            result = evaluate(question, connect_once, folder, how)
+            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    return folders
+
+
+def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint, item: BenchmarkSpec) -> Question:
+    settings = plan.spec.serve
+    if settings.url is not None:
+        who, server = Identity(), f"{settings.url} {settings.model_name or ''}".strip()
+    else:
+        devices = serving_devices(settings, plan.spec)
+        who, server = identity_of(checkpoint, settings, session.workspace.root, plan.facts, devices), ""
+    return ask_about(
+        f"{run.id}@{checkpoint.label}",
+        plan.datasets[item.testset],
+        plan.texts[item.testset, item.split],
+        item,
+        identity=who,
+        server=server,
+        at_once=settings.max_concurrent if settings.url is None else None,
+    )
+
+
+def _is_whole(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
+) -> bool:
+    """Whether a benchmark was done before; one that did not come to stand in the record is put there."""
+    folder = whole_folder(run, _question(session, plan, run, checkpoint, item).key)
+    if folder is None:
+        return False
+    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
+    if folder.name not in [each.id for each in record.benchmarks]:
+        result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
+        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    return True
+
+
+def _checkpoints(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
+    if spec.model is None:  # a server that runs already
+        return [Checkpoint("server", ModelSpec(name_or_path=spec.serve.url or "?"))]
+    available = run_checkpoints(run, spec, session.workspace)
+    if spec.train is None:
+        return [available["base"]]
+    wanted = ["base"] if any(item.base_model for item in spec.benchmark) else []
+    return [available[label] for label in [*wanted, "output"]]
+
+
+def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
+    return item.base_model or spec.train is None
+
+
+@contextmanager
+def _endpoint(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoint: Checkpoint, folder: Path
+) -> Iterator[Endpoint]:
+    """The server of the spec that runs already, or one of ours for the length of the block."""
+    if spec.serve.url is not None:
+        yield connect(session, spec.serve)
+        return
+    installation = session.llamafactory()
+    plan = ServePlan(
+        checkpoint=checkpoint,
+        settings=spec.serve,
+        model_name=model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
+        api_yaml=folder / "api.yaml",
+        log=folder / "api.log",
+        port=spec.serve.port or free_port(spec.serve.host),
+        devices=serving_devices(spec.serve, spec),
+        run=run.path if record.is_active() and record.pid == os.getpid() else None,
+    )
+    stage = f"api {folder.name}"
+    record.update(
+        run,
+        commands={**record.commands, stage: api_argv(plan, installation)},
+        environment={**record.environment, stage: dict(api_environment(plan))},
+    )
+    log.info("serving %s; its output: %s", plan.model_name, plan.log)
+    with serve(plan, installation, session.renderer) as server:
+        yield server.endpoint
+
+
+def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:
+    return BenchmarkSummary(
+        id=folder.name,
+        of=label,
+        testset=item.testset,
+        split=item.split,
+        status=result.status,
+        n_segments=result.n_segments,
+        n_asked=result.n_asked,
+        scores=result.scores,
+        mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
+        llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
+        faults=result.triage.counts() if result.triage else {},
+    )

@@ -1,0 +1,321 @@
+"""One request to an OpenAI-compatible server, and what can come of it.
+
+Covered: the client, of which a benchmark has one; an answer that is checked; every fault as one of a few kinds, which
+decide what is done about it (translate.py); what stands still (key, URL, model) ends it at once.
+Not covered: many requests and repeated ones (translate.py), streaming (talk.py), the request's fields (decoding.py).
+"""
+
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.processes.process import visible
+
+if TYPE_CHECKING:
+    import openai
+
+# openai is imported where it is used: it costs most of a second, and every command imports this module.
+
+RETRY_AFTER_MAX_S = 60.0
+CONNECT_TIMEOUT_S = 30.0
+API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
+
+Kind = Literal["busy", "broken", "late", "nobody", "refused"]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server, and the model to ask there."""
+
+    base_url: str
+    """Up to and including /v1."""
+    api_key: str = field(repr=False)
+    """'' where the server asks for none."""
+    model: str
+
+    def __post_init__(self) -> None:
+        if any(mark in self.base_url for mark in "@?#"):  # not shown: what follows may be a secret
+            raise SpecError(
+                "the server's address has more than host, port and path: a user, a ? or a #",
+                f"leave that out; a key goes into {API_KEY_ENV}",
+            )
+        try:
+            parts = urlsplit(self.base_url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, an unclosed [
+            usable = False
+        if not usable:
+            raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
+        if any(not "!" <= char <= "~" for char in self.api_key):
+            raise PrerequisiteError(
+                f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline, a space?)",
+                "set the key again, without it",
+            )
+
+    @property
+    def is_local(self) -> bool:
+        return urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to one prompt."""
+
+    index: int
+    hypothesis: str
+    finish_reason: str | None
+    """The server's word. LLaMA-Factory's huggingface engine says length for some models that did stop."""
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_s: float
+    """Of the attempt that succeeded, its wait in the server's queue included."""
+    attempts: int
+    cached: bool = False
+    """Whether it was not asked for now: an earlier benchmark had the same answer from the same model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A prompt that got no answer."""
+
+    index: int
+    error: str
+    """What the last attempt met."""
+    attempts: int
+    """0: not asked, because the server had been given up on."""
+
+
+class Fault(Exception):
+    """An attempt that came to nothing."""
+
+    def __init__(self, kind: Kind, reason: str, retry_after_s: float | None = None) -> None:
+        """What happened.
+
+        Args:
+            kind: busy (the server says so: 429, 503), broken (5xx, a cut connection, a reply that is no chat
+                completion), late (no answer in time), nobody (no connection), refused (what no repetition mends).
+            reason: in words, with nothing of the key in them.
+            retry_after_s: how long the server says to wait.
+        """
+        super().__init__(reason)
+        self.kind, self.reason, self.retry_after_s = kind, reason, retry_after_s
+
+
+class Client:
+    """A connection pool to one server, for the fields that every request has."""
+
+    def __init__(self, endpoint: Endpoint, inner: "openai.AsyncOpenAI", fields: Mapping[str, Any]) -> None:
+        self._endpoint, self._inner = endpoint, inner
+        self._fields = {"model": endpoint.model, **fields}
+
+    async def ask(self, index: int, messages: list[Message]) -> Answer:
+        """One attempt. Cancelled, it drops the request.
+
+        Raises:
+            Fault: it came to nothing.
+            PrerequisiteError: the server refuses every request alike: a wrong key, URL or model.
+        """
+        import aiohttp
+        import openai
+
+        began = time.monotonic()
+        try:
+            # Not chat.completions.create: it takes as long again to look through messages that are plain text, and to
+            # build objects of a reply that has to be checked anyway.
+            content = await self._inner.post(
+                "/chat/completions", cast_to=bytes, body={**self._fields, "messages": messages}
+            )
+            latency_s = time.monotonic() - began
+            reply = _Reply.model_validate_json(content)
+        except openai.APIStatusError as error:
+            raise self._status_fault(error) from error
+        except (openai.APIError, aiohttp.ClientError, TimeoutError, ValidationError) as error:
+            kind, reason = _fault(error)
+            raise Fault(kind, _excerpt(self._endpoint, reason)) from error
+        usage, choice = reply.usage or _Usage(), reply.choices[0]
+        return Answer(
+            index,
+            choice.message.content,
+            choice.finish_reason,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            round(latency_s, 6),
+            attempts=1,
+        )
+
+    def _status_fault(self, error: "openai.APIStatusError") -> Exception:
+        status, said = error.status_code, _excerpt(self._endpoint, error.response.text)
+        if status in (401, 403, 404, 405) or status < 400:
+            return _refusal(self._endpoint, status, said)
+        reason = f"HTTP {status}: {said}"
+        if status in (425, 429, 503):
+            return Fault("busy", reason, _retry_after_s(error.response.headers.get("retry-after", "")))
+        return Fault("broken" if status == 408 or status >= 500 else "refused", reason)
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint, fields: Mapping[str, Any]) -> AsyncIterator[Client]:
+    """A client for the length of the block. How long a request may take is its user's business."""
+    import openai
+
+    # A proxy of the environment is not for 127.0.0.1, whatever NO_PROXY forgot. Redirects would turn POST into GET.
+    http_client = openai.DefaultAioHttpClient(trust_env=not endpoint.is_local, follow_redirects=False)
+    async with openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
+        http_client=http_client,
+        timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        max_retries=0,  # ours are counted
+    ) as inner:
+        inner.organization = inner.project = None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID: not this server's business
+        yield Client(endpoint, inner, fields)
+
+
+def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
+    """Names of the models that a server has (GET /models), in one attempt; None where nobody answers (yet).
+
+    Raises:
+        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
+    """
+    cards = _cards(endpoint, timeout_s)
+    return None if cards is None else [card.id for card in cards]
+
+
+def is_vllm(endpoint: Endpoint) -> bool:
+    """Whether a server says that it is `vllm serve`: its list of models does (owned_by)."""
+    return any(card.owned_by == "vllm" for card in _cards(endpoint, timeout_s=10) or ())
+
+
+def _cards(endpoint: Endpoint, timeout_s: float) -> "list[_ModelCard] | None":
+    """Entries of the list of models; None where nobody answers.
+
+    Raises:
+        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
+    """
+    url = f"{endpoint.base_url.rstrip('/')}/models"
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    # No redirects: they would carry the key to wherever the server says.
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+    if endpoint.is_local:
+        handlers.append(urllib.request.ProxyHandler({}))
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
+            return _ModelList.model_validate_json(reply.read(1 << 24)).data
+    except urllib.error.HTTPError as error:
+        with error:
+            said = _excerpt(endpoint, error.read(4096).decode("utf-8", "replace"))
+        raise _refusal(endpoint, error.code, said) from None
+    except OSError as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            message = f"no safe connection to {endpoint.base_url}: {error}"
+            raise PrerequisiteError(message, "SSL_CERT_FILE names a file with the certificate to trust") from error
+        return None  # refused, unknown host, timeout, cut off
+    except (HTTPException, ValidationError) as error:
+        raise PrerequisiteError(
+            f"what answers at {endpoint.base_url} is no OpenAI-compatible server: GET /models gave no list of models",
+            "check the address (most end in /v1)",
+        ) from error
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Message(_Strict):
+    content: str
+
+
+class _Choice(_Strict):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(_Strict):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Reply(_Strict):
+    """What we need of a chat completion. The openai client checks nothing: an HTML page would come back as a str."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class _ModelCard(_Strict):
+    id: str
+    owned_by: Any = None
+
+
+class _ModelList(_Strict):
+    data: list[_ModelCard]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _retry_after_s(text: str) -> float | None:
+    """Seconds of a Retry-After header, as a number or a date; bounded, for it is a stranger's wish."""
+    try:
+        wait_s = float(text)
+    except ValueError:
+        try:
+            wait_s = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S) if wait_s == wait_s else None  # NaN is a number to float()
+
+
+def _refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
+    """What every request would meet: no use to go on."""
+    message = f"{endpoint.base_url} refuses the requests: HTTP {status}: {said}"
+    if status in (401, 403):
+        return PrerequisiteError(message, f"set {API_KEY_ENV} to the server's key")
+    if status < 400:
+        return PrerequisiteError(message, "give the address that the server redirects to")
+    return PrerequisiteError(
+        message, f"check the address (most end in /v1) and the model's name on the server ({endpoint.model!r})"
+    )
+
+
+def _fault(error: Exception) -> tuple[Kind, str]:
+    """What went wrong beneath a request."""
+    import aiohttp
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "body"
+        return "broken", f"the reply is no chat completion: {place}: {first['msg']}"
+    # The client's transport calls a cut connection a timeout: aiohttp, beneath it, knows better.
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, aiohttp.ClientError | TimeoutError):
+        cause = cause.__cause__
+    if isinstance(cause, TimeoutError):
+        return "nobody", f"no connection within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        return "nobody", f"no connection: {cause}"
+    return "broken", f"the connection broke: {cause or error}"
+
+
+def _excerpt(endpoint: Endpoint, text: str) -> str:
+    """The beginning of what a server said, on one line, without our key in it."""
+    line = " ".join(text.split())
+    if endpoint.api_key:
+        line = line.replace(endpoint.api_key, "***")
+    return visible(line[:300]) or "(nothing)"

@@ -1,0 +1,233 @@
+"""Commands around one run: start it, follow it, stop it, go on with it, start it again.
+
+Flags in, one call, results on stdout, everything else on stderr.
+"""
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.commands.app import app
+from orchestrator.commands.options import (
+    DetachOption,
+    FromOption,
+    JsonOption,
+    NoBenchmarkOption,
+    SetOption,
+    WaitOption,
+    WorkspaceOption,
+    open_session,
+    say,
+)
+from orchestrator.errors import Interrupted, PrerequisiteError, SpecError
+
+if TYPE_CHECKING:
+    from orchestrator.pipeline import How
+    from orchestrator.plan import Plan, Session
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.rundir import RunDir
+
+# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
+
+RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
+
+
+@app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
+def launch(
+    spec: Annotated[Path, typer.Argument(help="A spec file.")],
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, show the command, start nothing.")] = False,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare the data, train, and benchmark, as the spec says."""
+    from orchestrator import pipeline
+    from orchestrator.commands import terminal
+    from orchestrator.plan import plan_run, render_files
+
+    if dry_run and detach:
+        raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
+    session = open_session(workspace, archives)
+    checked = session.load_spec(spec, overrides or ())
+    plan = plan_run(session, checked)
+    if dry_run:
+        files = render_files(session, plan.spec)
+        if files:
+            terminal.print_file(files, "command.txt" if "command.txt" in files else "api.yaml", str(spec))
+        else:
+            say(f"nothing would be started: {checked.serve.url} is asked")
+        return
+    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
+    run = pipeline.new_run(session, plan, pipeline.Origin(str(spec), overrides or ()), how)
+    _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
+
+
+@app.command(epilog="Example: orchestrator logs latest -f")
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last N lines.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="train, supervisor, or a benchmark's id. Default: the one written to last.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """What LLaMA-Factory wrote: the training, or the server of a benchmark. Ctrl-C ends following, not the run."""
+    from orchestrator.commands import logs as run_logs
+    from orchestrator.runs.rundir import find_workspace
+
+    found = find_workspace(workspace).find_run(run)
+    if not follow:
+        for line in run_logs.tail(run_logs.choose_log(found, file), lines):
+            typer.echo(line)
+        return
+    try:
+        run_logs.follow(found, file, lines)
+    except Interrupted as error:
+        say(f"the run goes on; orchestrator stop {found.id} ends it")
+        raise typer.Exit(error.exit_code) from error
+
+
+@app.command(epilog="Example: orchestrator stop demo")
+def stop(
+    run: RunArgument,
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Seconds that it may take to save a checkpoint. Default: 100.")
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="End all its processes at once, without a checkpoint.")] = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a run: a checkpoint is saved, and no process of it is left. One that is not running is left as it is."""
+    from orchestrator.commands import terminal
+    from orchestrator.runs import stopping
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.rundir import find_workspace
+
+    if now and grace is not None:
+        raise SpecError("--now is a grace of 0: leave --grace out")
+    found = find_workspace(workspace).find_run(run)
+    for line in stopping.stop_run(found, 0 if now else stopping.DEFAULT_GRACE_S if grace is None else grace):
+        say(line)
+    record = RunRecord.load(found)
+    if record.status in ("stopped", "interrupted", "failed"):
+        say(f"to go on: orchestrator resume {found.id}")
+    if as_json:
+        terminal.print_json(record.as_json())
+
+
+@app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")
+def resume(
+    run: RunArgument,
+    label: Annotated[
+        str | None, typer.Option("--from", help="The checkpoint to go on from. Default: the newest whole one.")
+    ] = None,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again."""
+    from orchestrator.pipeline import How
+    from orchestrator.runs.resume import plan_resume
+
+    session = open_session(workspace, None)
+    found = session.workspace.find_run(run)
+    plan, with_benchmarks = plan_resume(session, found, label, no_benchmark=no_benchmark)
+    how = How(with_benchmarks=with_benchmarks, wait=wait, checkpoint=label)
+    _carry_out(session, found, how, plan, archives=None, detach=detach, as_json=as_json)
+
+
+@app.command(epilog="Example: orchestrator rerun demo --strict")
+def rerun(
+    run: RunArgument,
+    overrides: SetOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse when the data or the model differ.")] = False,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a past run's saved spec again, under a new id; what differs now is said first."""
+    from orchestrator import pipeline
+
+    session = open_session(workspace, archives)
+    plan, origin = pipeline.plan_rerun(session, session.workspace.find_run(run), overrides or (), strict=strict)
+    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
+    again = pipeline.new_run(session, plan, origin, how)
+    _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)
+
+
+@app.command(hidden=True)
+def supervise(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    label: Annotated[str | None, typer.Option("--checkpoint", help="As resume's --from.")] = None,
+) -> None:
+    """Carry a run out, as its owner; `launch --detach` starts this."""
+    from orchestrator import pipeline
+    from orchestrator.runs.rundir import RunDir
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
+    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
+    pipeline.carry_out(open_session(workspace, archives), RunDir(folder), how)
+
+
+def _carry_out(
+    session: "Session", run: "RunDir", how: "How", plan: "Plan", *, archives: Path | None, detach: bool, as_json: bool
+) -> None:
+    """Here, or in a supervisor."""
+    from orchestrator import pipeline
+    from orchestrator.commands import terminal
+    from orchestrator.runs import supervise
+    from orchestrator.runs.record import RunRecord
+
+    if detach:
+        _say_under_way(supervise.detach(run, _supervisor_words(session, archives, how)), as_json)
+        return
+    pipeline.carry_out(session, run, how, plan)
+    record = RunRecord.load(run)
+    if as_json:
+        terminal.print_json(record.as_json())
+        return
+    terminal.print_scores(record.benchmarks)
+    typer.echo(f"\n{record.status}: {run.path}")
+
+
+def _supervisor_words(session: "Session", archives: Path | None, how: "How") -> list[str]:
+    """What `supervise` is told."""
+    words = ["--workspace", str(session.workspace.root)]
+    words += ["--from", str(archives.absolute())] if archives is not None else []
+    words += ["--no-benchmark"] * (not how.with_benchmarks) + ["--wait"] * how.wait
+    return [*words, *(["--checkpoint", how.checkpoint] if how.checkpoint is not None else [])]
+
+
+def _say_under_way(record: "RunRecord", as_json: bool) -> None:
+    from orchestrator.commands import terminal
+
+    said = f"waits for {record.waits_for}" if record.waits_for else "goes on in the background"
+    say(f"{record.id} {said}, in process {record.pid}")
+    say(f"to follow it: orchestrator logs {record.id} -f")
+    say(f"to stop it:   orchestrator stop {record.id}")
+    if as_json:
+        terminal.print_json(record.as_json())
+    else:
+        typer.echo(record.id)

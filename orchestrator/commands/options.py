@@ -1,0 +1,92 @@
+"""What the commands share: their options, and what a word on the command line stands for.
+
+Not covered: the commands (cli.py).
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import SpecError
+
+if TYPE_CHECKING:
+    from orchestrator.data.testset import FilePair
+    from orchestrator.models.target import Target
+    from orchestrator.plan import Session
+    from orchestrator.specs.diff import Side
+    from orchestrator.specs.spec import ServeSpec
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
+]
+FromOption = Annotated[
+    Path | None, typer.Option("--from", help="Take datasets' archives from this folder instead of the network.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train only.")]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Carry it out in the background; it outlives the terminal.")
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for devices that another run holds.")]
+DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
+TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]
+ModelNameOption = Annotated[str | None, typer.Option(help="The model's name on a server given by URL.")]
+
+
+def say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def is_spec(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
+
+
+def open_session(workspace: Path | None, archives: Path | None) -> "Session":
+    from orchestrator.plan import Session
+
+    return Session.open(workspace, archives)
+
+
+def open_target(session: "Session", word: str, template: str | None) -> "Target":
+    from orchestrator.models.target import resolve_target, with_template
+
+    return with_template(resolve_target(word, session.workspace), template)
+
+
+def open_side(session: "Session", word: str, overrides: list[str] | None) -> "Side":
+    from orchestrator.plan import run_side, spec_side
+
+    if is_spec(word):
+        return spec_side(session, word, session.load_spec(Path(word), overrides or ()))
+    if overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    return run_side(session, session.workspace.find_run(word))
+
+
+def serve_settings(target: "Target", devices: str | None, port: int | None, model_name: str | None) -> "ServeSpec":
+    from orchestrator.specs.spec import ServeSpec
+
+    own = target.spec.serve if target.spec else ServeSpec(url=target.url)
+    given = {"devices": devices, "port": port, "model_name": model_name}
+    return own.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def with_files(session: "Session", target: "Target", pair: "FilePair") -> tuple["Session", str]:
+    """The session with a pair of files as one more dataset, and that dataset's name.
+
+    What the pair does not say is taken from the dataset that the target was trained on.
+    """
+    from orchestrator.data.datasets import Dataset, load_entry
+
+    trained_on = [load_entry(name, session.dataset_folders) for name in (target.spec.datasets if target.spec else [])]
+    like = next((dataset.entry for dataset in trained_on if isinstance(dataset, Dataset)), None)
+    name, folder = pair.entry(like)
+    return replace(session, dataset_folders=[*session.dataset_folders, folder]), name

@@ -1,0 +1,1 @@
+"""Datasets: entries, texts, records, test sets."""

@@ -1,0 +1,1 @@
+"""From what ran with LLaMA-Factory as it is to a spec."""

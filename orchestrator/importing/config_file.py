@@ -1,0 +1,106 @@
+"""A YAML file that was written for LLaMA-Factory: its values as LLaMA-Factory reads them, and its comments.
+
+Covered: OmegaConf's YAML (1.1, in which `no` is false, but 1e-5 a number) and its interpolation; which comment belongs
+to which argument.
+Not covered: what the arguments mean (importer.py).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import SpecError
+from orchestrator.specs.yamlfile import read_yaml
+
+
+@dataclass(frozen=True)
+class Comments:
+    """A file's comments, each as it is written, # and all."""
+
+    head: list[str] = field(default_factory=list)
+    """Above the first argument, an empty line between."""
+    before: dict[str, list[str]] = field(default_factory=dict)
+    """On lines of their own above an argument, or within its value."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """On an argument's own line."""
+    tail: list[str] = field(default_factory=list)
+    """After the last argument."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A mapping of arguments, in the file's order."""
+
+    path: Path
+    values: dict[str, Any]
+    comments: Comments
+
+
+def read_config(path: Path) -> ConfigFile:
+    """Read a file of arguments.
+
+    Raises:
+        SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
+    """
+    read_yaml(path)  # its limits, and its errors with line and column
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{path} cannot be read as LLaMA-Factory reads it: {reason}", f"edit {path}") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"{path} holds no mapping of arguments")
+    text = path.read_text(encoding="utf-8-sig")
+    return ConfigFile(path, {str(key): value for key, value in values.items()}, _comments(text))
+
+
+def _comments(text: str) -> Comments:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    nodes = root.value if isinstance(root, yaml.MappingNode) else []
+    keys = [(str(key.value), key.start_mark.line, _last_line(value)) for key, value in nodes]
+    comments = Comments()
+    above = text.split("\n")[: keys[0][1] if keys else 0]
+    head_ends = max((number for number, line in enumerate(above) if not line.strip()), default=-1)
+    following = 0  # comments come in the order of the file, as the keys do
+    for line, column, words in _found(text):
+        while following < len(keys) and keys[following][2] < line:
+            following += 1
+        if line <= head_ends:
+            comments.head.append(words)
+        elif following == len(keys):
+            comments.tail.append(words)
+        elif column > 0 and line == keys[following][1] == keys[following][2]:
+            comments.beside[keys[following][0]] = words
+        else:
+            comments.before.setdefault(keys[following][0], []).append(words)
+    return comments
+
+
+def _found(text: str) -> Iterator[tuple[int, int, str]]:
+    """Line, column and words of each comment: between two tokens there is nothing but white space and comments."""
+    starts = [0, *(at + 1 for at, char in enumerate(text) if char == "\n")]
+    ends = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        at = ends
+        while (at := text.find("#", at, token.start_mark.index)) >= 0:
+            line = bisect_right(starts, at) - 1
+            stop = starts[line + 1] - 1 if line + 1 < len(starts) else len(text)
+            yield line, at - starts[line], text[at:stop].strip()
+            at = stop
+        ends = max(ends, token.end_mark.index)
+
+
+def _last_line(node: yaml.Node) -> int:
+    """The line on which a value ends; a block's own end mark is where the next thing begins."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_line(last[1] if isinstance(last, tuple) else last)
+    end, start = node.end_mark, node.start_mark
+    return int(end.line - 1 if end.column == 0 and end.line > start.line else end.line)

@@ -1,0 +1,1 @@
+"""Files of models and checkpoints, and the words that name them."""

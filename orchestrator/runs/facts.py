@@ -1,0 +1,219 @@
+"""What decides a run's outcome beside its spec: collected before it starts, compared before it is repeated.
+
+Covered: package versions, platform, GPUs, git commit of the workspace, hashes of data, model and adapter.
+Not covered: whether two runs came to the same result (pipeline.py compares their losses).
+Writes nothing.
+"""
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator import __version__
+from orchestrator.data.data_files import count_records, files_sha256, find_files
+from orchestrator.data.datasets import ParallelText
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.processes.process import run_short
+from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.specs.spec import RunSpec, spec_json
+from orchestrator.upstream.installation import Installation
+
+
+def collect_facts(
+    spec: RunSpec,
+    root: Path,
+    installation: Installation | None,
+    texts: Mapping[tuple[str, str], ParallelText],
+    own: Mapping[str, LlamaFactoryDataset] | None = None,
+) -> Facts:
+    """The facts of a run that is about to start.
+
+    Args:
+        spec: what is about to run.
+        root: the workspace.
+        installation: LLaMA-Factory; None where only a server of others is asked.
+        texts: (dataset, split) -> its text, for all that the run reads.
+        own: name -> dataset in LLaMA-Factory's own formats, likewise.
+
+    Raises:
+        PrerequisiteError: a file of such a dataset cannot be read.
+    """
+    commit, dirty = _git(root)
+    return Facts(
+        versions=_versions(installation),
+        platform=f"{platform.system()} {platform.machine()}",
+        gpus=_gpus(),
+        git_commit=commit,
+        git_dirty=dirty,
+        data=[
+            DataFacts(
+                dataset=dataset,
+                split=split,
+                use=_use(spec, dataset, split),
+                pairs=len(text.sources),
+                blank_pairs=text.blank_pairs,
+                sha256=text.sha256,
+            )
+            for (dataset, split), text in texts.items()
+        ]
+        + [_own_data(spec, dataset) for dataset in (own or {}).values()],
+        model_sha256=_model(spec, root),
+        adapter_sha256=_adapter(spec, root),
+    )
+
+
+def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
+    """The facts with the hashes of what was on the hub when the run started, and has been downloaded since."""
+    return facts.model_copy(
+        update={
+            "model_sha256": facts.model_sha256 or _model(spec, root),
+            "adapter_sha256": facts.adapter_sha256 or _adapter(spec, root),
+        }
+    )
+
+
+def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> list[str]:
+    """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
+    old, new = flat(spec_json(spec_then)), flat(spec_json(spec_now))
+    changed = [(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+    lines = [f"{what}: {short(one)} then, {short(other)} now" for what, one, other in changed if one != other]
+    return lines + [f"{what}: {one} then, {other} now" for what, one, other in fact_differences(then, now)]
+
+
+def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
+    """Each fact that differs: what it is, and both values, hashes cut short."""
+    return [(each.what, short(each.then), short(each.now)) for each in differing_facts(then, now)]
+
+
+@dataclass(frozen=True)
+class DifferingFact:
+    """One fact that differs; None: not known."""
+
+    kind: Literal["data", "model", "adapter", "version", "machine", "git"]
+    name: str
+    """Of the kind: 'captions train' of data, 'torch' of versions; else empty."""
+    what: str
+    """The whole of it in words: 'version of torch'."""
+    then: Any
+    now: Any
+
+
+def differing_facts(then: Facts, now: Facts) -> list[DifferingFact]:
+    """Each fact that differs, by kind."""
+    old_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in then.data}
+    new_data = {f"{data.dataset} {data.split}": data.sha256 or data.origin for data in now.data}
+    packages = dict.fromkeys([*then.versions, *now.versions])
+    facts = [
+        *(
+            DifferingFact("data", name, f"data {name}", old_data.get(name), new_data.get(name))
+            for name in {**old_data, **new_data}
+        ),
+        DifferingFact("model", "", "model hash", then.model_sha256, now.model_sha256),
+        DifferingFact("adapter", "", "adapter hash", then.adapter_sha256, now.adapter_sha256),
+        *(
+            DifferingFact("version", name, f"version of {name}", then.versions.get(name), now.versions.get(name))
+            for name in packages
+        ),
+        DifferingFact("machine", "", "platform", then.platform, now.platform),
+        DifferingFact("machine", "", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
+        DifferingFact("git", "", "git commit", then.git_commit, now.git_commit),
+        DifferingFact("git", "", "uncommitted changes in git", then.git_dirty, now.git_dirty),
+    ]
+    return [each for each in facts if each.then != each.now]
+
+
+def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
+    """Whether the first logged losses of two runs are the same, in a sentence."""
+    shared = list(zip(then, now, strict=False))
+    if not shared:
+        return "no losses to compare: fewer steps than logging_steps"
+    for number, (old, new) in enumerate(shared, start=1):
+        if old != new and not (math.isnan(old) and math.isnan(new)):
+            return f"the losses differ from logged loss {number} on: {old:.6g} then, {new:.6g} now"
+    return f"the first {len(shared)} logged losses are the same"
+
+
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted path."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{at}.{key}" if at else str(key)).items()}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return {k: v for index, item in enumerate(value) for k, v in flat(item, f"{at}.{index}").items()}
+    return {at: value}
+
+
+def short(value: Any) -> str:
+    """A value as a line shows it: a hash cut to 12 digits."""
+    if value is None:
+        return "none"
+    text = str(value)
+    is_hash = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
+    return text[:12] if is_hash else text
+
+
+def _versions(installation: Installation | None) -> dict[str, str]:
+    import sacrebleu
+
+    ours = {"orchestrator": __version__, "sacrebleu": sacrebleu.__version__}
+    if installation is None:
+        return {**ours, "python": platform.python_version()}
+    return {**ours, "python": installation.python_version, **installation.versions}
+
+
+def _gpus() -> list[str]:
+    try:
+        answer = run_short(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    except (PrerequisiteError, StageError):  # no NVIDIA driver on this machine
+        return []
+    return [line.strip() for line in answer.splitlines() if line.strip()]
+
+
+def _git(root: Path) -> tuple[str | None, bool | None]:
+    git = ["git", "-C", str(root)]
+    try:
+        commit = run_short([*git, "rev-parse", "HEAD"]).strip()
+        return commit, bool(run_short([*git, "status", "--porcelain", "--untracked-files=no"]).strip())
+    except (PrerequisiteError, StageError):  # no git, no repository, or no commit yet
+        return None, None
+
+
+def _use(spec: RunSpec, dataset: str, split: str) -> str:
+    """What a run reads a split for; of several uses the one that decides most."""
+    if dataset in spec.datasets and split == "train":
+        return "train"
+    tested = any((item.testset, item.split) == (dataset, split) for item in spec.benchmark)
+    return "benchmark" if tested else "eval"
+
+
+def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
+    """LLaMA-Factory's own formats: by the files where they are here, else by where it takes the data from."""
+    files = find_files(dataset)
+    key, value = dataset.info.source()
+    subset = ", ".join(part for part in (dataset.info.subset, dataset.info.folder) if part)
+    return DataFacts(
+        dataset=dataset.name,
+        split=dataset.info.split,
+        use="train" if dataset.name in spec.datasets else "eval",
+        pairs=count_records(files) if files else None,
+        sha256=files_sha256(dataset, files) if files else None,
+        origin=None if files else f"{key} {value}" + (f" ({subset})" if subset else ""),
+    )
+
+
+def _model(spec: RunSpec, root: Path) -> str | None:
+    if spec.model is None:
+        return None
+    folder = locate_model(spec.model.name_or_path, root, spec.model.revision)
+    return model_sha256(folder) if folder else None
+
+
+def _adapter(spec: RunSpec, root: Path) -> str | None:
+    if spec.model is None or spec.model.adapter_name_or_path is None:
+        return None
+    folder = locate_model(spec.model.adapter_name_or_path, root, None)
+    return adapter_sha256(folder) if folder else None

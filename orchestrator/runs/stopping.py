@@ -1,0 +1,124 @@
+"""Stop a run, and leave no process of it: its owner is asked, waited for, and ended with all that is left of it.
+
+Covered: owners in the foreground and supervisors; what an owner that was killed left running; runs on other hosts,
+which are named; what the run kept.
+Not covered: how a training is stopped with a checkpoint (train.py, in the owner).
+"""
+
+import signal
+import time
+
+import psutil
+
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.models.checkpoints import usable_checkpoints
+from orchestrator.processes.family import alive, end_run, run_family, send, wait_until_gone
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import left_running, pids
+from orchestrator.train import GRACE_S
+
+POLL_S = 0.1
+SETTLE_S = 0.5
+"""For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
+FAREWELL_S = 10
+"""For an owner to write its record once its children are gone."""
+DEFAULT_GRACE_S = GRACE_S + 10  # the owner's own, and the time that it takes to say so
+
+
+def stop_run(run: RunDir, grace_s: float) -> list[str]:
+    """Stop a run; what came of it, in lines.
+
+    Args:
+        run: the run.
+        grace_s: how long it may take to stop by itself; then all its processes get SIGKILL.
+
+    Raises:
+        PrerequisiteError: it runs on another host, or it is another user's.
+        StageError: a process of it cannot be ended.
+    """
+    record = RunRecord.load(run)
+    owner = _owner(record)
+    if owner is None:
+        return _stop_without_owner(run, record, grace_s)
+    try:
+        send(owner, signal.SIGTERM)
+    except psutil.AccessDenied as error:
+        raise PrerequisiteError(f"process {owner.pid}, which owns {run.id}, is another user's") from error
+    if not _wait_for_end(run, owner, max(grace_s, SETTLE_S)):
+        _end_by_force(run, owner)
+    _verify_none_left(run)
+    after = RunRecord.load(run)
+    if after.status == "interrupted":
+        after.end(run, "stopped", f"ended by force: it had not stopped within {grace_s:g} s")
+    return [_how_it_ended(run), *_kept(run), "no process of it is left"]
+
+
+def _stop_without_owner(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
+    left = left_running(run, record)
+    said = f"{run.id} is not running: {record.status}"
+    if not left:
+        return [said]
+    end_run(lambda: run_family(run.path), grace_s)
+    _verify_none_left(run)
+    return [f"{said}; its owner had left running, now ended: {pids(left)}", *_kept(run), "no process of it is left"]
+
+
+def _owner(record: RunRecord) -> psutil.Process | None:
+    """The process that owns the run, if that runs; psutil leaves a later one of that pid alone."""
+    if not record.is_active():
+        return None
+    if not record.is_here():
+        raise PrerequisiteError(
+            f"run {record.id} is {record.status} on {record.host}, which cannot be reached from here",
+            f"there: orchestrator stop {record.id}",
+        )
+    try:
+        owner = psutil.Process(record.pid)
+    except psutil.NoSuchProcess:
+        return None
+    return owner if record.owner_lives() else None
+
+
+def _wait_for_end(run: RunDir, owner: psutil.Process, grace_s: float) -> bool:
+    """Whether the owner, and then all that it had started, ended in time."""
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline:
+        if not alive(owner) and not run_family(run.path):
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def _end_by_force(run: RunDir, owner: psutil.Process) -> None:
+    """The owner last: it says in the record how the run ended."""
+    children = [process for process in run_family(run.path) if process != owner]
+    for process in children:
+        send(process, signal.SIGKILL)
+    wait_until_gone([owner, *children], FAREWELL_S)
+    left = [owner, *run_family(run.path)]
+    for process in left:
+        send(process, signal.SIGKILL)
+    wait_until_gone(left)
+
+
+def _verify_none_left(run: RunDir) -> None:
+    left = run_family(run.path)
+    if left:
+        raise StageError(
+            f"processes of {run.id} cannot be ended: {pids(left)}",
+            "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",
+        )
+
+
+def _how_it_ended(run: RunDir) -> str:
+    record = RunRecord.load(run)
+    why = f": {record.error.splitlines()[0]}" if record.error else ""
+    return f"{run.id} is {record.status}{why}"
+
+
+def _kept(run: RunDir) -> list[str]:
+    whole = next((each for each in usable_checkpoints(run) if each.whole), None)
+    if whole is None:
+        return ["there is no whole checkpoint"] if run.output.is_dir() else []
+    return [f"the newest whole checkpoint: {whole.label}"]

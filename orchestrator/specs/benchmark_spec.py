@@ -1,0 +1,44 @@
+"""The benchmark section of a spec: which test set, how it is asked, how it is scored.
+
+Covered: the fields and their limits.
+Not covered: which of them a server honours (decoding.py).
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.benchmark.metrics import METRICS, Metric
+
+
+class BenchmarkSpec(BaseModel):
+    """One benchmark: a test set, translated greedily and scored by sacrebleu."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    testset: str
+    """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""
+    split: str = "test"
+    """Which of the dataset's splits."""
+    max_samples: int | None = Field(None, gt=0)
+    """Only N sentences: the first, unless sample_seed draws them. None: all."""
+    sample_seed: int | None = Field(None, ge=0)
+    """Draw the max_samples sentences at random with this seed, kept in the test set's order. None: the first ones."""
+    metrics: list[Metric] = Field(default=list(METRICS), min_length=1)
+    """sacrebleu's metrics."""
+    base_model: bool = False
+    """Benchmark the model as it was before training too."""
+    max_tokens: int = Field(256, gt=0)
+    """Longest answer, in tokens of the model."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy: the most likely token each time."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the most likely tokens that make up this probability. None: 1, all of them."""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """Above 1: words that were said are less likely again. None: 1 where the server can be told, so no penalty."""
+    stop: list[str] | None = Field(None, min_length=1, max_length=4)
+    """Texts that end an answer. None: only the model's own end."""
+    concurrency: int | None = Field(None, ge=1)
+    """Requests under way at once. None: adapted to the server, from 16 up to 256."""
+    request_timeout_s: float = Field(600, gt=0)
+    """How long one request may take, in seconds. The wait behind others, at a server that is busy, is not counted."""
+    n_bootstrap: int = Field(1000, ge=2)
+    """Resamples for the 95 % interval."""

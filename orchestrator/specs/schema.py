@@ -1,0 +1,85 @@
+"""The JSON Schema of a run spec, for editors: made for the LLaMA-Factory that is installed.
+
+Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
+there, each with type, choices, default and its help; the names of chat templates. Draft 2020-12.
+Not covered: rules between fields, and whether data and files are there: `orchestrator check`. An editor takes "8" for
+text where a spec takes it for 8.
+Writes nothing.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from orchestrator.specs.spec import OWNED, ExportSpec, RunSpec, ServeSpec, TrainSpec
+from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.upstream.chat_templates import read_templates
+from orchestrator.upstream.installation import Installation
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "dict": "object"}
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title such as 'Name Or Path' on each field: an editor would show it above the description."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def modeline(schema: str) -> str:
+    """The comment that tells an editor which schema a YAML file has: a path relative to that file, or a URL."""
+    return f"# yaml-language-server: $schema={schema}"
+
+
+def spec_schema(
+    arguments: Mapping[str, Argument], templates: Collection[str] = (), made_for: str = "LLaMA-Factory"
+) -> dict[str, Any]:
+    """The schema of a spec.
+
+    Args:
+        arguments: LLaMA-Factory's, by name.
+        templates: names of its chat templates; none: any text is taken.
+        made_for: what it is the schema of, for the title.
+    """
+    schema = RunSpec.model_json_schema(schema_generator=_Untitled)
+    for model, command in _SECTIONS.items():
+        section = schema["$defs"][model.__name__]
+        section["properties"] |= {
+            name: argument_schema(argument)
+            for name, argument in sorted(arguments.items())
+            if command in argument.commands and name not in OWNED and name not in model.model_fields
+        }
+        section["additionalProperties"] = False
+    if templates:
+        template = schema["$defs"]["ModelSpec"]["properties"]["template"]
+        template["anyOf"] = [{"enum": sorted(templates)}, {"type": "null"}]
+    schema["$defs"].pop("JsonValue", None)  # Pydantic's, of the sections that took any name
+    return {"$schema": DIALECT, **schema, "title": f"Run spec for {made_for}"}
+
+
+def argument_schema(argument: Argument) -> dict[str, Any]:
+    """What one argument of LLaMA-Factory may be."""
+    schema: dict[str, Any] = {"description": argument.help} if argument.help else {}
+    if argument.choices is not None:
+        schema["enum"] = [*argument.choices, *([None] if argument.optional else [])]
+    elif argument.kinds:
+        kinds = argument.kinds - ({"int"} if "float" in argument.kinds else set())
+        types = [said for kind, said in _TYPES.items() if kind in kinds] + (["null"] if argument.optional else [])
+        schema["type"] = types[0] if len(types) == 1 else types
+    if argument.default is not COMPUTED:
+        schema["default"] = argument.default
+    return schema
+
+
+def schema_text(installation: Installation) -> str:
+    """The schema for an installation, as a file."""
+    versions = installation.versions
+    names = (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
+    made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
+    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,487 @@
+"""The run spec: what a user writes, checked as a whole, every problem at its place.
+
+Covered: reading YAML 1.2 with positions, `--set` overrides, Pydantic's checks, the arguments that the run layer
+owns, strings that could not reach LLaMA-Factory unchanged.
+Not covered: whether the dataset, the model or the programs exist (check.py).
+Reads nothing but the spec file; writes nothing.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.specs.benchmark_spec import BenchmarkSpec as BenchmarkSpec
+from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
+from orchestrator.upstream.argument_check import argument_problem
+from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.rules import RULES, Rule, rule_problems
+
+# Arguments of llamafactory-cli that a spec says elsewhere, and where.
+OWNED: dict[str, str] = {
+    "model_name_or_path": "write it as model.name_or_path",
+    "adapter_name_or_path": "write it as model.adapter_name_or_path",
+    "template": "write it as model.template",
+    "default_system": "write it as model.default_system",
+    "enable_thinking": "write it as model.enable_thinking",
+    "trust_remote_code": "write it as model.trust_remote_code",
+    "model_revision": "write it as model.revision",
+    "dataset": "write it as the spec's dataset",
+    "eval_dataset": "write it as the spec's eval_dataset; for held-out rows of the dataset itself use val_size",
+    "dataset_dir": "it is the run folder",
+    "output_dir": "it is output/ in the run folder",
+    "overwrite_output_dir": "each run has a new output folder",
+    "resume_from_checkpoint": "each run starts in a new output folder",
+    "do_train": "a spec with a train section trains",
+    "seed": "write it as the spec's seed",
+    "enable_jit_checkpoint": "it is always on, so that Ctrl-C leaves a checkpoint",
+    "infer_backend": "write it as serve.infer_backend",
+    "export_dir": "write it as export.export_dir",
+}
+# Variables that a spec says elsewhere, or that would change what LLaMA-Factory is.
+OWNED_VARIABLES: dict[str, str] = {
+    "CUDA_VISIBLE_DEVICES": "write it as compute.devices",
+    "NPROC_PER_NODE": "write it as compute.nproc_per_node",
+    "NNODES": "write it as compute.nnodes",
+    "NODE_RANK": "write it as compute.node_rank",
+    "MASTER_ADDR": "write it as compute.master_addr",
+    "MASTER_PORT": "write it as compute.master_port",
+    "RDZV_ID": "write it as compute.rdzv_id",
+    "MIN_NNODES": "write it as compute.min_nnodes",
+    "MAX_NNODES": "write it as compute.max_nnodes",
+    "MAX_RESTARTS": "write it as compute.max_restarts",
+    "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
+    "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
+    "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
+    "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
+}
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _OpenSection(BaseModel):
+    """A section that takes LLaMA-Factory's arguments beside its own fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    def extra_arguments(self) -> dict[str, Any]:
+        """The LLaMA-Factory arguments among the section's values, under their own names."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ModelSpec(_Section):
+    """The model, and all that decides how a conversation is put to it: the same in training, serving and export."""
+
+    name_or_path: str = Field(min_length=1)
+    """A folder (relative to the workspace, or absolute) or a hub id such as Qwen/Qwen2.5-7B-Instruct."""
+    template: str | None = None
+    """LLaMA-Factory's name of the chat template. Left out: the one that it lists the model with, by id or folder name.
+
+    null, or where it lists none: LLaMA-Factory takes the tokenizer's own, or none at all."""
+    adapter_name_or_path: str | None = None
+    """A LoRA adapter to start from, or to serve where the spec does not train."""
+    default_system: str | None = None
+    """System text where a record has none. None: the template's own."""
+    enable_thinking: bool | None = None
+    """For reasoning templates: whether the model may think. None: LLaMA-Factory's default."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model is run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub. None: main."""
+
+
+class TrainSpec(_OpenSection):
+    """`llamafactory-cli train`: the fields below, and any other argument of LLaMA-Factory under its own name."""
+
+    stage: Literal["pt", "sft", "rm", "ppo", "dpo", "kto"] = "sft"
+    """Training stage."""
+    finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
+    """What is trained: an adapter (lora, oft), some layers (freeze) or all weights (full)."""
+    lora_target: str | list[str] | None = None
+    """Modules that get an adapter, comma-separated, or all. None: LLaMA-Factory's default, all."""
+    max_samples: int | None = Field(None, gt=0)
+    """Train on the first N records only. None: all."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Every argument of the section; our own fields are left out where they are None."""
+        own = {key: value for key in type(self).model_fields if (value := getattr(self, key)) is not None}
+        return {**own, **self.extra_arguments()}
+
+
+class ServeSpec(_OpenSection):
+    """`llamafactory-cli api`: the fields below, and any argument of LLaMA-Factory that api takes."""
+
+    infer_backend: Literal["huggingface", "vllm", "sglang"] = "huggingface"
+    """LLaMA-Factory's inference engine. huggingface answers one request at a time."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but 127.0.0.1 opens the model to the network."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port to listen on. None: a free one for a benchmark, 6006 for `serve`."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the server. None: the compute section's."""
+    max_concurrent: int = Field(1, ge=1)
+    """Requests that the huggingface engine works on at once (MAX_CONCURRENT)."""
+    start_timeout_s: float = Field(900, gt=0)
+    """How long loading the model may take, in seconds."""
+    url: str | None = Field(None, pattern=r"^https?://")
+    """An OpenAI-compatible server that runs already, up to and including /v1: nothing is started then."""
+    model_name: str | None = None
+    """The model's name on the server at `url`. None: the only one that it lists."""
+
+
+class ExportSpec(_OpenSection):
+    """`llamafactory-cli export`: the folder, and any argument of LLaMA-Factory that export takes."""
+
+    export_dir: str | None = None
+    """Where the whole model goes, relative to the workspace, or absolute. None: export/ in the run folder."""
+
+
+class ComputeSpec(_Section):
+    """Where the training runs, in the words of LLaMA-Factory's launcher.py, which makes torchrun's command of them."""
+
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES, such as "0" or "0,1". None: as in the environment."""
+    nproc_per_node: int | None = Field(None, ge=1)
+    """Processes that torchrun starts on this machine. None: LLaMA-Factory decides by the devices it sees."""
+    nnodes: int | None = Field(None, ge=1)
+    """Machines; the same spec is launched on each. None: this one alone."""
+    node_rank: int | None = Field(None, ge=0)
+    """Which of them this is, from 0. None: NODE_RANK of the environment, else 0."""
+    master_addr: str | None = Field(None, min_length=1)
+    """Name or address of the machine with rank 0."""
+    master_port: int | None = Field(None, ge=1, le=65535)
+    """A port that is free there."""
+    rdzv_id: str | None = Field(None, min_length=1)
+    """Elastic training: an id that the machines share."""
+    min_nnodes: int | None = Field(None, ge=1)
+    """Elastic: how few machines are enough."""
+    max_nnodes: int | None = Field(None, ge=1)
+    """Elastic: how many there may be."""
+    max_restarts: int | None = Field(None, ge=0)
+    """Elastic: how often failed processes are started again."""
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
+
+    @model_validator(mode="after")
+    def _variables_have_their_place(self) -> Self:
+        for name in self.env:
+            if name in OWNED_VARIABLES:
+                raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
+            if is_secret(name):
+                raise ValueError(f"env holds {name}, by its name a secret: it would be kept with the run; export it")
+        return self
+
+
+class RunSpec(_Section):
+    """One run: what is trained on what, how it is served, and which benchmarks follow."""
+
+    name: str = Field(pattern=NAME)
+    """Begins the run's id. Letters, digits, dot, underscore, hyphen; at most 64."""
+    model: ModelSpec | None = None
+    """The model. None only where serve.url names a server."""
+    dataset: str | list[str] | None = None
+    """What is trained on: a dataset of dataset_info/ (its train split), or several."""
+    eval_dataset: str | list[str] | None = None
+    """Datasets whose loss is taken during training (train.eval_strategy says when). None: none."""
+    train: TrainSpec | None = None
+    """Arguments of `llamafactory-cli train`. None: nothing is trained, the model is benchmarked as it is."""
+    serve: ServeSpec = ServeSpec()
+    """How the model is served for benchmarks and `serve`."""
+    export: ExportSpec = ExportSpec()
+    """How `export` writes the whole model."""
+    benchmark: list[BenchmarkSpec] = []
+    """Benchmarks, in order."""
+    compute: ComputeSpec = ComputeSpec()
+    """Devices and processes."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of the training."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.train is not None and not self.datasets:
+            raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
+        if self.train is None and self.dataset is not None:
+            raise ValueError("dataset is there, but no train section: add train: {} with at least the learning rate")
+        if self.eval_dataset is not None and self.train is None:
+            raise ValueError("eval_dataset is for the loss during training, and there is no train section")
+        if self.train is None and not self.benchmark and not {"serve", "export"} & self.model_fields_set:
+            raise ValueError("nothing to do: add a train section, a benchmark list, or serve or export")
+        if self.serve.url is None and self.model is None:
+            raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
+        if self.serve.url is not None and any(
+            mark in self.serve.url for mark in "@?#"
+        ):  # not shown: it is kept nowhere
+            raise ValueError("serve.url holds a user, a ? or a #: leave that out; a key goes into ORCHESTRATOR_API_KEY")
+        if self.serve.url is not None and self.train is not None:
+            raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
+        if self.serve.url is not None and any(item.base_model for item in self.benchmark):
+            raise ValueError("benchmark.base_model cannot be had from serve.url")
+        return self
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names in dataset."""
+        return _names(self.dataset)
+
+    @property
+    def eval_datasets(self) -> list[str]:
+        """The names in eval_dataset."""
+        return _names(self.eval_dataset)
+
+    @property
+    def eval_names(self) -> dict[str, str]:
+        """Name in eval_dataset -> its name in dataset_info.json, another one where it is trained on too."""
+        taken, names = {*self.datasets, *self.eval_datasets}, {}
+        for name in self.eval_datasets:
+            names[name] = name
+            while name in self.datasets and names[name] in taken:
+                names[name] += "-validation"
+            taken.add(names[name])
+        return names
+
+
+def _names(value: str | list[str] | None) -> list[str]:
+    """As LLaMA-Factory reads them: text is split at commas."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable holds a key or a token, by its name."""
+    return bool(re.search(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", name.upper()))
+
+
+_OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": ServeSpec, "export": ExportSpec}
+_TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
+
+
+# LLaMA-Factory's names of what the model section holds, and its fields.
+MODEL_PLACES: dict[str, str] = {
+    "model_name_or_path": "name_or_path",
+    "adapter_name_or_path": "adapter_name_or_path",
+    "template": "template",
+    "default_system": "default_system",
+    "enable_thinking": "enable_thinking",
+    "trust_remote_code": "trust_remote_code",
+    "model_revision": "revision",
+}
+
+
+def model_arguments(model: ModelSpec) -> dict[str, Any]:
+    """The arguments that training, serving and export share, under LLaMA-Factory's names."""
+    arguments = {name: getattr(model, field) for name, field in MODEL_PLACES.items()}
+    arguments["trust_remote_code"] = model.trust_remote_code or None
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]:
+    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
+
+    Args:
+        spec: what is trained.
+        model: what it starts from, the spec's own or the same with absolute paths.
+    """
+    if spec.train is None or not spec.datasets or model is None:
+        raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    evaluated = {"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}
+    return {
+        **model_arguments(model),
+        "do_train": True,
+        **spec.train.arguments(),
+        "dataset": ",".join(spec.datasets),
+        **evaluated,
+        "dataset_dir": ".",
+        "output_dir": "output",
+        "seed": spec.seed,
+        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
+    }
+
+
+def serving_arguments(model: ModelSpec, serve: ServeSpec) -> dict[str, Any]:
+    """Everything that `llamafactory-cli api` is given."""
+    return {**model_arguments(model), "infer_backend": serve.infer_backend, **serve.extra_arguments()}
+
+
+def exporting_arguments(model: ModelSpec, export: ExportSpec, folder: str) -> dict[str, Any]:
+    """Everything that `llamafactory-cli export` is given."""
+    return {**model_arguments(model), **export.extra_arguments(), "export_dir": folder}
+
+
+def load_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    arguments: Mapping[str, Argument] | None = None,
+    rules: Sequence[Rule] = RULES,
+) -> RunSpec:
+    """Read a spec file and check it as a whole.
+
+    Args:
+        path: the YAML file, at most 1 MiB, UTF-8.
+        overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
+        arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
+        rules: LLaMA-Factory's rules between them.
+
+    Raises:
+        SpecError: every problem at once, each with file:line:column and dotted path.
+    """
+    source = read_yaml(path)
+    for override in overrides:
+        set_value(source, override)
+    return validate_spec(source, arguments, rules)
+
+
+def validate_spec(
+    source: YamlSource, arguments: Mapping[str, Argument] | None = None, rules: Sequence[Rule] = RULES
+) -> RunSpec:
+    """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
+    problems = [
+        *_value_problems(source.value, ()),
+        *_section_problems(source.value, "train", "train", arguments),
+        *_section_problems(source.value, "serve", "api", arguments),
+        *_section_problems(source.value, "export", "export", arguments),
+    ]
+    spec = None
+    try:
+        spec = RunSpec.model_validate(source.value)
+    except ValidationError as error:
+        problems += [found for detail in error.errors()[:MAX_PROBLEMS] for found in _explain(detail)]
+    if problems or spec is None:
+        first = dict(reversed(problems))  # of several at one place, the first says it best
+        raise SpecError(source.report(list(first.items())), f"edit {source.path}")
+    if arguments is None:
+        return spec
+    spec = _typed(spec, arguments)
+    broken: dict[tuple[Location, str], None] = {}  # one model for both: what it breaks is said once
+    if spec.train is not None:
+        given = training_arguments(spec, spec.model)
+        broken |= dict.fromkeys(rule_problems("train", given, "train", source.value, arguments, rules))
+    if spec.model is not None and spec.serve.url is None:
+        given = serving_arguments(spec.model, spec.serve)
+        broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
+    if spec.model is not None and "export" in spec.model_fields_set:
+        given = exporting_arguments(spec.model, spec.export, "export")
+        broken |= dict.fromkeys(rule_problems("export", given, "export", source.value, arguments, rules))
+    if broken:
+        raise SpecError(source.report(list(broken)), f"edit {source.path}")
+    return spec
+
+
+def spec_json(spec: RunSpec) -> dict[str, Any]:
+    """The resolved spec, every default written out, as plain JSON values."""
+    return spec.model_dump(mode="json")
+
+
+def spec_sha256(spec: RunSpec) -> str:
+    """Hash of the resolved spec; equal specs hash equally, however they were written."""
+    return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
+
+
+def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
+    """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
+    changes: dict[str, Any] = {}
+    for name in _OPEN_SECTIONS:
+        section = getattr(spec, name)
+        if section is not None:
+            typed = {
+                key: arguments[key].typed(value) if key in arguments else value
+                for key, value in section.extra_arguments().items()
+            }
+            changes[name] = type(section).model_validate({**section.model_dump(), **typed})
+    return spec.model_copy(update=changes)
+
+
+def _value_problems(value: object, at: Location) -> list[tuple[Location, str]]:
+    """Values that LLaMA-Factory's reader, or any file or command line, would change."""
+    if isinstance(value, Mapping):
+        keys = [((*at, str(key)), problem) for key in value if (problem := _text_problem(str(key)))]
+        return keys + [found for key, item in value.items() for found in _value_problems(item, (*at, str(key)))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in _value_problems(item, (*at, index))]
+    if isinstance(value, str):
+        problem = _text_problem(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = f"{value} is no number that could be passed on"
+    elif value is None or isinstance(value, bool | int | float):
+        problem = ""
+    else:
+        kind = "a date" if isinstance(value, date) else "something with a type of its own"
+        problem = f'YAML takes it for {kind}; for text write it in quotes: "..."'
+    return [(at, problem)] if problem else []
+
+
+def _text_problem(text: str) -> str:
+    if "${" in text:
+        return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
+    if "\0" in text:
+        return "a null byte cannot be passed on"
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return "a lone surrogate is no text that could be written to a file"
+    return ""
+
+
+def _section_problems(
+    raw: object, section: str, command: str, arguments: Mapping[str, Argument] | None
+) -> list[tuple[Location, str]]:
+    values = raw.get(section) if isinstance(raw, Mapping) else None
+    if not isinstance(values, Mapping):
+        return []  # Pydantic says so
+    typed_fields = _OPEN_SECTIONS[section].model_fields
+    problems: list[tuple[Location, str]] = []
+    for key, value in values.items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        if key in typed_fields:
+            continue
+        if not isinstance(key, str):
+            problems.append(((section, str(key)), "an argument's name is a string"))
+        elif key in OWNED:
+            problems.append(((section, key), f"the run layer sets {key}: {OWNED[key]}"))
+        elif arguments is not None:
+            problem = argument_problem(key, value, command, arguments, also_known=typed_fields)
+            if problem:
+                problems.append(((section, key), problem))
+    return problems
+
+
+def _explain(detail: Any) -> list[tuple[Location, str]]:
+    at: Location = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return [(at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1])))]
+    if detail["type"] == "missing":
+        return [(at, "missing")]
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    for field in _TEXT_OR_LIST:  # `str | list[str]`: Pydantic names the alternative, and reports each
+        depth = len(field)
+        if at[:depth] == field:
+            if at[depth:] == ("str",) and isinstance(detail["input"], list):
+                return []
+            rest = at[depth + 1 :]
+            at, message = (*field, *rest), "expected text" if rest else "expected text, or a list of texts"
+            break
+    shown = repr(detail["input"])
+    is_scalar = not isinstance(detail["input"], dict | list) and len(shown) <= 80
+    return [(at, f"{message} (got {shown})" if at and is_scalar else message)]
+
+
+def _fields_of(at: Location) -> list[str]:
+    sections: dict[str | int, type[BaseModel]] = {
+        "model": ModelSpec,
+        "train": TrainSpec,
+        "serve": ServeSpec,
+        "export": ExportSpec,
+        "benchmark": BenchmarkSpec,
+        "compute": ComputeSpec,
+    }
+    return list((sections.get(at[0], RunSpec) if at else RunSpec).model_fields)

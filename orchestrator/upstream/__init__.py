@@ -1,0 +1,1 @@
+"""The LLaMA-Factory that is installed: read, never imported."""

@@ -1,0 +1,354 @@
+"""LLaMA-Factory's arguments, read from the source files of the installation that will run.
+
+Covered: name, types, default, choices (Literal, string enums, declared lists), help and command of each field of its
+argument dataclasses and of transformers' TrainingArguments. Read with ast, never imported: a fraction of a second, and
+true for that version.
+Not covered: whether a value is right (argument_check.py); rules between arguments (rules.py).
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.upstream.installation import Installation, parse_source
+
+# What each command reads (hparams/parser.py); export is as api.
+_CLASSES = {
+    "ModelArguments": frozenset({"train", "api", "export"}),
+    "DataArguments": frozenset({"train", "api", "export"}),
+    "TrainingArguments": frozenset({"train"}),
+    "FinetuningArguments": frozenset({"train", "api", "export"}),
+    "GeneratingArguments": frozenset({"train", "api", "export"}),
+}
+_FILES = ("model_args.py", "data_args.py", "training_args.py", "finetuning_args.py", "generating_args.py")
+_KINDS = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Path": "str",
+    "list": "list",
+    "List": "list",
+    "Sequence": "list",
+    "tuple": "list",
+    "Tuple": "list",
+    "dict": "dict",
+    "Dict": "dict",
+    "Mapping": "dict",
+}
+
+
+class Computed(Enum):
+    """Stands where a default is no plain value of the source."""
+
+    COMPUTED = "computed"
+
+
+COMPUTED = Computed.COMPUTED
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of llamafactory-cli."""
+
+    name: str
+    kinds: frozenset[str]
+    """Of int, float, bool, str, list, dict: what it may be. Empty: unknown, nothing is checked."""
+    choices: tuple[str | int | float | bool, ...] | None
+    """The only values that it may have. None: any."""
+    optional: bool
+    """Whether it may be null."""
+    commands: frozenset[str]
+    """Of train, api, export: which take it."""
+    default: Any = COMPUTED
+    """What it is where nothing is said, as a JSON value. COMPUTED: known when LLaMA-Factory starts, or required."""
+    help: str = ""
+    """LLaMA-Factory's or transformers' own sentence about it, on one line."""
+
+    def typed(self, value: Any) -> Any:
+        """The value in the declared type: 1e5 is an int where only an int will do. An int does for a float as it is."""
+        if isinstance(value, float) and value.is_integer() and "int" in self.kinds and "float" not in self.kinds:
+            return int(value)
+        return value
+
+
+def read_arguments(installation: Installation) -> dict[str, Argument]:
+    """Every argument of the installation by name.
+
+    Raises:
+        PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
+    """
+    if installation.package is None:
+        raise PrerequisiteError(
+            f"{installation.cli}: its Python, {installation.python}, has no package llamafactory",
+            f"{installation.python} -m pip install llamafactory",
+        )
+    if installation.training_args is None:
+        raise PrerequisiteError(
+            f"{installation.python} has no package transformers, whose arguments LLaMA-Factory takes",
+            f"{installation.python} -m pip install llamafactory",
+        )
+    own = [parse_source(installation.package / "hparams" / name) for name in _FILES]
+    folder = installation.training_args.parent
+    theirs = [parse_source(folder / name) for name in ("training_args.py", "training_args_seq2seq.py")]
+    enums = _enums([installation.package / "extras" / "constants.py", folder / "trainer_utils.py"], theirs)
+    split = _split_names(own)
+    base = _Classes(theirs, {}, enums, split, installation.versions)
+    # Both have a class TrainingArguments: LLaMA-Factory's is looked up first, its bases then in transformers'.
+    classes = _Classes(own, base.fields_by_class(), enums, split, installation.versions)
+    found: dict[str, Argument] = {}
+    for name, commands in _CLASSES.items():
+        if name not in classes.nodes:
+            raise PrerequisiteError(
+                f"{installation.package}/hparams has no class {name}", 'pip install "llamafactory>=0.9.5"'
+            )
+        found |= {key: replace(argument, commands=commands) for key, argument in classes.fields(name).items()}
+    return found
+
+
+class _Classes:
+    """The dataclasses of some modules, and the arguments they declare."""
+
+    def __init__(
+        self,
+        modules: Iterable[ast.Module],
+        elsewhere: Mapping[str, dict[str, Argument]],
+        enums: Mapping[str, dict[str, str]],
+        split: frozenset[str],
+        versions: Mapping[str, str],
+    ) -> None:
+        self.nodes: dict[str, ast.ClassDef] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self.elsewhere = elsewhere
+        self.enums = enums
+        self.split = split
+        self.versions = versions
+        for module in modules:
+            for node in _statements(module.body):
+                if isinstance(node, ast.ClassDef):
+                    self.nodes[node.name] = node
+                elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                    # BaseTrainingArguments = Seq2SeqTrainingArguments, in one branch of an if
+                    for target in node.targets:
+                        if isinstance(target, ast.Name):
+                            self.aliases.setdefault(target.id, []).append(node.value.id)
+
+    def fields_by_class(self) -> dict[str, dict[str, Argument]]:
+        return {name: self.fields(name) for name in self.nodes}
+
+    def fields(self, name: str) -> dict[str, Argument]:
+        """A class's own fields over those of its bases, the leftmost base over the others."""
+        node = self.nodes.get(name)
+        if node is None:
+            named = [self.elsewhere[each] for each in [name, *self.aliases.get(name, [])] if each in self.elsewhere]
+            return named[0] if named else {}
+        found: dict[str, Argument] = {}
+        for base in reversed(node.bases):
+            # A base of the same name is the one of the other modules.
+            label = _last_name(base)
+            found |= self.elsewhere.get(label, {}) if label == name else self.fields(label)
+        constants: dict[str, Any] = {}
+        for statement in node.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                key = statement.target.id
+                if _last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
+                    found.pop(key, None)
+                else:
+                    declared = _Declared(statement.value, constants, self.enums)
+                    found[key] = self._argument(key, statement.annotation, declared)
+            else:
+                constants |= self._assigned(statement)
+        return found
+
+    def _assigned(self, statement: ast.stmt) -> dict[str, Any]:
+        """Names that a statement of a class body gives a value: transformers' default_optim, which torch decides."""
+        if isinstance(statement, ast.If):
+            holds = _holds(statement.test, self.versions)
+            taken = statement.body if holds else statement.orelse
+            taken = [*statement.body, *statement.orelse] if holds is None else taken
+            inner = {name: value for each in taken for name, value in self._assigned(each).items()}
+            return dict.fromkeys(inner, COMPUTED) if holds is None else inner
+        if isinstance(statement, ast.Assign):
+            value = _literal(statement.value, {}, self.enums)
+            return {target.id: value for target in statement.targets if isinstance(target, ast.Name)}
+        return {}
+
+    def _argument(self, name: str, annotation: ast.expr, declared: "_Declared") -> Argument:
+        kinds: set[str] = set()
+        literals: list[Any] = []
+        members: list[str] = []
+        optional, known = False, True
+        for part in _alternatives(annotation):
+            label = _last_name(part)
+            if (isinstance(part, ast.Constant) and part.value is None) or label == "NoneType":
+                optional = True
+            elif label == "Literal" and isinstance(part, ast.Subscript):
+                literals += [each.value for each in _items(part.slice) if isinstance(each, ast.Constant)]
+            elif label in self.enums:
+                members += self.enums[label].values()
+            elif label in _KINDS:
+                kinds.add(_KINDS[label])
+            else:
+                known = False
+        optional = optional or None in literals
+        values = [value for value in literals if value is not None]
+        # transformers turns the text of `SomeEnum | str` into a member, so only members will do. `Literal | str` is
+        # any text.
+        closed = bool(members or values) and not (kinds - {"str"}) and not (values and kinds)
+        choices = tuple(dict.fromkeys([*members, *values])) if closed and known else None
+        choices = choices or declared.choices
+        kinds |= {kind_of(value) for value in [*members, *values]}
+        if name in self.split or (not self.split and "str" in kinds and not closed):
+            kinds.add("list")
+        shown = frozenset(kinds) if known else frozenset[str]()
+        return Argument(name, shown, choices, optional, frozenset(), declared.default, declared.help)
+
+
+class _Declared:
+    """What stands right of a field's '=': a value, or field(default=..., metadata={"help": ..., "choices": ...})."""
+
+    def __init__(
+        self, value: ast.expr | None, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]
+    ) -> None:
+        self.default: Any = COMPUTED
+        self.help = ""
+        self.choices: tuple[str, ...] | None = None
+        if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
+            self.default = COMPUTED if value is None else _literal(value, constants, enums)
+            return
+        for keyword in value.keywords:
+            if keyword.arg == "default":
+                self.default = _literal(keyword.value, constants, enums)
+            elif keyword.arg == "default_factory":
+                self.default = _made(keyword.value, constants, enums)
+            elif keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+                pairs = zip(keyword.value.keys, keyword.value.values, strict=True)
+                metadata = {_text(key): _literal(item, constants, enums) for key, item in pairs}
+                text, listed = metadata.get("help"), metadata.get("choices")
+                self.help = " ".join(text.split()) if isinstance(text, str) else ""
+                self.choices = tuple(listed) if isinstance(listed, list) else None
+
+
+def _text(node: ast.expr | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]) -> Any:
+    """The JSON value that an expression plainly is, or COMPUTED."""
+    if isinstance(node, ast.Name):
+        return constants.get(node.id, COMPUTED)
+    if isinstance(node, ast.Attribute):
+        return enums.get(_last_name(node.value), {}).get(node.attr, COMPUTED)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):  # a long help text; 768 * 768
+        left, right = _literal(node.left, constants, enums), _literal(node.right, constants, enums)
+        if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
+            return left + right
+        product = isinstance(node.op, ast.Mult) and isinstance(left, int) and isinstance(right, int)
+        return left * right if product else COMPUTED
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return COMPUTED
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _made(factory: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]) -> Any:
+    """What a default_factory makes: list, dict, or a lambda of a plain value."""
+    if isinstance(factory, ast.Lambda):
+        return _literal(factory.body, constants, enums)
+    return {"list": [], "dict": {}}.get(_last_name(factory), COMPUTED)
+
+
+def _holds(test: ast.expr, versions: Mapping[str, str]) -> bool | None:
+    """Whether a condition on torch holds in the installation; None: it is about something else."""
+    if isinstance(test, ast.Call) and _last_name(test.func) == "is_torch_available":
+        return "torch" in versions
+    wanted = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", _last_name(test))
+    have = re.match(r"(\d+)\.(\d+)", versions.get("torch", ""))
+    if wanted is None or have is None:
+        return None
+    return (int(have[1]), int(have[2])) >= (int(wanted[1]), int(wanted[2]))
+
+
+def _enums(paths: Iterable[Path], modules: Iterable[ast.Module]) -> dict[str, dict[str, str]]:
+    """The members of string enums, name -> value, by class name; a file that is not there has none."""
+    trees = [*(parse_source(path) for path in paths if path.is_file()), *modules]
+    found: dict[str, dict[str, str]] = {}
+    for tree in trees:
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and any(_last_name(base).endswith("Enum") for base in node.bases):
+                members = {
+                    target.id: _text(each.value)
+                    for each in node.body
+                    if isinstance(each, ast.Assign) and _text(each.value)
+                    for target in each.targets
+                    if isinstance(target, ast.Name)
+                }
+                if members:
+                    found[node.name] = members
+    return found
+
+
+def _split_names(modules: Iterable[ast.Module]) -> frozenset[str]:
+    """Arguments that LLaMA-Factory splits at commas where they are text, and takes as a list too: split_arg(self.X)."""
+    return frozenset(
+        argument.attr
+        for module in modules
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and _last_name(node.func) == "split_arg"
+        for argument in node.args
+        if isinstance(argument, ast.Attribute)
+    )
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements of a module, those in the branches of an if included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            yield from _statements([*node.body, *node.orelse])
+
+
+def _is_set_later(default: ast.expr | None) -> bool:
+    """Whether a field is derived, not given: field(init=False)."""
+    return isinstance(default, ast.Call) and any(
+        keyword.arg == "init" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        for keyword in default.keywords
+    )
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    """The members of X | Y, Union[X, Y] and Optional[X], text annotations included."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _alternatives(ast.parse(node.value, mode="eval").body)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        yield from _alternatives(node.left)
+        yield from _alternatives(node.right)
+    elif isinstance(node, ast.Subscript) and _last_name(node) in ("Union", "Optional"):
+        for item in _items(node.slice):
+            yield from _alternatives(item)
+        if _last_name(node) == "Optional":
+            yield ast.Constant(None)
+    else:
+        yield node
+
+
+def _items(node: ast.expr) -> list[ast.expr]:
+    return list(node.elts) if isinstance(node, ast.Tuple) else [node]
+
+
+def _last_name(node: ast.expr) -> str:
+    """'Optional' of typing.Optional[str]; '' of what has no name."""
+    if isinstance(node, ast.Subscript):
+        return _last_name(node.value)
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def kind_of(value: object) -> str:
+    """The value's type, under the name that Argument.kinds has for it."""
+    return type(value).__name__

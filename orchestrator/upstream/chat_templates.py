@@ -1,0 +1,250 @@
+"""LLaMA-Factory's chat templates, and the one that a model goes with. Read from its source, never imported.
+
+Covered: the templates' names, which of them are for models that think, their own system texts; the models that
+LLaMA-Factory lists, by hub id, with their templates; from these, a template for a model by its id, its folder's name or
+what its configuration calls it.
+Not covered: whether the tokenizer's own chat template says the same. The type of a model decides nothing: SmolLM,
+Llama 3 and Vicuna are all of type llama.
+Writes nothing.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.models.model_files import MAX_JSON_BYTES, locate_model
+from orchestrator.specs.spec import ModelSpec
+from orchestrator.upstream.installation import Installation, parse_source
+
+_THINKS = "ReasoningTemplate"
+
+
+@dataclass(frozen=True)
+class ChatTemplates:
+    """What an installation knows; empty where its source is not there."""
+
+    names: frozenset[str] = frozenset()
+    reasoning: frozenset[str] = frozenset()
+    """Those for models that think before they answer."""
+    default_system: Mapping[str, str] = field(default_factory=dict)
+    """Template -> the system text that it puts where a conversation has none; only templates that have one."""
+    by_model: Mapping[str, frozenset[str | None]] = field(default_factory=dict)
+    """Hub id, and its part behind the owner, lower case -> templates that it is listed with. None: as a base model."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The template that a model goes with."""
+
+    template: str | None
+    """None: it is not known, or not clear."""
+    reason: str
+    """How it was found, or why not."""
+
+
+def read_templates(installation: Installation) -> ChatTemplates:
+    """The templates of an installation.
+
+    Raises:
+        PrerequisiteError: its source cannot be read.
+    """
+    if installation.package is None:
+        return ChatTemplates()
+    files = (installation.package / "data" / "template.py", installation.package / "extras" / "constants.py")
+    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
+    return _read(*files, stamps)
+
+
+@lru_cache(maxsize=4)
+def _read(template_file: Path, models_file: Path, stamps: tuple[int, ...]) -> ChatTemplates:
+    """The templates of two source files; `stamps`, when they were changed, is there for the cache."""
+    if not stamps[0]:
+        return ChatTemplates()
+    module = parse_source(template_file)
+    thinks = {_THINKS} | {
+        node.name
+        for node in module.body
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(base, ast.Name) and base.id == _THINKS for base in node.bases)
+    }
+    names: set[str] = set()
+    reasoning: set[str] = set()
+    default_system: dict[str, str] = {}
+    for keywords in _calls(module, "register_template"):
+        name, system, kind = (keywords.get(key) for key in ("name", "default_system", "template_class"))
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            names.add(name.value)
+            if isinstance(kind, ast.Name) and kind.id in thinks:
+                reasoning.add(name.value)
+            if isinstance(system, ast.Constant) and system.value:
+                default_system[name.value] = str(system.value)
+    by_model = _by_model(parse_source(models_file)) if stamps[1] else {}
+    return ChatTemplates(frozenset(names), frozenset(reasoning), default_system, by_model)
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A model as LLaMA-Factory lists it, and LLaMA Board offers it."""
+
+    hub_ids: Mapping[str, str]
+    """DEFAULT (Hugging Face), MODELSCOPE, OPENMIND -> its id there."""
+    multimodal: bool
+
+
+def read_listed_models(installation: Installation) -> dict[str, ListedModel]:
+    """The models of an installation by display name, such as Qwen2.5-7B-Instruct; empty where its source is not there.
+
+    Raises:
+        PrerequisiteError: its source cannot be read.
+    """
+    path = installation.package / "extras" / "constants.py" if installation.package else None
+    listed: dict[str, ListedModel] = {}
+    if path is None or not path.is_file():
+        return listed
+    for keywords in _calls(parse_source(path), "register_model_group"):
+        flag = keywords.get("multimodal")
+        multimodal = isinstance(flag, ast.Constant) and flag.value is True
+        for name, sources in _items(keywords.get("models")):
+            ids = {hub: str(value.value) for hub, value in _items(sources) if isinstance(value, ast.Constant)}
+            before = listed.get(name)
+            listed[name] = ListedModel(ids, multimodal or (before is not None and before.multimodal))
+    return listed
+
+
+def propose(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> Proposal:
+    """The template that LLaMA-Factory lists a model with.
+
+    Args:
+        name_or_path: the model, as a spec names it.
+        folder: its files; None where they are not on this machine.
+        templates: what read_templates found.
+    """
+    said: list[tuple[str, str, frozenset[str | None]]] = []
+    for where, name in _names(name_or_path, folder):
+        key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct
+        listed = templates.by_model.get(key) or templates.by_model.get(_last_part(key))
+        if listed:
+            said.append((where, _last_part(name), listed))
+    if not said:
+        return Proposal(None, f"LLaMA-Factory lists no model {_last_part(name_or_path)}")
+    _, name, first = said[0]
+    named = {template for _, _, listed in said for template in listed if template}
+    if not named:
+        return Proposal(None, f"LLaMA-Factory lists {name} as a base model, without a template")
+    if first == named and len(named) == 1:
+        (template,) = named
+        return Proposal(template, f"LLaMA-Factory lists {name} with {template}")
+    shown = [f"{where}, {name}, is listed {' and '.join(sorted(map(_said, listed)))}" for where, name, listed in said]
+    return Proposal(None, f"which one is not clear: {'; '.join(shown)}")
+
+
+def with_found_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
+    """The model with the template that it is listed with, where the spec leaves template out; and how it was found.
+
+    An explicit null stays null, and so does what a resolved spec says: a rerun is never resolved anew.
+    """
+    if "template" in model.model_fields_set:
+        return model, ""
+    folder = locate_model(model.name_or_path, root, model.revision)
+    found = propose(model.name_or_path, folder, read_templates(installation))
+    return model.model_copy(update={"template": found.template}), found.reason
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model's tokenizer brings a chat template of its own."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
+    """What a model is called, and where: its id or folder first."""
+    if folder is None:
+        yield "the model's id", name_or_path
+        return
+    cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", str(folder))  # the hub's cache
+    if cached:
+        yield "the model's id", cached[1].replace("--", "/", 1)
+    else:
+        yield "the folder", _last_part(name_or_path)
+    config = _json(folder / "config.json")
+    for key in ("_name_or_path", "_model_name_or_path"):
+        name = config.get(key)
+        if isinstance(name, str) and name.strip("/"):
+            yield f"config.json's {key}", name
+
+
+def _last_part(name: str) -> str:
+    return Path(name).name or name
+
+
+def _said(template: str | None) -> str:
+    return f"with {template}" if template else "as a base model"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A small JSON file of a model; empty where it is not there or broken, which model_files reports."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            return {}
+        read = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
+    """register_model_group's models. Within a group, only chat models have its template, by marks in their names."""
+    marks = _chat_marks(module.body)
+    listed: dict[str, tuple[set[str], str | None]] = {}  # display name -> its hub ids and its template
+    for keywords in _calls(module, "register_model_group"):
+        models, template, multimodal = (keywords.get(key) for key in ("models", "template", "multimodal"))
+        group = template.value if isinstance(template, ast.Constant) and isinstance(template.value, str) else None
+        whole = isinstance(multimodal, ast.Constant) and multimodal.value is True
+        for name, sources in _items(models):
+            ids = {str(value.value) for _, value in _items(sources) if isinstance(value, ast.Constant)}
+            is_chat = whole or any(mark in name for mark in marks)
+            # As in the dict there: a later entry of a name replaces its ids, but a template that it had is kept.
+            kept = listed[name][1] if name in listed else None
+            listed[name] = (ids, group if group and is_chat else kept)
+    found: dict[str, set[str | None]] = {}
+    for ids, its_template in listed.values():
+        for hub_id in ids:
+            for key in {hub_id.lower(), hub_id.lower().rpartition("/")[2]}:
+                found.setdefault(key, set()).add(its_template)
+    return {key: frozenset(templates) for key, templates in found.items()}
+
+
+def _chat_marks(body: Iterable[ast.stmt]) -> tuple[str, ...]:
+    """("-Chat", "-Instruct", ...), as register_model_group itself has them."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == "register_model_group":
+            for part in ast.walk(node):
+                if isinstance(part, ast.Tuple) and part.elts:
+                    values = [each.value for each in part.elts if isinstance(each, ast.Constant)]
+                    if len(values) == len(part.elts) and all(isinstance(each, str) for each in values):
+                        return tuple(map(str, values))
+    return ()
+
+
+def _calls(module: ast.Module, function: str) -> Iterator[dict[str | None, ast.expr]]:
+    """The keywords of each call of a function among the module's own statements: docstrings hold examples."""
+    for statement in module.body:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function:
+            yield {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def _items(node: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
+    """Keys and values of a dict in the source; a key that is no text (DownloadSource.DEFAULT) by its last name."""
+    if isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield str(key.value), value
+            elif isinstance(key, ast.Attribute):
+                yield key.attr, value
