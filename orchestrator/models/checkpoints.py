@@ -122,8 +122,11 @@ def choose_checkpoint(
 def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
     """How many processes a training has, as far as its spec tells. None: LLaMA-Factory decides by the devices it sees.
 
-    Without nproc_per_node that is one for each device that the spec names, on a machine with GPUs.
+    Without nproc_per_node that is one for each device that the spec names, on a machine with GPUs. Of several machines
+    it is not known either: each may keep the states of its own processes alone.
     """
+    if compute.nnodes not in (None, 1) or compute.rdzv_id is not None:
+        return None
     if compute.nproc_per_node is not None:
         return compute.nproc_per_node
     devices = [each for each in (compute.devices or "").split(",") if each.strip()]
