@@ -80,7 +80,7 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
-        raise SpecError(f"{spec.name} neither trains nor benchmarks", "try serve, chat or export with it")
+        raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
     if how.exclusive and not how.wait:
         with held(_devices(spec, how), None):
             pass

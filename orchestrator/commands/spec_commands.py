@@ -4,6 +4,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 """
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,7 +129,7 @@ def import_spec(
         for path in [spec, *entries]:
             typer.echo(path)
     session.load_spec(spec)  # what is wrong with the original is wrong with the spec: said, with the place
-    say(f"next: orchestrator check {spec}")
+    say(f"next: orchestrator check {shlex.quote(str(spec))}")
 
 
 @app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
