@@ -1,13 +1,12 @@
 """What decides a run's outcome beside its spec: collected before it starts, compared before it is repeated.
 
 Covered: package versions, platform, GPUs, git commit of the workspace, hashes of data, model and adapter.
-Not covered: whether two runs came to the same result (pipeline.py compares their losses).
+Not covered: how much a difference matters (drift.py); whether two runs came to the same (verdict.py).
 Writes nothing.
 """
 
-import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.processes.process import run_short
 from orchestrator.runs.record import DataFacts, Facts
-from orchestrator.specs.spec import RunSpec, spec_json
+from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 
 
@@ -77,14 +76,6 @@ def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
     )
 
 
-def drift(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts) -> list[str]:
-    """Each thing that differs, in a line: 'spec train.num_train_epochs: 2 then, 1 now'."""
-    old, new = flat(spec_json(spec_then)), flat(spec_json(spec_now))
-    changed = [(f"spec {key}", old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
-    lines = [f"{what}: {short(one)} then, {short(other)} now" for what, one, other in changed if one != other]
-    return lines + [f"{what}: {one} then, {other} now" for what, one, other in fact_differences(then, now)]
-
-
 def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
     """Each fact that differs: what it is, and both values, hashes cut short."""
     return [(each.what, short(each.then), short(each.now)) for each in differing_facts(then, now)]
@@ -125,17 +116,6 @@ def differing_facts(then: Facts, now: Facts) -> list[DifferingFact]:
         DifferingFact("git", "", "uncommitted changes in git", then.git_dirty, now.git_dirty),
     ]
     return [each for each in facts if each.then != each.now]
-
-
-def compare_losses(then: Sequence[float], now: Sequence[float]) -> str:
-    """Whether the first logged losses of two runs are the same, in a sentence."""
-    shared = list(zip(then, now, strict=False))
-    if not shared:
-        return "no losses to compare: fewer steps than logging_steps"
-    for number, (old, new) in enumerate(shared, start=1):
-        if old != new and not (math.isnan(old) and math.isnan(new)):
-            return f"the losses differ from logged loss {number} on: {old:.6g} then, {new:.6g} now"
-    return f"the first {len(shared)} logged losses are the same"
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:

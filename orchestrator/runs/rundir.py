@@ -112,10 +112,6 @@ class RunDir:
         return self.path / "logs" / "train.log"
 
     @property
-    def api_log(self) -> Path:
-        return self.path / "logs" / "api.log"
-
-    @property
     def export_log(self) -> Path:
         return self.path / "logs" / "export.log"
 
