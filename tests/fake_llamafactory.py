@@ -184,7 +184,8 @@ def _truncate(path: Path) -> None:
 def export(arguments: dict) -> None:
     mode = os.environ.get("FAKE_EXPORT", "")
     folder = Path(arguments["export_dir"])
-    assert (Path(arguments["adapter_name_or_path"]) / "adapter_config.json").is_file()
+    adapter = arguments.get("adapter_name_or_path")
+    assert adapter is None or (Path(adapter) / "adapter_config.json").is_file()
     if mode == "dies":
         sys.exit(OUT_OF_MEMORY)
     shutil.copytree(arguments["model_name_or_path"], folder, dirs_exist_ok=True)

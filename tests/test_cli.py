@@ -673,6 +673,29 @@ def test_an_export_overwrites_nothing_and_needs_an_adapter(toy, tmp_path):
     assert toy.calls("export") == []
 
 
+def test_the_model_of_a_spec_that_trains_nothing_is_exported_and_served(toy, tmp_path):
+    """As its export and serve sections say; the export is a run of its own, with spec and record."""
+    spec = tmp_path / "merge me.yaml"
+    spec.write_text(
+        "name: merge\nmodel: {name_or_path: models/tiny, template: default}\n"
+        "serve: {max_new_tokens: 7}\nexport: {export_dir: merged, export_size: 2}\n"
+    )
+    done = toy.run("export", spec)
+    assert (done.code, done.out) == (0, f"{toy.root / 'merged'}\n"), done.err
+    (call,) = toy.calls("export")
+    assert call["arguments"]["export_size"] == 2 and call["arguments"]["template"] == "default"
+    (run,) = [path for path in toy.run_folders() if path.name.startswith("merge-")]
+    record = toy.record(run)
+    assert (record["status"], record["commands"]["export"][1:]) == ("done", ["export", "export.yaml"])
+    assert (run / "spec.yaml").is_file()
+    again = toy.run("export", spec)
+    assert again.code == 2 and "is there already and not empty" in again.err
+    assert toy.run("chat", spec).code == 0  # no stdin: it ends at once
+    assert toy.calls("api")[-1]["arguments"]["max_new_tokens"] == 7
+    refused = toy.run("launch", spec)
+    assert refused.code == 2 and "neither trains nor benchmarks" in refused.err
+
+
 @pytest.mark.parametrize(("mode", "said"), [("dies", OUT_OF_MEMORY), ("truncated", "model.safetensors is cut off")])
 def test_an_export_that_fails_says_so_and_is_not_taken_for_a_model(toy, mode, said):
     done = toy.run("export", "toy", FAKE_EXPORT=mode)
