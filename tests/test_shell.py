@@ -60,6 +60,7 @@ SCRIPTS = {
     "arrays over lines": "a=(a 'b c' # comment's\n d\n); a+=(e 'f g'); run \"${a[@]}\"",
     "empty arrays": 'a=(); run "${a[@]}" x ${a[@]} "p${a[@]}" "${a[*]}" ""; run "${a[@]}"',
     "adding": "A=1; A+=2; run $A; B=(1); B+=(2); run ${B[@]}",
+    "a line that ends within a name": "A=1; AB=2; run $A\\\nB $A\\\n -c \"$A\\\nB\"",
     "continued lines": "run a\\\n b\\\nc \\\n   'd\\\ne' \"f\\\ng\"",
     "escapes of bash": r"""run $'a\tb\x41\'\u00e9\101\n\\' $"q" '\t'""",
     "a dollar alone": """run $ a$ "$" "a$" $. '$'""",
@@ -75,7 +76,7 @@ SCRIPTS = {
     "values beside each other": "A=a; B=$A/b-$A; run $B/$A-$B$A",
     "a variable before a command is not its argument's": "A=1; A=2 run $A",
     "functions": "f() { run in; }\nf\nfunction g { run $A; }\nA=1 g",
-    "groups": "(run a); { run b; run c; } >/dev/null; ! run d || :",
+    "groups": "{ (run a) }; if (run b) then { run c; } fi; (run a); { run b; run c; } >/dev/null; ! run d || :",
     "branches": "if true; then run a; else :; fi; case x in (a|b) : ;; x) run c ;; esac; [[ a =~ (b|a) ]] && run d",
     "loops": "for i in 1; do run x; done; while false; do :; done; for ((i=0;i<1;i++)); do run y; done",
     "arithmetic": "((x=1)); run a; if ((1 < 2)); then run b; fi",
@@ -118,6 +119,9 @@ def test_words_are_those_that_bash_passes(name: str, tmp_path: Path) -> None:
         assert ours == said_by_bash(script.replace("\r\n", "\n"), tmp_path)
 
 
+# Bash has more corners than anyone has looked into: the same texts each time, so that one that is found late is found by
+# whoever changes these two lists or what reads them, and not by anybody else.
+ALIKE = settings(deadline=None, max_examples=30, derandomize=True)
 PARTS = [
     "a", " ", "'b  c'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "${B}x", "~x", "; run ", '"${E[@]}"', "${E[@]}",
     "${E[*]}", '"${E[*]}"', "${B##*/}", "${B%.*}", "${N:-'q  r'}", '"${N:-"s  t"}"', "$'u\\tv'", '""', "''", "#", "=",
@@ -127,12 +131,12 @@ PARTS = [
 ]  # fmt: skip
 SAYING = """
 run() { printf 'run\\0%s\\0' "$#" >&3; [ "$#" = 0 ] || printf '%s\\0' "$@" >&3; }
-for text in "$@"; do printf 'text\\0' >&3; (eval "$text") 2>/dev/null; done 3>&1
+for text in "$@"; do printf 'text\\0' >&3; (eval "$text") 2>/dev/null; done 3>&1; true
 """
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash")
-@settings(deadline=None, max_examples=30)
+@ALIKE
 @given(st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=9).map("".join), min_size=30, max_size=30))
 def test_random_words_are_those_that_bash_passes(texts: list[str]) -> None:
     """Thirty texts for each start of bash."""
@@ -145,7 +149,9 @@ def test_random_words_are_those_that_bash_passes(texts: list[str]) -> None:
 
 
 def _is_known(text: str) -> bool:
-    return not any(command.unresolved for command in read_commands(text, "run.sh"))
+    """Whether all its words are known, and all its commands there."""
+    found = read_commands(text, "run.sh")
+    return not any(command.unresolved or command.words[0] not in ("run", "unset") for command in found)
 
 
 def _calls(said: str) -> list[list[str]]:
@@ -158,13 +164,13 @@ def _calls(said: str) -> list[list[str]]:
 
 
 PIECES = [
-    "a", " ", "'b'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "\\", "\n", ";", "|", "&&", "#", "$", "${B}x", "~x",
+    "a", " ", "'b'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "\\", "\n", ";", "|", "&&", "#", "${B}x", "~x",
     "if", "then", "fi", "{", "}", "(", ")", ">", "2>&1", "for x in", "do", "done", "((", "))", "[[ a ]]", "!",
 ]  # fmt: skip
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash")
-@settings(deadline=None, max_examples=30)
+@ALIKE
 @given(st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join), min_size=40, max_size=40))
 def test_texts_are_refused_where_bash_refuses_them(texts: list[str]) -> None:
     """Forty texts for each start of bash; where both take a text, that is compared above."""
