@@ -119,8 +119,8 @@ def test_words_are_those_that_bash_passes(name: str, tmp_path: Path) -> None:
         assert ours == said_by_bash(script.replace("\r\n", "\n"), tmp_path)
 
 
-# Bash has more corners than anyone has looked into: the same texts each time, so that one that is found late is found by
-# whoever changes these two lists or what reads them, and not by anybody else.
+# Bash has more corners than anyone has looked into: the same texts each time, so that one that is found late is found
+# by whoever changes these two lists or what reads them, and not by anybody else.
 ALIKE = settings(deadline=None, max_examples=30, derandomize=True)
 PARTS = [
     "a", " ", "'b  c'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "${B}x", "~x", "; run ", '"${E[@]}"', "${E[@]}",
