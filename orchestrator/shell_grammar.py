@@ -101,6 +101,8 @@ class Parser:
             chains.append(self._chain())
             if self._is_operator(";", "&"):
                 self._advance()
+            elif self._is_word(*_CLOSERS) and not isinstance(chains[-1][-1][1], Simple):
+                break  # { (a) }
             elif self.token.kind not in ("newline", "end") and not self._is_operator(")", ";;", ";&", ";;&"):
                 self._refuse()
         return chains

@@ -13,7 +13,8 @@ MAX_DEPTH = 50  # of one construct within another
 
 NAME = "[A-Za-z_][A-Za-z0-9_]*"
 ASSIGNMENT = re.compile(rf"({NAME})(?:\[([^]]*)\])?(\+?)=", re.ASCII)
-PARAMETER = re.compile(rf"\$(?:({NAME})|[0-9@*#?$!-])", re.ASCII)
+# A line may end within a name too.
+PARAMETER = re.compile(r"\$(?:([A-Za-z_](?:(?:\\\r?\n)*[A-Za-z0-9_])*)|[0-9@*#?$!-])", re.ASCII)
 _OPERATOR = re.compile(r"&>>|&>|&&|\|\||\|&|;;&|;&|;;|<<<|<<-|<<|<>|<&|>>|>&|>\||[;&|()<>]")
 _REDIRECTIONS = frozenset({"&>>", "&>", "<<<", "<<-", "<<", "<>", "<&", ">>", ">&", ">|", "<", ">"})
 _META = frozenset(" \t\n;&|()<>")
@@ -79,7 +80,7 @@ class Lexer:
                 redirected = True
             else:
                 self.at = word_end(text, start, self.depth)
-                word = text[start : self.at]
+                word = re.sub(r"(?:\\\r?\n)+\Z", "", text[start : self.at])  # a line's end within a word is nothing
                 is_descriptor = word.isdecimal() and self.at < len(text) and text[self.at] in "<>"
                 if not is_descriptor:  # the 2 of 2>&1
                     return Token("word", word, start, self.at, redirected)

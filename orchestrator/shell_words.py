@@ -131,7 +131,7 @@ class Expander:
     def _read_parameter(self, raw: str, within: bool) -> None:
         plain, braced = PARAMETER.fullmatch(raw), _BRACED.fullmatch(raw)
         if plain and plain[1]:
-            name, index, operator, rest = plain[1], "", "", ""
+            name, index, operator, rest = re.sub(r"\\\r?\n", "", plain[1]), "", "", ""
         elif braced:
             name, index, operator, rest = braced.groups("")
         else:

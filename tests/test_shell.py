@@ -60,6 +60,7 @@ SCRIPTS = {
     "arrays over lines": "a=(a 'b c' # comment's\n d\n); a+=(e 'f g'); run \"${a[@]}\"",
     "empty arrays": 'a=(); run "${a[@]}" x ${a[@]} "p${a[@]}" "${a[*]}" ""; run "${a[@]}"',
     "adding": "A=1; A+=2; run $A; B=(1); B+=(2); run ${B[@]}",
+    "a line that ends within a name": "A=1; AB=2; run $A\\\nB $A\\\n -c \"$A\\\nB\"",
     "continued lines": "run a\\\n b\\\nc \\\n   'd\\\ne' \"f\\\ng\"",
     "escapes of bash": r"""run $'a\tb\x41\'\u00e9\101\n\\' $"q" '\t'""",
     "a dollar alone": """run $ a$ "$" "a$" $. '$'""",
@@ -75,7 +76,7 @@ SCRIPTS = {
     "values beside each other": "A=a; B=$A/b-$A; run $B/$A-$B$A",
     "a variable before a command is not its argument's": "A=1; A=2 run $A",
     "functions": "f() { run in; }\nf\nfunction g { run $A; }\nA=1 g",
-    "groups": "(run a); { run b; run c; } >/dev/null; ! run d || :",
+    "groups": "{ (run a) }; if (run b) then { run c; } fi; (run a); { run b; run c; } >/dev/null; ! run d || :",
     "branches": "if true; then run a; else :; fi; case x in (a|b) : ;; x) run c ;; esac; [[ a =~ (b|a) ]] && run d",
     "loops": "for i in 1; do run x; done; while false; do :; done; for ((i=0;i<1;i++)); do run y; done",
     "arithmetic": "((x=1)); run a; if ((1 < 2)); then run b; fi",
@@ -127,7 +128,7 @@ PARTS = [
 ]  # fmt: skip
 SAYING = """
 run() { printf 'run\\0%s\\0' "$#" >&3; [ "$#" = 0 ] || printf '%s\\0' "$@" >&3; }
-for text in "$@"; do printf 'text\\0' >&3; (eval "$text") 2>/dev/null; done 3>&1
+for text in "$@"; do printf 'text\\0' >&3; (eval "$text") 2>/dev/null; done 3>&1; true
 """
 
 
@@ -145,7 +146,9 @@ def test_random_words_are_those_that_bash_passes(texts: list[str]) -> None:
 
 
 def _is_known(text: str) -> bool:
-    return not any(command.unresolved for command in read_commands(text, "run.sh"))
+    """Whether all its words are known, and all its commands there."""
+    found = read_commands(text, "run.sh")
+    return not any(command.unresolved or command.words[0] not in ("run", "unset") for command in found)
 
 
 def _calls(said: str) -> list[list[str]]:
@@ -158,7 +161,7 @@ def _calls(said: str) -> list[list[str]]:
 
 
 PIECES = [
-    "a", " ", "'b'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "\\", "\n", ";", "|", "&&", "#", "$", "${B}x", "~x",
+    "a", " ", "'b'", '"$A"', "$A", "${A:-d e}", "\\ ", '"', "'", "\\", "\n", ";", "|", "&&", "#", "${B}x", "~x",
     "if", "then", "fi", "{", "}", "(", ")", ">", "2>&1", "for x in", "do", "done", "((", "))", "[[ a ]]", "!",
 ]  # fmt: skip
 
