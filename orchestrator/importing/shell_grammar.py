@@ -60,7 +60,7 @@ class Parser:
         self.count = 0
 
     def read_all(self) -> list[Chain]:
-        chains = self._list()
+        chains = self._list(may_be_empty=True)
         if self.token.kind != "end":
             self._refuse()
         return chains
@@ -90,7 +90,7 @@ class Parser:
         while self.token.kind == "newline" and not self.token.redirected:  # `> file` alone is a command
             self._advance()
 
-    def _list(self) -> list[Chain]:
+    def _list(self, may_be_empty: bool = False) -> list[Chain]:
         """Commands up to what closes the construct that they are in."""
         chains: list[Chain] = []
         while True:
@@ -105,6 +105,8 @@ class Parser:
                 break  # { (a) }
             elif self.token.kind not in ("newline", "end") and not self._is_operator(")", ";;", ";&", ";;&"):
                 self._refuse()
+        if not chains and not may_be_empty:
+            self._refuse("a command")
         return chains
 
     def _chain(self) -> Chain:
@@ -275,7 +277,7 @@ class Parser:
                     self._refuse("`)`")
                 self._advance()
             self._advance()
-            bodies.append(self._list())
+            bodies.append(self._list(may_be_empty=True))
             if self._is_operator(";;", ";&", ";;&"):
                 self._advance()
             self._skip_newlines()
