@@ -105,7 +105,7 @@ class Parser:
                 break  # { (a) }
             elif self.token.kind not in ("newline", "end") and not self._is_operator(")", ";;", ";&", ";;&"):
                 self._refuse()
-        if not chains and not may_be_empty:
+        if not chains and not may_be_empty and not self.token.redirected:
             self._refuse("a command")
         return chains
 
