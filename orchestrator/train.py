@@ -21,7 +21,15 @@ from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child, by_hand, child_environment, start
 from orchestrator.runs.record import Training
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.trainer_log import Event, StepBar, TrainerLog, close_torn_line, logged_losses
+from orchestrator.runs.trainer_log import (
+    Event,
+    StepBar,
+    TrainerLog,
+    close_torn_line,
+    curve,
+    logged_losses,
+    step_of,
+)
 from orchestrator.upstream.installation import Installation
 
 log = logging.getLogger("orchestrator")
@@ -127,29 +135,30 @@ def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[in
     return Training(
         steps=int(state.get("global_step", 0)),
         total_steps=int(state.get("max_steps", 0)),
-        train_loss=_train_loss(state, results, resumed_at),
+        train_loss=_train_loss(run, state, results, resumed_at),
         train_runtime_s=results.get("train_runtime"),
         tokens_seen=tokens if isinstance(tokens, int) else None,
         logged_losses=logged_losses(run.trainer_log),
     )
 
 
-def _train_loss(state: _Json, results: _Json, resumed_at: Sequence[int]) -> float | None:
+def _train_loss(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[int]) -> float | None:
     """The mean loss over all steps.
 
-    transformers sums up the losses since the last resume and divides by all steps. What came before is taken from the
-    checkpoint's log; of that, steps between the last line of a log and the checkpoint count nowhere.
+    transformers sums up the losses since the last resume and divides by all steps. What came before is taken from
+    trainer_log.jsonl: the log within a checkpoint that was saved because of a stop lacks the step that it stopped at.
+    Steps between the last line of a log and the checkpoint count nowhere.
     """
     loss, steps = results.get("train_loss"), state.get("global_step")
     if not isinstance(loss, int | float) or not isinstance(steps, int) or not resumed_at or not resumed_at[-1]:
         return loss
     resumed = resumed_at[-1]
     total, counted, last = loss * steps, steps - resumed, 0
-    for entry in state.get("log_history", []):
-        step = entry.get("step")
-        if "loss" in entry and isinstance(step, int) and step <= resumed:
+    for event in curve(run.trainer_log):
+        step = step_of(event)
+        if isinstance(event.get("loss"), int | float) and step <= resumed:
             since = max([last, *(at for at in resumed_at if at < step)])
-            total, counted, last = total + entry["loss"] * (step - since), counted + step - since, step
+            total, counted, last = total + event["loss"] * (step - since), counted + step - since, step
     return float(total / counted) if counted else None
 
 
