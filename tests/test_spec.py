@@ -359,8 +359,9 @@ def test_every_field_says_what_it_is():
     assert lacking == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_specs_that_ship_are_right(path):
+@pytest.mark.parametrize("name", ["demo.yaml", "multi30k-small.yaml", "multi30k-en-de.yaml"])
+def test_the_specs_that_ship_are_right(name):
+    path = ROOT / "runs" / name  # beside which a user's own may lie
     """Against the arguments of the LLaMA-Factory that is installed, if one is."""
     from orchestrator.errors import PrerequisiteError
     from orchestrator.upstream.arguments import read_arguments
