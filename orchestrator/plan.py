@@ -40,7 +40,8 @@ from orchestrator.specs.render import (
     train_arguments,
     train_environment,
 )
-from orchestrator.specs.spec import ModelSpec, RunSpec, load_spec
+from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.chat_templates import with_found_template
 from orchestrator.upstream.installation import Installation, find_installation

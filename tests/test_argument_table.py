@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
-from orchestrator.specs.spec import OWNED, TrainSpec, load_spec
+from orchestrator.specs.spec import OWNED, TrainSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.argument_check import _REMOVED, argument_problem
 from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation

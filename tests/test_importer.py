@@ -14,7 +14,8 @@ from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Renderer, train_environment
-from orchestrator.specs.spec import RunSpec, load_spec
+from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 LEAST = {"model_name_or_path": "org/model", "do_train": True, "dataset": "toy", "template": "qwen"}
 
@@ -162,13 +163,19 @@ def test_media_are_looked_for_where_llamafactory_would(workspace, origin):
     assert spec.train is not None and spec.train.arguments()["media_dir"] == str(origin / "data")
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"toy": 3}', "null"])
-def test_a_damaged_dataset_info_json_is_an_error_or_said(text, workspace, origin):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[1]", "holds no mapping of datasets"), ("{", "cannot be read"), ("null", "holds no mapping of datasets")],
+)
+def test_a_damaged_dataset_info_json_is_an_error(text, said, workspace, origin):
     (origin / "data" / "dataset_info.json").write_text(text)
-    try:
-        assert "does not have it" in imported(workspace, origin, LEAST).notes[0]
-    except SpecError as error:
-        assert "dataset_info.json" in str(error)
+    with pytest.raises(SpecError, match=f"dataset_info.json {said}"):
+        imported(workspace, origin, LEAST)
+
+
+def test_an_entry_that_is_none_is_said(workspace, origin):
+    (origin / "data" / "dataset_info.json").write_text('{"toy": 3}')
+    assert "does not have it" in imported(workspace, origin, LEAST).notes[0]
 
 
 # paths

@@ -46,6 +46,7 @@ ORDER = [
     "upstream.rules",
     "specs.benchmark_spec",
     "specs.spec",
+    "specs.spec_file",
     "data.llamafactory_data",
     "data.data_files",
     "data.data_records",

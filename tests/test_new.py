@@ -16,7 +16,8 @@ from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.new import KINDS, check_name, new_spec
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.schema import modeline, spec_schema
-from orchestrator.specs.spec import RunSpec, load_spec
+from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation

@@ -32,7 +32,8 @@ from orchestrator.specs.render import (
     train_environment,
     words_of,
 )
-from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, load_spec, model_arguments
+from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.installation import find_installation
 
 ROOT = Path(__file__).resolve().parent.parent

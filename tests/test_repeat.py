@@ -10,7 +10,7 @@ from orchestrator.runs.drift import default_drift, drifts
 from orchestrator.runs.record import RunRecord, Training
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.spec import load_spec
+from orchestrator.specs.spec_file import load_spec
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Run: pytest tests/test_round_trip.py -s prints the table. The examples are in te
 import json
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from orchestrator.importing.importer import import_draft, write_imported
 from orchestrator.importing.sources import read_source
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
-from orchestrator.specs.spec import load_spec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
 from orchestrator.upstream.installation import find_installation
 
@@ -232,4 +231,4 @@ def table(cases: dict[str, Case | SpecError], outcomes: dict[str, str]) -> None:
 def test_the_lists_of_exceptions_hold_nothing_else():
     assert all(any(str(name).startswith(begin) for name in EXAMPLES) for begin in REFUSED)
     assert set(UNKNOWN) <= {str(name) for name in EXAMPLES}
-    assert len(EXAMPLES) == 82 and sys.version_info >= (3, 11)
+    assert len(EXAMPLES) == 82

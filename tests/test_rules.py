@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.spec import load_spec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from orchestrator.upstream.rules import RULES, broken_rules, known_rules

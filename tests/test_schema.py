@@ -16,7 +16,8 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.specs.schema import argument_schema, modeline, spec_schema
-from orchestrator.specs.spec import OWNED, load_spec
+from orchestrator.specs.spec import OWNED
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.chat_templates import read_templates

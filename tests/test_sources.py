@@ -16,7 +16,7 @@ from orchestrator.importing.importer import import_draft
 from orchestrator.importing.sources import read_source
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
-from orchestrator.specs.spec import load_spec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import find_installation
 

@@ -15,11 +15,11 @@ from orchestrator.specs.spec import (
     RunSpec,
     ServeSpec,
     TrainSpec,
-    load_spec,
     spec_json,
     spec_sha256,
     training_arguments,
 )
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument
 from tests.reports import flat
 

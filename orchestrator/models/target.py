@@ -19,7 +19,8 @@ from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.model_files import locate_model
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import ModelSpec, RunSpec, load_spec
+from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""

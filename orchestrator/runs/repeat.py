@@ -17,7 +17,8 @@ from orchestrator.runs.record import BenchmarkSummary, Facts, RunRecord, Trainin
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.verdict import REDUCED, EarlyVerdict, Verdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.diff import changed_defaults
-from orchestrator.specs.spec import RunSpec, load_spec
+from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 log = logging.getLogger("orchestrator")
 

@@ -18,7 +18,8 @@ from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Comment, Renderer
 from orchestrator.specs.schema import modeline
-from orchestrator.specs.spec import NAME, ModelSpec, load_spec
+from orchestrator.specs.spec import NAME, ModelSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.chat_templates import read_templates, with_found_template
 from orchestrator.upstream.installation import Installation

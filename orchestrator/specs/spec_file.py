@@ -1,0 +1,195 @@
+"""A spec file as a RunSpec, checked as a whole, every problem at its place.
+
+Covered: reading YAML 1.2 with positions, `--set` overrides, Pydantic's checks, LLaMA-Factory's arguments and the rules
+between them, the arguments that the run layer owns, strings that could not reach LLaMA-Factory unchanged.
+Not covered: what a spec is (spec.py); whether the dataset, the model or the programs exist (check.py).
+Reads nothing but the spec file; writes nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.spec import (
+    OPEN_SECTIONS,
+    OWNED,
+    ComputeSpec,
+    ExportSpec,
+    ModelSpec,
+    RunSpec,
+    ServeSpec,
+    TrainSpec,
+    exporting_arguments,
+    serving_arguments,
+    training_arguments,
+)
+from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
+from orchestrator.upstream.argument_check import argument_problem
+from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.rules import RULES, Rule, rule_problems
+
+_TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
+
+
+def load_spec(
+    path: Path,
+    overrides: Sequence[str] = (),
+    arguments: Mapping[str, Argument] | None = None,
+    rules: Sequence[Rule] = RULES,
+) -> RunSpec:
+    """Read a spec file and check it as a whole.
+
+    Args:
+        path: the YAML file, at most 1 MiB, UTF-8.
+        overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
+        arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
+        rules: LLaMA-Factory's rules between them.
+
+    Raises:
+        SpecError: every problem at once, each with file:line:column and dotted path.
+    """
+    source = read_yaml(path)
+    for override in overrides:
+        set_value(source, override)
+    return validate_spec(source, arguments, rules)
+
+
+def validate_spec(
+    source: YamlSource, arguments: Mapping[str, Argument] | None = None, rules: Sequence[Rule] = RULES
+) -> RunSpec:
+    """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
+    problems = [
+        *_value_problems(source.value, ()),
+        *_section_problems(source.value, "train", "train", arguments),
+        *_section_problems(source.value, "serve", "api", arguments),
+        *_section_problems(source.value, "export", "export", arguments),
+    ]
+    spec = None
+    try:
+        spec = RunSpec.model_validate(source.value)
+    except ValidationError as error:
+        problems += [found for detail in error.errors()[:MAX_PROBLEMS] for found in _explain(detail)]
+    if problems or spec is None:
+        first = dict(reversed(problems))  # of several at one place, the first says it best
+        raise SpecError(source.report(list(first.items())), f"edit {source.path}")
+    if arguments is None:
+        return spec
+    spec = _typed(spec, arguments)
+    broken: dict[tuple[Location, str], None] = {}  # one model for both: what it breaks is said once
+    if spec.train is not None:
+        given = training_arguments(spec, spec.model)
+        broken |= dict.fromkeys(rule_problems("train", given, "train", source.value, arguments, rules))
+    if spec.model is not None and spec.serve.url is None:
+        given = serving_arguments(spec.model, spec.serve)
+        broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
+    if spec.model is not None and "export" in spec.model_fields_set:
+        given = exporting_arguments(spec.model, spec.export, "export")
+        broken |= dict.fromkeys(rule_problems("export", given, "export", source.value, arguments, rules))
+    if broken:
+        raise SpecError(source.report(list(broken)), f"edit {source.path}")
+    return spec
+
+
+def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
+    """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
+    changes: dict[str, Any] = {}
+    for name in OPEN_SECTIONS:
+        section = getattr(spec, name)
+        if section is not None:
+            typed = {
+                key: arguments[key].typed(value) if key in arguments else value
+                for key, value in section.extra_arguments().items()
+            }
+            changes[name] = type(section).model_validate({**section.model_dump(), **typed})
+    return spec.model_copy(update=changes)
+
+
+def _value_problems(value: object, at: Location) -> list[tuple[Location, str]]:
+    """Values that LLaMA-Factory's reader, or any file or command line, would change."""
+    if isinstance(value, Mapping):
+        keys = [((*at, str(key)), problem) for key in value if (problem := _text_problem(str(key)))]
+        return keys + [found for key, item in value.items() for found in _value_problems(item, (*at, str(key)))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in _value_problems(item, (*at, index))]
+    if isinstance(value, str):
+        problem = _text_problem(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        problem = f"{value} is no number that could be passed on"
+    elif value is None or isinstance(value, bool | int | float):
+        problem = ""
+    else:
+        kind = "a date" if isinstance(value, date) else "something with a type of its own"
+        problem = f'YAML takes it for {kind}; for text write it in quotes: "..."'
+    return [(at, problem)] if problem else []
+
+
+def _text_problem(text: str) -> str:
+    if "${" in text:
+        return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
+    if "\0" in text:
+        return "a null byte cannot be passed on"
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return "a lone surrogate is no text that could be written to a file"
+    return ""
+
+
+def _section_problems(
+    raw: object, section: str, command: str, arguments: Mapping[str, Argument] | None
+) -> list[tuple[Location, str]]:
+    values = raw.get(section) if isinstance(raw, Mapping) else None
+    if not isinstance(values, Mapping):
+        return []  # Pydantic says so
+    typed_fields = OPEN_SECTIONS[section].model_fields
+    problems: list[tuple[Location, str]] = []
+    for key, value in values.items():
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        if key in typed_fields:
+            continue
+        if not isinstance(key, str):
+            problems.append(((section, str(key)), "an argument's name is a string"))
+        elif key in OWNED:
+            problems.append(((section, key), f"the run layer sets {key}: {OWNED[key]}"))
+        elif arguments is not None:
+            problem = argument_problem(key, value, command, arguments, also_known=typed_fields)
+            if problem:
+                problems.append(((section, key), problem))
+    return problems
+
+
+def _explain(detail: Any) -> list[tuple[Location, str]]:
+    at: Location = tuple(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return [(at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1])))]
+    if detail["type"] == "missing":
+        return [(at, "missing")]
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    for field in _TEXT_OR_LIST:  # `str | list[str]`: Pydantic names the alternative, and reports each
+        depth = len(field)
+        if at[:depth] == field:
+            if at[depth:] == ("str",) and isinstance(detail["input"], list):
+                return []
+            rest = at[depth + 1 :]
+            at, message = (*field, *rest), "expected text" if rest else "expected text, or a list of texts"
+            break
+    shown = repr(detail["input"])
+    is_scalar = not isinstance(detail["input"], dict | list) and len(shown) <= 80
+    return [(at, f"{message} (got {shown})" if at and is_scalar else message)]
+
+
+def _fields_of(at: Location) -> list[str]:
+    sections: dict[str | int, type[BaseModel]] = {
+        "model": ModelSpec,
+        "train": TrainSpec,
+        "serve": ServeSpec,
+        "export": ExportSpec,
+        "benchmark": BenchmarkSpec,
+        "compute": ComputeSpec,
+    }
+    return list((sections.get(at[0], RunSpec) if at else RunSpec).model_fields)
