@@ -20,7 +20,6 @@ from orchestrator.benchmark.score import (
     llamafactory_bleu4,
     mean_sentence_bleu,
     normalize_segment,
-    score_corpus,
     score_system,
     seed,
     sentence_bleus,
@@ -53,6 +52,11 @@ OTHER_REFERENCES = [
     "Das Kind spielt.",
     "Zwei Männer stehen auf dem Dach.",
 ]
+
+
+def score_corpus(hypotheses, references, **options):
+    """sacrebleu's metrics of a system alone."""
+    return score_system(hypotheses, references, **options).scores
 
 
 def command_line(
@@ -171,7 +175,6 @@ def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_avera
 def test_all_scores_at_once_are_those_of_each_alone():
     references = [REFERENCES, OTHER_REFERENCES]
     result = score_system(HYPOTHESES, references, tgt_lang="de", n_bootstrap=30)
-    assert result.scores == score_corpus(HYPOTHESES, references, tgt_lang="de", n_bootstrap=30)
     assert result.mean_sentence_bleu == mean_sentence_bleu(HYPOTHESES, references, tgt_lang="de")
     assert result.llamafactory_bleu4 == llamafactory_bleu4(HYPOTHESES, REFERENCES), "it has one reference, the first"
 

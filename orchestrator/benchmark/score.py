@@ -151,20 +151,6 @@ def score_system(
     )
 
 
-def score_corpus(
-    hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
-    *,
-    tgt_lang: str,
-    metrics: Iterable[Metric] = METRICS,
-    n_bootstrap: int = 1000,
-) -> list[Score]:
-    """The same, sacrebleu's metrics alone: one Score per metric, in the order asked for."""
-    _check_lengths(hypotheses, references)
-    names = dict.fromkeys(metrics)
-    return [_score(name, _count_one(name, tgt_lang, references, hypotheses), n_bootstrap) for name in names]
-
-
 def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tgt_lang: str) -> Score:
     """The mean of every sentence's own BLEU: what `sacrebleu.sentence_bleu` gives, averaged.
 
