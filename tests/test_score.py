@@ -18,7 +18,6 @@ from orchestrator.benchmark.score import (
     check_metrics,
     count,
     llamafactory_bleu4,
-    mean_sentence_bleu,
     normalize_segment,
     score_system,
     seed,
@@ -164,7 +163,8 @@ def test_metrics_without_bleu_need_no_tokenizer():
 
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
     each = [sacrebleu.sentence_bleu(*pair).score for pair in zip(HYPOTHESES, [[r] for r in REFERENCES], strict=True)]
-    score = mean_sentence_bleu(HYPOTHESES, [REFERENCES], tgt_lang="de")
+    score = score_system(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=1).mean_sentence_bleu
+    assert score is not None
     assert score.metric == "mean_sentence_bleu"
     assert score.score == pytest.approx(sum(each) / len(each), abs=1e-12)
     assert "eff:yes" in score.signature
@@ -172,10 +172,9 @@ def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_avera
     assert abs(score.score - bleu.score) > 0.1, "two numbers, not one by two names"
 
 
-def test_all_scores_at_once_are_those_of_each_alone():
+def test_the_character_bleu4_of_a_system_has_the_first_reference():
     references = [REFERENCES, OTHER_REFERENCES]
     result = score_system(HYPOTHESES, references, tgt_lang="de", n_bootstrap=30)
-    assert result.mean_sentence_bleu == mean_sentence_bleu(HYPOTHESES, references, tgt_lang="de")
     assert result.llamafactory_bleu4 == llamafactory_bleu4(HYPOTHESES, REFERENCES), "it has one reference, the first"
 
 
@@ -304,9 +303,8 @@ def test_a_metric_named_twice_is_scored_once():
     ],
 )
 def test_lengths_that_differ_are_an_error(hypotheses, references, message):
-    for score in (score_corpus, mean_sentence_bleu):
-        with pytest.raises(SpecError, match=message):
-            score(hypotheses, references, tgt_lang="de")
+    with pytest.raises(SpecError, match=message):
+        score_system(hypotheses, references, tgt_lang="de")
 
 
 @pytest.mark.parametrize(

@@ -151,20 +151,6 @@ def score_system(
     )
 
 
-def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, tgt_lang: str) -> Score:
-    """The mean of every sentence's own BLEU: what `sacrebleu.sentence_bleu` gives, averaged.
-
-    Widely reported as "BLEU", but another number: short sentences weigh as much as long ones, each is smoothed by
-    itself (effective_order, as sentence_bleu has it), and there is no brevity penalty over the corpus.
-
-    Raises:
-        SpecError: lengths differ, or there is no segment.
-        PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
-    """
-    _check_lengths(hypotheses, references)
-    return _mean_of_sentences(_count_one("bleu", tgt_lang, references, hypotheses), tgt_lang)
-
-
 def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """What LLaMA-Factory calls bleu-4: the mean of every sentence's BLEU over characters, blanks among them.
 
@@ -294,6 +280,11 @@ def _of_one_kind(scores: list[Any]) -> list[Any]:
 
 
 def _mean_of_sentences(bleu: Statistics, tgt_lang: str) -> Score:
+    """The mean of every sentence's own BLEU: what `sacrebleu.sentence_bleu` gives, averaged.
+
+    Widely reported as "BLEU", but another number: short sentences weigh as much as long ones, each is smoothed by
+    itself (effective_order, as sentence_bleu has it), and there is no brevity penalty over the corpus.
+    """
     each, signature = sentence_bleus(bleu, tgt_lang)
     return Score(
         metric="mean_sentence_bleu", score=sum(each) / len(each), signature=signature, n_segments=len(bleu.rows)
