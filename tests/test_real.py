@@ -274,8 +274,8 @@ def broken_off(place):
     # Not by lines of the log: those of before the kill are in it too.
     wait_for(lambda: "step" in broken.run("show", "toy").out and _trained_on(broken), "steps of the second attempt")
     stopped = broken.run("stop", "toy")
+    followed = follower.finish()  # it is a process of the workspace too, and ends a moment after the run
     assert stopped.code == 0 and broken.left_over() == [], stopped.err
-    followed = follower.finish()
     last = broken.run("resume", "toy", timeout_s=150)
     assert unbroken.finish(150).code == 0
     return whole, broken, {"shown": shown, "followed": followed, "stopped": stopped, "last": last}
