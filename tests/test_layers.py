@@ -45,6 +45,7 @@ ORDER = [
     "importing.launchers",
     "upstream.rules",
     "specs.benchmark_spec",
+    "specs.compute_spec",
     "specs.spec",
     "specs.spec_file",
     "data.llamafactory_data",
