@@ -117,6 +117,7 @@ ORDER = [
     "commands.life_commands",
     "commands.run_commands",
     "commands.registry_commands",
+    "commands.benchmark_commands",
     "commands.model_commands",
     "commands.compare_commands",
     "cli",
