@@ -32,9 +32,10 @@ from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_tr
 from orchestrator.runs.rundir import RunDir, atomic_write
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.serving import serving_devices
+from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
 from orchestrator.specs.render import Checkpoint, spec_yaml, train_arguments, train_environment
-from orchestrator.specs.spec import BenchmarkSpec, ComputeSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
+from orchestrator.specs.spec import BenchmarkSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.train import TRAIN_ARGV, train
 
 log = logging.getLogger("orchestrator")

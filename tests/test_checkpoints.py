@@ -25,7 +25,8 @@ from orchestrator.models.checkpoints import (
 )
 from orchestrator.runs.record import BenchmarkSummary, DataFacts, Facts, RunRecord, now
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.spec import ComputeSpec, RunSpec
+from orchestrator.specs.compute_spec import ComputeSpec
+from orchestrator.specs.spec import RunSpec
 from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint
 from tests.loss_band import BASE, write_data
 

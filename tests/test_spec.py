@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from orchestrator.benchmark.metrics import METRICS
 from orchestrator.errors import SpecError
 from orchestrator.specs import spec as spec_module
+from orchestrator.specs.compute_spec import OWNED_VARIABLES
 from orchestrator.specs.spec import (
     OWNED,
-    OWNED_VARIABLES,
     RunSpec,
     ServeSpec,
     TrainSpec,

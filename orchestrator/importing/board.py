@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.importing.board_form import PANELS, PLAIN, Form, short, wrong
-from orchestrator.specs.spec import is_secret
+from orchestrator.specs.compute_spec import is_secret
 from orchestrator.specs.yamlfile import read_yaml
 from orchestrator.upstream.chat_templates import ListedModel, read_listed_models
 from orchestrator.upstream.installation import Installation

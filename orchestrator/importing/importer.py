@@ -18,10 +18,11 @@ from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_in
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
 from orchestrator.specs.new import check_name
 from orchestrator.specs.render import Comment, Line, Renderer, Section, entry_yaml
 from orchestrator.specs.schema import modeline
-from orchestrator.specs.spec import MODEL_PLACES, OWNED_VARIABLES, is_secret
+from orchestrator.specs.spec import MODEL_PLACES
 
 MAX_INFO_BYTES = 16 << 20
 # What a run decides itself. The reason is said where the original asked for something.

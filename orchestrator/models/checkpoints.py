@@ -28,7 +28,8 @@ from orchestrator.models.tensorfile import read_header
 from orchestrator.runs.drift import Severity, drifts
 from orchestrator.runs.record import Facts, RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.spec import ComputeSpec, RunSpec
+from orchestrator.specs.compute_spec import ComputeSpec
+from orchestrator.specs.spec import RunSpec
 
 SENTINEL = "checkpoint-is-incomplete.txt"  # transformers' trainer_jit_checkpoint.py
 _LABEL = re.compile(r"checkpoint-([0-9]+)")

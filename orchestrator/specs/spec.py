@@ -8,13 +8,13 @@ Reads and writes nothing.
 
 import hashlib
 import json
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from orchestrator.errors import SpecError
 from orchestrator.specs.benchmark_spec import BenchmarkSpec as BenchmarkSpec
+from orchestrator.specs.compute_spec import ComputeSpec
 
 # Arguments of llamafactory-cli that a spec says elsewhere, and where.
 OWNED: dict[str, str] = {
@@ -36,23 +36,6 @@ OWNED: dict[str, str] = {
     "enable_jit_checkpoint": "it is always on, so that Ctrl-C leaves a checkpoint",
     "infer_backend": "write it as serve.infer_backend",
     "export_dir": "write it as export.export_dir",
-}
-# Variables that a spec says elsewhere, or that would change what LLaMA-Factory is.
-OWNED_VARIABLES: dict[str, str] = {
-    "CUDA_VISIBLE_DEVICES": "write it as compute.devices",
-    "NPROC_PER_NODE": "write it as compute.nproc_per_node",
-    "NNODES": "write it as compute.nnodes",
-    "NODE_RANK": "write it as compute.node_rank",
-    "MASTER_ADDR": "write it as compute.master_addr",
-    "MASTER_PORT": "write it as compute.master_port",
-    "RDZV_ID": "write it as compute.rdzv_id",
-    "MIN_NNODES": "write it as compute.min_nnodes",
-    "MAX_NNODES": "write it as compute.max_nnodes",
-    "MAX_RESTARTS": "write it as compute.max_restarts",
-    "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
-    "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
-    "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
-    "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
 
 
@@ -141,42 +124,6 @@ class ExportSpec(_OpenSection):
     """Where the whole model goes, relative to the workspace, or absolute. None: export/ in the run folder."""
 
 
-class ComputeSpec(_Section):
-    """Where the training runs, in the words of LLaMA-Factory's launcher.py, which makes torchrun's command of them."""
-
-    devices: str | None = None
-    """CUDA_VISIBLE_DEVICES, such as "0" or "0,1". None: as in the environment."""
-    nproc_per_node: int | None = Field(None, ge=1)
-    """Processes that torchrun starts on this machine. None: LLaMA-Factory decides by the devices it sees."""
-    nnodes: int | None = Field(None, ge=1)
-    """Machines; the same spec is launched on each. None: this one alone."""
-    node_rank: int | None = Field(None, ge=0)
-    """Which of them this is, from 0. None: NODE_RANK of the environment, else 0."""
-    master_addr: str | None = Field(None, min_length=1)
-    """Name or address of the machine with rank 0."""
-    master_port: int | None = Field(None, ge=1, le=65535)
-    """A port that is free there."""
-    rdzv_id: str | None = Field(None, min_length=1)
-    """Elastic training: an id that the machines share."""
-    min_nnodes: int | None = Field(None, ge=1)
-    """Elastic: how few machines are enough."""
-    max_nnodes: int | None = Field(None, ge=1)
-    """Elastic: how many there may be."""
-    max_restarts: int | None = Field(None, ge=0)
-    """Elastic: how often failed processes are started again."""
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
-    """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
-
-    @model_validator(mode="after")
-    def _variables_have_their_place(self) -> Self:
-        for name in self.env:
-            if name in OWNED_VARIABLES:
-                raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
-            if is_secret(name):
-                raise ValueError(f"env holds {name}, by its name a secret: it would be kept with the run; export it")
-        return self
-
-
 class RunSpec(_Section):
     """One run: what is trained on what, how it is served, and which benchmarks follow."""
 
@@ -248,11 +195,6 @@ class RunSpec(_Section):
 def _names(value: str | list[str] | None) -> list[str]:
     """As LLaMA-Factory reads them: text is split at commas."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
-
-
-def is_secret(name: str) -> bool:
-    """Whether a variable holds a key or a token, by its name."""
-    return bool(re.search(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", name.upper()))
 
 
 OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": ServeSpec, "export": ExportSpec}

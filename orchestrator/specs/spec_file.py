@@ -16,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import (
     OPEN_SECTIONS,
     OWNED,
-    ComputeSpec,
     ExportSpec,
     ModelSpec,
     RunSpec,

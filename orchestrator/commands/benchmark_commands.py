@@ -1,0 +1,108 @@
+"""The command that benchmarks a model, trained here or not.
+
+Flags in, one call, results on stdout, everything else on stderr.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.app import app
+from orchestrator.commands.options import (
+    DevicesOption,
+    FromOption,
+    JsonOption,
+    ModelNameOption,
+    PortOption,
+    TemplateOption,
+    WorkspaceOption,
+    open_session,
+    open_target,
+    say,
+    serve_settings,
+    with_files,
+)
+from orchestrator.errors import SpecError
+
+# The modules of the stages are imported within the command: --help and a mistyped flag answer at once.
+
+
+@app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
+def benchmark(
+    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, hub id, URL, or spec.")],
+    testset: Annotated[str | None, typer.Option(help="A dataset. Default: the run's benchmarks.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests under way at once. Default: adapted to the server.")
+    ] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw the --max-samples sentences with this seed.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A text file to translate, instead of --testset; with --reference.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Its translation, line by line.")] = None,
+    source_lang: Annotated[
+        str | None, typer.Option(help="Language code of --source. Default: its ending, as in test.en.")
+    ] = None,
+    target_lang: Annotated[str | None, typer.Option(help="Language code of --reference, likewise.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="What the model is told to do with --source. Default: as it was trained.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
+    ] = False,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Score what was answered, where some sentences were not.")
+    ] = False,
+    template: TemplateOption = None,
+    devices: DevicesOption = None,
+    port: PortOption = None,
+    model_name: ModelNameOption = None,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
+    from orchestrator import pipeline
+    from orchestrator.benchmark.evaluate import Asking
+    from orchestrator.commands import terminal
+    from orchestrator.data.testset import FilePair
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.rundir import RunDir
+    from orchestrator.specs.spec import BenchmarkSpec
+
+    session = open_session(workspace, archives)
+    found = open_target(session, target, template)
+    if source is not None or reference is not None:
+        if source is None or reference is None or testset is not None:
+            raise SpecError("--source and --reference go together, and without --testset")
+        pair = FilePair(source, reference, source_lang, target_lang, instruction)
+        session, testset = with_files(session, found, pair)
+    changes = {
+        "split": split,
+        "max_samples": max_samples,
+        "sample_seed": sample_seed,
+        "max_tokens": max_tokens,
+        "concurrency": concurrency,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if testset is not None:
+        items = [BenchmarkSpec.model_validate({"testset": testset, **given})]
+    else:
+        own = found.spec.benchmark if found.spec else []
+        items = [item.model_copy(update=given) for item in own]
+    settings = serve_settings(found, devices, port, model_name)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
+    folders = pipeline.benchmark(session, found, items, settings, how)
+    if as_json:
+        terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
+        return
+    record = RunRecord.load(RunDir(folders[0].parent.parent))
+    terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
+    for folder in folders:
+        say(f"every sentence: {folder / 'hypotheses.jsonl'}")
