@@ -11,9 +11,10 @@ from orchestrator.specs.compute_spec import OWNED_VARIABLES
 from orchestrator.specs.schema import spec_schema
 from orchestrator.specs.spec import (
     OWNED,
+    ExportSpec,
+    ModelSpec,
     RunSpec,
     ServeSpec,
-    TrainSpec,
     spec_json,
     spec_sha256,
     training_arguments,
@@ -141,7 +142,7 @@ def test_an_argument_of_the_run_layer_is_refused_with_the_field_to_use(key, tmp_
 
 def test_every_field_that_an_owned_argument_points_to_exists():
     fields = {"dataset", "eval_dataset", "seed"}
-    sections = (("model", spec_module.ModelSpec), ("serve", ServeSpec), ("export", spec_module.ExportSpec))
+    sections = (("model", ModelSpec), ("serve", ServeSpec), ("export", ExportSpec))
     for name, section in sections:
         fields |= {f"{name}.{field}" for field in section.model_fields}
     named = [
