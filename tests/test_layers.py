@@ -88,6 +88,7 @@ ORDER = [
     "runs.ranking",
     "specs.diff",
     "benchmark.finished",
+    "benchmark.comet",
     "benchmark.compare",
     "models.target",
     # the stages
@@ -116,6 +117,7 @@ ORDER = [
     "commands.app",
     "commands.spec_commands",
     "commands.life_commands",
+    "commands.follow_commands",
     "commands.run_commands",
     "commands.registry_commands",
     "commands.benchmark_commands",
