@@ -8,9 +8,8 @@ Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache as once
 from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint
@@ -29,15 +28,20 @@ from orchestrator.specs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger("orchestrator")
 
+Connect = Callable[[Checkpoint, Path], Endpoint]
+"""Gives a server of a checkpoint. The folder is that of the benchmark that asks: a new server's files go there."""
+
 
 def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord, how: Asking) -> None:
     """The benchmarks of a run's spec, but those that an earlier attempt brought to their end."""
     record.update(run, status="benchmarking")
-    for checkpoint in _checkpoints(session, plan.spec, run):
-        items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
-        if len(record.attempts) > 1 and not how.fresh:
-            items = [item for item in items if not _is_whole(session, plan, run, record, checkpoint, item)]
-        benchmark_checkpoint(session, plan, run, record, checkpoint, items, how)
+    checkpoints = _checkpoints(session, plan.spec, run)
+    with served(session, plan.spec, run, record, checkpoints) as connect:
+        for checkpoint in checkpoints:
+            items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+            if len(record.attempts) > 1 and not how.fresh:
+                items = [item for item in items if not whole_benchmark(session, plan, run, record, checkpoint, item)]
+            benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect)
 
 
 def benchmark_checkpoint(
@@ -48,22 +52,58 @@ def benchmark_checkpoint(
     checkpoint: Checkpoint,
     items: Sequence[BenchmarkSpec],
     how: Asking,
+    connect: Connect,
 ) -> list[Path]:
-    """Put test sets to a checkpoint, which is served once, and only if a sentence has not been answered yet."""
+    """Put test sets to a checkpoint, whose server is asked for only if a sentence has not been answered yet."""
     questions = [_question(session, plan, run, checkpoint, item) for item in items]
     folders: list[Path] = []
     for item, question in zip(items, questions, strict=True):
         name = f"{checkpoint.label}-{item.testset}-{item.split}"
         folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
-    with ExitStack() as stack:
-        connect_once = once(
-            lambda: stack.enter_context(_endpoint(session, plan.spec, run, record, checkpoint, folders[0]))
-        )
-        for item, question, folder in zip(items, questions, folders, strict=True):
-            log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-            result = evaluate(question, connect_once, folder, how)
-            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    for item, question, folder in zip(items, questions, folders, strict=True):
+        log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
+        result = evaluate(question, lambda: connect(checkpoint, folders[0]), folder, how)
+        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
+
+
+@contextmanager
+def served(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoints: Sequence[Checkpoint]
+) -> Iterator[Connect]:
+    """For the length of the block, a server of each of some checkpoints, started when it is first asked for.
+
+    One after another: a server of LLaMA-Factory's has one model. What one asks for after another took its place is
+    loaded again, so all that is asked of a checkpoint is asked in a row.
+    """
+    with ExitStack() as current:
+        now: list[tuple[Checkpoint, Endpoint]] = []
+
+        def connect(checkpoint: Checkpoint, folder: Path) -> Endpoint:
+            if checkpoint not in checkpoints:
+                raise ValueError(f"{checkpoint.label} is none of those that are served")
+            if not now or now[0][0] != checkpoint:
+                now.clear()
+                current.close()
+                server = _endpoint(session, spec, run, record, checkpoint, folder)
+                now.append((checkpoint, current.enter_context(server)))
+            return now[0][1]
+
+        yield connect
+
+
+def whole_benchmark(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
+) -> Path | None:
+    """The folder of a benchmark that was done before; one that did not come to stand in the record is put there."""
+    folder = whole_folder(run, _question(session, plan, run, checkpoint, item).key)
+    if folder is None:
+        return None
+    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
+    if folder.name not in [each.id for each in record.benchmarks]:
+        result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
+        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    return folder
 
 
 def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint, item: BenchmarkSpec) -> Question:
@@ -82,20 +122,6 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
         server=server,
         at_once=settings.max_concurrent if settings.url is None else None,
     )
-
-
-def _is_whole(
-    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
-) -> bool:
-    """Whether a benchmark was done before; one that did not come to stand in the record is put there."""
-    folder = whole_folder(run, _question(session, plan, run, checkpoint, item).key)
-    if folder is None:
-        return False
-    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
-    if folder.name not in [each.id for each in record.benchmarks]:
-        result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
-        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
-    return True
 
 
 def _checkpoints(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
