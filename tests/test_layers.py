@@ -88,6 +88,7 @@ ORDER = [
     "runs.ranking",
     "specs.diff",
     "benchmark.finished",
+    "benchmark.comet",
     "benchmark.compare",
     "models.target",
     # the stages

@@ -2,20 +2,23 @@
 
     checkpoint -> questions -> folders -> a server, if a sentence is left to ask -> evaluate -> record
 
-Covered: the benchmarks of a run's spec, those that are whole left out; any test sets put to one checkpoint.
+Covered: the benchmarks of a run's spec, those that are whole left out; any test sets put to one checkpoint; COMET's
+scores, behind the others, so that its failure costs none of them.
 Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint
+from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
 from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
+from orchestrator.benchmark.score import Score
 from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
@@ -36,12 +39,17 @@ def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord,
     """The benchmarks of a run's spec, but those that an earlier attempt brought to their end."""
     record.update(run, status="benchmarking")
     checkpoints = _checkpoints(session, plan.spec, run)
+    done: list[tuple[BenchmarkSpec, Path]] = []
     with served(session, plan.spec, run, record, checkpoints) as connect:
         for checkpoint in checkpoints:
             items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
             if len(record.attempts) > 1 and not how.fresh:
-                items = [item for item in items if not whole_benchmark(session, plan, run, record, checkpoint, item)]
-            benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect)
+                found = [(item, whole_benchmark(session, plan, run, record, checkpoint, item)) for item in items]
+                done += [(item, folder) for item, folder in found if folder is not None]
+                items = [item for item, folder in found if folder is None]
+            folders = benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect)
+            done += zip(items, folders, strict=True)
+    score_by_comet(session, plan.spec, run, record, done)
 
 
 def benchmark_checkpoint(
@@ -65,6 +73,26 @@ def benchmark_checkpoint(
         result = evaluate(question, lambda: connect(checkpoint, folders[0]), folder, how)
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
+
+
+def score_by_comet(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, done: Iterable[tuple[BenchmarkSpec, Path]]
+) -> None:
+    """COMET's scores of benchmarks that wish for them and have none; for when the servers have left the GPU."""
+    for item, folder in done:
+        if item.comet is None or is_scored(folder, located(item.comet, session.workspace.root)):
+            continue
+        devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
+        scores = add_comet(folder, located(item.comet, session.workspace.root), find_comet(), devices)
+        _record_comet(run, record, folder, scores)
+
+
+def score_again(session: Session, folder: Path, model: str, devices: str | None) -> None:
+    """Score a benchmark that is finished by a model of COMET, without its server."""
+    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
+    run = RunDir(folder.parent.parent)
+    if run.record.is_file():
+        _record_comet(run, RunRecord.load(run), folder, scores)
 
 
 @contextmanager
@@ -104,6 +132,12 @@ def whole_benchmark(
         result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folder
+
+
+def _record_comet(run: RunDir, record: RunRecord, folder: Path, scores: list[Score]) -> None:
+    for item in record.benchmarks:
+        if item.id == folder.name:
+            record.add_benchmark(run, item.model_copy(update={"comet": scores}))
 
 
 def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint, item: BenchmarkSpec) -> Question:
@@ -180,5 +214,6 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         scores=result.scores,
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
         llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
+        comet=result.comet,
         faults=result.triage.counts() if result.triage else {},
     )

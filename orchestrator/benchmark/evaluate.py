@@ -68,6 +68,8 @@ class BenchmarkResult(BaseModel):
     """What was done to an answer before it was scored. It is what the model said, in all else."""
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
+    comet: list[Score] = []
+    """By COMET's models, where that was asked for: a scale of their own, and none of sacrebleu's numbers."""
     triage: Triage | None = None
     """Answers that are no translation, counted and listed. They are scored: the model did say them."""
     sent: dict[str, Any]

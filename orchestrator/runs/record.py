@@ -101,6 +101,8 @@ class BenchmarkSummary(_Part):
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
+    comet: list[Score] = []
+    """By COMET's models, where that was asked for."""
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
 
