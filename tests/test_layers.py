@@ -96,6 +96,7 @@ ORDER = [
     "check",
     "train",
     "serve",
+    "upstream.llamafactory_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks
