@@ -58,6 +58,7 @@ ORDER = [
     "importing.board",
     "specs.schema",
     "benchmark.client",
+    "benchmark.streaming",
     "runs.record",
     "runs.state",
     "specs.render",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint
 from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
-from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
+from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate, take_streaming
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
 from orchestrator.benchmark.score import Score
@@ -66,6 +66,9 @@ def benchmark_checkpoint(
             log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
             result = evaluate(question, connect_once, folder, how)
             record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+            if how.streamed:
+                result = take_streaming(question, connect_once, folder, result)
+                record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     for item, folder in zip(items, folders, strict=True):  # when the server has left the GPU
         if item.comet is not None:
             _add_comet(session, plan.spec, run, record, folder, item.comet)
@@ -183,5 +186,6 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
         llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
         comet=result.comet,
+        streaming=result.streaming,
         faults=result.triage.counts() if result.triage else {},
     )

@@ -26,6 +26,7 @@ from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.benchmark.speed import Speed, speed
+from orchestrator.benchmark.streaming import SAMPLE, Streaming, stream_one_by_one
 from orchestrator.benchmark.translate import Load, translate
 from orchestrator.benchmark.triage import Triage, triage
 from orchestrator.data.testset import said
@@ -89,6 +90,8 @@ class BenchmarkResult(BaseModel):
     completion_tokens: int | None
     speed: Speed | None = None
     """Of what was asked now. None: nothing was."""
+    streaming: Streaming | None = None
+    """Time to first token and per output token, where that was asked for."""
     text_sha256: str
     """Hash of the sources and references that were asked."""
     prompts_sha256: str
@@ -108,6 +111,8 @@ class Asking:
     """Whether what other benchmarks were answered counts. A rerun asks again: that is what it is for."""
     allow_incomplete: bool = False
     """Score what was answered, where some sentences were not."""
+    streamed: bool = False
+    """Stream some sentences when all is scored, to take the time to first token."""
 
 
 @dataclass
@@ -153,6 +158,36 @@ def evaluate(
             raise _incomplete(outcome.failures, len(text.sources), journal.path)
         result = result.model_copy(update=_scores(question, journal, outcome.decoding, folder))
         _write_result(folder, result)
+    return result
+
+
+def take_streaming(
+    question: Question, connect: Callable[[], Endpoint], folder: Path, result: BenchmarkResult
+) -> BenchmarkResult:
+    """Stream some sentences of a benchmark that was scored, spread over its test set, and add that to its result.
+
+    Raises:
+        PrerequisiteError: the server refuses every request alike.
+        StageError: another process is at work there.
+    """
+    with Journal(folder, question.text.sources, question.text.references) as journal:
+        answers = [journal.answers[index] for index in sorted(journal.answers)]
+    n_sample = min(SAMPLE, len(answers))
+    chosen = [answers[place * len(answers) // n_sample] for place in range(n_sample)]
+    endpoint = connect()
+    with Progress(n_sample, "stream", "sentences") as progress:
+        streaming = run_interruptible(
+            stream_one_by_one(
+                endpoint,
+                [(question.messages(answer.index), answer) for answer in chosen],
+                result.sent,
+                timeout_s=question.bench.request_timeout_s,
+                on_answer=progress.update,
+            )
+        )
+    log.log(logging.WARNING if streaming.error else logging.INFO, "%s", streaming.line())
+    result = result.model_copy(update={"streaming": streaming})
+    _write_result(folder, result)
     return result
 
 

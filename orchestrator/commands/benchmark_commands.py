@@ -60,6 +60,9 @@ def benchmark(
             help="Score by COMET too, such as Unbabel/wmt22-comet-da; TARGET may be a finished benchmark's folder.",
         ),
     ] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Stream 20 sentences at the end: time to first token, and per token.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
     ] = False,
@@ -114,7 +117,7 @@ def benchmark(
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
     settings = serve_settings(found, devices, port, model_name)
-    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     folders = pipeline.benchmark(session, found, items, settings, how)
     _show(folders, as_json)
 

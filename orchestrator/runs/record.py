@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.benchmark.score import Score
+from orchestrator.benchmark.streaming import Streaming
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs.rundir import RunDir, atomic_write
@@ -103,6 +104,7 @@ class BenchmarkSummary(_Part):
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
     """By COMET's models, where that was asked for."""
+    streaming: Streaming | None = None
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
 
