@@ -97,6 +97,7 @@ ORDER = [
     "check",
     "train",
     "serve",
+    "upstream.llamafactory_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks

@@ -24,8 +24,8 @@ from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serve import ServePlan, api_argv, api_environment, free_port, serve
-from orchestrator.serving import connect, model_name, serving_devices
+from orchestrator.serve import ServePlan, free_port
+from orchestrator.serving import Serving, connect, served, serving_devices
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
@@ -151,25 +151,24 @@ def _endpoint(
     if spec.serve.url is not None:
         yield connect(session, spec.serve)
         return
-    installation = session.llamafactory()
-    plan = ServePlan(
-        checkpoint=checkpoint,
+    serving = Serving(
         settings=spec.serve,
-        model_name=model_name(f"{run.id}@{checkpoint.label}", checkpoint, session.workspace.root),
-        api_yaml=folder / "api.yaml",
-        log=folder / "api.log",
+        folder=folder,
         port=spec.serve.port or free_port(spec.serve.host),
         devices=serving_devices(spec.serve, spec),
         run=run.path if record.is_active() and record.pid == os.getpid() else None,
     )
     stage = f"api {folder.name}"
-    record.update(
-        run,
-        commands={**record.commands, stage: api_argv(plan, installation)},
-        environment={**record.environment, stage: dict(api_environment(plan))},
-    )
-    log.info("serving %s; its output: %s", plan.model_name, plan.log)
-    with serve(plan, installation, session.renderer) as server:
+
+    def note(plan: ServePlan) -> None:
+        record.update(
+            run,
+            commands={**record.commands, stage: list(plan.argv)},
+            environment={**record.environment, stage: dict(plan.environment)},
+        )
+        log.info("serving %s; its output: %s", plan.model_name, plan.log)
+
+    with served(session, {f"{run.id}@{checkpoint.label}": checkpoint}, serving, note) as server:
         yield server.endpoint
 
 
