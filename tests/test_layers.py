@@ -109,6 +109,7 @@ ORDER = [
     "runs.repeat",
     "serving",
     "runs.resume",
+    "benchmark.afterwards",
     "benchmark.benchmarking",
     "pipeline",
     "runs.supervise",

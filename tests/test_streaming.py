@@ -58,7 +58,7 @@ def stream(server, sources, hypotheses=None, *, timeout_s=10.0):
     ]
     asked = [([{"role": "user", "content": source}], answer) for source, answer in zip(sources, answers, strict=True)]
     count = []
-    endpoint = Endpoint(server.base_url, "key", "the-model")
+    endpoint = Endpoint(server.base_url, "sk-1", "the-model")
     fields = {"temperature": 0.0, "repetition_penalty": 1.0}
     found = asyncio.run(
         stream_one_by_one(endpoint, asked, fields, timeout_s=timeout_s, on_answer=lambda: count.append(1))

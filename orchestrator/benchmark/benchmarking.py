@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 from functools import cache as once
 from pathlib import Path
 
+from orchestrator.benchmark.afterwards import add_comet_to, take_streaming
 from orchestrator.benchmark.client import Endpoint
-from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
-from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate, take_streaming
+from orchestrator.benchmark.comet import is_scored, located
+from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
-from orchestrator.benchmark.score import Score
 from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
@@ -71,28 +71,8 @@ def benchmark_checkpoint(
                 record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     for item, folder in zip(items, folders, strict=True):  # when the server has left the GPU
         if item.comet is not None:
-            _add_comet(session, plan.spec, run, record, folder, item.comet)
+            add_comet_to(session, plan.spec, run, record, folder, item.comet)
     return folders
-
-
-def score_again(session: Session, folder: Path, model: str, devices: str | None) -> None:
-    """Score a benchmark that is finished by a model of COMET, without its server."""
-    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
-    run = RunDir(folder.parent.parent)
-    if run.record.is_file():
-        _record_comet(run, RunRecord.load(run), folder, scores)
-
-
-def _add_comet(session: Session, spec: RunSpec, run: RunDir, record: RunRecord, folder: Path, model: str) -> None:
-    devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
-    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
-    _record_comet(run, record, folder, scores)
-
-
-def _record_comet(run: RunDir, record: RunRecord, folder: Path, scores: list[Score]) -> None:
-    for item in record.benchmarks:
-        if item.id == folder.name:
-            record.add_benchmark(run, item.model_copy(update={"comet": scores}))
 
 
 def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint, item: BenchmarkSpec) -> Question:
@@ -125,7 +105,7 @@ def _is_whole(
         result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     if item.comet is not None and not is_scored(folder, located(item.comet, session.workspace.root)):
-        _add_comet(session, plan.spec, run, record, folder, item.comet)
+        add_comet_to(session, plan.spec, run, record, folder, item.comet)
     return True
 
 

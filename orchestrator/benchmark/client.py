@@ -2,7 +2,8 @@
 
 Covered: the client, of which a benchmark has one; an answer that is checked; every fault as one of a few kinds, which
 decide what is done about it (translate.py); what stands still (key, URL, model) ends it at once.
-Not covered: many requests and repeated ones (translate.py), a conversation (talk.py), the request's fields (decoding.py).
+Not covered: many requests and repeated ones (translate.py), conversations (talk.py), the request's fields
+(decoding.py).
 """
 
 import ssl

@@ -26,7 +26,7 @@ from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.benchmark.speed import Speed, speed
-from orchestrator.benchmark.streaming import SAMPLE, Streaming, stream_one_by_one
+from orchestrator.benchmark.streaming import Streaming
 from orchestrator.benchmark.translate import Load, translate
 from orchestrator.benchmark.triage import Triage, triage
 from orchestrator.data.testset import said
@@ -154,40 +154,10 @@ def evaluate(
         journal.put_in_order(outcome.failures)
         result = _result(question, journal, outcome)
         if outcome.failures and not (how.allow_incomplete and journal.answers):
-            _write_result(folder, result)
+            write_result(folder, result)
             raise _incomplete(outcome.failures, len(text.sources), journal.path)
         result = result.model_copy(update=_scores(question, journal, outcome.decoding, folder))
-        _write_result(folder, result)
-    return result
-
-
-def take_streaming(
-    question: Question, connect: Callable[[], Endpoint], folder: Path, result: BenchmarkResult
-) -> BenchmarkResult:
-    """Stream some sentences of a benchmark that was scored, spread over its test set, and add that to its result.
-
-    Raises:
-        PrerequisiteError: the server refuses every request alike.
-        StageError: another process is at work there.
-    """
-    with Journal(folder, question.text.sources, question.text.references) as journal:
-        answers = [journal.answers[index] for index in sorted(journal.answers)]
-    n_sample = min(SAMPLE, len(answers))
-    chosen = [answers[place * len(answers) // n_sample] for place in range(n_sample)]
-    endpoint = connect()
-    with Progress(n_sample, "stream", "sentences") as progress:
-        streaming = run_interruptible(
-            stream_one_by_one(
-                endpoint,
-                [(question.messages(answer.index), answer) for answer in chosen],
-                result.sent,
-                timeout_s=question.bench.request_timeout_s,
-                on_answer=progress.update,
-            )
-        )
-    log.log(logging.WARNING if streaming.error else logging.INFO, "%s", streaming.line())
-    result = result.model_copy(update={"streaming": streaming})
-    _write_result(folder, result)
+        write_result(folder, result)
     return result
 
 
@@ -395,7 +365,8 @@ def _at(indices: Sequence[int], found: Triage) -> Triage:
     )
 
 
-def _write_result(folder: Path, result: BenchmarkResult) -> None:
+def write_result(folder: Path, result: BenchmarkResult) -> None:
+    """scores.json."""
     atomic_write(folder / "scores.json", result.model_dump_json(indent=2) + "\n")
 
 

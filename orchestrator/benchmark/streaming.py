@@ -3,7 +3,7 @@
 Covered: time to first token, time per output token; a stream that breaks or falls silent ends it with what came so far.
 Not covered: many streams at once: a rate under load is speed.py's, and no answer is scored from a stream, which in
 LLaMA-Factory's server hides faults (a 200 is sent before anything is computed).
-LLaMA-Factory's huggingface engine sends whole words: its first piece of text comes a token or two after the first token.
+LLaMA-Factory's huggingface engine sends whole words: its first piece of text comes a token or two after the first.
 """
 
 import asyncio

@@ -79,7 +79,7 @@ def benchmark(
 ) -> None:
     """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
     from orchestrator import pipeline
-    from orchestrator.benchmark.benchmarking import score_again
+    from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.testset import FilePair
@@ -90,9 +90,9 @@ def benchmark(
         comet = str(Path(comet).expanduser().absolute())
     if is_finished(Path(target)):
         folder = Path(target).resolve()
-        if comet is None:
-            what = f"{target} is a finished benchmark"
-            raise SpecError(what, "--comet MODEL scores it by COMET too; orchestrator compare takes it")
+        if comet is None or testset or source or speed or fresh:
+            what = f"{target} is a finished benchmark: what it asked stands, and only COMET's score can be added"
+            raise SpecError(what, "--comet MODEL, and nothing that is asked; orchestrator compare takes it too")
         score_again(session, folder, comet, devices)
         _show([folder], as_json)
         return
