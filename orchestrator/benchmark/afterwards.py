@@ -7,12 +7,12 @@ Leaves scores.json with more in it.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from orchestrator.benchmark.answers import Journal
 from orchestrator.benchmark.client import Endpoint
-from orchestrator.benchmark.comet import add_comet, find_comet, located
+from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
 from orchestrator.benchmark.evaluate import BenchmarkResult, write_result
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.score import Score
@@ -23,6 +23,7 @@ from orchestrator.processes.progress import Progress
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving import serving_devices
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.spec import RunSpec
 
 log = logging.getLogger("orchestrator")
@@ -58,19 +59,24 @@ def take_streaming(
     return result
 
 
+def score_by_comet(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, done: Iterable[tuple[BenchmarkSpec, Path]]
+) -> None:
+    """COMET's scores of benchmarks that wish for them and have none; for when the servers have left the GPU."""
+    for item, folder in done:
+        if item.comet is None or is_scored(folder, located(item.comet, session.workspace.root)):
+            continue
+        devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
+        scores = add_comet(folder, located(item.comet, session.workspace.root), find_comet(), devices)
+        _record_comet(run, record, folder, scores)
+
+
 def score_again(session: Session, folder: Path, model: str, devices: str | None) -> None:
     """Score a benchmark that is finished by a model of COMET, without its server."""
     scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
     run = RunDir(folder.parent.parent)
     if run.record.is_file():
         _record_comet(run, RunRecord.load(run), folder, scores)
-
-
-def add_comet_to(session: Session, spec: RunSpec, run: RunDir, record: RunRecord, folder: Path, model: str) -> None:
-    """Score a benchmark of a run by a model of COMET, on the devices that its server had."""
-    devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
-    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
-    _record_comet(run, record, folder, scores)
 
 
 def _record_comet(run: RunDir, record: RunRecord, folder: Path, scores: list[Score]) -> None:
