@@ -2,6 +2,7 @@
 
 from orchestrator.commands import spec_commands as spec_commands  # isort: skip
 from orchestrator.commands import life_commands as life_commands  # isort: skip
+from orchestrator.commands import follow_commands as follow_commands  # isort: skip
 from orchestrator.commands import run_commands as run_commands  # isort: skip
 from orchestrator.commands import registry_commands as registry_commands  # isort: skip
 from orchestrator.commands import benchmark_commands as benchmark_commands  # isort: skip

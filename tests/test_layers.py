@@ -120,6 +120,7 @@ ORDER = [
     "commands.app",
     "commands.spec_commands",
     "commands.life_commands",
+    "commands.follow_commands",
     "commands.run_commands",
     "commands.registry_commands",
     "commands.benchmark_commands",

@@ -1,4 +1,4 @@
-"""Commands around one run: start it, follow it, stop it, go on with it, start it again.
+"""Commands that carry a run out: start it, go on with it, start it again.
 
 Flags in, one call, results on stdout, everything else on stderr.
 """
@@ -16,13 +16,14 @@ from orchestrator.commands.options import (
     FromOption,
     JsonOption,
     NoBenchmarkOption,
+    RunArgument,
     SetOption,
     WaitOption,
     WorkspaceOption,
     open_session,
     say,
 )
-from orchestrator.errors import Interrupted, PrerequisiteError, SpecError
+from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
     from orchestrator.pipeline import How
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from orchestrator.runs.rundir import RunDir
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
-
-RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
 
 
 @app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
@@ -67,60 +66,6 @@ def launch(
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     run = pipeline.new_run(session, plan, pipeline.Origin(str(spec), overrides or ()), how)
     _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
-
-
-@app.command(epilog="Example: orchestrator logs latest -f")
-def logs(
-    run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last N lines.")] = None,
-    file: Annotated[
-        str | None, typer.Option(help="train, supervisor, or a benchmark's id. Default: the one written to last.")
-    ] = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """What LLaMA-Factory wrote: the training, or the server of a benchmark. Ctrl-C ends following, not the run."""
-    from orchestrator.commands import logs as run_logs
-    from orchestrator.runs.rundir import find_workspace
-
-    found = find_workspace(workspace).find_run(run)
-    if not follow:
-        for line in run_logs.tail(run_logs.choose_log(found, file), lines):
-            typer.echo(line)
-        return
-    try:
-        run_logs.follow(found, file, lines)
-    except Interrupted as error:
-        say(f"the run goes on; orchestrator stop {found.id} ends it")
-        raise typer.Exit(error.exit_code) from error
-
-
-@app.command(epilog="Example: orchestrator stop demo")
-def stop(
-    run: RunArgument,
-    grace: Annotated[
-        float | None, typer.Option(min=0, help="Seconds that it may take to save a checkpoint. Default: 100.")
-    ] = None,
-    now: Annotated[bool, typer.Option("--now", help="End all its processes at once, without a checkpoint.")] = False,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Stop a run: a checkpoint is saved, and no process of it is left. One that is not running is left as it is."""
-    from orchestrator.commands import terminal
-    from orchestrator.runs import stopping
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import find_workspace
-
-    if now and grace is not None:
-        raise SpecError("--now is a grace of 0: leave --grace out")
-    found = find_workspace(workspace).find_run(run)
-    for line in stopping.stop_run(found, 0 if now else stopping.DEFAULT_GRACE_S if grace is None else grace):
-        say(line)
-    record = RunRecord.load(found)
-    if record.status in ("stopped", "interrupted", "failed"):
-        say(f"to go on: orchestrator resume {found.id}")
-    if as_json:
-        terminal.print_json(record.as_json())
 
 
 @app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.specs.diff import Side
     from orchestrator.specs.spec import ServeSpec
 
+RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),

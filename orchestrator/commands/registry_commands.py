@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.commands.app import app
-from orchestrator.commands.options import JsonOption, WorkspaceOption, say
+from orchestrator.commands.options import JsonOption, RunArgument, WorkspaceOption, say
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.processes.process import visible
 
 if TYPE_CHECKING:
     from orchestrator.runs.trash import Moved
 
-RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be moved or deleted, and do nothing.")]
 
 # The modules behind the commands are imported within them: --help and a mistyped flag answer at once.
