@@ -22,10 +22,11 @@ from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
+from orchestrator.models.model_files import weights_sha256
 from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
-from orchestrator.runs.facts import complete_facts, trained_sha256
+from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.locks import devices_of, held
 from orchestrator.runs.metering import Meter
 from orchestrator.runs.record import RunRecord, locked, now
@@ -151,13 +152,23 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
 
 
-def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
+def plan_rerun(
+    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
+
+    Args:
+        session: the workspace and its tools.
+        past: the run that is repeated.
+        overrides: --set KEY=VALUE, in order.
+        strict: whether other data or another model end it.
+        full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
-    plan = plan_run(session, session.load_spec(past.spec, overrides))
+    full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
+    plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
     return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
@@ -334,7 +345,7 @@ def _train(
     spec = plan.spec
     if (training := kept_training(run, record, label)) is not None:
         log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
-        training.weights_sha256 = trained_sha256(run.output)
+        training.weights_sha256 = weights_sha256(run.output)
         record.update(run, status="trained", training=training)
         return
     start = begin(run, spec, record, plan.facts, label)
@@ -362,7 +373,7 @@ def _train(
         training = train(
             run, installation, environment, record.resumed_at(), on_event=on_event, on_look=meter.sample, held=locks
         )
-    training.weights_sha256 = trained_sha256(run.output)
+    training.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
     verdict = repeat.trained(training) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None

@@ -198,9 +198,21 @@ def adapter_sha256(folder: Path) -> str:
         config["target_modules"] = sorted(map(str, config["target_modules"]))
     digest = hashlib.sha256()
     _add(digest, "adapter_config.json", json.dumps(config, sort_keys=True).encode())
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            _add(digest, name, _file_sha256(folder / name))
+    for path in _adapter_weights(folder):
+        _add(digest, path.name, _file_sha256(path))
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the weights alone, an adapter's whole, a full model's by samples: the same wherever the base model lies.
+
+    Raises:
+        PrerequisiteError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    is_adapter = (folder / "adapter_config.json").is_file()
+    for path in _adapter_weights(folder) if is_adapter else weight_files(folder):
+        _add(digest, path.name, _file_sha256(path) if is_adapter else _sample(path))
     return digest.hexdigest()
 
 
@@ -256,6 +268,11 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     return [folder / name for name in (sorted(_shards(index)) if index.is_file() else _pickled(folder))]
+
+
+def _adapter_weights(folder: Path) -> list[Path]:
+    paths = (folder / name for name in ("adapter_model.safetensors", "adapter_model.bin"))
+    return [path for path in paths if path.is_file()]
 
 
 def _pickled(folder: Path) -> list[str]:

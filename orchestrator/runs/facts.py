@@ -82,11 +82,6 @@ def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
     return facts.model_copy(update={name: getattr(facts, name) or value for name, value in found.items()})
 
 
-def trained_sha256(output: Path) -> str:
-    """Hash of what a training left in its output folder: an adapter or a full model."""
-    return adapter_sha256(output) if (output / "adapter_config.json").is_file() else model_sha256(output)
-
-
 def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
     """Each fact that differs: what it is, and both values, hashes cut short."""
     return [(each.what, short(each.then), short(each.now)) for each in differing_facts(then, now)]

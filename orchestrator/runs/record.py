@@ -99,7 +99,7 @@ class Training(_Part):
     logged_losses: list[float] = []
     """The first ten losses that were logged: a rerun shows the same."""
     weights_sha256: str | None = None
-    """Of what it made: the whole adapter; of a full model as model_sha256 has it."""
+    """Of what it made: all weights of an adapter; of a full model's, samples. None: a record of before."""
 
 
 class BenchmarkSummary(_Part):

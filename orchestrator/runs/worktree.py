@@ -70,7 +70,7 @@ def _as_new(top: Path, name: str) -> str:
         content = path.read_bytes() if path.is_file() and not path.is_symlink() else b"\0"
     except OSError as error:
         return f"# new, not kept ({error.strerror}): {name!a}\n"
-    if b"\0" in content or len(content) > MAX_NEW_FILE_BYTES or not name.isprintable() or set('"\\ ') & set(name):
+    if b"\0" in content or len(content) > MAX_NEW_FILE_BYTES or not name.isprintable() or set('"\\') & set(name):
         return f"# new, not kept: {name!a}\n"
     begin = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
     if not content:
@@ -79,8 +79,9 @@ def _as_new(top: Path, name: str) -> str:
     ends_with_newline = lines[-1] == ""
     lines = lines[:-1] if ends_with_newline else lines
     text = "".join(f"+{line}\n" for line in lines)
+    tab = "\t" if " " in name else ""  # as git marks the end of such a name
     end = "" if ends_with_newline else "\\ No newline at end of file\n"
-    return f"{begin}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{text}{end}"
+    return f"{begin}--- /dev/null\n+++ b/{name}{tab}\n@@ -0,0 +1,{len(lines)} @@\n{text}{end}"
 
 
 def _cut(patch: bytes) -> bytes:
