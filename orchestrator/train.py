@@ -109,7 +109,7 @@ def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None)
             return
         if on_look is not None:
             on_look(child)
-        time.sleep(POLL_S)
+        child.wait(POLL_S)
 
 
 def _result(run: RunDir, child: Child, started: float, resumed_at: Sequence[int], by_hand: str) -> Training:
