@@ -92,6 +92,7 @@ ORDER = [
     "runs.ranking",
     "specs.diff",
     "benchmark.finished",
+    "benchmark.comet",
     "benchmark.compare",
     "models.target",
     # the stages
@@ -100,6 +101,7 @@ ORDER = [
     "check",
     "train",
     "serve",
+    "upstream.llamafactory_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks
