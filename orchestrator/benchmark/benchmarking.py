@@ -24,7 +24,7 @@ from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serve import ServePlan, free_port
-from orchestrator.serving import Serving, connect, served, serving_devices
+from orchestrator.serving import Serving, connect, served, serving_devices, together
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
@@ -40,14 +40,14 @@ def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord,
     record.update(run, status="benchmarking")
     checkpoints = _checkpoints(session, plan.spec, run)
     done: list[tuple[BenchmarkSpec, Path]] = []
-    with served(session, plan.spec, run, record, checkpoints) as connect:
+    with served_in_turn(session, plan.spec, run, record, checkpoints) as connect_to:
         for checkpoint in checkpoints:
             items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
             if len(record.attempts) > 1 and not how.fresh:
                 found = [(item, whole_benchmark(session, plan, run, record, checkpoint, item)) for item in items]
                 done += [(item, folder) for item, folder in found if folder is not None]
                 items = [item for item, folder in found if folder is None]
-            folders = benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect)
+            folders = benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect_to)
             done += zip(items, folders, strict=True)
     score_by_comet(session, plan.spec, run, record, done)
 
@@ -60,7 +60,7 @@ def benchmark_checkpoint(
     checkpoint: Checkpoint,
     items: Sequence[BenchmarkSpec],
     how: Asking,
-    connect: Connect,
+    connect_to: Connect,
 ) -> list[Path]:
     """Put test sets to a checkpoint, whose server is asked for only if a sentence has not been answered yet."""
     questions = [_question(session, plan, run, checkpoint, item) for item in items]
@@ -70,7 +70,7 @@ def benchmark_checkpoint(
         folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
     for item, question, folder in zip(items, questions, folders, strict=True):
         log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-        result = evaluate(question, lambda: connect(checkpoint, folders[0]), folder, how)
+        result = evaluate(question, lambda: connect_to(checkpoint, folders[0]), folder, how)
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
 
@@ -96,28 +96,27 @@ def score_again(session: Session, folder: Path, model: str, devices: str | None)
 
 
 @contextmanager
-def served(
+def served_in_turn(
     session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoints: Sequence[Checkpoint]
 ) -> Iterator[Connect]:
-    """For the length of the block, a server of each of some checkpoints, started when it is first asked for.
+    """For the length of the block, a server of each of some checkpoints, started when one on it is first asked for.
 
-    One after another: a server of LLaMA-Factory's has one model. What one asks for after another took its place is
-    loaded again, so all that is asked of a checkpoint is asked in a row.
+    One server after another, each with as many checkpoints as it can hold. What one asks for after another server took
+    the place is loaded again, so all that is asked of a checkpoint is asked in a row.
     """
+    groups = together(spec.serve, checkpoints)
     with ExitStack() as current:
-        now: list[tuple[Checkpoint, Endpoint]] = []
+        now: dict[str, Endpoint] = {}
 
-        def connect(checkpoint: Checkpoint, folder: Path) -> Endpoint:
-            if checkpoint not in checkpoints:
-                raise ValueError(f"{checkpoint.label} is none of those that are served")
-            if not now or now[0][0] != checkpoint:
+        def connect_to(checkpoint: Checkpoint, folder: Path) -> Endpoint:
+            if checkpoint.label not in now:
                 now.clear()
                 current.close()
-                server = _endpoint(session, spec, run, record, checkpoint, folder)
-                now.append((checkpoint, current.enter_context(server)))
-            return now[0][1]
+                group = next(group for group in groups if checkpoint in group)
+                now.update(current.enter_context(_endpoints(session, spec, run, record, group, folder)))
+            return now[checkpoint.label]
 
-        yield connect
+        yield connect_to
 
 
 def whole_benchmark(
@@ -173,12 +172,13 @@ def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
 
 
 @contextmanager
-def _endpoint(
-    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoint: Checkpoint, folder: Path
-) -> Iterator[Endpoint]:
-    """The server of the spec that runs already, or one of ours for the length of the block."""
+def _endpoints(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoints: Sequence[Checkpoint], folder: Path
+) -> Iterator[dict[str, Endpoint]]:
+    """By label: the server of the spec that runs already, or one of ours for the length of the block."""
     if spec.serve.url is not None:
-        yield connect(session, spec.serve)
+        endpoint = connect(session, spec.serve)
+        yield {checkpoint.label: endpoint for checkpoint in checkpoints}
         return
     serving = Serving(
         settings=spec.serve,
@@ -197,8 +197,9 @@ def _endpoint(
         )
         log.info("serving %s; its output: %s", plan.model_name, plan.log)
 
-    with served(session, {f"{run.id}@{checkpoint.label}": checkpoint}, serving, note) as server:
-        yield server.endpoint
+    names = {f"{run.id}@{checkpoint.label}": checkpoint for checkpoint in checkpoints}
+    with served(session, names, serving, note) as server:
+        yield {checkpoint.label: server.endpoints[name] for name, checkpoint in names.items()}
 
 
 def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:
