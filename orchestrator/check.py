@@ -30,7 +30,7 @@ from orchestrator.models.model_files import (
     unchecked_weights,
 )
 from orchestrator.runs.slurm import own_job
-from orchestrator.slurm_check import check_slurm
+from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.upstream.installation import Installation

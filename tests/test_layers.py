@@ -97,7 +97,7 @@ ORDER = [
     "models.target",
     # the stages
     "data.data_check",
-    "slurm_check",
+    "runs.slurm_check",
     "check",
     "train",
     "serve",

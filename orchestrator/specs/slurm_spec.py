@@ -2,8 +2,8 @@
 
 Covered: the fields and their limits; a time limit's forms; a signal that would come before the job has begun; options
 of sbatch that are ours to set.
-Not covered: whether the partition is there (slurm_check.py); the script (sbatch.py); several clusters; heterogeneous
-jobs.
+Not covered: whether the partition is there (runs/slurm_check.py); the script (sbatch.py); several clusters and
+heterogeneous jobs.
 """
 
 import re
