@@ -103,30 +103,30 @@ def test_a_job_that_waits_is_queued_and_stop_takes_it_out(shop, slurm):
 
 
 def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_end(shop, slurm, tmp_path, fake_cli):
+    """Beside it one that makes no step: that is not queued again."""
     unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
     assert unbroken.run("launch", unbroken.spec(train=SLOW, benchmark=None)).code == 0
     short = {"slurm": {"time": 1, "signal_s": 50}}
     assert launch(shop, compute=short, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "1.2"}).code == 0
-    wait_for(lambda: shop.record()["job"]["requeues"] == 1, "the end of its time", 100)
-    assert shown(shop) == "queued"
-    record = wait_for(lambda: shop.record()["ended_at"] and shop.record(), "its end", 150)
-    log = (shop.only_run() / "logs" / "supervisor.log").read_text("utf-8")
+    run = shop.only_run()
+    stuck = shop.spec("stuck", compute=short, train={"max_steps": 5}, benchmark=None)
+    assert shop.run("launch", stuck, FAKE_TRAIN="hangs").code == 0
+    stuck_run = next(shop.runs.glob("stuck-2*"))
+    wait_for(lambda: shop.record(run)["job"]["requeues"] == 1, "the end of its time", 100)
+    assert shown(shop, run) == "queued"
+    record = wait_for(lambda: shop.record(run)["ended_at"] and shop.record(run), "its end", 150)
+    log = (run / "logs" / "supervisor.log").read_text("utf-8")
     assert record["status"] == "done", log
     assert [each["status"] for each in record["attempts"]] == ["stopped"] * record["job"]["requeues"] + ["done"]
     assert "the time limit is near" in log and "the training goes on from checkpoint-" in log
     assert record["attempts"][1]["from_step"] > 3
     then = unbroken.record()["training"]
     assert record["training"] == then | {"train_loss": pytest.approx(then["train_loss"])}
-    outputs = [next(root.glob("runs/*/output")) / "adapter_model.safetensors" for root in (shop.root, unbroken.root)]
+    outputs = [path / "output" / "adapter_model.safetensors" for path in (run, unbroken.only_run())]
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
-
-
-def test_a_job_without_progress_is_not_queued_again(shop, slurm):
-    short = {"slurm": {"time": 1, "signal_s": 50}}
-    assert launch(shop, compute=short, train={"max_steps": 5}, benchmark=None, env={"FAKE_TRAIN": "hangs"}).code == 0
-    record = wait_for(lambda: shop.record()["ended_at"] and shop.record(), "the end of its time", 100)
-    assert record["status"] == "stopped" and "it came to no checkpoint beyond step 0" in record["error"]
-    assert record["job"]["requeues"] == 0
+    other = shop.record(stuck_run)
+    assert other["status"] == "stopped" and "it came to no checkpoint beyond step 0" in other["error"]
+    assert other["job"]["requeues"] == 0
 
 
 @pytest.mark.parametrize("how", ["preempted", "node failure"])

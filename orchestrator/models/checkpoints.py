@@ -126,7 +126,8 @@ def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
     Without nproc_per_node that is one for each device that the spec names, on a machine with GPUs. Of several machines
     it is not known either: each may keep the states of its own processes alone.
     """
-    if compute.nnodes not in (None, 1) or compute.rdzv_id is not None:
+    nodes = compute.slurm.nodes if compute.slurm is not None else compute.nnodes
+    if nodes not in (None, 1) or compute.rdzv_id is not None:
         return None
     if compute.nproc_per_node is not None:
         return compute.nproc_per_node

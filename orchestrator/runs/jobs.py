@@ -116,7 +116,8 @@ def goes_on_later(run: RunDir, record: RunRecord) -> str | None:
     job = record.job
     if job is None or RunRecord.load(run).stop_requested:
         return ""
-    found, asked = slurm.job_state(job.id, job.uid, max_age_s=0), _asked_for(load_spec(run.spec))
+    spec = load_spec(run.spec)
+    found, asked = slurm.job_state(job.id, job.uid, max_age_s=0), _asked_for(spec)
     if found is None:
         return "Slurm could not be asked whether that was the time limit"
     if found.state != "RUNNING":
@@ -126,7 +127,7 @@ def goes_on_later(run: RunDir, record: RunRecord) -> str | None:
     left = seconds_of(found.time_left)
     if left is None or left > asked.signal_s + EARLY_S:
         return ""
-    if reason := _why_not_again(run, record, job, asked):
+    if reason := _why_not_again(run, record, job, spec):
         return f"the time limit of Slurm job {job.id} came, and it is not queued again: {reason}"
     record.leave_to(run, job.model_copy(update={"requeues": job.requeues + 1}), "stopped")
     try:
@@ -230,13 +231,14 @@ def _take_back(run: RunDir, record: RunRecord, before: RunRecord, job: str, erro
     record.update(run, status=status, error=error.message, ended_at=before.ended_at or now(), job=before.job)
 
 
-def _why_not_again(run: RunDir, record: RunRecord, job: Job, asked: SlurmSpec) -> str:
+def _why_not_again(run: RunDir, record: RunRecord, job: Job, spec: RunSpec) -> str:
+    asked = _asked_for(spec)
     if not asked.requeue:
         return "requeue is false"
     if job.requeues >= asked.max_requeues:
         return f"it was {job.requeues} times, and max_requeues is {asked.max_requeues}"
     begun = record.attempts[-1].from_step
-    if record.training is not None:  # the benchmarks go on answer by answer
+    if record.training is not None or spec.train is None:  # the benchmarks go on answer by answer
         return ""
     step = next((each.step for each in usable_checkpoints(run) if each.whole), 0)
     return "" if begun is not None and step > begun else f"it came to no checkpoint beyond step {begun or 0}"

@@ -39,7 +39,7 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
         StageError: a process of it cannot be ended.
     """
     record = RunRecord.load(run)
-    if record.job is not None and record.is_active():
+    if record.job is not None and record.job.id and record.is_active():  # without an id it is being submitted
         return [*stop_job(run, record, grace_s), _how_it_ended(run), *_kept(run)]
     owner = _owner(record)
     if owner is None:
