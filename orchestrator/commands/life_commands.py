@@ -17,6 +17,7 @@ from orchestrator.commands.options import (
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
+    RunOrGroupArgument,
     SetOption,
     WaitOption,
     WorkspaceOption,
@@ -34,10 +35,17 @@ if TYPE_CHECKING:
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
 
-@app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
+@app.command(epilog="Example: orchestrator launch runs/demo.yaml --sweep train.learning_rate=1e-4,5e-4")
 def launch(
     spec: Annotated[Path, typer.Argument(help="A spec file.")],
     overrides: SetOption = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,...", help="A run for each value, and for all combinations where repeated."),
+    ] = None,
+    per_device: Annotated[
+        bool, typer.Option("--per-device", help="With --sweep: one run at a time on each device, not one in all.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, show the command, start nothing.")] = False,
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
@@ -48,12 +56,22 @@ def launch(
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
     from orchestrator import pipeline
-    from orchestrator.commands import terminal
+    from orchestrator.commands import sweeps, terminal
     from orchestrator.plan import plan_run, render_files
 
     if dry_run and detach:
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
+    if per_device and not sweep:
+        raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
     session = open_session(workspace, archives)
+    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
+    if sweep:
+        words = _supervisor_words(session, archives, how)
+        sweeps.launch_sweep(
+            session, spec, overrides or (), sweep, how, words,
+            per_device=per_device, dry_run=dry_run, detach=detach, as_json=as_json,
+        )  # fmt: skip
+        return
     checked = session.load_spec(spec, overrides or ())
     plan = plan_run(session, checked)
     if dry_run:
@@ -63,14 +81,13 @@ def launch(
         else:
             say(f"nothing would be started: {checked.serve.url} is asked")
         return
-    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     run = pipeline.new_run(session, plan, pipeline.Origin(str(spec), overrides or ()), how)
     _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
 
 
 @app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")
 def resume(
-    run: RunArgument,
+    run: RunOrGroupArgument,
     label: Annotated[
         str | None, typer.Option("--from", help="The checkpoint to go on from. Default: the newest whole one.")
     ] = None,
@@ -80,11 +97,23 @@ def resume(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again."""
+    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again.
+
+    Of a group, with all its runs that are not done.
+    """
+    from orchestrator.commands import sweeps
     from orchestrator.pipeline import How
+    from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.resume import plan_resume
 
     session = open_session(workspace, None)
+    if (group := lookup_group(session.workspace, run)) is not None:
+        if label is not None:
+            raise SpecError("--from is for a run: each run of a group goes on from its own newest whole checkpoint")
+        how = How(with_benchmarks=not no_benchmark, wait=True)
+        words = _supervisor_words(session, None, how)
+        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
+        return
     found = session.workspace.find_run(run)
     plan, with_benchmarks = plan_resume(session, found, label, no_benchmark=no_benchmark)
     how = How(with_benchmarks=with_benchmarks, wait=wait, checkpoint=label)
@@ -115,7 +144,7 @@ def rerun(
 
 @app.command(hidden=True)
 def supervise(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, or of a group.")],
     cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
@@ -123,9 +152,10 @@ def supervise(
     wait: WaitOption = False,
     label: Annotated[str | None, typer.Option("--checkpoint", help="As resume's --from.")] = None,
 ) -> None:
-    """Carry a run out, as its owner; `launch --detach` starts this."""
+    """Carry a run or a group out, as its owner; `launch --detach` starts this."""
     from orchestrator import pipeline
-    from orchestrator.runs.rundir import RunDir
+    from orchestrator.runs.rundir import GroupDir, RunDir
+    from orchestrator.turns import take_turns
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
     try:
@@ -133,7 +163,11 @@ def supervise(
     except OSError as error:
         raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
-    pipeline.carry_out(open_session(workspace, archives), RunDir(folder), how)
+    session = open_session(workspace, archives)
+    if GroupDir(folder).file.is_file():
+        take_turns(session, GroupDir(folder), how, _supervisor_words(session, archives, how))
+    else:
+        pipeline.carry_out(session, RunDir(folder), how)
 
 
 def _carry_out(

@@ -147,6 +147,10 @@ class RunRecord(_Part):
     """Each launch and resume, in order. Empty in records of before."""
     with_benchmarks: bool = True
     """Whether the spec's benchmarks follow the training."""
+    group: str | None = None
+    """The group that it belongs to: the id of a sweep."""
+    queued: bool = False
+    """Made, but not begun: it has no owner, and waits for its turn in its group."""
     waits_for: str | None = None
     """What holds the devices that the run waits for."""
     prepared_sha256: str | None = None
@@ -188,7 +192,7 @@ class RunRecord(_Part):
 
     def is_active(self) -> bool:
         """Whether it has not said how it ended. A run that was to be trained only ends as `trained`, at a time."""
-        return self.status in ACTIVE and self.ended_at is None
+        return self.status in ACTIVE and self.ended_at is None and not self.queued
 
     def as_json(self) -> dict[str, Any]:
         """What record.json holds, as plain JSON values."""
@@ -242,10 +246,20 @@ class RunRecord(_Part):
             stored.attempts = [*past, _new_attempt()]
             for name, value in _owner().items():
                 setattr(stored, name, value)
-            stored.status, stored.error, stored.ended_at = "created", None, None
+            stored.status, stored.error, stored.ended_at, stored.queued = "created", None, None, False
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
             self._take(stored, run)
+
+    def withdraw(self, run: RunDir, status: Status, error: str) -> bool:
+        """End a run that has not begun; whether it had not."""
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            was_queued = stored.queued
+            if was_queued:
+                stored.queued, stored.status, stored.error, stored.ended_at = False, status, error, now()
+                stored.save(run)
+            return was_queued
 
     def resumed_at(self) -> list[int]:
         """The steps at which the training was resumed since it last began at step 0, in order."""

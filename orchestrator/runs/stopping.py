@@ -38,6 +38,8 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
         StageError: a process of it cannot be ended.
     """
     record = RunRecord.load(run)
+    if record.queued and record.withdraw(run, "stopped", "before it had begun"):
+        return [f"{run.id} is stopped: it had not begun"]
     owner = _owner(record)
     if owner is None:
         return _stop_without_owner(run, record, grace_s)
