@@ -90,6 +90,7 @@ ORDER = [
     "runs.ranking",
     "specs.diff",
     "benchmark.finished",
+    "benchmark.comet",
     "benchmark.compare",
     "benchmark.ranked",
     "models.target",
@@ -98,6 +99,7 @@ ORDER = [
     "check",
     "train",
     "serve",
+    "upstream.llamafactory_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks

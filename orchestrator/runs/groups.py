@@ -30,7 +30,7 @@ _MAX_OWNER_BYTES = 10_000
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)  # a later version's field
+    model_config = ConfigDict(extra="allow", frozen=True)  # a later version's field
 
 
 class Point(_Part):

@@ -22,7 +22,7 @@ _EXAMPLE = "such as --sweep train.learning_rate=1e-5,5e-5"
 class Axis(BaseModel):
     """One key of the spec and the values that it takes."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     key: str
     """Dotted, as for --set."""
