@@ -65,7 +65,7 @@ def stop(
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import find_workspace
-    from orchestrator.turns import stop_group
+    from orchestrator.runs.turns import stop_group
 
     if now and grace is not None:
         raise SpecError("--now is a grace of 0: leave --grace out")

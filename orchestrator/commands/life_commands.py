@@ -155,7 +155,7 @@ def supervise(
     """Carry a run or a group out, as its owner; `launch --detach` starts this."""
     from orchestrator import pipeline
     from orchestrator.runs.rundir import GroupDir, RunDir
-    from orchestrator.turns import take_turns
+    from orchestrator.runs.turns import take_turns
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Session
     from orchestrator.runs.groups import Group
     from orchestrator.runs.rundir import GroupDir
-    from orchestrator.sweep import Sweep
+    from orchestrator.runs.sweep import Sweep
 
 # The modules of the stages are imported within the functions: --help and a mistyped flag answer at once.
 
@@ -39,7 +39,7 @@ def launch_sweep(
     as_json: bool,
 ) -> None:
     """Make a group of the points of a sweep, and carry it out here or in the background."""
-    from orchestrator.sweep import make_group, plan_sweep
+    from orchestrator.runs.sweep import make_group, plan_sweep
 
     sweep = plan_sweep(session, spec, overrides, axes, per_device=per_device)
     if dry_run:
@@ -52,7 +52,7 @@ def carry_out_group(
     session: "Session", folder: "GroupDir", how: "How", words: Sequence[str], *, detach: bool, as_json: bool
 ) -> None:
     """Carry a group out here, and show what came of it; or in the background."""
-    from orchestrator.turns import detach_group, take_turns
+    from orchestrator.runs.turns import detach_group, take_turns
 
     if detach:
         pid = detach_group(folder, words)

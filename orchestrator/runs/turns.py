@@ -31,9 +31,9 @@ from orchestrator.runs.rundir import GroupDir, RunDir, atomic_write
 from orchestrator.runs.state import progress
 from orchestrator.runs.stopping import DEFAULT_GRACE_S, FAREWELL_S, stop_run
 from orchestrator.runs.supervise import start_supervisor, why_not
+from orchestrator.runs.sweep import make_missing
 from orchestrator.specs.render import spec_yaml
 from orchestrator.specs.spec import spec_sha256
-from orchestrator.sweep import make_missing
 
 log = logging.getLogger("orchestrator")
 
