@@ -14,6 +14,7 @@ from orchestrator.commands.app import app
 from orchestrator.commands.options import (
     DetachOption,
     FromOption,
+    FullHashOption,
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
@@ -50,6 +51,7 @@ def launch(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -58,6 +60,7 @@ def launch(
     from orchestrator import pipeline
     from orchestrator.commands import sweeps, terminal
     from orchestrator.plan import plan_run, render_files
+    from orchestrator.runs.sweep import make_group, plan_sweep
 
     if dry_run and detach:
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
@@ -66,14 +69,15 @@ def launch(
     session = open_session(workspace, archives)
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     if sweep:
-        words = _supervisor_words(session, archives, how)
-        sweeps.launch_sweep(
-            session, spec, overrides or (), sweep, how, words,
-            per_device=per_device, dry_run=dry_run, detach=detach, as_json=as_json,
-        )  # fmt: skip
+        planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device, full_hash=full_hash)
+        if dry_run:
+            sweeps.print_points(session, planned, as_json)
+            return
+        group, words = make_group(session, planned, how), _supervisor_words(session, archives, how)
+        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
         return
     checked = session.load_spec(spec, overrides or ())
-    plan = plan_run(session, checked)
+    plan = plan_run(session, checked, full_hash=full_hash)
     if dry_run:
         files = render_files(session, plan.spec)
         if files:
@@ -128,6 +132,7 @@ def rerun(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -136,7 +141,8 @@ def rerun(
     from orchestrator import pipeline
 
     session = open_session(workspace, archives)
-    plan, origin = pipeline.plan_rerun(session, session.workspace.find_run(run), overrides or (), strict=strict)
+    past = session.workspace.find_run(run)
+    plan, origin = pipeline.plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     again = pipeline.new_run(session, plan, origin, how)
     _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)

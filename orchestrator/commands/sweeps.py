@@ -1,10 +1,9 @@
-"""What the commands do with groups of runs: launch a sweep, go on with one, show how far its runs are.
+"""What the commands do with groups of runs: carry one out, show how far its runs are.
 
 Not covered: the commands themselves; what carries a group out (turns.py).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -23,29 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.runs.sweep import Sweep
 
 # The modules of the stages are imported within the functions: --help and a mistyped flag answer at once.
-
-
-def launch_sweep(
-    session: "Session",
-    spec: Path,
-    overrides: Sequence[str],
-    axes: Sequence[str],
-    how: "How",
-    words: Sequence[str],
-    *,
-    per_device: bool,
-    dry_run: bool,
-    detach: bool,
-    as_json: bool,
-) -> None:
-    """Make a group of the points of a sweep, and carry it out here or in the background."""
-    from orchestrator.runs.sweep import make_group, plan_sweep
-
-    sweep = plan_sweep(session, spec, overrides, axes, per_device=per_device)
-    if dry_run:
-        _print_points(session, sweep, as_json)
-        return
-    carry_out_group(session, make_group(session, sweep, how), how, words, detach=detach, as_json=as_json)
 
 
 def carry_out_group(
@@ -107,7 +83,7 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
     return terminal.table([*short_keys(group.axes), "status", "steps", "run", "last benchmark"], rows)
 
 
-def _print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
+def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
     """What each point would be trained with."""
     from orchestrator.commands import terminal
     from orchestrator.plan import render_files

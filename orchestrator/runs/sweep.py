@@ -48,7 +48,13 @@ class Sweep:
 
 
 def plan_sweep(
-    session: Session, spec_file: Path, overrides: Sequence[str], words: Sequence[str], *, per_device: bool
+    session: Session,
+    spec_file: Path,
+    overrides: Sequence[str],
+    words: Sequence[str],
+    *,
+    per_device: bool,
+    full_hash: bool = False,
 ) -> Sweep:
     """Check every point of a sweep.
 
@@ -58,6 +64,7 @@ def plan_sweep(
         overrides: --set KEY=VALUE, for every point.
         words: --sweep KEY=V1,V2,..., an axis each.
         per_device: one run at a time on each device.
+        full_hash: as plan_run has it.
 
     Raises:
         SpecError, PrerequisiteError: all that is wrong, by point.
@@ -74,7 +81,7 @@ def plan_sweep(
     with _said_once():
         for number, own in enumerate(by_point):
             try:
-                plan = plan_run(session, session.load_spec(spec_file, own))
+                plan = plan_run(session, session.load_spec(spec_file, own), full_hash=full_hash)
                 if plan.spec.train is None and not plan.spec.benchmark:
                     raise SpecError(f"{plan.spec.name} neither trains nor benchmarks")
             except OrchestratorError as error:
@@ -124,7 +131,7 @@ def make_group(session: Session, sweep: Sweep, how: How) -> GroupDir:
         raise
     for run, plan, point in zip(runs, sweep.plans, made, strict=True):
         origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
+        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
     log.info("group %s: %d runs", folder.id, len(made))
     return folder
 
@@ -140,7 +147,7 @@ def make_missing(session: Session, folder: GroupDir, group: Group) -> None:
             log.warning("%s cannot be made: %s", run.id, error.message)
             continue
         origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
+        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
 
 
 def _all_at_once(
