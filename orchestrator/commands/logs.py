@@ -16,6 +16,7 @@ from orchestrator.processes.process import visible
 from orchestrator.runs.groups import Group, Member, members, owner
 from orchestrator.runs.record import Attempt, RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of
 
 POLL_S = 0.3
@@ -24,6 +25,7 @@ POLL_S = 0.3
 def log_files(run: RunDir) -> dict[str, Path]:
     """The logs of a run by the names that they are asked for with."""
     found = {"train": run.train_log, "supervisor": run.supervisor_log}
+    found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
     folders = sorted(run.benchmarks.iterdir()) if run.benchmarks.is_dir() else []
     return {
         name: path
@@ -75,6 +77,7 @@ def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
     offsets: dict[Path, int] = {}
     current: Path | None = None
     bar = _TrainingBar(run)
+    waited: list[str] = []
     try:
         while True:
             record = RunRecord.load(run)  # before the logs are read: what is written last is seen
@@ -87,6 +90,9 @@ def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
                     current = path
                 _write(text)
             bar.update(record)
+            if record.status == "queued" and (state := lines_of(run, record)) != waited:
+                waited = state
+                sys.stderr.writelines(f"{visible(line)}\n" for line in state)
             if not goes_on:
                 return
             time.sleep(POLL_S)

@@ -4,6 +4,7 @@ Not covered: the commands themselves; what carries a group out (turns.py).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,12 @@ def carry_out_group(
     session: "Session", folder: "GroupDir", how: "How", words: Sequence[str], *, detach: bool, as_json: bool
 ) -> None:
     """Carry a group out here, and show what came of it; or in the background."""
-    from orchestrator.runs.turns import detach_group, take_turns
+    from orchestrator.runs.turns import detach_group, submit_group, take_turns
 
-    if detach:
-        pid = detach_group(folder, words)
-        say(f"{folder.id} goes on in the background, in process {pid}")
+    job = submit_group(session, folder, how, [*words, "--slurm", "--cwd", str(Path.cwd())])
+    if job is not None or detach:
+        pid = detach_group(folder, words) if job is None else None
+        say(f"{folder.id} {f'is Slurm job {job}' if job else f'goes on in the background, in process {pid}'}")
         say(f"to see how far it is: orchestrator show {folder.id}")
         say(f"to follow it:         orchestrator logs {folder.id} -f")
         say(f"to stop it:           orchestrator stop {folder.id}")
@@ -75,7 +77,7 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
     rows = []
     for each in members(folder, group):
         row = row_of(each.run, each.record, Notes()) if each.record is not None else None
-        status = "not begun" if each.record is not None and each.record.queued else each.status
+        status = "not begun" if each.record is not None and each.record.awaits_turn else each.status
         said = row.last if row else ""
         if not said and each.record is not None and each.record.error:
             said = shorten(each.record.error.splitlines()[0], 80, placeholder=" ...")

@@ -91,6 +91,8 @@ def plan_sweep(
     if errors:
         raise _all_at_once(errors, axes, values)
     _refuse_the_same(plans, axes, values)
+    if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
+        raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
     devices = _per_device(plans) if per_device else None
     if devices is not None:
         first = f'compute.devices="{devices[0]}"'
@@ -188,6 +190,8 @@ def _per_device(plans: Sequence[Plan]) -> list[str]:
         compute = spec.compute
         if (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1:
             raise SpecError("--per-device is for runs on one device: compute.nproc_per_node and nnodes want more")
+        if compute.slurm is not None:
+            raise SpecError("--per-device is for this machine: Slurm gives each task of compute.slurm its devices")
         if compute.devices != plans[0].spec.compute.devices:
             raise SpecError("--per-device chooses the device: compute.devices cannot be swept")
         if spec.serve.devices is not None:

@@ -25,6 +25,7 @@ from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child
 from orchestrator.processes.progress import Progress
 from orchestrator.runs.groups import Group, Member, member, members, owned, owner
+from orchestrator.runs.jobs import submit_array
 from orchestrator.runs.locks import is_free
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir, atomic_write
@@ -86,6 +87,33 @@ def take_turns(session: Session, folder: GroupDir, how: How, words: Sequence[str
             f"{len(left)} of {len(group.points)} runs of {folder.id} did not come to their end:\n{listed}",
             f"orchestrator logs RUN says why; then: orchestrator resume {folder.id}",
         )
+
+
+def submit_group(session: Session, folder: GroupDir, how: How, words: Sequence[str]) -> str | None:
+    """Submit what is left to do of a group as the tasks of one job of Slurm; the job's id.
+
+    None where its specs have no compute.slurm: then take_turns carries it out.
+
+    Raises:
+        SpecError: nothing is left to do.
+        PrerequisiteError: another process carries the group out, or there is no sbatch.
+        StageError: Slurm refuses it.
+    """
+    group = Group.load(folder)
+    with_benchmarks = how.with_benchmarks and group.with_benchmarks
+    found = members(folder, group)
+    first = next((each for each in found if each.run.spec.is_file()), None)
+    spec = session.load_spec(first.run.spec) if first is not None else None
+    if spec is None or spec.compute.slurm is None:
+        return None
+    with owned(folder):
+        make_missing(session, folder, group)
+        found = members(folder, group)
+        runs = [each.run for each in found if _is_to_do(each, with_benchmarks)]
+        if not runs:
+            raise _nothing_left(folder, found, with_benchmarks)
+        own = [*words, *["--no-benchmark"] * (not with_benchmarks and "--no-benchmark" not in words)]
+        return submit_array(session, runs, spec, own, name=folder.id, at_once=None)
 
 
 def detach_group(folder: GroupDir, words: Sequence[str]) -> int:
@@ -213,7 +241,7 @@ def _put_on_device(session: Session, now: Member, device: str) -> None:
 def _after(folder: GroupDir, group: Group, turn: _Turn) -> None:
     """Say how a run ended; one that did not even begin has failed."""
     found = member(folder, turn.member.point)
-    if found.record is not None and found.record.queued:
+    if found.record is not None and found.record.awaits_turn:
         found.record.withdraw(found.run, "failed", f"it did not begin; last lines of its log:\n{turn.child.log_tail()}")
         found = member(folder, turn.member.point)
     level = logging.INFO if found.is_finished(with_benchmarks=False) else logging.WARNING
@@ -252,7 +280,7 @@ def _is_as_it_was(before: Member, now: Member) -> bool:
     if before.record is None or now.record is None:
         return False
     then, since = (
-        (record.queued, record.status, record.ended_at, len(record.attempts)) for record in (before.record, now.record)
+        (each.awaits_turn, each.status, each.ended_at, len(each.attempts)) for each in (before.record, now.record)
     )
     return then == since
 
