@@ -32,6 +32,7 @@ ORDER = [
     "models.tensorfile",
     "runs.rundir",
     "runs.locks",
+    "runs.storage",
     "benchmark.score",
     "benchmark.significance",
     "benchmark.triage",
@@ -63,6 +64,7 @@ ORDER = [
     "runs.environment",
     "runs.machine",
     "runs.worktree",
+    "runs.left_over",
     "runs.metering",
     "runs.state",
     "specs.render",
@@ -109,6 +111,7 @@ ORDER = [
     "commands.terminal",
     "commands.compare_output",
     # the order of the stages, and the command line
+    "doctor",
     "plan",
     "runs.repeat",
     "serving",
@@ -128,6 +131,7 @@ ORDER = [
     "commands.benchmark_commands",
     "commands.model_commands",
     "commands.compare_commands",
+    "commands.doctor_commands",
     "cli",
     "__main__",
 ]
