@@ -117,7 +117,7 @@ ORDER = [
     "commands.terminal",
     "commands.compare_output",
     # the order of the stages, and the command line
-    "doctor",
+    "runs.doctor",
     "plan",
     "runs.repeat",
     "serving",

@@ -29,7 +29,7 @@ def doctor(
 ) -> None:
     """The installation, the machine and the workspace: what works, what does not, and the next step. 3: an error."""
     from orchestrator.commands import terminal
-    from orchestrator.doctor import diagnose
+    from orchestrator.runs.doctor import diagnose
     from orchestrator.runs.rundir import find_workspace
 
     try:

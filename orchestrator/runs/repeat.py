@@ -113,9 +113,10 @@ class Repeat:
         except OrchestratorError as error:
             lines = [f"cannot be told any more: {error.message}"]
         else:
-            found = by_severity(drifts(self._spec, self._facts, self._spec, now))
+            kinds = ("data", "model", "adapter", "version", "machine")
+            found = [each for each in drifts(self._spec, self._facts, self._spec, now) if each.kind in kinds]
             self._drift = [*self._drift, *found]
-            lines = [f"({each.severity}) {each.line()}" for each in found if each.kind != "git"]
+            lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
         for line in lines:
             log.warning("changed while it ran: %s", line)
         return lines
