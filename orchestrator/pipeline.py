@@ -21,6 +21,7 @@ from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchm
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
+from orchestrator.data.testset import with_instruction
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
 from orchestrator.models.model_files import weights_sha256
@@ -193,6 +194,8 @@ def benchmark(
         items = target.spec.benchmark
     if not items:
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
+    trained_on = target.spec.datasets if target.spec else []
+    items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)

@@ -52,6 +52,7 @@ ORDER = [
     "data.data_files",
     "data.data_records",
     "data.datasets",
+    "data.sacrebleu_sets",
     "models.model_files",
     "models.full_hash",
     "upstream.chat_templates",
