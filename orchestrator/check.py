@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.compute_check import check_compute
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.data_check import check_data
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
@@ -60,7 +61,7 @@ def check(
         findings += [*check_model(spec.model, root, installation), *_training_start(spec, spec.model, root)]
     findings += check_data(spec, folders, archives)
     if spec.serve.url is None:
-        findings += [*_packages(spec, root, installation), *_machine(spec)]
+        findings += [*_packages(spec, root, installation), *check_compute(spec, installation), *_machine(spec)]
     return findings
 
 

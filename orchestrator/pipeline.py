@@ -34,6 +34,7 @@ from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.serving import serving_devices
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
+from orchestrator.specs.machines import this_machine
 from orchestrator.specs.render import Checkpoint, spec_yaml, train_arguments, train_environment
 from orchestrator.specs.spec import BenchmarkSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.train import TRAIN_ARGV, train
@@ -139,7 +140,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
                 _train(session, plan, run, record, how.checkpoint, repeat, locks)
-            if how.with_benchmarks and spec.benchmark:
+            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
                 run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
@@ -320,6 +321,11 @@ def _train(
         resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
         atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
+    machine = this_machine(spec.compute, os.environ)
+    if machine is not None:
+        rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
+        environment = {**environment, **rank}
+        log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
@@ -331,11 +337,24 @@ def _train(
     )
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
-    training = train(run, installation, environment, record.resumed_at(), on_event=on_event, held=locks)
+    trained = train(
+        run,
+        installation,
+        environment,
+        record.resumed_at(),
+        on_event=on_event,
+        held=locks,
+        machine=machine,
+        ray_timeout_s=spec.compute.ray_timeout_s if spec.compute.ray else None,
+    )
+    if isinstance(trained, str):
+        log.info("the training is at its end; %s", trained)
+        record.update(run, status="trained", results_elsewhere=trained)
+        return
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    verdict = repeat.trained(training) if repeat else None
+    verdict = repeat.trained(trained) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None
-    record.update(run, status="trained", training=training, facts=facts, verdict=said)
+    record.update(run, status="trained", training=trained, facts=facts, verdict=said)
 
 
 def _devices(spec: RunSpec, how: How) -> list[str]:

@@ -46,6 +46,7 @@ ORDER = [
     "upstream.rules",
     "specs.benchmark_spec",
     "specs.compute_spec",
+    "specs.machines",
     "specs.spec",
     "specs.spec_file",
     "data.llamafactory_data",
@@ -92,6 +93,7 @@ ORDER = [
     "models.target",
     # the stages
     "data.data_check",
+    "compute_check",
     "check",
     "train",
     "serve",

@@ -168,6 +168,8 @@ class RunRecord(_Part):
     seed: int
     facts: Facts = Facts()
     training: Training | None = None
+    results_elsewhere: str | None = None
+    """Of a training on several machines: which of them this is, and where its results are. None: here."""
     benchmarks: list[BenchmarkSummary] = []
 
     @classmethod
