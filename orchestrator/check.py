@@ -1,7 +1,7 @@
 """Everything that can be known about a run before it starts, all at once, without a GPU.
 
 Covered: the data (data_check.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
-packages and files that arguments call for, the GPU, the port.
+packages and files that arguments call for, COMET's environment, the GPU, the port.
 Not covered: what the spec alone shows (spec.py, arguments.py); whether it fits into GPU memory; a server at serve.url.
 Downloads archives that the data need, and nothing else.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.compute_check import check_compute
+from orchestrator.benchmark.comet import find_comet, located
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.data_check import check_data
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
@@ -31,6 +31,7 @@ from orchestrator.models.model_files import (
 )
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
+from orchestrator.upstream.compute_check import check_compute
 from orchestrator.upstream.installation import Installation
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
@@ -59,7 +60,7 @@ def check(
     findings: list[Finding] = []
     if spec.model is not None:
         findings += [*check_model(spec.model, root, installation), *_training_start(spec, spec.model, root)]
-    findings += check_data(spec, folders, archives)
+    findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
     if spec.serve.url is None:
         findings += [*_packages(spec, root, installation), *check_compute(spec, installation), *_machine(spec)]
     return findings
@@ -155,6 +156,19 @@ def _packages(spec: RunSpec, root: Path, installation: Installation | Prerequisi
         # A text that begins with a brace is the configuration itself.
         if isinstance(value, str) and value.strip() and not value.lstrip().startswith("{"):
             findings += _file(f"train.{key}", value, root)
+    return findings
+
+
+def _comet(spec: RunSpec, root: Path) -> list[Finding]:
+    """COMET's environment and model, before hours go into what it would score."""
+    findings = []
+    for number, item in enumerate(spec.benchmark):
+        if item.comet is not None:
+            try:
+                find_comet()
+                located(item.comet, root)
+            except PrerequisiteError as error:
+                findings.append(from_error(f"benchmark.{number}.comet", error))
     return findings
 
 

@@ -1,10 +1,11 @@
-"""A checkpoint in, an Endpoint out, for the length of a with-block: `llamafactory-cli api` as a child.
+"""A plan in, an Endpoint out, for the length of a with-block: a server of ours as a child.
 
 Covered: a port that is free; a random API key; a model name that says what is served, checked when it answers;
 waiting until GET /v1/models answers; a child that dies early is reported at once with its log's tail; the child is
 gone on every way out of the block, and if we are killed (Linux).
-Not covered: several replicas, restarts, servers of others (client.py takes their URL).
-Leaves api.yaml and the log, where it is told to.
+Not covered: which program, with what arguments (upstream/llamafactory_server.py); several replicas, restarts,
+servers of others (client.py takes their URL).
+Leaves the plan's files and the log, where it is told to.
 """
 
 import json
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,6 @@ from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child, by_hand, child_environment, start
 from orchestrator.runs.rundir import atomic_write
-from orchestrator.specs.render import Checkpoint, Renderer, api_arguments
-from orchestrator.specs.spec import ServeSpec
-from orchestrator.upstream.installation import Installation
 
 GRACE_S = 10  # uvicorn waits for requests under way without a limit, and generate cannot be interrupted
 POLL_S = 0.2
@@ -39,23 +37,37 @@ def new_api_key() -> str:
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What is served, how, and where its files go."""
+    """What is started, where its files go, and how to tell that it is this server that answers."""
 
-    checkpoint: Checkpoint
-    settings: ServeSpec
-    model_name: str
-    """What the server calls the model: run and adapter hash, so that an answer can be told to come from it."""
-    api_yaml: Path
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    """Variables of the server, but its key."""
+    key_variable: str
+    """The variable that it reads its key from: a command line can be read by everybody."""
+    files: Mapping[Path, str]
+    """Path -> text: what the program is given, written before it starts."""
     log: Path
+    """The program's working folder is the log's."""
+    host: str
     port: int
+    model_names: Mapping[str, str]
+    """Our name of a checkpoint -> what the server calls it; the first is what is asked where nothing is said."""
+    also_listed: frozenset[str] = frozenset()
+    """Names that it lists besides."""
     api_key: str = field(default_factory=new_api_key, repr=False)
-    devices: str | None = None
+    start_timeout_s: float = 900
     run: Path | None = None
     """The run that the server is a part of; its processes bear that in their environment."""
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What its log may say before it dies -> what to do about that."""
+
+    @property
+    def model_name(self) -> str:
+        return next(iter(self.model_names.values()))
 
     @property
     def base_url(self) -> str:
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "::") else self.settings.host
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
 
@@ -65,6 +77,8 @@ class Server:
 
     endpoint: Endpoint
     child: Child
+    endpoints: Mapping[str, Endpoint]
+    """By our names of the checkpoints."""
 
     def ended(self) -> str:
         """How it ended, with its log's tail; '' while it runs."""
@@ -75,30 +89,33 @@ class Server:
 
 
 @contextmanager
-def serve(plan: ServePlan, installation: Installation, renderer: Renderer) -> Iterator[Server]:
-    """Serve a checkpoint while the block lasts.
+def serve(plan: ServePlan) -> Iterator[Server]:
+    """Serve while the block lasts.
 
     Raises:
         PrerequisiteError: the port is taken.
         StageError: the server died before it answered, took too long, or serves something else; or it died later,
             and the block failed for it.
     """
-    check_port(plan.settings.host, plan.port)
-    plan.api_yaml.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(plan.api_yaml, renderer.api_yaml(api_arguments(plan.checkpoint, plan.settings)))
-    own = {"API_KEY": plan.api_key} | ({} if plan.run is None else {RUN_ENV: str(plan.run)})
+    check_port(plan.host, plan.port)
+    plan.log.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in plan.files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text)
+    own = {plan.key_variable: plan.api_key} | ({} if plan.run is None else {RUN_ENV: str(plan.run)})
     child = None
     try:
         with uninterrupted():
             child = start(
-                api_argv(plan, installation),
+                plan.argv,
                 log=plan.log,
-                cwd=plan.api_yaml.parent,
-                env=child_environment(installation.cli, {**api_environment(plan), **own}),
+                cwd=plan.log.parent,
+                env=child_environment(Path(plan.argv[0]), {**plan.environment, **own}),
                 death_signal=signal.SIGKILL,
                 watched=True,  # engines have processes of their own, which no death signal of ours reaches
             )
-        server = Server(Endpoint(plan.base_url, plan.api_key, plan.model_name), child)
+        endpoints = {ours: Endpoint(plan.base_url, plan.api_key, name) for ours, name in plan.model_names.items()}
+        server = Server(next(iter(endpoints.values())), child, endpoints)
         _wait_until_ready(server, plan)
         yield server
     except StageError as error:
@@ -108,23 +125,6 @@ def serve(plan: ServePlan, installation: Installation, renderer: Renderer) -> It
     finally:
         if child is not None:
             child.stop(GRACE_S)
-
-
-def api_argv(plan: ServePlan, installation: Installation) -> list[str]:
-    return [str(installation.cli), "api", plan.api_yaml.name]
-
-
-def api_environment(plan: ServePlan) -> Mapping[str, str]:
-    """The environment variables of the server but its key. API_VERBOSE=0: texts do not go to its log."""
-    environment = {
-        "API_HOST": plan.settings.host,
-        "API_PORT": str(plan.port),
-        "API_MODEL_NAME": plan.model_name,
-        "API_VERBOSE": "0",
-        "MAX_CONCURRENT": str(plan.settings.max_concurrent),
-    }
-    devices = plan.devices if plan.devices is not None else plan.settings.devices
-    return environment if devices is None else {**environment, "CUDA_VISIBLE_DEVICES": devices}
 
 
 def how_to_ask(endpoint: Endpoint) -> str:
@@ -171,14 +171,15 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
     child = server.child
-    remedy = by_hand(child.cwd, child.argv, api_environment(plan))
-    deadline = time.monotonic() + plan.settings.start_timeout_s
+    remedy = by_hand(child.cwd, child.argv, plan.environment)
+    deadline = time.monotonic() + plan.start_timeout_s
     while True:
         if ended := server.ended():
-            raise StageError(f"before it was ready {ended}", remedy)
+            said = [what for words, what in plan.advice.items() if words in child.log_tail(200)]
+            raise StageError(f"before it was ready {ended}", "; ".join([*said[:1], remedy]))
         if time.monotonic() > deadline:
             raise StageError(
-                f"the server did not answer within {plan.settings.start_timeout_s:g} s. "
+                f"the server did not answer within {plan.start_timeout_s:g} s. "
                 f"Last lines of {plan.log}:\n{child.log_tail()}",
                 f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
             )
@@ -189,7 +190,7 @@ def _wait_until_ready(server: Server, plan: ServePlan) -> None:
         if served is not None:
             break
         time.sleep(POLL_S)  # the port is bound once the model is loaded
-    if served != [plan.model_name]:
+    if set(served) != {*plan.model_names.values(), *plan.also_listed}:
         raise StageError(
             f"what answers on {plan.base_url} serves {', '.join(served) or 'nothing'}, not {plan.model_name}: "
             "another server took the port",

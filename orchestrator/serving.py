@@ -1,10 +1,13 @@
-"""How a target is served: with which model name, on which devices, or by which server that runs already.
+"""How checkpoints are served: with which model name, on which devices, or by which server that runs already.
 
-Covered: the plan of a server; the name that says what is served; a server of others, asked for its model.
-Not covered: starting the server (serve.py).
+Covered: the server for the backend that the spec names; the name that says what is served; a server of others, asked
+for its model.
+Not covered: starting and stopping the process (serve.py).
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint, list_models
@@ -13,27 +16,75 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.models.target import Target
 from orchestrator.plan import Session, heed, resolve_model
-from orchestrator.serve import ServePlan, new_api_key
+from orchestrator.serve import ServePlan, Server, new_api_key, serve
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import RunSpec, ServeSpec
+from orchestrator.upstream.llamafactory_server import llamafactory_plan
 
 
-def serve_plan(session: Session, target: Target, settings: ServeSpec, *, port: int, folder: Path) -> ServePlan:
-    """How a target is served: for `serve` and `chat`, files in the folder given."""
+@dataclass(frozen=True)
+class Serving:
+    """What a server of ours has to know beside the checkpoints."""
+
+    settings: ServeSpec
+    folder: Path
+    """For its files and its log."""
+    port: int
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES. None: as in our environment."""
+    run: Path | None = None
+    """The run that it is a part of."""
+
+
+def together(settings: ServeSpec, checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
+    """The checkpoints in groups that one server can hold, in their order: each group is one call of `served`."""
+    return [[checkpoint] for checkpoint in checkpoints]
+
+
+@contextmanager
+def served(
+    session: Session,
+    checkpoints: Mapping[str, Checkpoint],
+    serving: Serving,
+    started: Callable[[ServePlan], None] = lambda plan: None,
+) -> Iterator[Server]:
+    """Serve checkpoints that fit on one server (`together`) while the block lasts.
+
+    Args:
+        session: of the command.
+        checkpoints: what is served, by name, such as RUN@LABEL; Server.endpoints has these names too.
+        serving: how, and where.
+        started: told the plan before the server is started.
+
+    Raises:
+        PrerequisiteError, StageError: it cannot be served, or died.
+    """
+    ((name, checkpoint),) = checkpoints.items()
+    root = session.workspace.root
+    plan = llamafactory_plan(
+        checkpoint,
+        {name: model_name(name, checkpoint, root)},
+        serving.settings,
+        session.llamafactory(),
+        session.renderer,
+        folder=serving.folder,
+        port=serving.port,
+        devices=serving.devices,
+        api_key=session.api_key or new_api_key(),
+        run=serving.run,
+    )
+    started(plan)
+    with serve(plan) as server:
+        yield server
+
+
+def servable(session: Session, target: Target) -> Checkpoint:
+    """What a target is served from, checked, its template found."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
     heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     model, _ = resolve_model(session, target.checkpoint.model)
-    return ServePlan(
-        checkpoint=replace(target.checkpoint, model=model),
-        settings=settings,
-        model_name=model_name(target.name, target.checkpoint, session.workspace.root),
-        api_yaml=folder / "api.yaml",
-        log=folder / "api.log",
-        port=port,
-        api_key=session.api_key or new_api_key(),
-        devices=serving_devices(settings, target.spec),
-    )
+    return replace(target.checkpoint, model=model)
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:

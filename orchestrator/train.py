@@ -137,7 +137,7 @@ def _follow(child: Child, bar: StepBar, ray_timeout_s: float | None) -> None:
                     "what the cluster has, and what others use of it: ray status. Longer: compute.ray_timeout_s",
                 )
             deadline = None
-        time.sleep(POLL_S)
+        child.wait(POLL_S)
 
 
 def _is_elsewhere(run: RunDir, child: Child, machine: Machine, by_hand: str) -> bool:

@@ -89,14 +89,16 @@ ORDER = [
     "runs.ranking",
     "specs.diff",
     "benchmark.finished",
+    "benchmark.comet",
     "benchmark.compare",
     "models.target",
     # the stages
     "data.data_check",
-    "compute_check",
+    "upstream.compute_check",
     "check",
     "train",
     "serve",
+    "upstream.llamafactory_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.compute_check import cannot_place, check_compute, init_kwargs
 from orchestrator.errors import StageError
 from orchestrator.models.checkpoints import inspect
 from orchestrator.runs.rundir import RunDir
@@ -18,6 +17,7 @@ from orchestrator.specs.machines import own_ranks, this_machine
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.train import Settled, train
+from orchestrator.upstream.compute_check import cannot_place, check_compute, init_kwargs
 from orchestrator.upstream.installation import Installation
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop

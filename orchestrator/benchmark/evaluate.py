@@ -42,7 +42,7 @@ SCHEMA_VERSION = 2
 class BenchmarkResult(BaseModel):
     """What scores.json holds."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     status: Literal["complete", "incomplete"]
@@ -68,6 +68,8 @@ class BenchmarkResult(BaseModel):
     """What was done to an answer before it was scored. It is what the model said, in all else."""
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
+    comet: list[Score] = []
+    """By COMET's models, where that was asked for: a scale of their own, and none of sacrebleu's numbers."""
     triage: Triage | None = None
     """Answers that are no translation, counted and listed. They are scored: the model did say them."""
     sent: dict[str, Any]

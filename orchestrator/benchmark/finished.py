@@ -28,7 +28,7 @@ SCORES_VERSION = 2
 class Stored(BaseModel):
     """What a comparison needs of a scores.json, of any version."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     schema_version: int
     status: str
@@ -114,10 +114,15 @@ def find_benchmarks(words: Sequence[str], workspace: Workspace, testset: str | N
     return found
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a path is a benchmark's folder that holds a result."""
+    return os.path.isfile(path / "scores.json")  # noqa: PTH113 - Path.is_file raises on long names
+
+
 def _candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The complete benchmarks that a word may mean, newest first."""
     for folder in (Path(word), workspace.root / word):
-        if word and os.path.isfile(folder / "scores.json"):  # noqa: PTH113 - Path.is_file raises on long names
+        if word and is_finished(folder):
             folder = folder.resolve()
             found = [Benchmark(_folder_name(folder), folder, _read(folder))]
             break

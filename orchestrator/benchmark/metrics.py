@@ -9,6 +9,7 @@ HEADINGS: dict[str, str] = {
     "chrf": "chrF2",
     "chrf++": "chrF2++",
     "ter": "TER",
+    "comet": "COMET",
     "mean_sentence_bleu": "mean sentence BLEU",
     "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
 }

@@ -4,8 +4,7 @@ Covered: corpus BLEU, chrF2, chrF2++ and TER with signature and 95 % bootstrap i
 the mean of sentence BLEUs and LLaMA-Factory's character BLEU-4 under their own names, because they are other numbers
 than BLEU; the counts that a score is made of, once for each text, so that intervals and paired tests (significance.py)
 come from the same ones; segments made fit for files of one line each.
-Not covered: significance between systems (significance.py); neural metrics: COMET pins torch and transformers of its
-own, so it is run in an environment of its own on the benchmark's sources.txt, hypotheses.txt and references.txt.
+Not covered: significance between systems (significance.py); neural metrics (comet.py).
 """
 
 import math
@@ -38,11 +37,11 @@ _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 class Score(BaseModel):
     """One number on a test set, with all that is needed to judge it. Compare only equal signatures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metric: Literal["bleu", "chrf", "chrf++", "ter", "mean_sentence_bleu", "llamafactory_bleu4"]
+    metric: Literal["bleu", "chrf", "chrf++", "ter", "mean_sentence_bleu", "llamafactory_bleu4", "comet"]
     score: float
-    """0-100 (TER may exceed 100). Higher is better; for TER lower."""
+    """0-100 (TER may exceed 100); of COMET as its model has it, about 0-1. Higher is better; for TER lower."""
     ci95: tuple[float, float] | None = None
     """95 % bootstrap interval: ci_mean - ci_half, ci_mean + ci_half. None: not resampled."""
     ci_mean: float | None = None
@@ -50,14 +49,14 @@ class Score(BaseModel):
     ci_half: float | None = None
     """Half the interval's width, sacrebleu's ±."""
     signature: str
-    """sacrebleu's signature."""
+    """sacrebleu's signature; of COMET the same fields, with its model and version."""
     n_segments: int
 
 
 class Scores(BaseModel):
     """Every score of one system on one test set."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     scores: list[Score]
     """One for each metric, in the order asked for."""

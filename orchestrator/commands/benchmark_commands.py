@@ -53,6 +53,13 @@ def benchmark(
     instruction: Annotated[
         str | None, typer.Option(help="What the model is told to do with --source. Default: as it was trained.")
     ] = None,
+    comet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Score by COMET too, such as Unbabel/wmt22-comet-da; TARGET may be a finished benchmark's folder.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
     ] = False,
@@ -69,14 +76,23 @@ def benchmark(
 ) -> None:
     """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
     from orchestrator import pipeline
+    from orchestrator.benchmark.benchmarking import score_again
     from orchestrator.benchmark.evaluate import Asking
-    from orchestrator.commands import terminal
+    from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.testset import FilePair
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import RunDir
     from orchestrator.specs.spec import BenchmarkSpec
 
     session = open_session(workspace, archives)
+    if comet is not None and comet.endswith(".ckpt"):
+        comet = str(Path(comet).expanduser().absolute())
+    if is_finished(Path(target)):
+        folder = Path(target).resolve()
+        if comet is None:
+            what = f"{target} is a finished benchmark"
+            raise SpecError(what, "--comet MODEL scores it by COMET too; orchestrator compare takes it")
+        score_again(session, folder, comet, devices)
+        _show([folder], as_json)
+        return
     found = open_target(session, target, template)
     if source is not None or reference is not None:
         if source is None or reference is None or testset is not None:
@@ -89,6 +105,7 @@ def benchmark(
         "sample_seed": sample_seed,
         "max_tokens": max_tokens,
         "concurrency": concurrency,
+        "comet": comet,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if testset is not None:
@@ -99,6 +116,15 @@ def benchmark(
     settings = serve_settings(found, devices, port, model_name)
     how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
     folders = pipeline.benchmark(session, found, items, settings, how)
+    _show(folders, as_json)
+
+
+def _show(folders: list[Path], as_json: bool) -> None:
+    """The results of benchmarks of one run."""
+    from orchestrator.commands import terminal
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.rundir import RunDir
+
     if as_json:
         terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])
         return

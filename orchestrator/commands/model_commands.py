@@ -30,6 +30,7 @@ from orchestrator.errors import StageError
 
 if TYPE_CHECKING:
     from orchestrator.commands.talk import Conversation
+    from orchestrator.serve import ServePlan
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -43,17 +44,17 @@ def serve(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator import serve as serving
-    from orchestrator.serving import serve_plan
+    from orchestrator.serve import how_to_ask
+    from orchestrator.serving import Serving, servable, served, serving_devices
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices, port, None)
     with _work_folder() as folder:
-        plan = serve_plan(session, found, settings, port=settings.port or 6006, folder=folder)
-        say(f"loading {plan.model_name}; the server's output: {plan.log}")
-        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
-            typer.echo(serving.how_to_ask(server.endpoint))
+        how = Serving(settings, folder, settings.port or 6006, serving_devices(settings, found.spec))
+        checkpoint = servable(session, found)
+        with served(session, {found.name: checkpoint}, how, _say_loading) as server:
+            typer.echo(how_to_ask(server.endpoint))
             say("Ctrl-C ends it.")
             while not (ended := server.ended()):
                 time.sleep(0.5)
@@ -73,9 +74,9 @@ def chat(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
-    from orchestrator import serve as serving
     from orchestrator.commands import talk
-    from orchestrator.serving import connect, serve_plan
+    from orchestrator.serve import free_port
+    from orchestrator.serving import Serving, connect, servable, served, serving_devices
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
@@ -86,10 +87,10 @@ def chat(
         _converse(talk.Conversation(endpoint, max_tokens, temperature, messages))
         return
     with _work_folder() as folder:
-        port = settings.port if port is not None and settings.port else serving.free_port()
-        plan = serve_plan(session, found, settings, port=port, folder=folder)
-        say(f"loading {plan.model_name}")
-        with serving.serve(plan, session.llamafactory(), session.renderer) as server:
+        port = settings.port if port is not None and settings.port else free_port()
+        how = Serving(settings, folder, port, serving_devices(settings, found.spec))
+        checkpoint = servable(session, found)
+        with served(session, {found.name: checkpoint}, how, _say_loading) as server:
             _converse(talk.Conversation(server.endpoint, max_tokens, temperature, messages))
 
 
@@ -105,6 +106,10 @@ def export(
     session = open_session(workspace, None)
     folder = pipeline.export_target(session, open_target(session, run, None), to.resolve() if to else None)
     typer.echo(folder)
+
+
+def _say_loading(plan: "ServePlan") -> None:
+    say(f"loading {plan.model_name}; the server's output: {plan.log}")
 
 
 def _converse(conversation: "Conversation") -> None:

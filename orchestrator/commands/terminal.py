@@ -70,6 +70,7 @@ def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
             Text(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
             table(columns, [[item.of, *_cells(item)] for item in members]),
             *(Text(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
+            *_comet_tables(members),
             *(Text(visible(line)) for item in members for line in _remarks(item)),
             Text(""),
         ]
@@ -165,6 +166,20 @@ def _cells(item: "BenchmarkSummary") -> list[str]:
     cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
     others = (getattr(item, name) for name in _OTHER_NUMBERS)
     return [*cells, *("" if number is None else f"{number:.1f}" for number in others)]
+
+
+def _comet_tables(members: Sequence["BenchmarkSummary"]) -> list[RenderableType]:
+    """A table for each model of COMET: they share no scale, neither with BLEU nor among themselves."""
+    by_signature: dict[str, list[list[str]]] = {}
+    for item in members:
+        for score in item.comet:
+            interval = f" [{score.ci95[0]:.4f}, {score.ci95[1]:.4f}]" if score.ci95 else ""
+            by_signature.setdefault(score.signature, []).append([item.of, f"{score.score:.4f}{interval}"])
+    return [
+        part
+        for signature, rows in by_signature.items()
+        for part in (table(["", HEADINGS["comet"]], rows), Text(visible(f"{HEADINGS['comet']}: {signature}")))
+    ]
 
 
 def _remarks(item: "BenchmarkSummary") -> list[str]:

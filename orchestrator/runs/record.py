@@ -33,7 +33,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         extra="allow",  # a later version's field is kept
         ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
-        use_attribute_docstrings=True,
     )
 
 
@@ -101,6 +100,8 @@ class BenchmarkSummary(_Part):
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
+    comet: list[Score] = []
+    """By COMET's models, where that was asked for."""
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
 

@@ -12,7 +12,7 @@ from orchestrator.benchmark.metrics import METRICS, Metric
 class BenchmarkSpec(BaseModel):
     """One benchmark: a test set, translated greedily and scored by sacrebleu."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     testset: str
     """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""
@@ -24,6 +24,9 @@ class BenchmarkSpec(BaseModel):
     """Draw the max_samples sentences at random with this seed, kept in the test set's order. None: the first ones."""
     metrics: list[Metric] = Field(default=list(METRICS), min_length=1)
     """sacrebleu's metrics."""
+    comet: str | None = Field(None, min_length=1)
+    """Score by this COMET model too: Unbabel/wmt22-comet-da, say, or the path of a .ckpt file. It is computed by the
+    environment that ORCHESTRATOR_COMET names. None: no COMET."""
     base_model: bool = False
     """Benchmark the model as it was before training too."""
     max_tokens: int = Field(256, gt=0)
