@@ -47,8 +47,6 @@ _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "remote process exited", "remote worker crashing"),
     *("RendezvousConnectionError", "RendezvousTimeoutError", "DistStoreError", "DistNetworkError", "ncclRemoteError"),
 )
-# Of LLaMA-Factory once Ray has given it what it asked for, and of Ray before each line of a worker.
-_PLACED = ("Create placement group with", "(Worker pid=", "(pid=")
 TRAIN_ARGV = ("train", "train.yaml")  # relative: under torchrun LLaMA-Factory splits its arguments at spaces
 
 
@@ -59,9 +57,9 @@ def train(
     resumed_at: Sequence[int] = (),
     *,
     on_event: Callable[[Event], None] | None = None,
+    on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
     machine: Machine | None = None,
-    ray_timeout_s: float | None = None,
 ) -> Training | str:
     """Train as the run folder's train.yaml says.
 
@@ -71,9 +69,9 @@ def train(
         environment: variables that decide devices and processes.
         resumed_at: the steps of the checkpoints that this training and those before it went on from, in order.
         on_event: told what the training logs, as it comes.
+        on_look: called with the training's first process several times a second; it may raise, which ends it.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
         machine: which of several machines this is. None: the only one.
-        ray_timeout_s: how long Ray may take to place the processes. None: Ray has no part in it.
 
     Returns:
         Its figures; of a part that went well without any, where they are.
@@ -99,7 +97,7 @@ def train(
                 held=held,
             )
         with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
-            _follow(child, bar, ray_timeout_s)
+            _follow(child, bar, on_look)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
         if child is not None:
@@ -121,22 +119,14 @@ def finished(run: RunDir, resumed_at: Sequence[int] = ()) -> Training | None:
     return _training(run, state, results, resumed_at)
 
 
-def _follow(child: Child, bar: StepBar, ray_timeout_s: float | None) -> None:
-    deadline = None if ray_timeout_s is None else time.monotonic() + ray_timeout_s
+def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
     while True:
         ended = child.poll() is not None  # before the log is read: what is written until the end is seen
         bar.update()
         if ended:
             return
-        if deadline is not None and time.monotonic() > deadline:
-            if not child.log_holds(*_PLACED):
-                raise StageError(
-                    f"Ray has not placed the training within {ray_timeout_s:g} s. LLaMA-Factory asks for 10 CPUs and 1 "
-                    "GPU for each device of the cluster, those that it does not use too, and waits without end. Last "
-                    f"lines of {child.log}:\n{child.log_tail()}",
-                    "what the cluster has, and what others use of it: ray status. Longer: compute.ray_timeout_s",
-                )
-            deadline = None
+        if on_look is not None:
+            on_look(child)
         child.wait(POLL_S)
 
 

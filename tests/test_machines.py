@@ -17,7 +17,7 @@ from orchestrator.specs.machines import own_ranks, this_machine
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.train import Settled, train
-from orchestrator.upstream.compute_check import cannot_place, check_compute, init_kwargs
+from orchestrator.upstream.compute_check import Placement, cannot_place, check_compute, init_kwargs
 from orchestrator.upstream.installation import Installation
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop
@@ -213,7 +213,7 @@ def test_a_training_that_ray_does_not_place_ends_with_the_reason(workshop: Works
     installation = Installation(workshop.cli, Path(sys.executable), None, None, {}, "3.11")
     environment = {**train_environment(_ray_spec()), **workshop.full_environment({"FAKE_TRAIN": "unplaced"})}
     with pytest.raises(StageError, match="Ray has not placed the training within 1 s") as error:
-        train(RunDir(workshop.only_run()), installation, environment, ray_timeout_s=1)
+        train(RunDir(workshop.only_run()), installation, environment, on_look=Placement(1).look)
     assert "with 2 workers" in error.value.message and "ray status" in error.value.remedy
     assert workshop.left_over() == []
 

@@ -1,26 +1,29 @@
 """What a training on several machines, or under Ray, needs before it can start.
 
 Covered: that the machines can meet and know their ranks; that each will hold what a resume needs; that Ray can ever
-give what LLaMA-Factory asks it for, on this machine or on a cluster that runs.
-Not covered: whether the other machines are there; what is free in a cluster just now (train.py waits for that).
+give what LLaMA-Factory asks it for, on this machine or on a cluster that runs, and that it does so in time.
+Not covered: whether the other machines are there; what is free in a cluster just now.
 """
 
 import ipaddress
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.findings import Finding
-from orchestrator.processes.process import run_short
+from orchestrator.processes.process import Child, run_short
 from orchestrator.specs.machines import this_machine
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 
 CPUS_PER_DEVICE = 10  # llamafactory/train/trainer_utils.py, get_placement_group
 _LONG_S = 24 * 3600
+# Of LLaMA-Factory once Ray has given it what it asked for, and of Ray before each line of a worker.
+_PLACED = ("Create placement group with", "(Worker pid=", "(pid=")
 # In LLaMA-Factory's Python: the resources of each machine of the cluster that ray.init() would join; null: of none.
 # `device` is what LLaMA-Factory would ask for: its get_device_name.
 _ASK_RAY = """
@@ -134,6 +137,31 @@ _RAY_REMEDY = (
     f"machines with {CPUS_PER_DEVICE} CPUs for each GPU; or, without Ray, compute.nproc_per_node on one machine and "
     "compute.nnodes on several"
 )
+
+
+class Placement:
+    """A look at a training now and then, that ends it where Ray has not placed its processes in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._deadline: float | None = time.monotonic() + timeout_s
+
+    def look(self, child: Child) -> None:
+        """Look once.
+
+        Raises:
+            StageError: the time is over, and the training has said nothing that it says once it is placed.
+        """
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        if not child.log_holds(*_PLACED):
+            raise StageError(
+                f"Ray has not placed the training within {self._timeout_s:g} s. LLaMA-Factory asks for "
+                f"{CPUS_PER_DEVICE} CPUs and 1 GPU for each device of the cluster, those that it does not use too, and "
+                f"waits without end. Last lines of {child.log}:\n{child.log_tail()}",
+                "what the cluster has, and what others use of it: ray status. Longer: compute.ray_timeout_s",
+            )
+        self._deadline = None
 
 
 def init_kwargs(arguments: Mapping[str, Any]) -> dict[str, Any]:
