@@ -60,6 +60,7 @@ def train(
     on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
     machine: Machine | None = None,
+    prefix: Sequence[str] = (),
 ) -> Training | str:
     """Train as the run folder's train.yaml says.
 
@@ -72,6 +73,7 @@ def train(
         on_look: called with the training's first process several times a second; it may raise, which ends it.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
         machine: which of several machines this is. None: the only one.
+        prefix: words before llamafactory-cli: what starts it on each node.
 
     Returns:
         Its figures; of a part that went well without any, where they are.
@@ -80,7 +82,7 @@ def train(
         StageError: LLaMA-Factory ended without a whole result; with the log's last lines.
         Interrupted: asked to stop; the checkpoint that was saved is named.
     """
-    argv = [str(installation.cli), *TRAIN_ARGV]
+    argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
     offset = close_torn_line(run.trainer_log)
     started = time.time()
