@@ -6,7 +6,9 @@ templates are found beside it. What was asked of it, its API key included, goes 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
+            | lost (its connection to another machine) | unplaced (waits for Ray)
 FAKE_STEP_S seconds that a step takes
+FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
@@ -72,6 +74,11 @@ def train(arguments: dict) -> None:
             print(f"a line of the log, number {number}", flush=True)
         print(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m", file=sys.stderr)
         sys.exit(1)
+    if mode == "lost":  # as a rank whose partner on another machine is gone
+        sys.exit("RuntimeError: [pair.cc:561] Connection closed by peer [10.0.0.1]:20880.")
+    if mode == "unplaced":  # as under Ray, which has not what is asked for
+        print("Using ray.remote mode with 2 workers for distributed training.", flush=True)
+        signal.pause()
     if mode == "silent":
         print("nothing to do")
         return
@@ -96,8 +103,12 @@ def train(arguments: dict) -> None:
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
     began, saved = step, 0
+    hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
         while step < total and not asked_to_stop:
+            if step == hold and not go.exists():
+                time.sleep(0.01)
+                continue
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
             step += 1
             losses.append(seed % 977 / 100 / step)

@@ -92,11 +92,13 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
         "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
         "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
         "steps": [visible_line(row.steps) for row in rows],
+        "group": [visible_line(row.group) for row in rows],
         "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
         "last benchmark": [visible_line(row.last) for row in rows],
     }
-    if not any(columns["tags"]):
-        del columns["tags"]
+    for name in ("group", "tags"):
+        if not any(columns[name]):
+            del columns[name]
     widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
     if width is not None:
         widths = _fit(widths, width)
@@ -128,7 +130,7 @@ def _fit(natural: Mapping[str, int], width: int) -> dict[str, int]:
     widths["last benchmark"] = max(_LEAST, min(widths["last benchmark"], left))
     room = width - sum(widths[name] + 2 for name in must) + 2
     kept = set(must)
-    for name in ("tags", "created", "trained on", "steps"):
+    for name in ("tags", "created", "trained on", "steps", "group"):
         if name in widths and widths[name] + 2 <= room:
             kept.add(name)
             room -= widths[name] + 2
@@ -252,6 +254,8 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     sys.stdout.write("".join(f"\n{visible(line)}\n" for line in now))
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
+    if record.results_elsewhere:
+        sys.stdout.write(f"\n{visible(record.results_elsewhere)}\n")
     if row.removed:
         held = in_trash(Workspace(path.parent.parent), run.id)
         remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
