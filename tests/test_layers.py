@@ -90,6 +90,7 @@ ORDER = [
     "benchmark.finished",
     "benchmark.comet",
     "benchmark.compare",
+    "benchmark.curve",
     "models.target",
     # the stages
     "data.data_check",
@@ -109,6 +110,7 @@ ORDER = [
     "serving",
     "runs.resume",
     "benchmark.benchmarking",
+    "benchmark.every_checkpoint",
     "pipeline",
     "runs.supervise",
     "runs.stopping",
