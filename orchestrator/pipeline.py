@@ -9,6 +9,7 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, score_by_comet, served_in_turn
+from orchestrator.benchmark.afterwards import score_by_comet
+from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
 from orchestrator.benchmark.curve import Curve
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
@@ -24,16 +26,19 @@ from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
+from orchestrator.models.model_files import weights_sha256
 from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.locks import devices_of, held
+from orchestrator.runs.metering import Meter
 from orchestrator.runs.record import RunRecord, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
 from orchestrator.runs.trainer_log import close_torn_line
+from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
@@ -107,7 +112,7 @@ def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks
         drift=list(origin.drift),
         with_benchmarks=with_benchmarks,
         seed=spec.seed,
-        facts=plan.facts,
+        facts=keep_patch(run, session.workspace.root, plan.facts),
     )
     record.save(run)  # last: with it the folder is a run
     log.info("run %s", run.id)
@@ -144,19 +149,30 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
                 _train(session, plan, run, record, how.checkpoint, repeat, locks)
             if how.with_benchmarks and spec.benchmark:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                run_benchmarks(session, plan, run, record, asking)
+                with _timed(run, record, "benchmark"):
+                    run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 repeat.scored(record.benchmarks)
             record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
 
 
-def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
+def plan_rerun(
+    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
+
+    Args:
+        session: the workspace and its tools.
+        past: the run that is repeated.
+        overrides: --set KEY=VALUE, in order.
+        strict: whether other data or another model end it.
+        full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
-    plan = plan_run(session, session.load_spec(past.spec, overrides))
+    full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
+    plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
     return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
@@ -308,6 +324,27 @@ def _end(run: RunDir, record: RunRecord, error: BaseException) -> None:
         record.end(run, "failed", f"{type(error).__name__}: {error}")
 
 
+@contextmanager
+def _timed(run: RunDir, record: RunRecord, stage: str) -> Iterator[None]:
+    """How long a stage takes, however it ends, in the record of the attempt."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        taken_s = round(time.monotonic() - began, 3)
+        record.note_attempt(run, stages_s={**record.attempts[-1].stages_s, stage: taken_s})
+
+
+@contextmanager
+def _metered(run: RunDir, record: RunRecord, spec: RunSpec) -> Iterator[Meter]:
+    """What the training takes of the machine, likewise."""
+    with Meter(run, devices_of([spec.compute.devices])) as meter:
+        try:
+            yield meter
+        finally:
+            record.note_attempt(run, usage=meter.usage())
+
+
 def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
     def on_wait(what: str) -> None:
         log.info("waiting for %s; Ctrl-C gives it up", what)
@@ -348,11 +385,13 @@ def _train(
     spec = plan.spec
     if (training := kept_training(run, record, label)) is not None:
         log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
+        training.weights_sha256 = weights_sha256(run.output)
         record.update(run, status="trained", training=training)
         return
     start = begin(run, spec, record, plan.facts, label)
     if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
-        _prepare_training(session, plan, run)
+        with _timed(run, record, "prepare"):
+            _prepare_training(session, plan, run)
         record.update(run, prepared_sha256=prepared_sha256(run))
     if spec.model is not None and len(record.attempts) > 1:
         given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
@@ -366,7 +405,11 @@ def _train(
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
-    training = train(run, installation, environment, record.resumed_at(), on_event=on_event, held=locks)
+    with _timed(run, record, "train"), _metered(run, record, spec) as meter:
+        training = train(
+            run, installation, environment, record.resumed_at(), on_event=on_event, on_look=meter.sample, held=locks
+        )
+    training.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
     verdict = repeat.trained(training) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None

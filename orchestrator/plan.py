@@ -129,8 +129,8 @@ class Plan:
     """How the model's template was found; '' where the spec says it."""
 
 
-def plan_run(session: Session, spec: RunSpec) -> Plan:
-    """Check a spec and read what it needs.
+def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Plan:
+    """Check a spec and read what it needs; every byte of its model too, where full_hash says so.
 
     Raises:
         SpecError, PrerequisiteError: everything that is wrong with it, at once.
@@ -146,7 +146,7 @@ def plan_run(session: Session, spec: RunSpec) -> Plan:
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
     spec, found = resolve(session, spec)
-    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
     return Plan(spec, datasets, own, texts, facts, found)
 
 

@@ -43,7 +43,7 @@ def with_validation(workshop, pairs=100):
 
 def own_spec(workshop, **changes):
     benchmark = [{"testset": "own", "n_bootstrap": 50}]
-    return workshop.spec(dataset="own", **{"train": TRAIN, "benchmark": benchmark, **changes})
+    return workshop.spec(**{"dataset": "own", "train": TRAIN, "benchmark": benchmark, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_another_metric_and_another_set_can_choose(place):
         (("benchmark", "toy@all", "--split", "dev"), 2, "own has no split dev to choose a checkpoint by; it has: "),
         (("benchmark", "toy@all", "--metric", "blue"), 2, "did you mean 'bleu'?"),
         (("benchmark", "toy@all", "--testset", "captions_en_de"), 2, "captions_en_de has no split validation"),
-        (("benchmark", "toy@al"), 2, "did you mean"),
+        (("benchmark", "toy@al"), 2, "did you mean 'all'?"),
         (("benchmark", "toy", "--base"), 2, "--metric and --base are for RUN@all"),
         (("benchmark", "toys@all"), 2, "no run 'toys'"),
         (("serve", "toy@all"), 2, "means every checkpoint: that is for benchmark alone"),

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import (
     Connect,
     benchmark_checkpoint,
-    score_by_comet,
     served_in_turn,
     whole_benchmark,
 )

@@ -69,6 +69,9 @@ def benchmark(
         str | None, typer.Option(help="What RUN@all chooses a checkpoint by: bleu, chrf, ter. Default: bleu.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="RUN@all: the model before training too.")] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Stream 20 sentences at the end: time to first token, and per token.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
     ] = False,
@@ -89,7 +92,7 @@ def benchmark(
     chosen, and that one alone is put to the test sets of the run's spec.
     """
     from orchestrator import pipeline
-    from orchestrator.benchmark.benchmarking import score_again
+    from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.testset import SPLIT, FilePair
@@ -101,9 +104,9 @@ def benchmark(
         comet = str(Path(comet).expanduser().absolute())
     if is_finished(Path(target)):
         folder = Path(target).resolve()
-        if comet is None:
-            what = f"{target} is a finished benchmark"
-            raise SpecError(what, "--comet MODEL scores it by COMET too; orchestrator compare takes it")
+        if comet is None or testset or source or speed or fresh:
+            what = f"{target} is a finished benchmark: what it asked stands, and only COMET's score can be added"
+            raise SpecError(what, "--comet MODEL, and nothing that is asked; orchestrator compare takes it too")
         score_again(session, folder, comet, devices)
         _show([folder], as_json)
         return
@@ -128,7 +131,7 @@ def benchmark(
     }
     given = {key: value for key, value in changes.items() if value is not None}
     settings = serve_settings(found, devices, port, model_name)
-    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     if run is not None:
         curve = pipeline.benchmark_all(
             session, found, testset, split, given, settings, how, metric=metric or "bleu", with_base=base

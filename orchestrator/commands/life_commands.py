@@ -14,6 +14,7 @@ from orchestrator.commands.app import app
 from orchestrator.commands.options import (
     DetachOption,
     FromOption,
+    FullHashOption,
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
@@ -42,6 +43,7 @@ def launch(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -55,7 +57,7 @@ def launch(
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
     session = open_session(workspace, archives)
     checked = session.load_spec(spec, overrides or ())
-    plan = plan_run(session, checked)
+    plan = plan_run(session, checked, full_hash=full_hash)
     if dry_run:
         files = render_files(session, plan.spec)
         if files:
@@ -99,6 +101,7 @@ def rerun(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -107,7 +110,8 @@ def rerun(
     from orchestrator import pipeline
 
     session = open_session(workspace, archives)
-    plan, origin = pipeline.plan_rerun(session, session.workspace.find_run(run), overrides or (), strict=strict)
+    past = session.workspace.find_run(run)
+    plan, origin = pipeline.plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     again = pipeline.new_run(session, plan, origin, how)
     _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)

@@ -119,7 +119,7 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
     if label is None or label not in available:
         have = ", ".join(available) or "nothing yet"
         error = SpecError if label is not None and available else PrerequisiteError
-        hint = did_you_mean(label, available) if label else ""
+        hint = did_you_mean(label, [*available, EVERY]) if label else ""
         raise error(f"run {run.id} has no {label or 'checkpoint'}{hint}; it has: {have}", f"orchestrator show {run.id}")
     return Target(run.id if label == "output" else f"{run.id}@{label}", available[label], run=run, spec=spec)
 

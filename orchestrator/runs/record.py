@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.benchmark.score import Score
+from orchestrator.benchmark.streaming import Streaming
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs.rundir import RunDir, atomic_write
@@ -58,17 +59,32 @@ class Facts(_Part):
     versions: dict[str, str] = {}
     """Packages that compute, in LLaMA-Factory's environment; python, and orchestrator, which is ours."""
     platform: str = ""
+    cpu: str | None = None
+    """Its name, and how many threads of it we may use. None: not known, as in records of before."""
     gpus: list[str] = []
     """Name and driver of each NVIDIA GPU."""
+    cuda: dict[str, str] | None = None
+    """What the GPUs are used through: the CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that
+    the driver takes. None: a record of before."""
+    environment: dict[str, str] | None = None
+    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out. None: a record of before."""
     git_commit: str | None = None
     """Of the workspace; None outside git."""
     git_dirty: bool | None = None
     """Whether files that git tracks differed from that commit."""
+    git_diff_sha256: str | None = None
+    """Of workspace.diff in the run folder; None: there was nothing to keep, or a record of before."""
     data: list[DataFacts] = []
     model_sha256: str | None = None
     """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
+    model_full_sha256: str | None = None
+    """Of every byte of the weights, where --full-hash asked for it."""
+    model_revision: str | None = None
+    """The hub's commit of the model, where it comes from there."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
+    adapter_revision: str | None = None
+    """The hub's commit of that adapter."""
 
 
 class Training(_Part):
@@ -82,6 +98,8 @@ class Training(_Part):
     """Input tokens, where include_num_input_tokens_seen counted them."""
     logged_losses: list[float] = []
     """The first ten losses that were logged: a rerun shows the same."""
+    weights_sha256: str | None = None
+    """Of what it made: all weights of an adapter; of a full model's, samples. None: a record of before."""
 
 
 class BenchmarkSummary(_Part):
@@ -102,8 +120,22 @@ class BenchmarkSummary(_Part):
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
     """By COMET's models, where that was asked for."""
+    streaming: Streaming | None = None
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
+
+
+class Usage(_Part):
+    """What a training took of the machine, by samples: what came and went between two of them is not seen."""
+
+    every_s: float
+    """Seconds between two samples."""
+    peak_rss_bytes: int | None = None
+    """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
+    gpu_peak_memory_mib: dict[str, int] = {}
+    """Of each of its GPUs, by number: memory in use, whoever used it."""
+    gpu_energy_j: float | None = None
+    """Of these GPUs together; None: there are none, or they do not tell their power."""
 
 
 class Attempt(_Part):
@@ -122,6 +154,10 @@ class Attempt(_Part):
     """Where this attempt's lines begin in trainer_log.jsonl."""
     drift: list[str] = []
     """What differed from the run's facts when it was resumed."""
+    stages_s: dict[str, float] = {}
+    """Stage -> how long it took: prepare, train, benchmark."""
+    usage: Usage | None = None
+    """Of its training."""
     pid: int
     host: str
 

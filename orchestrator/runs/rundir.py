@@ -90,6 +90,11 @@ class RunDir:
         return self.path / "dataset_info.json"
 
     @property
+    def workspace_diff(self) -> Path:
+        """What of the workspace was in no commit when the run started."""
+        return self.path / "workspace.diff"
+
+    @property
     def command(self) -> Path:
         return self.path / "command.txt"
 
@@ -114,6 +119,11 @@ class RunDir:
     @property
     def export_log(self) -> Path:
         return self.path / "logs" / "export.log"
+
+    @property
+    def gpu_log(self) -> Path:
+        """Memory and power of the training's GPUs, a line each every few seconds."""
+        return self.path / "logs" / "gpu.csv"
 
     @property
     def supervisor_log(self) -> Path:

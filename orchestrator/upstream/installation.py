@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
 from orchestrator.processes.process import run_short
@@ -42,6 +43,11 @@ DISTRIBUTIONS = (
     "sglang",
     "ray",
 )
+# What GPUs are used through, by the names of CUDA 12's packages and of later ones.
+_CUDA = (
+    *("nvidia-cudnn-cu12", "nvidia-nccl-cu12", "nvidia-cublas-cu12", "nvidia-cuda-runtime-cu12", "triton"),
+    *("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cublas", "nvidia-cuda-runtime"),
+)
 _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the environment that has it'
 
 # Runs in the other Python, whatever its version. The folder it was started in is taken off sys.path: a stray
@@ -58,12 +64,20 @@ def version(name):
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+def torch_cuda():
+    try:
+        with open(folder("torch") + "/version.py", encoding="utf-8") as file:
+            assigned = [line.partition("=")[2].strip() for line in file if line.startswith("cuda")]
+    except (OSError, TypeError):
+        return None
+    return assigned[0].strip(chr(39)) if assigned and assigned[0] != "None" else None
 print()
 print(json.dumps({
     "python_version": ".".join(map(str, sys.version_info[:3])),
     "llamafactory": folder("llamafactory"),
     "transformers": folder("transformers"),
     "versions": {name: version(name) for name in sys.argv[1:]},
+    "torch_cuda": torch_cuda(),
 }))
 """
 
@@ -83,6 +97,8 @@ class Installation:
     versions: dict[str, str]
     """Of DISTRIBUTIONS, those that are installed."""
     python_version: str
+    cuda: dict[str, str] = field(default_factory=dict)
+    """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
     note: str = ""
     """What could not be known for certain, in a sentence; '' where all could."""
 
@@ -96,7 +112,7 @@ def find_installation() -> Installation:
     cli = _find_cli()
     python, note = _python_of(cli)
     try:
-        answer = run_short([str(python), "-c", _LOOK_AROUND, *DISTRIBUTIONS])
+        answer = run_short([str(python), "-c", _LOOK_AROUND, *DISTRIBUTIONS, *_CUDA])
         # The last line: a .pth file or sitecustomize may have printed before.
         found = json.loads(answer.strip().rpartition("\n")[2])
         if not isinstance(found, dict):
@@ -112,10 +128,16 @@ def find_installation() -> Installation:
         python=python,
         package=Path(package) if package else None,
         training_args=training_args if training_args and training_args.is_file() else None,
-        versions={name: version for name, version in found["versions"].items() if version},
+        versions={name: version for name, version in found["versions"].items() if version and name not in _CUDA},
         python_version=found["python_version"],
+        cuda=_cuda(found),
         note=note,
     )
+
+
+def _cuda(found: dict[str, Any]) -> dict[str, str]:
+    torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
+    return {**torch, **{name: version for name, version in found["versions"].items() if version and name in _CUDA}}
 
 
 def parse_source(path: Path) -> ast.Module:
