@@ -31,9 +31,10 @@ from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.runs.facts import complete_facts
+from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
 from orchestrator.runs.metering import Meter
-from orchestrator.runs.record import RunRecord, locked, now
+from orchestrator.runs.record import RunRecord, Status, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
@@ -68,6 +69,8 @@ class How:
     """Whether its devices are held, so that no other launch gets them."""
     wait: bool = False
     """Whether it waits for its devices."""
+    job: str = ""
+    """The job of Slurm that does it; '': none."""
     checkpoint: str | None = None
     """checkpoint-N to go on from; None: the newest whole one."""
     asking: Asking = field(default_factory=Asking)
@@ -132,8 +135,8 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
         PrerequisiteError: another process owns the run, or its devices; or what it was made with has changed.
     """
     record = RunRecord.load(run)
-    record.take_over(run)
-    with _recorded(run, record):
+    record.take_over(run, how.job)
+    with _recorded(run, record, how.job):
         end_left_over(run)
         plan = plan or plan_run(session, session.load_spec(run.spec))
         spec = plan.spec
@@ -142,18 +145,24 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             log.warning("since the run began: %s", line)
         if changes:
             record.note_attempt(run, drift=changes)
+        if how.job and len(record.attempts) == 1:
+            record.update(run, facts=plan.facts)  # the machine that submitted it is another
         with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
-                _train(session, plan, run, record, how.checkpoint, repeat, locks)
+                _train(session, plan, run, record, how, repeat, locks)
             if how.with_benchmarks and spec.benchmark:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
                 with _timed(run, record, "benchmark"):
                     run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 repeat.scored(record.benchmarks)
-            record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
+            status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
+            if how.job and record.benchmark_job is not None:
+                record.leave_to(run, record.benchmark_job, status, benchmark_job=None)
+            else:
+                record.end(run, status)
 
 
 def plan_rerun(
@@ -198,6 +207,7 @@ def benchmark(
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
+    compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
@@ -305,19 +315,21 @@ def _repeat(session: Session, record: RunRecord, spec: RunSpec) -> Repeat | None
 
 
 @contextmanager
-def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
+def _recorded(run: RunDir, record: RunRecord, job: str = "") -> Iterator[None]:
     """Whatever ends the block is in the record before it goes on its way."""
     try:
         yield
     except BaseException as error:
         if record.is_active():  # else a signal came just after it had said how it ended
-            _end(run, record, error)
+            _end(run, record, error, job)
         raise
 
 
-def _end(run: RunDir, record: RunRecord, error: BaseException) -> None:
+def _end(run: RunDir, record: RunRecord, error: BaseException, job: str) -> None:
     if isinstance(error, KeyboardInterrupt | Interrupted):
-        record.end(run, "stopped", str(error) or "Ctrl-C")
+        why = goes_on_later(run, record) if job else ""
+        if why is not None:
+            record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
     elif isinstance(error, OrchestratorError):
         record.end(run, "failed", error.message)
     else:
@@ -378,11 +390,11 @@ def _train(
     plan: Plan,
     run: RunDir,
     record: RunRecord,
-    label: str | None,
+    how: How,
     repeat: Repeat | None,
     locks: Sequence[int],
 ) -> None:
-    spec = plan.spec
+    spec, label = plan.spec, how.checkpoint
     if (training := kept_training(run, record, label)) is not None:
         log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
         training.weights_sha256 = weights_sha256(run.output)
@@ -398,16 +410,25 @@ def _train(
         resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
         atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
+    prefix, variables = across_nodes(spec, run) if how.job else ([], {})
+    environment |= variables
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
-    record.add_command(run, "train", [str(installation.cli), *TRAIN_ARGV], environment)
+    record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
     with _timed(run, record, "train"), _metered(run, record, spec) as meter:
         training = train(
-            run, installation, environment, record.resumed_at(), on_event=on_event, on_look=meter.sample, held=locks
+            run,
+            installation,
+            environment,
+            record.resumed_at(),
+            on_event=on_event,
+            on_look=meter.sample,
+            held=locks,
+            prefix=prefix,
         )
     training.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
@@ -418,7 +439,7 @@ def _train(
 
 def _devices(spec: RunSpec, how: How) -> list[str]:
     """The devices that the run uses, or none where others may have them too."""
-    if not how.exclusive:
+    if not how.exclusive or spec.compute.slurm is not None:  # Slurm gives each job its own
         return []
     named = [] if spec.train is None else [spec.compute.devices]
     served = how.with_benchmarks and spec.benchmark and spec.serve.url is None

@@ -41,6 +41,7 @@ from orchestrator.specs.render import (
     train_arguments,
     train_environment,
 )
+from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
@@ -192,6 +193,14 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
         served = Checkpoint("output", start.model.model_copy(update=update))
     files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
+
+
+def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
+    """The script that would be submitted to Slurm, with another run's folder; nothing for a run that stays here."""
+    if spec.compute.slurm is None:
+        return {}
+    folder, words = session.workspace.runs / spec.name, ["--workspace", str(session.workspace.root)]
+    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], words, name=spec.name)}
 
 
 def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:

@@ -49,6 +49,7 @@ def train(
     on_event: Callable[[Event], None] | None = None,
     on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
+    prefix: Sequence[str] = (),
 ) -> Training:
     """Train as the run folder's train.yaml says.
 
@@ -60,12 +61,13 @@ def train(
         on_event: told what the training logs, as it comes.
         on_look: called with the training's first process several times a second.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
+        prefix: words before llamafactory-cli: what starts it on each node.
 
     Raises:
         StageError: LLaMA-Factory ended without a whole result; with the log's last lines.
         Interrupted: asked to stop; the checkpoint that was saved is named.
     """
-    argv = [str(installation.cli), *TRAIN_ARGV]
+    argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
     offset = close_torn_line(run.trainer_log)
     started = time.time()

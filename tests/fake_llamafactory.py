@@ -86,6 +86,11 @@ def train(arguments: dict) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # SIG_IGN would be the worker's too
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a data loader's worker
 
+    if os.environ.get("NODE_RANK", "0") != "0":  # as the real one: only the main process of the first node saves
+        for _ in range(arguments.get("max_steps") or STEPS):
+            if not asked_to_stop:
+                time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
+        return
     output = Path(arguments["output_dir"])
     output.mkdir(exist_ok=True)
     total, step, losses = arguments.get("max_steps") or STEPS, 0, []

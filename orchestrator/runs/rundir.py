@@ -131,6 +131,15 @@ class RunDir:
         return self.path / "logs" / "supervisor.log"
 
     @property
+    def sbatch(self) -> Path:
+        """The script of the job of Slurm that carries the run out."""
+        return self.path / "sbatch.sh"
+
+    @property
+    def sbatch_benchmark(self) -> Path:
+        return self.path / "sbatch-benchmark.sh"
+
+    @property
     def output(self) -> Path:
         """LLaMA-Factory's output_dir."""
         return self.path / "output"
