@@ -7,6 +7,7 @@ FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
 FAKE_STEP_S seconds that a step takes
+FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
@@ -100,8 +101,12 @@ def train(arguments: dict) -> None:
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
     began, saved = step, 0
+    hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
         while step < total and not asked_to_stop:
+            if step == hold and not go.exists():
+                time.sleep(0.01)
+                continue
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
             step += 1
             losses.append(seed % 977 / 100 / step)
