@@ -58,6 +58,7 @@ class Origin:
     overrides: Sequence[str] = ()
     rerun_of: str | None = None
     drift: Sequence[str] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,30 +95,52 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
     if spec.train is None and not spec.benchmark:
         raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
     if how.exclusive and not how.wait:
-        with held(_devices(spec, how), None):
+        with held(devices_needed(spec, how), None):
             pass
     return _new_folder(session, plan, origin, with_benchmarks=how.with_benchmarks)
 
 
-def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = False) -> RunDir:
-    spec = plan.spec
-    run = session.workspace.new_run(spec.name, datetime.now())
-    atomic_write(run.spec, spec_yaml(spec, plan.found))
-    record = RunRecord(
+def reserve_run(session: Session, plan: Plan) -> RunDir:
+    """A new folder with spec.yaml in it; first_record makes a run of it."""
+    run = session.workspace.new_run(plan.spec.name, datetime.now())
+    atomic_write(run.spec, spec_yaml(plan.spec, plan.found))
+    return run
+
+
+def first_record(
+    session: Session, run: RunDir, plan: Plan, origin: Origin, *, with_benchmarks: bool, queued: bool = False
+) -> None:
+    """Write the record of a folder that has its spec: with it the folder is a run.
+
+    Args:
+        session: the workspace and its tools.
+        run: the folder.
+        plan: what its spec says.
+        origin: where that is from.
+        with_benchmarks: whether they follow the training.
+        queued: whether it waits to be begun by anybody; else the calling process owns it.
+    """
+    RunRecord(
         id=run.id,
-        name=spec.name,
+        name=plan.spec.name,
         created_at=now(),
         process_start_ticks=start_ticks(os.getpid()),
         spec_file=origin.spec_file,
-        spec_sha256=spec_sha256(spec),
+        spec_sha256=spec_sha256(plan.spec),
         overrides=list(origin.overrides),
         rerun_of=origin.rerun_of,
         drift=list(origin.drift),
+        group=origin.group,
+        awaits_turn=queued,
         with_benchmarks=with_benchmarks,
-        seed=spec.seed,
+        seed=plan.spec.seed,
         facts=keep_patch(run, session.workspace.root, plan.facts),
-    )
-    record.save(run)  # last: with it the folder is a run
+    ).save(run)
+
+
+def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = False) -> RunDir:
+    run = reserve_run(session, plan)
+    first_record(session, run, plan, origin, with_benchmarks=with_benchmarks)
     log.info("run %s", run.id)
     return run
 
@@ -147,7 +170,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             record.note_attempt(run, drift=changes)
         if how.job and len(record.attempts) == 1:
             record.update(run, facts=plan.facts)  # the machine that submitted it is another
-        with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
+        with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
@@ -437,7 +460,7 @@ def _train(
     record.update(run, status="trained", training=training, facts=facts, verdict=said)
 
 
-def _devices(spec: RunSpec, how: How) -> list[str]:
+def devices_needed(spec: RunSpec, how: How) -> list[str]:
     """The devices that the run uses, or none where others may have them too."""
     if not how.exclusive or spec.compute.slurm is not None:  # Slurm gives each job its own
         return []

@@ -100,13 +100,13 @@ def find_benchmarks(words: Sequence[str], workspace: Workspace, testset: str | N
     """
     if len(words) < 2:
         raise SpecError("compare takes two benchmarks or more", "orchestrator compare RUN@base RUN")
-    candidates = [_candidates(word, workspace, testset) for word in words]
-    shared = set.intersection(*({each.identity for each in of_one} for of_one in candidates))
+    of_each = [candidates(word, workspace, testset) for word in words]
+    shared = set.intersection(*({each.identity for each in of_one} for of_one in of_each))
     if not shared:
-        newest = [of_one[0] for of_one in candidates]
+        newest = [of_one[0] for of_one in of_each]
         raise SpecError("these cannot be compared:\n" + "\n".join(_why_not(newest)), "benchmark them alike, then again")
-    wanted = next(each.identity for each in candidates[0] if each.identity in shared)
-    found = [next(each for each in of_one if each.identity == wanted) for of_one in candidates]
+    wanted = next(each.identity for each in of_each[0] if each.identity in shared)
+    found = [next(each for each in of_one if each.identity == wanted) for of_one in of_each]
     for number, one in enumerate(found):
         for other in found[:number]:
             if one.folder == other.folder:
@@ -128,7 +128,7 @@ def read_benchmark(name: str, folder: Path) -> Benchmark:
     return Benchmark(name, folder, _read(folder))
 
 
-def _candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
+def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The complete benchmarks that a word may mean, newest first."""
     for folder in (Path(word), workspace.root / word):
         if word and is_finished(folder):

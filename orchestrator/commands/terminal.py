@@ -93,11 +93,13 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
         "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
         "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
         "steps": [visible_line(row.steps) for row in rows],
+        "group": [visible_line(row.group) for row in rows],
         "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
         "last benchmark": [visible_line(row.last) for row in rows],
     }
-    if not any(columns["tags"]):
-        del columns["tags"]
+    for name in ("group", "tags"):
+        if not any(columns[name]):
+            del columns[name]
     widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
     if width is not None:
         widths = _fit(widths, width)
@@ -129,7 +131,7 @@ def _fit(natural: Mapping[str, int], width: int) -> dict[str, int]:
     widths["last benchmark"] = max(_LEAST, min(widths["last benchmark"], left))
     room = width - sum(widths[name] + 2 for name in must) + 2
     kept = set(must)
-    for name in ("tags", "created", "trained on", "steps"):
+    for name in ("tags", "created", "trained on", "steps", "group"):
         if name in widths and widths[name] + 2 <= room:
             kept.add(name)
             room -= widths[name] + 2

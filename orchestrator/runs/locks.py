@@ -66,8 +66,7 @@ def held(
     try:
         folder = _open_folder(lock_folder())
         files.append(folder)
-        names = [f"gpu-{_WORD.sub('-', device)[:80]}.lock" for device in devices]
-        locked = _lock_all(folder, names, on_wait)
+        locked = _lock_all(folder, [_lock_name(device) for device in devices], on_wait)
         files += locked
         for file in locked if run is not None else []:
             os.ftruncate(file, 0)
@@ -78,9 +77,29 @@ def held(
             os.close(file)
 
 
+def is_free(device: str) -> bool:
+    """Whether nobody holds a device at this moment.
+
+    Raises:
+        PrerequisiteError: as `held`.
+    """
+    folder = _open_folder(lock_folder())
+    try:
+        locked, taken = _try_all(folder, [_lock_name(device)])
+        for file in locked:
+            os.close(file)
+        return taken is None
+    finally:
+        os.close(folder)
+
+
 def lock_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_LOCKS")
     return Path(given).expanduser() if given else Path(f"/tmp/orchestrator-{os.getuid()}")
+
+
+def _lock_name(device: str) -> str:
+    return f"gpu-{_WORD.sub('-', device)[:80]}.lock"
 
 
 def _open_folder(path: Path) -> int:

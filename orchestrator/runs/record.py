@@ -186,6 +186,10 @@ class RunRecord(_Part):
     """Each launch and resume, in order. Empty in records of before."""
     with_benchmarks: bool = True
     """Whether the spec's benchmarks follow the training."""
+    group: str | None = None
+    """The group that it belongs to: the id of a sweep."""
+    awaits_turn: bool = False
+    """Made, but not begun: it has no owner, and waits for its turn in its group."""
     job: Job | None = None
     """The job that carries it out, or did so last. None: it never was one of Slurm's."""
     benchmark_job: Job | None = None
@@ -237,7 +241,7 @@ class RunRecord(_Part):
 
     def is_active(self) -> bool:
         """Whether it has not said how it ended. A run that was to be trained only ends as `trained`, at a time."""
-        return self.status in ACTIVE and self.ended_at is None
+        return self.status in ACTIVE and self.ended_at is None and not self.awaits_turn
 
     def as_json(self) -> dict[str, Any]:
         """What record.json holds, as plain JSON values."""
@@ -307,10 +311,20 @@ class RunRecord(_Part):
                 setattr(stored, name, value)
             if job and not (stored.job and stored.job.id == job):
                 stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
-            stored.status, stored.error, stored.ended_at = "created", None, None
+            stored.status, stored.error, stored.ended_at, stored.awaits_turn = "created", None, None, False
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
             self._take(stored, run)
+
+    def withdraw(self, run: RunDir, status: Status, error: str) -> bool:
+        """End a run that has not begun; whether it had not."""
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            had_not = stored.awaits_turn
+            if had_not:
+                stored.awaits_turn, stored.status, stored.error, stored.ended_at = False, status, error, now()
+                stored.save(run)
+            return had_not
 
     def hand_over(self, run: RunDir) -> None:
         """Put a run that has no owner, or that this process has just made, into the hands of jobs to be submitted.
@@ -326,6 +340,7 @@ class RunRecord(_Part):
                 setattr(stored, name, value)
             stored.job, stored.benchmark_job = Job(uid=os.getuid(), submitted_at=now()), None
             stored.status, stored.error, stored.ended_at, stored.stop_requested = "queued", None, None, False
+            stored.awaits_turn = False
             self._take(stored, run)
 
     def refuse_if_owned(self) -> None:

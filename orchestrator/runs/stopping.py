@@ -39,6 +39,8 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
         StageError: a process of it cannot be ended.
     """
     record = RunRecord.load(run)
+    if record.awaits_turn and record.withdraw(run, "stopped", "before it had begun"):
+        return [f"{run.id} is stopped: it had not begun"]
     if record.job is not None and record.is_active():
         return [*stop_job(run, record, grace_s), _how_it_ended(run), *_kept(run)]
     owner = _owner(record)
