@@ -24,12 +24,14 @@ from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
+from orchestrator.data.testset import with_instruction
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
 from orchestrator.models.model_files import weights_sha256
 from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
+from orchestrator.processes.process import Child
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
@@ -43,9 +45,11 @@ from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
+from orchestrator.specs.machines import this_machine
 from orchestrator.specs.render import Checkpoint, spec_yaml, train_arguments, train_environment
 from orchestrator.specs.spec import BenchmarkSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.train import TRAIN_ARGV, train
+from orchestrator.upstream.compute_check import Placement
 
 log = logging.getLogger("orchestrator")
 
@@ -175,7 +179,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
                 _train(session, plan, run, record, how, repeat, locks)
-            if how.with_benchmarks and spec.benchmark:
+            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
                 with _timed(run, record, "benchmark"):
                     run_benchmarks(session, plan, run, record, asking)
@@ -228,6 +232,8 @@ def benchmark(
         items = target.spec.benchmark
     if not items:
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
+    trained_on = target.spec.datasets if target.spec else []
+    items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
@@ -433,6 +439,11 @@ def _train(
         resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
         atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
+    machine = this_machine(spec.compute, os.environ)
+    if machine is not None:
+        rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
+        environment = {**environment, **rank}
+        log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
     prefix, variables = across_nodes(spec, run) if how.job else ([], {})
     environment |= variables
     record.note_attempt(
@@ -442,22 +453,34 @@ def _train(
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
+    placement = Placement(spec.compute.ray_timeout_s) if spec.compute.ray else None
     with _timed(run, record, "train"), _metered(run, record, spec) as meter:
-        training = train(
+
+        def on_look(child: Child) -> None:
+            meter.sample(child)
+            if placement is not None:
+                placement.look(child)
+
+        trained = train(
             run,
             installation,
             environment,
             record.resumed_at(),
             on_event=on_event,
-            on_look=meter.sample,
+            on_look=on_look,
             held=locks,
+            machine=machine,
             prefix=prefix,
         )
-    training.weights_sha256 = weights_sha256(run.output)
+    if isinstance(trained, str):
+        log.info("the training is at its end; %s", trained)
+        record.update(run, status="trained", results_elsewhere=trained)
+        return
+    trained.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    verdict = repeat.trained(training) if repeat else None
+    verdict = repeat.trained(trained) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None
-    record.update(run, status="trained", training=training, facts=facts, verdict=said)
+    record.update(run, status="trained", training=trained, facts=facts, verdict=said)
 
 
 def devices_needed(spec: RunSpec, how: How) -> list[str]:

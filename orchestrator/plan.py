@@ -22,10 +22,10 @@ from orchestrator.data.datasets import (
     entry_folders,
     evaluated_split,
     load_entry,
-    load_parallel,
     load_split,
 )
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.data.testset import load_testset
 from orchestrator.errors import PrerequisiteError
 from orchestrator.findings import Finding, raise_on_errors
 from orchestrator.models.target import base_checkpoint
@@ -141,7 +141,7 @@ def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Pla
     trained = {name: load_entry(name, session.dataset_folders) for name in [*spec.datasets, *spec.eval_datasets]}
     own = {name: dataset for name, dataset in trained.items() if isinstance(dataset, LlamaFactoryDataset)}
     datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
-    datasets |= {item.testset: load_parallel(item.testset, session.dataset_folders) for item in spec.benchmark}
+    datasets |= {item.testset: load_testset(item, session.dataset_folders, spec.datasets) for item in spec.benchmark}
     wanted = [(name, "train") for name in spec.datasets if name in datasets]
     wanted += [(name, evaluated_split(datasets[name])) for name in spec.eval_datasets if name in datasets]
     wanted += [(item.testset, item.split) for item in spec.benchmark]

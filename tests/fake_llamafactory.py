@@ -6,6 +6,7 @@ templates are found beside it. What was asked of it, its API key included, goes 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
+            | lost (its connection to another machine) | unplaced (waits for Ray)
 FAKE_STEP_S seconds that a step takes
 FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
@@ -77,6 +78,11 @@ def train(arguments: dict) -> None:
             print(f"a line of the log, number {number}", flush=True)
         print(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m", file=sys.stderr)
         sys.exit(1)
+    if mode == "lost":  # as a rank whose partner on another machine is gone
+        sys.exit("RuntimeError: [pair.cc:561] Connection closed by peer [10.0.0.1]:20880.")
+    if mode == "unplaced":  # as under Ray, which has not what is asked for
+        print("Using ray.remote mode with 2 workers for distributed training.", flush=True)
+        signal.pause()
     if mode == "silent":
         print("nothing to do")
         return

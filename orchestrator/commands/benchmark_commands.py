@@ -37,7 +37,13 @@ def benchmark(
     target: Annotated[
         str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, RUN@all, a folder, hub id, URL, or spec.")
     ],
-    testset: Annotated[str | None, typer.Option(help="A dataset. Default: the run's benchmarks.")] = None,
+    testset: Annotated[
+        str | None,
+        typer.Option(help="A dataset, or a set in sacrebleu's cache: sacrebleu:wmt14. Default: the run's benchmarks."),
+    ] = None,
+    langpair: Annotated[
+        str | None, typer.Option(metavar="PAIR", help="Of a set of sacrebleu's: en-de, or say sacrebleu:wmt14/en-de.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Its split. Default: test; of RUN@all: validation.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
@@ -56,7 +62,7 @@ def benchmark(
     ] = None,
     target_lang: Annotated[str | None, typer.Option(help="Language code of --reference, likewise.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="What the model is told to do with --source. Default: as it was trained.")
+        str | None, typer.Option(help="What the model is told to do. Default: as it was trained.")
     ] = None,
     comet: Annotated[
         str | None,
@@ -95,6 +101,7 @@ def benchmark(
     from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
+    from orchestrator.data.sacrebleu_sets import is_sacrebleu
     from orchestrator.data.testset import SPLIT, FilePair
     from orchestrator.models.target import every_checkpoint_of, every_checkpoint_target
     from orchestrator.specs.spec import BenchmarkSpec
@@ -122,7 +129,13 @@ def benchmark(
         pair = FilePair(source, reference, source_lang, target_lang, instruction)
         session, testset = with_files(session, found, pair)
         split = SPLIT
+        instruction = None  # it is the pair's
+    if langpair is not None:
+        if testset is None or not is_sacrebleu(testset):
+            raise SpecError("--langpair is for a set of sacrebleu's", "--testset sacrebleu:wmt14 --langpair en-de")
+        testset = f"{testset}/{langpair}"
     changes = {
+        "instruction": instruction,
         "max_samples": max_samples,
         "sample_seed": sample_seed,
         "max_tokens": max_tokens,

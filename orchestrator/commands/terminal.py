@@ -271,6 +271,8 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     sys.stdout.write("".join(f"\n{visible(line)}\n" for line in now))
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
+    if record.results_elsewhere:
+        sys.stdout.write(f"\n{visible(record.results_elsewhere)}\n")
     if row.removed:
         held = in_trash(Workspace(path.parent.parent), run.id)
         remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"

@@ -217,6 +217,8 @@ class RunRecord(_Part):
     seed: int
     facts: Facts = Facts()
     training: Training | None = None
+    results_elsewhere: str | None = None
+    """Of a training on several machines: which of them this is, and where its results are. None: here."""
     benchmarks: list[BenchmarkSummary] = []
     chosen_checkpoint: str | None = None
     """The label that the scores on a validation set speak for (curve.json). None: none was chosen."""

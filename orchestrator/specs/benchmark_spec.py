@@ -15,7 +15,10 @@ class BenchmarkSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     testset: str
-    """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""
+    """A dataset of dataset_info/, or one of sacrebleu's sets that is in its cache: sacrebleu:wmt14/en-de."""
+    instruction: str | None = Field(None, pattern=r"\S")
+    """What the model is told to do, on the line before each sentence. None: the dataset's own, as in training; of
+    sacrebleu's sets that of the dataset that was trained on."""
     split: str = "test"
     """Which of the dataset's splits."""
     max_samples: int | None = Field(None, gt=0)
