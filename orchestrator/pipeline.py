@@ -10,15 +10,18 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
+from orchestrator.benchmark.curve import Curve
 from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.data.testset import with_instruction
@@ -259,6 +262,39 @@ def benchmark(
     return folders
 
 
+def benchmark_all(
+    session: Session,
+    target: Target,
+    testset: str | None,
+    split: str | None,
+    changes: Mapping[str, Any],
+    settings: ServeSpec,
+    how: Asking,
+    *,
+    metric: str,
+    with_base: bool,
+) -> Curve:
+    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
+
+    Args:
+        session: the workspace and its tools.
+        target: the run.
+        testset: the validation set's dataset. None: that of the run's benchmarks.
+        split: its split. None: validation.
+        changes: fields of the validation set's benchmark.
+        settings: how the checkpoints are served.
+        how: whether answers of before are used, and whether parts are scored.
+        metric: what is chosen by.
+        with_base: the model before training too.
+    """
+    if target.run is None or target.spec is None:
+        raise SpecError(f"{target.name} is no run")
+    sets = sets_of(session, target.spec, testset, split, changes)
+    return benchmark_every_checkpoint(
+        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
+    )
+
+
 def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
     """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
     for run in reversed(session.workspace.all_runs()):
@@ -303,7 +339,7 @@ def _export(
 ) -> Path:
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    record.update(run, commands={**record.commands, "export": argv})
+    record.add_command(run, "export", argv)
     with locked(run, "export"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
@@ -420,12 +456,8 @@ def _train(
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
-    record.update(
-        run,
-        status="running",
-        commands={**record.commands, "train": [*prefix, str(installation.cli), *TRAIN_ARGV]},
-        environment={**record.environment, "train": environment},
-    )
+    record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
+    record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
     placement = Placement(spec.compute.ray_timeout_s) if spec.compute.ray else None

@@ -106,6 +106,7 @@ ORDER = [
     "benchmark.finished",
     "benchmark.comet",
     "benchmark.compare",
+    "benchmark.curve",
     "benchmark.ranked",
     "models.target",
     # the stages
@@ -131,6 +132,7 @@ ORDER = [
     "runs.jobs",
     "benchmark.afterwards",
     "benchmark.benchmarking",
+    "benchmark.every_checkpoint",
     "pipeline",
     "runs.supervise",
     "runs.stopping",
