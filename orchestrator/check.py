@@ -33,6 +33,7 @@ from orchestrator.runs.slurm import own_job
 from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
+from orchestrator.upstream.compute_check import check_compute
 from orchestrator.upstream.installation import Installation
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
@@ -67,7 +68,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += _machine(spec)
+        findings += [*check_compute(spec, installation), *_machine(spec)]
     return findings
 
 

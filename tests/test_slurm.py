@@ -71,8 +71,8 @@ def test_a_launch_submits_a_job_that_carries_the_run_out(shop, slurm, launched):
 
 
 def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, slurm):
-    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
-    at_step(shop, 3)
+    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
+    at_step(shop, 5)
     assert shown(shop) == "running"
     run, job = shop.only_run(), shop.record()["job"]["id"]
     assert f"Slurm job {job}" in shop.run("show", "toy").out
@@ -82,10 +82,10 @@ def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, sl
     assert done.code == 0, done.err
     assert "the newest whole checkpoint: checkpoint-" in done.err and slurm.states()[job] in ("FAILED", "COMPLETED")
     assert shown(shop, run) == "stopped" and shop.left_over() == []
-    again = shop.run("resume", "toy", FAKE_STEP_S="0.01")
+    again = shop.run("resume", "toy", FAKE_STEP_S="0")
     assert again.code == 0, again.err
     record = ended(shop)
-    assert record["job"]["id"] != job and record["attempts"][1]["from_step"] >= 3
+    assert record["job"]["id"] != job and record["attempts"][1]["from_step"] == 5
     assert record["training"]["steps"] == 40
 
 
@@ -107,19 +107,22 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
     assert unbroken.run("launch", unbroken.spec(train=SLOW, benchmark=None)).code == 0
     short = {"slurm": {"time": 1, "signal_s": 50}}
-    assert launch(shop, compute=short, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "1.2"}).code == 0
+    go = shop.root.parent / "go"
+    held = {"FAKE_HOLD": "20", "FAKE_GO": str(go)}
+    assert launch(shop, compute=short, train=SLOW, benchmark=None, env=held).code == 0
     run = shop.only_run()
     stuck = shop.spec("stuck", compute=short, train={"max_steps": 5}, benchmark=None)
     assert shop.run("launch", stuck, FAKE_TRAIN="hangs").code == 0
     stuck_run = next(shop.runs.glob("stuck-2*"))
     wait_for(lambda: shop.record(run)["job"]["requeues"] == 1, "the end of its time", 100)
-    assert shown(shop, run) == "queued"
+    go.touch()
+    assert shown(shop, run) in ("queued", "running", "preparing", "done")
     record = wait_for(lambda: shop.record(run)["ended_at"] and shop.record(run), "its end", 150)
     log = (run / "logs" / "supervisor.log").read_text("utf-8")
     assert record["status"] == "done", log
     assert [each["status"] for each in record["attempts"]] == ["stopped"] * record["job"]["requeues"] + ["done"]
     assert "the time limit is near" in log and "the training goes on from checkpoint-" in log
-    assert record["attempts"][1]["from_step"] > 3
+    assert record["attempts"][1]["from_step"] == 20
     then = unbroken.record()["training"]
     assert record["training"] == then | {"train_loss": pytest.approx(then["train_loss"])}
     outputs = [path / "output" / "adapter_model.safetensors" for path in (run, unbroken.only_run())]
@@ -132,7 +135,9 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
 @pytest.mark.parametrize("how", ["preempted", "node failure"])
 def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm, how):
     alone = {"slurm": {"time": 30, "partition": "all", "options": {"exclusive": True, "nodelist": "node2"}}}
-    assert launch(shop, compute=alone, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.2"}).code == 0
+    go = shop.root.parent / "go"
+    held = {"FAKE_HOLD": "12", "FAKE_GO": str(go)}
+    assert launch(shop, compute=alone, train=SLOW, benchmark=None, env=held).code == 0
     at_step(shop, 12)
     job = shop.record()["job"]["id"]
     if how == "preempted":
@@ -143,6 +148,7 @@ def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm,
         with slurm.without_node("node2"):
             wait_for(lambda: slurm.states()[job] == "PENDING", "the requeue")
             assert shown(shop) == "queued"
+    go.touch()
     record = ended(shop)
     assert (record["training"]["steps"], len(record["attempts"])) == (40, 2)
     assert record["attempts"][1]["from_step"] >= 10 and record["job"]["id"] == job
@@ -150,8 +156,8 @@ def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm,
 
 
 def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, slurm):
-    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
-    at_step(shop, 3)
+    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
+    at_step(shop, 5)
     run, job = shop.only_run(), shop.record()["job"]["id"]
     slurm.ask("scancel", job)
     wait_for(lambda: slurm.states()[job] == "CANCELLED", "its end")
@@ -182,6 +188,24 @@ def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop
     wait_for(lambda: slurm.states().get(second) in ("CANCELLED", None), "the second job's end")
 
 
+def test_a_sweep_is_one_job_array_and_a_resume_submits_what_is_not_done(shop, slurm):
+    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies", benchmark=None)
+    assert done.code == 0 and "is Slurm job " in done.err, done.err
+    (folder,) = shop.runs.glob("toy-sweep-*")
+    assert done.out == f"{folder.name}\n"
+    runs = [shop.runs / each["run"] for each in json.loads((folder / "group.json").read_bytes())["points"]]
+    wait_for(lambda: all(shop.record(run)["ended_at"] for run in runs), "the end of both")
+    assert [shop.record(run)["status"] for run in runs] == ["done", "failed"]
+    (array,) = {shop.record(run)["job"]["id"].partition("_")[0] for run in runs}
+    assert [shop.record(run)["job"]["id"] for run in runs] == [f"{array}_0", f"{array}_1"]
+    again = shop.run("resume", "toy-sweep")
+    assert again.code == 0, again.err
+    wait_for(
+        lambda: len(shop.record(runs[1])["attempts"]) == 2 and shop.record(runs[1])["ended_at"], "the second's end"
+    )
+    assert len(shop.record(runs[0])["attempts"]) == 1
+
+
 def test_what_slurm_does_not_take_fails_with_its_words(shop):
     done = launch(shop, compute={"slurm": {"constraint": "no_such_feature"}})
     assert done.code == 4 and "Invalid feature specification" in done.err and "sbatch.sh" in done.err
@@ -202,8 +226,8 @@ def test_a_check_knows_the_partitions_and_their_time_limits(shop):
 
 def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, slurm):
     two = {"slurm": {"nodes": 2, "time": 10, "cpus_per_task": 2}, "env": {"OMP_NUM_THREADS": "1"}}
-    assert launch(shop, compute=two, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
-    at_step(shop, 3)
+    assert launch(shop, compute=two, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
+    at_step(shop, 5)
     wait_for(lambda: len(shop.calls("train")) == 2, "both nodes")
     assert shop.run("stop", "toy").code == 0
     assert shop.record()["status"] == "stopped" and shop.left_over() == []

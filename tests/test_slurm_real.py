@@ -1,7 +1,6 @@
 """Jobs of a real Slurm that run the real llamafactory-cli on a tiny model. Run: pytest tests/test_slurm_real.py."""
 
 import json
-import sys
 from collections.abc import Iterator
 
 import pytest

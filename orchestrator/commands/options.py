@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from orchestrator.specs.spec import ServeSpec
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
+RunOrGroupArgument = Annotated[
+    str, typer.Argument(metavar="RUN|GROUP", help="A run's id, a spec's name (its newest run), latest, or a group.")
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
