@@ -106,7 +106,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     """Beside it one that makes no step: that is not queued again."""
     unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
     assert unbroken.run("launch", unbroken.spec(train=SLOW, benchmark=None)).code == 0
-    short = {"slurm": {"time": 1, "signal_s": 50}}
+    short = {"slurm": {"time": 2, "signal_s": 50}}
     go = shop.root.parent / "go"
     held = {"FAKE_HOLD": "20", "FAKE_GO": str(go)}
     assert launch(shop, compute=short, train=SLOW, benchmark=None, env=held).code == 0
@@ -114,7 +114,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     stuck = shop.spec("stuck", compute=short, train={"max_steps": 5}, benchmark=None)
     assert shop.run("launch", stuck, FAKE_TRAIN="hangs").code == 0
     stuck_run = next(shop.runs.glob("stuck-2*"))
-    wait_for(lambda: shop.record(run)["job"]["requeues"] == 1, "the end of its time", 100)
+    wait_for(lambda: shop.record(run)["job"]["requeues"] == 1, "the end of its time", 150)
     go.touch()
     assert shown(shop, run) in ("queued", "running", "preparing", "done")
     record = wait_for(lambda: shop.record(run)["ended_at"] and shop.record(run), "its end", 150)

@@ -18,6 +18,7 @@ _Memory = Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | Annotated[int, Fie
 _TIME = re.compile(
     r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+)(?::(?P<third>\d+))?)?"  # sbatch --time
 )
+EARLY_S = 60  # sbatch(1), --signal: up to 60 s earlier than specified
 # Options of sbatch that are said elsewhere, and where; those that would take the job out of our hands.
 OWNED_OPTIONS: dict[str, str] = {
     "signal": "write it as signal_s",
@@ -110,10 +111,10 @@ class SlurmSpec(SlurmResources):
     @model_validator(mode="after")
     def _there_is_time(self) -> Self:
         for limit in (self.time_limit_s, self.benchmark.time_limit_s if self.benchmark else None):
-            if limit is not None and limit <= self.signal_s:
+            if limit is not None and limit <= self.signal_s + EARLY_S:
                 raise ValueError(
-                    f"a time limit of {limit} s with signal_s {self.signal_s}: the run would be told to stop as it "
-                    "begins; raise time, or lower signal_s"
+                    f"a time limit of {limit} s with signal_s {self.signal_s}: Slurm may give the signal a minute "
+                    "early, when the run has not begun; raise time, or lower signal_s"
                 )
         return self
 
