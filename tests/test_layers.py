@@ -39,6 +39,9 @@ ORDER = [
     "upstream.installation",
     "upstream.arguments",
     "upstream.argument_check",
+    "upstream.vllm",
+    "upstream.vllm_arguments",
+    "upstream.chat_prompt",
     "importing.command_line",
     "importing.accelerate_config",
     "importing.launch_options",
@@ -97,6 +100,7 @@ ORDER = [
     "train",
     "serve",
     "upstream.llamafactory_server",
+    "upstream.vllm_server",
     "benchmark.evaluate",
     "export",
     # what shows and asks
