@@ -8,7 +8,6 @@ Leaves export.yaml and logs/export.log in the run folder, and the model's folder
 
 import json
 import signal
-import time
 from pathlib import Path
 
 from orchestrator.errors import Interrupted, SpecError, StageError
@@ -50,7 +49,7 @@ def export(
     )
     try:
         while child.poll() is None:
-            time.sleep(0.2)
+            child.wait(0.2)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(f"the export was stopped; {folder} is not whole", f"remove {folder}") from error
     finally:

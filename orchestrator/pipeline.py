@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks
+from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, score_by_comet, served_in_turn
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
@@ -191,7 +191,10 @@ def benchmark(
             carry_out(session, run, carried, plan)
         return sorted(run.benchmarks.iterdir())
     record = RunRecord.load(target.run)
-    return benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how)
+    with served_in_turn(session, spec, target.run, record, [target.checkpoint]) as connect_to:
+        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
+    score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
+    return folders
 
 
 def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,6 +99,10 @@ class Session:
 
     def arguments(self) -> dict[str, Argument] | None:
         """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
+        return self._arguments
+
+    @cached_property
+    def _arguments(self) -> dict[str, Argument] | None:  # asked three times in a launch, a tenth of a second each
         installation = self.llamafactory_or_none()
         return (read_arguments(installation) or None) if installation is not None else None
 

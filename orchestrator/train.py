@@ -105,7 +105,7 @@ def _follow(child: Child, bar: StepBar) -> None:
         bar.update()
         if ended:
             return
-        time.sleep(POLL_S)
+        child.wait(POLL_S)
 
 
 def _result(run: RunDir, child: Child, started: float, resumed_at: Sequence[int], by_hand: str) -> Training:

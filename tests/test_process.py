@@ -72,6 +72,16 @@ def test_the_log_has_all_output_after_what_it_had(spawn):
     assert second.log_tail() == "  | three"
 
 
+def test_a_wait_ends_with_the_child_and_else_when_its_time_is_over(spawn):
+    child = spawn("import sys; sys.stdin.read()")
+    child.wait(100_000)
+    assert child.poll() == 0
+    child.wait(100_000)  # its pid may be another's by now
+    sleeper = spawn("import time; time.sleep(100_000)")
+    sleeper.wait(0.01)
+    assert sleeper.poll() is None
+
+
 def test_much_output_does_not_stop_the_child(spawn):
     """A pipe that nobody reads would, at 64 KiB."""
     child = spawn("import sys; sys.stdout.write('x' * 2_000_000)")

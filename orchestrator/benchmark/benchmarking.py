@@ -9,9 +9,8 @@ Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache as once
 from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint
@@ -25,22 +24,32 @@ from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serve import ServePlan, free_port
-from orchestrator.serving import Serving, connect, served, serving_devices
+from orchestrator.serving import Serving, connect, served, serving_devices, together
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger("orchestrator")
 
+Connect = Callable[[Checkpoint, Path], Endpoint]
+"""Gives a server of a checkpoint. The folder is that of the benchmark that asks: a new server's files go there."""
+
 
 def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord, how: Asking) -> None:
     """The benchmarks of a run's spec, but those that an earlier attempt brought to their end."""
     record.update(run, status="benchmarking")
-    for checkpoint in _checkpoints(session, plan.spec, run):
-        items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
-        if len(record.attempts) > 1 and not how.fresh:
-            items = [item for item in items if not _is_whole(session, plan, run, record, checkpoint, item)]
-        benchmark_checkpoint(session, plan, run, record, checkpoint, items, how)
+    checkpoints = _checkpoints(session, plan.spec, run)
+    done: list[tuple[BenchmarkSpec, Path]] = []
+    with served_in_turn(session, plan.spec, run, record, checkpoints) as connect_to:
+        for checkpoint in checkpoints:
+            items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+            if len(record.attempts) > 1 and not how.fresh:
+                found = [(item, whole_benchmark(session, plan, run, record, checkpoint, item)) for item in items]
+                done += [(item, folder) for item, folder in found if folder is not None]
+                items = [item for item, folder in found if folder is None]
+            folders = benchmark_checkpoint(session, plan, run, record, checkpoint, items, how, connect_to)
+            done += zip(items, folders, strict=True)
+    score_by_comet(session, plan.spec, run, record, done)
 
 
 def benchmark_checkpoint(
@@ -51,25 +60,31 @@ def benchmark_checkpoint(
     checkpoint: Checkpoint,
     items: Sequence[BenchmarkSpec],
     how: Asking,
+    connect_to: Connect,
 ) -> list[Path]:
-    """Put test sets to a checkpoint, which is served once, and only if a sentence has not been answered yet."""
+    """Put test sets to a checkpoint, whose server is asked for only if a sentence has not been answered yet."""
     questions = [_question(session, plan, run, checkpoint, item) for item in items]
     folders: list[Path] = []
     for item, question in zip(items, questions, strict=True):
         name = f"{checkpoint.label}-{item.testset}-{item.split}"
         folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
-    with ExitStack() as stack:
-        connect_once = once(
-            lambda: stack.enter_context(_endpoint(session, plan.spec, run, record, checkpoint, folders[0]))
-        )
-        for item, question, folder in zip(items, questions, folders, strict=True):
-            log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-            result = evaluate(question, connect_once, folder, how)
-            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
-    for item, folder in zip(items, folders, strict=True):  # when the server has left the GPU
-        if item.comet is not None:
-            _add_comet(session, plan.spec, run, record, folder, item.comet)
+    for item, question, folder in zip(items, questions, folders, strict=True):
+        log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
+        result = evaluate(question, lambda: connect_to(checkpoint, folders[0]), folder, how)
+        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
+
+
+def score_by_comet(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, done: Iterable[tuple[BenchmarkSpec, Path]]
+) -> None:
+    """COMET's scores of benchmarks that wish for them and have none; for when the servers have left the GPU."""
+    for item, folder in done:
+        if item.comet is None or is_scored(folder, located(item.comet, session.workspace.root)):
+            continue
+        devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
+        scores = add_comet(folder, located(item.comet, session.workspace.root), find_comet(), devices)
+        _record_comet(run, record, folder, scores)
 
 
 def score_again(session: Session, folder: Path, model: str, devices: str | None) -> None:
@@ -80,10 +95,42 @@ def score_again(session: Session, folder: Path, model: str, devices: str | None)
         _record_comet(run, RunRecord.load(run), folder, scores)
 
 
-def _add_comet(session: Session, spec: RunSpec, run: RunDir, record: RunRecord, folder: Path, model: str) -> None:
-    devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
-    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
-    _record_comet(run, record, folder, scores)
+@contextmanager
+def served_in_turn(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoints: Sequence[Checkpoint]
+) -> Iterator[Connect]:
+    """For the length of the block, a server of each of some checkpoints, started when one on it is first asked for.
+
+    One server after another, each with as many checkpoints as it can hold. What one asks for after another server took
+    the place is loaded again, so all that is asked of a checkpoint is asked in a row.
+    """
+    groups = together(spec.serve, checkpoints)
+    with ExitStack() as current:
+        now: dict[str, Endpoint] = {}
+
+        def connect_to(checkpoint: Checkpoint, folder: Path) -> Endpoint:
+            if checkpoint.label not in now:
+                now.clear()
+                current.close()
+                group = next(group for group in groups if checkpoint in group)
+                now.update(current.enter_context(_endpoints(session, spec, run, record, group, folder)))
+            return now[checkpoint.label]
+
+        yield connect_to
+
+
+def whole_benchmark(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
+) -> Path | None:
+    """The folder of a benchmark that was done before; one that did not come to stand in the record is put there."""
+    folder = whole_folder(run, _question(session, plan, run, checkpoint, item).key)
+    if folder is None:
+        return None
+    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
+    if folder.name not in [each.id for each in record.benchmarks]:
+        result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
+        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+    return folder
 
 
 def _record_comet(run: RunDir, record: RunRecord, folder: Path, scores: list[Score]) -> None:
@@ -110,22 +157,6 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
     )
 
 
-def _is_whole(
-    session: Session, plan: Plan, run: RunDir, record: RunRecord, checkpoint: Checkpoint, item: BenchmarkSpec
-) -> bool:
-    """Whether a benchmark was done before; one that did not come to stand in the record is put there."""
-    folder = whole_folder(run, _question(session, plan, run, checkpoint, item).key)
-    if folder is None:
-        return False
-    log.info("benchmark %s: %s %s is whole", checkpoint.label, item.testset, item.split)
-    if folder.name not in [each.id for each in record.benchmarks]:
-        result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
-        record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
-    if item.comet is not None and not is_scored(folder, located(item.comet, session.workspace.root)):
-        _add_comet(session, plan.spec, run, record, folder, item.comet)
-    return True
-
-
 def _checkpoints(session: Session, spec: RunSpec, run: RunDir) -> list[Checkpoint]:
     if spec.model is None:  # a server that runs already
         return [Checkpoint("server", ModelSpec(name_or_path=spec.serve.url or "?"))]
@@ -141,12 +172,13 @@ def _wants_base(spec: RunSpec, item: BenchmarkSpec) -> bool:
 
 
 @contextmanager
-def _endpoint(
-    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoint: Checkpoint, folder: Path
-) -> Iterator[Endpoint]:
-    """The server of the spec that runs already, or one of ours for the length of the block."""
+def _endpoints(
+    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, checkpoints: Sequence[Checkpoint], folder: Path
+) -> Iterator[dict[str, Endpoint]]:
+    """By label: the server of the spec that runs already, or one of ours for the length of the block."""
     if spec.serve.url is not None:
-        yield connect(session, spec.serve)
+        endpoint = connect(session, spec.serve)
+        yield {checkpoint.label: endpoint for checkpoint in checkpoints}
         return
     serving = Serving(
         settings=spec.serve,
@@ -165,8 +197,9 @@ def _endpoint(
         )
         log.info("serving %s; its output: %s", plan.model_name, plan.log)
 
-    with served(session, {f"{run.id}@{checkpoint.label}": checkpoint}, serving, note) as server:
-        yield server.endpoint
+    names = {f"{run.id}@{checkpoint.label}": checkpoint for checkpoint in checkpoints}
+    with served(session, names, serving, note) as server:
+        yield {checkpoint.label: server.endpoints[name] for name, checkpoint in names.items()}
 
 
 def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkResult) -> BenchmarkSummary:

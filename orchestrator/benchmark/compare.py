@@ -32,7 +32,7 @@ _UNSPACED = ("zh", "ja", "th", "lo", "km", "my")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class System(_Part):

@@ -42,7 +42,7 @@ SCHEMA_VERSION = 2
 class BenchmarkResult(BaseModel):
     """What scores.json holds."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     status: Literal["complete", "incomplete"]

@@ -28,7 +28,7 @@ SCORES_VERSION = 2
 class Stored(BaseModel):
     """What a comparison needs of a scores.json, of any version."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     schema_version: int
     status: str

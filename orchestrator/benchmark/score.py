@@ -37,7 +37,7 @@ _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 class Score(BaseModel):
     """One number on a test set, with all that is needed to judge it. Compare only equal signatures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: Literal["bleu", "chrf", "chrf++", "ter", "mean_sentence_bleu", "llamafactory_bleu4", "comet"]
     score: float
@@ -56,7 +56,7 @@ class Score(BaseModel):
 class Scores(BaseModel):
     """Every score of one system on one test set."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     scores: list[Score]
     """One for each metric, in the order asked for."""

@@ -43,7 +43,7 @@ _TIE = 1e-9
 class PairedTest(BaseModel):
     """One system against the baseline, by one metric."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     baseline: str
     system: str

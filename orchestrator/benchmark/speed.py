@@ -23,7 +23,7 @@ FEW = 3.0  # in flight on average; with fewer that cannot be told
 class Speed(BaseModel):
     """Of the sentences that were asked in one go: without those of an earlier attempt or of the cache."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     sentences: int
     """Answered in this go."""

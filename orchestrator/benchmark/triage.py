@@ -57,7 +57,7 @@ _CHATTER = re.compile(
 class Finding(BaseModel):
     """The answers with one fault."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     count: int
     indices: list[int]
@@ -67,7 +67,7 @@ class Finding(BaseModel):
 class Triage(BaseModel):
     """Answers by fault; one answer may have several. None: it cannot be known here."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     empty: Finding
     """Nothing, or only white space."""

@@ -39,7 +39,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Archive(BaseModel):
     """A tar archive on the web, plain or packed by gzip, bzip2 or xz."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(pattern=r"^https?://[!-.0-~]+/[!-~]+$")
     """Where it can be had."""

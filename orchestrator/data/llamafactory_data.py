@@ -37,7 +37,7 @@ NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 
 class _Part(BaseModel):
     # strict: LLaMA-Factory takes the values as they are, and "true" is neither true nor false to it.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Columns(_Part):

@@ -9,9 +9,11 @@ Not covered: machines without sessions and process groups (Windows).
 
 import ctypes
 import os
+import select
 import shlex
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,24 @@ class Child:
     def poll(self) -> int | None:
         """The exit status, or None while the child runs; a negative number is the signal that ended it."""
         return self.popen.poll()
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep, but not beyond the child's end; where the system cannot tell that end, the whole time."""
+        if self.poll() is not None:
+            return
+        try:
+            descriptor = os.pidfd_open(self.pid) if sys.platform == "linux" else None
+        except OSError:  # a kernel before 5.3, or a sandbox
+            descriptor = None
+        if descriptor is None:
+            time.sleep(timeout_s)
+            return
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(timeout_s * 1000)
+        finally:
+            os.close(descriptor)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of this child's own output, control characters made visible."""

@@ -33,7 +33,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         extra="allow",  # a later version's field is kept
         ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
-        use_attribute_docstrings=True,
     )
 
 

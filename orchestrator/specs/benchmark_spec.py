@@ -12,7 +12,7 @@ from orchestrator.benchmark.metrics import METRICS, Metric
 class BenchmarkSpec(BaseModel):
     """One benchmark: a test set, translated greedily and scored by sacrebleu."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     testset: str
     """A dataset of dataset_info/. Its instruction makes the prompt, as in training."""

@@ -31,7 +31,7 @@ OWNED_VARIABLES: dict[str, str] = {
 class ComputeSpec(BaseModel):
     """Where the training runs, in the words of LLaMA-Factory's launcher.py, which makes torchrun's command of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES, such as "0" or "0,1". None: as in the environment."""
