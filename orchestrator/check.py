@@ -32,6 +32,8 @@ from orchestrator.models.model_files import (
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm_arguments import read_flags
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
@@ -138,7 +140,9 @@ def _packages(spec: RunSpec, root: Path, installation: Installation | Prerequisi
     findings: list[Finding] = []
     arguments = spec.train.arguments() if spec.train is not None else {}
     wanted: dict[str, str] = {"train.deepspeed": "deepspeed"} if arguments.get("deepspeed") else {}
-    if spec.benchmark and spec.serve.infer_backend != "huggingface":
+    if spec.benchmark and spec.serve.backend == "vllm":
+        findings += _vllm(spec)
+    elif spec.benchmark and spec.serve.infer_backend != "huggingface":
         wanted["serve.infer_backend"] = spec.serve.infer_backend
     if arguments.get("quantization_bit") and arguments.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
         wanted["train.quantization_bit"] = "bitsandbytes"
@@ -168,6 +172,24 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
                 located(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
+    return findings
+
+
+def _vllm(spec: RunSpec) -> list[Finding]:
+    """VLLM itself, and whether it can serve what is trained."""
+    findings: list[Finding] = []
+    try:
+        read_flags(find_vllm().package)
+    except PrerequisiteError as error:
+        findings.append(from_error("serve.backend", error))
+    arguments = spec.train.arguments() if spec.train is not None else {}
+    merge = "write serve.merge: true, so that it is served as one model"
+    for name in ("use_dora", "additional_target", "pissa_init"):
+        if arguments.get(name) and not spec.serve.merge:
+            what = f"vLLM serves no adapter trained with {name} beside its model"
+            findings.append(Finding("error", "spec", f"train.{name}", what, merge))
+    if arguments.get("finetuning_type") == "oft" and not spec.serve.merge:
+        findings.append(Finding("error", "spec", "train.finetuning_type", "vLLM serves no OFT adapter", merge))
     return findings
 
 

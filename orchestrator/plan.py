@@ -181,7 +181,7 @@ def heed(findings: Sequence[Finding]) -> None:
 
 
 def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, api.yaml.
+    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, and api.yaml where it serves.
 
     Nothing where the spec asks a server that runs already.
     """
@@ -199,7 +199,8 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
         whole = spec.train.finetuning_type in ("full", "freeze")
         update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
         served = Checkpoint("output", start.model.model_copy(update=update))
-    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
+    if spec.serve.backend == "llamafactory":
+        files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
 
 

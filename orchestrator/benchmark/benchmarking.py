@@ -153,7 +153,7 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
         item,
         identity=who,
         server=server,
-        at_once=settings.max_concurrent if settings.url is None else None,
+        at_once=settings.max_concurrent if settings.url is None and settings.backend == "llamafactory" else None,
     )
 
 

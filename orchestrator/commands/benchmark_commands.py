@@ -11,9 +11,11 @@ import typer
 
 from orchestrator.commands.app import app
 from orchestrator.commands.options import (
+    BackendOption,
     DevicesOption,
     FromOption,
     JsonOption,
+    MergeOption,
     ModelNameOption,
     PortOption,
     TemplateOption,
@@ -67,6 +69,8 @@ def benchmark(
         bool, typer.Option("--allow-incomplete", help="Score what was answered, where some sentences were not.")
     ] = False,
     template: TemplateOption = None,
+    backend: BackendOption = None,
+    merge: MergeOption = None,
     devices: DevicesOption = None,
     port: PortOption = None,
     model_name: ModelNameOption = None,
@@ -113,7 +117,7 @@ def benchmark(
     else:
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
-    settings = serve_settings(found, devices, port, model_name)
+    settings = serve_settings(found, devices, port, model_name, backend, merge)
     how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
     folders = pipeline.benchmark(session, found, items, settings, how)
     _show(folders, as_json)

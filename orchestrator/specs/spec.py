@@ -97,7 +97,7 @@ class TrainSpec(_OpenSection):
 
 
 class ServeSpec(_OpenSection):
-    """The server: the fields below, and any argument of `llamafactory-cli api`, or of `vllm serve` with that backend."""
+    """The server: the fields below, and any argument of `llamafactory-cli api`, or of `vllm serve` by backend."""
 
     backend: Literal["llamafactory", "vllm"] = "llamafactory"
     """llamafactory: `llamafactory-cli api`. vllm: `vllm serve` of the environment that ORCHESTRATOR_VLLM names.

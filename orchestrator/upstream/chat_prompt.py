@@ -1,10 +1,10 @@
 """The prompt of training as a Jinja template, for a server that knows nothing of LLaMA-Factory's templates.
 
-Covered: what LLaMA-Factory itself makes of the model section (template or the tokenizer's own, system text, thinking), by
-its own functions in its own Python; the tokens that end an answer; the proof: for conversations with and without system
-text, with history and in several scripts, the rendered text has the token ids that LLaMA-Factory trains on.
-Not covered: tools, images; in a chat of several turns, taking thoughts out of earlier answers, as its reasoning templates
-do.
+Covered: what LLaMA-Factory itself makes of the model section (template or the tokenizer's own, system text,
+thinking), by its own functions in its own Python; the tokens that end an answer; the proof: for conversations with and
+without system text, with history and in several scripts, the rendered text has the token ids that it trains on.
+Not covered: tools, images; in a chat of several turns, taking thoughts out of earlier answers, as its reasoning
+templates do.
 Writes nothing.
 """
 
@@ -51,7 +51,7 @@ if isinstance(template, ReasoningTemplate) and not template.enable_thinking:
 plain = AutoTokenizer.from_pretrained(
     model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=model_args.trust_remote_code
 )
-said = ["Translate into German.\nIt's 5 o'clock: a \"quoted\" word, {braces} and 20 % \\ more.", " Zwei Männer – 两个人 😀 ", "Yes."]
+said = ["Translate.\nIt's 5 o'clock: a \"quoted\" word, {braces}, 20 % \\ more.", " Zwei Männer – 两个人 😀 ", "Yes."]
 system = {"role": "system", "content": "You translate.\nBriefly."}
 turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant", "user"], said)]
 differences = []
@@ -106,8 +106,8 @@ def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> Cha
     if differences:
         trained, rendered = (visible(text[:300]) for text in differences[0])
         raise StageError(
-            f"the prompt that template {template} was trained with cannot be had from {arguments['model_name_or_path']}'s "
-            f"tokenizer alone.\n  trained:  {trained}\n  rendered: {rendered}",
+            f"the prompt of template {template} cannot be had from the tokenizer of {arguments['model_name_or_path']} "
+            f"alone.\n  trained:  {trained}\n  rendered: {rendered}",
             "serve it with serve.backend: llamafactory",
         )
     if any(number >= vocabulary for number in prompt.stop_token_ids):

@@ -19,32 +19,47 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.upstream.arguments import Argument, alternatives, items_of, last_name
 from orchestrator.upstream.installation import parse_source
 
-# Flags that a spec says elsewhere, and where.
+_ADDRESS = "the server is asked at http://HOST:PORT/v1"
+_PROMPT = "the prompt is the one of training: model.template, model.default_system"
+_DECODING = "the benchmark says how words are chosen: temperature, ..."
+_ADAPTERS = "it follows from the adapters that are served"
+_TOKENIZER = "it is the model's own"
+_SECRET = "a command line can be read by everybody"
 OWNED: dict[str, str] = {
     "model": "write it as model.name_or_path",
     "trust_remote_code": "write it as model.trust_remote_code",
     "revision": "write it as model.revision",
-    **dict.fromkeys(["tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"], "it is the model's own"),
-    **dict.fromkeys(
-        [
-            "chat_template", "chat_template_content_format", "trust_request_chat_template",
-            "default_chat_template_kwargs", "response_role",
-        ],
-        "the prompt is the one of training: model.template and model.default_system",
-    ),
-    **dict.fromkeys(
-        ["generation_config", "override_generation_config"], "the benchmark says how words are chosen: temperature, ..."
-    ),
-    **dict.fromkeys(
-        ["enable_lora", "lora_modules", "max_loras", "max_lora_rank"], "they follow from the adapters that are served"
-    ),
+    "tokenizer": _TOKENIZER,
+    "tokenizer_revision": _TOKENIZER,
+    "tokenizer_mode": _TOKENIZER,
+    "skip_tokenizer_init": _TOKENIZER,
+    "chat_template": _PROMPT,
+    "chat_template_content_format": _PROMPT,
+    "trust_request_chat_template": _PROMPT,
+    "default_chat_template_kwargs": _PROMPT,
+    "response_role": _PROMPT,
+    "generation_config": _DECODING,
+    "override_generation_config": _DECODING,
+    "enable_lora": _ADAPTERS,
+    "lora_modules": _ADAPTERS,
+    "max_loras": _ADAPTERS,
+    "max_lora_rank": _ADAPTERS,
     "served_model_name": "the model is called by run and hash of its weights",
-    "api_key": "ORCHESTRATOR_API_KEY sets it; a command line can be read by everybody",
-    "hf_token": "export HF_TOKEN; a command line can be read by everybody",
+    "api_key": f"export ORCHESTRATOR_API_KEY; {_SECRET}",
+    "hf_token": f"export HF_TOKEN; {_SECRET}",
     "config": "write its arguments here",
-    **dict.fromkeys(["uds", "headless", "grpc", "root_path", "tokens_only"], "the server is asked at http://HOST:PORT/v1"),
-    **dict.fromkeys(["ssl_keyfile", "ssl_certfile"], "the server is asked at http://HOST:PORT/v1; TLS is a proxy's business"),
-}  # fmt: skip
+    "uds": _ADDRESS,
+    "headless": _ADDRESS,
+    "grpc": _ADDRESS,
+    "root_path": _ADDRESS,
+    "tokens_only": _ADDRESS,
+    "ssl_keyfile": _ADDRESS,
+    "ssl_certfile": _ADDRESS,
+}
+"""Flags that a spec says elsewhere, or that would make it another server than the one that is asked."""
+
+# Said where a spec says nothing else: they change answers or speed, and what vLLM itself takes differs by release.
+_DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
 
 Style = Literal["value", "yes or no", "switch", "several", "json", "commas", "repeated"]
 
@@ -75,6 +90,11 @@ class Flag(Argument):
                 return [word for item in items for word in (flag, item)]
             return [flag, ",".join(items)] if self.style == "commas" else [flag, *items]
         return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides answers on the command line, but for the model: a spec's arguments over ours."""
+    return {**_DEFAULTS, **given}
 
 
 def read_flags(package: Path) -> dict[str, Flag]:

@@ -24,14 +24,12 @@ from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.upstream.chat_prompt import ChatPrompt
 from orchestrator.upstream.vllm import Vllm, settings_of_environment
-from orchestrator.upstream.vllm_arguments import Flag, read_flags
+from orchestrator.upstream.vllm_arguments import Flag, read_flags, with_defaults
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones."""
 BASE = "base"
 """What the server calls the model below its adapters."""
-# Said where the spec says nothing else: they change answers, or what the server writes down.
-_DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
 _QUIET = {"disable_uvicorn_access_log": True}  # a line a sentence
 _MERGE = "serve it merged: serve.merge: true, or --merge"
 # What the log says before it dies -> what to do.
@@ -39,15 +37,10 @@ ADVICE = {
     "CUDA out of memory": "give it less: serve.gpu_memory_utilization, serve.max_model_len or serve.max_num_seqs",
     "No available memory for the cache blocks": "raise serve.gpu_memory_utilization, or lower serve.max_model_len",
     "larger than the available KV cache memory": "lower serve.max_model_len: a translation needs a few hundred tokens",
-    "is less than desired GPU memory utilization": "end what else is on that GPU, or lower serve.gpu_memory_utilization",
+    "is less than desired GPU memory utilization": "end what else is on the GPU, or lower serve.gpu_memory_utilization",
     "unrecognized arguments": "this vLLM does not know a flag that its source seemed to have",
     "Failed to infer device type": "this vLLM sees no GPU: serve.devices, or a build of vLLM for this machine",
 }
-
-
-def vllm_arguments(settings: ServeSpec) -> dict[str, Any]:
-    """What decides answers on the command line of vLLM, but for the model: the spec's arguments over our defaults."""
-    return {**_DEFAULTS, **settings.extra_arguments()}
 
 
 def vllm_plan(
@@ -86,7 +79,8 @@ def vllm_plan(
     argv = [
         *vllm_words(checkpoints, names, settings, read_flags(vllm.package), served=served),
         *("--host", settings.host, "--port", str(port)),
-        *("--chat-template", str(template), "--generation-config", str(generation)),
+        *("--chat-template", str(template), "--chat-template-content-format", "string"),
+        *("--generation-config", str(generation)),
     ]
     environment = {**settings_of_environment(), "VLLM_NO_USAGE_STATS": "1"}
     return ServePlan(
@@ -129,7 +123,7 @@ def vllm_words(
         if checkpoint.model.adapter_name_or_path is not None
     }
     quiet = {name: value for name, value in _QUIET.items() if name in flags}
-    arguments = {**quiet, **vllm_arguments(settings), **_model_arguments(model)}
+    arguments = {**quiet, **with_defaults(settings.extra_arguments()), **_model_arguments(model)}
     if adapters:
         rank = max(map(adapter_rank, adapters.values()))
         arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
