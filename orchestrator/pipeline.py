@@ -9,28 +9,34 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, score_by_comet, served_in_turn
+from orchestrator.benchmark.afterwards import score_by_comet
+from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
+from orchestrator.models.model_files import weights_sha256
 from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.runs.facts import complete_facts
+from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
-from orchestrator.runs.record import RunRecord, locked, now
+from orchestrator.runs.metering import Meter
+from orchestrator.runs.record import RunRecord, Status, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
 from orchestrator.runs.trainer_log import close_torn_line
+from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
@@ -60,6 +66,8 @@ class How:
     """Whether its devices are held, so that no other launch gets them."""
     wait: bool = False
     """Whether it waits for its devices."""
+    job: str = ""
+    """The job of Slurm that does it; '': none."""
     checkpoint: str | None = None
     """checkpoint-N to go on from; None: the newest whole one."""
     asking: Asking = field(default_factory=Asking)
@@ -104,7 +112,7 @@ def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks
         drift=list(origin.drift),
         with_benchmarks=with_benchmarks,
         seed=spec.seed,
-        facts=plan.facts,
+        facts=keep_patch(run, session.workspace.root, plan.facts),
     )
     record.save(run)  # last: with it the folder is a run
     log.info("run %s", run.id)
@@ -124,8 +132,8 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
         PrerequisiteError: another process owns the run, or its devices; or what it was made with has changed.
     """
     record = RunRecord.load(run)
-    record.take_over(run)
-    with _recorded(run, record):
+    record.take_over(run, how.job)
+    with _recorded(run, record, how.job):
         end_left_over(run)
         plan = plan or plan_run(session, session.load_spec(run.spec))
         spec = plan.spec
@@ -134,26 +142,43 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             log.warning("since the run began: %s", line)
         if changes:
             record.note_attempt(run, drift=changes)
+        if how.job and len(record.attempts) == 1:
+            record.update(run, facts=plan.facts)  # the machine that submitted it is another
         with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
-                _train(session, plan, run, record, how.checkpoint, repeat, locks)
+                _train(session, plan, run, record, how, repeat, locks)
             if how.with_benchmarks and spec.benchmark:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                run_benchmarks(session, plan, run, record, asking)
+                with _timed(run, record, "benchmark"):
+                    run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 repeat.scored(record.benchmarks)
-            record.end(run, "done" if how.with_benchmarks or spec.train is None else "trained")
+            status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
+            if how.job and record.benchmark_job is not None:
+                record.leave_to(run, record.benchmark_job, status, benchmark_job=None)
+            else:
+                record.end(run, status)
 
 
-def plan_rerun(session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
+def plan_rerun(
+    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
+
+    Args:
+        session: the workspace and its tools.
+        past: the run that is repeated.
+        overrides: --set KEY=VALUE, in order.
+        strict: whether other data or another model end it.
+        full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
-    plan = plan_run(session, session.load_spec(past.spec, overrides))
+    full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
+    plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
     return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
@@ -179,6 +204,7 @@ def benchmark(
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
+    compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
@@ -253,23 +279,46 @@ def _repeat(session: Session, record: RunRecord, spec: RunSpec) -> Repeat | None
 
 
 @contextmanager
-def _recorded(run: RunDir, record: RunRecord) -> Iterator[None]:
+def _recorded(run: RunDir, record: RunRecord, job: str = "") -> Iterator[None]:
     """Whatever ends the block is in the record before it goes on its way."""
     try:
         yield
     except BaseException as error:
         if record.is_active():  # else a signal came just after it had said how it ended
-            _end(run, record, error)
+            _end(run, record, error, job)
         raise
 
 
-def _end(run: RunDir, record: RunRecord, error: BaseException) -> None:
+def _end(run: RunDir, record: RunRecord, error: BaseException, job: str) -> None:
     if isinstance(error, KeyboardInterrupt | Interrupted):
-        record.end(run, "stopped", str(error) or "Ctrl-C")
+        why = goes_on_later(run, record) if job else ""
+        if why is not None:
+            record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
     elif isinstance(error, OrchestratorError):
         record.end(run, "failed", error.message)
     else:
         record.end(run, "failed", f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _timed(run: RunDir, record: RunRecord, stage: str) -> Iterator[None]:
+    """How long a stage takes, however it ends, in the record of the attempt."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        taken_s = round(time.monotonic() - began, 3)
+        record.note_attempt(run, stages_s={**record.attempts[-1].stages_s, stage: taken_s})
+
+
+@contextmanager
+def _metered(run: RunDir, record: RunRecord, spec: RunSpec) -> Iterator[Meter]:
+    """What the training takes of the machine, likewise."""
+    with Meter(run, devices_of([spec.compute.devices])) as meter:
+        try:
+            yield meter
+        finally:
+            record.note_attempt(run, usage=meter.usage())
 
 
 def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
@@ -305,36 +354,51 @@ def _train(
     plan: Plan,
     run: RunDir,
     record: RunRecord,
-    label: str | None,
+    how: How,
     repeat: Repeat | None,
     locks: Sequence[int],
 ) -> None:
-    spec = plan.spec
+    spec, label = plan.spec, how.checkpoint
     if (training := kept_training(run, record, label)) is not None:
         log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
+        training.weights_sha256 = weights_sha256(run.output)
         record.update(run, status="trained", training=training)
         return
     start = begin(run, spec, record, plan.facts, label)
     if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
-        _prepare_training(session, plan, run)
+        with _timed(run, record, "prepare"):
+            _prepare_training(session, plan, run)
         record.update(run, prepared_sha256=prepared_sha256(run))
     if spec.model is not None and len(record.attempts) > 1:
         given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
         resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
         atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
+    prefix, variables = across_nodes(spec, run) if how.job else ([], {})
+    environment |= variables
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
     record.update(
         run,
         status="running",
-        commands={**record.commands, "train": [str(installation.cli), *TRAIN_ARGV]},
+        commands={**record.commands, "train": [*prefix, str(installation.cli), *TRAIN_ARGV]},
         environment={**record.environment, "train": environment},
     )
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
-    training = train(run, installation, environment, record.resumed_at(), on_event=on_event, held=locks)
+    with _timed(run, record, "train"), _metered(run, record, spec) as meter:
+        training = train(
+            run,
+            installation,
+            environment,
+            record.resumed_at(),
+            on_event=on_event,
+            on_look=meter.sample,
+            held=locks,
+            prefix=prefix,
+        )
+    training.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
     verdict = repeat.trained(training) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None
@@ -343,7 +407,7 @@ def _train(
 
 def _devices(spec: RunSpec, how: How) -> list[str]:
     """The devices that the run uses, or none where others may have them too."""
-    if not how.exclusive:
+    if not how.exclusive or spec.compute.slurm is not None:  # Slurm gives each job its own
         return []
     named = [] if spec.train is None else [spec.compute.devices]
     served = how.with_benchmarks and spec.benchmark and spec.serve.url is None

@@ -41,6 +41,7 @@ from orchestrator.specs.render import (
     train_arguments,
     train_environment,
 )
+from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
@@ -138,8 +139,8 @@ class Plan:
     """How the model's template was found; '' where the spec says it."""
 
 
-def plan_run(session: Session, spec: RunSpec) -> Plan:
-    """Check a spec and read what it needs.
+def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Plan:
+    """Check a spec and read what it needs; every byte of its model too, where full_hash says so.
 
     Raises:
         SpecError, PrerequisiteError: everything that is wrong with it, at once.
@@ -155,7 +156,7 @@ def plan_run(session: Session, spec: RunSpec) -> Plan:
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
     spec, found = resolve(session, spec)
-    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
     return Plan(spec, datasets, own, texts, facts, found)
 
 
@@ -202,6 +203,14 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
     if spec.serve.backend == "llamafactory":
         files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
+
+
+def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
+    """The script that would be submitted to Slurm, with another run's folder; nothing for a run that stays here."""
+    if spec.compute.slurm is None:
+        return {}
+    folder, words = session.workspace.runs / spec.name, ["--workspace", str(session.workspace.root)]
+    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], words, name=spec.name)}
 
 
 def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:

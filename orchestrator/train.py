@@ -47,7 +47,9 @@ def train(
     resumed_at: Sequence[int] = (),
     *,
     on_event: Callable[[Event], None] | None = None,
+    on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
+    prefix: Sequence[str] = (),
 ) -> Training:
     """Train as the run folder's train.yaml says.
 
@@ -57,13 +59,15 @@ def train(
         environment: variables that decide devices and processes.
         resumed_at: the steps of the checkpoints that this training and those before it went on from, in order.
         on_event: told what the training logs, as it comes.
+        on_look: called with the training's first process several times a second.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
+        prefix: words before llamafactory-cli: what starts it on each node.
 
     Raises:
         StageError: LLaMA-Factory ended without a whole result; with the log's last lines.
         Interrupted: asked to stop; the checkpoint that was saved is named.
     """
-    argv = [str(installation.cli), *TRAIN_ARGV]
+    argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
     offset = close_torn_line(run.trainer_log)
     started = time.time()
@@ -80,7 +84,7 @@ def train(
                 held=held,
             )
         with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
-            _follow(child, bar)
+            _follow(child, bar, on_look)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
         if child is not None:
@@ -99,12 +103,14 @@ def finished(run: RunDir, resumed_at: Sequence[int] = ()) -> Training | None:
     return _training(run, state, results, resumed_at)
 
 
-def _follow(child: Child, bar: StepBar) -> None:
+def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
     while True:
         ended = child.poll() is not None  # before the log is read: what is written until the end is seen
         bar.update()
         if ended:
             return
+        if on_look is not None:
+            on_look(child)
         child.wait(POLL_S)
 
 

@@ -1,5 +1,7 @@
 """Workspaces for the tests of the command line, with a fake llamafactory-cli, and the tiny model of the real ones."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,28 @@ import pytest
 
 from tests.fake_llamafactory import install
 from tests.workshop import Done, Workshop, new_workshop
+
+# Fixtures of a file that take seconds. Where several workers share the work (make test), the tests of one go together.
+COSTLY = {
+    "test_argument_table": ["older"],
+    "test_board": ["board"],
+    "test_checkpoints": ["real"],
+    "test_cli": ["refused"],
+    "test_output_folder": ["trained"],
+    "test_pipeline": ["faulty"],
+    "test_real": ["launched", "stopped", "broken_off"],
+    "test_resume": ["unbroken", "killed_once"],
+    "test_schema": ["server"],
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in COSTLY.get(item.path.stem, []):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
+                break
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +68,16 @@ def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 2 layers that the real llamafactory-cli trains and serves."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    script = Path(__file__).parent / "tiny_model.py"
-    done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    """A random model of 2 layers that the real llamafactory-cli trains and serves: one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    parent = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    parent.mkdir(exist_ok=True)
+    script, folder = Path(__file__).parent / "tiny_model.py", parent / "tiny"
+    with (parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            command = [sys.executable, str(script), str(parent / "unfinished")]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            (parent / "unfinished").rename(folder)
     return folder

@@ -7,6 +7,7 @@ FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
 FAKE_STEP_S seconds that a step takes
+FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
@@ -82,6 +83,11 @@ def train(arguments: dict) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # SIG_IGN would be the worker's too
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # as a data loader's worker
 
+    if os.environ.get("NODE_RANK", "0") != "0":  # as the real one: only the main process of the first node saves
+        for _ in range(arguments.get("max_steps") or STEPS):
+            if not asked_to_stop:
+                time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
+        return
     output = Path(arguments["output_dir"])
     output.mkdir(exist_ok=True)
     total, step, losses = arguments.get("max_steps") or STEPS, 0, []
@@ -91,8 +97,12 @@ def train(arguments: dict) -> None:
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
     began, saved = step, 0
+    hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
         while step < total and not asked_to_stop:
+            if step == hold and not go.exists():
+                time.sleep(0.01)
+                continue
             time.sleep(float(os.environ.get("FAKE_STEP_S", "0.01")))
             step += 1
             losses.append(seed % 977 / 100 / step)

@@ -4,18 +4,15 @@ Flags are parsed as strictly as vLLM's argparse does, from tables that were read
 sources of the package hold the same flags in vLLM's way of writing them. GET /v1/models lists the model and its LoRA
 modules; what is asked is rendered by the chat template. The model answers in capitals, an adapter with the source.
 
-FAKE_VLLM  dies (out of memory, while it loads) | never (is ready) | late-death (after two answers)
-           | engine-stays (when the server ends)
+FAKE_VLLM  dies (out of memory, while it loads) | engine-stays (when the server ends)
 """
 
 import argparse
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -136,11 +133,8 @@ def main(release: str) -> None:
     subprocess.Popen([sys.executable, "-c", stays if mode == "engine-stays" else engine], start_new_session=True)
     if mode == "dies":
         sys.exit(OUT_OF_MEMORY)
-    if mode == "never":
-        signal.pause()
     server = ThreadingHTTPServer((given.host, given.port), _Handler)
     server.daemon_threads = True
-    server.mode, server.answered, server.lock = mode, 0, threading.Lock()
     server.models, server.template, server.stops = _models(given), _template(given), _generation(given)
     server.serve_forever(poll_interval=0.05)
 
@@ -188,11 +182,6 @@ class _Handler(BaseHTTPRequestHandler):
         if body["model"] not in self.server.models:
             self._json({"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}, 404)
             return
-        with self.server.lock:
-            self.server.answered += 1
-            if self.server.mode == "late-death" and self.server.answered > 2:
-                print("EngineDeadError: EngineCore encountered an issue", flush=True)
-                os._exit(1)
         prompt = self.server.template.render(messages=body["messages"], add_generation_prompt=True)
         with Path(os.environ["FAKE_CALLS"]).open("a", encoding="utf-8") as calls:
             calls.write(json.dumps({"argv": ["", "request"], "body": body, "prompt": prompt}) + "\n")

@@ -140,8 +140,9 @@ def test_a_finished_benchmark_is_scored_without_a_server(toy, environment):
     [summary] = [item for item in toy.record()["benchmarks"] if item["id"] == folder.name]
     assert summary["comet"] == result["comet"]
     assert len(toy.calls("api")) == calls
-    plain = toy.run("benchmark", folder)
-    assert plain.code == 2 and "--comet MODEL" in plain.err
+    for words in ((), ("--comet", MODEL, "--fresh")):
+        refused = toy.run("benchmark", folder, *words)
+        assert refused.code == 2 and "--comet MODEL" in refused.err
 
 
 def test_without_its_environment_nothing_is_asked_nor_trained(workshop):

@@ -213,3 +213,29 @@ def test_a_model_that_is_named_otherwise_and_is_the_same_has_no_effect():
     unknown = FACTS.model_copy(update={"model_sha256": None})
     (each,) = drifts(SPEC, unknown, changed(model={"name_or_path": "models/other"}), unknown)
     assert each.effect == "course"
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now", "severity", "expected"),
+    [
+        ("OMP_NUM_THREADS", "1", "2", "warning", "rounding"),
+        ("PYTORCH_CUDA_ALLOC_CONF", None, "expandable_segments:True", "warning", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", "0", "1", "warning", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", "0", "0,1", "warning", "course"),
+        ("FORCE_TORCHRUN", None, "1", "warning", "course"),
+        ("HF_HUB_OFFLINE", "1", None, "note", "none"),
+        ("NCCL_DEBUG", None, "INFO", "note", "none"),
+        ("TOKENIZERS_PARALLELISM", "false", None, "note", "none"),
+    ],
+)
+def test_a_variable_of_the_environment_counts_by_what_it_can_change(name, then, now, severity, expected):
+    sides = [{} if value is None else {name: value} for value in (then, now)]
+    old, new = (FACTS.model_copy(update={"environment": side}) for side in sides)
+    (each,) = drifts(SPEC, old, SPEC, new)
+    assert (each.what, each.severity, each.effect) == (f"variable {name}", severity, expected)
+
+
+def test_weights_of_which_a_byte_changed_are_an_error():
+    old, new = (FACTS.model_copy(update={"model_full_sha256": digit * 64}) for digit in "78")
+    (each,) = drifts(SPEC, old, SPEC, new)
+    assert (each.severity, each.effect) == ("error", "course")

@@ -9,8 +9,9 @@ import pytest
 from orchestrator import __version__
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
+from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import adapter_sha256, model_sha256
-from orchestrator.runs.facts import collect_facts, fact_differences
+from orchestrator.runs.facts import collect_facts, complete_facts, fact_differences
 from orchestrator.runs.record import DataFacts, Facts
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
@@ -212,3 +213,67 @@ def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, root, t
         (programs / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/nowhere")
     assert collect_facts(SPEC, root, None, {}).gpus == gpus
+
+
+# What records of before lack
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "line"),
+    [
+        (
+            {"cpu": "Xeon, 2 threads"},
+            {"cpu": "EPYC, 8 threads"},
+            "processor: Xeon, 2 threads then, EPYC, 8 threads now",
+        ),
+        ({"cuda": {"triton": "3.1"}}, {"cuda": {"triton": "3.2"}}, "version of triton: 3.1 then, 3.2 now"),
+        ({"environment": {}}, {"environment": {"OMP_NUM_THREADS": "2"}}, "variable OMP_NUM_THREADS: none then, 2 now"),
+        (
+            {"model_full_sha256": "7" * 64},
+            {"model_full_sha256": "8" * 64},
+            "model weights' full hash: 777777777777 then, 888888888888 now",
+        ),
+    ],
+)
+def test_what_only_one_side_knows_is_not_compared(then, now, line):
+    old, new = FACTS.model_copy(update=then), FACTS.model_copy(update=now)
+    assert lines(old, new) == [line]
+    assert lines(FACTS, new) == lines(old, FACTS) == []
+
+
+def test_other_changes_that_are_in_no_commit_are_a_difference():
+    dirty = {"git_dirty": True, "git_diff_sha256": "7" * 64}
+    then, other = FACTS.model_copy(update=dirty), FACTS.model_copy(update={**dirty, "git_diff_sha256": "8" * 64})
+    assert lines(then, then) == []
+    assert lines(then, other) == ["uncommitted changes in git: 777777777777 then, 888888888888 now"]
+    assert lines(FACTS, then) == ["uncommitted changes in git: False then, True now"]
+
+
+def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only_now(root, tmp_path):
+    spec, commit = changed(model={"name_or_path": "OWNER/NAME"}), "c" * 40
+    then = collect_facts(spec, root, None, {})
+    assert (then.model_sha256, then.model_revision) == (None, None)
+    repository = tmp_path / "hub" / "models--OWNER--NAME"
+    model_folder(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    now = collect_facts(spec, root, None, {})
+    assert now.model_revision == commit
+    assert complete_facts(then, spec, root) == now
+    assert collect_facts(SPEC, root, None, {}).model_revision is None
+
+
+def test_every_byte_of_the_weights_is_hashed_where_that_is_asked_for(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    assert collect_facts(SPEC, root, None, {}).model_full_sha256 is None
+    facts = collect_facts(SPEC, root, None, {}, full_hash=True)
+    assert facts.model_full_sha256 == model_full_sha256(root / "models" / "tiny")
+    assert complete_facts(facts, SPEC, root) == facts
+
+
+def test_the_environment_that_matters_is_recorded_without_secrets(root, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    facts = collect_facts(SPEC, root, None, {})
+    assert facts.environment is not None and facts.environment["OMP_NUM_THREADS"] == "3"
+    assert "hf_secret" not in facts.model_dump_json()

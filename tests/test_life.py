@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -189,10 +188,13 @@ def test_logs_prints_what_was_written_whole_or_its_end_and_names_what_there_is(t
     assert hostile.code == 2 and "has no log '../../toy.yaml'" in hostile.err
 
 
-def test_following_ends_with_the_run_and_goes_on_to_the_benchmark_s_server(workshop):
-    launched = workshop.run("launch", workshop.spec(train={"max_steps": 15}), "--detach", FAKE_STEP_S="0.1")
-    assert launched.code == 0
-    done = workshop.run("logs", "toy", "-f")
+def test_following_ends_with_the_run_and_goes_on_to_the_benchmark_s_server(workshop, tmp_path):
+    hold = {"FAKE_HOLD": "3", "FAKE_GO": str(tmp_path / "go")}
+    assert workshop.run("launch", workshop.spec(), "--detach", **hold).code == 0
+    follower = workshop.start("logs", "toy", "-f")
+    follower.until(lambda: "fake train" in follower.out, "the log")
+    (tmp_path / "go").touch()
+    done = follower.finish()
     assert done.code == 0, done.err
     assert (
         done.out.startswith("fake train of")
@@ -206,7 +208,7 @@ def test_following_a_run_whose_owner_is_killed_ends(background):
     follower = background.start("logs", "toy", "-f")
     follower.until(lambda: "fake train" in follower.out, "the log")
     os.kill(background.record()["pid"], signal.SIGKILL)
-    assert follower.finish(30).code == 0
+    assert follower.finish().code == 0
     assert_none_left(background)
 
 
@@ -220,10 +222,13 @@ def test_ctrl_c_ends_the_following_alone(background):
     assert background.run("stop", "toy").code == 0
 
 
-def test_on_a_terminal_following_shows_the_bar_of_a_launch(workshop):
+def test_on_a_terminal_following_shows_the_bar_of_a_launch(workshop, tmp_path):
     spec = workshop.spec(train={"max_steps": 40}, benchmark=None)
-    assert workshop.run("launch", spec, "--detach", FAKE_STEP_S="0.1").code == 0
+    hold = {"FAKE_HOLD": "3", "FAKE_GO": str(tmp_path / "go")}
+    assert workshop.run("launch", spec, "--detach", **hold).code == 0
     with workshop.on_terminal("logs", "toy", "-f", COLUMNS="120") as terminal:
+        terminal.until("3/40")
+        (tmp_path / "go").touch()
         assert terminal.finish() == 0
     assert re.search(r"train: .*\| 40/40 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen), (
         terminal.screen
@@ -282,9 +287,7 @@ def test_what_does_not_stop_is_ended_by_force_and_the_record_says_so(workshop, w
     spec = workshop.spec(**LONG)
     assert workshop.run("launch", spec, "--detach", FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02").code == 0
     wait_for(training_at_step(workshop, 3), "step 3")
-    started = time.monotonic()
-    done = workshop.run("stop", "toy", *words)
-    assert time.monotonic() - started < 30
+    done = workshop.run("stop", "toy", *words)  # within its deadline, which is shorter than the usual grace
     assert done.code == 0 and workshop.left_over() == [], done.err
     assert workshop.record()["status"] == "stopped" and "there is no whole checkpoint" in done.err
 

@@ -288,7 +288,7 @@ def test_a_second_ctrl_c_ends_a_training_that_does_not_stop(workshop):
     wait_for(lambda: "Ctrl-C" in command.err, "the word that it is being stopped")
     assert command.popen.poll() is None
     command.interrupt(signal.SIGINT)
-    done = command.finish(30)
+    done = command.finish()
     assert (done.code, workshop.record()["status"]) == (130, "stopped")
     assert_none_left(workshop)
 

@@ -91,7 +91,7 @@ def test_after_a_failure_it_goes_on_from_the_newest_whole_checkpoint_to_the_same
 @pytest.mark.parametrize("way", ["stop", "SIGTERM", "SIGINT", "SIGHUP", "kill -9"])
 def test_after_a_stop_or_a_kill_it_goes_on_to_the_same_end(workshop, unbroken, way):
     spec = workshop.spec(train=TRAIN, benchmark=[BENCHMARK])
-    command = workshop.start("launch", spec, FAKE_STEP_S="0.1")
+    command = workshop.start("launch", spec, FAKE_HOLD="3")
     command.until(training_at_step(workshop, 3), "step 3")
     if way == "stop":
         assert workshop.run("stop", "toy").code == 0
@@ -114,13 +114,14 @@ def test_after_a_stop_or_a_kill_it_goes_on_to_the_same_end(workshop, unbroken, w
 
 
 def test_several_stops_make_one_curve_and_one_mean_loss(workshop, unbroken):
-    command = workshop.start("launch", workshop.spec(train=TRAIN, benchmark=None), FAKE_STEP_S="0.1")
+    words = ("launch", workshop.spec(train=TRAIN, benchmark=None))
     for step in (2, 5, 8):
+        command = workshop.start(*words, FAKE_HOLD=str(step))
         command.until(training_at_step(workshop, step), f"step {step}")
         command.interrupt(signal.SIGTERM)
         assert command.finish().code == 130
-        command = workshop.start("resume", "toy", FAKE_STEP_S="0.1")
-    assert command.finish().code == 0
+        words = ("resume", "toy")
+    assert workshop.run(*words).code == 0
     assert outcome(workshop) == outcome(unbroken)
     assert [each["status"] for each in workshop.record()["attempts"]] == ["stopped"] * 3 + ["done"]
 
@@ -150,7 +151,7 @@ def test_a_run_that_had_not_come_to_train_begins(killed, unbroken):
 
 
 def test_an_earlier_checkpoint_can_be_named_and_the_later_ones_are_kept_aside(workshop, unbroken):
-    command = workshop.start("launch", workshop.spec(train=TRAIN, benchmark=None), FAKE_STEP_S="0.1")
+    command = workshop.start("launch", workshop.spec(train=TRAIN, benchmark=None), FAKE_HOLD="7")
     command.until(training_at_step(workshop, 7), "step 7")
     command.interrupt(signal.SIGTERM)
     command.finish()
@@ -272,8 +273,11 @@ def test_a_run_that_is_done_or_of_another_host_or_has_an_owner_is_not_resumed(wh
     assert elsewhere.code == 3 and "on gpu-box owns it" in elsewhere.err
 
 
-def test_of_two_resumes_at_once_one_gets_the_run(killed, unbroken):
-    commands = [killed.start("resume", "toy", *words, FAKE_STEP_S="0.05") for words in ((), (), ("--detach",))]
+def test_of_two_resumes_at_once_one_gets_the_run(killed, unbroken, tmp_path):
+    hold = {"FAKE_HOLD": "5", "FAKE_GO": str(tmp_path / "go")}
+    commands = [killed.start("resume", "toy", *words, **hold) for words in ((), (), ("--detach",))]
+    wait_for(lambda: [command.popen.poll() for command in commands].count(3) == 2, "two that are refused")
+    (tmp_path / "go").touch()
     codes = [command.finish().code for command in commands]
     wait_for(lambda: killed.record()["status"] == "done", "the run's end")
     assert sorted(codes) == [0, 3, 3], [command.err for command in commands]

@@ -9,16 +9,15 @@ Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from orchestrator.benchmark.afterwards import score_by_comet, take_streaming
 from orchestrator.benchmark.client import Endpoint
-from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
 from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
-from orchestrator.benchmark.score import Score
 from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
@@ -68,31 +67,18 @@ def benchmark_checkpoint(
     for item, question in zip(items, questions, strict=True):
         name = f"{checkpoint.label}-{item.testset}-{item.split}"
         folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
+
+    def connect_here() -> Endpoint:
+        return connect_to(checkpoint, folders[0])
+
     for item, question, folder in zip(items, questions, folders, strict=True):
         log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
-        result = evaluate(question, lambda: connect_to(checkpoint, folders[0]), folder, how)
+        result = evaluate(question, connect_here, folder, how)
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
+        if how.streamed:
+            result = take_streaming(question, connect_here, folder, result)
+            record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folders
-
-
-def score_by_comet(
-    session: Session, spec: RunSpec, run: RunDir, record: RunRecord, done: Iterable[tuple[BenchmarkSpec, Path]]
-) -> None:
-    """COMET's scores of benchmarks that wish for them and have none; for when the servers have left the GPU."""
-    for item, folder in done:
-        if item.comet is None or is_scored(folder, located(item.comet, session.workspace.root)):
-            continue
-        devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
-        scores = add_comet(folder, located(item.comet, session.workspace.root), find_comet(), devices)
-        _record_comet(run, record, folder, scores)
-
-
-def score_again(session: Session, folder: Path, model: str, devices: str | None) -> None:
-    """Score a benchmark that is finished by a model of COMET, without its server."""
-    scores = add_comet(folder, located(model, session.workspace.root), find_comet(), devices)
-    run = RunDir(folder.parent.parent)
-    if run.record.is_file():
-        _record_comet(run, RunRecord.load(run), folder, scores)
 
 
 @contextmanager
@@ -131,12 +117,6 @@ def whole_benchmark(
         result = BenchmarkResult.model_validate_json((folder / "scores.json").read_bytes())
         record.add_benchmark(run, _summary(folder, checkpoint.label, item, result))
     return folder
-
-
-def _record_comet(run: RunDir, record: RunRecord, folder: Path, scores: list[Score]) -> None:
-    for item in record.benchmarks:
-        if item.id == folder.name:
-            record.add_benchmark(run, item.model_copy(update={"comet": scores}))
 
 
 def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint, item: BenchmarkSpec) -> Question:
@@ -215,5 +195,6 @@ def _summary(folder: Path, label: str, item: BenchmarkSpec, result: BenchmarkRes
         mean_sentence_bleu=result.mean_sentence_bleu.score if result.mean_sentence_bleu else None,
         llamafactory_bleu4=result.llamafactory_bleu4.score if result.llamafactory_bleu4 else None,
         comet=result.comet,
+        streaming=result.streaming,
         faults=result.triage.counts() if result.triage else {},
     )

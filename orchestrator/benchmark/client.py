@@ -2,7 +2,8 @@
 
 Covered: the client, of which a benchmark has one; an answer that is checked; every fault as one of a few kinds, which
 decide what is done about it (translate.py); what stands still (key, URL, model) ends it at once.
-Not covered: many requests and repeated ones (translate.py), streaming (talk.py), the request's fields (decoding.py).
+Not covered: many requests and repeated ones (translate.py), conversations (talk.py), the request's fields
+(decoding.py).
 """
 
 import ssl
@@ -156,6 +157,28 @@ class Client:
             attempts=1,
         )
 
+    async def stream(self, messages: list[Message]) -> AsyncIterator[str]:
+        """One attempt, streamed: the pieces of its text, as they come.
+
+        Raises:
+            Fault: it breaks off, or is no stream of an answer.
+            PrerequisiteError: as in ask().
+        """
+        import openai
+
+        said: Any = messages
+        try:
+            async with await self._inner.chat.completions.create(
+                model=self._endpoint.model, messages=said, stream=True, extra_body=self._fields
+            ) as stream:
+                async for chunk in stream:
+                    if text := streamed_text(chunk):
+                        yield text
+        except openai.APIStatusError as error:
+            raise self._status_fault(error) from error
+        except (openai.APIError, ValueError) as error:  # ValueError: an event is no JSON, or no UTF-8
+            raise Fault("broken", _excerpt(self._endpoint, f"the stream broke: {error}")) from error
+
     def _status_fault(self, error: "openai.APIStatusError") -> Exception:
         status, said = error.status_code, _excerpt(self._endpoint, error.response.text)
         if status in (401, 403, 404, 405) or status < 400:
@@ -164,6 +187,21 @@ class Client:
         if status in (425, 429, 503):
             return Fault("busy", reason, _retry_after_s(error.response.headers.get("retry-after", "")))
         return Fault("broken" if status == 408 or status >= 500 else "refused", reason)
+
+
+def streamed_text(chunk: Any) -> str:
+    """The text in one event of a stream; '' where it has none. The openai client lets any JSON pass.
+
+    Raises:
+        ValueError: it is no event of a chat completion.
+    """
+    try:
+        text = chunk.choices[0].delta.content if chunk.choices else None
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("an event is no part of a chat completion") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"an event holds {text!r} for text")
+    return text or ""
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.benchmark.speed import Speed, speed
+from orchestrator.benchmark.streaming import Streaming
 from orchestrator.benchmark.translate import Load, translate
 from orchestrator.benchmark.triage import Triage, triage
 from orchestrator.data.testset import said
@@ -89,6 +90,8 @@ class BenchmarkResult(BaseModel):
     completion_tokens: int | None
     speed: Speed | None = None
     """Of what was asked now. None: nothing was."""
+    streaming: Streaming | None = None
+    """Time to first token and per output token, where that was asked for."""
     text_sha256: str
     """Hash of the sources and references that were asked."""
     prompts_sha256: str
@@ -108,6 +111,8 @@ class Asking:
     """Whether what other benchmarks were answered counts. A rerun asks again: that is what it is for."""
     allow_incomplete: bool = False
     """Score what was answered, where some sentences were not."""
+    streamed: bool = False
+    """Stream some sentences when all is scored, to take the time to first token."""
 
 
 @dataclass
@@ -149,10 +154,10 @@ def evaluate(
         journal.put_in_order(outcome.failures)
         result = _result(question, journal, outcome)
         if outcome.failures and not (how.allow_incomplete and journal.answers):
-            _write_result(folder, result)
+            write_result(folder, result)
             raise _incomplete(outcome.failures, len(text.sources), journal.path)
         result = result.model_copy(update=_scores(question, journal, outcome.decoding, folder))
-        _write_result(folder, result)
+        write_result(folder, result)
     return result
 
 
@@ -360,7 +365,8 @@ def _at(indices: Sequence[int], found: Triage) -> Triage:
     )
 
 
-def _write_result(folder: Path, result: BenchmarkResult) -> None:
+def write_result(folder: Path, result: BenchmarkResult) -> None:
+    """scores.json."""
     atomic_write(folder / "scores.json", result.model_dump_json(indent=2) + "\n")
 
 

@@ -2,7 +2,7 @@
 
 Covered: rates, latencies, the server's idle time; which of client, server, concurrency or test set is the limit, and
 what to do about it.
-Not covered: the hardware's own limits, which no client can see.
+Not covered: the hardware's own limits, which no client can see; time to first token (streaming.py).
 Pure: it is given what was measured.
 """
 
@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.benchmark.client import Answer
 from orchestrator.benchmark.decoding import CONTRACTS, Backend
+from orchestrator.benchmark.streaming import quantile
 from orchestrator.benchmark.translate import Load
 
 CLIENT_BOUND = 0.85  # of one core: a Python process has no more
 PARALLEL = 1.3  # requests' worth of work done at once; below it the server answers one at a time
+_SHARES = (0.50, 0.95, 0.99)
 FEW = 3.0  # in flight on average; with fewer that cannot be told
 
 
@@ -79,7 +81,7 @@ def speed(
     if not answers:
         return None
     wall_s = max(load.wall_s, 1e-9)
-    latencies = sorted(answer.latency_s for answer in answers)
+    p50_s, p95_s, p99_s = (quantile([answer.latency_s for answer in answers], share) or 0 for share in _SHARES)
     counts = [answer.completion_tokens for answer in answers if answer.completion_tokens is not None]
     tokens = sum(counts) if len(counts) == len(answers) else None
     binds, advice = _bound(answers, load, backend, at_once)
@@ -89,9 +91,9 @@ def speed(
         load_s=None if load_s is None else round(load_s, 3),
         sentences_per_s=round(len(answers) / wall_s, 3),
         output_tokens_per_s=None if tokens is None else round(tokens / wall_s, 1),
-        latency_p50_s=_quantile(latencies, 0.50),
-        latency_p95_s=_quantile(latencies, 0.95),
-        latency_p99_s=_quantile(latencies, 0.99),
+        latency_p50_s=p50_s,
+        latency_p95_s=p95_s,
+        latency_p99_s=p99_s,
         mean_in_flight=round(load.in_flight_s / wall_s, 2),
         most_in_flight=load.most_in_flight,
         concurrency=load.limit.now,
@@ -146,9 +148,3 @@ def _worth_at_once(answers: Sequence[Answer], load: Load) -> float:
     pace_s = min(answer.latency_s / size for answer, size in zip(answers, sizes, strict=True))
     busy_s = max(load.wall_s - load.idle_s, 1e-9)
     return pace_s * sum(sizes) / busy_s
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The value that so many are not above (nearest rank)."""
-    rank = max(1, -int(-share * len(ordered) // 1))
-    return round(ordered[rank - 1], 6)

@@ -62,6 +62,9 @@ def benchmark(
             help="Score by COMET too, such as Unbabel/wmt22-comet-da; TARGET may be a finished benchmark's folder.",
         ),
     ] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Stream 20 sentences at the end: time to first token, and per token.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask every sentence anew, whatever was answered before.")
     ] = False,
@@ -80,7 +83,7 @@ def benchmark(
 ) -> None:
     """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
     from orchestrator import pipeline
-    from orchestrator.benchmark.benchmarking import score_again
+    from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.testset import FilePair
@@ -91,9 +94,9 @@ def benchmark(
         comet = str(Path(comet).expanduser().absolute())
     if is_finished(Path(target)):
         folder = Path(target).resolve()
-        if comet is None:
-            what = f"{target} is a finished benchmark"
-            raise SpecError(what, "--comet MODEL scores it by COMET too; orchestrator compare takes it")
+        if comet is None or testset or source or speed or fresh:
+            what = f"{target} is a finished benchmark: what it asked stands, and only COMET's score can be added"
+            raise SpecError(what, "--comet MODEL, and nothing that is asked; orchestrator compare takes it too")
         score_again(session, folder, comet, devices)
         _show([folder], as_json)
         return
@@ -118,7 +121,7 @@ def benchmark(
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
     settings = serve_settings(found, devices, port, model_name, backend, merge)
-    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     folders = pipeline.benchmark(session, found, items, settings, how)
     _show(folders, as_json)
 

@@ -5,6 +5,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from orchestrator.commands.app import app
 from orchestrator.commands.options import (
     DetachOption,
     FromOption,
+    FullHashOption,
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
@@ -42,6 +44,7 @@ def launch(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -55,7 +58,7 @@ def launch(
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
     session = open_session(workspace, archives)
     checked = session.load_spec(spec, overrides or ())
-    plan = plan_run(session, checked)
+    plan = plan_run(session, checked, full_hash=full_hash)
     if dry_run:
         files = render_files(session, plan.spec)
         if files:
@@ -99,6 +102,7 @@ def rerun(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
+    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -107,7 +111,8 @@ def rerun(
     from orchestrator import pipeline
 
     session = open_session(workspace, archives)
-    plan, origin = pipeline.plan_rerun(session, session.workspace.find_run(run), overrides or (), strict=strict)
+    past = session.workspace.find_run(run)
+    plan, origin = pipeline.plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     again = pipeline.new_run(session, plan, origin, how)
     _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)
@@ -122,9 +127,11 @@ def supervise(
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
     label: Annotated[str | None, typer.Option("--checkpoint", help="As resume's --from.")] = None,
+    in_job: Annotated[bool, typer.Option("--slurm", help="As the job of Slurm that this process is in.")] = False,
 ) -> None:
-    """Carry a run out, as its owner; `launch --detach` starts this."""
+    """Carry a run out, as its owner; `launch --detach` and a job of Slurm start this."""
     from orchestrator import pipeline
+    from orchestrator.runs import slurm
     from orchestrator.runs.rundir import RunDir
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
@@ -133,18 +140,25 @@ def supervise(
     except OSError as error:
         raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
+    if in_job:
+        again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # it goes on from its own checkpoint, then
+        how = replace(how, job=slurm.own_job(), checkpoint=None if again else label)
     pipeline.carry_out(open_session(workspace, archives), RunDir(folder), how)
 
 
 def _carry_out(
     session: "Session", run: "RunDir", how: "How", plan: "Plan", *, archives: Path | None, detach: bool, as_json: bool
 ) -> None:
-    """Here, or in a supervisor."""
+    """Here, or in a supervisor, or by a job of Slurm."""
     from orchestrator import pipeline
     from orchestrator.commands import terminal
-    from orchestrator.runs import supervise
+    from orchestrator.runs import jobs, supervise
     from orchestrator.runs.record import RunRecord
 
+    if plan.spec.compute.slurm is not None:
+        words = [*_supervisor_words(session, archives, how), "--slurm", "--cwd", str(Path.cwd())]
+        _say_under_way(jobs.submit(session, run, plan.spec, words, with_benchmarks=how.with_benchmarks), as_json)
+        return
     if detach:
         _say_under_way(supervise.detach(run, _supervisor_words(session, archives, how)), as_json)
         return
@@ -169,7 +183,11 @@ def _say_under_way(record: "RunRecord", as_json: bool) -> None:
     from orchestrator.commands import terminal
 
     said = f"waits for {record.waits_for}" if record.waits_for else "goes on in the background"
-    say(f"{record.id} {said}, in process {record.pid}")
+    if record.job is not None:
+        then = f", its benchmarks job {record.benchmark_job.id} after that" if record.benchmark_job else ""
+        say(f"{record.id} is Slurm job {record.job.id}{then}")
+    else:
+        say(f"{record.id} {said}, in process {record.pid}")
     say(f"to follow it: orchestrator logs {record.id} -f")
     say(f"to stop it:   orchestrator stop {record.id}")
     if as_json:

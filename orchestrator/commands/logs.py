@@ -15,6 +15,7 @@ from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.processes.process import visible
 from orchestrator.runs.record import Attempt, RunRecord
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of
 
 POLL_S = 0.3
@@ -23,6 +24,7 @@ POLL_S = 0.3
 def log_files(run: RunDir) -> dict[str, Path]:
     """The logs of a run by the names that they are asked for with."""
     found = {"train": run.train_log, "supervisor": run.supervisor_log}
+    found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
     folders = sorted(run.benchmarks.iterdir()) if run.benchmarks.is_dir() else []
     return {
         name: path
@@ -61,6 +63,7 @@ def follow(run: RunDir, name: str | None, lines: int | None) -> None:
     offsets: dict[Path, int] = {}
     current: Path | None = None
     bar = _TrainingBar(run)
+    waited: list[str] = []
     try:
         while True:
             record = RunRecord.load(run)  # before the logs are read: what is written last is seen
@@ -73,6 +76,9 @@ def follow(run: RunDir, name: str | None, lines: int | None) -> None:
                     current = path
                 _write(text)
             bar.update(record)
+            if record.status == "queued" and (state := lines_of(run, record)) != waited:
+                waited = state
+                sys.stderr.writelines(f"{visible(line)}\n" for line in state)
             if not goes_on:
                 return
             time.sleep(POLL_S)

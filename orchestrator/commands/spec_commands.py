@@ -193,7 +193,7 @@ def show(
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     from orchestrator.commands import terminal
-    from orchestrator.plan import render_dataset_info, render_files, resolve
+    from orchestrator.plan import render_dataset_info, render_files, render_job, resolve
     from orchestrator.runs import registry, state
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
@@ -208,7 +208,7 @@ def show(
         return
     if is_spec(what):
         spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
-        files = render_files(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
+        files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
         if file == "dataset_info.json":  # the others can be shown without the datasets
             files |= render_dataset_info(session, spec)
         if as_json:

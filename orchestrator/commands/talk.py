@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.benchmark.client import Endpoint
+from orchestrator.benchmark.client import Endpoint, streamed_text
 from orchestrator.errors import StageError
 from orchestrator.processes.process import visible
 
@@ -59,7 +59,7 @@ class Conversation:
                     stream=True,
                 ) as stream:
                     for chunk in stream:
-                        piece = _text_of(chunk)
+                        piece = streamed_text(chunk)
                         is_stream = True
                         if piece:
                             answer += piece
@@ -79,17 +79,6 @@ class Conversation:
         else:
             self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
         return answer
-
-
-def _text_of(chunk: Any) -> str:
-    """The text in one event of the stream; '' where it has none. The client lets any JSON pass."""
-    try:
-        text = chunk.choices[0].delta.content if chunk.choices else None
-    except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError("an event is no part of a chat completion") from error
-    if not isinstance(text, str | None):
-        raise ValueError(f"an event holds {text!r} for text")
-    return text or ""
 
 
 def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[[str], None]) -> None:

@@ -191,6 +191,8 @@ def _remarks(item: "BenchmarkSummary") -> list[str]:
         lines.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
     if faults := describe(item.faults):
         lines.append(f"{item.of}: answers with a fault: {faults}")
+    if item.streaming is not None:
+        lines.append(f"{item.of}: {item.streaming.line()}")
     return lines
 
 

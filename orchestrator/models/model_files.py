@@ -58,11 +58,16 @@ def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> 
         raise SpecError(f"{name_or_path} cannot be looked up: {error}", "give a folder or a hub id") from error
     if not _HUB_ID.fullmatch(name_or_path):
         raise SpecError(f"no folder {path}{did_you_mean(path.name, siblings)}", "give a folder or a hub id, OWNER/NAME")
-    repository = _hub_cache() / f"models--{name_or_path.replace('/', '--')}"
+    repository = hub_cache() / f"models--{name_or_path.replace('/', '--')}"
     reference = repository / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision
     snapshot = repository / "snapshots" / commit if commit else None
     return snapshot if snapshot is not None and snapshot.is_dir() else None
+
+
+def hub_revision(folder: Path) -> str | None:
+    """The hub's commit of a folder that locate_model found in the hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and hub_cache() in folder.parents else None
 
 
 def model_problems(folder: Path) -> list[str]:
@@ -176,7 +181,7 @@ def model_sha256(folder: Path) -> str:
     for name in [*_IDENTITY_FILES, *codes]:
         if (folder / name).is_file():
             _add(digest, name, _read(folder / name))
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _add(digest, path.name, _sample(path))
     return digest.hexdigest()
 
@@ -193,9 +198,21 @@ def adapter_sha256(folder: Path) -> str:
         config["target_modules"] = sorted(map(str, config["target_modules"]))
     digest = hashlib.sha256()
     _add(digest, "adapter_config.json", json.dumps(config, sort_keys=True).encode())
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        if (folder / name).is_file():
-            _add(digest, name, _file_sha256(folder / name))
+    for path in _adapter_weights(folder):
+        _add(digest, path.name, _file_sha256(path))
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the weights alone, an adapter's whole, a full model's by samples: the same wherever the base model lies.
+
+    Raises:
+        PrerequisiteError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    is_adapter = (folder / "adapter_config.json").is_file()
+    for path in _adapter_weights(folder) if is_adapter else weight_files(folder):
+        _add(digest, path.name, _file_sha256(path) if is_adapter else _sample(path))
     return digest.hexdigest()
 
 
@@ -245,12 +262,17 @@ def _shards(index: Path) -> dict[str, set[str]]:
     return shards
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The weights that transformers would load."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     return [folder / name for name in (sorted(_shards(index)) if index.is_file() else _pickled(folder))]
+
+
+def _adapter_weights(folder: Path) -> list[Path]:
+    paths = (folder / name for name in ("adapter_model.safetensors", "adapter_model.bin"))
+    return [path for path in paths if path.is_file()]
 
 
 def _pickled(folder: Path) -> list[str]:
@@ -260,7 +282,7 @@ def _pickled(folder: Path) -> list[str]:
 def _matrices(folder: Path) -> dict[str, tuple[int, ...]]:
     """Module -> shape of its weight, where that has two dimensions."""
     found: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         if path.suffix != ".safetensors":
             return {}
         for name, (_, shape) in read_header(path).tensors.items():
@@ -335,7 +357,7 @@ def _add(digest: "hashlib._Hash", name: str, content: bytes) -> None:
     digest.update(f"{name}\0{len(content)}\0".encode() + content)
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):

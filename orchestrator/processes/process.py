@@ -180,12 +180,17 @@ def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]
 
 
 def run_short(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = None) -> str:
-    """Run a program that answers at once; its stdout.
+    """Run a program that answers at once; its stdout as text.
 
     Raises:
         PrerequisiteError: it is not there.
         StageError: it fails or takes too long.
     """
+    return run_short_bytes(argv, timeout_s=timeout_s, cwd=cwd).decode("utf-8", "replace")
+
+
+def run_short_bytes(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = None) -> bytes:
+    """The same; its stdout as it is."""
     try:
         done = subprocess.run(
             list(argv), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
@@ -197,7 +202,7 @@ def run_short(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = 
     if done.returncode != 0:
         said = visible(done.stderr.decode("utf-8", "replace").strip())[-400:]
         raise StageError(f"{argv[0]} ended with status {done.returncode}: {said}")
-    return done.stdout.decode("utf-8", "replace")
+    return done.stdout
 
 
 def visible(text: str) -> str:

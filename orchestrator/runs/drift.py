@@ -6,6 +6,7 @@ Not covered: how the facts are found (facts.py); whether the losses did change (
 Writes nothing.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,7 @@ Severity = Literal["error", "warning", "note"]
 Effect = Literal["course", "rounding", "none"]
 """On the losses. course: other examples, weights or steps. rounding: the same sums, taken in another way."""
 
-Kind = Literal["spec", "default", "data", "model", "adapter", "version", "machine", "git"]
+Kind = Literal["spec", "default", "data", "model", "adapter", "version", "machine", "environment", "git"]
 
 # Arguments of the training that leave its losses as they are, by the beginning of their names.
 _NO_EFFECT = (
@@ -43,6 +44,13 @@ _ROUNDING = (
 )
 _PROCESSES = ("nproc_per_node", "nnodes", "min_nnodes", "max_nnodes")
 _SCORING = ("sacrebleu", "openai")  # of the benchmarks only
+# Variables of the environment: which decide how many examples make a step, and which change no sum.
+_LAUNCHING = ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "MIN_NNODES", "MAX_NNODES", "USE_RAY", "USE_KT", "USE_MCA")
+_QUIET = re.compile(
+    r"HF_(HOME|TOKEN_PATH|ENDPOINT|.*(CACHE|OFFLINE|TRANSFER|TIMEOUT|TELEMETRY|DISABLE|XET).*)|HUGGINGFACE_.*|"
+    r".*(VERBOSITY|DEBUG|_LOG|LOG_|_CACHE|OFFLINE).*|TOKENIZERS_PARALLELISM|MASTER_(ADDR|PORT)|NODE_RANK|RDZV_ID|"
+    r"MAX_RESTARTS|RECORD_VRAM|MODELSCOPE_.*|PYTHONPATH|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|REQUIRE_.*)"
+)
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,20 @@ def _fact_drift(fact: DifferingFact, asked: Sequence[str]) -> Drift:
             severity = "error"  # where one is not known, they may be the same
         is_test = fact.kind == "data" and not fact.name.endswith(" train")
         changes = "none" if is_test else "course"
+    elif fact.kind == "environment":
+        changes = _variable_effect(fact)
+        severity = "note" if changes == "none" else "warning"
     elif fact.kind == "git" or (fact.kind == "version" and fact.name in _SCORING):
         changes = "none"  # what a commit can change of a run, its spec and its data, is compared itself
     return Drift(fact.kind, fact.name, fact.what, short(fact.then), short(fact.now), severity, changes)
+
+
+def _variable_effect(fact: DifferingFact) -> Effect:
+    if fact.name == "CUDA_VISIBLE_DEVICES" and None not in (fact.then, fact.now):
+        return "rounding" if fact.then.count(",") == fact.now.count(",") else "course"
+    if fact.name in _LAUNCHING:
+        return "course"
+    return "none" if _QUIET.fullmatch(fact.name) else "rounding"
 
 
 def _is_asked(path: str, asked: Sequence[str]) -> bool:

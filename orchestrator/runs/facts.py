@@ -1,10 +1,12 @@
 """What decides a run's outcome beside its spec: collected before it starts, compared before it is repeated.
 
-Covered: package versions, platform, GPUs, git commit of the workspace, hashes of data, model and adapter.
+Covered: package versions, platform, GPUs, environment variables, git commit of the workspace, hashes of data, model
+and adapter, their commits on the hub.
 Not covered: how much a difference matters (drift.py); whether two runs came to the same (verdict.py).
 Writes nothing.
 """
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from orchestrator import __version__
 from orchestrator.data.data_files import count_records, files_sha256, find_files
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
-from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
-from orchestrator.processes.process import run_short
+from orchestrator.models.full_hash import model_full_sha256
+from orchestrator.models.model_files import adapter_sha256, hub_revision, locate_model, model_sha256
+from orchestrator.runs import machine
+from orchestrator.runs.environment import that_matter
 from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.runs.worktree import patch_sha256, read_worktree
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 
@@ -29,6 +33,8 @@ def collect_facts(
     installation: Installation | None,
     texts: Mapping[tuple[str, str], ParallelText],
     own: Mapping[str, LlamaFactoryDataset] | None = None,
+    *,
+    full_hash: bool = False,
 ) -> Facts:
     """The facts of a run that is about to start.
 
@@ -38,17 +44,22 @@ def collect_facts(
         installation: LLaMA-Factory; None where only a server of others is asked.
         texts: (dataset, split) -> its text, for all that the run reads.
         own: name -> dataset in LLaMA-Factory's own formats, likewise.
+        full_hash: whether every byte of the model's weights is hashed too.
 
     Raises:
         PrerequisiteError: a file of such a dataset cannot be read.
     """
-    commit, dirty = _git(root)
+    worktree = read_worktree(root)
     return Facts(
         versions=_versions(installation),
         platform=f"{platform.system()} {platform.machine()}",
-        gpus=_gpus(),
-        git_commit=commit,
-        git_dirty=dirty,
+        cpu=machine.processor(),
+        gpus=machine.gpus(),
+        cuda=_cuda(installation),
+        environment=that_matter(os.environ),
+        git_commit=worktree.commit,
+        git_dirty=worktree.dirty,
+        git_diff_sha256=patch_sha256(worktree),
         data=[
             DataFacts(
                 dataset=dataset,
@@ -61,19 +72,14 @@ def collect_facts(
             for (dataset, split), text in texts.items()
         ]
         + [_own_data(spec, dataset) for dataset in (own or {}).values()],
-        model_sha256=_model(spec, root),
-        adapter_sha256=_adapter(spec, root),
+        **_files(spec, root, full_hash),
     )
 
 
 def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
     """The facts with the hashes of what was on the hub when the run started, and has been downloaded since."""
-    return facts.model_copy(
-        update={
-            "model_sha256": facts.model_sha256 or _model(spec, root),
-            "adapter_sha256": facts.adapter_sha256 or _adapter(spec, root),
-        }
-    )
+    found = _files(spec, root, full_hash=False)
+    return facts.model_copy(update={name: getattr(facts, name) or value for name, value in found.items()})
 
 
 def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
@@ -81,11 +87,14 @@ def fact_differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
     return [(each.what, short(each.then), short(each.now)) for each in differing_facts(then, now)]
 
 
+Kind = Literal["data", "model", "adapter", "version", "machine", "environment", "git"]
+
+
 @dataclass(frozen=True)
 class DifferingFact:
     """One fact that differs; None: not known."""
 
-    kind: Literal["data", "model", "adapter", "version", "machine", "git"]
+    kind: Kind
     name: str
     """Of the kind: 'captions train' of data, 'torch' of versions; else empty."""
     what: str
@@ -105,17 +114,41 @@ def differing_facts(then: Facts, now: Facts) -> list[DifferingFact]:
             for name in {**old_data, **new_data}
         ),
         DifferingFact("model", "", "model hash", then.model_sha256, now.model_sha256),
+        *_known("model", "model weights' full hash", then.model_full_sha256, now.model_full_sha256),
         DifferingFact("adapter", "", "adapter hash", then.adapter_sha256, now.adapter_sha256),
         *(
             DifferingFact("version", name, f"version of {name}", then.versions.get(name), now.versions.get(name))
             for name in packages
         ),
         DifferingFact("machine", "", "platform", then.platform, now.platform),
+        *_known("machine", "processor", then.cpu, now.cpu),
         DifferingFact("machine", "", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
+        *_each("version", "version of {}", then.cuda, now.cuda),
+        *_each("environment", "variable {}", then.environment, now.environment),
         DifferingFact("git", "", "git commit", then.git_commit, now.git_commit),
-        DifferingFact("git", "", "uncommitted changes in git", then.git_dirty, now.git_dirty),
+        *_changes_in_git(then, now),
     ]
     return [each for each in facts if each.then != each.now]
+
+
+def _known(kind: Kind, what: str, then: Any, now: Any) -> list[DifferingFact]:
+    """A fact that records of before lack: where one side does not know it, nothing is compared."""
+    return [] if then is None or now is None else [DifferingFact(kind, "", what, then, now)]
+
+
+def _each(kind: Kind, what: str, then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> list[DifferingFact]:
+    """The same for a mapping: each of its names."""
+    if then is None or now is None:
+        return []
+    return [DifferingFact(kind, name, what.format(name), then.get(name), now.get(name)) for name in {**then, **now}]
+
+
+def _changes_in_git(then: Facts, now: Facts) -> list[DifferingFact]:
+    """Other changes, where there are some now and then; else whether there are any."""
+    what = "uncommitted changes in git"
+    if then.git_diff_sha256 is not None and now.git_diff_sha256 is not None:
+        return [DifferingFact("git", "", what, then.git_diff_sha256, now.git_diff_sha256)]
+    return [DifferingFact("git", "", what, then.git_dirty, now.git_dirty)]
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:
@@ -145,21 +178,10 @@ def _versions(installation: Installation | None) -> dict[str, str]:
     return {**ours, "python": installation.python_version, **installation.versions}
 
 
-def _gpus() -> list[str]:
-    try:
-        answer = run_short(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
-    except (PrerequisiteError, StageError):  # no NVIDIA driver on this machine
-        return []
-    return [line.strip() for line in answer.splitlines() if line.strip()]
-
-
-def _git(root: Path) -> tuple[str | None, bool | None]:
-    git = ["git", "-C", str(root)]
-    try:
-        commit = run_short([*git, "rev-parse", "HEAD"]).strip()
-        return commit, bool(run_short([*git, "status", "--porcelain", "--untracked-files=no"]).strip())
-    except (PrerequisiteError, StageError):  # no git, no repository, or no commit yet
-        return None, None
+def _cuda(installation: Installation | None) -> dict[str, str]:
+    driver = machine.driver_cuda()
+    used = {} if installation is None else installation.cuda
+    return used if driver is None else {**used, "the driver's CUDA": driver}
 
 
 def _use(spec: RunSpec, dataset: str, split: str) -> str:
@@ -185,15 +207,15 @@ def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
     )
 
 
-def _model(spec: RunSpec, root: Path) -> str | None:
+def _files(spec: RunSpec, root: Path, full_hash: bool) -> dict[str, str | None]:
+    """Fields of Facts that tell the model's and the adapter's files, where these are on this machine."""
     if spec.model is None:
-        return None
-    folder = locate_model(spec.model.name_or_path, root, spec.model.revision)
-    return model_sha256(folder) if folder else None
-
-
-def _adapter(spec: RunSpec, root: Path) -> str | None:
-    if spec.model is None or spec.model.adapter_name_or_path is None:
-        return None
-    folder = locate_model(spec.model.adapter_name_or_path, root, None)
-    return adapter_sha256(folder) if folder else None
+        return {}
+    found: dict[str, str | None] = {}
+    if folder := locate_model(spec.model.name_or_path, root, spec.model.revision):
+        found = {"model_sha256": model_sha256(folder), "model_revision": hub_revision(folder)}
+        found |= {"model_full_sha256": model_full_sha256(folder)} if full_hash else {}
+    start = spec.model.adapter_name_or_path
+    if start is not None and (folder := locate_model(start, root, None)):
+        found |= {"adapter_sha256": adapter_sha256(folder), "adapter_revision": hub_revision(folder)}
+    return found

@@ -18,14 +18,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.benchmark.score import Score
+from orchestrator.benchmark.streaming import Streaming
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks, start_time
+from orchestrator.runs import slurm
 from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.slurm import Job
 
 Status = Literal[
-    "created", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"
+    "created", "queued", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"
 ]
-ACTIVE = ("created", "preparing", "running", "trained", "benchmarking")
+ACTIVE = ("created", "queued", "preparing", "running", "trained", "benchmarking")
 SCHEMA_VERSION = 1
 
 
@@ -58,17 +61,32 @@ class Facts(_Part):
     versions: dict[str, str] = {}
     """Packages that compute, in LLaMA-Factory's environment; python, and orchestrator, which is ours."""
     platform: str = ""
+    cpu: str | None = None
+    """Its name, and how many threads of it we may use. None: not known, as in records of before."""
     gpus: list[str] = []
     """Name and driver of each NVIDIA GPU."""
+    cuda: dict[str, str] | None = None
+    """What the GPUs are used through: the CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that
+    the driver takes. None: a record of before."""
+    environment: dict[str, str] | None = None
+    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out. None: a record of before."""
     git_commit: str | None = None
     """Of the workspace; None outside git."""
     git_dirty: bool | None = None
     """Whether files that git tracks differed from that commit."""
+    git_diff_sha256: str | None = None
+    """Of workspace.diff in the run folder; None: there was nothing to keep, or a record of before."""
     data: list[DataFacts] = []
     model_sha256: str | None = None
     """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
+    model_full_sha256: str | None = None
+    """Of every byte of the weights, where --full-hash asked for it."""
+    model_revision: str | None = None
+    """The hub's commit of the model, where it comes from there."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
+    adapter_revision: str | None = None
+    """The hub's commit of that adapter."""
 
 
 class Training(_Part):
@@ -82,6 +100,8 @@ class Training(_Part):
     """Input tokens, where include_num_input_tokens_seen counted them."""
     logged_losses: list[float] = []
     """The first ten losses that were logged: a rerun shows the same."""
+    weights_sha256: str | None = None
+    """Of what it made: all weights of an adapter; of a full model's, samples. None: a record of before."""
 
 
 class BenchmarkSummary(_Part):
@@ -102,8 +122,22 @@ class BenchmarkSummary(_Part):
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
     """By COMET's models, where that was asked for."""
+    streaming: Streaming | None = None
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
+
+
+class Usage(_Part):
+    """What a training took of the machine, by samples: what came and went between two of them is not seen."""
+
+    every_s: float
+    """Seconds between two samples."""
+    peak_rss_bytes: int | None = None
+    """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
+    gpu_peak_memory_mib: dict[str, int] = {}
+    """Of each of its GPUs, by number: memory in use, whoever used it."""
+    gpu_energy_j: float | None = None
+    """Of these GPUs together; None: there are none, or they do not tell their power."""
 
 
 class Attempt(_Part):
@@ -122,6 +156,10 @@ class Attempt(_Part):
     """Where this attempt's lines begin in trainer_log.jsonl."""
     drift: list[str] = []
     """What differed from the run's facts when it was resumed."""
+    stages_s: dict[str, float] = {}
+    """Stage -> how long it took: prepare, train, benchmark."""
+    usage: Usage | None = None
+    """Of its training."""
     pid: int
     host: str
 
@@ -148,6 +186,12 @@ class RunRecord(_Part):
     """Each launch and resume, in order. Empty in records of before."""
     with_benchmarks: bool = True
     """Whether the spec's benchmarks follow the training."""
+    job: Job | None = None
+    """The job that carries it out, or did so last. None: it never was one of Slurm's."""
+    benchmark_job: Job | None = None
+    """The job that is to benchmark what this one trains."""
+    stop_requested: bool = False
+    """Whether `stop` was told, so that no job goes on with it."""
     waits_for: str | None = None
     """What holds the devices that the run waits for."""
     prepared_sha256: str | None = None
@@ -175,6 +219,8 @@ class RunRecord(_Part):
     def load(cls, run: RunDir) -> Self:
         """Read a run's record; one whose owner is gone without having said so reads as `interrupted`.
 
+        Of one that a job of Slurm carries out Slurm knows more: it reads as `queued` while that waits.
+
         Raises:
             PrerequisiteError: there is none, or it is damaged.
         """
@@ -183,8 +229,8 @@ class RunRecord(_Part):
         except (OSError, ValidationError) as error:
             reason = "; ".join(str(error).splitlines()[:3])
             raise PrerequisiteError(f"{run.record} cannot be read: {reason}") from error
-        if record.is_active() and not record.owner_lives():
-            record.status = "interrupted"
+        if record.is_active():
+            record.status = record._status_now()
         return record
 
     def is_active(self) -> bool:
@@ -209,6 +255,15 @@ class RunRecord(_Part):
             started is not None and self.process_started_at is not None and abs(started - self.process_started_at) < 1
         )
 
+    def _status_now(self) -> Status:
+        is_seen = self.is_here() and self.owner_lives()
+        if self.job is None or not self.job.id or (is_seen and self.status != "queued"):
+            return self.status if self.owner_lives() else "interrupted"
+        found = slurm.job_state(self.job.id, self.job.uid)
+        if found is None:  # it can't be known: taken as it is written
+            return self.status
+        return "interrupted" if found.has_ended else "queued" if found.waits else self.status
+
     def is_here(self) -> bool:
         return self.host == socket.gethostname()
 
@@ -224,10 +279,14 @@ class RunRecord(_Part):
                 setattr(stored, name, value)
             self._take(stored, run)
 
-    def take_over(self, run: RunDir) -> None:
+    def take_over(self, run: RunDir, job: str = "") -> None:
         """Make this process the owner of a run that has none, for a new attempt at it.
 
-        The command that starts a supervisor owns the run until that takes it over.
+        The command that starts a supervisor or submits a job owns the run until that takes it over.
+
+        Args:
+            run: its folder.
+            job: the job of Slurm that this process is; '': none.
 
         Raises:
             PrerequisiteError: another process owns it.
@@ -235,18 +294,42 @@ class RunRecord(_Part):
         with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
             ours = stored.is_here() and stored.pid in (os.getpid(), os.getppid())
-            if stored.is_active() and not ours and stored.owner_lives():
-                raise stored.in_use()
+            ours = ours or bool(job and stored.job is not None and stored.job.id in ("", job))
+            if not ours:
+                stored.refuse_if_owned()
             past = stored.attempts or _attempt_of_before(stored)
             if past and past[-1].ended_at is None:
                 past = [*past[:-1], past[-1].model_copy(update={"status": "interrupted"})]
             stored.attempts = [*past, _new_attempt()]
             for name, value in _owner().items():
                 setattr(stored, name, value)
+            if job and not (stored.job and stored.job.id == job):
+                stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
             stored.status, stored.error, stored.ended_at = "created", None, None
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
             self._take(stored, run)
+
+    def hand_over(self, run: RunDir) -> None:
+        """Put a run that has no owner, or that this process has just made, into the hands of jobs to be submitted.
+
+        Raises:
+            PrerequisiteError: another process owns it.
+        """
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            if not (stored.is_here() and stored.pid == os.getpid()):
+                stored.refuse_if_owned()
+            for name, value in _owner().items():
+                setattr(stored, name, value)
+            stored.job, stored.benchmark_job = Job(uid=os.getuid(), submitted_at=now()), None
+            stored.status, stored.error, stored.ended_at, stored.stop_requested = "queued", None, None, False
+            self._take(stored, run)
+
+    def refuse_if_owned(self) -> None:
+        """PrerequisiteError where a process or a job owns the run."""
+        if self.is_active() and self._status_now() != "interrupted":
+            raise self.in_use()
 
     def resumed_at(self) -> list[int]:
         """The steps at which the training was resumed since it last began at step 0, in order."""
@@ -257,9 +340,8 @@ class RunRecord(_Part):
     def in_use(self) -> PrerequisiteError:
         """The error for what only one process may do at a time."""
         where = "" if self.is_here() else f" on {self.host}"
-        return PrerequisiteError(
-            f"run {self.id} is {self.status}: process {self.pid}{where} owns it", f"orchestrator stop {self.id}"
-        )
+        owner = f"Slurm job {self.job.id}" if self.job and self.job.id else f"process {self.pid}{where}"
+        return PrerequisiteError(f"run {self.id} is {self.status}: {owner} owns it", f"orchestrator stop {self.id}")
 
     def note_attempt(self, run: RunDir, **changes: Any) -> None:
         """Set fields of the attempt that is under way, then save."""
@@ -268,10 +350,17 @@ class RunRecord(_Part):
     def end(self, run: RunDir, status: Status, error: str | None = None) -> None:
         """Say how the run ended, and with it the attempt."""
         moment = now()
-        attempts = [each.model_copy(update={"status": status, "ended_at": moment}) for each in self.attempts[-1:]]
         self.update(
-            run, status=status, error=error, ended_at=moment, waits_for=None, attempts=[*self.attempts[:-1], *attempts]
+            run, status=status, error=error, ended_at=moment, waits_for=None, attempts=self._ended(status, moment)
         )
+
+    def leave_to(self, run: RunDir, job: Job, status: Status, **changes: Any) -> None:
+        """End the attempt, but not the run: a job goes on with it later."""
+        self.update(run, status="queued", job=job, waits_for=None, attempts=self._ended(status, now()), **changes)
+
+    def _ended(self, status: Status, moment: datetime) -> list[Attempt]:
+        last = [each.model_copy(update={"status": status, "ended_at": moment}) for each in self.attempts[-1:]]
+        return [*self.attempts[:-1], *last]
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark to the stored record; one that went on takes the place of what it had come to before."""
@@ -328,7 +417,7 @@ def _new_attempt() -> Attempt:
 
 def _attempt_of_before(record: RunRecord) -> list[Attempt]:
     """The first attempt of a run that kept none; none for a run that has just been made."""
-    if record.status == "created":
+    if record.status in ("created", "queued"):
         return []
     times = {"started_at": record.created_at, "ended_at": record.ended_at}
     return [Attempt(**times, status=record.status, pid=record.pid, host=record.host)]

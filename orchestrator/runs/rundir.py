@@ -90,6 +90,11 @@ class RunDir:
         return self.path / "dataset_info.json"
 
     @property
+    def workspace_diff(self) -> Path:
+        """What of the workspace was in no commit when the run started."""
+        return self.path / "workspace.diff"
+
+    @property
     def command(self) -> Path:
         return self.path / "command.txt"
 
@@ -116,9 +121,23 @@ class RunDir:
         return self.path / "logs" / "export.log"
 
     @property
+    def gpu_log(self) -> Path:
+        """Memory and power of the training's GPUs, a line each every few seconds."""
+        return self.path / "logs" / "gpu.csv"
+
+    @property
     def supervisor_log(self) -> Path:
         """What the process says that carries out a detached run."""
         return self.path / "logs" / "supervisor.log"
+
+    @property
+    def sbatch(self) -> Path:
+        """The script of the job of Slurm that carries the run out."""
+        return self.path / "sbatch.sh"
+
+    @property
+    def sbatch_benchmark(self) -> Path:
+        return self.path / "sbatch-benchmark.sh"
 
     @property
     def output(self) -> Path:

@@ -8,6 +8,7 @@ import psutil
 
 from orchestrator.processes.family import run_family
 from orchestrator.processes.process import visible
+from orchestrator.runs import slurm
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import Event, TrainerLog, latest, step_of
@@ -40,7 +41,11 @@ def lines(run: RunDir, record: RunRecord) -> list[str]:
         return [_after_interruption(run, record)]
     if not record.is_active():
         return []
+    if record.status == "queued" and record.job is not None:
+        found = slurm.job_state(record.job.id, record.job.uid) if record.job.id else None
+        return [f"queued: {found.words() if found else f'Slurm job {record.job.id}'}"]
     where = "" if record.is_here() else f" on {record.host}"
+    where += f", Slurm job {record.job.id}" if record.job is not None else ""
     said = f"waits for {record.waits_for}" if record.waits_for else progress(run, record)
     return [f"{record.status}, in process {record.pid}{where}{f': {said}' if said else ''}"]
 
@@ -56,6 +61,8 @@ def pids(processes: list[psutil.Process]) -> str:
 
 def _after_interruption(run: RunDir, record: RunRecord) -> str:
     said = f"interrupted: its process {record.pid} is gone without a word"
+    if record.job is not None and record.job.id:
+        said = f"interrupted: {slurm.last_words(record.job.id, record.job.uid)}"
     if left := left_running(run, record):
         return f"{said}; left running: {pids(left)}. To end that: orchestrator stop {run.id}"
     return f"{said}; nothing of it is left running. To go on: orchestrator resume {run.id}"

@@ -13,6 +13,7 @@ import psutil
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.models.checkpoints import usable_checkpoints
 from orchestrator.processes.family import alive, end_run, run_family, send, wait_until_gone
+from orchestrator.runs.jobs import stop_job
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import left_running, pids
@@ -38,6 +39,8 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
         StageError: a process of it cannot be ended.
     """
     record = RunRecord.load(run)
+    if record.job is not None and record.is_active():
+        return [*stop_job(run, record, grace_s), _how_it_ended(run), *_kept(run)]
     owner = _owner(record)
     if owner is None:
         return _stop_without_owner(run, record, grace_s)

@@ -57,7 +57,7 @@ FIRST = 10
 # Which package is the likeliest to change a sum; the others come after.
 _PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
 _LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
-_KINDS = ("data", "model", "adapter", "spec", "default", "version", "machine")
+_KINDS = ("data", "model", "adapter", "spec", "default", "version", "environment", "machine")
 FULL, REDUCED = 5e-4, 2e-2
 """The largest relative difference of a logged loss that counts as rounding, in float32 and in less."""
 _LESS_THAN_FLOAT32 = ("bf16", "fp16", "pure_bf16", "fp8", "tf32", "quantization_bit", "deepspeed", "fsdp")

@@ -9,6 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from orchestrator.specs.slurm_spec import SlurmSpec
+
 # Variables that a spec says elsewhere, or that would change what LLaMA-Factory is.
 OWNED_VARIABLES: dict[str, str] = {
     "CUDA_VISIBLE_DEVICES": "write it as compute.devices",
@@ -26,6 +28,10 @@ OWNED_VARIABLES: dict[str, str] = {
     "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
     "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
+# Fields that are known when the job has its nodes.
+_SLURM_SAYS = (
+    "devices", "nnodes", "node_rank", "master_addr", "rdzv_id", "min_nnodes", "max_nnodes",
+)  # fmt: skip
 
 
 class ComputeSpec(BaseModel):
@@ -53,8 +59,18 @@ class ComputeSpec(BaseModel):
     """Elastic: how many there may be."""
     max_restarts: int | None = Field(None, ge=0)
     """Elastic: how often failed processes are started again."""
+    slurm: SlurmSpec | None = None
+    """The run is submitted to Slurm with these resources. None: it runs here."""
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
+
+    @model_validator(mode="after")
+    def _slurm_says_where(self) -> Self:
+        if self.slurm is not None:
+            for name in _SLURM_SAYS:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is Slurm's to say: leave it out beside slurm")
+        return self
 
     @model_validator(mode="after")
     def _variables_have_their_place(self) -> Self:

@@ -36,7 +36,7 @@ from orchestrator.specs.spec import (
 
 DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _YAML_STR = "tag:yaml.org,2002:str"
-_MEND = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
+MEND = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
 # Fields of the compute section that are variables of LLaMA-Factory's launcher.py, and mean torchrun.
 _LAUNCHER = (
@@ -172,7 +172,7 @@ class Renderer:
 
     def new_yaml(self, values: Mapping[str, Any]) -> str:
         """A commented spec to start from; the one text that people go on writing."""
-        return self._text("new.yaml", values)
+        return self.text("new.yaml", values)
 
     def imported_yaml(self, heads: Sequence[str], sections: Sequence[Section], meant: Mapping[str, Any]) -> str:
         """A spec of fields that come with comments.
@@ -196,11 +196,11 @@ class Renderer:
     def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
         """dataset_info.json with the entries that the training reads, by name."""
         pairs = {name: list(info.items()) for name, info in datasets.items()}
-        text = self._text("dataset_info.json", {"datasets": pairs})
+        text = self.text("dataset_info.json", {"datasets": pairs})
         try:
             read = json.loads(text)
         except ValueError as error:
-            raise SpecError(f"templates/dataset_info.json.j2 renders no JSON: {error}", _MEND) from error
+            raise SpecError(f"templates/dataset_info.json.j2 renders no JSON: {error}", MEND) from error
         self._compare("dataset_info.json", read, {name: dict(info) for name, info in datasets.items()})
         return text
 
@@ -221,7 +221,7 @@ class Renderer:
         """
         words = [word for key, value in arguments.items() for word in command_words(key, value, several=key in lists)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
-        text = self._text("command.txt", context)
+        text = self.text("command.txt", context)
         meant = [
             *(f"{key}={value}" for key, value in environment.items()),
             "llamafactory-cli",
@@ -231,21 +231,22 @@ class Renderer:
         try:
             read = words_of(text)
         except ValueError as error:
-            raise SpecError(f"templates/command.txt.j2 renders no command: {error}", _MEND) from error
+            raise SpecError(f"templates/command.txt.j2 renders no command: {error}", MEND) from error
         self._compare("command.txt", dict(enumerate(read)), dict(enumerate(meant)))
         return text
 
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
-        text = self._text(file, context)
+        text = self.text(file, context)
         try:
             read = yaml.safe_load(text)
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
-            raise SpecError(f"templates/{file}.j2 renders no YAML: {reason}", _MEND) from error
+            raise SpecError(f"templates/{file}.j2 renders no YAML: {reason}", MEND) from error
         self._compare(file, read, dict(arguments))
         return text
 
-    def _text(self, file: str, context: Mapping[str, Any]) -> str:
+    def text(self, file: str, context: Mapping[str, Any]) -> str:
+        """A template's text; whoever asks reads it back."""
         environment = ImmutableSandboxedEnvironment(
             loader=self._loader,
             undefined=StrictUndefined,
@@ -259,14 +260,14 @@ class Renderer:
             return environment.get_template(f"{file}.j2").render(context)
         except (TemplateError, yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             # ValueError: not UTF-8, say; YAMLError: something that is no value of the spec, such as a loop
-            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", _MEND) from error
+            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", MEND) from error
 
     @staticmethod
     def _compare(file: str, read: Any, meant: Mapping[Any, Any]) -> None:
         found = read if isinstance(read, Mapping) else {}
         wrong = sorted(str(key) for key in {*found, *meant} if not _same(found.get(key, ...), meant.get(key, ...)))
         if wrong:
-            raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", _MEND)
+            raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", MEND)
 
 
 def spec_yaml(spec: RunSpec, found: str = "") -> str:
@@ -373,6 +374,7 @@ _QUOTES: dict[str, Callable[[Any], str]] = {
     ".yaml": _yaml_quote,
     ".json": _json_quote,
     ".txt": _shell_quote,
+    ".sh": _shell_quote,
 }
 
 

@@ -7,24 +7,18 @@ Reads nothing but the spec file; writes nothing.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.specs.benchmark_spec import BenchmarkSpec
-from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import (
     OPEN_SECTIONS,
     OWNED,
-    ExportSpec,
-    ModelSpec,
     RunSpec,
-    ServeSpec,
-    TrainSpec,
     exporting_arguments,
     serving_arguments,
     training_arguments,
@@ -197,12 +191,16 @@ def _explain(detail: Any) -> list[tuple[Location, str]]:
 
 
 def _fields_of(at: Location) -> list[str]:
-    sections: dict[str | int, type[BaseModel]] = {
-        "model": ModelSpec,
-        "train": TrainSpec,
-        "serve": ServeSpec,
-        "export": ExportSpec,
-        "benchmark": BenchmarkSpec,
-        "compute": ComputeSpec,
-    }
-    return list((sections.get(at[0], RunSpec) if at else RunSpec).model_fields)
+    """The fields of the section that a place is in."""
+    model: type[BaseModel] = RunSpec
+    for key in at:
+        if isinstance(key, str) and key in model.model_fields:
+            model = next(_sections_in(model.model_fields[key].annotation), model)
+    return list(model.model_fields)
+
+
+def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)

@@ -14,8 +14,9 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
 from orchestrator.processes.process import run_short
@@ -43,6 +44,11 @@ DISTRIBUTIONS = (
     "sglang",
     "ray",
 )
+# What GPUs are used through, by the names of CUDA 12's packages and of later ones.
+_CUDA = (
+    *("nvidia-cudnn-cu12", "nvidia-nccl-cu12", "nvidia-cublas-cu12", "nvidia-cuda-runtime-cu12", "triton"),
+    *("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cublas", "nvidia-cuda-runtime"),
+)
 _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the environment that has it'
 
 # Runs in the other Python, whatever its version. The folder it was started in is taken off sys.path: a stray
@@ -59,11 +65,19 @@ def version(name):
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+def torch_cuda():
+    try:
+        with open(folder("torch") + "/version.py", encoding="utf-8") as file:
+            assigned = [line.partition("=")[2].strip() for line in file if line.startswith("cuda")]
+    except (OSError, TypeError):
+        return None
+    return assigned[0].strip(chr(39)) if assigned and assigned[0] != "None" else None
 print()
 print(json.dumps({
     "python_version": ".".join(map(str, sys.version_info[:3])),
     "folders": {name: folder(name) for name in sys.argv[1].split(",")},
     "versions": {name: version(name) for name in sys.argv[2:]},
+    "torch_cuda": torch_cuda(),
 }))
 """
 
@@ -83,6 +97,8 @@ class Installation:
     versions: dict[str, str]
     """Of DISTRIBUTIONS, those that are installed."""
     python_version: str
+    cuda: dict[str, str] = field(default_factory=dict)
+    """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
     note: str = ""
     """What could not be known for certain, in a sentence; '' where all could."""
 
@@ -104,6 +120,7 @@ def find_installation() -> Installation:
         training_args=training_args if training_args and training_args.is_file() else None,
         versions=seen.versions,
         python_version=seen.python_version,
+        cuda=seen.cuda,
         note=seen.note,
     )
 
@@ -118,6 +135,8 @@ class Surroundings:
     """Of packages; None: that Python has none of the name."""
     versions: dict[str, str]
     """Of distributions, those that are installed."""
+    cuda: dict[str, str]
+    """Versions of CUDA's parts, as packages have them."""
     note: str
     """What could not be known for certain; '' where all could."""
 
@@ -130,7 +149,7 @@ def look_around(cli: Path, packages: Sequence[str], distributions: Sequence[str]
     """
     python, note = _python_of(cli, remedy)
     try:
-        answer = run_short([str(python), "-c", _LOOK_AROUND, ",".join(packages), *distributions])
+        answer = run_short([str(python), "-c", _LOOK_AROUND, ",".join(packages), *distributions, *_CUDA])
         # The last line: a .pth file or sitecustomize may have printed before.
         found = json.loads(answer.strip().rpartition("\n")[2])
         if not isinstance(found, dict):
@@ -143,7 +162,8 @@ def look_around(cli: Path, packages: Sequence[str], distributions: Sequence[str]
         python=python,
         python_version=found["python_version"],
         folders={name: Path(folder) if folder else None for name, folder in found["folders"].items()},
-        versions={name: version for name, version in found["versions"].items() if version},
+        versions={name: version for name, version in found["versions"].items() if version and name not in _CUDA},
+        cuda=_cuda(found),
         note=note,
     )
 
@@ -166,6 +186,11 @@ def program_named(variable: str, command: str) -> Path | None:
     raise PrerequisiteError(
         f"{variable}={named}: no program {tried}", f"set it to an environment's folder, its bin, or its {command}"
     )
+
+
+def _cuda(found: dict[str, Any]) -> dict[str, str]:
+    torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
+    return {**torch, **{name: version for name, version in found["versions"].items() if version and name in _CUDA}}
 
 
 def parse_source(path: Path) -> ast.Module:

@@ -1,0 +1,193 @@
+"""What Slurm says of jobs, and what it is told: squeue, sacct, sbatch, scancel, scontrol, sinfo.
+
+Covered: one squeue call for all jobs of a user, kept for seconds, so that a list of many runs and a follower ask
+little; jobs that ended a while ago, by sacct where the cluster keeps accounts; a Slurm that cannot be asked, which is
+no answer.
+Not covered: what a job is of (jobs.py); several clusters.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError
+from orchestrator.processes.process import run_short
+
+# squeue(1), JOB STATE CODES; any other is of a job that has its nodes.
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
+_FORMAT = "%i|%T|%L|%S|%N|%r"  # %r last: a reason may hold anything
+_started = time.monotonic()
+_asked: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
+"""By user: when Slurm was asked, and what it said."""
+
+
+class Job(BaseModel):
+    """A job that carries a run out, as the run's record keeps it."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    id: str = ""
+    """ARRAY_TASK for a task of an array; '': it is being submitted."""
+    uid: int
+    """Whose it is."""
+    submitted_at: datetime
+    requeues: int = 0
+    """How often its time limit has put it back into the queue."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as Slurm sees it."""
+
+    id: str
+    state: str
+    """PENDING, RUNNING, TIMEOUT, ..."""
+    reason: str = ""
+    """Why it waits or failed, in Slurm's word; '' where there is none."""
+    time_left: str = ""
+    """Until its time limit, as Slurm writes it; UNLIMITED where it has none."""
+    start: str = ""
+    """When it started, or is expected to; '' where that is not known."""
+    nodes: str = ""
+
+    @property
+    def waits(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
+
+    def words(self) -> str:
+        """'Slurm job 12 is PENDING (Priority), expected to start 2026-11-25T01:02:03'."""
+        reason = f" ({self.reason})" if self.reason and not self.reason.startswith("Slurm") else ""
+        expected = f", expected to start {self.start}" if self.waits and self.start else ""
+        there = f" on {self.nodes}" if self.nodes and not self.waits and not self.has_ended else ""
+        return f"Slurm job {self.id} is {self.state}{reason}{there}{expected}"
+
+
+def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState | None:
+    """A job's state; one that Slurm has forgotten has ended as UNKNOWN.
+
+    Args:
+        job: its id; ARRAY_TASK for a task of an array.
+        uid: whose it is.
+        max_age_s: how old the answer may be. None: the older, the longer this process has been asking, up to 30 s.
+
+    Returns:
+        None where Slurm cannot be asked: it is not installed here, or does not answer.
+    """
+    age = min(30.0, 2 + (time.monotonic() - _started) / 10) if max_age_s is None else max_age_s
+    jobs = _jobs_of(uid, age)
+    if jobs is not None and job not in jobs and age > 1:
+        jobs = _jobs_of(uid, 1.0)  # it may have been submitted since
+    if jobs is None:
+        return None
+    return jobs.get(job) or JobState(job, "COMPLETED", "Slurm knows it no more")
+
+
+def last_words(job: str, uid: int) -> str:
+    """What became of a job that has ended, as a part of a sentence."""
+    found = job_state(job, uid)
+    if found is None:
+        return f"Slurm job {job}, which cannot be asked for here"
+    if not found.reason.startswith("Slurm"):
+        return found.words()
+    try:
+        lines = run_short(
+            ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State,ExitCode,Reason"]
+        ).splitlines()
+    except (PrerequisiteError, StageError):  # no accounts are kept
+        lines = []
+    return f"Slurm job {job} is {lines[-1].replace('|', ', ')}" if lines else f"Slurm job {job} is over, {found.reason}"
+
+
+def submit(script: Path) -> str:
+    """Submit a script; the job's id.
+
+    Raises:
+        PrerequisiteError: sbatch is not there.
+        StageError: it refuses the script; with its words.
+    """
+    said = run_short(["sbatch", "--parsable", str(script)], timeout_s=120).strip()
+    _asked.clear()
+    job = said.splitlines()[-1].partition(";")[0] if said else ""  # id;cluster
+    if not job.isdecimal():
+        raise StageError(f"sbatch gave no id of a job: {said[:200]!r}")
+    return job
+
+
+def ask_to_end(job: str) -> None:
+    """SIGTERM to the job's first process alone, which sees to the others."""
+    run_short(["scancel", "--batch", "--signal=TERM", job])
+
+
+def cancel(job: str, *, at_once: bool = False) -> None:
+    """End a job: SIGTERM to all its processes, and after the cluster's KillWait SIGKILL; or that at once."""
+    if at_once:
+        run_short(["scancel", "--full", "--signal=KILL", job])
+    run_short(["scancel", job])
+    _asked.clear()
+
+
+def requeue(job: str) -> None:
+    """Put a job back into the queue; its processes are ended."""
+    run_short(["scontrol", "requeue", job])
+    _asked.clear()
+
+
+def partitions() -> dict[str, str]:
+    """Partition -> its time limit, as Slurm writes it.
+
+    Raises:
+        PrerequisiteError, StageError: Slurm is not here, or does not answer.
+    """
+    lines = run_short(["sinfo", "--noheader", "--format=%R|%l"]).splitlines()
+    pairs = [line.rpartition("|") for line in lines if "|" in line]
+    return {name.strip(): limit.strip() for name, _, limit in pairs}
+
+
+def node_address(node: str) -> str:
+    """The address that Slurm itself reaches a node at."""
+    lines = run_short(["sinfo", "--noheader", f"--nodes={node}", "--format=%o"]).split()
+    return lines[0] if lines else node
+
+
+def own_job(environment: Mapping[str, str] = os.environ) -> str:
+    """The job that this process is in; '' outside Slurm."""
+    array, task = (environment.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
+
+
+def _jobs_of(uid: int, max_age_s: float) -> dict[str, JobState] | None:
+    asked, jobs = _asked.get(uid, (0.0, None))
+    if not asked or time.monotonic() - asked > max_age_s:
+        jobs = _ask(uid)
+        _asked[uid] = (time.monotonic(), jobs)
+    return jobs
+
+
+def _ask(uid: int) -> dict[str, JobState] | None:
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={uid}", f"--format={_FORMAT}"]
+    try:
+        lines = run_short(words).splitlines()
+    except OrchestratorError:
+        return None
+    return {found.id: found for line in lines if (found := _parsed(line.split("|", 5))) is not None}
+
+
+def _parsed(parts: Sequence[str]) -> JobState | None:
+    if len(parts) != 6:
+        return None
+    job, state, left, start, nodes, reason = (part.strip() for part in parts)
+    known = {"None", "N/A", "(null)", ""}
+    return JobState(job, state, *("" if each in known else each for each in (reason, left, start, nodes)))

@@ -1,0 +1,141 @@
+"""The slurm section of compute: what a run asks of Slurm, in sbatch's own words.
+
+Covered: the fields and their limits; a time limit's forms; a signal that would come before the job has begun; options
+of sbatch that are ours to set.
+Not covered: whether the partition is there (runs/slurm_check.py); the script (sbatch.py); several clusters and
+heterogeneous jobs.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# One line, and no pattern of sbatch's own for its files' names.
+_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
+_Count = Annotated[int, Field(ge=1)]
+_Memory = Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | Annotated[int, Field(ge=0)]
+_TIME = re.compile(
+    r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+)(?::(?P<third>\d+))?)?"  # sbatch --time
+)
+# Options of sbatch that are said elsewhere, and where; those that would take the job out of our hands.
+OWNED_OPTIONS: dict[str, str] = {
+    "signal": "write it as signal_s",
+    "no-requeue": "write it as requeue: false",
+    "time-min": "the time that is left decides when a checkpoint is saved",
+    "array": "a sweep makes one",
+    "ntasks": "one task on each node starts the training",
+    "ntasks-per-node": "one task on each node starts the training",
+    "job-name": "it is the run's id",
+    "output": "it is logs/supervisor.log in the run folder",
+    "error": "it is logs/supervisor.log in the run folder",
+    "open-mode": "the log goes on where it was",
+    "input": "a run reads nothing from stdin",
+    "export": "the run has the environment that it is launched from",
+    "export-file": "the run has the environment that it is launched from",
+    "dependency": "write the benchmarks' as benchmark",
+    "clusters": "one cluster is asked, the one that sbatch submits to",
+    "parsable": "it is how the job's id is read",
+    "wait": "`orchestrator logs -f` follows the run",
+    "test-only": "`orchestrator check` asks nothing of Slurm but its partitions",
+    "wrap": "the job carries out the run",
+    "help": "it submits nothing",
+    "usage": "it submits nothing",
+    "version": "it submits nothing",
+    "hold": "the run would wait for somebody to release it",
+}  # fmt: skip
+
+
+class SlurmResources(BaseModel):
+    """What a job asks for. Left out: what the cluster gives by default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    partition: _Text | None = None
+    """Partition, or several, comma-separated."""
+    account: _Text | None = None
+    """Account that is charged."""
+    qos: _Text | None = None
+    """Quality of service."""
+    constraint: _Text | None = None
+    """Features that the nodes must have, such as a100."""
+    gpus_per_node: _Count | Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+$")] | None = None
+    """GPUs on each node: a number, or a type and a number such as a100:4."""
+    gres: _Text | None = None
+    """Generic resources on each node, such as gpu:4, where the cluster has no gpus_per_node."""
+    cpus_per_task: _Count | None = None
+    """CPU cores on each node."""
+    mem: _Memory | None = None
+    """Memory on each node, such as 64G; a number without a unit is in MB. 0: all of it."""
+    time: Annotated[str, Field(max_length=30)] | _Count | None = None
+    """Time limit: minutes, HH:MM:SS, or DAYS-HH:MM:SS."""
+    options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")], _Text | int | Literal[True]] = {}
+    """Other options of sbatch by their long names, such as mail-type: END; true: one without a value."""
+
+    @model_validator(mode="after")
+    def _options_have_their_place(self) -> Self:
+        for name in self.options:
+            field = name.replace("-", "_")
+            if field in type(self).model_fields or field in ("nodes", "requeue"):
+                raise ValueError(f"options holds {name}: write it as {field}")
+            if name in OWNED_OPTIONS:
+                raise ValueError(f"options holds {name}: {OWNED_OPTIONS[name]}")
+        if self.time is not None and self.time_limit_s == 0:
+            raise ValueError(f"time is {self.time!r}, which is no time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS")
+        return self
+
+    @property
+    def time_limit_s(self) -> int | None:
+        """The time limit in seconds; None: the cluster's, or none. 0: the text is none."""
+        text = str(self.time).strip() if self.time is not None else ""
+        return None if text.upper() in ("", "UNLIMITED", "INFINITE") else seconds_of(text) or 0
+
+
+class SlurmSpec(SlurmResources):
+    """A job of Slurm that carries the run out. It is signalled before its time limit, requeued, and goes on."""
+
+    nodes: int = Field(1, ge=1)
+    """Nodes; on each one process starts the training's."""
+    signal_s: int = Field(180, ge=1, le=65535)
+    """How long before the time limit the training is told to save a checkpoint and end, in seconds. Slurm may be a
+    minute early."""
+    requeue: bool = True
+    """Whether the job is queued again after its time limit, after preemption and when a node fails."""
+    max_requeues: int = Field(20, ge=0)
+    """How often a time limit may queue it again. It ends before that where no step was made since the last time."""
+    benchmark: SlurmResources | None = None
+    """Resources of a second job for the benchmarks, which starts when the training has succeeded; what is left out is
+    as in the training's, on one node. None: the same job benchmarks."""
+
+    @model_validator(mode="after")
+    def _there_is_time(self) -> Self:
+        for limit in (self.time_limit_s, self.benchmark.time_limit_s if self.benchmark else None):
+            if limit is not None and limit <= self.signal_s:
+                raise ValueError(
+                    f"a time limit of {limit} s with signal_s {self.signal_s}: the run would be told to stop as it "
+                    "begins; raise time, or lower signal_s"
+                )
+        return self
+
+    def for_benchmark(self) -> "SlurmSpec":
+        """What the second job asks for."""
+        given = self.benchmark.model_dump(exclude_unset=True) if self.benchmark else {}
+        options = {**self.options, **given.pop("options", {})}
+        own = self.model_dump(exclude={"benchmark", "options"})
+        return SlurmSpec.model_validate({**own, "nodes": 1, **given, "options": options})
+
+
+def seconds_of(text: str) -> int | None:
+    """A time as Slurm reads and writes it, in seconds; None where it is none.
+
+    '90' is minutes, '1:30' minutes and seconds, '1:30:00' hours; after days, '2-12', hours come first.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return None
+    first, second, third = (int(found[name] or 0) for name in ("first", "second", "third"))
+    if found["days"] is not None:
+        return ((int(found["days"]) * 24 + first) * 60 + second) * 60 + third
+    if found["third"] is not None:
+        return (first * 60 + second) * 60 + third
+    return first * 60 + second

@@ -1,0 +1,191 @@
+"""A real Slurm of one machine for the tests: munged, slurmctld and two slurmd, on ports and in a folder of its own.
+
+Needs root, and Debian's slurm-wlm and munge (`apt-get install slurm-wlm munge`). There is no slurmdbd, so no sacct:
+what Slurm says of a job that ended it says by squeue and scontrol for MinJobAge. Try it: python -m tests.slurm_cluster
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
+DEADLINE_S = 30
+NODES = ("node1", "node2")
+# A requeued job waits for cred_expire, 120 s unless it is told less; SIGKILL comes KillWait after SIGTERM.
+CONFIGURATION = """
+ClusterName=tests
+SlurmctldHost={host}
+SlurmctldPort={ctld_port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log
+SlurmdSpoolDir={folder}/%n
+StateSaveLocation={folder}/state
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+KillWait=10
+MinJobAge=300
+ReturnToService=2
+SlurmdParameters=config_overrides
+{nodes}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=10:00 State=UP PriorityTier=2
+"""
+
+
+def missing() -> str:
+    """Why there can be no Slurm here; '' where there can."""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)} (apt-get install slurm-wlm munge)"
+    return "" if os.geteuid() == 0 else "slurmd of the tests runs as root"
+
+
+@dataclass
+class Cluster:
+    """A running Slurm."""
+
+    folder: Path
+    daemons: "dict[str, subprocess.Popen[bytes]]"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads the client programs here."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+
+    def ask(self, *words: str) -> str:
+        """What a client program says."""
+        done = subprocess.run(
+            words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        return done.stdout + done.stderr
+
+    def states(self) -> dict[str, str]:
+        """Job id -> state, of all that Slurm still knows."""
+        lines = self.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
+        return {line.split()[0]: line.split()[1] for line in lines if len(line.split()) == 2}
+
+    @contextmanager
+    def without_node(self, name: str) -> Iterator[None]:
+        """For the length of the block a node is down; its jobs' processes are killed, as with the machine."""
+        self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=tests")
+        try:
+            yield
+        finally:
+            self.ask("scontrol", "update", f"nodename={name}", "state=resume")
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start a Slurm, and end it: its jobs first, then its daemons, by their pids."""
+    # Not in a test's folder: a socket's path is at most 107 bytes long.
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
+        started = Cluster(folder, {})
+        stack.callback(_stop, started)
+        _configure(folder)
+        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed"}
+        _start(started, "munged", "--foreground", *(f"--{name}={folder}/{file}" for name, file in files.items()))
+        _until(lambda: (folder / "munge.socket").exists(), "munged", started)
+        _start(started, "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
+        for name in NODES:
+            _start(started, name, "-D", "-N", name, "-f", f"{folder}/slurm.conf", program="slurmd")
+        _until(lambda: started.ask("sinfo", "-h", "-N", "-p", "all", "-o", "%T").split() == ["idle"] * len(NODES),
+               "idle nodes", started)  # fmt: skip
+        yield started
+
+
+def _configure(folder: Path) -> None:
+    folder.chmod(0o755)
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "state").mkdir()
+    host = socket.gethostname().partition(".")[0]
+    ports = _free_ports(len(NODES) + 1)
+    for name in NODES:
+        (folder / name).mkdir()
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN"
+        for name, port in zip(NODES, ports[1:], strict=True)
+    )
+    text = CONFIGURATION.format(folder=folder, host=host, ctld_port=ports[0], nodes=nodes)
+    (folder / "slurm.conf").write_text(text)
+
+
+def _start(started: Cluster, name: str, *words: str, program: str | None = None) -> None:
+    path = shutil.which(program or name, path=_path())
+    assert path is not None
+    with (started.folder / f"{name}.out").open("wb") as output:
+        started.daemons[name] = subprocess.Popen(
+            [path, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def _stop(started: Cluster) -> None:
+    if "slurmctld" in started.daemons:
+        started.ask("scancel", "--full", "--signal=KILL", f"--user={os.getuid()}")
+        started.ask("scancel", f"--user={os.getuid()}")
+        deadline = time.monotonic() + DEADLINE_S
+        while started.ask("squeue", "-h").strip() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    for name in reversed(started.daemons):
+        popen = started.daemons[name]
+        popen.send_signal(signal.SIGTERM)
+        try:
+            popen.wait(10)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            popen.wait()
+
+
+def _until(condition, what: str, started: Cluster) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            logs = [
+                f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in started.folder.glob("*.[lo][ou]*")
+            ]
+            raise AssertionError(f"no {what} within {DEADLINE_S} s: " + "\n".join(logs))
+        time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+if __name__ == "__main__":
+    if reason := missing():
+        sys.exit(reason)
+    with cluster() as running:
+        print(f"export SLURM_CONF={running.folder}/slurm.conf", flush=True)
+        sys.stdin.read()

@@ -1,0 +1,240 @@
+"""Runs as jobs of a real Slurm, with a fake llamafactory-cli. Run: pytest tests/test_slurm.py."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm_cluster import Cluster, cluster, missing
+from tests.workshop import Done, Workshop, new_workshop, wait_for
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no Slurm: {missing()}")
+JOB: dict[str, Any] = {"slurm": {"time": 30, "partition": "all"}}
+SLOW = {"max_steps": 40, "save_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    with cluster() as started:
+        yield started
+
+
+@pytest.fixture
+def shop(tmp_path: Path, fake_cli: Path, slurm: Cluster) -> Iterator[Workshop]:
+    """A workspace on a cluster, with a blank and quotes in its path."""
+    made = new_workshop(tmp_path, fake_cli, slurm.environment)
+    yield made
+    for folder in made.run_folders():
+        if job := made.record(folder)["job"]:
+            slurm.ask("scancel", job["id"].partition("_")[0])
+    made.kill_all()
+
+
+def launch(shop: Workshop, *words: str, compute: Any = JOB, env: dict[str, str] | None = None, **changes: Any) -> Done:
+    return shop.run("launch", shop.spec(compute=compute, **changes), *words, **(env or {}))
+
+
+def shown(shop: Workshop, run: Path | None = None) -> str:
+    """The status that `list` gives a run."""
+    rows = shop.run("list", "--json").json()
+    return next(row["status"] for row in rows if run is None or row["id"] == run.name)
+
+
+def ended(shop: Workshop, status: str = "done") -> dict[str, Any]:
+    record = wait_for(lambda: shop.record()["ended_at"] and shop.record(), "the run's end")
+    assert record["status"] == status, (record["error"], (shop.only_run() / "logs" / "supervisor.log").read_text())
+    return record
+
+
+def at_step(shop: Workshop, step: int) -> None:
+    def come() -> bool:
+        logs = list(shop.runs.glob("*/output/trainer_log.jsonl"))
+        return bool(logs) and logs[0].read_text("utf-8").count("\n") >= step
+
+    wait_for(come, f"step {step}")
+
+
+def test_a_launch_submits_a_job_that_carries_the_run_out(shop, slurm, launched):
+    done = launch(shop)
+    assert done.code == 0, done.err
+    run = shop.only_run()
+    assert done.out == f"{run.name}\n"
+    record = ended(shop)
+    assert f"is Slurm job {record['job']['id']}" in done.err
+    assert len(record["benchmarks"]) == 1 and len(record["attempts"]) == 1
+    wait_for(lambda: slurm.states()[record["job"]["id"]] == "COMPLETED", "the job's end")
+    assert record["training"] == launched[0].record()["training"]
+    assert "train: 5/5 steps" in (run / "logs" / "supervisor.log").read_text("utf-8")
+
+
+def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, slurm):
+    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
+    at_step(shop, 3)
+    assert shown(shop) == "running"
+    run, job = shop.only_run(), shop.record()["job"]["id"]
+    assert f"Slurm job {job}" in shop.run("show", "toy").out
+    refused = shop.run("resume", "toy")
+    assert refused.code == 3 and f"Slurm job {job} owns it" in refused.err, refused.err
+    done = shop.run("stop", "toy")
+    assert done.code == 0, done.err
+    assert "the newest whole checkpoint: checkpoint-" in done.err and slurm.states()[job] in ("FAILED", "COMPLETED")
+    assert shown(shop, run) == "stopped" and shop.left_over() == []
+    again = shop.run("resume", "toy", FAKE_STEP_S="0.01")
+    assert again.code == 0, again.err
+    record = ended(shop)
+    assert record["job"]["id"] != job and record["attempts"][1]["from_step"] >= 3
+    assert record["training"]["steps"] == 40
+
+
+def test_a_job_that_waits_is_queued_and_stop_takes_it_out(shop, slurm):
+    later = {"slurm": {**JOB["slurm"], "options": {"begin": "now+1hour"}}}
+    assert launch(shop, compute=later).code == 0
+    run, job = shop.only_run(), shop.record()["job"]["id"]
+    assert shown(shop) == "queued"
+    assert f"Slurm job {job} is PENDING (BeginTime), expected to start 20" in shop.run("show", "toy").out
+    follower = shop.start("logs", "toy", "-f")
+    follower.until(lambda: f"Slurm job {job} is PENDING" in follower.err, "what it waits for")
+    assert shop.run("stop", "toy").code == 0
+    assert follower.finish().code == 0
+    assert (shown(shop, run), slurm.states()[job]) == ("stopped", "CANCELLED")
+
+
+def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_end(shop, slurm, tmp_path, fake_cli):
+    unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
+    assert unbroken.run("launch", unbroken.spec(train=SLOW, benchmark=None)).code == 0
+    short = {"slurm": {"time": 1, "signal_s": 50}}
+    assert launch(shop, compute=short, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "1.2"}).code == 0
+    wait_for(lambda: shop.record()["job"]["requeues"] == 1, "the end of its time", 100)
+    assert shown(shop) == "queued"
+    record = wait_for(lambda: shop.record()["ended_at"] and shop.record(), "its end", 150)
+    log = (shop.only_run() / "logs" / "supervisor.log").read_text("utf-8")
+    assert record["status"] == "done", log
+    assert [each["status"] for each in record["attempts"]] == ["stopped"] * record["job"]["requeues"] + ["done"]
+    assert "the time limit is near" in log and "the training goes on from checkpoint-" in log
+    assert record["attempts"][1]["from_step"] > 3
+    then = unbroken.record()["training"]
+    assert record["training"] == then | {"train_loss": pytest.approx(then["train_loss"])}
+    outputs = [next(root.glob("runs/*/output")) / "adapter_model.safetensors" for root in (shop.root, unbroken.root)]
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_a_job_without_progress_is_not_queued_again(shop, slurm):
+    short = {"slurm": {"time": 1, "signal_s": 50}}
+    assert launch(shop, compute=short, train={"max_steps": 5}, benchmark=None, env={"FAKE_TRAIN": "hangs"}).code == 0
+    record = wait_for(lambda: shop.record()["ended_at"] and shop.record(), "the end of its time", 100)
+    assert record["status"] == "stopped" and "it came to no checkpoint beyond step 0" in record["error"]
+    assert record["job"]["requeues"] == 0
+
+
+@pytest.mark.parametrize("how", ["preempted", "node failure"])
+def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm, how):
+    alone = {"slurm": {"time": 30, "partition": "all", "options": {"exclusive": True, "nodelist": "node2"}}}
+    assert launch(shop, compute=alone, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.2"}).code == 0
+    at_step(shop, 12)
+    job = shop.record()["job"]["id"]
+    if how == "preempted":
+        words = ("sbatch", "--parsable", "--partition=urgent", "--nodelist=node2", "--exclusive", "--output=/dev/null")
+        urgent = slurm.ask(*words, "--wrap=sleep 2").strip()
+        wait_for(lambda: slurm.states().get(urgent) == "RUNNING", "the urgent job")
+    else:
+        with slurm.without_node("node2"):
+            wait_for(lambda: slurm.states()[job] == "PENDING", "the requeue")
+            assert shown(shop) == "queued"
+    record = ended(shop)
+    assert (record["training"]["steps"], len(record["attempts"])) == (40, 2)
+    assert record["attempts"][1]["from_step"] >= 10 and record["job"]["id"] == job
+    assert record["job"]["requeues"] == 0
+
+
+def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, slurm):
+    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
+    at_step(shop, 3)
+    run, job = shop.only_run(), shop.record()["job"]["id"]
+    slurm.ask("scancel", job)
+    wait_for(lambda: slurm.states()[job] == "CANCELLED", "its end")
+    assert shown(shop) == "interrupted"
+    assert f"Slurm job {job} is CANCELLED" in shop.run("show", run.name).out
+    assert shop.run("resume", "toy").code == 0
+    assert ended(shop)["training"]["steps"] == 40
+
+
+def test_benchmarks_can_be_a_second_job_that_waits_for_the_training(shop, slurm):
+    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10, "partition": "urgent"}}}
+    done = launch(shop, compute=two, env={"FAKE_STEP_S": "0.3"})
+    assert done.code == 0, done.err
+    first, second = shop.record()["job"]["id"], shop.record()["benchmark_job"]["id"]
+    assert f"its benchmarks job {second}" in done.err
+    record = ended(shop)
+    assert (record["job"]["id"], record["benchmark_job"], len(record["benchmarks"])) == (second, None, 1)
+    assert [each["status"] for each in record["attempts"]] == ["trained", "done"]
+    assert int(second) > int(first)
+    wait_for(lambda: slurm.states()[second] == "COMPLETED", "the second job's end")
+
+
+def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop, slurm):
+    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10}}}
+    assert launch(shop, compute=two, env={"FAKE_TRAIN": "dies"}).code == 0
+    second = shop.record()["benchmark_job"]["id"]
+    assert "CUDA out of memory" in ended(shop, "failed")["error"]
+    wait_for(lambda: slurm.states().get(second) in ("CANCELLED", None), "the second job's end")
+
+
+def test_what_slurm_does_not_take_fails_with_its_words(shop):
+    done = launch(shop, compute={"slurm": {"constraint": "no_such_feature"}})
+    assert done.code == 4 and "Invalid feature specification" in done.err and "sbatch.sh" in done.err
+    record = shop.record()
+    assert record["status"] == "failed" and "Invalid feature" in record["error"] and record["job"] is None
+
+
+def test_a_check_knows_the_partitions_and_their_time_limits(shop):
+    for asked, said in (
+        ({"partition": "urgnt"}, "there is no partition 'urgnt'; did you mean 'urgent'?"),
+        ({"partition": "urgent", "time": "1:00:00"}, "1:00:00 is longer than partition urgent allows: 10:00"),
+    ):
+        done = shop.run("check", shop.spec(compute={"slurm": asked}))
+        assert done.code == 2 and said in done.err, done.err
+    nowhere = shop.run("check", shop.spec(compute=JOB), PATH=str(shop.root))
+    assert nowhere.code == 3 and "sbatch is not here" in nowhere.err
+
+
+def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, slurm):
+    two = {"slurm": {"nodes": 2, "time": 10, "cpus_per_task": 2}, "env": {"OMP_NUM_THREADS": "1"}}
+    assert launch(shop, compute=two, train=SLOW, benchmark=None, env={"FAKE_STEP_S": "0.3"}).code == 0
+    at_step(shop, 3)
+    wait_for(lambda: len(shop.calls("train")) == 2, "both nodes")
+    assert shop.run("stop", "toy").code == 0
+    assert shop.record()["status"] == "stopped" and shop.left_over() == []
+    assert shop.run("resume", "toy").code == 0
+    assert ended(shop)["training"]["steps"] == 40
+    calls = [call["environment"] for call in shop.calls("train")]
+    assert sorted(each["NODE_RANK"] for each in calls) == ["0", "0", "1", "1"]
+    for each in calls:
+        assert each["NNODES"] == "2" and each["MASTER_ADDR"] == "127.0.0.1" and each["OMP_NUM_THREADS"] == "1"
+        assert each["FORCE_TORCHRUN"] == "1" and int(each["MASTER_PORT"]) >= 20_000
+    files = shop.run("logs", "toy", "--file", "train-node1")
+    assert files.code == 0 and files.out.count("fake train") == 2
+
+
+def test_a_list_of_many_runs_asks_slurm_once_and_of_none_not_at_all(shop, slurm):
+    asked = shop.root.parent / "asked"
+    (shop.root.parent / "bin").mkdir()
+    squeue = shop.root.parent / "bin" / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho x >> '{asked}'\n")
+    squeue.chmod(0o755)
+    path = f"{squeue.parent}{os.pathsep}{slurm.environment['PATH']}"
+    assert launch(shop, benchmark=None).code == 0
+    record = ended(shop)
+    shop.run("list", PATH=path)
+    assert not asked.exists()
+    for number in range(20):
+        folder = shop.runs / f"other-20260101-0000{number:02}"
+        folder.mkdir()
+        job = record["job"] | {"id": str(9000 + number)}
+        other = record | {"id": folder.name, "status": "running", "ended_at": None, "host": "elsewhere", "job": job}
+        (folder / "record.json").write_text(json.dumps(other))
+    done = shop.run("list", "--json", PATH=path)
+    assert sum(row["status"] == "interrupted" for row in done.json()) == 20
+    assert asked.read_text() == "x\n"

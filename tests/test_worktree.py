@@ -1,0 +1,105 @@
+"""What of a workspace is in no commit, kept with a run. Run: pytest tests/test_worktree.py."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.runs import worktree
+from orchestrator.runs.record import Facts
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.worktree import Worktree, keep_patch, read_worktree
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    return subprocess.run(["git", "-C", root, *identity, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A workspace in a folder of a repository, as often."""
+    git(tmp_path, "init", "-q")
+    folder = tmp_path / "it's work"
+    for name in ("runs", "dataset_info", "templates"):
+        (folder / name).mkdir(parents=True)
+    (folder / "runs" / "toy.yaml").write_bytes("name: toy\nnote: Grüße\n".encode("latin-1"))
+    (tmp_path / "beside.txt").write_text("beside\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    return folder
+
+
+def test_a_clean_workspace_has_no_patch(root):
+    found = read_worktree(root)
+    assert (found.dirty, found.patch) == (False, b"")
+    assert found.commit == git(root, "rev-parse", "HEAD").strip()
+
+
+def test_outside_git_or_without_a_commit_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert read_worktree(tmp_path) == Worktree()
+    git(tmp_path, "init", "-q")
+    assert read_worktree(tmp_path) == Worktree()
+
+
+@pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
+def test_the_patch_makes_the_commit_what_the_workspace_was(root, tmp_path, setting):
+    """Changed files byte by byte, new specs, entries and templates, whatever the user's git is set to."""
+    changed = {
+        "runs/toy.yaml": "name: toy\nnote: Grüße, Grüße\n".encode("latin-1"),
+        "runs/new.yaml": "name: new\nnote: Grüße\n".encode(),
+        "templates/train.yaml.j2": b"no newline at the end",
+        "dataset_info/bytes.yaml": b"\xff\xfe of no encoding\n",
+        "runs/empty.yaml": b"",
+    }
+    for name, content in changed.items():
+        (root / name).write_bytes(content)
+    git(root, "config", *setting.split("="))
+    found = read_worktree(root)
+    assert found.dirty
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(tmp_path), str(clone))
+    (tmp_path / "a.diff").write_bytes(found.patch)
+    git(clone, "apply", str(tmp_path / "a.diff"))
+    assert {name: (clone / root.name / name).read_bytes() for name in changed} == changed
+
+
+def test_new_files_of_other_kinds_are_left_out_and_those_that_are_no_text_are_named(root):
+    (root / "runs" / "weights.bin").write_bytes(b"x")
+    (root / "notes.yaml").write_text("not ours: x\n")
+    (root / "runs" / "zeros.yaml").write_bytes(b"\0")
+    (root / "runs" / "large.yaml").write_bytes(b"x" * (worktree.MAX_NEW_FILE_BYTES + 1))
+    (root / "runs" / "a\nb.yaml").write_text("x")
+    (root / "runs" / "link.yaml").symlink_to("/etc/hostname")
+    found = read_worktree(root)
+    assert found.dirty is False
+    assert found.patch.decode().splitlines() == [
+        r"""# new, not kept: "it's work/runs/a\nb.yaml" """.strip(),
+        '''# new, not kept: "it's work/runs/large.yaml"''',
+        '''# new, not kept: "it's work/runs/link.yaml"''',
+        '''# new, not kept: "it's work/runs/zeros.yaml"''',
+    ]
+
+
+def test_of_a_large_patch_the_beginning_is_kept_and_it_says_so(root, monkeypatch):
+    monkeypatch.setattr(worktree, "MAX_BYTES", 300)
+    (root / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(100)))
+    patch = read_worktree(root).patch
+    assert len(patch) < 500
+    assert b"\n# cut here: " in patch and patch.startswith(b"diff --git")
+    (root / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(101)))
+    assert read_worktree(root).patch != patch  # by the hash of the whole
+
+
+def test_the_patch_is_kept_in_the_run_folder_and_the_facts_say_what_it_is(root, tmp_path):
+    folder = root / "runs" / "toy-20261124-101500"
+    folder.mkdir()
+    run, facts = RunDir(folder), Facts(git_commit="a" * 40)
+    kept = keep_patch(run, root, facts)
+    assert (kept.git_dirty, kept.git_diff_sha256, run.workspace_diff.exists()) == (False, None, False)
+    (root / "runs" / "toy.yaml").write_text("name: other\n")
+    kept = keep_patch(run, root, facts)
+    assert kept.git_dirty and kept.git_diff_sha256
+    assert b"+name: other" in run.workspace_diff.read_bytes()
+    assert keep_patch(run, root, Facts()) == Facts()
