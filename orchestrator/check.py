@@ -33,6 +33,7 @@ from orchestrator.runs.slurm import own_job
 from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
+from orchestrator.upstream.compute_check import check_compute
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 from orchestrator.upstream.vllm_arguments import read_flags
@@ -69,7 +70,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += _machine(spec)
+        findings += [*check_compute(spec, installation), *_machine(spec)]
     return findings
 
 

@@ -10,23 +10,28 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
+from orchestrator.benchmark.curve import Curve
 from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
+from orchestrator.data.testset import with_instruction
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.export import export
 from orchestrator.models.model_files import weights_sha256
 from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
+from orchestrator.processes.process import Child
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
@@ -35,14 +40,17 @@ from orchestrator.runs.record import RunRecord, Status, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.storage import storage_problem
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.diff import defaults_json
+from orchestrator.specs.machines import this_machine
 from orchestrator.specs.render import Checkpoint, spec_yaml, train_arguments, train_environment
 from orchestrator.specs.spec import BenchmarkSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
 from orchestrator.train import TRAIN_ARGV, train
+from orchestrator.upstream.compute_check import Placement
 
 log = logging.getLogger("orchestrator")
 
@@ -55,6 +63,7 @@ class Origin:
     overrides: Sequence[str] = ()
     rerun_of: str | None = None
     drift: Sequence[str] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,36 +94,63 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
     """A new run folder with all that carry_out needs. The calling process owns it.
 
     Raises:
-        PrerequisiteError: its devices are in use, and it would not wait.
+        PrerequisiteError: its devices are in use, and it would not wait; or the file system can keep no runs.
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
         raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
+    if problem := storage_problem(session.workspace.runs):
+        raise PrerequisiteError(
+            f"runs cannot be kept in {session.workspace.runs}: {problem}",
+            "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+        )
     if how.exclusive and not how.wait:
-        with held(_devices(spec, how), None):
+        with held(devices_needed(spec, how), None):
             pass
     return _new_folder(session, plan, origin, with_benchmarks=how.with_benchmarks)
 
 
-def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = False) -> RunDir:
-    spec = plan.spec
-    run = session.workspace.new_run(spec.name, datetime.now())
-    atomic_write(run.spec, spec_yaml(spec, plan.found))
-    record = RunRecord(
+def reserve_run(session: Session, plan: Plan) -> RunDir:
+    """A new folder with spec.yaml in it; first_record makes a run of it."""
+    run = session.workspace.new_run(plan.spec.name, datetime.now())
+    atomic_write(run.spec, spec_yaml(plan.spec, plan.found))
+    return run
+
+
+def first_record(
+    session: Session, run: RunDir, plan: Plan, origin: Origin, *, with_benchmarks: bool, queued: bool = False
+) -> None:
+    """Write the record of a folder that has its spec: with it the folder is a run.
+
+    Args:
+        session: the workspace and its tools.
+        run: the folder.
+        plan: what its spec says.
+        origin: where that is from.
+        with_benchmarks: whether they follow the training.
+        queued: whether it waits to be begun by anybody; else the calling process owns it.
+    """
+    RunRecord(
         id=run.id,
-        name=spec.name,
+        name=plan.spec.name,
         created_at=now(),
         process_start_ticks=start_ticks(os.getpid()),
         spec_file=origin.spec_file,
-        spec_sha256=spec_sha256(spec),
+        spec_sha256=spec_sha256(plan.spec),
         overrides=list(origin.overrides),
         rerun_of=origin.rerun_of,
         drift=list(origin.drift),
+        group=origin.group,
+        awaits_turn=queued,
         with_benchmarks=with_benchmarks,
-        seed=spec.seed,
+        seed=plan.spec.seed,
         facts=keep_patch(run, session.workspace.root, plan.facts),
-    )
-    record.save(run)  # last: with it the folder is a run
+    ).save(run)
+
+
+def _new_folder(session: Session, plan: Plan, origin: Origin, *, with_benchmarks: bool = False) -> RunDir:
+    run = reserve_run(session, plan)
+    first_record(session, run, plan, origin, with_benchmarks=with_benchmarks)
     log.info("run %s", run.id)
     return run
 
@@ -144,16 +180,17 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             record.note_attempt(run, drift=changes)
         if how.job and len(record.attempts) == 1:
             record.update(run, facts=plan.facts)  # the machine that submitted it is another
-        with held(_devices(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
+        with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
             if spec.train is not None:
                 _train(session, plan, run, record, how, repeat, locks)
-            if how.with_benchmarks and spec.benchmark:
+            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
                 asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
                 with _timed(run, record, "benchmark"):
                     run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
+                record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)
             status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
             if how.job and record.benchmark_job is not None:
@@ -202,6 +239,8 @@ def benchmark(
         items = target.spec.benchmark
     if not items:
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
+    trained_on = target.spec.datasets if target.spec else []
+    items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
@@ -221,6 +260,39 @@ def benchmark(
         folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
+
+
+def benchmark_all(
+    session: Session,
+    target: Target,
+    testset: str | None,
+    split: str | None,
+    changes: Mapping[str, Any],
+    settings: ServeSpec,
+    how: Asking,
+    *,
+    metric: str,
+    with_base: bool,
+) -> Curve:
+    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
+
+    Args:
+        session: the workspace and its tools.
+        target: the run.
+        testset: the validation set's dataset. None: that of the run's benchmarks.
+        split: its split. None: validation.
+        changes: fields of the validation set's benchmark.
+        settings: how the checkpoints are served.
+        how: whether answers of before are used, and whether parts are scored.
+        metric: what is chosen by.
+        with_base: the model before training too.
+    """
+    if target.run is None or target.spec is None:
+        raise SpecError(f"{target.name} is no run")
+    sets = sets_of(session, target.spec, testset, split, changes)
+    return benchmark_every_checkpoint(
+        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
+    )
 
 
 def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
@@ -267,7 +339,7 @@ def _export(
 ) -> Path:
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    record.update(run, commands={**record.commands, "export": argv})
+    record.add_command(run, "export", argv)
     with locked(run, "export"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
@@ -374,38 +446,51 @@ def _train(
         resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
         atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
     installation, environment = session.llamafactory(), train_environment(spec)
+    machine = this_machine(spec.compute, os.environ)
+    if machine is not None:
+        rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
+        environment = {**environment, **rank}
+        log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
     prefix, variables = across_nodes(spec, run) if how.job else ([], {})
     environment |= variables
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
-    record.update(
-        run,
-        status="running",
-        commands={**record.commands, "train": [*prefix, str(installation.cli), *TRAIN_ARGV]},
-        environment={**record.environment, "train": environment},
-    )
+    record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
+    record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
+    placement = Placement(spec.compute.ray_timeout_s) if spec.compute.ray else None
     with _timed(run, record, "train"), _metered(run, record, spec) as meter:
-        training = train(
+
+        def on_look(child: Child) -> None:
+            meter.sample(child)
+            if placement is not None:
+                placement.look(child)
+
+        trained = train(
             run,
             installation,
             environment,
             record.resumed_at(),
             on_event=on_event,
-            on_look=meter.sample,
+            on_look=on_look,
             held=locks,
+            machine=machine,
             prefix=prefix,
         )
-    training.weights_sha256 = weights_sha256(run.output)
+    if isinstance(trained, str):
+        log.info("the training is at its end; %s", trained)
+        record.update(run, status="trained", results_elsewhere=trained)
+        return
+    trained.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    verdict = repeat.trained(training) if repeat else None
+    verdict = repeat.trained(trained) if repeat else None
     said = f"{verdict.verdict}: {verdict.message}" if verdict else None
-    record.update(run, status="trained", training=training, facts=facts, verdict=said)
+    record.update(run, status="trained", training=trained, facts=facts, verdict=said)
 
 
-def _devices(spec: RunSpec, how: How) -> list[str]:
+def devices_needed(spec: RunSpec, how: How) -> list[str]:
     """The devices that the run uses, or none where others may have them too."""
     if not how.exclusive or spec.compute.slurm is not None:  # Slurm gives each job its own
         return []

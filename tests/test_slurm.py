@@ -182,6 +182,24 @@ def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop
     wait_for(lambda: slurm.states().get(second) in ("CANCELLED", None), "the second job's end")
 
 
+def test_a_sweep_is_one_job_array_and_a_resume_submits_what_is_not_done(shop, slurm):
+    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies", benchmark=None)
+    assert done.code == 0 and "is Slurm job " in done.err, done.err
+    (folder,) = shop.runs.glob("toy-sweep-*")
+    assert done.out == f"{folder.name}\n"
+    runs = [shop.runs / each["run"] for each in json.loads((folder / "group.json").read_bytes())["points"]]
+    wait_for(lambda: all(shop.record(run)["ended_at"] for run in runs), "the end of both")
+    assert [shop.record(run)["status"] for run in runs] == ["done", "failed"]
+    (array,) = {shop.record(run)["job"]["id"].partition("_")[0] for run in runs}
+    assert [shop.record(run)["job"]["id"] for run in runs] == [f"{array}_0", f"{array}_1"]
+    again = shop.run("resume", "toy-sweep")
+    assert again.code == 0, again.err
+    wait_for(
+        lambda: len(shop.record(runs[1])["attempts"]) == 2 and shop.record(runs[1])["ended_at"], "the second's end"
+    )
+    assert len(shop.record(runs[0])["attempts"]) == 1
+
+
 def test_what_slurm_does_not_take_fails_with_its_words(shop):
     done = launch(shop, compute={"slurm": {"constraint": "no_such_feature"}})
     assert done.code == 4 and "Invalid feature specification" in done.err and "sbatch.sh" in done.err

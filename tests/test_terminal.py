@@ -36,7 +36,7 @@ def row(**changes: object) -> Row:
     fields = {
         "id": "toy-20261124-101500", "status": "created", "created": 1795515300.0, "ended": None, "name": "toy",
         "model": "models/tiny", "datasets": "captions", "steps": "", "last": "", "bleu": "", "chrf": "", "ter": "",
-        "tags": "", "removed": 0,
+        "tags": "", "removed": 0, "group": "",
     }  # fmt: skip
     return Row(**{**fields, **changes})
 

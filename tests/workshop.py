@@ -280,7 +280,8 @@ class Workshop:
             popen.wait(DEADLINE_S)
 
     def run_folders(self) -> list[Path]:
-        return sorted(path for path in self.runs.iterdir() if path.is_dir() and path.name != ".trash")
+        folders = (path for path in self.runs.iterdir() if path.is_dir() and path.name != ".trash")
+        return sorted(path for path in folders if not (path / "group.json").exists())
 
     def only_run(self) -> Path:
         (folder,) = self.run_folders()

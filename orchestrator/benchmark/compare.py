@@ -42,6 +42,8 @@ class System(_Part):
     target: str
     """What was benchmarked."""
     folder: str
+    values: dict[str, str] = {}
+    """Of a group's run: what was swept, by key."""
     scores: dict[str, float]
     triage: dict[str, int | None]
     """Answers by fault; null: not known."""
@@ -90,6 +92,8 @@ class Comparison(_Part):
     n_segments: int
     text_sha256: str
     prompts_sha256: str
+    group: str | None = None
+    """The group whose runs are compared, the best first."""
     baseline: str
     """The first system; every other one is compared with it."""
     systems: list[System]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.benchmark.score import Score
 from orchestrator.benchmark.triage import Triage
+from orchestrator.data.sacrebleu_sets import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import Workspace
@@ -100,13 +101,13 @@ def find_benchmarks(words: Sequence[str], workspace: Workspace, testset: str | N
     """
     if len(words) < 2:
         raise SpecError("compare takes two benchmarks or more", "orchestrator compare RUN@base RUN")
-    candidates = [_candidates(word, workspace, testset) for word in words]
-    shared = set.intersection(*({each.identity for each in of_one} for of_one in candidates))
+    of_each = [candidates(word, workspace, testset) for word in words]
+    shared = set.intersection(*({each.identity for each in of_one} for of_one in of_each))
     if not shared:
-        newest = [of_one[0] for of_one in candidates]
+        newest = [of_one[0] for of_one in of_each]
         raise SpecError("these cannot be compared:\n" + "\n".join(_why_not(newest)), "benchmark them alike, then again")
-    wanted = next(each.identity for each in candidates[0] if each.identity in shared)
-    found = [next(each for each in of_one if each.identity == wanted) for of_one in candidates]
+    wanted = next(each.identity for each in of_each[0] if each.identity in shared)
+    found = [next(each for each in of_one if each.identity == wanted) for of_one in of_each]
     for number, one in enumerate(found):
         for other in found[:number]:
             if one.folder == other.folder:
@@ -119,7 +120,16 @@ def is_finished(path: Path) -> bool:
     return os.path.isfile(path / "scores.json")  # noqa: PTH113 - Path.is_file raises on long names
 
 
-def _candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
+def read_benchmark(name: str, folder: Path) -> Benchmark:
+    """A benchmark by its folder.
+
+    Raises:
+        PrerequisiteError: its scores.json is damaged, or of a later version.
+    """
+    return Benchmark(name, folder, _read(folder))
+
+
+def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The complete benchmarks that a word may mean, newest first."""
     for folder in (Path(word), workspace.root / word):
         if word and is_finished(folder):
@@ -128,7 +138,7 @@ def _candidates(word: str, workspace: Workspace, testset: str | None) -> list[Be
             break
     else:
         found = _of_run(word, workspace)
-    wanted, _, split = (testset or "").partition(":")
+    wanted, split = _testset_and_split(testset or "")
     kept = [
         each
         for each in found
@@ -142,6 +152,13 @@ def _candidates(word: str, workspace: Workspace, testset: str | None) -> list[Be
     other = f"; it has: {', '.join(have)}" if have else ""
     option = f" --testset {wanted}" + (f" --split {split}" if split else "") if wanted else ""
     raise SpecError(f"{word} has no complete benchmark{of}{hint}{other}", f"orchestrator benchmark {word}{option}")
+
+
+def _testset_and_split(word: str) -> tuple[str, str]:
+    """Of NAME or NAME:SPLIT; a name of sacrebleu's has a colon in it."""
+    known = PREFIX if is_sacrebleu(word) else ""
+    name, _, split = word.removeprefix(known).partition(":")
+    return known + name, split
 
 
 def _of_run(word: str, workspace: Workspace) -> list[Benchmark]:

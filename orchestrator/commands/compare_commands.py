@@ -17,7 +17,9 @@ from orchestrator.commands.options import JsonOption, WorkspaceOption
 def compare(
     systems: Annotated[
         list[str],
-        typer.Argument(metavar="A B...", help="Runs, RUN@LABEL, or benchmark folders. The first is the baseline."),
+        typer.Argument(
+            metavar="A B...", help="Runs, RUN@LABEL, benchmark folders, or a group; the first is the baseline."
+        ),
     ],
     testset: Annotated[
         str | None, typer.Option(metavar="NAME[:SPLIT]", help="Default: the newest that all were benchmarked on.")
@@ -25,19 +27,25 @@ def compare(
     metric: Annotated[
         list[str] | None, typer.Option(help="bleu, chrf, chrf++ or ter; repeatable. Default: all that all have.")
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, help="Sentences shown where each wins.")] = 3,
+    examples: Annotated[
+        int | None, typer.Option(min=0, help="Sentences shown where each wins. Default: 3; of a group none.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which is better, by how much, and can this test set tell? Paired tests of benchmarks, each with the first."""
+    """Which is better, by how much, and can this test set tell? Paired tests of benchmarks, each with the first.
+
+    The runs of a group are ranked, each compared with the best.
+    """
     from orchestrator.benchmark.compare import compare as compared
-    from orchestrator.benchmark.finished import find_benchmarks
+    from orchestrator.benchmark.ranked import find_ranked
     from orchestrator.commands import terminal
     from orchestrator.commands.compare_output import comparison_text
     from orchestrator.runs.rundir import find_workspace
 
-    found = find_benchmarks(systems, find_workspace(workspace), testset)
-    comparison = compared(found, metric or (), n_examples=examples)
+    found = find_ranked(systems, find_workspace(workspace), testset, metric or ())
+    n_examples = examples if examples is not None else 3 if found.group is None else 0
+    comparison = found.noted(compared(found.benchmarks, metric or (), n_examples=n_examples))
     if as_json:
         terminal.print_json(comparison.model_dump(mode="json"))
     else:

@@ -20,7 +20,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = [_line(title)]
     parts += [_line(f"  {each}") for each in comparison.verdicts]
     parts += [_line(f"  note: {each}") for each in comparison.notes]
-    parts += [_gap(), table(["", *_headings(comparison)], _score_rows(comparison))]
+    parts += [_gap(), _scores(comparison)]
     parts += [_gap(), table(_TEST_COLUMNS, [_test_row(test) for test in comparison.tests]), *_small_print(comparison)]
     if comparison.buckets:
         parts += [_gap(), *_buckets(comparison)]
@@ -38,11 +38,16 @@ def _headings(comparison: Comparison) -> list[str]:
     return [HEADINGS[metric] for metric in comparison.signatures]
 
 
-def _score_rows(comparison: Comparison) -> list[list[str]]:
-    return [
+def _scores(comparison: Comparison) -> RenderableType:
+    rows = [
         [system.name, *(f"{system.scores[metric]:.2f}" for metric in comparison.signatures)]
         for system in comparison.systems
     ]
+    if comparison.group is None:
+        return table(["", *_headings(comparison)], rows)
+    targets = [system.target for system in comparison.systems]
+    rows = [[*row, target] for row, target in zip(rows, targets, strict=True)]
+    return table([comparison.group, *_headings(comparison), "run"], rows)
 
 
 def _test_row(test: PairedTest) -> list[str]:

@@ -19,6 +19,7 @@ from orchestrator.commands.options import (
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
+    RunOrGroupArgument,
     SetOption,
     WaitOption,
     WorkspaceOption,
@@ -36,10 +37,17 @@ if TYPE_CHECKING:
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
 
-@app.command(epilog="Example: orchestrator launch runs/demo.yaml --set train.num_train_epochs=1")
+@app.command(epilog="Example: orchestrator launch runs/demo.yaml --sweep train.learning_rate=1e-4,5e-4")
 def launch(
     spec: Annotated[Path, typer.Argument(help="A spec file.")],
     overrides: SetOption = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,...", help="A run for each value, and for all combinations where repeated."),
+    ] = None,
+    per_device: Annotated[
+        bool, typer.Option("--per-device", help="With --sweep: one run at a time on each device, not one in all.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, show the command, start nothing.")] = False,
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
@@ -51,12 +59,24 @@ def launch(
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
     from orchestrator import pipeline
-    from orchestrator.commands import terminal
+    from orchestrator.commands import sweeps, terminal
     from orchestrator.plan import plan_run, render_files
+    from orchestrator.runs.sweep import make_group, plan_sweep
 
     if dry_run and detach:
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
+    if per_device and not sweep:
+        raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
     session = open_session(workspace, archives)
+    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
+    if sweep:
+        planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device, full_hash=full_hash)
+        if dry_run:
+            sweeps.print_points(session, planned, as_json)
+            return
+        group, words = make_group(session, planned, how), _supervisor_words(session, archives, how)
+        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
+        return
     checked = session.load_spec(spec, overrides or ())
     plan = plan_run(session, checked, full_hash=full_hash)
     if dry_run:
@@ -66,14 +86,13 @@ def launch(
         else:
             say(f"nothing would be started: {checked.serve.url} is asked")
         return
-    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     run = pipeline.new_run(session, plan, pipeline.Origin(str(spec), overrides or ()), how)
     _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
 
 
 @app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")
 def resume(
-    run: RunArgument,
+    run: RunOrGroupArgument,
     label: Annotated[
         str | None, typer.Option("--from", help="The checkpoint to go on from. Default: the newest whole one.")
     ] = None,
@@ -83,11 +102,23 @@ def resume(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again."""
+    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again.
+
+    Of a group, with all its runs that are not done.
+    """
+    from orchestrator.commands import sweeps
     from orchestrator.pipeline import How
+    from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.resume import plan_resume
 
     session = open_session(workspace, None)
+    if (group := lookup_group(session.workspace, run)) is not None:
+        if label is not None:
+            raise SpecError("--from is for a run: each run of a group goes on from its own newest whole checkpoint")
+        how = How(with_benchmarks=not no_benchmark, wait=True)
+        words = _supervisor_words(session, None, how)
+        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
+        return
     found = session.workspace.find_run(run)
     plan, with_benchmarks = plan_resume(session, found, label, no_benchmark=no_benchmark)
     how = How(with_benchmarks=with_benchmarks, wait=wait, checkpoint=label)
@@ -120,7 +151,7 @@ def rerun(
 
 @app.command(hidden=True)
 def supervise(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, or of a group.")],
     cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
@@ -129,10 +160,11 @@ def supervise(
     label: Annotated[str | None, typer.Option("--checkpoint", help="As resume's --from.")] = None,
     in_job: Annotated[bool, typer.Option("--slurm", help="As the job of Slurm that this process is in.")] = False,
 ) -> None:
-    """Carry a run out, as its owner; `launch --detach` and a job of Slurm start this."""
+    """Carry a run or a group out, as its owner; `launch --detach` and a job of Slurm start this."""
     from orchestrator import pipeline
     from orchestrator.runs import slurm
-    from orchestrator.runs.rundir import RunDir
+    from orchestrator.runs.rundir import GroupDir, RunDir
+    from orchestrator.runs.turns import take_turns
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
     try:
@@ -140,10 +172,14 @@ def supervise(
     except OSError as error:
         raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
+    session = open_session(workspace, archives)
+    if GroupDir(folder).file.is_file():
+        take_turns(session, GroupDir(folder), how, _supervisor_words(session, archives, how))
+        return
     if in_job:
         again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # it goes on from its own checkpoint, then
         how = replace(how, job=slurm.own_job(), checkpoint=None if again else label)
-    pipeline.carry_out(open_session(workspace, archives), RunDir(folder), how)
+    pipeline.carry_out(session, RunDir(folder), how)
 
 
 def _carry_out(

@@ -1,7 +1,7 @@
 """What LLaMA-Factory and its servers wrote for a run, on the screen: once, or for as long as the run goes on.
 
-Covered: control characters made visible; of a progress bar what it showed last; the file that is written to now, where
-none is named; the bar of the training, on a terminal.
+Covered: runs, and groups run by run; control characters made visible; of a progress bar what it showed last; the file
+that is written to now, where none is named; the bar of the training, on a terminal.
 Not covered: the logs of `export`, and of servers that belong to no run.
 """
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.processes.process import visible
+from orchestrator.runs.groups import Group, Member, members, owner
 from orchestrator.runs.record import Attempt, RunRecord
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of
 
@@ -33,13 +34,18 @@ def log_files(run: RunDir) -> dict[str, Path]:
     }
 
 
-def choose_log(run: RunDir, name: str | None) -> Path:
-    """The log of a name; without one, the one that was written to last, but the supervisor's only if it is alone.
+def choose_log(of: RunDir | GroupDir, name: str | None) -> Path:
+    """The log of a run, or of a group, by its name.
 
     Raises:
         SpecError: there is none of that name.
         PrerequisiteError: there is none yet.
     """
+    return _choose_of_group(of, name) if isinstance(of, GroupDir) else _choose_of_run(of, name)
+
+
+def _choose_of_run(run: RunDir, name: str | None) -> Path:
+    """The log of a name; without one, the one that was written to last, but the supervisor's only if it is alone."""
     files = log_files(run)
     if name is not None:
         if name not in files:
@@ -58,8 +64,16 @@ def tail(path: Path, lines: int | None) -> list[str] | Iterator[str]:
     return shown if lines is None else list(deque(shown, maxlen=lines))
 
 
-def follow(run: RunDir, name: str | None, lines: int | None) -> None:
-    """Print a log as it grows until the run has ended. Without a name, each log as it comes to be written to."""
+def follow(of: RunDir | GroupDir, name: str | None, lines: int | None) -> None:
+    """Print the log of a run, or of a group, as it grows until that has ended."""
+    if isinstance(of, GroupDir):
+        _follow_group(of, name, lines)
+    else:
+        _follow_run(of, name, lines)
+
+
+def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
+    """Without a name, each log as it comes to be written to."""
     offsets: dict[Path, int] = {}
     current: Path | None = None
     bar = _TrainingBar(run)
@@ -68,7 +82,7 @@ def follow(run: RunDir, name: str | None, lines: int | None) -> None:
         while True:
             record = RunRecord.load(run)  # before the logs are read: what is written last is seen
             goes_on = record.is_active()
-            wanted = [choose_log(run, name)] if name is not None or log_files(run) else []
+            wanted = [_choose_of_run(run, name)] if name is not None or log_files(run) else []
             for path in dict.fromkeys([*offsets, *wanted]):  # the rest of what was shown before, then the newest
                 text, offsets[path] = _news(path, offsets.get(path), lines, final=not goes_on)
                 if text and path != current:
@@ -84,6 +98,56 @@ def follow(run: RunDir, name: str | None, lines: int | None) -> None:
             time.sleep(POLL_S)
     finally:
         bar.close()
+
+
+def _choose_of_group(folder: GroupDir, name: str | None) -> Path:
+    """Of the run that is under way, or was last; `supervisor`: of what carries the group out."""
+    if name == "supervisor" and folder.supervisor_log.is_file():
+        return folder.supervisor_log
+    begun = [each for each in members(folder, Group.load(folder)) if each.record is not None and each.record.attempts]
+    if not begun:
+        raise PrerequisiteError(f"no run of {folder.id} has begun", f"orchestrator resume {folder.id} begins them")
+    return _choose_of_run(max(begun, key=_activity).run, name)
+
+
+def _follow_group(folder: GroupDir, name: str | None, lines: int | None) -> None:
+    """One run after another."""
+    if name == "supervisor":
+        _follow_file(folder, lines)
+        return
+    group = Group.load(folder)
+    seen: set[str] = set()
+    while True:
+        goes_on = owner(folder) is not None  # before the runs are looked at
+        active = [each for each in members(folder, group) if each.record is not None and each.record.is_active()]
+        following = next((each for each in active if each.run.id not in seen), None)
+        if following is not None:
+            seen.add(following.run.id)
+            _write([visible(f"==> {following.run.id}: {group.label(following.point)} <==")])
+            _follow_run(following.run, name, lines)
+        elif not goes_on:
+            break
+        else:
+            time.sleep(POLL_S)
+    if not seen:
+        _write(list(tail(_choose_of_group(folder, name), lines)))
+
+
+def _follow_file(folder: GroupDir, lines: int | None) -> None:
+    path, offset = _choose_of_group(folder, "supervisor"), None
+    while True:
+        goes_on = owner(folder) is not None
+        text, offset = _news(path, offset, lines, final=not goes_on)
+        _write(text)
+        if not goes_on:
+            return
+        time.sleep(POLL_S)
+
+
+def _activity(each: Member) -> tuple[bool, float]:
+    """What is under way comes last, then what began last."""
+    assert each.record is not None
+    return each.record.is_active(), each.record.attempts[-1].started_at.timestamp()
 
 
 class _TrainingBar:

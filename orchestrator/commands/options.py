@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from orchestrator.specs.spec import ServeSpec
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
+RunOrGroupArgument = Annotated[
+    str, typer.Argument(metavar="RUN|GROUP", help="A run's id, a spec's name (its newest run), latest, or a group.")
+]
 
 
 class Backend(StrEnum):

@@ -26,6 +26,7 @@ def list_runs(
     tag: Annotated[
         list[str] | None, typer.Option(help="Only runs with this tag; repeatable: with all of them.")
     ] = None,
+    group: Annotated[str | None, typer.Option(help="Only runs of this group, a sweep: by its id or name.")] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only runs made since: 2026-11-24, 7d, 12h or 30m.")
     ] = None,
@@ -42,11 +43,13 @@ def list_runs(
     """Runs with status and scores, the oldest first."""
     from orchestrator.commands import terminal
     from orchestrator.runs import ranking, registry
+    from orchestrator.runs.groups import find_group
     from orchestrator.runs.rundir import find_workspace
 
     place = find_workspace(workspace)
     moment = registry.since(since) if since is not None else None
-    filters = registry.Filters(status or (), name, dataset, model, tag or (), moment)
+    group_id = find_group(place, group).id if group is not None else None
+    filters = registry.Filters(status or (), name, dataset, model, tag or (), moment, group_id)
     filters.check()
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others

@@ -180,7 +180,7 @@ def check(
 
 @app.command(epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
 def show(
-    what: Annotated[str, typer.Argument(metavar="SPEC|RUN", help="A spec file, or a run.")],
+    what: Annotated[str, typer.Argument(metavar="SPEC|RUN|GROUP", help="A spec file, a run, or a group.")],
     command: Annotated[bool, typer.Option("--command", help="The training as one llamafactory-cli line.")] = False,
     file: Annotated[str | None, typer.Option(help="A rendered file, such as train.yaml.")] = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="The spec with every default written out.")] = False,
@@ -192,9 +192,10 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    from orchestrator.commands import terminal
+    from orchestrator.commands import sweeps, terminal
     from orchestrator.plan import render_dataset_info, render_files, render_job, resolve
     from orchestrator.runs import registry, state
+    from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
     from orchestrator.specs.render import spec_yaml
@@ -218,8 +219,11 @@ def show(
         return
     if overrides:
         raise SpecError("--set is for a spec; a run is shown as it was")
-    run = session.workspace.find_run(what)
     wanted = "command.txt" if command else "spec.yaml" if resolved else file
+    if wanted is None and (group := lookup_group(session.workspace, what)) is not None:
+        sweeps.print_group(group, as_json=as_json)
+        return
+    run = session.workspace.find_run(what)
     if wanted is not None:
         texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.path.iterdir()) if path.is_file()}
         terminal.print_file(texts, wanted, run.id)

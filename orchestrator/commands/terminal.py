@@ -26,6 +26,7 @@ from orchestrator.runs.rundir import RunDir, Workspace
 
 # What these take to import, a list of 10,000 runs takes to print.
 if TYPE_CHECKING:
+    from orchestrator.benchmark.curve import Curve
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import BenchmarkSummary, RunRecord
     from orchestrator.specs.diff import Side
@@ -92,11 +93,13 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
         "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
         "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
         "steps": [visible_line(row.steps) for row in rows],
+        "group": [visible_line(row.group) for row in rows],
         "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
         "last benchmark": [visible_line(row.last) for row in rows],
     }
-    if not any(columns["tags"]):
-        del columns["tags"]
+    for name in ("group", "tags"):
+        if not any(columns[name]):
+            del columns[name]
     widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
     if width is not None:
         widths = _fit(widths, width)
@@ -128,7 +131,7 @@ def _fit(natural: Mapping[str, int], width: int) -> dict[str, int]:
     widths["last benchmark"] = max(_LEAST, min(widths["last benchmark"], left))
     room = width - sum(widths[name] + 2 for name in must) + 2
     kept = set(must)
-    for name in ("tags", "created", "trained on", "steps"):
+    for name in ("tags", "created", "trained on", "steps", "group"):
         if name in widths and widths[name] + 2 <= room:
             kept.add(name)
             room -= widths[name] + 2
@@ -214,6 +217,22 @@ def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
         console().print(Group(Text(), score_tables(items)))
 
 
+def print_curve(curve: "Curve") -> None:
+    """A run's checkpoints by step, and the one that was chosen."""
+    from orchestrator.benchmark.curve import chosen_words, curve_lines
+
+    heading = HEADINGS[curve.metric]
+    of = f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:"
+    columns = ["step", "checkpoint", heading, "", "against the best", ""]
+    parts: list[RenderableType] = [
+        Text(visible(of)),
+        table(columns, curve_lines(curve)),
+        Text(f"{heading}: {curve.signature}"),
+    ]
+    parts += [Text(visible(f"{label} is left out: {reason}")) for label, reason in curve.left_out.items()]
+    console().print(Group(*parts, Text(visible(chosen_words(curve)))))
+
+
 def print_differences(one: "Side", other: "Side", as_json: bool) -> None:
     """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
     from orchestrator.specs.diff import differences
@@ -252,12 +271,16 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     sys.stdout.write("".join(f"\n{visible(line)}\n" for line in now))
     if record.error:
         sys.stdout.write(f"\n{record.status}: {visible(record.error.splitlines()[0])}\n")
+    if record.results_elsewhere:
+        sys.stdout.write(f"\n{visible(record.results_elsewhere)}\n")
     if row.removed:
         held = in_trash(Workspace(path.parent.parent), run.id)
         remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
         sys.stdout.write(visible(f"removed: weights and logs, {remedy}") + "\n")
     print_notes(notes)
     print_scores(record.benchmarks)
+    if record.chosen_checkpoint:
+        sys.stdout.write("\n" + visible(f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}") + "\n")
     sys.stdout.write(f"\n{visible(str(path))}\n")
 
 

@@ -229,7 +229,7 @@ class _Import:
         for variable, field_name in launcher.items():
             if variable in variables:
                 places.append(("compute", field_name, _value_of_variable(field_name, variables.pop(variable))))
-        started_by_torchrun = any(key != "devices" for _, key, _ in places)
+        started_by_torchrun = any(key not in ("devices", "ray") for _, key, _ in places)
         if started_by_torchrun and variables.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1"):
             del variables["FORCE_TORCHRUN"]  # these fields say it
         kept: dict[str, str] = {}
@@ -356,6 +356,8 @@ def _put(meant: dict[str, Any], section: str, key: str, value: Any) -> None:
 
 def _value_of_variable(field_name: str, text: str) -> Any:
     """A variable's text as its field has it; what is no number stays as it is, for the spec's check to name."""
+    if field_name == "ray":
+        return text.lower() in ("true", "y", "1")  # as LLaMA-Factory's is_env_enabled
     return int(text) if field_name not in _TEXT_FIELDS and text.isdecimal() and text.isascii() else text
 
 

@@ -66,12 +66,13 @@ class Problem:
     message: str
 
 
-def inspect(folder: Path, *, world_size: int | None = None) -> Inspected:
+def inspect(folder: Path, *, world_size: int | None = None, ranks: range | None = None) -> Inspected:
     """Look at a checkpoint-N.
 
     Args:
         folder: the checkpoint.
         world_size: how many processes would go on with it. None: as many as saved it.
+        ranks: of several machines, those of them that run on this one; the states of the others are not needed here.
 
     Raises:
         SpecError: the folder's name is another one.
@@ -80,20 +81,20 @@ def inspect(folder: Path, *, world_size: int | None = None) -> Inspected:
     if match is None:
         raise SpecError(f"{folder} is no checkpoint: its name would be checkpoint-N")
     try:
-        problems = _problems(folder, int(match[1]), world_size)
+        problems = _problems(folder, int(match[1]), world_size, ranks)
     except OSError as error:  # it went while it was looked at, or can't be read
         problems = [f"{error.filename} cannot be read: {error.strerror}"]
     short = [problem.replace(f"{folder}/", "") for problem in problems]
     return Inspected(folder, folder.name, int(match[1]), list(dict.fromkeys(short)))
 
 
-def usable_checkpoints(run: RunDir, world_size: int | None = None) -> list[Inspected]:
+def usable_checkpoints(run: RunDir, world_size: int | None = None, ranks: range | None = None) -> list[Inspected]:
     """Every checkpoint of a run, the newest first, whole or not."""
-    return [inspect(folder, world_size=world_size) for folder in _folders(run)]
+    return [inspect(folder, world_size=world_size, ranks=ranks) for folder in _folders(run)]
 
 
 def choose_checkpoint(
-    run: RunDir, label: str | None = None, world_size: int | None = None
+    run: RunDir, label: str | None = None, world_size: int | None = None, ranks: range | None = None
 ) -> tuple[Inspected | None, list[str]]:
     """The checkpoint to resume from, and in lines why newer ones are passed over.
 
@@ -101,6 +102,7 @@ def choose_checkpoint(
         run: the run.
         label: checkpoint-N, that one and no other. None: the newest whole one.
         world_size: how many processes would go on with it. None: as many as saved it.
+        ranks: of several machines, the processes on this one.
 
     Returns:
         None instead of a checkpoint where none is whole.
@@ -110,10 +112,10 @@ def choose_checkpoint(
         PrerequisiteError: the one of that label is not whole.
     """
     if label is not None:
-        return _named_checkpoint(run, label, world_size), []
+        return _named_checkpoint(run, label, world_size, ranks), []
     passed_over: list[str] = []
     for folder in _folders(run):
-        found = inspect(folder, world_size=world_size)
+        found = inspect(folder, world_size=world_size, ranks=ranks)
         if found.whole:
             return found, passed_over
         passed_over.append(f"{found.label} is passed over: {'; '.join(found.problems)}")
@@ -157,19 +159,26 @@ def best_and_last(run: RunDir) -> set[str]:
     """The labels of the checkpoints that a clean-up has to keep.
 
     The newest whole one, or where none is, the newest whose weights are; the one that trainer_state.json names as the
-    best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks.
+    best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks, and the chosen one.
 
     Raises:
         PrerequisiteError: the run's record is damaged.
     """
     found = usable_checkpoints(run)
     labels = {each.label for each in found}
-    last = [each.label for each in found if each.whole] or [each.label for each in found if _can_be_served(each)]
+    last = [each.label for each in found if each.whole] or [each.label for each in found if can_be_served(each)]
     state = next((state for each in found if (state := _json(each.folder / "trainer_state.json"))), {})
-    return {*last[:1], *(_best_by_trainer(state, labels) & labels), *(_best_by_benchmarks(RunRecord.load(run), labels))}
+    record = RunRecord.load(run)
+    chosen = {record.chosen_checkpoint or ""} & labels
+    return {*last[:1], *(_best_by_trainer(state, labels) & labels), *_best_by_benchmarks(record, labels), *chosen}
 
 
-def _problems(folder: Path, step: int, world_size: int | None) -> list[str]:
+def can_be_served(found: Inspected) -> bool:
+    """Whether its weights are whole, whatever else of it is not."""
+    return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)
+
+
+def _problems(folder: Path, step: int, world_size: int | None, ranks: range | None) -> list[str]:
     if not folder.is_dir():
         return [f"{folder} is no folder"]
     problems = [f"{SENTINEL} is there: it was being saved when the training ended"] * (folder / SENTINEL).exists()
@@ -179,7 +188,7 @@ def _problems(folder: Path, step: int, world_size: int | None) -> list[str]:
     if sharded is None:
         sharded = _fsdp_problems(folder)
     problems += _weights_problems(folder, needed=sharded is None)
-    rng = _rng_problems(folder, world_size)
+    rng = _rng_problems(folder, world_size, ranks)
     if sharded is None:
         parts = [folder / "optimizer.pt", folder / "scheduler.pt"]
         if has_state and not any(path.exists() for path in [*parts, *folder.glob("rng_state*.pth")]):
@@ -251,14 +260,18 @@ def _fsdp_problems(folder: Path) -> list[str] | None:
     return problems + _archive_problems(folder / "scheduler.pt")
 
 
-def _rng_problems(folder: Path, world_size: int | None) -> list[str]:
+def _rng_problems(folder: Path, world_size: int | None, own: range | None) -> list[str]:
     """Of the states of the random numbers: one file of each process that saved it."""
+    if own is not None:
+        return [problem for rank in own for problem in _archive_problems(folder / f"rng_state_{rank}.pth")]
     ranks = sorted(int(match[1]) for path in folder.glob("rng_state_*.pth") if (match := _RNG.fullmatch(path.name)))
     saved_by = len(ranks) or int((folder / "rng_state.pth").is_file())
     expected = world_size or saved_by or 1
     if saved_by and expected != saved_by:
         return [f"it is of {saved_by} process{'es' * (saved_by > 1)}, and {expected} would go on with it"]
-    names = ["rng_state.pth"] if expected == 1 and not ranks else [f"rng_state_{rank}.pth" for rank in range(expected)]
+    first = ranks[0] if ranks and world_size is None else 0  # of a later one of several machines it is not 0
+    numbers = range(first, ranks[-1] + 1) if ranks and world_size is None else range(expected)
+    names = ["rng_state.pth"] if expected == 1 and not ranks else [f"rng_state_{rank}.pth" for rank in numbers]
     return [problem for name in names for problem in _archive_problems(folder / name)]
 
 
@@ -279,15 +292,15 @@ def _archive_problems(path: Path) -> list[str]:
     return [f"{path} holds nothing"]
 
 
-def _named_checkpoint(run: RunDir, label: str, world_size: int | None) -> Inspected:
+def _named_checkpoint(run: RunDir, label: str, world_size: int | None, ranks: range | None) -> Inspected:
     folders = {folder.name: folder for folder in _folders(run)}
     if label not in folders:
         have = f"it has: {', '.join(folders)}" if folders else "it has none"
         raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, folders)}; {have}")
-    found = inspect(folders[label], world_size=world_size)
+    found = inspect(folders[label], world_size=world_size, ranks=ranks)
     if found.whole:
         return found
-    other, _ = choose_checkpoint(run, None, world_size)
+    other, _ = choose_checkpoint(run, None, world_size, ranks)
     remedy = f"the newest whole one is {other.label}" if other else "no checkpoint of the run is whole"
     raise PrerequisiteError(f"{label} of {run.id} can't be resumed from: {'; '.join(found.problems)}", remedy)
 
@@ -344,10 +357,6 @@ def _best_by_benchmarks(record: RunRecord, labels: set[str]) -> set[str]:
             if group not in best or worth >= best[group][0]:
                 best[group] = (worth, each.of)
     return {label for _, label in best.values()}
-
-
-def _can_be_served(found: Inspected) -> bool:
-    return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -90,7 +90,9 @@ def end_run(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> Non
     wait_until_gone(end(find, grace_s))
 
 
-def end(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> set[psutil.Process]:
+def end(
+    find: Callable[[], Sequence[psutil.Process]], grace_s: float, is_enough: Callable[[], bool] = lambda: False
+) -> set[psutil.Process]:
     """End some processes: SIGTERM, a grace, SIGKILL.
 
     Where torchrun is at work its ranks are asked: they save a checkpoint, and torchrun, asked itself, would kill them
@@ -100,6 +102,7 @@ def end(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> set[psu
     Args:
         find: finds the processes; asked again before SIGKILL, for what was started meanwhile.
         grace_s: how long they may take.
+        is_enough: asked all the while whether there is nothing more to wait for.
 
     Returns:
         All that was found; what was killed may take a moment to be gone.
@@ -109,7 +112,7 @@ def end(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> set[psu
         for process in [process for process in family if _is_rank(process)] or _roots(family):
             send(process, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline and any(map(alive, family)):
+        while time.monotonic() < deadline and any(map(alive, family)) and not is_enough():
             time.sleep(0.05)
     finally:  # a second Ctrl-C cuts the grace short
         left = {*family, *find()}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
@@ -82,13 +82,24 @@ class Child:
         shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()]
         return "\n".join(f"  | {visible(line)}" for line in shown[-lines:]) or "  | (no output)"
 
-    def stop(self, grace_s: float) -> int:
+    def log_holds(self, *texts: str) -> bool:
+        """Whether this child's own output holds one of some texts."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_start_bytes)
+            return any(text.encode() in line for line in file for text in texts)
+
+    def stop(self, grace_s: float, is_enough: Callable[[], bool] = lambda: False) -> int:
         """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants.
 
-        Returns the exit status.
+        Args:
+            grace_s: how long it is waited for.
+            is_enough: asked meanwhile whether there is nothing more to wait for.
+
+        Returns:
+            The exit status.
         """
         is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
-        left = family.end(lambda: family.child_family(self.pid if is_ours else None, self.word), grace_s)
+        left = family.end(lambda: family.child_family(self.pid if is_ours else None, self.word), grace_s, is_enough)
         status = self.popen.wait()
         family.wait_until_gone(left)
         if self.watcher is not None:

@@ -70,9 +70,9 @@ class Progress:
             self._bar.refresh()
 
     def update(self, n: int = 1, **postfix: object) -> None:
-        """Count n more; keyword arguments are shown beside the count until they are given anew."""
+        """Count n more; keyword arguments are shown beside the count until they are given anew, or None."""
         self.count += n
-        self._postfix.update(postfix)
+        self._postfix = {name: value for name, value in (self._postfix | postfix).items() if value is not None}
         if self._bar is not None:
             if postfix:
                 self._bar.set_postfix(self._postfix, refresh=False)

@@ -227,7 +227,10 @@ def _take_back(run: RunDir, record: RunRecord, before: RunRecord, job: str, erro
     if job:
         slurm.cancel(job)
     status = "failed" if before.is_active() else before.status
-    record.update(run, status=status, error=error.message, ended_at=before.ended_at or now(), job=before.job)
+    ended_at = None if before.awaits_turn else before.ended_at or now()
+    record.update(
+        run, status=status, error=error.message, ended_at=ended_at, job=before.job, awaits_turn=before.awaits_turn
+    )
 
 
 def _why_not_again(run: RunDir, record: RunRecord, job: Job, asked: SlurmSpec) -> str:

@@ -66,8 +66,7 @@ def held(
     try:
         folder = _open_folder(lock_folder())
         files.append(folder)
-        names = [f"gpu-{_WORD.sub('-', device)[:80]}.lock" for device in devices]
-        locked = _lock_all(folder, names, on_wait)
+        locked = _lock_all(folder, [_lock_name(device) for device in devices], on_wait)
         files += locked
         for file in locked if run is not None else []:
             os.ftruncate(file, 0)
@@ -78,9 +77,52 @@ def held(
             os.close(file)
 
 
+def is_free(device: str) -> bool:
+    """Whether nobody holds a device at this moment.
+
+    Raises:
+        PrerequisiteError: as `held`.
+    """
+    with folder_open() as folder:
+        locked, taken = _try_all(folder, [_lock_name(device)])
+        for file in locked:
+            os.close(file)
+        return taken is None
+
+
+def held_now() -> list[str]:
+    """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
+    found = []
+    with folder_open() as folder:
+        for path in sorted(lock_folder().glob("gpu-*.lock")):
+            files, taken = _try_all(folder, [path.name])
+            for file in files:
+                os.close(file)
+            found += [] if taken is None else [_said_in(folder, taken)]
+    return found
+
+
+@contextmanager
+def folder_open() -> Iterator[int]:
+    """The folder of the locks, made where there is none.
+
+    Raises:
+        PrerequisiteError: it is not ours alone.
+    """
+    folder = _open_folder(lock_folder())
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
 def lock_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_LOCKS")
     return Path(given).expanduser() if given else Path(f"/tmp/orchestrator-{os.getuid()}")
+
+
+def _lock_name(device: str) -> str:
+    return f"gpu-{_WORD.sub('-', device)[:80]}.lock"
 
 
 def _open_folder(path: Path) -> int:

@@ -186,6 +186,10 @@ class RunRecord(_Part):
     """Each launch and resume, in order. Empty in records of before."""
     with_benchmarks: bool = True
     """Whether the spec's benchmarks follow the training."""
+    group: str | None = None
+    """The group that it belongs to: the id of a sweep."""
+    awaits_turn: bool = False
+    """Made, but not begun: it has no owner, and waits for its turn in its group."""
     job: Job | None = None
     """The job that carries it out, or did so last. None: it never was one of Slurm's."""
     benchmark_job: Job | None = None
@@ -204,6 +208,8 @@ class RunRecord(_Part):
     rerun_of: str | None = None
     drift: list[str] = []
     """What differed from the run that this one repeats, before it started."""
+    changed: list[str] = []
+    """Of a rerun: data, model and versions that were changed by others while it ran."""
     verdict: str | None = None
     """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}
@@ -213,7 +219,11 @@ class RunRecord(_Part):
     seed: int
     facts: Facts = Facts()
     training: Training | None = None
+    results_elsewhere: str | None = None
+    """Of a training on several machines: which of them this is, and where its results are. None: here."""
     benchmarks: list[BenchmarkSummary] = []
+    chosen_checkpoint: str | None = None
+    """The label that the scores on a validation set speak for (curve.json). None: none was chosen."""
 
     @classmethod
     def load(cls, run: RunDir) -> Self:
@@ -235,7 +245,7 @@ class RunRecord(_Part):
 
     def is_active(self) -> bool:
         """Whether it has not said how it ended. A run that was to be trained only ends as `trained`, at a time."""
-        return self.status in ACTIVE and self.ended_at is None
+        return self.status in ACTIVE and self.ended_at is None and not self.awaits_turn
 
     def as_json(self) -> dict[str, Any]:
         """What record.json holds, as plain JSON values."""
@@ -305,10 +315,20 @@ class RunRecord(_Part):
                 setattr(stored, name, value)
             if job and not (stored.job and stored.job.id == job):
                 stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
-            stored.status, stored.error, stored.ended_at = "created", None, None
+            stored.status, stored.error, stored.ended_at, stored.awaits_turn = "created", None, None, False
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
             self._take(stored, run)
+
+    def withdraw(self, run: RunDir, status: Status, error: str) -> bool:
+        """End a run that has not begun; whether it had not."""
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            had_not = stored.awaits_turn
+            if had_not:
+                stored.awaits_turn, stored.status, stored.error, stored.ended_at = False, status, error, now()
+                stored.save(run)
+            return had_not
 
     def hand_over(self, run: RunDir) -> None:
         """Put a run that has no owner, or that this process has just made, into the hands of jobs to be submitted.
@@ -324,6 +344,7 @@ class RunRecord(_Part):
                 setattr(stored, name, value)
             stored.job, stored.benchmark_job = Job(uid=os.getuid(), submitted_at=now()), None
             stored.status, stored.error, stored.ended_at, stored.stop_requested = "queued", None, None, False
+            stored.awaits_turn = False
             self._take(stored, run)
 
     def refuse_if_owned(self) -> None:
@@ -367,6 +388,15 @@ class RunRecord(_Part):
         with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
             stored.benchmarks = [*(item for item in stored.benchmarks if item.id != summary.id), summary]
+            self._take(stored, run)
+
+    def add_command(self, run: RunDir, stage: str, argv: list[str], environment: dict[str, str] | None = None) -> None:
+        """Note what was run for a stage; what another process noted of other stages stays."""
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            stored.commands = {**stored.commands, stage: argv}
+            if environment is not None:
+                stored.environment = {**stored.environment, stage: environment}
             self._take(stored, run)
 
     def _take(self, stored: Self, run: RunDir) -> None:

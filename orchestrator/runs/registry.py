@@ -63,6 +63,8 @@ class Row(NamedTuple):
     """A line each."""
     removed: int
     """1: its weights and logs were taken out."""
+    group: str
+    """The group that it belongs to; '' for none."""
 
 
 class Result(NamedTuple):
@@ -88,6 +90,7 @@ class Filters:
     model: str | None = None
     tags: Sequence[str] = ()
     since: datetime | None = None
+    group: str | None = None
 
     def check(self) -> None:
         """SpecError for a status that there is not."""
@@ -102,6 +105,7 @@ class Filters:
         return (
             (not self.statuses or row.status in self.statuses)
             and (self.since is None or row.created >= self.since.timestamp())
+            and (self.group is None or row.group == self.group)
             and (self.name is None or fnmatchcase(row.name, self.name))
             and (self.dataset is None or any(fnmatchcase(each, self.dataset) for each in row.datasets.split("\n")))
             and (self.model is None or _is_model(row.model, self.model))
@@ -166,6 +170,7 @@ def row_of(run: RunDir, record: "RunRecord", notes: "Notes") -> Row:
         ter=_results("ter", complete, hashes),
         tags="\n".join(notes.tags),
         removed=int(is_removed(run, record)),
+        group=record.group or "",
     )
 
 

@@ -9,18 +9,26 @@ Leaves output-1/, output-2/, ... in the run folder: what was set aside.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.models.checkpoints import Inspected, choose_checkpoint, planned_world_size, resume_problems
+from orchestrator.models.checkpoints import (
+    Inspected,
+    choose_checkpoint,
+    planned_world_size,
+    resume_problems,
+    usable_checkpoints,
+)
 from orchestrator.plan import Plan, Session, plan_run
 from orchestrator.processes.family import end_run, left_behind
 from orchestrator.runs.record import Facts, RunRecord, Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import pids
+from orchestrator.specs.machines import Machine, own_ranks, this_machine
 from orchestrator.specs.spec import OWNED, RunSpec, TrainSpec, spec_sha256
 from orchestrator.train import GRACE_S, finished
 
@@ -94,8 +102,22 @@ def find_start(run: RunDir, spec: RunSpec, facts: Facts, label: str | None = Non
         if label is not None:
             raise SpecError(f"{why}, so not from {label}", f"leave --from out: the training of {run.id} begins anew")
         return Start(passed_over=[why])
-    checkpoint, passed_over = choose_checkpoint(run, label, planned_world_size(spec.compute, facts))
+    machine = this_machine(spec.compute, os.environ)
+    ranks = own_ranks(spec.compute, machine)
+    if machine is not None and label is None and run.checkpoints():
+        raise _all_from_the_same(run, machine, ranks)
+    checkpoint, passed_over = choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks)
     return Start(checkpoint, passed_over)
+
+
+def _all_from_the_same(run: RunDir, machine: Machine, ranks: range | None) -> PrerequisiteError:
+    """What each machine holds by itself may be another step than the others': nobody but the user knows."""
+    found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
+    here = f"whole here: {', '.join(found)}" if found else "none is whole here: copy one from the machine with rank 0"
+    return PrerequisiteError(
+        f"which checkpoint? {run.id} trains on {machine.count} machines, and all must go on from the same one; {here}",
+        f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
+    )
 
 
 def make_way(run: RunDir, start: Start) -> list[str]:

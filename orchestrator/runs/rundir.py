@@ -168,6 +168,16 @@ class RunDir:
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
 
+    @property
+    def curve(self) -> Path:
+        """The checkpoints' scores by step, as they were last compared."""
+        return self.path / "curve.json"
+
+    @property
+    def during_log(self) -> Path:
+        """What the process says that benchmarks checkpoints beside the training."""
+        return self.path / "logs" / "during.log"
+
     def benchmark_log(self, folder: Path) -> Path:
         """The output of the server that was started for a benchmark, and for those after it."""
         return folder / "api.log"
@@ -180,6 +190,32 @@ class RunDir:
     def new_benchmark(self, name: str) -> Path:
         """A new folder benchmarks/<name>, with a number where that is taken."""
         return _new_folder(self.benchmarks, name)
+
+
+@dataclass(frozen=True)
+class GroupDir:
+    """The folder of a group of runs; theirs lie beside it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def file(self) -> Path:
+        """What the group is: written once, before the first of its runs begins."""
+        return self.path / "group.json"
+
+    @property
+    def owner_lock(self) -> Path:
+        """Held by the process that carries the group out."""
+        return self.path / ".owner.lock"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What that process says where the group is carried out in the background."""
+        return self.path / "logs" / "supervisor.log"
 
 
 @dataclass(frozen=True)
@@ -220,6 +256,20 @@ class Workspace:
             self.trash.mkdir(exist_ok=True)  # now: on a disk that is full there is no room for a folder
         return run
 
+    def new_group(self, name: str, now: datetime) -> GroupDir:
+        """A new, empty folder runs/<name>-sweep-<YYYYMMDD-HHMMSS> for a group of runs."""
+        return GroupDir(_new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
+
+    def lookup_group(self, word: str) -> GroupDir | None:
+        """The group that a word means: its id, its folder, or its id without the time (the newest such group)."""
+        for folder in (Path(word), self.root / word, self.runs / word):
+            if word and _has_file(folder, "group.json"):
+                return GroupDir(folder.resolve())
+        names = [path.name for path in self.runs.iterdir()] if self.runs.is_dir() else []
+        named = [self.runs / name for name in names if _spec_name(name) == word and not name.startswith(".")]
+        found = [path for path in named if _has_file(path, "group.json")]
+        return GroupDir(max(found, key=_age)) if found else None
+
     def all_runs(self) -> list[RunDir]:
         """Every run folder, oldest first."""
         paths = self.runs.iterdir() if self.runs.is_dir() else ()
@@ -227,7 +277,11 @@ class Workspace:
         return [RunDir(path) for path in sorted(found, key=_age)]
 
     def lookup_run(self, word: str) -> RunDir | None:
-        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
+        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest.
+
+        Raises:
+            SpecError: it is a group, or may be one as well.
+        """
         for folder in (Path(word), self.root / word):
             if word and _has_record(folder):
                 return RunDir(folder.resolve())
@@ -236,6 +290,13 @@ class Workspace:
             if run.id == word:
                 return run
         named = runs if word == "latest" else [run for run in runs if _spec_name(run.id) == word]
+        group = self.lookup_group(word)
+        if group is not None:
+            also = f" is the newest run {named[-1].id}, but also" if named else " is"
+            raise SpecError(
+                f"{word!r}{also} a group of runs, {group.id}: this takes a run",
+                f"orchestrator show {group.id} lists its runs; name one by its id",
+            )
         return named[-1] if named else None
 
     def find_run(self, word: str) -> RunDir:
@@ -294,7 +355,11 @@ def _is_workspace(folder: Path) -> bool:
 
 
 def _has_record(folder: Path) -> bool:
-    return os.path.isfile(folder / "record.json")  # noqa: PTH113 - Path.is_file raises where a name is too long
+    return _has_file(folder, "record.json")
+
+
+def _has_file(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises where a name is too long
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -39,6 +39,8 @@ def lines(run: RunDir, record: RunRecord) -> list[str]:
     """What there is to say of a run that has not ended in order; nothing of others."""
     if record.status == "interrupted":
         return [_after_interruption(run, record)]
+    if record.awaits_turn:
+        return [f"not begun: it waits for its turn in {record.group}; to begin it now: orchestrator resume {run.id}"]
     if not record.is_active():
         return []
     if record.status == "queued" and record.job is not None:

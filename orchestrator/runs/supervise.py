@@ -8,7 +8,7 @@ Leaves logs/supervisor.log.
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
@@ -34,22 +34,31 @@ def detach(run: RunDir, words: Sequence[str]) -> RunRecord:
     Raises:
         SpecError, PrerequisiteError, StageError: the supervisor ended before, and why.
     """
-    package = Path(__file__).resolve().parent.parent
-    # Started in the package's folder: elsewhere Python would take the first `orchestrator` that lies there.
-    argv = [sys.executable, "-m", package.name, "supervise", str(run.path), "--cwd", _working_folder(run), *words]
-    child = start(
-        argv,
-        log=run.supervisor_log,
-        cwd=package.parent,
-        env={**os.environ, RUN_ENV: str(run.path)},
-        death_signal=None,
-    )
+    child = start_supervisor(run.path, run.supervisor_log, words, {RUN_ENV: str(run.path)})
     try:
         return _wait_until_under_way(run, child)
     except BaseException:
         if child.poll() is None:  # we were told to stop before it had begun
             child.stop(5)
         raise
+
+
+def start_supervisor(
+    folder: Path, log: Path, words: Sequence[str], environment: Mapping[str, str], death_signal: int | None = None
+) -> Child:
+    """Start `supervise` for a run's or a group's folder.
+
+    Args:
+        folder: what it carries out.
+        log: what it says goes there.
+        words: its options.
+        environment: variables that it has besides ours.
+        death_signal: what it gets when we die; None: it is meant to outlive us.
+    """
+    package = Path(__file__).resolve().parent.parent
+    # Started in the package's folder: elsewhere Python would take the first `orchestrator` that lies there.
+    argv = [sys.executable, "-m", package.name, "supervise", str(folder), "--cwd", _working_folder(folder), *words]
+    return start(argv, log=log, cwd=package.parent, env={**os.environ, **environment}, death_signal=death_signal)
 
 
 def _wait_until_under_way(run: RunDir, child: Child) -> RunRecord:
@@ -62,19 +71,27 @@ def _wait_until_under_way(run: RunDir, child: Child) -> RunRecord:
         if status is not None and not is_its and record.is_active():
             raise record.in_use()  # another was quicker, and ended this one as something that was left over
         if status is not None:
-            raise _why(run, child, record.error if is_its else None, status)
+            raise why_not(f"run {run.id}", child, record.error if is_its else None, status)
         time.sleep(POLL_S)
 
 
-def _why(run: RunDir, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
+def why_not(what: str, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
+    """The error of a supervisor that ended before it had begun.
+
+    Args:
+        what: what it was to carry out: 'run demo-20261124-101500'.
+        child: the supervisor.
+        error: what it said, where that is known.
+        status: its exit status.
+    """
     said = error or f"last lines of {child.log}:\n{child.log_tail()}"
     if status == Interrupted.exit_code:
-        return Interrupted(f"run {run.id} was stopped: {said}")
-    return _KINDS.get(status, StageError)(f"run {run.id} did not come to run: {said}", f"its log: {child.log}")
+        return Interrupted(f"{what} was stopped: {said}")
+    return _KINDS.get(status, StageError)(f"{what} did not come to run: {said}", f"its log: {child.log}")
 
 
-def _working_folder(run: RunDir) -> str:
+def _working_folder(folder: Path) -> str:
     try:
         return str(Path.cwd())
     except FileNotFoundError:
-        return str(run.path)
+        return str(folder)

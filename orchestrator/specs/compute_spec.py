@@ -23,6 +23,7 @@ OWNED_VARIABLES: dict[str, str] = {
     "MIN_NNODES": "write it as compute.min_nnodes",
     "MAX_NNODES": "write it as compute.max_nnodes",
     "MAX_RESTARTS": "write it as compute.max_restarts",
+    "USE_RAY": "write it as compute.ray",
     "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
     "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
     "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
@@ -61,6 +62,11 @@ class ComputeSpec(BaseModel):
     """Elastic: how often failed processes are started again."""
     slurm: SlurmSpec | None = None
     """The run is submitted to Slurm with these resources. None: it runs here."""
+    ray: bool = False
+    """Whether Ray places the processes, on the machines of its cluster (USE_RAY). LLaMA-Factory's four arguments for it
+    stand in train: ray_num_workers, ray_init_kwargs, master_addr, master_port."""
+    ray_timeout_s: float = Field(600, gt=0)
+    """How long Ray may take to place them, in seconds; LLaMA-Factory itself waits without end."""
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
 
@@ -79,6 +85,16 @@ class ComputeSpec(BaseModel):
                 raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
             if is_secret(name):
                 raise ValueError(f"env holds {name}, by its name a secret: it would be kept with the run; export it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_of_starting_processes(self) -> Self:
+        torchrun = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id")
+        if self.ray and (given := [name for name in torchrun if getattr(self, name) is not None]):
+            raise ValueError(
+                f"ray is on, and {given[0]} is torchrun's: Ray is told by train.ray_num_workers, train.master_addr and "
+                "train.master_port"
+            )
         return self
 
 

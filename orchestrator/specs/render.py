@@ -145,6 +145,8 @@ def train_environment(spec: RunSpec) -> dict[str, str]:
     launcher = {name: getattr(compute, name) for name in _LAUNCHER if getattr(compute, name) is not None}
     if launcher:
         environment["FORCE_TORCHRUN"] = "1"
+    if compute.ray:
+        environment["USE_RAY"] = "1"
     return environment | {name.upper(): str(value) for name, value in launcher.items()}
 
 

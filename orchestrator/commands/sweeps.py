@@ -1,0 +1,106 @@
+"""What the commands do with groups of runs: carry one out, show how far its runs are.
+
+Not covered: the commands themselves; what carries a group out (turns.py).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+import typer
+
+from orchestrator.commands.options import say
+from orchestrator.errors import Interrupted, StageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.pipeline import How
+    from orchestrator.plan import Session
+    from orchestrator.runs.groups import Group
+    from orchestrator.runs.rundir import GroupDir
+    from orchestrator.runs.sweep import Sweep
+
+# The modules of the stages are imported within the functions: --help and a mistyped flag answer at once.
+
+
+def carry_out_group(
+    session: "Session", folder: "GroupDir", how: "How", words: Sequence[str], *, detach: bool, as_json: bool
+) -> None:
+    """Carry a group out here, and show what came of it; or in the background."""
+    from orchestrator.runs.turns import detach_group, submit_group, take_turns
+
+    job = submit_group(session, folder, how, [*words, "--slurm", "--cwd", str(Path.cwd())])
+    if job is not None or detach:
+        pid = detach_group(folder, words) if job is None else None
+        say(f"{folder.id} {f'is Slurm job {job}' if job else f'goes on in the background, in process {pid}'}")
+        say(f"to see how far it is: orchestrator show {folder.id}")
+        say(f"to follow it:         orchestrator logs {folder.id} -f")
+        say(f"to stop it:           orchestrator stop {folder.id}")
+        if as_json:
+            print_group(folder, as_json=True)
+        else:
+            typer.echo(folder.id)
+        return
+    try:
+        take_turns(session, folder, how, words)
+    except (StageError, Interrupted):
+        print_group(folder, as_json=as_json)
+        raise
+    print_group(folder, as_json=as_json)
+
+
+def print_group(folder: "GroupDir", *, as_json: bool) -> None:
+    """A group and its runs, with what was swept beside each."""
+    from orchestrator.commands import terminal
+    from orchestrator.processes.process import visible
+    from orchestrator.runs.groups import Group, group_json, owner
+
+    group = Group.load(folder)
+    if as_json:
+        terminal.print_json(group_json(folder, group))
+        return
+    terminal.console().print(_table(folder, group))
+    found = owner(folder)
+    at_work = f", carried out by process {found.pid} on {found.host}" if found else ""
+    typer.echo(f"\n{len(group.points)} runs{at_work}: {visible(str(folder.path))}")
+
+
+def _table(folder: "GroupDir", group: "Group") -> "Table":
+    from orchestrator.commands import terminal
+    from orchestrator.runs.groups import members
+    from orchestrator.runs.notes import Notes
+    from orchestrator.runs.registry import row_of
+    from orchestrator.specs.axes import short_keys
+
+    rows = []
+    for each in members(folder, group):
+        row = row_of(each.run, each.record, Notes()) if each.record is not None else None
+        status = "not begun" if each.record is not None and each.record.awaits_turn else each.status
+        said = row.last if row else ""
+        if not said and each.record is not None and each.record.error:
+            said = shorten(each.record.error.splitlines()[0], 80, placeholder=" ...")
+        rows.append([*each.point.values, status, row.steps if row else "", each.run.id, said])
+    return terminal.table([*short_keys(group.axes), "status", "steps", "run", "last benchmark"], rows)
+
+
+def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
+    """What each point would be trained with."""
+    from orchestrator.commands import terminal
+    from orchestrator.plan import render_files
+    from orchestrator.processes.process import visible
+    from orchestrator.specs.axes import point_overrides
+
+    found = []
+    for values, plan in zip(sweep.values, sweep.plans, strict=True):
+        files = render_files(session, plan.spec)
+        command = files.get("command.txt", files.get("api.yaml", ""))
+        found.append({"set": point_overrides(sweep.axes, values), "command": command})
+    if as_json:
+        terminal.print_json(found)
+        return
+    for number, each in enumerate(found, start=1):
+        typer.echo(visible(f"# {number} of {len(found)}: {' '.join(each['set'])}"))
+        typer.echo(each["command"])
+    say(f"{len(found)} points, no errors; nothing was started")
