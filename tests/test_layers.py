@@ -72,6 +72,7 @@ ORDER = [
     "runs.worktree",
     "runs.metering",
     "runs.state",
+    "specs.cloud",
     "specs.render",
     "specs.sbatch",
     "benchmark.decoding",
