@@ -9,6 +9,7 @@ Not covered: the order of a run (pipeline.py); asking and scoring (evaluate.py).
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.benchmark.client import Endpoint
 from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
+from orchestrator.data.testset import told
 from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
 from orchestrator.runs.record import BenchmarkSummary, RunRecord
@@ -65,7 +67,7 @@ def benchmark_checkpoint(
     questions = [_question(session, plan, run, checkpoint, item) for item in items]
     folders: list[Path] = []
     for item, question in zip(items, questions, strict=True):
-        name = f"{checkpoint.label}-{item.testset}-{item.split}"
+        name = re.sub(r"[:/]", "-", f"{checkpoint.label}-{item.testset}-{item.split}")
         folders.append(folder_for(run, name, question.key, fresh=how.fresh, taken=folders))
 
     def connect_here() -> Endpoint:
@@ -128,7 +130,7 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
         who, server = identity_of(checkpoint, settings, session.workspace.root, plan.facts, devices), ""
     return ask_about(
         f"{run.id}@{checkpoint.label}",
-        plan.datasets[item.testset],
+        told(plan.datasets[item.testset], item.instruction),
         plan.texts[item.testset, item.split],
         item,
         identity=who,
@@ -170,11 +172,7 @@ def _endpoints(
     stage = f"api {folder.name}"
 
     def note(plan: ServePlan) -> None:
-        record.update(
-            run,
-            commands={**record.commands, stage: list(plan.argv)},
-            environment={**record.environment, stage: dict(plan.environment)},
-        )
+        record.add_command(run, stage, list(plan.argv), dict(plan.environment))
         log.info("serving %s; its output: %s", plan.model_name, plan.log)
 
     names = {f"{run.id}@{checkpoint.label}": checkpoint for checkpoint in checkpoints}

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.benchmark.score import Score
 from orchestrator.benchmark.triage import Triage
+from orchestrator.data.sacrebleu_sets import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import Workspace
@@ -119,6 +120,15 @@ def is_finished(path: Path) -> bool:
     return os.path.isfile(path / "scores.json")  # noqa: PTH113 - Path.is_file raises on long names
 
 
+def read_benchmark(name: str, folder: Path) -> Benchmark:
+    """A benchmark by its folder.
+
+    Raises:
+        PrerequisiteError: its scores.json is damaged, or of a later version.
+    """
+    return Benchmark(name, folder, _read(folder))
+
+
 def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The complete benchmarks that a word may mean, newest first."""
     for folder in (Path(word), workspace.root / word):
@@ -128,7 +138,7 @@ def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Ben
             break
     else:
         found = _of_run(word, workspace)
-    wanted, _, split = (testset or "").partition(":")
+    wanted, split = _testset_and_split(testset or "")
     kept = [
         each
         for each in found
@@ -142,6 +152,13 @@ def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Ben
     other = f"; it has: {', '.join(have)}" if have else ""
     option = f" --testset {wanted}" + (f" --split {split}" if split else "") if wanted else ""
     raise SpecError(f"{word} has no complete benchmark{of}{hint}{other}", f"orchestrator benchmark {word}{option}")
+
+
+def _testset_and_split(word: str) -> tuple[str, str]:
+    """Of NAME or NAME:SPLIT; a name of sacrebleu's has a colon in it."""
+    known = PREFIX if is_sacrebleu(word) else ""
+    name, _, split = word.removeprefix(known).partition(":")
+    return known + name, split
 
 
 def _of_run(word: str, workspace: Workspace) -> list[Benchmark]:

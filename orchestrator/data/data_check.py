@@ -28,12 +28,12 @@ from orchestrator.data.datasets import (
     first,
     folded,
     load_entry,
-    load_parallel,
     load_split,
     media_problem,
     overlap,
 )
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.data.testset import load_testset
 from orchestrator.errors import OrchestratorError
 from orchestrator.findings import Finding, errors_of, from_error
 from orchestrator.specs.spec import RunSpec, TrainSpec
@@ -64,7 +64,7 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
     for number, benchmark in enumerate(spec.benchmark):
         field = f"benchmark.{number}.testset"
         try:
-            dataset = load_parallel(benchmark.testset, folders)
+            dataset = load_testset(benchmark, folders, spec.datasets)
             test = _text(findings, field, dataset, benchmark.split, benchmark.max_samples, archives)
         except OrchestratorError as error:
             findings.append(from_error(field, error))

@@ -1,7 +1,8 @@
 """The sentences of a benchmark: all of a split, its first ones or a seeded sample; or a pair of files.
 
-Covered: which sentences, in the test set's order; files on the command line as an entry of their own.
-Not covered: reading an entry's texts (datasets.py).
+Covered: which dataset a benchmark means, and what the model is told; which sentences, in the test set's order; files on
+the command line as an entry of their own.
+Not covered: reading an entry's texts (datasets.py); sacrebleu's cache (sacrebleu_sets.py).
 Leaves the entry of a pair of files, with copies of them, in the cache: $ORCHESTRATOR_CACHE, or the user's.
 """
 
@@ -9,18 +10,64 @@ import hashlib
 import os
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
 import yaml
 
-from orchestrator.data.datasets import Entry, ParallelText, first, text_sha256
+from orchestrator.data.datasets import Dataset, Entry, ParallelText, first, load_entry, load_parallel, text_sha256
+from orchestrator.data.sacrebleu_sets import is_sacrebleu, languages, sacrebleu_set
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.runs.rundir import atomic_write
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 SPLIT = "test"
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
+
+
+def load_testset(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> Dataset:
+    """The dataset that a benchmark means.
+
+    Args:
+        item: the benchmark.
+        folders: where dataset entries are.
+        trained_on: the datasets of the same run. A set of sacrebleu's has no instruction; theirs is taken.
+
+    Raises:
+        SpecError: there is no such dataset, or nobody says what the model is to do with it.
+        PrerequisiteError: it is one of sacrebleu's, and not in its cache.
+    """
+    if not is_sacrebleu(item.testset):
+        return load_parallel(item.testset, folders)
+    return sacrebleu_set(item.testset, str(with_instruction(item, folders, trained_on).instruction))
+
+
+def with_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> BenchmarkSpec:
+    """The benchmark with an instruction, where it needs one: that of the first dataset with the same languages.
+
+    Raises:
+        SpecError: there is none.
+    """
+    if item.instruction is not None or not is_sacrebleu(item.testset):
+        return item
+    wanted = languages(item.testset)
+    for dataset in (load_entry(name, folders) for name in trained_on):
+        if isinstance(dataset, Dataset) and (dataset.entry.source_lang, dataset.entry.target_lang) == wanted:
+            return item.model_copy(update={"instruction": dataset.entry.instruction})
+    raise SpecError(
+        f"what the model is told to do with {item.testset} is not known: it was trained on no dataset of {wanted[0]} "
+        f"and {wanted[1]}",
+        "give it: --instruction TEXT, or instruction: TEXT beside testset in a spec",
+    )
+
+
+def told(dataset: Dataset, instruction: str | None) -> Dataset:
+    """The dataset under another instruction; as it is for None."""
+    if instruction is None:
+        return dataset
+    return replace(dataset, entry=dataset.entry.model_copy(update={"instruction": instruction}))
 
 
 def chosen(text: ParallelText, max_samples: int | None, sample_seed: int | None) -> ParallelText:
