@@ -78,6 +78,7 @@ ORDER = [
     "runs.left_over",
     "runs.metering",
     "runs.state",
+    "specs.cloud",
     "specs.render",
     "specs.sbatch",
     "benchmark.decoding",
@@ -130,6 +131,7 @@ ORDER = [
     # the order of the stages, and the command line
     "runs.doctor",
     "plan",
+    "runs.elsewhere",
     "runs.repeat",
     "serving",
     "runs.resume",
