@@ -10,15 +10,18 @@ Not covered: printing (cli.py). Progress and warnings go to the log "orchestrato
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
+from orchestrator.benchmark.curve import Curve
 from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.data.testset import with_instruction
@@ -29,6 +32,7 @@ from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.processes.process import Child
+from orchestrator.runs.elsewhere import take_along
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
@@ -37,6 +41,7 @@ from orchestrator.runs.record import RunRecord, Status, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.storage import storage_problem
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
@@ -90,11 +95,16 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
     """A new run folder with all that carry_out needs. The calling process owns it.
 
     Raises:
-        PrerequisiteError: its devices are in use, and it would not wait.
+        PrerequisiteError: its devices are in use, and it would not wait; or the file system can keep no runs.
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
         raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
+    if problem := storage_problem(session.workspace.runs):
+        raise PrerequisiteError(
+            f"runs cannot be kept in {session.workspace.runs}: {problem}",
+            "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+        )
     if how.exclusive and not how.wait:
         with held(devices_needed(spec, how), None):
             pass
@@ -181,6 +191,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
                 with _timed(run, record, "benchmark"):
                     run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
+                record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)
             status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
             if how.job and record.benchmark_job is not None:
@@ -190,13 +201,13 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
 
 
 def plan_rerun(
-    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
 ) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
 
     Args:
         session: the workspace and its tools.
-        past: the run that is repeated.
+        past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
         overrides: --set KEY=VALUE, in order.
         strict: whether other data or another model end it.
         full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
@@ -204,11 +215,17 @@ def plan_rerun(
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
+    file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
+    overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
+    if not isinstance(past, RunDir):
+        log.warning("%s has no record beside it: there is nothing to compare with", past)
+        return plan_run(session, session.load_spec(past, overrides), full_hash=full_hash), Origin(str(past), overrides)
     full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
     plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
-    return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
+    name = past.id if past.path.parent == session.workspace.runs else str(past.path)
+    return plan, Origin(str(past.spec), overrides, name, [each.line() for each in found])
 
 
 def benchmark(
@@ -250,6 +267,39 @@ def benchmark(
         folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
+
+
+def benchmark_all(
+    session: Session,
+    target: Target,
+    testset: str | None,
+    split: str | None,
+    changes: Mapping[str, Any],
+    settings: ServeSpec,
+    how: Asking,
+    *,
+    metric: str,
+    with_base: bool,
+) -> Curve:
+    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
+
+    Args:
+        session: the workspace and its tools.
+        target: the run.
+        testset: the validation set's dataset. None: that of the run's benchmarks.
+        split: its split. None: validation.
+        changes: fields of the validation set's benchmark.
+        settings: how the checkpoints are served.
+        how: whether answers of before are used, and whether parts are scored.
+        metric: what is chosen by.
+        with_base: the model before training too.
+    """
+    if target.run is None or target.spec is None:
+        raise SpecError(f"{target.name} is no run")
+    sets = sets_of(session, target.spec, testset, split, changes)
+    return benchmark_every_checkpoint(
+        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
+    )
 
 
 def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
@@ -296,7 +346,7 @@ def _export(
 ) -> Path:
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    record.update(run, commands={**record.commands, "export": argv})
+    record.add_command(run, "export", argv)
     with locked(run, "export"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
@@ -413,12 +463,8 @@ def _train(
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
-    record.update(
-        run,
-        status="running",
-        commands={**record.commands, "train": [*prefix, str(installation.cli), *TRAIN_ARGV]},
-        environment={**record.environment, "train": environment},
-    )
+    record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
+    record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
     placement = Placement(spec.compute.ray_timeout_s) if spec.compute.ray else None

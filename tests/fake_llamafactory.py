@@ -12,6 +12,10 @@ FAKE_HOLD   the step after which it waits until it is told to stop, or until the
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
+FAKE_API_DIES   the adapter whose server dies
+FAKE_ANSWER_S   seconds that an answer takes
+FAKE_KNOWS  a file of sentences with their translations, tab-separated, and after a colon the percentage of them that
+            an adapter knows after each step: FILE:20,50,90,91,91
 FAKE_EXPORT dies | truncated | hangs
 """
 
@@ -215,15 +219,27 @@ def api(arguments: dict) -> None:
     mode = os.environ.get("FAKE_API", "")
     assert not {"do_train", "output_dir", "dataset"} & set(arguments), "training arguments are refused"
     assert Path(arguments["model_name_or_path"], "config.json").is_file()
-    if mode == "dies":
+    if mode == "dies" or os.environ.get("FAKE_API_DIES") == arguments.get("adapter_name_or_path", ""):
         sys.exit(OUT_OF_MEMORY)
     if mode == "never":
         signal.pause()
     server = ThreadingHTTPServer((os.environ["API_HOST"], int(os.environ["API_PORT"])), _Handler)
     server.daemon_threads = True
     server.mode, server.answered, server.sent, server.lock = mode, 0, 0, threading.Lock()
+    server.known = _known(arguments)
     server.adapted = "adapter_name_or_path" in arguments
     server.serve_forever(poll_interval=0.05)
+
+
+def _known(arguments: dict) -> dict[str, str]:
+    """What the adapter that is served has learned."""
+    file, _, shares = os.environ.get("FAKE_KNOWS", "").rpartition(":")
+    if not file or "adapter_name_or_path" not in arguments:
+        return {}
+    step = json.loads(Path(arguments["adapter_name_or_path"], "trainer_state.json").read_text())["global_step"]
+    share = int(shares.split(",")[step - 1])
+    pairs = [line.split("\t") for line in Path(file).read_text("utf-8").splitlines()]
+    return {source: target for source, target in pairs if zlib.crc32(source.encode()) % 100 < share}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -256,6 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         if mode == "hangs":
             print("asked", flush=True)
             signal.sigwait([signal.SIGUSR1])
+        time.sleep(float(os.environ.get("FAKE_ANSWER_S", "0")))
         if mode == "500":
             return self._send(b"Internal Server Error", 500, "text/plain")
         if mode == "401":
@@ -266,6 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"id": "1", "object": "chat.completion", "created": 1, "model": "x", "choices": []})
         said = body["messages"][-1]["content"]
         text = said.rpartition("\n")[2] if self.server.adapted else said.rpartition("\n")[2].upper()
+        text = self.server.known.get(text, text)
         if body.get("stream"):
             return self._stream(f"({len(body['messages'])}) {text}")
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -172,11 +172,7 @@ def _endpoints(
     stage = f"api {folder.name}"
 
     def note(plan: ServePlan) -> None:
-        record.update(
-            run,
-            commands={**record.commands, stage: list(plan.argv)},
-            environment={**record.environment, stage: dict(plan.environment)},
-        )
+        record.add_command(run, stage, list(plan.argv), dict(plan.environment))
         log.info("serving %s; its output: %s", plan.model_name, plan.log)
 
     names = {f"{run.id}@{checkpoint.label}": checkpoint for checkpoint in checkpoints}

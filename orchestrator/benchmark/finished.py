@@ -120,6 +120,15 @@ def is_finished(path: Path) -> bool:
     return os.path.isfile(path / "scores.json")  # noqa: PTH113 - Path.is_file raises on long names
 
 
+def read_benchmark(name: str, folder: Path) -> Benchmark:
+    """A benchmark by its folder.
+
+    Raises:
+        PrerequisiteError: its scores.json is damaged, or of a later version.
+    """
+    return Benchmark(name, folder, _read(folder))
+
+
 def candidates(word: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The complete benchmarks that a word may mean, newest first."""
     for folder in (Path(word), workspace.root / word):

@@ -5,7 +5,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,12 +26,17 @@ from orchestrator.commands.options import (
 )
 from orchestrator.errors import SpecError
 
+if TYPE_CHECKING:
+    from orchestrator.benchmark.curve import Curve
+
 # The modules of the stages are imported within the command: --help and a mistyped flag answer at once.
 
 
 @app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
 def benchmark(
-    target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, hub id, URL, or spec.")],
+    target: Annotated[
+        str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, RUN@all, a folder, hub id, URL, or spec.")
+    ],
     testset: Annotated[
         str | None,
         typer.Option(help="A dataset, or a set in sacrebleu's cache: sacrebleu:wmt14. Default: the run's benchmarks."),
@@ -39,7 +44,7 @@ def benchmark(
     langpair: Annotated[
         str | None, typer.Option(metavar="PAIR", help="Of a set of sacrebleu's: en-de, or say sacrebleu:wmt14/en-de.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Its split. Default: test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. Default: test; of RUN@all: validation.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
     concurrency: Annotated[
@@ -66,6 +71,10 @@ def benchmark(
             help="Score by COMET too, such as Unbabel/wmt22-comet-da; TARGET may be a finished benchmark's folder.",
         ),
     ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What RUN@all chooses a checkpoint by: bleu, chrf, ter. Default: bleu.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="RUN@all: the model before training too.")] = False,
     speed: Annotated[
         bool, typer.Option("--speed", help="Stream 20 sentences at the end: time to first token, and per token.")
     ] = False,
@@ -83,13 +92,18 @@ def benchmark(
     archives: FromOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals."""
+    """Translate a test set with a model and score it: BLEU, chrF2, TER with signatures and intervals.
+
+    RUN@all: every checkpoint on the validation set; the earliest that is not significantly worse than the best is
+    chosen, and that one alone is put to the test sets of the run's spec.
+    """
     from orchestrator import pipeline
     from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.sacrebleu_sets import is_sacrebleu
-    from orchestrator.data.testset import FilePair
+    from orchestrator.data.testset import SPLIT, FilePair
+    from orchestrator.models.target import every_checkpoint_of, every_checkpoint_target
     from orchestrator.specs.spec import BenchmarkSpec
 
     session = open_session(workspace, archives)
@@ -103,12 +117,18 @@ def benchmark(
         score_again(session, folder, comet, devices)
         _show([folder], as_json)
         return
-    found = open_target(session, target, template)
+    run = every_checkpoint_of(target, session.workspace)
+    if run is None and (metric is not None or base):
+        raise SpecError("--metric and --base are for RUN@all")
+    if run is not None and template is not None:
+        raise SpecError("--template is for a model of no run of ours", "leave it out: the run's is taken")
+    found = open_target(session, target, template) if run is None else every_checkpoint_target(run)
     if source is not None or reference is not None:
         if source is None or reference is None or testset is not None:
             raise SpecError("--source and --reference go together, and without --testset")
         pair = FilePair(source, reference, source_lang, target_lang, instruction)
         session, testset = with_files(session, found, pair)
+        split = SPLIT
         instruction = None  # it is the pair's
     if langpair is not None:
         if testset is None or not is_sacrebleu(testset):
@@ -116,7 +136,6 @@ def benchmark(
         testset = f"{testset}/{langpair}"
     changes = {
         "instruction": instruction,
-        "split": split,
         "max_samples": max_samples,
         "sample_seed": sample_seed,
         "max_tokens": max_tokens,
@@ -124,15 +143,34 @@ def benchmark(
         "comet": comet,
     }
     given = {key: value for key, value in changes.items() if value is not None}
+    settings = serve_settings(found, devices, port, model_name)
+    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
+    if run is not None:
+        curve = pipeline.benchmark_all(
+            session, found, testset, split, given, settings, how, metric=metric or "bleu", with_base=base
+        )
+        _show_curve(curve, run.curve, as_json)
+        return
+    if split is not None:
+        given["split"] = split
     if testset is not None:
         items = [BenchmarkSpec.model_validate({"testset": testset, **given})]
     else:
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
-    settings = serve_settings(found, devices, port, model_name)
-    how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     folders = pipeline.benchmark(session, found, items, settings, how)
     _show(folders, as_json)
+
+
+def _show_curve(curve: "Curve", path: Path, as_json: bool) -> None:
+    from orchestrator.commands import terminal
+
+    if as_json:
+        terminal.print_json(curve.model_dump(mode="json"))
+        return
+    terminal.print_curve(curve)
+    terminal.print_scores(curve.test)
+    say(f"the curve: {path}")
 
 
 def _show(folders: list[Path], as_json: bool) -> None:

@@ -26,6 +26,7 @@ from orchestrator.runs.rundir import RunDir, Workspace
 
 # What these take to import, a list of 10,000 runs takes to print.
 if TYPE_CHECKING:
+    from orchestrator.benchmark.curve import Curve
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import BenchmarkSummary, RunRecord
     from orchestrator.specs.diff import Side
@@ -216,6 +217,22 @@ def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
         console().print(Group(Text(), score_tables(items)))
 
 
+def print_curve(curve: "Curve") -> None:
+    """A run's checkpoints by step, and the one that was chosen."""
+    from orchestrator.benchmark.curve import chosen_words, curve_lines
+
+    heading = HEADINGS[curve.metric]
+    of = f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:"
+    columns = ["step", "checkpoint", heading, "", "against the best", ""]
+    parts: list[RenderableType] = [
+        Text(visible(of)),
+        table(columns, curve_lines(curve)),
+        Text(f"{heading}: {curve.signature}"),
+    ]
+    parts += [Text(visible(f"{label} is left out: {reason}")) for label, reason in curve.left_out.items()]
+    console().print(Group(*parts, Text(visible(chosen_words(curve)))))
+
+
 def print_differences(one: "Side", other: "Side", as_json: bool) -> None:
     """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
     from orchestrator.specs.diff import differences
@@ -262,6 +279,8 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
         sys.stdout.write(visible(f"removed: weights and logs, {remedy}") + "\n")
     print_notes(notes)
     print_scores(record.benchmarks)
+    if record.chosen_checkpoint:
+        sys.stdout.write("\n" + visible(f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}") + "\n")
     sys.stdout.write(f"\n{visible(str(path))}\n")
 
 

@@ -159,16 +159,23 @@ def best_and_last(run: RunDir) -> set[str]:
     """The labels of the checkpoints that a clean-up has to keep.
 
     The newest whole one, or where none is, the newest whose weights are; the one that trainer_state.json names as the
-    best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks.
+    best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks, and the chosen one.
 
     Raises:
         PrerequisiteError: the run's record is damaged.
     """
     found = usable_checkpoints(run)
     labels = {each.label for each in found}
-    last = [each.label for each in found if each.whole] or [each.label for each in found if _can_be_served(each)]
+    last = [each.label for each in found if each.whole] or [each.label for each in found if can_be_served(each)]
     state = next((state for each in found if (state := _json(each.folder / "trainer_state.json"))), {})
-    return {*last[:1], *(_best_by_trainer(state, labels) & labels), *(_best_by_benchmarks(RunRecord.load(run), labels))}
+    record = RunRecord.load(run)
+    chosen = {record.chosen_checkpoint or ""} & labels
+    return {*last[:1], *(_best_by_trainer(state, labels) & labels), *_best_by_benchmarks(record, labels), *chosen}
+
+
+def can_be_served(found: Inspected) -> bool:
+    """Whether its weights are whole, whatever else of it is not."""
+    return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)
 
 
 def _problems(folder: Path, step: int, world_size: int | None, ranks: range | None) -> list[str]:
@@ -350,10 +357,6 @@ def _best_by_benchmarks(record: RunRecord, labels: set[str]) -> set[str]:
             if group not in best or worth >= best[group][0]:
                 best[group] = (worth, each.of)
     return {label for _, label in best.values()}
-
-
-def _can_be_served(found: Inspected) -> bool:
-    return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

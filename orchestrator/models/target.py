@@ -25,6 +25,9 @@ from orchestrator.specs.spec_file import load_spec
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""
 
+EVERY = "all"
+"""The label that stands for every checkpoint of a run."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _KINDS = (
     "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, an http(s) URL, or a spec file "
@@ -73,6 +76,17 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     raise SpecError(f"{word!r} is none of these: {_KINDS}{hint}", "orchestrator list shows the runs")
 
 
+def every_checkpoint_of(word: str, workspace: Workspace) -> RunDir | None:
+    """The run of RUN@all; None: the word is something else."""
+    name, _, label = word.rpartition("@")
+    return workspace.find_run(name) if label == EVERY and name else None
+
+
+def every_checkpoint_target(run: RunDir) -> Target:
+    """A run as a whole: none of its checkpoints in particular."""
+    return Target(f"{run.id}@{EVERY}", None, run=run, spec=load_spec(run.spec))
+
+
 def with_template(target: Target, template: str | None) -> Target:
     """The target with a chat template for a model whose own is not known from a run.
 
@@ -95,6 +109,8 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
 
     None: what the training left, output before its newest checkpoint; of a run that trains nothing, its model.
     """
+    if label == EVERY:
+        raise SpecError(f"{run.id}@{EVERY} means every checkpoint: that is for benchmark alone", "name one of them")
     spec = load_spec(run.spec)
     available = run_checkpoints(run, spec, workspace)
     if label is None:
@@ -103,7 +119,7 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
     if label is None or label not in available:
         have = ", ".join(available) or "nothing yet"
         error = SpecError if label is not None and available else PrerequisiteError
-        hint = did_you_mean(label, available) if label else ""
+        hint = did_you_mean(label, [*available, EVERY]) if label else ""
         raise error(f"run {run.id} has no {label or 'checkpoint'}{hint}; it has: {have}", f"orchestrator show {run.id}")
     return Target(run.id if label == "output" else f"{run.id}@{label}", available[label], run=run, spec=spec)
 

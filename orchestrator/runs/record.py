@@ -208,6 +208,8 @@ class RunRecord(_Part):
     rerun_of: str | None = None
     drift: list[str] = []
     """What differed from the run that this one repeats, before it started."""
+    changed: list[str] = []
+    """Of a rerun: data, model and versions that were changed by others while it ran."""
     verdict: str | None = None
     """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}
@@ -220,6 +222,8 @@ class RunRecord(_Part):
     results_elsewhere: str | None = None
     """Of a training on several machines: which of them this is, and where its results are. None: here."""
     benchmarks: list[BenchmarkSummary] = []
+    chosen_checkpoint: str | None = None
+    """The label that the scores on a validation set speak for (curve.json). None: none was chosen."""
 
     @classmethod
     def load(cls, run: RunDir) -> Self:
@@ -384,6 +388,15 @@ class RunRecord(_Part):
         with locked(run, "record"):
             stored = type(self).model_validate_json(run.record.read_bytes())
             stored.benchmarks = [*(item for item in stored.benchmarks if item.id != summary.id), summary]
+            self._take(stored, run)
+
+    def add_command(self, run: RunDir, stage: str, argv: list[str], environment: dict[str, str] | None = None) -> None:
+        """Note what was run for a stage; what another process noted of other stages stays."""
+        with locked(run, "record"):
+            stored = type(self).model_validate_json(run.record.read_bytes())
+            stored.commands = {**stored.commands, stage: argv}
+            if environment is not None:
+                stored.environment = {**stored.environment, stage: environment}
             self._take(stored, run)
 
     def _take(self, stored: Self, run: RunDir) -> None:

@@ -168,6 +168,16 @@ class RunDir:
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
 
+    @property
+    def curve(self) -> Path:
+        """The checkpoints' scores by step, as they were last compared."""
+        return self.path / "curve.json"
+
+    @property
+    def during_log(self) -> Path:
+        """What the process says that benchmarks checkpoints beside the training."""
+        return self.path / "logs" / "during.log"
+
     def benchmark_log(self, folder: Path) -> Path:
         """The output of the server that was started for a benchmark, and for those after it."""
         return folder / "api.log"

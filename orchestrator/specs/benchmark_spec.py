@@ -30,6 +30,10 @@ class BenchmarkSpec(BaseModel):
     comet: str | None = Field(None, min_length=1)
     """Score by this COMET model too: Unbabel/wmt22-comet-da, say, or the path of a .ckpt file. It is computed by the
     environment that ORCHESTRATOR_COMET names. None: no COMET."""
+    during: bool = False
+    """Put it to every checkpoint while the training goes on, by a server on serve.devices, and then choose one by it.
+
+    It is then the validation set: its split is another one than that of the benchmarks which report a score."""
     base_model: bool = False
     """Benchmark the model as it was before training too."""
     max_tokens: int = Field(256, gt=0)
