@@ -130,6 +130,7 @@ ORDER = [
     "benchmark.afterwards",
     "benchmark.benchmarking",
     "benchmark.every_checkpoint",
+    "benchmark.during",
     "pipeline",
     "runs.supervise",
     "runs.stopping",
