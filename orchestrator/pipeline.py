@@ -41,6 +41,7 @@ from orchestrator.runs.record import RunRecord, Status, locked, now
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.resume import begin, end_left_over, heed_changes, kept_training, prepared_sha256
 from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.storage import storage_problem
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving import serving_devices
@@ -94,11 +95,16 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
     """A new run folder with all that carry_out needs. The calling process owns it.
 
     Raises:
-        PrerequisiteError: its devices are in use, and it would not wait.
+        PrerequisiteError: its devices are in use, and it would not wait; or the file system can keep no runs.
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
         raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
+    if problem := storage_problem(session.workspace.runs):
+        raise PrerequisiteError(
+            f"runs cannot be kept in {session.workspace.runs}: {problem}",
+            "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+        )
     if how.exclusive and not how.wait:
         with held(devices_needed(spec, how), None):
             pass
@@ -188,6 +194,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
                         choose_after(session, run, record, spec, asking)
                         run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
+                record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)
             status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
             if how.job and record.benchmark_job is not None:

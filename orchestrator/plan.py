@@ -138,6 +138,27 @@ def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Pla
     """
     root = session.workspace.root
     heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
+    datasets, own, texts = _inputs(session, spec)
+    spec, found = resolve(session, spec)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
+    return Plan(spec, datasets, own, texts, facts, found)
+
+
+def facts_now(session: Session, spec: RunSpec, *, full_hash: bool) -> Facts:
+    """The facts of a run as they are now: data, model and LLaMA-Factory are looked at anew.
+
+    Raises:
+        SpecError, PrerequisiteError: something of it is not there any more.
+    """
+    _, own, texts = _inputs(session, spec)
+    installation = find_installation() if session.llamafactory_or_none() else None
+    return collect_facts(spec, session.workspace.root, installation, texts, own, full_hash=full_hash)
+
+
+def _inputs(
+    session: Session, spec: RunSpec
+) -> tuple[dict[str, Dataset], dict[str, LlamaFactoryDataset], dict[tuple[str, str], ParallelText]]:
+    """What a spec reads, as Plan has it: datasets of parallel texts, those of LLaMA-Factory's own formats, texts."""
     trained = {name: load_entry(name, session.dataset_folders) for name in [*spec.datasets, *spec.eval_datasets]}
     own = {name: dataset for name, dataset in trained.items() if isinstance(dataset, LlamaFactoryDataset)}
     datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
@@ -146,9 +167,7 @@ def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Pla
     wanted += [(name, evaluated_split(datasets[name])) for name in spec.eval_datasets if name in datasets]
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
-    spec, found = resolve(session, spec)
-    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
-    return Plan(spec, datasets, own, texts, facts, found)
+    return datasets, own, texts
 
 
 def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:

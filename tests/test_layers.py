@@ -34,6 +34,7 @@ ORDER = [
     "models.tensorfile",
     "runs.rundir",
     "runs.locks",
+    "runs.storage",
     "benchmark.score",
     "benchmark.significance",
     "benchmark.triage",
@@ -71,6 +72,7 @@ ORDER = [
     "runs.environment",
     "runs.machine",
     "runs.worktree",
+    "runs.left_over",
     "runs.metering",
     "runs.state",
     "specs.render",
@@ -122,6 +124,7 @@ ORDER = [
     "commands.terminal",
     "commands.compare_output",
     # the order of the stages, and the command line
+    "runs.doctor",
     "plan",
     "runs.repeat",
     "serving",
@@ -148,6 +151,7 @@ ORDER = [
     "commands.benchmark_commands",
     "commands.model_commands",
     "commands.compare_commands",
+    "commands.doctor_commands",
     "cli",
     "__main__",
 ]

@@ -1,6 +1,7 @@
 """A run beside the one that it repeats, from the run folders. Run: pytest tests/test_repeat.py."""
 
 import logging
+import shutil
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_what_differs_is_found_with_what_was_asked_for(session, past):
     record = RunRecord.load(past)
     facts = record.facts.model_copy(update={"platform": "Plan 9"})
     found = drift_from(session, past, load_spec(past.spec, ["seed=43"]), facts, ["seed=43"])
-    assert [(each.name, each.severity) for each in found] == [("seed", "note"), ("", "warning")]
+    assert [(each.name, each.severity) for each in found] == [("", "warning"), ("seed", "note")]
     assert drift_from(session, past, load_spec(past.spec), record.facts, []) == []
 
 
@@ -95,3 +96,48 @@ def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, ca
     say_drift(past, model, strict=False)
     with pytest.raises(PrerequisiteError, match="model hash"):
         say_drift(past, model, strict=True)
+
+
+def test_a_run_with_another_peft_is_explained_by_it(session, past, caplog):
+    """Within the band as beyond it: the version is what is named."""
+    record = RunRecord.load(past)
+    versions = {**record.facts.versions, "peft": "0.0.1"}
+    record.update(past, facts=record.facts.model_copy(update={"versions": versions}))
+    for factor, verdict in ((1.000_01, "within"), (1.5, "different")):
+        caplog.clear()
+        found = repeat(session, past, versions={**versions, "peft": "0.18.1"})
+        given = found.trained(Training(steps=5, total_steps=5, logged_losses=[each * factor for each in losses(past)]))
+        assert given is not None and given.verdict == verdict
+        assert "likely cause: version of peft: 0.0.1 then, 0.18.1 now" in given.message
+
+
+def test_trained_weights_are_said_to_be_the_same_or_others_where_both_are_known(session, past, caplog):
+    then = RunRecord.load(past).training
+    assert then is not None and then.weights_sha256 is not None
+    for now, said in ((then.weights_sha256, "the same, to the last bit"), ("9" * 64, "others"), (None, None)):
+        caplog.clear()
+        repeat(session, past).trained(then.model_copy(update={"weights_sha256": now}))
+        lines = [line for line in caplog.messages if "the trained weights" in line]
+        assert lines == ([] if said is None else [f"{past.id}: the trained weights are {said}"])
+
+
+def test_what_others_changed_while_it_ran_is_said_with_its_severity(session, past, caplog):
+    assert repeat(session, past).changed() == []
+    weights = session.workspace.root / "models" / "tiny" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found = repeat(session, past, versions={**RunRecord.load(past).facts.versions, "peft": "0.0.1"})
+    model, peft = found.changed()
+    assert model.startswith("(error) model hash: ")
+    assert peft.startswith("(warning) version of peft: 0.0.1 then, ")
+    assert [each.levelno for each in caplog.records] == [logging.WARNING] * 2
+    shutil.rmtree(weights.parent)
+    (line,) = repeat(session, past).changed()
+    assert line.startswith("(warning) model hash: ") and line.endswith(", none now")
+
+
+def test_what_differs_is_listed_by_severity(session, past):
+    record = RunRecord.load(past)
+    facts = record.facts.model_copy(update={"platform": "Plan 9", "model_sha256": "9" * 64})
+    found = drift_from(session, past, load_spec(past.spec, ["seed=43"]), facts, ["seed=43"])
+    assert [each.severity for each in found] == ["error", "warning", "note"]

@@ -53,6 +53,12 @@ def stop(
         float | None, typer.Option(min=0, help="Seconds that it may take to save a checkpoint. Default: 100.")
     ] = None,
     now: Annotated[bool, typer.Option("--now", help="End all its processes at once, without a checkpoint.")] = False,
+    host_is_gone: Annotated[
+        bool,
+        typer.Option(
+            "--host-is-gone", help="Of a run on another host that will not come back: it reads as interrupted then."
+        ),
+    ] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,16 +75,20 @@ def stop(
 
     if now and grace is not None:
         raise SpecError("--now is a grace of 0: leave --grace out")
+    if host_is_gone and (now or grace is not None):
+        raise SpecError("--host-is-gone ends no process: leave --now and --grace out")
     grace_s = 0 if now else stopping.DEFAULT_GRACE_S if grace is None else grace
     place = find_workspace(workspace)
     if (group := lookup_group(place, run)) is not None:
+        if host_is_gone:
+            raise SpecError(f"{run} is a group: --host-is-gone is said of a run", "orchestrator show GROUP lists them")
         for line in stop_group(group, grace_s):
             say(line)
         if as_json:
             sweeps.print_group(group, as_json=True)
         return
     found = place.find_run(run)
-    for line in stopping.stop_run(found, grace_s):
+    for line in stopping.host_is_gone(found) if host_is_gone else stopping.stop_run(found, grace_s):
         say(line)
     record = RunRecord.load(found)
     if record.status in ("stopped", "interrupted", "failed"):

@@ -91,6 +91,11 @@ def drifts(spec_then: RunSpec, then: Facts, spec_now: RunSpec, now: Facts, *, as
     ]
 
 
+def by_severity(found: Sequence[Drift]) -> list[Drift]:
+    """Errors first, then warnings, then notes."""
+    return sorted(found, key=lambda each: ("error", "warning", "note").index(each.severity))
+
+
 def default_drift(path: str, then: Any, now: Any) -> Drift:
     """An argument that neither spec sets, and whose default changed."""
     what = f"default of {path}"

@@ -83,12 +83,35 @@ def is_free(device: str) -> bool:
     Raises:
         PrerequisiteError: as `held`.
     """
-    folder = _open_folder(lock_folder())
-    try:
+    with folder_open() as folder:
         locked, taken = _try_all(folder, [_lock_name(device)])
         for file in locked:
             os.close(file)
         return taken is None
+
+
+def held_now() -> list[str]:
+    """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
+    found = []
+    with folder_open() as folder:
+        for path in sorted(lock_folder().glob("gpu-*.lock")):
+            files, taken = _try_all(folder, [path.name])
+            for file in files:
+                os.close(file)
+            found += [] if taken is None else [_said_in(folder, taken)]
+    return found
+
+
+@contextmanager
+def folder_open() -> Iterator[int]:
+    """The folder of the locks, made where there is none.
+
+    Raises:
+        PrerequisiteError: it is not ours alone.
+    """
+    folder = _open_folder(lock_folder())
+    try:
+        yield folder
     finally:
         os.close(folder)
 

@@ -208,6 +208,8 @@ class RunRecord(_Part):
     rerun_of: str | None = None
     drift: list[str] = []
     """What differed from the run that this one repeats, before it started."""
+    changed: list[str] = []
+    """Of a rerun: data, model and versions that were changed by others while it ran."""
     verdict: str | None = None
     """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.models.model_files import locate_model
-from orchestrator.plan import Session, run_side, spec_side
-from orchestrator.runs.drift import Drift, default_drift, drifts
+from orchestrator.plan import Session, facts_now, run_side, spec_side
+from orchestrator.runs.drift import Drift, by_severity, default_drift, drifts
 from orchestrator.runs.record import BenchmarkSummary, Facts, RunRecord, Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.verdict import REDUCED, EarlyVerdict, Verdict, compare_losses, compare_scores, loss_band
@@ -34,10 +34,12 @@ def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, aske
         asked: the KEY=VALUE of --set.
     """
     defaults = changed_defaults(run_side(session, past), spec_side(session, "now", spec))
-    return [
-        *drifts(load_spec(past.spec), RunRecord.load(past).facts, spec, facts, asked=asked),
-        *(default_drift(each.path, each.one, each.other) for each in defaults),
-    ]
+    return by_severity(
+        [
+            *drifts(load_spec(past.spec), RunRecord.load(past).facts, spec, facts, asked=asked),
+            *(default_drift(each.path, each.one, each.other) for each in defaults),
+        ]
+    )
 
 
 def say_drift(past: RunDir, found: Sequence[Drift], *, strict: bool) -> None:
@@ -73,6 +75,7 @@ class Repeat:
             spec: what runs.
             record: its record; its facts and the --set that made it are there.
         """
+        self._session, self._spec, self._facts = session, spec, record.facts
         self._past = past
         self._then = RunRecord.load(past)
         self._drift = drift_from(session, past, spec, record.facts, record.overrides)
@@ -97,7 +100,26 @@ class Repeat:
         verdict = compare_losses(then, now, drift=self._drift, band=self._band)
         if self._early is None or self._early.end() is not None:
             self._say(verdict)
+        weights = self._then.training.weights_sha256, training.weights_sha256
+        if None not in weights:
+            said = "the same, to the last bit" if weights[0] == weights[1] else "others"
+            log.info("%s: the trained weights are %s", self._past.id, said)
         return verdict
+
+    def changed(self) -> list[str]:
+        """What others changed of data, model and versions since the run started, in lines; said."""
+        try:
+            now = facts_now(self._session, self._spec, full_hash=self._facts.model_full_sha256 is not None)
+        except OrchestratorError as error:
+            lines = [f"cannot be told any more: {error.message}"]
+        else:
+            kinds = ("data", "model", "adapter", "version", "machine")
+            found = [each for each in drifts(self._spec, self._facts, self._spec, now) if each.kind in kinds]
+            self._drift = [*self._drift, *found]
+            lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
+        for line in lines:
+            log.warning("changed while it ran: %s", line)
+        return lines
 
     def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> list[str]:
         """The run's scores beside the past ones, in lines; said."""

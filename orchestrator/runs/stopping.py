@@ -5,8 +5,12 @@ which are named; what the run kept.
 Not covered: how a training is stopped with a checkpoint (train.py, in the owner).
 """
 
+import os
 import signal
+import socket
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 
@@ -24,6 +28,8 @@ SETTLE_S = 0.5
 """For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
 FAREWELL_S = 10
 """For an owner to write its record once its children are gone."""
+QUIET_S = 120
+"""For how long a run's folder must have been left alone before its host is believed to be gone."""
 DEFAULT_GRACE_S = GRACE_S + 10  # the owner's own, and the time that it takes to say so
 
 
@@ -59,6 +65,34 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
     return [_how_it_ended(run), *_kept(run), "no process of it is left"]
 
 
+def host_is_gone(run: RunDir) -> list[str]:
+    """Take a run for interrupted whose host will not come back, so that it can be gone on with here; said in lines.
+
+    Raises:
+        PrerequisiteError: it is this host's, or something still writes into its folder.
+    """
+    record = RunRecord.load(run)
+    if not record.is_active():
+        return [f"{run.id} is not running: {record.status}"]
+    if record.is_here():
+        raise PrerequisiteError(f"run {run.id} is of this host, {record.host}", f"orchestrator stop {run.id}")
+    written, age_s = _last_written(run)
+    if age_s < QUIET_S:
+        raise PrerequisiteError(
+            f"{record.host} is not gone: {written} was written {max(age_s, 0):.0f} s ago",
+            f"there: orchestrator stop {run.id}; or try again once {QUIET_S} s have passed without a word of it",
+        )
+    record.end(run, "interrupted", f"its host, {record.host}, is gone, as was said on {socket.gethostname()}")
+    return [f"{run.id} was {record.host}'s and is taken for interrupted"]
+
+
+def _last_written(run: RunDir) -> tuple[Path, float]:
+    """The file of a run that was written to last, and how many seconds ago, by the clock of the file system."""
+    newest = max((path for path in run.path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
+    with tempfile.TemporaryFile(dir=run.path) as probe:
+        return newest, os.fstat(probe.fileno()).st_mtime - newest.stat().st_mtime
+
+
 def _stop_without_owner(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     left = left_running(run, record)
     said = f"{run.id} is not running: {record.status}"
@@ -76,7 +110,8 @@ def _owner(record: RunRecord) -> psutil.Process | None:
     if not record.is_here():
         raise PrerequisiteError(
             f"run {record.id} is {record.status} on {record.host}, which cannot be reached from here",
-            f"there: orchestrator stop {record.id}",
+            f"there: orchestrator stop {record.id}; if it is gone for good: orchestrator stop {record.id} "
+            "--host-is-gone",
         )
     try:
         owner = psutil.Process(record.pid)
