@@ -219,7 +219,7 @@ def test_checkpoints_are_benchmarked_as_they_appear_and_one_is_chosen_at_the_end
     command.until(lambda: validated(workshop), "a score of the first checkpoint")
     early = workshop.record()
     assert early["status"] == "running" and "train" in early["commands"], "the training goes on"
-    assert "checkpoint-1: own validation" in workshop.run("list").out
+    assert ": own validation, 40 segments" in workshop.run("list").out
     done = command.finish(120)
     assert done.code == 0, done.err
     record = workshop.record()
