@@ -33,6 +33,7 @@ from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.processes.process import Child
+from orchestrator.runs.elsewhere import take_along
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
@@ -204,13 +205,13 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
 
 
 def plan_rerun(
-    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
 ) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
 
     Args:
         session: the workspace and its tools.
-        past: the run that is repeated.
+        past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
         overrides: --set KEY=VALUE, in order.
         strict: whether other data or another model end it.
         full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
@@ -218,11 +219,17 @@ def plan_rerun(
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
+    file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
+    overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
+    if not isinstance(past, RunDir):
+        log.warning("%s has no record beside it: there is nothing to compare with", past)
+        return plan_run(session, session.load_spec(past, overrides), full_hash=full_hash), Origin(str(past), overrides)
     full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
     plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
-    return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
+    name = past.id if past.path.parent == session.workspace.runs else str(past.path)
+    return plan, Origin(str(past.spec), overrides, name, [each.line() for each in found])
 
 
 def benchmark(

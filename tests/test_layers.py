@@ -126,6 +126,7 @@ ORDER = [
     # the order of the stages, and the command line
     "runs.doctor",
     "plan",
+    "runs.elsewhere",
     "runs.repeat",
     "serving",
     "runs.resume",
