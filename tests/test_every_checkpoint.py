@@ -214,12 +214,14 @@ DURING = [
 
 def test_checkpoints_are_benchmarked_as_they_appear_and_one_is_chosen_at_the_end(workshop):
     with_validation(workshop, pairs=40)
-    command = workshop.start("launch", own_spec(workshop, benchmark=DURING), FAKE_STEP_S="3")
+    go = workshop.root.parent / "go"
+    command = workshop.start("launch", own_spec(workshop, benchmark=DURING), FAKE_HOLD="3", FAKE_GO=str(go))
     command.until(lambda: workshop.run_folders() and (workshop.only_run() / "record.json").exists(), "the run")
     command.until(lambda: validated(workshop), "a score of the first checkpoint")
     early = workshop.record()
     assert early["status"] == "running" and "train" in early["commands"], "the training goes on"
     assert ": own validation, 40 segments" in workshop.run("list").out
+    go.touch()
     done = command.finish(120)
     assert done.code == 0, done.err
     record = workshop.record()
