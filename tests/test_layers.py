@@ -75,6 +75,7 @@ ORDER = [
     "runs.left_over",
     "runs.metering",
     "runs.state",
+    "specs.cloud",
     "specs.render",
     "specs.sbatch",
     "benchmark.decoding",
