@@ -29,6 +29,7 @@ from orchestrator.models.model_files import (
     model_problems,
     unchecked_weights,
 )
+from orchestrator.runs.locks import devices_of
 from orchestrator.runs.slurm import own_job
 from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
@@ -70,7 +71,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += [*check_compute(spec, installation), *_machine(spec)]
+        findings += [*check_compute(spec, installation), *_machine(spec), *_during(spec)]
     return findings
 
 
@@ -276,6 +277,28 @@ def _machine(spec: RunSpec) -> list[Finding]:
         if reason:
             remedy = "stop what listens there, or leave serve.port out: then a free one is taken"
             findings.append(Finding("error", "missing", "serve.port", reason, remedy))
+    return findings
+
+
+def _during(spec: RunSpec) -> list[Finding]:
+    """Whether a server beside the training has a device of its own, and checkpoints to serve."""
+    if spec.train is None or not any(item.during for item in spec.benchmark):
+        return []
+    findings = []
+    if spec.train.arguments().get("save_strategy") == "no":
+        what = "no, so there is no checkpoint to benchmark during the training"
+        findings.append(Finding("warning", "spec", "train.save_strategy", what))
+    if not _has_accelerator(spec.compute.devices):
+        what = "no GPU is seen here: training and benchmarks (during: true) share the CPU, and both take longer"
+        return [*findings, Finding("note", "missing", "benchmark", what)]
+    if spec.serve.devices is None:
+        what = "not given, and a benchmark with during: true needs a device beside the training's"
+        remedy = """write serve.devices: "1", say, and compute.devices: "0\""""
+        return [*findings, Finding("error", "spec", "serve.devices", what, remedy)]
+    shared = set(devices_of([spec.compute.devices])) & set(devices_of([spec.serve.devices]))
+    if shared:
+        what = f"device {', '.join(sorted(shared))} is the training's too; during: true needs one of its own"
+        findings.append(Finding("error", "spec", "serve.devices", what, "part them: serve.devices, compute.devices"))
     return findings
 
 

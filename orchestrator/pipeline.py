@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
 from orchestrator.benchmark.curve import Curve
+from orchestrator.benchmark.during import benchmarks_beside, choose_after
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
@@ -184,12 +185,15 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
         with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
-            if spec.train is not None:
-                _train(session, plan, run, record, how, repeat, locks)
-            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
-                asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                with _timed(run, record, "benchmark"):
-                    run_benchmarks(session, plan, run, record, asking)
+            with benchmarks_beside(session, run, spec, locks, wished=how.with_benchmarks) as wait_for_these:
+                if spec.train is not None:
+                    _train(session, plan, run, record, how, repeat, locks)
+                if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
+                    asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
+                    with _timed(run, record, "benchmark"):
+                        wait_for_these()
+                        choose_after(session, run, record, spec, asking)
+                        run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)
@@ -248,6 +252,7 @@ def benchmark(
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     trained_on = target.spec.datasets if target.spec else []
     items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
+    items = [item.model_copy(update={"during": False}) for item in items]  # the training is over
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here

@@ -139,6 +139,7 @@ ORDER = [
     "benchmark.afterwards",
     "benchmark.benchmarking",
     "benchmark.every_checkpoint",
+    "benchmark.during",
     "pipeline",
     "runs.supervise",
     "runs.stopping",

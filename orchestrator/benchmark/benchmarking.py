@@ -43,7 +43,8 @@ def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord,
     done: list[tuple[BenchmarkSpec, Path]] = []
     with served_in_turn(session, plan.spec, run, record, checkpoints) as connect_to:
         for checkpoint in checkpoints:
-            items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+            items = [item for item in plan.spec.benchmark if not item.during]  # that is put to all checkpoints
+            items = [item for item in items if checkpoint.label != "base" or _wants_base(plan.spec, item)]
             if len(record.attempts) > 1 and not how.fresh:
                 found = [(item, whole_benchmark(session, plan, run, record, checkpoint, item)) for item in items]
                 done += [(item, folder) for item, folder in found if folder is not None]

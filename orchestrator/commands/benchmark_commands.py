@@ -4,6 +4,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -190,3 +191,18 @@ def _show(folders: list[Path], as_json: bool) -> None:
     terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
     for folder in folders:
         say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+
+
+@app.command("benchmark-during", hidden=True)
+def benchmark_during(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that trains.")],
+    cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+) -> None:
+    """Benchmark a run's checkpoints as they appear; the run's owner starts this."""
+    from orchestrator.benchmark.during import benchmark_as_they_appear
+    from orchestrator.runs.rundir import RunDir
+
+    os.chdir(cwd)
+    benchmark_as_they_appear(open_session(workspace, archives), RunDir(folder))

@@ -188,6 +188,13 @@ class RunSpec(_Section):
             raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
         if self.serve.url is not None and any(item.base_model for item in self.benchmark):
             raise ValueError("benchmark.base_model cannot be had from serve.url")
+        during = [item for item in self.benchmark if item.during]
+        if len(during) > 1:
+            raise ValueError("benchmark.during is there twice: one set chooses the checkpoint")
+        if during and self.train is None:
+            raise ValueError("benchmark.during is for a run that trains, and there is no train section")
+        if during and (self.compute.nnodes not in (None, 1) or self.compute.rdzv_id is not None):
+            raise ValueError("benchmark.during is for a training on one machine: benchmark RUN@all afterwards")
         return self
 
     @property
