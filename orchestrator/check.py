@@ -29,12 +29,15 @@ from orchestrator.models.model_files import (
     model_problems,
     unchecked_weights,
 )
+from orchestrator.runs.locks import devices_of
 from orchestrator.runs.slurm import own_job
 from orchestrator.runs.slurm_check import check_slurm
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.upstream.compute_check import check_compute
 from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm_arguments import read_flags
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
@@ -68,7 +71,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += [*check_compute(spec, installation), *_machine(spec)]
+        findings += [*check_compute(spec, installation), *_machine(spec), *_during(spec)]
     return findings
 
 
@@ -145,7 +148,9 @@ def _packages(spec: RunSpec, root: Path, installation: Installation | Prerequisi
     findings: list[Finding] = []
     arguments = spec.train.arguments() if spec.train is not None else {}
     wanted: dict[str, str] = {"train.deepspeed": "deepspeed"} if arguments.get("deepspeed") else {}
-    if spec.benchmark and spec.serve.infer_backend != "huggingface":
+    if spec.benchmark and spec.serve.backend == "vllm":
+        findings += _vllm(spec)
+    elif spec.benchmark and spec.serve.infer_backend != "huggingface":
         wanted["serve.infer_backend"] = spec.serve.infer_backend
     if arguments.get("quantization_bit") and arguments.get("quantization_method", "bnb") in ("bnb", "bitsandbytes"):
         wanted["train.quantization_bit"] = "bitsandbytes"
@@ -175,6 +180,24 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
                 located(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
+    return findings
+
+
+def _vllm(spec: RunSpec) -> list[Finding]:
+    """VLLM itself, and whether it can serve what is trained."""
+    findings: list[Finding] = []
+    try:
+        read_flags(find_vllm().package)
+    except PrerequisiteError as error:
+        findings.append(from_error("serve.backend", error))
+    arguments = spec.train.arguments() if spec.train is not None else {}
+    merge = "write serve.merge: true, so that it is served as one model"
+    for name in ("use_dora", "additional_target", "pissa_init"):
+        if arguments.get(name) and not spec.serve.merge:
+            what = f"vLLM serves no adapter trained with {name} beside its model"
+            findings.append(Finding("error", "spec", f"train.{name}", what, merge))
+    if arguments.get("finetuning_type") == "oft" and not spec.serve.merge:
+        findings.append(Finding("error", "spec", "train.finetuning_type", "vLLM serves no OFT adapter", merge))
     return findings
 
 
@@ -254,6 +277,28 @@ def _machine(spec: RunSpec) -> list[Finding]:
         if reason:
             remedy = "stop what listens there, or leave serve.port out: then a free one is taken"
             findings.append(Finding("error", "missing", "serve.port", reason, remedy))
+    return findings
+
+
+def _during(spec: RunSpec) -> list[Finding]:
+    """Whether a server beside the training has a device of its own, and checkpoints to serve."""
+    if spec.train is None or not any(item.during for item in spec.benchmark):
+        return []
+    findings = []
+    if spec.train.arguments().get("save_strategy") == "no":
+        what = "no, so there is no checkpoint to benchmark during the training"
+        findings.append(Finding("warning", "spec", "train.save_strategy", what))
+    if not _has_accelerator(spec.compute.devices):
+        what = "no GPU is seen here: training and benchmarks (during: true) share the CPU, and both take longer"
+        return [*findings, Finding("note", "missing", "benchmark", what)]
+    if spec.serve.devices is None:
+        what = "not given, and a benchmark with during: true needs a device beside the training's"
+        remedy = """write serve.devices: "1", say, and compute.devices: "0\""""
+        return [*findings, Finding("error", "spec", "serve.devices", what, remedy)]
+    shared = set(devices_of([spec.compute.devices])) & set(devices_of([spec.serve.devices]))
+    if shared:
+        what = f"device {', '.join(sorted(shared))} is the training's too; during: true needs one of its own"
+        findings.append(Finding("error", "spec", "serve.devices", what, "part them: serve.devices, compute.devices"))
     return findings
 
 

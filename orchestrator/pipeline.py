@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, run_benchmarks, served_in_turn
 from orchestrator.benchmark.curve import Curve
+from orchestrator.benchmark.during import benchmarks_beside, choose_after
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.check import check_model
@@ -32,6 +33,7 @@ from orchestrator.models.target import Target, base_checkpoint
 from orchestrator.plan import Plan, Session, heed, plan_run, render_dataset_info, render_files, resolve_model
 from orchestrator.processes.family import start_ticks
 from orchestrator.processes.process import Child
+from orchestrator.runs.elsewhere import take_along
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.jobs import across_nodes, goes_on_later
 from orchestrator.runs.locks import devices_of, held
@@ -183,12 +185,15 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
         with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
-            if spec.train is not None:
-                _train(session, plan, run, record, how, repeat, locks)
-            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
-                asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                with _timed(run, record, "benchmark"):
-                    run_benchmarks(session, plan, run, record, asking)
+            with benchmarks_beside(session, run, spec, locks, wished=how.with_benchmarks) as wait_for_these:
+                if spec.train is not None:
+                    _train(session, plan, run, record, how, repeat, locks)
+                if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
+                    asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
+                    with _timed(run, record, "benchmark"):
+                        wait_for_these()
+                        choose_after(session, run, record, spec, asking)
+                        run_benchmarks(session, plan, run, record, asking)
             if repeat is not None:
                 record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)
@@ -200,13 +205,13 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
 
 
 def plan_rerun(
-    session: Session, past: RunDir, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
+    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
 ) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
 
     Args:
         session: the workspace and its tools.
-        past: the run that is repeated.
+        past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
         overrides: --set KEY=VALUE, in order.
         strict: whether other data or another model end it.
         full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
@@ -214,11 +219,17 @@ def plan_rerun(
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
+    file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
+    overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
+    if not isinstance(past, RunDir):
+        log.warning("%s has no record beside it: there is nothing to compare with", past)
+        return plan_run(session, session.load_spec(past, overrides), full_hash=full_hash), Origin(str(past), overrides)
     full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
     plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
-    return plan, Origin(str(past.spec), overrides, past.id, [each.line() for each in found])
+    name = past.id if past.path.parent == session.workspace.runs else str(past.path)
+    return plan, Origin(str(past.spec), overrides, name, [each.line() for each in found])
 
 
 def benchmark(
@@ -241,6 +252,7 @@ def benchmark(
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     trained_on = target.spec.datasets if target.spec else []
     items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
+    items = [item.model_copy(update={"during": False}) for item in items]  # the training is over
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here

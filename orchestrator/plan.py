@@ -48,6 +48,8 @@ from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.chat_templates import with_found_template
 from orchestrator.upstream.installation import Installation, find_installation
 from orchestrator.upstream.rules import Rule, known_rules
+from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm_arguments import Flag, read_flags
 
 log = logging.getLogger("orchestrator")
 
@@ -89,7 +91,7 @@ class Session:
 
     def load_spec(self, path: Path, overrides: Sequence[str] = ()) -> RunSpec:
         """A spec file, its arguments and the rules between them checked against the LLaMA-Factory in use."""
-        return load_spec(path, overrides, self.arguments(), self.rules())
+        return load_spec(path, overrides, self.arguments(), self.rules(), self.vllm_flags)
 
     def llamafactory(self) -> Installation:
         if isinstance(self.installation, PrerequisiteError):
@@ -109,6 +111,13 @@ class Session:
         """LLaMA-Factory's rules between its arguments; none where its source is not there."""
         installation = self.llamafactory_or_none()
         return known_rules(installation) if installation is not None else ()
+
+    def vllm_flags(self) -> dict[str, Flag] | None:
+        """The flags of the vLLM in use; None where there is none, which check() says."""
+        try:
+            return read_flags(find_vllm().package)
+        except PrerequisiteError:
+            return None
 
     def llamafactory_or_none(self) -> Installation | None:
         return None if isinstance(self.installation, PrerequisiteError) else self.installation
@@ -192,7 +201,7 @@ def heed(findings: Sequence[Finding]) -> None:
 
 
 def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, api.yaml.
+    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, and api.yaml where it serves.
 
     Nothing where the spec asks a server that runs already.
     """
@@ -210,7 +219,8 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
         whole = spec.train.finetuning_type in ("full", "freeze")
         update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
         served = Checkpoint("output", start.model.model_copy(update=update))
-    files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
+    if spec.serve.backend == "llamafactory":
+        files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
 
 

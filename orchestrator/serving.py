@@ -5,21 +5,30 @@ for its model.
 Not covered: starting and stopping the process (serve.py).
 """
 
+import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint, list_models
 from orchestrator.check import check_model
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.export import export
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.models.target import Target
 from orchestrator.plan import Session, heed, resolve_model
+from orchestrator.runs.rundir import RunDir
 from orchestrator.serve import ServePlan, Server, new_api_key, serve
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import RunSpec, ServeSpec
+from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
+from orchestrator.upstream.chat_prompt import chat_prompt
 from orchestrator.upstream.llamafactory_server import llamafactory_plan
+from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm_server import one_group, vllm_plan
+
+log = logging.getLogger("orchestrator")
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,14 @@ class Serving:
 
 def together(settings: ServeSpec, checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
     """The checkpoints in groups that one server can hold, in their order: each group is one call of `served`."""
-    return [[checkpoint] for checkpoint in checkpoints]
+    groups: list[list[Checkpoint]] = []
+    for checkpoint in checkpoints:
+        fits = settings.backend == "vllm" and not settings.merge and groups and one_group([groups[-1][0], checkpoint])
+        if fits:
+            groups[-1].append(checkpoint)
+        else:
+            groups.append([checkpoint])
+    return groups
 
 
 @contextmanager
@@ -57,25 +73,77 @@ def served(
         started: told the plan before the server is started.
 
     Raises:
-        PrerequisiteError, StageError: it cannot be served, or died.
+        SpecError, PrerequisiteError, StageError: it cannot be served, or died.
     """
-    ((name, checkpoint),) = checkpoints.items()
-    root = session.workspace.root
-    plan = llamafactory_plan(
-        checkpoint,
-        {name: model_name(name, checkpoint, root)},
-        serving.settings,
-        session.llamafactory(),
-        session.renderer,
-        folder=serving.folder,
-        port=serving.port,
-        devices=serving.devices,
-        api_key=session.api_key or new_api_key(),
-        run=serving.run,
-    )
-    started(plan)
-    with serve(plan) as server:
-        yield server
+    root, settings = session.workspace.root, serving.settings
+    names = {name: model_name(name, checkpoint, root) for name, checkpoint in checkpoints.items()}
+    with ExitStack() as stack:
+        if settings.backend == "vllm":
+            vllm, installation = find_vllm(), session.llamafactory()
+            log.info("asking LLaMA-Factory for the prompt of training")
+            model = next(iter(checkpoints.values())).model
+            prompt = chat_prompt(model_arguments(model.model_copy(update={"adapter_name_or_path": None})), installation)
+            if settings.merge:
+                merged = {
+                    name: stack.enter_context(_merged(session, checkpoint, serving.folder))
+                    for name, checkpoint in checkpoints.items()
+                }
+                checkpoints = merged
+            plan = vllm_plan(
+                checkpoints,
+                names,
+                settings,
+                vllm,
+                prompt,
+                folder=serving.folder,
+                port=serving.port,
+                devices=serving.devices,
+                api_key=session.api_key or new_api_key(),
+                run=serving.run,
+            )
+        else:
+            (checkpoint,) = checkpoints.values()
+            plan = llamafactory_plan(
+                checkpoint,
+                names,
+                settings,
+                session.llamafactory(),
+                session.renderer,
+                folder=serving.folder,
+                port=serving.port,
+                devices=serving.devices,
+                api_key=session.api_key or new_api_key(),
+                run=serving.run,
+            )
+        started(plan)
+        yield stack.enter_context(serve(plan))
+
+
+@contextmanager
+def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[Checkpoint]:
+    """The checkpoint as one model, which is removed after the block."""
+    if checkpoint.model.adapter_name_or_path is None:
+        yield checkpoint
+        return
+    place = RunDir(folder / "merged")
+    shutil.rmtree(place.path, ignore_errors=True)  # of an attempt that was killed
+    place.path.mkdir(parents=True)
+    try:
+        log.info("merging %s into its model, for as long as it is served", checkpoint.label)
+        to = place.path / "model"
+        export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
+        model = checkpoint.model.model_copy(
+            update={"name_or_path": str(to), "adapter_name_or_path": None, "revision": None}
+        )
+        yield replace(checkpoint, model=model)
+    except StageError as error:
+        if place.export_log.is_file() and not (place.path / "model" / "config.json").is_file():
+            kept = folder / "export.log"
+            place.export_log.replace(kept)
+            raise StageError(error.message.replace(str(place.export_log), str(kept)), error.remedy) from error
+        raise
+    finally:
+        shutil.rmtree(place.path, ignore_errors=True)
 
 
 def servable(session: Session, target: Target) -> Checkpoint:

@@ -48,7 +48,7 @@ def sharded_folder(folder: Path) -> Path:
 def adapter_folder(folder: Path, inputs: int = SHAPE[1], outputs: int = SHAPE[0]) -> Path:
     """A LoRA adapter of rank 2 for q_proj."""
     folder.mkdir(parents=True)
-    config = {"base_model_name_or_path": "OWNER/BASE", "target_modules": ["q_proj", "v_proj"]}
+    config = {"base_model_name_or_path": "OWNER/BASE", "r": 2, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     name = f"base_model.model.{MODULES[1]}"
     tensors = {f"{name}.lora_A.weight": (2, inputs), f"{name}.lora_B.weight": (outputs, 2)}

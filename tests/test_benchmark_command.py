@@ -132,4 +132,4 @@ def test_a_seeded_sample_is_said(workshop, server):
 def test_speed_is_said_beside_what_held_it_back(toy):
     done = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "5")
     assert "sentences in" in done.err and "one request at a time" in done.err
-    assert "serve.infer_backend: vllm" in done.err
+    assert "serve.backend: vllm" in done.err

@@ -8,7 +8,7 @@ import signal
 import pytest
 import yaml
 
-from tests.workshop import CAPTIONS, new_workshop
+from tests.workshop import CAPTIONS, assert_none_left, new_workshop
 
 # Of the sentences, how many percent the fake knows after each of its 5 steps.
 SHARES = "20,50,88,90,90"
@@ -204,3 +204,77 @@ def test_two_of_these_at_once_do_no_harm(place):
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert place.record()["chosen_checkpoint"] == "checkpoint-3"
     assert json.loads((place.only_run() / "curve.json").read_bytes())["chosen"] == "checkpoint-3"
+
+
+DURING = [
+    {"testset": "own", "split": "validation", "during": True, "n_bootstrap": 50},
+    {"testset": "own", "max_samples": 20, "n_bootstrap": 50},
+]
+
+
+def test_checkpoints_are_benchmarked_as_they_appear_and_one_is_chosen_at_the_end(workshop):
+    with_validation(workshop, pairs=40)
+    go = workshop.root.parent / "go"
+    command = workshop.start("launch", own_spec(workshop, benchmark=DURING), FAKE_HOLD="3", FAKE_GO=str(go))
+    command.until(lambda: workshop.run_folders() and (workshop.only_run() / "record.json").exists(), "the run")
+    command.until(lambda: validated(workshop), "a score of the first checkpoint")
+    early = workshop.record()
+    assert early["status"] == "running" and "train" in early["commands"], "the training goes on"
+    assert ": own validation, 40 segments" in workshop.run("list").out
+    go.touch()
+    done = command.finish(120)
+    assert done.code == 0, done.err
+    record = workshop.record()
+    assert record["status"] == "done" and record["chosen_checkpoint"]
+    assert sorted(validated(workshop)) == [f"checkpoint-{step}" for step in range(1, 6)]
+    assert [each["of"] for each in record["benchmarks"] if each["split"] == "test"] == ["output"]
+    assert "chosen: checkpoint-" in done.err and "share the CPU" in done.err
+    assert workshop.left_over() == []
+
+
+def test_stopping_the_run_ends_the_benchmarks_beside_it(workshop):
+    with_validation(workshop, pairs=40)
+    spec = own_spec(workshop, benchmark=DURING)
+    command = workshop.start("launch", spec, FAKE_STEP_S="3", FAKE_ANSWER_S="1")
+    command.until(lambda: list(workshop.runs.glob("*/benchmarks/*/hypotheses.jsonl")), "a benchmark under way")
+    command.interrupt(signal.SIGINT)
+    done = command.finish()
+    assert done.code == 130 and workshop.record()["status"] == "stopped", done.err
+    assert_none_left(workshop)
+    again = workshop.run("resume", "toy")
+    assert again.code == 0 and workshop.record()["chosen_checkpoint"], again.err
+
+
+def test_a_benchmark_that_fails_beside_it_does_not_end_the_training(workshop):
+    with_validation(workshop, pairs=40)
+    spec = own_spec(workshop, benchmark=DURING[:1])
+    done = workshop.run("launch", spec, FAKE_API="dies", timeout_s=120)
+    assert done.code == 0 and workshop.record()["status"] == "done", done.err
+    assert "no checkpoint was chosen" in done.err or "before it was ready" in done.err
+    assert workshop.record()["chosen_checkpoint"] is None and workshop.record()["training"]["steps"] == 5
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_skipped_with_a_word(workshop):
+    """As by save_total_limit, while its server is being asked and before the next one is."""
+    with_validation(workshop, pairs=40)
+    command = workshop.start("launch", own_spec(workshop, benchmark=DURING[:1]), FAKE_STEP_S="0.5", FAKE_ANSWER_S="0.2")
+    command.until(lambda: list(workshop.runs.glob("*/output/checkpoint-3/trainer_state.json")), "a third checkpoint")
+    shutil.rmtree(workshop.only_run() / "output" / "checkpoint-2")
+    done = command.finish(120)
+    assert done.code == 0, done.err
+    record = workshop.record()
+    assert record["status"] == "done" and record["chosen_checkpoint"], done.err
+    assert "checkpoint-5" in validated(workshop)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"benchmark": [DURING[0], {**DURING[0], "split": "test"}]}, "benchmark.during is there twice"),
+        ({"benchmark": DURING[:1], "train": None, "dataset": None}, "is for a run that trains"),
+        ({"benchmark": DURING[:1], "compute": {"nnodes": 2, "node_rank": 0}}, "is for a training on one machine"),
+    ],
+)
+def test_what_during_cannot_mean_is_refused(trained, changes, said):
+    done = trained.run("check", own_spec(trained, **changes))
+    assert done.code == 2 and said in done.err + done.out, done.err

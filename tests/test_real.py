@@ -17,10 +17,9 @@ import pytest
 from orchestrator.models.model_files import adapter_problems, model_problems
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import curve
-from orchestrator.train import GRACE_S
-from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
+from tests.workshop import PATIENT_S, assert_none_left, new_workshop, training_at_step, wait_for
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 TRAIN = {
     "learning_rate": 5.0e-2,
@@ -49,6 +48,7 @@ def place(tmp_path_factory, tiny_model):
     def make():
         parent = tmp_path_factory.mktemp("real")
         made.append(new_workshop(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
+        made[-1].deadline_s = PATIENT_S
         return made[-1]
 
     yield make
@@ -60,9 +60,7 @@ def place(tmp_path_factory, tiny_model):
 def launched(place):
     """A finished run with benchmarks of the base model and the adapter."""
     workshop = place()
-    done = workshop.run(
-        "launch", workshop.spec(train=TRAIN, benchmark=[{**BENCHMARK, "base_model": True}]), timeout_s=150
-    )
+    done = workshop.run("launch", workshop.spec(train=TRAIN, benchmark=[{**BENCHMARK, "base_model": True}]))
     assert done.code == 0, done.err
     return workshop, workshop.only_run()
 
@@ -109,7 +107,7 @@ def test_sacrebleus_own_command_line_gives_the_same_numbers(launched):
 
 def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
     workshop, past = launched
-    done = workshop.run("rerun", past.name, "--strict", timeout_s=150)
+    done = workshop.run("rerun", past.name, "--strict")
     assert done.code == 0 and "the first 5 logged losses are the same" in done.err, done.err
     (again,) = [folder for folder in workshop.run_folders() if workshop.record(folder)["rerun_of"] == past.name]
     then, now = workshop.record(past), workshop.record(again)
@@ -194,7 +192,6 @@ def assert_whole_checkpoint(workshop, done, rng_states):
 
 
 @torchrun_works
-@pytest.mark.timeout(600)
 def test_two_processes_train_and_a_stop_leaves_no_rank_and_a_whole_checkpoint(place):
     """No rank is left, whatever happens. The checkpoint has three tries: transformers lets each rank stop by its own
     clock, and where a step lies between the two, one waits for the other until it is killed after the grace.
@@ -209,7 +206,7 @@ def test_two_processes_train_and_a_stop_leaves_no_rank_and_a_whole_checkpoint(pl
         ranks = [line for line in workshop.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
         assert len(ranks) == 2
         command.interrupt(signal.SIGTERM)
-        done = command.finish(timeout_s=GRACE_S + 60)
+        done = command.finish(timeout_s=PATIENT_S)
         assert workshop.left_over() == []
         assert done.code == 130, done.err
         if len(list(RunDir(workshop.only_run()).output.glob("checkpoint-*/rng_state*"))) == 2:
@@ -229,7 +226,7 @@ def test_kill_9_leaves_no_rank_of_torchrun(place):
     command.popen.kill()
     command.popen.wait()
     # A rank that is a step behind may wait for one that has left: then it is killed when the grace is over.
-    assert_none_left(workshop, timeout_s=GRACE_S + 60)
+    assert_none_left(workshop, timeout_s=PATIENT_S)
     (listed,) = workshop.run("list", "--json").json()
     assert listed["status"] == "interrupted"
 
@@ -241,10 +238,10 @@ def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
     train = {**LONG, "ddp_backend": "gloo"}
     done = workshop.run("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}), "--detach")
     assert done.code == 0, done.err
-    wait_for(training_at_step(workshop, 3), "step 3")
+    wait_for(training_at_step(workshop, 3), "step 3", PATIENT_S)
     (torchrun,) = [each for each in workshop.processes() if any(word.endswith("torchrun") for word in each.cmdline())]
     torchrun.kill()
-    wait_for(lambda: workshop.record()["ended_at"], "the run's end", GRACE_S + 60)
+    wait_for(lambda: workshop.record()["ended_at"], "the run's end", PATIENT_S)
     assert_none_left(workshop)
     assert workshop.record()["status"] == "failed"
 
@@ -262,7 +259,7 @@ def broken_off(place):
     specs = [workshop.spec(train=SLOW, benchmark=[BENCHMARK]) for workshop in (whole, broken)]
     unbroken = whole.start("launch", specs[0])
     assert broken.run("launch", specs[1], "--detach").code == 0
-    wait_for(training_at_step(broken, 12), "step 12")
+    wait_for(training_at_step(broken, 12), "step 12", PATIENT_S)
     for process in broken.processes():
         process.kill()
     assert_none_left(broken)
@@ -270,14 +267,15 @@ def broken_off(place):
     on = broken.run("resume", "toy", "--detach")
     assert on.code == 0, on.err
     follower = broken.start("logs", "toy", "-f")
-    wait_for(lambda: broken.record()["status"] == "running", "the training")
+    wait_for(lambda: broken.record()["status"] == "running", "the training", PATIENT_S)
     # Not by lines of the log: those of before the kill are in it too.
-    wait_for(lambda: "step" in broken.run("show", "toy").out and _trained_on(broken), "steps of the second attempt")
+    wait_for(lambda: _trained_on(broken), "steps of the second attempt", PATIENT_S)
+    wait_for(lambda: "step" in broken.run("show", "toy").out, "steps in what is shown")
     stopped = broken.run("stop", "toy")
     followed = follower.finish()  # it is a process of the workspace too, and ends a moment after the run
     assert stopped.code == 0 and broken.left_over() == [], stopped.err
-    last = broken.run("resume", "toy", timeout_s=150)
-    assert unbroken.finish(150).code == 0
+    last = broken.run("resume", "toy")
+    assert unbroken.finish().code == 0
     return whole, broken, {"shown": shown, "followed": followed, "stopped": stopped, "last": last}
 
 
@@ -320,7 +318,7 @@ def test_what_is_said_of_a_run_on_its_way_holds(broken_off):
 def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(place):
     workshop = place()
     train = {**TRAIN, "finetuning_type": "full", "lora_target": None}
-    done = workshop.run("launch", workshop.spec(train=train, benchmark=[BENCHMARK]), timeout_s=150)
+    done = workshop.run("launch", workshop.spec(train=train, benchmark=[BENCHMARK]))
     assert done.code == 0, done.err
     run = workshop.only_run()
     assert model_problems(run / "output") == [] and len(translations(run)) == 6

@@ -25,7 +25,8 @@ import yaml
 from tests.model_folders import model_folder
 
 MARK = "ORCHESTRATOR_TEST_MARK"
-DEADLINE_S = 60
+DEADLINE_S = 60  # shorter than the grace of a training that is stopped: what must not wait for that is found out
+PATIENT_S = 240  # for the real LLaMA-Factory, on a machine that has other work
 CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
 
 
@@ -60,6 +61,7 @@ class Command:
     popen: "subprocess.Popen[bytes]"
     out_file: Path
     err_file: Path
+    deadline_s: float = DEADLINE_S
 
     @property
     def out(self) -> str:
@@ -76,7 +78,8 @@ class Command:
         else:
             os.kill(self.popen.pid, number)
 
-    def finish(self, timeout_s: float = DEADLINE_S) -> Done:
+    def finish(self, timeout_s: float | None = None) -> Done:
+        timeout_s = timeout_s or self.deadline_s
         try:
             code = self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -86,7 +89,7 @@ class Command:
         return Done(self.args, code, self.out, self.err)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait for a condition, but not beyond the command's end."""
+        """Wait for a condition, but not beyond the command's end: so the deadline is for what hangs alone."""
 
         def come() -> Any:
             ended = self.popen.poll() is not None
@@ -94,7 +97,7 @@ class Command:
             assert found or not ended, f"{what}: {self.args} ended before with {self.finish()}"
             return found
 
-        return wait_for(come, what)
+        return wait_for(come, what, PATIENT_S)
 
 
 @dataclass
@@ -155,6 +158,8 @@ class Workshop:
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    deadline_s: float = DEADLINE_S
+    """How long a command may take, unless it is said otherwise."""
 
     @property
     def runs(self) -> Path:
@@ -203,7 +208,7 @@ class Workshop:
                 start_new_session=True,
             )
         self.started.append(popen)
-        return Command(words, popen, out, err)
+        return Command(words, popen, out, err, self.deadline_s)
 
     @contextmanager
     def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
@@ -233,7 +238,7 @@ class Workshop:
         under_way = [self.start(*words, **environment) for words in commands]
         return [command.finish() for command in under_way]
 
-    def run(self, *args: str | Path, timeout_s: float = DEADLINE_S, **keywords: Any) -> Done:
+    def run(self, *args: str | Path, timeout_s: float | None = None, **keywords: Any) -> Done:
         return self.start(*args, **keywords).finish(timeout_s)
 
     def full_environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -322,7 +327,7 @@ def training_at_step(workshop: Workshop, step: int) -> Callable[[], bool]:
     return reached
 
 
-def assert_none_left(workshop: Workshop, timeout_s: float = 20) -> None:
+def assert_none_left(workshop: Workshop, timeout_s: float = DEADLINE_S) -> None:
     """No process of ours is there, or it goes in a moment."""
     deadline = time.monotonic() + timeout_s
     while workshop.processes() and time.monotonic() < deadline:

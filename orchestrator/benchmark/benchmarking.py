@@ -43,7 +43,8 @@ def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord,
     done: list[tuple[BenchmarkSpec, Path]] = []
     with served_in_turn(session, plan.spec, run, record, checkpoints) as connect_to:
         for checkpoint in checkpoints:
-            items = [item for item in plan.spec.benchmark if checkpoint.label != "base" or _wants_base(plan.spec, item)]
+            items = [item for item in plan.spec.benchmark if not item.during]  # that is put to all checkpoints
+            items = [item for item in items if checkpoint.label != "base" or _wants_base(plan.spec, item)]
             if len(record.attempts) > 1 and not how.fresh:
                 found = [(item, whole_benchmark(session, plan, run, record, checkpoint, item)) for item in items]
                 done += [(item, folder) for item, folder in found if folder is not None]
@@ -135,7 +136,7 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
         item,
         identity=who,
         server=server,
-        at_once=settings.max_concurrent if settings.url is None else None,
+        at_once=settings.max_concurrent if settings.url is None and settings.backend == "llamafactory" else None,
     )
 
 

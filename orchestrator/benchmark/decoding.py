@@ -90,8 +90,26 @@ CONTRACTS: dict[Backend, Contract] = {
             "repetition_penalty": Rule(HONOURED, "repetition_penalty", 1.0),
             "stop": _STOP,
         },
-        constant={"top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
-        model_values=frozenset({"repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens"}),
+        constant={
+            "top_k": -1,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "skip_special_tokens": True,
+        },
+        model_values=frozenset(
+            {
+                "repetition_penalty",
+                "temperature",
+                "top_k",
+                "top_p",
+                "min_p",
+                "max_new_tokens",
+                "presence_penalty",
+                "frequency_penalty",
+                "skip_special_tokens",
+            }
+        ),
     ),
     "openai": Contract(
         "an OpenAI-compatible server of which no more is known",

@@ -139,7 +139,8 @@ def benchmark_every_checkpoint(
 def plan_benchmarks(session: Session, spec: RunSpec, items: Sequence[BenchmarkSpec], settings: ServeSpec) -> Plan:
     """A plan of benchmarks alone: the training's data are not read again."""
     compute = spec.compute.model_copy(update={"slurm": None})  # asked for here, it is done here
-    asked = RunSpec(name=spec.name, model=spec.model, serve=settings, benchmark=list(items), compute=compute)
+    alone = [item.model_copy(update={"during": False}) for item in items]
+    asked = RunSpec(name=spec.name, model=spec.model, serve=settings, benchmark=alone, compute=compute)
     return plan_run(session, asked)
 
 

@@ -17,7 +17,9 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.runs.record import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
-from orchestrator.specs.spec import ServeSpec
+from orchestrator.specs.spec import ServeSpec, model_arguments
+from orchestrator.upstream.vllm import find_vllm, settings_of_environment
+from orchestrator.upstream.vllm_arguments import with_defaults
 
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
 _OURS = ("orchestrator", "sacrebleu", "python")  # they ask and score; they do not answer
@@ -59,7 +61,7 @@ class Identity:
 
 
 def identity_of(checkpoint: Checkpoint, settings: ServeSpec, root: Path, facts: Facts, devices: str | None) -> Identity:
-    """Who answers when a checkpoint is served by LLaMA-Factory.
+    """Who answers when a checkpoint is served here.
 
     Args:
         checkpoint: what is served.
@@ -75,15 +77,26 @@ def identity_of(checkpoint: Checkpoint, settings: ServeSpec, root: Path, facts: 
     base = locate_model(model.name_or_path, root, model.revision)
     adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None
     arguments = api_arguments(checkpoint, settings)
+    backend, versions = f"llamafactory-{settings.infer_backend}", dict(facts.versions)
+    if settings.backend == "vllm":
+        # LLaMA-Factory's part is the prompt alone, and the merging
+        backend, versions = "vllm", {"llamafactory": facts.versions.get("llamafactory", ""), **find_vllm().versions}
+        set_here = settings_of_environment()
+        arguments = {
+            **model_arguments(model),
+            **with_defaults(settings.extra_arguments()),
+            "merge": settings.merge,
+            **set_here,
+        }
     return Identity(
-        backend=f"llamafactory-{settings.infer_backend}",  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]
         model_sha256=model_sha256(base) if base else None,
         adapter_sha256=adapter_sha256(adapter) if adapter else None,
         has_adapter=model.adapter_name_or_path is not None,
         arguments={key: value for key, value in arguments.items() if key not in _PATHS},
-        versions={name: version for name, version in facts.versions.items() if name not in _OURS},
+        versions={name: version for name, version in versions.items() if name not in _OURS},
         devices=(*facts.gpus, f"CUDA_VISIBLE_DEVICES={devices}"),
-        model_config=_generation_config(base) if base else {},
+        model_config=_generation_config(base) if base and backend != "vllm" else {},  # it is given one of ours
     )
 
 

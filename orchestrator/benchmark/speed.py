@@ -118,12 +118,13 @@ def _bound(
     if contract.one_at_a_time and at_once in (None, 1):
         return "one at a time", (
             f"{contract.described} works on one request at a time, which is the limit, whatever the concurrency. One "
-            "that batches is many times as fast: serve.infer_backend: vllm, or `vllm serve` and its URL."
+            "that batches is many times as fast, on a GPU some 20 times: serve.backend: vllm (--backend vllm), with "
+            "vLLM in an environment of its own, ORCHESTRATOR_VLLM."
         )
     if mean_in_flight >= FEW and _worth_at_once(answers, load) < PARALLEL:
         return "one at a time", (
             f"With {mean_in_flight:.0f} requests in flight the server did the work of one: it answers them one at a "
-            "time. One that batches is many times as fast, such as `vllm serve`."
+            "time. One that batches is many times as fast, such as serve.backend: vllm."
         )
     if limit.phase == "fixed" and mean_in_flight >= 0.8 * limit.now:
         return "concurrency", (

@@ -4,6 +4,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +12,11 @@ import typer
 
 from orchestrator.commands.app import app
 from orchestrator.commands.options import (
+    BackendOption,
     DevicesOption,
     FromOption,
     JsonOption,
+    MergeOption,
     ModelNameOption,
     PortOption,
     TemplateOption,
@@ -85,6 +88,8 @@ def benchmark(
         bool, typer.Option("--allow-incomplete", help="Score what was answered, where some sentences were not.")
     ] = False,
     template: TemplateOption = None,
+    backend: BackendOption = None,
+    merge: MergeOption = None,
     devices: DevicesOption = None,
     port: PortOption = None,
     model_name: ModelNameOption = None,
@@ -143,7 +148,7 @@ def benchmark(
         "comet": comet,
     }
     given = {key: value for key, value in changes.items() if value is not None}
-    settings = serve_settings(found, devices, port, model_name)
+    settings = serve_settings(found, devices, port, model_name, backend, merge)
     how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     if run is not None:
         curve = pipeline.benchmark_all(
@@ -186,3 +191,18 @@ def _show(folders: list[Path], as_json: bool) -> None:
     terminal.print_scores([item for item in record.benchmarks if item.id in {folder.name for folder in folders}])
     for folder in folders:
         say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+
+
+@app.command("benchmark-during", hidden=True)
+def benchmark_during(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that trains.")],
+    cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+) -> None:
+    """Benchmark a run's checkpoints as they appear; the run's owner starts this."""
+    from orchestrator.benchmark.during import benchmark_as_they_appear
+    from orchestrator.runs.rundir import RunDir
+
+    os.chdir(cwd)
+    benchmark_as_they_appear(open_session(workspace, archives), RunDir(folder))

@@ -134,15 +134,24 @@ def rerun(
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
     full_hash: FullHashOption = False,
+    into: Annotated[
+        Path | None, typer.Option("--in", help="Run it in this other workspace; datasets that it lacks are copied.")
+    ] = None,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a past run's saved spec again, under a new id; what differs now is said first."""
     from orchestrator import pipeline
+    from orchestrator.runs.elsewhere import saved_run
+    from orchestrator.runs.rundir import find_workspace
 
-    session = open_session(workspace, archives)
-    past = session.workspace.find_run(run)
+    session = open_session(into or workspace, archives)
+    try:
+        place = find_workspace(workspace)
+    except SpecError:  # a run that is named by its path needs none
+        place = None
+    past = saved_run(run, place)
     plan, origin = pipeline.plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
     how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
     again = pipeline.new_run(session, plan, origin, how)

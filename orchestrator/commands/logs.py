@@ -24,7 +24,7 @@ POLL_S = 0.3
 
 def log_files(run: RunDir) -> dict[str, Path]:
     """The logs of a run by the names that they are asked for with."""
-    found = {"train": run.train_log, "supervisor": run.supervisor_log}
+    found = {"train": run.train_log, "supervisor": run.supervisor_log, "during": run.during_log}
     found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
     folders = sorted(run.benchmarks.iterdir()) if run.benchmarks.is_dir() else []
     return {
@@ -52,7 +52,7 @@ def _choose_of_run(run: RunDir, name: str | None) -> Path:
             have = f"it has: {', '.join(files)}" if files else "it has none yet"
             raise SpecError(f"run {run.id} has no log {name!r}{did_you_mean(name, files)}; {have}")
         return files[name]
-    own = [path for key, path in files.items() if key != "supervisor"] or list(files.values())
+    own = [path for key, path in files.items() if key not in ("supervisor", "during")] or list(files.values())
     if not own:
         raise PrerequisiteError(f"run {run.id} has no log yet", f"orchestrator show {run.id} says how far it is")
     return max(own, key=lambda path: path.stat().st_mtime_ns)

@@ -16,7 +16,9 @@ import typer
 
 from orchestrator.commands.app import app
 from orchestrator.commands.options import (
+    BackendOption,
     DevicesOption,
+    MergeOption,
     ModelNameOption,
     PortOption,
     TemplateOption,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 def serve(
     target: Annotated[str, typer.Argument(help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, or a spec.")],
     port: PortOption = None,
+    backend: BackendOption = None,
+    merge: MergeOption = None,
     devices: DevicesOption = None,
     template: TemplateOption = None,
     workspace: WorkspaceOption = None,
@@ -49,7 +53,7 @@ def serve(
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
-    settings = serve_settings(found, devices, port, None)
+    settings = serve_settings(found, devices, port, None, backend, merge)
     with _work_folder() as folder:
         how = Serving(settings, folder, settings.port or 6006, serving_devices(settings, found.spec))
         checkpoint = servable(session, found)
@@ -68,6 +72,8 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0: the most likely word each time.")] = 0.0,
     port: PortOption = None,
+    backend: BackendOption = None,
+    merge: MergeOption = None,
     devices: DevicesOption = None,
     template: TemplateOption = None,
     model_name: ModelNameOption = None,
@@ -80,7 +86,7 @@ def chat(
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
-    settings = serve_settings(found, devices, port, model_name)
+    settings = serve_settings(found, devices, port, model_name, backend, merge)
     messages = [{"role": "system", "content": system}] if system else []
     if found.checkpoint is None:
         endpoint = connect(session, settings)

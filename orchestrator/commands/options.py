@@ -5,6 +5,7 @@ Not covered: the commands (cli.py).
 
 import os
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,15 @@ RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its
 RunOrGroupArgument = Annotated[
     str, typer.Argument(metavar="RUN|GROUP", help="A run's id, a spec's name (its newest run), latest, or a group.")
 ]
+
+
+class Backend(StrEnum):
+    """What serves a model."""
+
+    LLAMAFACTORY = "llamafactory"
+    VLLM = "vllm"
+
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
@@ -48,6 +58,12 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for devices that 
 DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
 TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]
+BackendOption = Annotated[
+    Backend | None, typer.Option(help="What serves it; vllm: `vllm serve` of ORCHESTRATOR_VLLM. Default: the spec's.")
+]
+MergeOption = Annotated[
+    bool | None, typer.Option("--merge", help="With vllm: merge the adapter into its model first, for speed.")
+]
 ModelNameOption = Annotated[str | None, typer.Option(help="The model's name on a server given by URL.")]
 
 
@@ -81,12 +97,36 @@ def open_side(session: "Session", word: str, overrides: list[str] | None) -> "Si
     return run_side(session, session.workspace.find_run(word))
 
 
-def serve_settings(target: "Target", devices: str | None, port: int | None, model_name: str | None) -> "ServeSpec":
+def serve_settings(
+    target: "Target",
+    devices: str | None,
+    port: int | None,
+    model_name: str | None,
+    backend: str | None = None,
+    merge: bool | None = None,
+) -> "ServeSpec":
+    """How a target is served: as its run or spec says, with what the command line says over it.
+
+    Raises:
+        SpecError: the two do not go together.
+    """
+    from pydantic import ValidationError
+
     from orchestrator.specs.spec import ServeSpec
 
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
-    given = {"devices": devices, "port": port, "model_name": model_name}
-    return own.model_copy(update={key: value for key, value in given.items() if value is not None})
+    given = {"devices": devices, "port": port, "model_name": model_name, "backend": backend, "merge": merge}
+    changes = {key: value for key, value in given.items() if value is not None}
+    kept = own.model_dump()
+    if backend not in (None, own.backend):  # the arguments of one backend are none of the other's
+        kept = {
+            key: value for key, value in kept.items() if key in ("host", "port", "devices", "start_timeout_s", "url")
+        }
+    try:
+        return ServeSpec.model_validate(kept | changes)
+    except ValidationError as error:
+        said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise SpecError(said, "see --backend and --merge, and the serve section of the spec") from error
 
 
 def with_files(session: "Session", target: "Target", pair: "FilePair") -> tuple["Session", str]:

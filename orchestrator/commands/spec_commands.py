@@ -198,6 +198,7 @@ def show(
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
+    from orchestrator.specs import cloud
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
 
@@ -212,6 +213,11 @@ def show(
         files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
         if file == "dataset_info.json":  # the others can be shown without the datasets
             files |= render_dataset_info(session, spec)
+        if file in cloud.FILES:
+            installed = session.llamafactory_or_none()
+            version = installed.versions.get("llamafactory") if installed else None
+            task = cloud.task(file, spec, Path(what), session.workspace.root, overrides or (), version)
+            files[file] = session.renderer.task_yaml(file, task)
         if as_json:
             terminal.print_json(spec_json(spec))
             return

@@ -174,6 +174,11 @@ def best_and_last(run: RunDir) -> set[str]:
     return {*last[:1], *(_best_by_trainer(state, labels) & labels), *_best_by_benchmarks(record, labels), *chosen}
 
 
+def is_saved(found: Inspected) -> bool:
+    """Whether it was written to its end: a training that is under way may be writing one."""
+    return found.whole or found.problems == [_ONLY_MODEL]
+
+
 def can_be_served(found: Inspected) -> bool:
     """Whether its weights are whole, whatever else of it is not."""
     return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)

@@ -35,6 +35,19 @@ _SLURM_SAYS = (
 )  # fmt: skip
 
 
+class CloudSpec(BaseModel):
+    """What `show SPEC --file sky.yaml` or `--file dstack.yaml` asks SkyPilot or dstack for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    accelerators: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*(:[1-9][0-9]*)?$")
+    """The GPUs of each machine: A100:8, or H100 for one."""
+    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = []
+    """Names of variables that the run needs there, such as HF_TOKEN; their values are taken from your environment."""
+    install: str | None = Field(None, min_length=1)
+    """What pip installs there to have orchestrator, such as git+https://... None: the workspace, a checkout."""
+
+
 class ComputeSpec(BaseModel):
     """Where the training runs, in the words of LLaMA-Factory's launcher.py, which makes torchrun's command of them."""
 
@@ -60,6 +73,8 @@ class ComputeSpec(BaseModel):
     """Elastic: how many there may be."""
     max_restarts: int | None = Field(None, ge=0)
     """Elastic: how often failed processes are started again."""
+    cloud: CloudSpec | None = None
+    """Machines that SkyPilot or dstack rent: only for the files that `show` writes for them."""
     slurm: SlurmSpec | None = None
     """The run is submitted to Slurm with these resources. None: it runs here."""
     ray: bool = False

@@ -169,6 +169,10 @@ class Renderer:
     def api_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("api.yaml", arguments, {"arguments": _named(arguments)})
 
+    def task_yaml(self, file: str, fields: Mapping[str, Any]) -> str:
+        """A task of SkyPilot or dstack (cloud.py)."""
+        return self._yaml(file, fields, {"fields": _named(fields)})
+
     def export_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
 

@@ -2,8 +2,8 @@
 
 Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
 there, each with type, choices, default and its help; the names of chat templates. Draft 2020-12.
-Not covered: rules between fields, and whether data and files are there: `orchestrator check`. An editor takes "8" for
-text where a spec takes it for 8.
+Not covered: rules between fields, vLLM's arguments, and whether data and files are there: `orchestrator check`. An
+editor takes "8" for text where a spec takes it for 8.
 Writes nothing.
 """
 
@@ -81,6 +81,10 @@ def spec_schema(
             if command in argument.commands and name not in OWNED and name not in model.model_fields
         }
         section["additionalProperties"] = False
+        if model is ServeSpec:  # with backend vllm the names are vLLM's
+            del section["additionalProperties"]
+            section["if"] = {"properties": {"backend": {"const": "vllm"}}, "required": ["backend"]}
+            section["else"] = {"propertyNames": {"enum": list(section["properties"])}}
     if templates:
         template = schema["$defs"]["ModelSpec"]["properties"]["template"]
         template["anyOf"] = [{"enum": sorted(templates)}, {"type": "null"}]

@@ -7,7 +7,7 @@ Reads nothing but the spec file; writes nothing.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +27,10 @@ from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, YamlSource, read
 from orchestrator.upstream.argument_check import argument_problem
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.rules import RULES, Rule, rule_problems
+from orchestrator.upstream.vllm_arguments import OWNED as VLLM_OWNED
+from orchestrator.upstream.vllm_arguments import Flag
+
+VllmFlags = Callable[[], Mapping[str, Flag] | None]
 
 _TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
 
@@ -36,6 +40,7 @@ def load_spec(
     overrides: Sequence[str] = (),
     arguments: Mapping[str, Argument] | None = None,
     rules: Sequence[Rule] = RULES,
+    vllm: VllmFlags = lambda: None,
 ) -> RunSpec:
     """Read a spec file and check it as a whole.
 
@@ -44,6 +49,7 @@ def load_spec(
         overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
         arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
         rules: LLaMA-Factory's rules between them.
+        vllm: gives vLLM's flags, for a spec whose serve.backend is vllm; None leaves `serve` unchecked there.
 
     Raises:
         SpecError: every problem at once, each with file:line:column and dotted path.
@@ -51,17 +57,23 @@ def load_spec(
     source = read_yaml(path)
     for override in overrides:
         set_value(source, override)
-    return validate_spec(source, arguments, rules)
+    return validate_spec(source, arguments, rules, vllm)
 
 
 def validate_spec(
-    source: YamlSource, arguments: Mapping[str, Argument] | None = None, rules: Sequence[Rule] = RULES
+    source: YamlSource,
+    arguments: Mapping[str, Argument] | None = None,
+    rules: Sequence[Rule] = RULES,
+    vllm: VllmFlags = lambda: None,
 ) -> RunSpec:
     """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
+    section = source.value.get("serve") if isinstance(source.value, Mapping) else None
+    by_vllm = isinstance(section, Mapping) and section.get("backend") == "vllm"
+    serving = vllm() if by_vllm else arguments
     problems = [
         *_value_problems(source.value, ()),
         *_section_problems(source.value, "train", "train", arguments),
-        *_section_problems(source.value, "serve", "api", arguments),
+        *_section_problems(source.value, "serve", "api", serving, by_vllm=by_vllm),
         *_section_problems(source.value, "export", "export", arguments),
     ]
     spec = None
@@ -72,14 +84,14 @@ def validate_spec(
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {source.path}")
+    spec = _typed(spec, {"train": arguments, "serve": serving, "export": arguments})
     if arguments is None:
         return spec
-    spec = _typed(spec, arguments)
     broken: dict[tuple[Location, str], None] = {}  # one model for both: what it breaks is said once
     if spec.train is not None:
         given = training_arguments(spec, spec.model)
         broken |= dict.fromkeys(rule_problems("train", given, "train", source.value, arguments, rules))
-    if spec.model is not None and spec.serve.url is None:
+    if spec.model is not None and spec.serve.url is None and not by_vllm:
         given = serving_arguments(spec.model, spec.serve)
         broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
     if spec.model is not None and "export" in spec.model_fields_set:
@@ -90,12 +102,12 @@ def validate_spec(
     return spec
 
 
-def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
-    """The spec with LLaMA-Factory's arguments in the type it declares (1e5 for an int becomes 100000)."""
+def _typed(spec: RunSpec, known: Mapping[str, Mapping[str, Argument] | None]) -> RunSpec:
+    """The spec with the arguments of each section in the type that is declared (1e5 for an int becomes 100000)."""
     changes: dict[str, Any] = {}
     for name in OPEN_SECTIONS:
-        section = getattr(spec, name)
-        if section is not None:
+        section, arguments = getattr(spec, name), known[name]
+        if section is not None and arguments is not None:
             typed = {
                 key: arguments[key].typed(value) if key in arguments else value
                 for key, value in section.extra_arguments().items()
@@ -134,12 +146,13 @@ def _text_problem(text: str) -> str:
 
 
 def _section_problems(
-    raw: object, section: str, command: str, arguments: Mapping[str, Argument] | None
+    raw: object, section: str, command: str, arguments: Mapping[str, Argument] | None, *, by_vllm: bool = False
 ) -> list[tuple[Location, str]]:
     values = raw.get(section) if isinstance(raw, Mapping) else None
     if not isinstance(values, Mapping):
         return []  # Pydantic says so
     typed_fields = OPEN_SECTIONS[section].model_fields
+    owned, program = (VLLM_OWNED, "vLLM") if by_vllm else (OWNED, "LLaMA-Factory")
     problems: list[tuple[Location, str]] = []
     for key, value in values.items():
         if len(problems) >= MAX_PROBLEMS:
@@ -148,10 +161,10 @@ def _section_problems(
             continue
         if not isinstance(key, str):
             problems.append(((section, str(key)), "an argument's name is a string"))
-        elif key in OWNED:
-            problems.append(((section, key), f"the run layer sets {key}: {OWNED[key]}"))
+        elif key in owned:
+            problems.append(((section, key), f"the run layer sets {key}: {owned[key]}"))
         elif arguments is not None:
-            problem = argument_problem(key, value, command, arguments, also_known=typed_fields)
+            problem = argument_problem(key, value, command, arguments, also_known=typed_fields, program=program)
             if problem:
                 problems.append(((section, key), problem))
     return problems

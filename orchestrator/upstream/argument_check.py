@@ -74,7 +74,12 @@ _SAID = {
 
 
 def argument_problem(
-    key: str, value: Any, command: str, arguments: Mapping[str, Argument], also_known: Iterable[str] = ()
+    key: str,
+    value: Any,
+    command: str,
+    arguments: Mapping[str, Argument],
+    also_known: Iterable[str] = (),
+    program: str = "LLaMA-Factory",
 ) -> str | None:
     """What is wrong with one argument, or None; a second line is what to do.
 
@@ -84,14 +89,15 @@ def argument_problem(
         command: train, api or export.
         arguments: what read_arguments found.
         also_known: names that the place takes beside these, for "did you mean".
+        program: whose arguments they are.
     """
     argument = arguments.get(key)
     if argument is None:
-        removed = _removal(key)
+        removed = _removal(key) if program == "LLaMA-Factory" else ""
         if removed:
-            return f"no argument of this LLaMA-Factory: {removed}"
+            return f"no argument of this {program}: {removed}"
         known = [*also_known, *(name for name, each in arguments.items() if command in each.commands)]
-        return "no argument of this LLaMA-Factory" + did_you_mean(key, known)
+        return f"no argument of this {program}" + did_you_mean(key, known)
     if command not in argument.commands:
         removed = _removal(key)  # use_cache: transformers has taken the name for something else
         takers = " and ".join(sorted(argument.commands))

@@ -150,13 +150,13 @@ class _Classes:
         found: dict[str, Argument] = {}
         for base in reversed(node.bases):
             # A base of the same name is the one of the other modules.
-            label = _last_name(base)
+            label = last_name(base)
             found |= self.elsewhere.get(label, {}) if label == name else self.fields(label)
         constants: dict[str, Any] = {}
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 key = statement.target.id
-                if _last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
+                if last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
                     found.pop(key, None)
                 else:
                     declared = _Declared(statement.value, constants, self.enums)
@@ -183,12 +183,12 @@ class _Classes:
         literals: list[Any] = []
         members: list[str] = []
         optional, known = False, True
-        for part in _alternatives(annotation):
-            label = _last_name(part)
+        for part in alternatives(annotation):
+            label = last_name(part)
             if (isinstance(part, ast.Constant) and part.value is None) or label == "NoneType":
                 optional = True
             elif label == "Literal" and isinstance(part, ast.Subscript):
-                literals += [each.value for each in _items(part.slice) if isinstance(each, ast.Constant)]
+                literals += [each.value for each in items_of(part.slice) if isinstance(each, ast.Constant)]
             elif label in self.enums:
                 members += self.enums[label].values()
             elif label in _KINDS:
@@ -218,7 +218,7 @@ class _Declared:
         self.default: Any = COMPUTED
         self.help = ""
         self.choices: tuple[str, ...] | None = None
-        if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
+        if not (isinstance(value, ast.Call) and last_name(value.func) == "field"):
             self.default = COMPUTED if value is None else _literal(value, constants, enums)
             return
         for keyword in value.keywords:
@@ -243,7 +243,7 @@ def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, d
     if isinstance(node, ast.Name):
         return constants.get(node.id, COMPUTED)
     if isinstance(node, ast.Attribute):
-        return enums.get(_last_name(node.value), {}).get(node.attr, COMPUTED)
+        return enums.get(last_name(node.value), {}).get(node.attr, COMPUTED)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):  # a long help text; 768 * 768
         left, right = _literal(node.left, constants, enums), _literal(node.right, constants, enums)
         if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
@@ -261,14 +261,14 @@ def _made(factory: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, d
     """What a default_factory makes: list, dict, or a lambda of a plain value."""
     if isinstance(factory, ast.Lambda):
         return _literal(factory.body, constants, enums)
-    return {"list": [], "dict": {}}.get(_last_name(factory), COMPUTED)
+    return {"list": [], "dict": {}}.get(last_name(factory), COMPUTED)
 
 
 def _holds(test: ast.expr, versions: Mapping[str, str]) -> bool | None:
     """Whether a condition on torch holds in the installation; None: it is about something else."""
-    if isinstance(test, ast.Call) and _last_name(test.func) == "is_torch_available":
+    if isinstance(test, ast.Call) and last_name(test.func) == "is_torch_available":
         return "torch" in versions
-    wanted = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", _last_name(test))
+    wanted = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", last_name(test))
     have = re.match(r"(\d+)\.(\d+)", versions.get("torch", ""))
     if wanted is None or have is None:
         return None
@@ -281,7 +281,7 @@ def _enums(paths: Iterable[Path], modules: Iterable[ast.Module]) -> dict[str, di
     found: dict[str, dict[str, str]] = {}
     for tree in trees:
         for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(_last_name(base).endswith("Enum") for base in node.bases):
+            if isinstance(node, ast.ClassDef) and any(last_name(base).endswith("Enum") for base in node.bases):
                 members = {
                     target.id: _text(each.value)
                     for each in node.body
@@ -300,7 +300,7 @@ def _split_names(modules: Iterable[ast.Module]) -> frozenset[str]:
         argument.attr
         for module in modules
         for node in ast.walk(module)
-        if isinstance(node, ast.Call) and _last_name(node.func) == "split_arg"
+        if isinstance(node, ast.Call) and last_name(node.func) == "split_arg"
         for argument in node.args
         if isinstance(argument, ast.Attribute)
     )
@@ -322,30 +322,30 @@ def _is_set_later(default: ast.expr | None) -> bool:
     )
 
 
-def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+def alternatives(node: ast.expr) -> Iterator[ast.expr]:
     """The members of X | Y, Union[X, Y] and Optional[X], text annotations included."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield from _alternatives(ast.parse(node.value, mode="eval").body)
+        yield from alternatives(ast.parse(node.value, mode="eval").body)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        yield from _alternatives(node.left)
-        yield from _alternatives(node.right)
-    elif isinstance(node, ast.Subscript) and _last_name(node) in ("Union", "Optional"):
-        for item in _items(node.slice):
-            yield from _alternatives(item)
-        if _last_name(node) == "Optional":
+        yield from alternatives(node.left)
+        yield from alternatives(node.right)
+    elif isinstance(node, ast.Subscript) and last_name(node) in ("Union", "Optional"):
+        for item in items_of(node.slice):
+            yield from alternatives(item)
+        if last_name(node) == "Optional":
             yield ast.Constant(None)
     else:
         yield node
 
 
-def _items(node: ast.expr) -> list[ast.expr]:
+def items_of(node: ast.expr) -> list[ast.expr]:
     return list(node.elts) if isinstance(node, ast.Tuple) else [node]
 
 
-def _last_name(node: ast.expr) -> str:
+def last_name(node: ast.expr) -> str:
     """'Optional' of typing.Optional[str]; '' of what has no name."""
     if isinstance(node, ast.Subscript):
-        return _last_name(node.value)
+        return last_name(node.value)
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 

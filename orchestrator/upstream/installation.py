@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,8 @@ def torch_cuda():
 print()
 print(json.dumps({
     "python_version": ".".join(map(str, sys.version_info[:3])),
-    "llamafactory": folder("llamafactory"),
-    "transformers": folder("transformers"),
-    "versions": {name: version(name) for name in sys.argv[1:]},
+    "folders": {name: folder(name) for name in sys.argv[1].split(",")},
+    "versions": {name: version(name) for name in sys.argv[2:]},
     "torch_cuda": torch_cuda(),
 }))
 """
@@ -110,28 +110,81 @@ def find_installation() -> Installation:
         PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
     """
     cli = _find_cli()
-    python, note = _python_of(cli)
+    seen = look_around(cli, ["llamafactory", "transformers"], DISTRIBUTIONS, _REMEDY)
+    transformers = seen.folders["transformers"]
+    training_args = transformers / "training_args.py" if transformers else None
+    return Installation(
+        cli=cli,
+        python=seen.python,
+        package=seen.folders["llamafactory"],
+        training_args=training_args if training_args and training_args.is_file() else None,
+        versions=seen.versions,
+        python_version=seen.python_version,
+        cuda=seen.cuda,
+        note=seen.note,
+    )
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands beside a console script, in its own Python."""
+
+    python: Path
+    python_version: str
+    folders: dict[str, Path | None]
+    """Of packages; None: that Python has none of the name."""
+    versions: dict[str, str]
+    """Of distributions, those that are installed."""
+    cuda: dict[str, str]
+    """Versions of CUDA's parts, as packages have them."""
+    note: str
+    """What could not be known for certain; '' where all could."""
+
+
+def look_around(cli: Path, packages: Sequence[str], distributions: Sequence[str], remedy: str) -> Surroundings:
+    """Look for packages in the environment of a console script; nothing of it is imported.
+
+    Raises:
+        PrerequisiteError: its Python cannot be started.
+    """
+    python, note = _python_of(cli, remedy)
     try:
-        answer = run_short([str(python), "-c", _LOOK_AROUND, *DISTRIBUTIONS, *_CUDA])
+        answer = run_short([str(python), "-c", _LOOK_AROUND, ",".join(packages), *distributions, *_CUDA])
         # The last line: a .pth file or sitecustomize may have printed before.
         found = json.loads(answer.strip().rpartition("\n")[2])
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__} instead of a mapping")
     except OrchestratorError as error:
-        raise PrerequisiteError(f"{cli} runs with {python}, which does not work: {error.message}", _REMEDY) from error
+        raise PrerequisiteError(f"{cli} runs with {python}, which does not work: {error.message}", remedy) from error
     except ValueError as error:
-        raise PrerequisiteError(f"{cli} runs with {python}, whose answer is not JSON: {error}", _REMEDY) from error
-    package, transformers = found["llamafactory"], found["transformers"]
-    training_args = Path(transformers) / "training_args.py" if transformers else None
-    return Installation(
-        cli=cli,
+        raise PrerequisiteError(f"{cli} runs with {python}, whose answer is not JSON: {error}", remedy) from error
+    return Surroundings(
         python=python,
-        package=Path(package) if package else None,
-        training_args=training_args if training_args and training_args.is_file() else None,
-        versions={name: version for name, version in found["versions"].items() if version and name not in _CUDA},
         python_version=found["python_version"],
+        folders={name: Path(folder) if folder else None for name, folder in found["folders"].items()},
+        versions={name: version for name, version in found["versions"].items() if version and name not in _CUDA},
         cuda=_cuda(found),
         note=note,
+    )
+
+
+def program_named(variable: str, command: str) -> Path | None:
+    """The program that a variable names: itself, or the folder of its environment. None: the variable is not set.
+
+    Raises:
+        PrerequisiteError: there is none.
+    """
+    named = os.environ.get(variable)
+    if not named:
+        return None
+    given = Path(named).expanduser().absolute()
+    candidates = [given / command, given / "bin" / command] if given.is_dir() else [given]
+    for candidate in candidates:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate
+    tried = " or ".join(map(str, candidates))
+    raise PrerequisiteError(
+        f"{variable}={named}: no program {tried}", f"set it to an environment's folder, its bin, or its {command}"
     )
 
 
@@ -153,17 +206,8 @@ def parse_source(path: Path) -> ast.Module:
 
 
 def _find_cli() -> Path:
-    named = os.environ.get(VARIABLE)
-    if named:
-        given = Path(named).expanduser().absolute()
-        candidates = [given / COMMAND, given / "bin" / COMMAND] if given.is_dir() else [given]
-        for candidate in candidates:
-            if candidate.is_file() and os.access(candidate, os.X_OK):
-                return candidate
-        tried = " or ".join(map(str, candidates))
-        raise PrerequisiteError(
-            f"{VARIABLE}={named}: no program {tried}", f"set it to an environment's folder, its bin, or its {COMMAND}"
-        )
+    if named := program_named(VARIABLE, COMMAND):
+        return named
     beside = Path(sys.executable).parent / COMMAND
     if beside.is_file() and os.access(beside, os.X_OK):
         return beside
@@ -173,9 +217,9 @@ def _find_cli() -> Path:
     raise PrerequisiteError(f"{COMMAND} not found: not beside {sys.executable}, not on PATH", _REMEDY)
 
 
-def _python_of(cli: Path) -> tuple[Path, str]:
+def _python_of(cli: Path, remedy: str) -> tuple[Path, str]:
     """The Python that a console script runs with, and what is uncertain about that."""
-    named = _interpreter(cli)
+    named = _interpreter(cli, remedy)
     if named is not None:
         return named, ""
     beside = [path for name in ("python", "python3") if (path := cli.resolve().parent / name).is_file()]
@@ -183,12 +227,12 @@ def _python_of(cli: Path) -> tuple[Path, str]:
     return guess, f"{cli} does not say which Python it runs: versions and arguments are those of {guess}"
 
 
-def _interpreter(cli: Path) -> Path | None:
+def _interpreter(cli: Path, remedy: str) -> Path | None:
     try:
         with cli.open("rb") as file:
             lines = file.read(4096).decode("utf-8", "replace").split("\n")
     except OSError as error:
-        raise PrerequisiteError(f"{cli} cannot be read: {error.strerror}", _REMEDY) from error
+        raise PrerequisiteError(f"{cli} cannot be read: {error.strerror}", remedy) from error
     words = lines[0].removeprefix("#!").split() if lines[0].startswith("#!") else []
     if not words:
         return None

@@ -1,0 +1,384 @@
+"""`vllm serve`: its flags, its prompt, and the commands with it. Run: pytest tests/test_vllm.py."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.serve import free_port
+from orchestrator.serving import together
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import ModelSpec, ServeSpec
+from orchestrator.specs.spec_file import load_spec
+from orchestrator.upstream.argument_check import argument_problem
+from orchestrator.upstream.chat_prompt import chat_prompt
+from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.vllm import VARIABLE, find_vllm, settings_of_environment
+from orchestrator.upstream.vllm_arguments import OWNED, read_flags, with_defaults
+from orchestrator.upstream.vllm_server import adapter_rank, vllm_words
+from tests import fake_vllm
+from tests.model_folders import adapter_folder
+from tests.workshop import Workshop, new_workshop, wait_for
+
+SOURCES = os.environ.get("ORCHESTRATOR_TEST_VLLM_SOURCES")  # unpacked sdists: FOLDER/vllm-0.33.0/vllm
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    return fake_vllm.install(tmp_path_factory.mktemp("vllm") / "it's its own")
+
+
+@pytest.fixture(scope="session")
+def flags(environment):
+    return read_flags(environment / "site" / "vllm")
+
+
+@pytest.fixture
+def shop(tmp_path, fake_cli, environment):
+    """A workspace with both: LLaMA-Factory to train, vLLM to serve."""
+    cli = fake_vllm.llamafactory(tmp_path / "lf bin", fake_cli)
+    made = new_workshop(tmp_path, cli, {VARIABLE: str(environment)})
+    yield made
+    made.kill_all()
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory, fake_cli, environment):
+    folder = tmp_path_factory.mktemp("trained")
+    made = new_workshop(folder, fake_vllm.llamafactory(folder / "lf bin", fake_cli), {VARIABLE: str(environment)})
+    done = made.run("launch", made.spec(), "--no-benchmark")
+    assert done.code == 0, done.err
+    return made
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A workspace of one's own with a trained run, toy, that LLaMA-Factory would serve."""
+    made = trained_once.copy(tmp_path)
+    yield made
+    made.kill_all()
+
+
+def asked(shop: Workshop) -> list[dict]:
+    return shop.calls("request")
+
+
+def flags_of(call: dict) -> list[str]:
+    return [word for word in call["argv"] if word.startswith("--")]
+
+
+# --- the flags
+
+
+@pytest.mark.parametrize("release", fake_vllm.RELEASES)
+def test_flags_written_as_vllm_writes_them_are_read_as_they_are(release, tmp_path):
+    rows = fake_vllm.table(release)
+    fake_vllm.write_package(tmp_path / "vllm", rows, "common")
+    found = read_flags(tmp_path / "vllm")
+    assert sorted(found) == sorted(row["name"] for row in rows)
+    for row in rows:
+        flag = found[row["name"]]
+        assert flag.style == row["style"], row["name"]
+        assert sorted(flag.kinds) == row["kinds"].split(), row["name"]
+        assert sorted(flag.choices or ()) == sorted(json.loads(row["choices"] or "[]")), row["name"]
+
+
+@pytest.mark.skipif(not SOURCES, reason="ORCHESTRATOR_TEST_VLLM_SOURCES names no folder with vLLM's unpacked sdists")
+@pytest.mark.parametrize("release", fake_vllm.RELEASES)
+def test_the_tables_are_those_of_the_real_releases(release):
+    found = read_flags(Path(SOURCES or "", f"vllm-{release}", "vllm"))
+    rows = {row["name"]: row for row in fake_vllm.table(release)}
+    assert sorted(found) == sorted(rows)
+    for name, flag in found.items():
+        assert (flag.style, " ".join(sorted(flag.kinds))) == (rows[name]["style"], rows[name]["kinds"]), name
+        assert list(flag.choices or ()) == json.loads(rows[name]["choices"] or "[]"), name
+
+
+@pytest.mark.parametrize("release", fake_vllm.RELEASES)
+def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release):
+    names = {row["name"] for row in fake_vllm.table(release)}
+    ours = {"host", "port", "served_model_name", "chat_template", "chat_template_content_format", "generation_config"}
+    assert ours | {"enable_lora", "max_loras", "max_lora_rank", "lora_modules", *with_defaults({})} <= names
+
+
+def test_what_the_run_layer_owns_was_a_flag_of_the_newest_release():
+    names = {row["name"] for row in fake_vllm.table(fake_vllm.RELEASES[-1])}
+    assert set(OWNED) <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_model_len", 512, ["--max-model-len", "512"]),
+        ("enforce_eager", True, ["--enforce-eager"]),
+        ("enforce_eager", False, ["--no-enforce-eager"]),
+        ("disable_log_stats", False, []),
+        ("seed", None, []),
+        ("hf_overrides", {"a": 1}, ["--hf-overrides", '{"a": 1}']),
+        ("allowed_origins", ["*"], ["--allowed-origins", '["*"]']),
+        ("middleware", ["a.b", "c.d"], ["--middleware", "a.b", "--middleware", "c.d"]),
+        ("max_model_len", -1, ["--max-model-len=-1"]),
+    ],
+)
+def test_a_value_becomes_the_words_that_vllm_reads_it_from(flags, name, value, words):
+    assert flags[name].words(value) == words
+    parsed = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(["MODEL", *words])
+    expected = (False if name == "disable_log_stats" else value) if words or value is not None else None
+    assert getattr(parsed, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("max_model_length", 1, "no argument of this vLLM"),
+        ("gpu_memory_utilisation", 0.9, "did you mean 'gpu_memory_utilization'"),
+        ("max_num_seqs", "many", "expected an integer"),
+        ("dtype", "bf16", "did you mean 'bfloat16'"),
+        ("enforce_eager", "yes", "expected true or false"),
+    ],
+)
+def test_a_wrong_flag_is_named_before_anything_runs(flags, key, value, said):
+    assert said in (argument_problem(key, value, "api", flags, program="vLLM") or "")
+
+
+def test_a_spec_is_checked_against_the_vllm_in_use(tmp_path, flags):
+    path = tmp_path / "s.yaml"
+    text = "name: s\nmodel: {name_or_path: m, template: qwen}\nserve: {backend: vllm, "
+    path.write_text(text + "max_num_seqs: 1e2, gpu_memory_utilization: 0.8}\n")
+    spec = load_spec(path, vllm=lambda: flags)
+    assert spec.serve.extra_arguments() == {"max_num_seqs": 100, "gpu_memory_utilization": 0.8}
+    path.write_text(text + "vllm_maxlen: 5, chat_template: x.jinja, api_key: secret}\n")
+    with pytest.raises(SpecError) as error:
+        load_spec(path, vllm=lambda: flags)
+    for words in ("vllm_maxlen: no argument of this vLLM", "the prompt is the one of training", "ORCHESTRATOR_API_KEY"):
+        assert words in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("serve", "said"),
+    [
+        ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend"),
+        ({"backend": "vllm", "max_concurrent": 8}, "max_num_seqs"),
+        ({"backend": "vllm", "url": "http://x/v1"}, "leave one out"),
+        ({"merge": True}, "merge is for backend vllm"),
+    ],
+)
+def test_what_the_backend_does_not_have_is_refused(serve, said):
+    with pytest.raises(ValueError, match=said):
+        ServeSpec.model_validate(serve)
+
+
+# --- the environment
+
+
+def test_no_vllm_is_said_with_the_way_to_one(monkeypatch, tmp_path):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(PrerequisiteError, match=VARIABLE) as error:
+        find_vllm()
+    assert "pip install vllm" in error.value.remedy
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(PrerequisiteError, match="no program"):
+        find_vllm()
+
+
+@pytest.mark.parametrize("part", ["", "bin", "bin/vllm"])
+def test_vllm_is_found_by_its_folder_or_its_program(monkeypatch, environment, part):
+    monkeypatch.setenv(VARIABLE, str(environment / part))
+    found = find_vllm()
+    assert (found.cli, found.versions["vllm"]) == (environment / "bin" / "vllm", "0.33.0")
+
+
+def test_vllm_s_variables_are_kept_but_its_key(monkeypatch):
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert settings_of_environment() == {"VLLM_BATCH_INVARIANT": "1"}
+
+
+# --- adapters
+
+
+@pytest.mark.parametrize(
+    ("config", "rank"), [({"r": 8}, 8), ({"r": 9}, 16), ({"r": 8, "rank_pattern": {"q_proj": 40}}, 64)]
+)
+def test_the_rank_is_the_next_that_vllm_knows(tmp_path, config, rank):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert adapter_rank(tmp_path) == rank
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"r": 600}, {"r": 8, "use_dora": True}, {"r": 8, "modules_to_save": ["lm_head"]}, {"r": 8, "bias": "all"}],
+)
+def test_an_adapter_that_vllm_refuses_is_refused_with_the_way_out(tmp_path, config):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(SpecError) as error:
+        adapter_rank(tmp_path)
+    assert "--merge" in error.value.remedy
+
+
+def test_one_server_holds_a_model_and_its_adapters(tmp_path, flags):
+    """Paths with '=', ',' and blanks among them: LoRA modules are JSON."""
+    base = ModelSpec(name_or_path="/m")
+    folders = [adapter_folder(tmp_path / name) for name in ("a=b", "c, d")]
+    adapted = [
+        Checkpoint(f"c{n}", base.model_copy(update={"adapter_name_or_path": str(f)})) for n, f in enumerate(folders)
+    ]
+    other = Checkpoint("other", ModelSpec(name_or_path="/n"))
+    vllm = ServeSpec(backend="vllm")
+    everything = [Checkpoint("base", base), *adapted]
+    assert together(vllm, [*everything, other]) == [everything, [other]]
+    for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
+        assert together(settings, everything) == [[each] for each in everything]
+    named = {each.label: each for each in everything}
+    words = vllm_words(named, {label: f"run@{label}" for label in named}, vllm, flags, served="run@base")
+    given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(words[1:])
+    assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
+    assert [json.loads(each)["path"] for each in given.lora_modules] == list(map(str, folders))
+
+
+# --- the commands
+
+
+def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
+    spec = shop.spec(
+        serve={"backend": "vllm", "max_model_len": 512},
+        benchmark=[{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}],
+    )
+    done = shop.run("launch", spec, VLLM_LOGGING_LEVEL="INFO")
+    assert done.code == 0, done.err
+    calls = shop.calls("serve")
+    assert shop.calls("api") == [] and shop.left_over() == []
+    for call in calls:
+        given = fake_vllm.parser_of("0.33.0").parse_args(call["argv"][2:])
+        assert (given.host, given.max_model_len, given.dtype, given.seed) == ("127.0.0.1", 512, "auto", 0)
+        assert given.enable_prefix_caching
+        key = call["environment"]["VLLM_API_KEY"]
+        assert len(key) > 20 and not any(key in word for word in call["argv"])
+        assert call["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+    bodies = [each["body"] for each in asked(shop)]
+    for each in asked(shop):
+        assert each["prompt"] == f"<|user|>{each['body']['messages'][0]['content']}<|assistant|>"
+    assert len(bodies) == 12
+    sent = {name: bodies[0][name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+    assert sent == {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    record = shop.record()
+    assert {item["of"] for item in record["benchmarks"]} == {"base", "output"}
+    assert record["benchmarks"][0]["scores"] != record["benchmarks"][1]["scores"], "the adapter is asked, not the base"
+    names = [name for name in record["commands"] if name.startswith("api ")]
+    assert [Path(record["commands"][name][0]).name for name in names] == ["vllm"] * len(calls)
+    text = (shop.only_run() / "record.json").read_text()
+    assert all(call["environment"]["VLLM_API_KEY"] not in text for call in calls)
+    folder = next((shop.only_run() / "benchmarks").glob("output-*"))
+    identity = yaml.safe_load((folder / "benchmark.yaml").read_text("utf-8"))["identity"]
+    assert (identity["backend"], identity["versions"]["vllm"]) == ("vllm", "0.33.0")
+    assert identity["arguments"]["template"] == "smollm2" and identity["arguments"]["VLLM_LOGGING_LEVEL"] == "INFO"
+
+
+def test_answers_of_one_backend_are_none_of_the_other_s(trained):
+    """Nor are merged ones those of an adapter beside its model."""
+    vllm = ("--backend", "vllm")
+    for words, fresh in ((vllm, 6), ((*vllm, "--merge"), 6), (vllm, 0), ((*vllm, "--merge"), 0)):
+        before = len(asked(trained))
+        done = trained.run("benchmark", "toy", *words)
+        assert done.code == 0, done.err
+        assert len(asked(trained)) - before == fresh, words
+
+
+def test_merged_first_it_is_served_as_one_model_and_nothing_is_left_of_that(trained):
+    done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge")
+    assert done.code == 0, done.err
+    [call], [export] = trained.calls("serve"), trained.calls("export")
+    assert call["argv"][2] == export["arguments"]["export_dir"]
+    assert "--lora-modules" not in call["argv"]
+    assert not list(trained.root.rglob("merged")) and trained.left_over() == []
+
+
+def test_a_merge_that_fails_is_told_with_its_log(trained):
+    done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge", FAKE_EXPORT="dies")
+    assert done.code == 4 and "CUDA out of memory" in done.err
+    [log] = trained.runs.rglob("export.log")
+    assert str(log) in done.err.replace("\n", "") and trained.calls("serve") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_serve_ends_with_an_engine_that_would_stay_however_it_is_ended(trained, number):
+    command = trained.start("serve", "toy", "--backend", "vllm", "--port", str(free_port()), FAKE_VLLM="engine-stays")
+    command.until(lambda: "Ctrl-C ends it" in command.err, "the server")
+    assert "curl" in command.out
+    command.interrupt(number)
+    command.finish()
+    wait_for(lambda: not trained.processes(), "the end of all that was started")
+
+
+def test_a_death_while_loading_is_told_at_once_with_what_to_do(trained):
+    done = trained.run("benchmark", "toy", "--backend", "vllm", FAKE_VLLM="dies")
+    assert done.code == 4, done.err
+    for words in (fake_vllm.OUT_OF_MEMORY, "serve.gpu_memory_utilization", "bin/vllm' serve"):
+        assert words in done.err
+    assert trained.left_over() == []
+
+
+def test_check_names_a_vllm_that_is_not_there_and_what_it_cannot_serve(shop):
+    spec = shop.spec(serve={"backend": "vllm"}, train={"use_dora": True})
+    done = shop.run("check", spec, ORCHESTRATOR_VLLM=None)
+    assert done.code in (2, 3) and VARIABLE in done.err + done.out
+    done = shop.run("check", spec)
+    assert done.code == 2 and "use_dora" in done.err + done.out and "serve.merge: true" in done.err + done.out
+
+
+def test_arguments_of_the_other_backend_are_not_taken_along(shop):
+    assert (
+        shop.run("launch", shop.spec(serve={"infer_dtype": "float32", "max_concurrent": 2}), "--no-benchmark").code == 0
+    )
+    done = shop.run("benchmark", "toy", "--backend", "vllm")
+    assert done.code == 0, done.err
+    assert "--infer-dtype" not in flags_of(shop.calls("serve")[0])
+
+
+# --- the prompt
+
+
+def test_a_prompt_that_cannot_be_had_is_refused_with_both(tmp_path, fake_cli):
+    changed = {**fake_vllm.PROMPT, "differences": [["<s>trained", "<s>ren\x1bdered"]]}
+    cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, changed)
+    installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
+    with pytest.raises(StageError, match="<s>trained") as error:
+        chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
+    assert "ren\\x1bdered" in error.value.message and "llamafactory" in error.value.remedy
+
+
+def test_an_end_that_the_tokenizer_does_not_have_is_refused(tmp_path, fake_cli):
+    cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, {**fake_vllm.PROMPT, "vocabulary": 7})
+    installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
+    with pytest.raises(StageError, match="does not have"):
+        chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (
+            {"template": "smollm2", "default_system": "It's \\n {% x %}\r\n\\"},
+            "<|im_start|>system\nIt's \\n {% x %}\r\n\\<|im_end|>\n"
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            {"template": "qwen3", "enable_thinking": False},
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+    ],
+)
+def test_the_real_llamafactory_gives_the_prompt_of_its_training(tiny_model, arguments, prompt):
+    """chat_prompt itself compares token ids with encode_oneturn, and refuses where they differ."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    found = chat_prompt({"model_name_or_path": str(tiny_model), **arguments}, find_installation())
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(found.chat_template)
+    said = template.render(messages=[{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert said == prompt
+    assert found.stop_token_ids == (2,)
