@@ -5,6 +5,7 @@ Run: pytest tests/test_data_check.py.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,10 +279,13 @@ def findings(root: Path, **sections: Any) -> list[Finding]:
 
 
 def test_each_dataset_is_checked_under_its_own_place(tmp_path: Path) -> None:
-    found = findings(tmp_path, dataset=["captions_en_de", "captoins_en_de"], eval_dataset="captions_en_de")
+    entry = (SHIPPED / "captions_en_de.yaml").read_text("utf-8")
+    (tmp_path / "bare.yaml").write_text(entry.partition("  validation:\n")[0], "utf-8")
+    shutil.copytree(SHIPPED / "captions_en_de", tmp_path / "captions_en_de")
+    found = findings(tmp_path, dataset=["captions_en_de", "captoins_en_de"], eval_dataset="bare")
     assert [each.field for each in found] == ["dataset.1", "eval_dataset"]
     assert "did you mean 'captions_en_de'" in found[0].message
-    assert "has no split validation" in found[1].message and "train, test" in found[1].message
+    assert "has no split validation" in found[1].message and "it has: train" in found[1].message
     assert [each.field for each in findings(tmp_path, dataset="captions_en_de, x")] == ["dataset.1"]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import socket
@@ -105,9 +106,10 @@ def test_every_shipped_entry_is_right(name: str) -> None:
 
 def test_the_shipped_captions_load_and_are_not_trained_on(tmp_path: Path) -> None:
     captions = load_entry("captions_en_de", [SHIPPED])
-    train, test = (load_split(captions, split, store(tmp_path)) for split in ("train", "test"))
-    assert (len(train.sources), len(test.references)) == (500, 100)
-    assert overlap(train, test) == 0
+    splits = {name: load_split(captions, name, store(tmp_path)) for name in ("train", "validation", "test")}
+    assert {name: len(text.sources) for name, text in splits.items()} == {"train": 500, "validation": 50, "test": 100}
+    for one, other in itertools.combinations(splits.values(), 2):
+        assert overlap(one, other) == 0
 
 
 def test_both_shipped_datasets_ask_for_a_translation_in_the_same_words() -> None:

@@ -36,6 +36,8 @@ def with_validation(workshop, pairs=100):
         "splits": splits,
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(entry), "utf-8")
+    bare = {name: split for name, split in splits.items() if name != "validation"}
+    (folder / "bare.yaml").write_text(yaml.safe_dump({**entry, "splits": bare}), "utf-8")
     known = workshop.root.parent / "known.tsv"
     known.write_text("".join(f"{source}\t{target}\n" for source, target in zip(english, german, strict=True)), "utf-8")
     workshop.environment = {**workshop.environment, "FAKE_KNOWS": f"{known}:{SHARES}"}
@@ -173,7 +175,7 @@ def test_another_metric_and_another_set_can_choose(place):
     [
         (("benchmark", "toy@all", "--split", "dev"), 2, "own has no split dev to choose a checkpoint by; it has: "),
         (("benchmark", "toy@all", "--metric", "blue"), 2, "did you mean 'bleu'?"),
-        (("benchmark", "toy@all", "--testset", "captions_en_de"), 2, "captions_en_de has no split validation"),
+        (("benchmark", "toy@all", "--testset", "bare"), 2, "bare has no split validation"),
         (("benchmark", "toy@al"), 2, "did you mean 'all'?"),
         (("benchmark", "toy", "--base"), 2, "--metric and --base are for RUN@all"),
         (("benchmark", "toys@all"), 2, "no run 'toys'"),

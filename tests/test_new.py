@@ -162,7 +162,7 @@ def test_a_dataset_without_a_test_split_gets_no_benchmark(place: Workspace, argu
     shipped = entry_folders(place.dataset_info)[-1]
     place.dataset_info.mkdir()
     entry = (shipped / "captions_en_de.yaml").read_text("utf-8")
-    before, _, rest = entry.partition("  test:\n")
+    before, _, rest = entry.partition("  validation:\n")
     for name, text in (("train_only", before), ("test_only", re.sub(r"  train:\n(    .*\n)+", "", entry))):
         (place.dataset_info / f"{name}.yaml").write_text(text, "utf-8")
     assert rest
