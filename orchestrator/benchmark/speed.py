@@ -118,8 +118,8 @@ def _bound(
     if contract.one_at_a_time and at_once in (None, 1):
         return "one at a time", (
             f"{contract.described} works on one request at a time, which is the limit, whatever the concurrency. One "
-            "that batches is many times as fast, on a GPU some 20 times: serve.backend: vllm (--backend vllm), with "
-            "vLLM in an environment of its own, ORCHESTRATOR_VLLM."
+            "that batches is many times as fast on a GPU: serve.backend: vllm (--backend vllm), with vLLM in an "
+            "environment of its own, ORCHESTRATOR_VLLM."
         )
     if mean_in_flight >= FEW and _worth_at_once(answers, load) < PARALLEL:
         return "one at a time", (
