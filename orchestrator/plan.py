@@ -30,7 +30,8 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.findings import Finding, raise_on_errors
 from orchestrator.models.target import base_checkpoint
 from orchestrator.runs.facts import collect_facts
-from orchestrator.runs.record import Facts, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir, Workspace, find_workspace, prepared_file
 from orchestrator.specs.diff import DECLARE, Side, known_defaults, run_defaults
 from orchestrator.specs.render import (

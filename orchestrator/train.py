@@ -22,7 +22,7 @@ from orchestrator.models.model_files import weight_problems
 from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child, by_hand, child_environment, start
-from orchestrator.runs.record import Training
+from orchestrator.runs.record_parts import Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import (
     Event,

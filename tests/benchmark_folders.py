@@ -11,7 +11,8 @@ import yaml
 from orchestrator.benchmark.metrics import METRICS
 from orchestrator.benchmark.score import score_system
 from orchestrator.benchmark.triage import triage
-from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir, Workspace
 
 STAMP = "20261124-101500"

@@ -23,7 +23,8 @@ from orchestrator.models.checkpoints import (
     resume_problems,
     usable_checkpoints,
 )
-from orchestrator.runs.record import BenchmarkSummary, DataFacts, Facts, RunRecord, now
+from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.record_parts import BenchmarkSummary, DataFacts, Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec

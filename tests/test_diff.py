@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.diff import Side, defaults_json, differences, known_defaults, run_defaults
 from orchestrator.specs.spec import RunSpec

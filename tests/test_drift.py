@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.runs.drift import Drift, default_drift, drifts, effect
-from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.arguments import read_arguments
 

@@ -12,7 +12,7 @@ from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset
 from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import adapter_sha256, model_sha256
 from orchestrator.runs.facts import collect_facts, complete_facts, fact_differences
-from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests.model_folders import adapter_folder, model_folder, safetensors

@@ -15,7 +15,8 @@ import pytest
 from orchestrator.benchmark.score import Score
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks
-from orchestrator.runs.record import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, RunRecord, Training, now
+from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.record_parts import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, Training
 from orchestrator.runs.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +132,8 @@ def test_an_update_changes_its_fields_and_keeps_what_others_wrote(run):
 WRITER = """
 import sys
 from pathlib import Path
-from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir
 
 run, name = RunDir(Path(sys.argv[1])), sys.argv[2]

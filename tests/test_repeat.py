@@ -8,7 +8,8 @@ import pytest
 from orchestrator.errors import PrerequisiteError
 from orchestrator.plan import Session
 from orchestrator.runs.drift import default_drift, drifts
-from orchestrator.runs.record import RunRecord, Training
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Training
 from orchestrator.runs.repeat import Repeat, drift_from, say_drift
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec_file import load_spec

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.pipeline import How, Origin, new_run
 from orchestrator.plan import Session, plan_run
+from orchestrator.runs.new_run import How, Origin, new_run
 from orchestrator.runs.storage import file_system, storage_problem
 
 

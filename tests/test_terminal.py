@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orchestrator.benchmark.score import Score
 from orchestrator.commands.terminal import console, run_table, score_tables, table
-from orchestrator.runs.record import BenchmarkSummary
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.registry import Row
 
 

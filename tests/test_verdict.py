@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.benchmark.score import Score
 from orchestrator.runs.drift import Drift
-from orchestrator.runs.record import BenchmarkSummary
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.spec import RunSpec
 from tests.loss_band import BASE, losses, write_data

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs import worktree
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.worktree import Worktree, keep_patch, read_worktree
 

@@ -22,7 +22,8 @@ from orchestrator.benchmark.question import Question, ask_about, folder_for, who
 from orchestrator.data.testset import told
 from orchestrator.models.target import run_checkpoints
 from orchestrator.plan import Plan, Session
-from orchestrator.runs.record import BenchmarkSummary, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serve import ServePlan, free_port
 from orchestrator.serving import Serving, connect, served, serving_devices, together

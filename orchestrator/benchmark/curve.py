@@ -22,7 +22,8 @@ from orchestrator.benchmark.metrics import HEADINGS, Metric
 from orchestrator.benchmark.score import Score
 from orchestrator.benchmark.significance import PairedTest
 from orchestrator.errors import SpecError, StageError, did_you_mean
-from orchestrator.runs.record import BenchmarkSummary, now
+from orchestrator.runs.record import now
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir, atomic_write
 
 SCHEMA_VERSION = 1

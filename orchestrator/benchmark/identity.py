@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.benchmark.decoding import Backend
 from orchestrator.errors import PrerequisiteError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
 from orchestrator.upstream.vllm import find_vllm, settings_of_environment

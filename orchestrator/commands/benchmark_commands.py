@@ -102,7 +102,7 @@ def benchmark(
     RUN@all: every checkpoint on the validation set; the earliest that is not significantly worse than the best is
     chosen, and that one alone is put to the test sets of the run's spec.
     """
-    from orchestrator import pipeline
+    from orchestrator import targets
     from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
@@ -151,7 +151,7 @@ def benchmark(
     settings = serve_settings(found, devices, port, model_name, backend, merge)
     how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     if run is not None:
-        curve = pipeline.benchmark_all(
+        curve = targets.benchmark_all(
             session, found, testset, split, given, settings, how, metric=metric or "bleu", with_base=base
         )
         _show_curve(curve, run.curve, as_json)
@@ -163,7 +163,7 @@ def benchmark(
     else:
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
-    folders = pipeline.benchmark(session, found, items, settings, how)
+    folders = targets.benchmark(session, found, items, settings, how)
     _show(folders, as_json)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
 
-@app.command(hidden=True, epilog="Example: orchestrator doctor --clean")
+@app.command(epilog="Example: orchestrator doctor --clean")
 def doctor(
     clean: Annotated[
         bool, typer.Option("--clean", help="End what killed runs left running, and remove what killed writers left.")

@@ -29,8 +29,8 @@ from orchestrator.commands.options import (
 from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.pipeline import How
     from orchestrator.plan import Plan, Session
+    from orchestrator.runs.new_run import How
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import RunDir
 
@@ -58,9 +58,9 @@ def launch(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
-    from orchestrator import pipeline
     from orchestrator.commands import sweeps, terminal
     from orchestrator.plan import plan_run, render_files
+    from orchestrator.runs.new_run import How, Origin, new_run
     from orchestrator.runs.sweep import make_group, plan_sweep
 
     if dry_run and detach:
@@ -68,7 +68,7 @@ def launch(
     if per_device and not sweep:
         raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
     session = open_session(workspace, archives)
-    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
+    how = How(with_benchmarks=not no_benchmark, wait=wait)
     if sweep:
         planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device, full_hash=full_hash)
         if dry_run:
@@ -86,7 +86,7 @@ def launch(
         else:
             say(f"nothing would be started: {checked.serve.url} is asked")
         return
-    run = pipeline.new_run(session, plan, pipeline.Origin(str(spec), overrides or ()), how)
+    run = new_run(session, plan, Origin(str(spec), overrides or ()), how)
     _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
 
 
@@ -107,8 +107,8 @@ def resume(
     Of a group, with all its runs that are not done.
     """
     from orchestrator.commands import sweeps
-    from orchestrator.pipeline import How
     from orchestrator.runs.groups import lookup_group
+    from orchestrator.runs.new_run import How
     from orchestrator.runs.resume import plan_resume
 
     session = open_session(workspace, None)
@@ -142,8 +142,9 @@ def rerun(
     as_json: JsonOption = False,
 ) -> None:
     """Run a past run's saved spec again, under a new id; what differs now is said first."""
-    from orchestrator import pipeline
+    from orchestrator.pipeline import plan_rerun
     from orchestrator.runs.elsewhere import saved_run
+    from orchestrator.runs.new_run import How, new_run
     from orchestrator.runs.rundir import find_workspace
 
     session = open_session(into or workspace, archives)
@@ -152,9 +153,9 @@ def rerun(
     except SpecError:  # a run that is named by its path needs none
         place = None
     past = saved_run(run, place)
-    plan, origin = pipeline.plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
-    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait)
-    again = pipeline.new_run(session, plan, origin, how)
+    plan, origin = plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
+    how = How(with_benchmarks=not no_benchmark, wait=wait)
+    again = new_run(session, plan, origin, how)
     _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)
 
 
@@ -170,8 +171,9 @@ def supervise(
     in_job: Annotated[bool, typer.Option("--slurm", help="As the job of Slurm that this process is in.")] = False,
 ) -> None:
     """Carry a run or a group out, as its owner; `launch --detach` and a job of Slurm start this."""
-    from orchestrator import pipeline
+    from orchestrator.pipeline import carry_out
     from orchestrator.runs import slurm
+    from orchestrator.runs.new_run import How
     from orchestrator.runs.rundir import GroupDir, RunDir
     from orchestrator.runs.turns import take_turns
 
@@ -180,7 +182,7 @@ def supervise(
         os.chdir(cwd)
     except OSError as error:
         raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
-    how = pipeline.How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
+    how = How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
     session = open_session(workspace, archives)
     if GroupDir(folder).file.is_file():
         take_turns(session, GroupDir(folder), how, _supervisor_words(session, archives, how))
@@ -188,15 +190,15 @@ def supervise(
     if in_job:
         again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # it goes on from its own checkpoint, then
         how = replace(how, job=slurm.own_job(), checkpoint=None if again else label)
-    pipeline.carry_out(session, RunDir(folder), how)
+    carry_out(session, RunDir(folder), how)
 
 
 def _carry_out(
     session: "Session", run: "RunDir", how: "How", plan: "Plan", *, archives: Path | None, detach: bool, as_json: bool
 ) -> None:
     """Here, or in a supervisor, or by a job of Slurm."""
-    from orchestrator import pipeline
     from orchestrator.commands import terminal
+    from orchestrator.pipeline import carry_out
     from orchestrator.runs import jobs, supervise
     from orchestrator.runs.record import RunRecord
 
@@ -207,7 +209,7 @@ def _carry_out(
     if detach:
         _say_under_way(supervise.detach(run, _supervisor_words(session, archives, how)), as_json)
         return
-    pipeline.carry_out(session, run, how, plan)
+    carry_out(session, run, how, plan)
     record = RunRecord.load(run)
     if as_json:
         terminal.print_json(record.as_json())

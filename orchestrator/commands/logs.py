@@ -14,7 +14,8 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.processes.process import visible
 from orchestrator.runs.groups import Group, Member, members, owner
-from orchestrator.runs.record import Attempt, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Attempt
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of

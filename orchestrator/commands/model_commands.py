@@ -107,10 +107,10 @@ def export(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Merge a run's adapter into a full model, which benchmark, serve and chat take like any other."""
-    from orchestrator import pipeline
+    from orchestrator.targets import export_target
 
     session = open_session(workspace, None)
-    folder = pipeline.export_target(session, open_target(session, run, None), to.resolve() if to else None)
+    folder = export_target(session, open_target(session, run, None), to.resolve() if to else None)
     typer.echo(folder)
 
 

@@ -16,9 +16,9 @@ from orchestrator.errors import Interrupted, StageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.pipeline import How
     from orchestrator.plan import Session
     from orchestrator.runs.groups import Group
+    from orchestrator.runs.new_run import How
     from orchestrator.runs.rundir import GroupDir
     from orchestrator.runs.sweep import Sweep
 

@@ -28,7 +28,8 @@ from orchestrator.runs.rundir import RunDir, Workspace
 if TYPE_CHECKING:
     from orchestrator.benchmark.curve import Curve
     from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import BenchmarkSummary, RunRecord
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.record_parts import BenchmarkSummary
     from orchestrator.specs.diff import Side
 
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")

@@ -26,7 +26,8 @@ from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.model_files import MAX_JSON_BYTES, unchecked_weights, weight_problems
 from orchestrator.models.tensorfile import read_header
 from orchestrator.runs.drift import Severity, drifts
-from orchestrator.runs.record import Facts, RunRecord
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec

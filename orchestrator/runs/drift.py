@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.runs.facts import DifferingFact, differing_facts, flat, short
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.spec import RunSpec, spec_json
 
 Severity = Literal["error", "warning", "note"]

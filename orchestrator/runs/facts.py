@@ -21,7 +21,7 @@ from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import adapter_sha256, hub_revision, locate_model, model_sha256
 from orchestrator.runs import machine
 from orchestrator.runs.environment import that_matter
-from orchestrator.runs.record import DataFacts, Facts
+from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.worktree import patch_sha256, read_worktree
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation

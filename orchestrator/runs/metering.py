@@ -1,4 +1,4 @@
-"""What a training takes of the machine while it runs: memory of its processes, memory and energy of its GPUs.
+"""What a stage takes: time; and a training of the machine: memory of its processes, memory and energy of its GPUs.
 
 Covered: resident memory of the child and all its descendants; NVIDIA GPUs by nvidia-smi's own samples.
 Not covered: what comes and goes between two samples; whose memory on a GPU it is (in a container that cannot be told);
@@ -9,7 +9,7 @@ Leaves logs/gpu.csv where there are GPUs.
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,8 @@ import psutil
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.process import Child, child_environment, start
-from orchestrator.runs.record import Usage
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Usage
 from orchestrator.runs.rundir import RunDir
 
 EVERY_S = 2.0
@@ -84,6 +85,27 @@ class Meter:
             gpu_peak_memory_mib=peaks,
             gpu_energy_j=energy_j,
         )
+
+
+@contextmanager
+def timed(run: RunDir, record: RunRecord, stage: str) -> Iterator[None]:
+    """How long a stage takes, however it ends, in the record of the attempt."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        taken_s = round(time.monotonic() - began, 3)
+        record.note_attempt(run, stages_s={**record.attempts[-1].stages_s, stage: taken_s})
+
+
+@contextmanager
+def metered(run: RunDir, record: RunRecord, devices: Sequence[str]) -> Iterator[Meter]:
+    """What a training takes of the machine, and of these GPUs, likewise."""
+    with Meter(run, devices) as meter:
+        try:
+            yield meter
+        finally:
+            record.note_attempt(run, usage=meter.usage())
 
 
 def read_samples(lines: Sequence[str]) -> tuple[dict[str, int], float | None]:

@@ -28,7 +28,8 @@ from orchestrator.runs.rundir import RunDir, Workspace, cache_folder
 # The record's models take as long to import as 10,000 remembered rows to read.
 if TYPE_CHECKING:
     from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import BenchmarkSummary, RunRecord
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.record_parts import BenchmarkSummary
 
 _VERSION = 1  # of what the fields of Row hold, and of the stamps
 _MAX_RECORD_BYTES = 32 << 20
@@ -94,7 +95,7 @@ class Filters:
 
     def check(self) -> None:
         """SpecError for a status that there is not."""
-        from orchestrator.runs.record import Status
+        from orchestrator.runs.record_parts import Status
 
         known = get_args(Status)
         for status in self.statuses:

@@ -13,7 +13,8 @@ from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.models.model_files import locate_model
 from orchestrator.plan import Session, facts_now, run_side, spec_side
 from orchestrator.runs.drift import Drift, by_severity, default_drift, drifts
-from orchestrator.runs.record import BenchmarkSummary, Facts, RunRecord, Training
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.verdict import REDUCED, EarlyVerdict, Verdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.diff import changed_defaults

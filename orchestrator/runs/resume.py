@@ -25,7 +25,8 @@ from orchestrator.models.checkpoints import (
 )
 from orchestrator.plan import Plan, Session, plan_run
 from orchestrator.processes.family import end_run, left_behind
-from orchestrator.runs.record import Facts, RunRecord, Training
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Facts, Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import pids
 from orchestrator.specs.machines import Machine, own_ranks, this_machine

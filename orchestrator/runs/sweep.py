@@ -19,10 +19,10 @@ from pathlib import Path
 from textwrap import indent
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.pipeline import How, Origin, devices_needed, first_record, reserve_run
 from orchestrator.plan import Plan, Session, plan_run
 from orchestrator.runs.groups import Group, Point, members
 from orchestrator.runs.locks import devices_of, held, is_free
+from orchestrator.runs.new_run import How, Origin, devices_needed, first_record, reserve_run
 from orchestrator.runs.record import now
 from orchestrator.runs.rundir import GroupDir
 from orchestrator.specs.axes import Axis, point_overrides, points, read_axes

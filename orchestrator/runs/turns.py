@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StageError
-from orchestrator.pipeline import How
 from orchestrator.plan import Session
 from orchestrator.processes.family import RUN_ENV, send, wait_until_gone
 from orchestrator.processes.interruptible import uninterrupted
@@ -27,6 +26,7 @@ from orchestrator.processes.progress import Progress
 from orchestrator.runs.groups import Group, Member, member, members, owned, owner
 from orchestrator.runs.jobs import submit_array
 from orchestrator.runs.locks import is_free
+from orchestrator.runs.new_run import How
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir, atomic_write
 from orchestrator.runs.state import progress

@@ -49,7 +49,7 @@ from typing import Literal
 from orchestrator.benchmark.score import Score
 from orchestrator.models.tensorfile import read_header
 from orchestrator.runs.drift import Drift
-from orchestrator.runs.record import BenchmarkSummary
+from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.specs.spec import RunSpec
 
 FIRST = 10

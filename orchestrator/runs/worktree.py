@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.process import run_short, run_short_bytes
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir, atomic_write
 
 MAX_BYTES = 1_000_000

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.process import visible
 from orchestrator.runs.facts import fact_differences, flat
-from orchestrator.runs.record import Facts
+from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import OWNED, RunSpec, spec_json
 from orchestrator.upstream.arguments import COMPUTED, Argument

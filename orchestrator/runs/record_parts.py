@@ -1,0 +1,151 @@
+"""What a run's record is made of: states, facts, attempts, what a training and a benchmark left.
+
+Covered: the shapes, as they stand in record.json; one that was written by a later version keeps its fields.
+Not covered: the record itself, and how it is kept (record.py); how anything of it is found.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.benchmark.score import Score
+from orchestrator.benchmark.streaming import Streaming
+
+Status = Literal[
+    "created", "queued", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"
+]
+STORED = ConfigDict(
+    extra="allow",  # a later version's field is kept
+    ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
+)
+ACTIVE = ("created", "queued", "preparing", "running", "trained", "benchmarking")
+
+
+class _Part(BaseModel):
+    model_config = STORED
+
+
+class DataFacts(_Part):
+    """One split of a dataset, as it was read."""
+
+    dataset: str
+    split: str
+    use: str = ""
+    """train, eval or benchmark; '' in records of earlier versions."""
+    pairs: int | None
+    """Pairs after blank ones were dropped; in LLaMA-Factory's own formats, records. None: not counted."""
+    blank_pairs: int = 0
+    sha256: str | None
+    """Hash of the text, or of the files. None: they are not on this machine."""
+    origin: str | None = None
+    """Where LLaMA-Factory takes data from that are not here: the hub's id, say."""
+
+
+class Facts(_Part):
+    """What decides a run's outcome beside its spec. A rerun compares these."""
+
+    versions: dict[str, str] = {}
+    """Packages that compute, in LLaMA-Factory's environment; python, and orchestrator, which is ours."""
+    platform: str = ""
+    cpu: str | None = None
+    """Its name, and how many threads of it we may use. None: not known, as in records of before."""
+    gpus: list[str] = []
+    """Name and driver of each NVIDIA GPU."""
+    cuda: dict[str, str] | None = None
+    """What the GPUs are used through: the CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that
+    the driver takes. None: a record of before."""
+    environment: dict[str, str] | None = None
+    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out. None: a record of before."""
+    git_commit: str | None = None
+    """Of the workspace; None outside git."""
+    git_dirty: bool | None = None
+    """Whether files that git tracks differed from that commit."""
+    git_diff_sha256: str | None = None
+    """Of workspace.diff in the run folder; None: there was nothing to keep, or a record of before."""
+    data: list[DataFacts] = []
+    model_sha256: str | None = None
+    """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
+    model_full_sha256: str | None = None
+    """Of every byte of the weights, where --full-hash asked for it."""
+    model_revision: str | None = None
+    """The hub's commit of the model, where it comes from there."""
+    adapter_sha256: str | None = None
+    """Of the adapter that training started from."""
+    adapter_revision: str | None = None
+    """The hub's commit of that adapter."""
+
+
+class Training(_Part):
+    """What llamafactory-cli train left."""
+
+    steps: int
+    total_steps: int
+    train_loss: float | None = None
+    train_runtime_s: float | None = None
+    tokens_seen: int | None = None
+    """Input tokens, where include_num_input_tokens_seen counted them."""
+    logged_losses: list[float] = []
+    """The first ten losses that were logged: a rerun shows the same."""
+    weights_sha256: str | None = None
+    """Of what it made: all weights of an adapter; of a full model's, samples. None: a record of before."""
+
+
+class BenchmarkSummary(_Part):
+    """One finished benchmark; the whole of it is in benchmarks/<id>/."""
+
+    id: str
+    of: str
+    """What was benchmarked: output, checkpoint-N, base, or the target's own name."""
+    testset: str
+    split: str
+    status: Literal["complete", "incomplete"]
+    n_segments: int
+    """Sentences that were answered, and scored where there are scores."""
+    n_asked: int | None = None
+    """Sentences that were asked; more than n_segments in an incomplete benchmark. None: an older record."""
+    scores: list[Score] = []
+    mean_sentence_bleu: float | None = None
+    llamafactory_bleu4: float | None = None
+    comet: list[Score] = []
+    """By COMET's models, where that was asked for."""
+    streaming: Streaming | None = None
+    faults: dict[str, int | None] = {}
+    """Answers that are no translation, by fault; None: not known."""
+
+
+class Usage(_Part):
+    """What a training took of the machine, by samples: what came and went between two of them is not seen."""
+
+    every_s: float
+    """Seconds between two samples."""
+    peak_rss_bytes: int | None = None
+    """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
+    gpu_peak_memory_mib: dict[str, int] = {}
+    """Of each of its GPUs, by number: memory in use, whoever used it."""
+    gpu_energy_j: float | None = None
+    """Of these GPUs together; None: there are none, or they do not tell their power."""
+
+
+class Attempt(_Part):
+    """One launch or resume of a run."""
+
+    started_at: datetime
+    ended_at: datetime | None = None
+    """None: it is under way, or its process was gone before it could say so."""
+    status: Status
+    """How it ended, or what it is at."""
+    from_checkpoint: str | None = None
+    """The checkpoint that the training went on from; None: it began at step 0, or there was nothing left to train."""
+    from_step: int | None = None
+    """The step that the training began at; None: it did not begin."""
+    log_start_bytes: int = 0
+    """Where this attempt's lines begin in trainer_log.jsonl."""
+    drift: list[str] = []
+    """What differed from the run's facts when it was resumed."""
+    stages_s: dict[str, float] = {}
+    """Stage -> how long it took: prepare, train, benchmark."""
+    usage: Usage | None = None
+    """Of its training."""
+    pid: int
+    host: str
