@@ -22,7 +22,7 @@ from pathlib import Path
 
 from orchestrator.benchmark.client import Endpoint, list_models
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.processes.family import RUN_ENV
+from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child, by_hand, child_environment, start
 from orchestrator.runs.rundir import atomic_write
@@ -58,6 +58,8 @@ class ServePlan:
     start_timeout_s: float = 900
     run: Path | None = None
     """The run that the server is a part of; its processes bear that in their environment."""
+    reads: Sequence[str] = ()
+    """Folders that it serves from, which may not be moved away under it; its processes bear them too."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """What its log may say before it dies -> what to do about that."""
 
@@ -102,7 +104,10 @@ def serve(plan: ServePlan) -> Iterator[Server]:
     for path, text in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
-    own = {plan.key_variable: plan.api_key} | ({} if plan.run is None else {RUN_ENV: str(plan.run)})
+    folders = json.dumps([*plan.reads, str(plan.log.parent)])
+    own = {plan.key_variable: plan.api_key, FOLDERS_ENV: folders} | (
+        {} if plan.run is None else {RUN_ENV: str(plan.run)}
+    )
     child = None
     try:
         with uninterrupted():

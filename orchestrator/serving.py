@@ -115,6 +115,7 @@ def served(
                 api_key=session.api_key or new_api_key(),
                 run=serving.run,
             )
+        plan = replace(plan, reads=[each for checkpoint in checkpoints.values() for each in _folders(checkpoint)])
         started(plan)
         yield stack.enter_context(serve(plan))
 
@@ -144,6 +145,11 @@ def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[
         raise
     finally:
         shutil.rmtree(place.path, ignore_errors=True)
+
+
+def _folders(checkpoint: Checkpoint) -> list[str]:
+    adapters = (checkpoint.model.adapter_name_or_path or "").split(",")
+    return [name for name in (checkpoint.model.name_or_path, *adapters) if Path(name).is_absolute()]
 
 
 def servable(session: Session, target: Target) -> Checkpoint:

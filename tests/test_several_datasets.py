@@ -28,12 +28,11 @@ def entry(workshop, name, info, records):
     return file
 
 
-def with_validation(workshop, name):
-    """A copy of captions_en_de whose test split is called validation."""
+def with_captions(workshop, name):
+    """captions_en_de under another name, in the workspace."""
     folder = workshop.root / "dataset_info"
     shutil.copytree(CAPTIONS, folder / "captions_en_de")
-    text = CAPTIONS.with_suffix(".yaml").read_text("utf-8").replace("\n  test:\n", "\n  validation:\n")
-    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    shutil.copyfile(CAPTIONS.with_suffix(".yaml"), folder / f"{name}.yaml")
 
 
 def lines(path):
@@ -42,7 +41,7 @@ def lines(path):
 
 def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
     """Parallel texts are prepared in the run folder; own formats are read where they are."""
-    with_validation(workshop, "mine")
+    with_captions(workshop, "mine")
     file = entry(workshop, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
     spec = workshop.spec(dataset=["captions_en_de", "mine"], eval_dataset="mine, toy", benchmark=None)
     done = workshop.run("launch", spec)
@@ -59,12 +58,12 @@ def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
         "toy": {"file_name": str(file), "columns": {"prompt": "instruction", "response": "output"}},
     }
     sizes = {path.name: len(lines(path)) for path in (run / "data").iterdir()}
-    assert sizes == {"captions_en_de.jsonl": 500, "mine.jsonl": 500, "mine-validation.jsonl": 100}
+    assert sizes == {"captions_en_de.jsonl": 500, "mine.jsonl": 500, "mine-validation.jsonl": 50}
     data = workshop.record()["facts"]["data"]
     assert [(each["dataset"], each["split"], each["use"], each["pairs"]) for each in data] == [
         ("captions_en_de", "train", "train", 500),
         ("mine", "train", "train", 500),
-        ("mine", "validation", "eval", 100),
+        ("mine", "validation", "eval", 50),
         ("toy", "train", "eval", 4),
     ]
     assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -159,7 +158,7 @@ def test_a_real_dpo_on_a_sharegpt_dataset_of_one_s_own(real):
 @pytest.mark.integration
 def test_a_real_training_on_two_datasets_with_the_loss_on_a_third(real):
     """All records of the first two are trained on; the evaluated split of one of them is another file."""
-    with_validation(real, "mine")
+    with_captions(real, "mine")
     entry(real, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
     train = {**TRAIN, "eval_strategy": "steps", "eval_steps": 3, "eval_on_each_dataset": True}
     done = real.run(
@@ -168,6 +167,6 @@ def test_a_real_training_on_two_datasets_with_the_loss_on_a_third(real):
     assert done.code == 0, done.err
     run = losses(real)
     log = (run / "logs" / "train.log").read_text("utf-8")
-    assert "Num examples = 504" in log and "Num examples = 100" in log
+    assert "Num examples = 504" in log and "Num examples = 50" in log
     history = json.loads((run / "output" / "trainer_state.json").read_bytes())["log_history"]
     assert any("eval_mine-validation_loss" in each for each in history), history

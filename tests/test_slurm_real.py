@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
+from orchestrator.processes.family import run_family
 from tests.slurm_cluster import Cluster, cluster, missing
 from tests.workshop import Workshop, new_workshop, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(missing()), reason=f"no Slurm: {missing()}")]
 TRAIN = {
     "learning_rate": 5.0e-3, "lora_rank": 4, "max_samples": 40, "per_device_train_batch_size": 2, "logging_steps": 10,
-    "gradient_accumulation_steps": 8, "max_steps": 250, "save_strategy": "no", "report_to": "none",
+    "gradient_accumulation_steps": 8, "max_steps": 150, "save_strategy": "no", "report_to": "none",
 }  # fmt: skip
 
 
@@ -35,12 +37,28 @@ def log_of(run) -> str:
     return (run / "logs" / "supervisor.log").read_text("utf-8") + (run / "logs" / "train.log").read_text("utf-8")
 
 
+def trainer_of(run) -> psutil.Process:
+    """The process that takes the steps: the one of a run's that all others lead to."""
+    found = [each for each in run_family(run) if "llamafactory" in " ".join(each.cmdline())]
+    return max(found, key=lambda process: process.create_time())
+
+
 def test_a_job_that_meets_its_time_limit_comes_to_the_end_of_an_unbroken_one_to_the_bit(shop):
+    """However fast the machine is: the training is held from its first logged step until Slurm's signal comes."""
     limits = {"broken": {"time": 2, "signal_s": 50}, "unbroken": {"time": 30}}
     for name, limit in limits.items():
         done = shop.run("launch", shop.spec(name, train=TRAIN, benchmark=None, compute={"slurm": limit}))
         assert done.code == 0, done.err
     runs = {name: next(shop.runs.glob(f"{name}-2*")) for name in limits}
+    wait_for(lambda: (runs["broken"] / "output" / "trainer_log.jsonl").is_file(), "a logged step", 90)
+    trainer = trainer_of(runs["broken"])
+    trainer.suspend()
+    try:
+        wait_for(
+            lambda: "stopping: the training saves a checkpoint first" in log_of(runs["broken"]), "Slurm's signal", 120
+        )
+    finally:
+        trainer.resume()
     records = {name: ended(shop, run) for name, run in runs.items()}
     assert [each["status"] for each in records.values()] == ["done", "done"], log_of(runs["broken"])
     assert records["broken"]["job"]["requeues"] >= 1 and len(records["unbroken"]["attempts"]) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.family import RUN_ENV
+from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
 from orchestrator.runs.in_use import process_users
 from orchestrator.runs.notes import change_tags
 from orchestrator.runs.record import locked
@@ -215,11 +215,12 @@ def test_of_several_runs_none_is_moved_where_one_is_at_work(workspace, run):
 
 
 @pytest.mark.parametrize(
-    "label", ["@checkpoint-5:abc", ":abc", None], ids=["a checkpoint's server", "a server", "a trainer"]
+    "served", ["output/checkpoint-5", "output", None], ids=["a checkpoint's server", "a server", "a trainer"]
 )
-def test_a_run_that_a_process_works_on_is_left_alone(workspace, run, label):
+def test_a_run_that_a_process_works_on_is_left_alone(workspace, run, served):
     """A server of it, or a rank that was left when its owner was killed."""
-    own = {RUN_ENV: str(run.path)} if label is None else {"API_MODEL_NAME": f"{ID}{label}"}
+    folders = {FOLDERS_ENV: json.dumps(["/a/base/model", str(run.path / (served or ""))])}
+    own = {RUN_ENV: str(run.path)} if served is None else folders
     with subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, env={**os.environ, **own}) as worker:  # fmt: skip
         worker.stdout.readline()

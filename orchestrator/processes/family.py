@@ -17,6 +17,8 @@ import psutil
 
 RUN_ENV = "ORCHESTRATOR_RUN"
 """In the environment of every process of a run: the run's folder, which is unique on a machine; a run's id is not."""
+FOLDERS_ENV = "ORCHESTRATOR_FOLDERS"
+"""In the environment of every server of ours: a JSON list of the folders that it reads or writes."""
 CHILD_ENV = "ORCHESTRATOR_CHILD"
 """In the environment of a child of ours and all that it starts: a word of its own."""
 

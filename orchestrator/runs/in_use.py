@@ -4,14 +4,16 @@ Covered: a run's owner; trainers and servers of a run whose owner is gone; serve
 Not covered: other users' processes, whose environment cannot be read; programs of others that read a run's files.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.family import RUN_ENV
+from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 
@@ -22,10 +24,8 @@ class User:
 
     pid: int
     name: str
-    run: str
-    """Its RUN_ENV: the run's folder."""
-    model_name: str
-    """Its API_MODEL_NAME, <run id>[@label]:hash."""
+    folders: tuple[Path, ...]
+    """The folder of the run that it is a part of, and those that it serves from or writes to."""
 
 
 def process_users() -> list[User]:
@@ -33,14 +33,12 @@ def process_users() -> list[User]:
     found = []
     for process in psutil.process_iter():
         try:
-            environment = process.environ()
-            user = User(
-                process.pid, process.name(), environment.get(RUN_ENV, ""), environment.get("API_MODEL_NAME", "")
-            )
+            environment, name = process.environ(), process.name()
         except (psutil.Error, OSError):
             continue
-        if (user.run or user.model_name) and process.pid != os.getpid():
-            found.append(user)
+        folders = (*filter(None, [environment.get(RUN_ENV)]), *_listed(environment.get(FOLDERS_ENV, "[]")))
+        if folders and process.pid != os.getpid():
+            found.append(User(process.pid, name, tuple(map(Path, folders))))
     return found
 
 
@@ -56,7 +54,16 @@ def refuse_if_in_use(run: RunDir, users: Iterable[User], *, damaged_too: bool = 
     else:
         if record.is_active():  # not one that load() found interrupted
             raise record.in_use()
+    place = run.path.resolve()
     for user in users:
-        serves = user.model_name.startswith((f"{run.id}@", f"{run.id}:"))
-        if serves or user.run == str(run.path):
+        if any(folder.resolve().is_relative_to(place) for folder in user.folders):
             raise PrerequisiteError(f"run {run.id} is in use: process {user.pid} ({user.name})", "end that first")
+
+
+def _listed(text: str) -> list[str]:
+    """The folders of FOLDERS_ENV; none where somebody else wrote it."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
