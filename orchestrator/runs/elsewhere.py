@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestrator.data.datasets import FileSplit, list_entries, load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError
+from orchestrator.paths import expanded
 from orchestrator.plan import Session
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.spec import RunSpec
@@ -63,9 +64,9 @@ def take_along(past: Path, spec: RunSpec, session: Session) -> list[str]:
     overrides = []
     for field in ("name_or_path", "adapter_name_or_path"):
         given = getattr(spec.model, field, None)
-        if given is None or (session.workspace.root / Path(given).expanduser()).is_dir():
+        if given is None or (session.workspace.root / expanded(given)).is_dir():
             continue
-        if (found := root / Path(given).expanduser()).is_dir():
+        if (found := root / expanded(given)).is_dir():
             log.info("model.%s is the old workspace's: %s", field, found)
             overrides.append(f"model.{field}={json.dumps(str(found))}")
     return overrides
