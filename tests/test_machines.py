@@ -3,6 +3,7 @@
 With the fake llamafactory-cli; test_nodes.py has the real one.
 """
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -75,6 +76,39 @@ def test_the_ranks_of_a_machine_follow_from_its_own():
 def test_machines_that_could_not_meet_are_told_before(monkeypatch, changes, rank, field, said):
     errors = [each for each in findings({**MEETING, **changes}, monkeypatch, rank) if each.severity == "error"]
     assert [each.field for each in errors] == [field] and said in errors[0].message
+
+
+def test_a_port_that_another_program_has_is_told_before(monkeypatch):
+    """Where rank 0 is; the others connect to it, and a login node has another address."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        meeting = {**MEETING, "master_port": other.getsockname()[1]}
+        (error,) = [each for each in findings(meeting, monkeypatch, "0") if each.severity == "error"]
+        assert error.field == "compute.master_port" and "is in use on this machine" in error.message
+        assert not [each for each in findings(meeting, monkeypatch, "1") if each.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "variables", "found"),
+    [
+        ({}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
+        ({"nproc_per_node": 2}, {"NNODES": "2"}, [("error", "compute.nnodes")]),
+        ({}, {"RDZV_ID": "job", "FORCE_TORCHRUN": "1"}, [("error", "compute.rdzv_id")]),
+        ({"nproc_per_node": 2}, {"NNODES": "1"}, []),
+        ({**MEETING, "node_rank": 0}, {"NNODES": "2"}, []),
+        ({"ray": True}, {"NNODES": "2"}, []),
+    ],
+)
+def test_machines_that_the_environment_alone_knows_of_are_told(monkeypatch, compute, variables, found):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    told = [each for each in findings(compute, monkeypatch) if "in the environment" in each.message]
+    assert [(each.severity, each.field) for each in told] == found
+
+
+@pytest.mark.parametrize("field", ["rdzv_id", "master_addr"])
+def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
+    with pytest.raises(ValueError, match=rf"{field}\n.*should match pattern"):
+        ComputeSpec(**{field: "my job"})
 
 
 def test_elastic_machines_need_no_rank(monkeypatch):
