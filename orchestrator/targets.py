@@ -21,6 +21,7 @@ from orchestrator.data.testset import with_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.export import export
 from orchestrator.models.target import Target
+from orchestrator.paths import expanded
 from orchestrator.pipeline import carry_out, launch, recorded
 from orchestrator.plan import Session, heed, plan_run, resolve_model
 from orchestrator.runs.new_run import How, Origin, new_folder
@@ -132,7 +133,7 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
     if target.run is not None and model.adapter_name_or_path is None and not settings.extra_arguments():
         raise SpecError(f"{target.name} is a full model already: {model.name_or_path}")
     if to is None and settings.export_dir is not None:
-        to = session.workspace.root / Path(settings.export_dir).expanduser()
+        to = session.workspace.root / expanded(settings.export_dir)
     if target.run is not None:
         heed(check_model(model, session.workspace.root, session.installation))
         return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)

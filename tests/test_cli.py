@@ -22,7 +22,7 @@ import yaml
 from orchestrator.runs.rundir import RunDir
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for
+from tests.workshop import CAPTIONS, DEADLINE_S, assert_none_left, new_workshop, training_at_step, wait_for
 
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
@@ -293,6 +293,18 @@ def test_show_prints_files_of_a_run_as_they_are(launched):
     assert command.out == (workshop.only_run() / "command.txt").read_text("utf-8")
     assert file.out == (workshop.only_run() / "train.yaml").read_text("utf-8")
     assert missing.code == 2 and "did you mean 'train.yaml'?" in missing.err
+    assert "it has: api.yaml, command.txt," in missing.err  # and neither locks nor what is being written
+
+
+def test_show_prints_a_file_of_a_run_that_is_no_text_and_says_what_the_run_took(toy):
+    """Beside it lies what a killed writer left."""
+    (toy.only_run() / "odd.txt").write_bytes(b"\xff\xfe\n")
+    (toy.only_run() / ".record.json.x1").write_bytes(b"\xff")
+    odd, run = toy.start("show", "toy", "--file", "odd.txt"), toy.run("show", "toy")
+    assert odd.popen.wait(DEADLINE_S) == 0 and odd.out_file.read_bytes() == b"\xff\xfe\n"
+    assert re.search(r"^took \d.*: prepare \d.*, train \d.*, benchmark \d", run.out, re.MULTILINE)
+    assert re.search(r"^training: \d+ input tokens, peak memory \d+ MiB$", run.out, re.MULTILINE)
+    assert not re.search(r" $", run.out, re.MULTILINE)
 
 
 def test_what_show_says_of_a_spec_is_what_a_launch_gives_llamafactory(launched):

@@ -48,6 +48,37 @@ def test_a_bare_spec_yaml_and_a_dataset_of_the_old_workspace_are_enough(toy, tmp
     assert {"own.yaml", "own.jsonl"} <= {path.name for path in (place.root / "dataset_info").iterdir()}
 
 
+def test_files_of_arguments_are_taken_along_and_what_is_not_is_said(toy, tmp_path):
+    """LLaMA-Factory opens them in the run folder."""
+    spec = toy.only_run() / "spec.yaml"
+    (toy.root / "media" / "a").mkdir(parents=True)
+    (toy.root / "media" / "a" / "x.png").write_bytes(b"x")
+    for path in (toy.root / "tokens.json", tmp_path / "outside.json"):
+        path.write_text("{}")
+    (toy.root / "templates").mkdir()
+    (toy.root / "templates" / "train.yaml.j2").write_text("# ours\n{{ train }}")
+    changed = yaml.safe_load(spec.read_text("utf-8"))
+    changed["train"] |= {
+        "media_dir": "../../media", "cache_dir": str(toy.root / "media"), "ref_model": "../../../outside.json",
+        "reward_model": "../../tokens.json", "run_name": "runs", "logging_dir": "..",
+    }  # fmt: skip
+    spec.write_text(yaml.safe_dump(changed), "utf-8")
+    place = other(toy, tmp_path / "new")
+    (place.root / "tokens.json").write_text("another")
+    done = toy.run("rerun", spec, "--in", place.root, "--no-benchmark")
+    assert done.code == 0, done.err
+    assert (place.root / "media" / "a" / "x.png").read_bytes() == b"x"
+    assert (place.root / "tokens.json").read_text() == "another"
+    assert f"train.media_dir is copied from {toy.root / 'media'}" in done.err
+    assert f"train.cache_dir is the old workspace's: {toy.root / 'media'}" in done.err
+    assert f"train.reward_model is not taken along: there is another {place.root / 'tokens.json'}" in done.err
+    assert f"train.ref_model is not taken along: {tmp_path / 'outside.json'} is outside the old workspace" in done.err
+    assert "the old workspace's templates/train.yaml.j2 is not taken along" in done.err
+    assert "run_name" not in done.err and "logging_dir" not in done.err
+    again = toy.run("rerun", "toy", "--in", place.root, "--no-benchmark")
+    assert f"train.media_dir is not taken along: the folder {place.root / 'media'} is there already" in again.err
+
+
 def test_what_is_neither_a_run_nor_a_spec_is_refused(toy, tmp_path):
     done = toy.run("rerun", "tooy", "--in", toy.root)
     assert done.code == 2 and "did you mean 'toy'?" in done.err

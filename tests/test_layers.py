@@ -15,6 +15,7 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
+    "paths",
     "benchmark.metrics",
     "findings",
     "processes.family",
@@ -72,6 +73,7 @@ ORDER = [
     "benchmark.streaming",
     "runs.record_parts",
     "runs.record",
+    "runs.costs",
     "runs.groups",
     "runs.environment",
     "runs.machine",

@@ -190,3 +190,14 @@ def test_any_text_survives_from_command_line_to_spec_to_command_line(system, run
 def test_a_word_that_is_nothing_is_refused(arguments, tmp_path):
     with pytest.raises(SpecError, match="is no file, no folder and no command"):
         read_source(["gone"], cwd=tmp_path, line=None, arguments=arguments, installation=find_installation())
+
+
+@pytest.mark.parametrize("words", [[""], [" "], ["", "\t"]])
+def test_nothing_at_all_is_refused_and_is_not_the_current_folder(words, arguments):
+    with pytest.raises(SpecError, match="there is nothing to import"):
+        read_source(words, cwd=None, line=None, arguments=arguments, installation=find_installation())
+
+
+def test_a_home_of_nobody_is_no_file(arguments, tmp_path):
+    with pytest.raises(SpecError, match="is no file, no folder and no command"):
+        read_source(["~nobody-here/x"], cwd=tmp_path, line=None, arguments=arguments, installation=find_installation())

@@ -1,6 +1,7 @@
 """Tables: text only, and only what can be compared in one column. Run: pytest tests/test_terminal.py."""
 
 import io
+import re
 
 import pytest
 from rich.cells import cell_len
@@ -16,7 +17,7 @@ def shown(what) -> str:
     """As a file or a pipe gets it."""
     target = io.StringIO()
     Console(file=target, width=240, highlight=False).print(what)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
+    return target.getvalue().removesuffix("\n")
 
 
 def score(metric: str, value: float, signature: str = "v:2.6", ci95=None) -> Score:
@@ -153,6 +154,18 @@ def test_text_of_strangers_is_neither_markup_nor_obeyed():
     assert "\\x1b[31mb\\x07" in said
     assert ":smile:" in said
     assert "日本語 😀" in said
+
+
+@pytest.mark.parametrize("width", [40, 240])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_line_of_a_table_ends_in_blanks(is_terminal, width):
+    target = io.StringIO()
+    rows = [["a", ""], ["", "x" * 60], ["word " * 12, "b"], ["", ""]]
+    screen = Console(file=target, width=width, highlight=False, color_system="standard" if is_terminal else None)
+    screen.print(table(["first", "a longer heading"], rows))
+    said = target.getvalue()
+    assert ("\x1b[1m" in said) is is_terminal and "x" * 10 in said
+    assert not [line for line in said.splitlines() if re.search(r" (\x1b\[[0-9;]*m)*$", line)]
 
 
 def test_nothing_is_cut_where_the_output_is_a_pipe(capsys):

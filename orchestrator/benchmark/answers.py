@@ -25,6 +25,7 @@ import platformdirs
 from orchestrator.benchmark.client import Answer, Failure, Message
 from orchestrator.benchmark.identity import Identity, sha256_of
 from orchestrator.errors import StageError
+from orchestrator.paths import expanded
 
 log = logging.getLogger("orchestrator")
 
@@ -221,7 +222,7 @@ class AnswerCache:
 
 def _cache_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_CACHE")
-    return (Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")) / "answers"
+    return (expanded(given) if given else platformdirs.user_cache_path("orchestrator")) / "answers"
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

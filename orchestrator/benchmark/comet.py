@@ -26,6 +26,7 @@ import yaml
 
 from orchestrator.benchmark.score import Score, resamples, seed
 from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import by_hand, child_environment, start
 from orchestrator.runs.rundir import atomic_write
 
@@ -60,7 +61,7 @@ def find_comet() -> Comet:
     named = os.environ.get(VARIABLE)
     if not named:
         raise PrerequisiteError(f"COMET is asked for, and {VARIABLE} names no environment that has it", _REMEDY)
-    given = Path(named).expanduser().absolute()
+    given = expanded(named).absolute()
     candidates = [given / COMMAND, given / "bin" / COMMAND] if given.is_dir() else [given]
     program = next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
     if program is None:
@@ -81,7 +82,7 @@ def located(model: str, root: Path) -> str:
     """
     if not model.endswith(".ckpt"):
         return model
-    path = root / Path(model).expanduser()
+    path = root / expanded(model)
     if not path.is_file():
         raise PrerequisiteError(f"no COMET model {path}")
     return str(path.resolve())
@@ -226,7 +227,7 @@ def _interval(segments: list[float], n_bootstrap: int) -> tuple[float, float]:
 
 def _identity(model: str) -> str:
     """The model's name; of a file its hash too, for a name is all that its path tells."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.is_file():
         return model
     with path.open("rb") as file:

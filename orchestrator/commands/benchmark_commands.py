@@ -28,6 +28,7 @@ from orchestrator.commands.options import (
     with_files,
 )
 from orchestrator.errors import SpecError
+from orchestrator.paths import expanded
 
 if TYPE_CHECKING:
     from orchestrator.benchmark.curve import Curve
@@ -113,7 +114,7 @@ def benchmark(
 
     session = open_session(workspace, archives)
     if comet is not None and comet.endswith(".ckpt"):
-        comet = str(Path(comet).expanduser().absolute())
+        comet = str(expanded(comet).absolute())
     if is_finished(Path(target)):
         folder = Path(target).resolve()
         if comet is None or testset or source or speed or fresh:

@@ -231,8 +231,7 @@ def show(
         return
     run = session.workspace.find_run(what)
     if wanted is not None:
-        texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.path.iterdir()) if path.is_file()}
-        terminal.print_file(texts, wanted, run.id)
+        terminal.print_file_of(run.path, wanted, run.id)
     elif as_json:
         terminal.print_json(registry.run_json(run, RunRecord.load(run), Notes.load(run)))
     else:

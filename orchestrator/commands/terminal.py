@@ -14,7 +14,8 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -43,6 +44,21 @@ class _Console(Console):
         raise  # rich would end the program with status 1, which is a bug's
 
 
+class _Table(Table):
+    """Without the blanks by which rich fills each line up."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        segments = (each for each in super().__rich_console__(console, options) if isinstance(each, Segment))
+        for line in Segment.split_lines(segments):
+            while line and not line[-1].text.strip(" "):
+                line.pop()
+            if line:
+                text, style, control = line[-1]
+                line[-1] = Segment(text.rstrip(" "), style, control)
+            yield from line
+            yield Segment.line()
+
+
 def console() -> Console:
     """stdout; wide where it is no terminal, so that a pipe gets whole lines."""
     return _Console(highlight=False) if sys.stdout.isatty() else _Console(width=240, highlight=False)
@@ -50,7 +66,7 @@ def console() -> Console:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table; cells are text, never markup."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = _Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
@@ -208,8 +224,23 @@ def print_json(document: Any) -> None:
 def print_file(files: Mapping[str, str], name: str, of: str) -> None:
     """One of some texts, as it is. SpecError where there is none of that name."""
     if name not in files:
-        raise SpecError(f"{of} has no {name}{did_you_mean(name, files)}; it has: {', '.join(files)}")
+        raise _no_file(name, files, of)
     sys.stdout.write(files[name])
+
+
+def print_file_of(folder: Path, name: str, of: str) -> None:
+    """One of a folder's files, as it is, whatever the bytes. SpecError where there is none of that name."""
+    # What begins with a dot is a lock, or a file that is being written.
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if name not in names:
+        raise _no_file(name, names, of)
+    sys.stdout.flush()
+    sys.stdout.buffer.write((folder / name).read_bytes())
+    sys.stdout.buffer.flush()
+
+
+def _no_file(name: str, names: Iterable[str], of: str) -> SpecError:
+    return SpecError(f"{of} has no file {name!r}{did_you_mean(name, names)}; it has: {', '.join(names)}")
 
 
 def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
@@ -261,7 +292,8 @@ def print_runs(rows: Sequence[Row]) -> None:
 
 
 def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
-    """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, its folder."""
+    """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, what it took, its folder."""
+    from orchestrator.runs import costs
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.trash import in_trash
 
@@ -282,6 +314,8 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     print_scores(record.benchmarks)
     if record.chosen_checkpoint:
         sys.stdout.write("\n" + visible(f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}") + "\n")
+    if took := costs.lines(record):
+        sys.stdout.write("\n" + "".join(f"{visible(line)}\n" for line in took))
     sys.stdout.write(f"\n{visible(str(path))}\n")
 
 

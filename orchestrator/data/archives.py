@@ -23,6 +23,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.paths import expanded
 from orchestrator.processes.progress import Progress
 from orchestrator.runs.rundir import cache_folder
 
@@ -67,7 +68,7 @@ class ArchiveStore:
     def from_environment(cls, from_folder: Path | None = None) -> "ArchiveStore":
         """The store of `--from DIR`, else of $ORCHESTRATOR_ARCHIVES, with the default cache."""
         given = os.environ.get("ORCHESTRATOR_ARCHIVES")
-        return cls(from_folder or (Path(given).expanduser() if given else None))
+        return cls(from_folder or (expanded(given) if given else None))
 
     def find(self, name: str, archive: Archive) -> Path | None:
         """A verified archive on this machine, or None.

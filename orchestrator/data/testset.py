@@ -20,6 +20,7 @@ import yaml
 from orchestrator.data.datasets import Dataset, Entry, ParallelText, first, load_entry, load_parallel, text_sha256
 from orchestrator.data.sacrebleu_sets import is_sacrebleu, languages, sacrebleu_set
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.paths import expanded
 from orchestrator.runs.rundir import atomic_write
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
@@ -172,4 +173,4 @@ def _read(path: Path) -> bytes:
 
 def _folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_CACHE")
-    return (Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")) / "testsets"
+    return (expanded(given) if given else platformdirs.user_cache_path("orchestrator")) / "testsets"

@@ -17,6 +17,7 @@ from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
+from orchestrator.paths import expanded
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
 from orchestrator.specs.new import check_name
@@ -271,7 +272,7 @@ class _Import:
 
     def _found(self, value: str) -> Path | None:
         for base in self.draft.bases:
-            path = base / Path(value).expanduser()
+            path = base / expanded(value)
             if _exists(path):
                 return path
         return None

@@ -24,6 +24,7 @@ from orchestrator.importing.config_file import Comments, ConfigFile, read_config
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import Invocation, accelerate_environment, read_invocations
 from orchestrator.importing.output_folder import read_output_folder
+from orchestrator.paths import expanded
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import Installation
 
@@ -52,7 +53,12 @@ def read_source(
     Raises:
         SpecError: it is none of these, or cannot be read.
     """
-    path = Path(words[0]).expanduser() if len(words) == 1 else None
+    if not "".join(words).strip():
+        raise SpecError(
+            "there is nothing to import: the command is empty",
+            "give a command in quotes, a script, a YAML file of arguments, or an output folder",
+        )
+    path = expanded(words[0]) if len(words) == 1 else None
     if path is not None and _is(path, "is_dir"):
         return _folder(path, cwd, arguments, installation)
     if path is not None and (_is(path, "is_file") or (path.suffix in _CONFIG and not _has_space(words[0]))):

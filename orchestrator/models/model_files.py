@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.tensorfile import AGAIN, MAX_HEADER_BYTES, read_header
+from orchestrator.paths import expanded
 
 MAX_JSON_BYTES = 100_000_000
 SAMPLES = 16
@@ -48,7 +49,7 @@ def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> 
         SpecError: neither an existing folder nor a hub id.
     """
     try:
-        path = root / Path(name_or_path).expanduser()
+        path = root / expanded(name_or_path)
         if path.is_dir():
             return path.absolute()
         if path.exists():
@@ -361,6 +362,6 @@ def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser()
+            return expanded(os.environ[variable])
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(home).expanduser() / "hub"
+    return expanded(home) / "hub"

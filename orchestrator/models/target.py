@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from orchestrator.benchmark.client import Endpoint
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.model_files import locate_model
+from orchestrator.paths import expanded
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
@@ -204,7 +205,7 @@ def _exported(folder: Path) -> Checkpoint:
 
 def _absolute(name_or_path: str, root: Path) -> str:
     """An absolute folder, or a hub id as it is."""
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     folder = path if path.is_absolute() else root / path
     if folder.is_dir():
         return str(folder.resolve())
@@ -213,7 +214,7 @@ def _absolute(name_or_path: str, root: Path) -> str:
 
 
 def _folder(word: str, root: Path) -> Path | None:
-    given = Path(word).expanduser()
+    given = expanded(word)
     for path in (given, root / given):
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             return path.resolve()

@@ -17,6 +17,7 @@ import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
 from orchestrator.models.model_files import hub_cache
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
 from orchestrator.runs import locks, machine
 from orchestrator.runs.left_over import left_over_processes, temporary_files
@@ -138,7 +139,7 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
             yield Diagnosis("settings", "warning" if hint else "note", f"nothing reads {name}{hint}", f"unset {name}")
             continue
         value = "is set" if name.endswith("KEY") else f"= {environment[name]}"
-        path = Path(environment[name]).expanduser()
+        path = expanded(environment[name])
         absent = not name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY")) and not path.exists()
         yield Diagnosis(
             "settings", "error" if absent else "ok", f"{name} {value} ({VARIABLES[name]})",

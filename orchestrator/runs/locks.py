@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
 from orchestrator.runs.rundir import RunDir
 
@@ -118,7 +119,7 @@ def folder_open() -> Iterator[int]:
 
 def lock_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_LOCKS")
-    return Path(given).expanduser() if given else Path(f"/tmp/orchestrator-{os.getuid()}")
+    return expanded(given) if given else Path(f"/tmp/orchestrator-{os.getuid()}")
 
 
 def _lock_name(device: str) -> str:

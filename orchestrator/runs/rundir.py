@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.paths import expanded
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -321,7 +322,7 @@ def find_workspace(given: Path | None = None, start: Path | None = None) -> Work
     """
     named = given or (Path(value) if (value := os.environ.get("ORCHESTRATOR_WORKSPACE")) else None)
     if named is not None:
-        root = named.expanduser().resolve()
+        root = expanded(named).resolve()
         if not _is_workspace(root):
             raise SpecError(f"{root} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
         return Workspace(root)
@@ -347,7 +348,7 @@ def cache_folder() -> Path:
     import platformdirs
 
     given = os.environ.get("ORCHESTRATOR_CACHE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("orchestrator")
+    return expanded(given) if given else platformdirs.user_cache_path("orchestrator")
 
 
 def _is_workspace(folder: Path) -> bool:

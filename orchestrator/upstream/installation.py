@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
 
 VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"
@@ -177,7 +178,7 @@ def program_named(variable: str, command: str) -> Path | None:
     named = os.environ.get(variable)
     if not named:
         return None
-    given = Path(named).expanduser().absolute()
+    given = expanded(named).absolute()
     candidates = [given / command, given / "bin" / command] if given.is_dir() else [given]
     for candidate in candidates:
         if candidate.is_file() and os.access(candidate, os.X_OK):
