@@ -3,9 +3,12 @@
 With the fake llamafactory-cli; test_nodes.py has the real one.
 """
 
+import os
+import shutil
 import socket
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ from orchestrator.upstream.installation import Installation
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop
 
+ROOT = Path(__file__).resolve().parent.parent
 MEETING = {"nnodes": 2, "nproc_per_node": 1, "master_addr": "127.0.0.1", "master_port": 29500}
 
 
@@ -167,6 +171,24 @@ def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Worksh
     assert "--from checkpoint-2" in refused.err
     done = workshop.run("resume", "toy", "--from", "checkpoint-2", NODE_RANK="0")
     assert done.code == 0, done.err
+
+
+def test_processes_on_a_cpu_that_go_on_get_what_torch_needs_for_it(workshop: Workshop):
+    """An extension of torch, found on the path of that training alone; nothing of it where it begins."""
+    compute = {"nproc_per_node": 2}
+    spec = workshop.spec(compute=compute, train={"save_steps": 2, "max_steps": 6}, benchmark=None)
+    assert workshop.run("launch", spec, FAKE_TRAIN="torn-checkpoint").code == 4
+    run = workshop.only_run()
+    assert workshop.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    assert not (run / "cpu_ranks").exists()
+    folder = run / "output" / "checkpoint-2"
+    for rank in (0, 1):
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{rank}.pth")
+    done = workshop.run("resume", "toy", PYTHONPATH=f"{ROOT}")
+    assert done.code == 0, done.err
+    assert workshop.record()["environment"]["train"]["PYTHONPATH"] == f"cpu_ranks{os.pathsep}{ROOT}"
+    (found,) = distributions(name="cpu_ranks", path=[str(run / "cpu_ranks")])
+    assert [each.value for each in found.entry_points.select(group="torch.backends")] == ["cpu_ranks:register"]
 
 
 def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):
