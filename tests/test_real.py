@@ -192,46 +192,6 @@ def assert_whole_checkpoint(workshop, done, rng_states):
 
 
 @torchrun_works
-def test_two_processes_train_and_a_stop_leaves_no_rank_and_a_whole_checkpoint(place):
-    """No rank is left, whatever happens. The checkpoint has three tries: transformers lets each rank stop by its own
-    clock, and where a step lies between the two, one waits for the other until it is killed after the grace.
-    """
-    # Long steps make that rare.
-    long_steps = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32, "max_samples": 500}
-    train = {**LONG, **long_steps, "ddp_backend": "gloo"}
-    for _ in range(3):
-        workshop = place()
-        command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
-        command.until(training_at_step(workshop, 3), "step 3")
-        ranks = [line for line in workshop.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
-        assert len(ranks) == 2
-        command.interrupt(signal.SIGTERM)
-        done = command.finish(timeout_s=PATIENT_S)
-        assert workshop.left_over() == []
-        assert done.code == 130, done.err
-        if len(list(RunDir(workshop.only_run()).output.glob("checkpoint-*/rng_state*"))) == 2:
-            break
-    assert_whole_checkpoint(workshop, done, ["rng_state_0.pth", "rng_state_1.pth"])
-    assert workshop.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
-
-
-@torchrun_works
-def test_kill_9_leaves_no_rank_of_torchrun(place):
-    """The launcher gets a death signal; torchrun and its ranks, in sessions of their own, are watch.py's."""
-    workshop = place()
-    train = {**LONG, "ddp_backend": "gloo"}
-    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
-    command.until(training_at_step(workshop, 3), "step 3")
-    assert len(workshop.children(command)) >= 4  # launcher, torchrun, two ranks
-    command.popen.kill()
-    command.popen.wait()
-    # A rank that is a step behind may wait for one that has left: then it is killed when the grace is over.
-    assert_none_left(workshop, timeout_s=PATIENT_S)
-    (listed,) = workshop.run("list", "--json").json()
-    assert listed["status"] == "interrupted"
-
-
-@torchrun_works
 def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
     """They are in sessions of their own and nobody's descendants then; their environment tells whose they are."""
     workshop = place()
