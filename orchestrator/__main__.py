@@ -5,6 +5,7 @@ stage failed; 130 interrupted.
 """
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ _NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errn
 
 def main() -> None:
     """Run the command line."""
+    _prepare_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -38,6 +40,18 @@ def main() -> None:
         message = f"cannot write{where}: {error.strerror}"
         code = _report(PrerequisiteError(message, "files written before are whole; make room"))
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """What the shell closed (`>&-`) is /dev/null: the next file that is opened would be what children write into."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    # Whatever the locale: what goes into a file is YAML or JSON, and a terminal shows what it can.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

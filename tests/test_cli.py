@@ -330,6 +330,25 @@ def test_a_reader_that_goes_away_is_no_error(toy):
     assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
 
 
+def test_streams_that_are_closed_and_a_locale_that_knows_ascii_alone_are_no_error(toy):
+    words = f"{shlex.quote(sys.executable)} -m orchestrator"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+        env = toy.full_environment(environment)
+        return subprocess.run(
+            ["sh", "-c", f"{words} {command}"], cwd=toy.root, env=env, capture_output=True, timeout=60
+        )
+
+    assert toy.run("note", "toy", "日本語 😀").code == 0
+    for closed in (">&-", ">&- 2>&- <&-"):
+        done = shell(f"show toy {closed}")
+        assert done.returncode == 0 and done.stderr == b"", done
+    assert shell("show nosuch 2>&-").returncode == 2
+    assert "日本語 😀" in shell("note toy", **ascii_only).stdout.decode()
+    assert json.loads(shell("note toy --json", **ascii_only).stdout)["notes"][0]["text"] == "日本語 😀"
+
+
 def test_a_damaged_record_does_not_hide_the_other_runs(toy):
     broken = toy.runs / "broken-20260101-000000"
     broken.mkdir()
@@ -420,7 +439,7 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
     targets = {
         "toy": (tiny, run / "output", "smollm2"),
         run.name: (tiny, run / "output", "smollm2"),
-        "latest@checkpoint-5": (tiny, run / "output" / "checkpoint-5", "smollm2"),
+        "toy@checkpoint-5": (tiny, run / "output" / "checkpoint-5", "smollm2"),
         "toy@base": (tiny, None, "smollm2"),
         str(run.relative_to(toy.root)): (tiny, run / "output", "smollm2"),
         str(run / "output" / "checkpoint-5"): (tiny, run / "output" / "checkpoint-5", "smollm2"),

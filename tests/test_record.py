@@ -111,7 +111,7 @@ def test_a_damaged_record_is_named_with_the_reason(damage, run):
         run.record.mkdir()
     elif damage in contents:
         run.record.write_text(contents[damage])
-    with pytest.raises(PrerequisiteError, match=f"^{run.record} cannot be read: ") as error:
+    with pytest.raises(PrerequisiteError, match=f"^{run.record} cannot be read: (?!.*pydantic)") as error:
         RunRecord.load(run)
     assert "\n" not in str(error.value)
 

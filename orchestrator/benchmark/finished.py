@@ -19,6 +19,7 @@ from orchestrator.benchmark.triage import Triage
 from orchestrator.data.sacrebleu_sets import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.yamlfile import read_yaml
 
@@ -189,8 +190,7 @@ def _read(folder: Path) -> Stored:
     try:
         stored = Stored.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = "; ".join(str(error).splitlines()[:3])
-        raise PrerequisiteError(f"{path} cannot be read: {reason}", "repeat the benchmark") from error
+        raise PrerequisiteError(f"{path} cannot be read: {damage(error)}", "repeat the benchmark") from error
     if stored.schema_version > SCORES_VERSION:
         raise PrerequisiteError(
             f"{path} is of version {stored.schema_version}; {SCORES_VERSION} is the newest known here",

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.processes.family import start_ticks
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir, Workspace, atomic_write
 from orchestrator.specs.axes import Axis, short_keys
 
@@ -67,8 +68,7 @@ class Group(_Part):
         try:
             group = cls.model_validate_json(folder.file.read_bytes())
         except (OSError, ValidationError) as error:
-            reason = "; ".join(str(error).splitlines()[:3])
-            raise PrerequisiteError(f"{folder.file} cannot be read: {reason}") from error
+            raise PrerequisiteError(f"{folder.file} cannot be read: {damage(error)}") from error
         if group.schema_version > SCHEMA_VERSION:
             raise PrerequisiteError(f"{folder.file} is of version {group.schema_version}; {SCHEMA_VERSION} is known")
         for point in group.points:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import locked, now
+from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import RunDir, atomic_write
 
 MAX_BYTES = 1 << 20
@@ -63,8 +64,7 @@ class Notes(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            reason = "; ".join(str(error).splitlines()[:3])
-            raise PrerequisiteError(f"{run.notes} cannot be read: {reason}", remedy) from error
+            raise PrerequisiteError(f"{run.notes} cannot be read: {damage(error)}", remedy) from error
 
 
 def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Notes:

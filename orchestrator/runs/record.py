@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs import slurm
-from orchestrator.runs.record_parts import ACTIVE, STORED, Attempt, BenchmarkSummary, Facts, Status, Training
+from orchestrator.runs.record_parts import ACTIVE, STORED, Attempt, BenchmarkSummary, Facts, Status, Training, damage
 from orchestrator.runs.rundir import RunDir, atomic_write
 from orchestrator.runs.slurm import Job
 
@@ -102,8 +102,8 @@ class RunRecord(BaseModel):
         try:
             record = cls.model_validate_json(run.record.read_bytes())
         except (OSError, ValidationError) as error:
-            reason = "; ".join(str(error).splitlines()[:3])
-            raise PrerequisiteError(f"{run.record} cannot be read: {reason}") from error
+            remedy = f"move it away; its spec can be run again then: orchestrator rerun {run.spec}"
+            raise PrerequisiteError(f"{run.record} cannot be read: {damage(error)}", remedy) from error
         if record.is_active():
             record.status = record._status_now()
         return record

@@ -7,7 +7,7 @@ Not covered: the record itself, and how it is kept (record.py); how anything of 
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.benchmark.score import Score
 from orchestrator.benchmark.streaming import Streaming
@@ -20,6 +20,15 @@ STORED = ConfigDict(
     ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
 )
 ACTIVE = ("created", "queued", "preparing", "running", "trained", "benchmarking")
+
+
+def damage(error: OSError | ValidationError) -> str:
+    """Why a stored file cannot be read, in a line; of many problems the first three."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in problems[:3]]
+    return "; ".join([*lines, *([f"and {len(problems) - 3} more"] if len(problems) > 3 else [])])
 
 
 class _Part(BaseModel):
