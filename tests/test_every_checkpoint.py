@@ -119,7 +119,8 @@ def test_after_an_interruption_the_same_command_goes_on(place, sign):
 
     command.until(in_the_third, "answers of the third checkpoint")
     command.interrupt(sign)
-    command.finish()
+    ended = command.finish()
+    assert sign == signal.SIGKILL or "the same command goes on: what was answered is not asked again" in ended.err
     assert not (place.only_run() / "curve.json").exists()
     before = len(place.calls("api"))
     done = place.run(*ALL)

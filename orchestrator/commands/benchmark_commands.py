@@ -5,6 +5,8 @@ Flags in, one call, results on stdout, everything else on stderr.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +29,7 @@ from orchestrator.commands.options import (
     serve_settings,
     with_files,
 )
-from orchestrator.errors import SpecError
+from orchestrator.errors import Interrupted, SpecError
 from orchestrator.paths import expanded
 
 if TYPE_CHECKING:
@@ -152,9 +154,10 @@ def benchmark(
     settings = serve_settings(found, devices, port, model_name, backend, merge)
     how = Asking(fresh=fresh, allow_incomplete=allow_incomplete, streamed=speed)
     if run is not None:
-        curve = targets.benchmark_all(
-            session, found, testset, split, given, settings, how, metric=metric or "bleu", with_base=base
-        )
+        with _goes_on(fresh):
+            curve = targets.benchmark_all(
+                session, found, testset, split, given, settings, how, metric=metric or "bleu", with_base=base
+            )
         _show_curve(curve, run.curve, as_json)
         return
     if split is not None:
@@ -164,8 +167,21 @@ def benchmark(
     else:
         own = found.spec.benchmark if found.spec else []
         items = [item.model_copy(update=given) for item in own]
-    folders = targets.benchmark(session, found, items, settings, how)
+    with _goes_on(fresh):
+        folders = targets.benchmark(session, found, items, settings, how)
     _show(folders, as_json)
+
+
+@contextmanager
+def _goes_on(fresh: bool) -> Iterator[None]:
+    """One who interrupts it is told that nothing is lost."""
+    try:
+        yield
+    except Interrupted as error:
+        same = "the same command without --fresh" if fresh else "the same command"
+        raise Interrupted(
+            str(error), error.remedy or f"{same} goes on: what was answered is not asked again"
+        ) from error
 
 
 def _show_curve(curve: "Curve", path: Path, as_json: bool) -> None:
