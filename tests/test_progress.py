@@ -30,6 +30,16 @@ def test_where_there_is_no_terminal_a_plain_line_comes_at_most_every_15_s_and_at
     )
 
 
+def test_what_takes_long_is_shown_by_the_time_that_each_takes_and_nothing_has_no_rate():
+    stream, clock = io.StringIO(), Clock()
+    with Progress(4, "sweep", "runs", initial=1, stream=stream, clock=clock) as progress:
+        clock.now_s += 20
+        progress.update(0)
+        clock.now_s += 40
+        progress.update()
+    assert stream.getvalue().splitlines()[:2] == ["sweep: 1/4 runs in 20 s", "sweep: 2/4 runs in 60 s, 60 s each"]
+
+
 def test_the_last_line_comes_once_and_also_on_an_error():
     stream = io.StringIO()
     progress = Progress(None, "train", "steps", stream=stream, clock=Clock())

@@ -209,6 +209,7 @@ def _collect(
     outcome.speed = speed(outcome.asked, load, backend, at_once=question.at_once, load_s=load_s)
     if outcome.speed is not None:
         log.info("%s", outcome.speed.line())
+        _say_once(outcome.speed.advice)
     return outcome
 
 

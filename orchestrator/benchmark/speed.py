@@ -56,13 +56,13 @@ class Speed(BaseModel):
     """What to do about it."""
 
     def line(self) -> str:
-        """In one line, for a person."""
+        """In one line, for a person; without the advice, which is the same for many benchmarks."""
         tokens = f", {self.output_tokens_per_s:.0f} output tokens/s" if self.output_tokens_per_s is not None else ""
         loading = f", after {self.load_s:.0f} s of loading" if self.load_s is not None else ""
         return (
             f"{self.sentences} sentences in {self.wall_s:.1f} s{loading}: {self.sentences_per_s:.3g}/s{tokens}; "
             f"latency {self.latency_p50_s:.3g} s (95 %: {self.latency_p95_s:.3g}, 99 %: {self.latency_p99_s:.3g}); "
-            f"{self.mean_in_flight:.1f} in flight, server idle {self.server_idle:.0%}. {self.advice}"
+            f"{self.mean_in_flight:.1f} in flight, server idle {self.server_idle:.0%}"
         )
 
 

@@ -103,8 +103,10 @@ class Progress:
         elapsed_s = self._shown_at - self._started
         of = f"/{self._total}" if self._total is not None else ""
         parts = [f"{self.count}{of} {self._unit} in {elapsed_s:.0f} s"]
-        if elapsed_s > 0:
-            parts.append(f"{(self.count - self._initial) / elapsed_s:.3g}/s")
+        counted = self.count - self._initial
+        if elapsed_s > 0 and counted > 0:
+            slow = counted < elapsed_s / 10
+            parts.append(f"{elapsed_s / counted:.3g} s each" if slow else f"{counted / elapsed_s:.3g}/s")
         parts += [f"{name} {value}" for name, value in self._postfix.items()]
         self._stream.write(f"{self._desc}: {', '.join(parts)}\n")
         self._stream.flush()
