@@ -15,7 +15,7 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
-    "paths",
+    "runs.paths",
     "benchmark.metrics",
     "findings",
     "processes.family",
