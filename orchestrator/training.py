@@ -30,6 +30,7 @@ from orchestrator.specs.render import train_arguments, train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.train import TRAIN_ARGV, train
 from orchestrator.upstream.compute_check import Placement
+from orchestrator.upstream.cpu_ranks import cpu_ranks
 
 log = logging.getLogger("orchestrator")
 
@@ -75,6 +76,8 @@ def train_run(
         log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
     prefix, variables = across_nodes(spec, run) if how.job else ([], {})
     environment |= variables
+    has_gpus, resumed = bool(plan.facts.gpus), start.path is not None
+    environment |= cpu_ranks(run, spec, environment, has_gpus=has_gpus, resumed=resumed)
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )

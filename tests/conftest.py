@@ -18,6 +18,7 @@ COSTLY = {
     "test_board": ["board"],
     "test_checkpoints": ["real"],
     "test_cli": ["refused"],
+    "test_nodes": ["place"],
     "test_output_folder": ["trained"],
     "test_pipeline": ["faulty"],
     "test_real": ["launched", "stopped", "broken_off"],

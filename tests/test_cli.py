@@ -460,7 +460,7 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
     targets = {
         "toy": (tiny, run / "output", "smollm2"),
         run.name: (tiny, run / "output", "smollm2"),
-        "latest@checkpoint-5": (tiny, run / "output" / "checkpoint-5", "smollm2"),
+        "toy@checkpoint-5": (tiny, run / "output" / "checkpoint-5", "smollm2"),
         "toy@base": (tiny, None, "smollm2"),
         str(run.relative_to(toy.root)): (tiny, run / "output", "smollm2"),
         str(run / "output" / "checkpoint-5"): (tiny, run / "output" / "checkpoint-5", "smollm2"),

@@ -119,6 +119,7 @@ ORDER = [
     # the stages
     "data.data_check",
     "upstream.compute_check",
+    "upstream.cpu_ranks",
     "runs.slurm_check",
     "check",
     "train",

@@ -3,8 +3,12 @@
 With the fake llamafactory-cli; test_nodes.py has the real one.
 """
 
+import os
+import shutil
+import socket
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from orchestrator.upstream.installation import Installation
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop
 
+ROOT = Path(__file__).resolve().parent.parent
 MEETING = {"nnodes": 2, "nproc_per_node": 1, "master_addr": "127.0.0.1", "master_port": 29500}
 
 
@@ -75,6 +80,39 @@ def test_the_ranks_of_a_machine_follow_from_its_own():
 def test_machines_that_could_not_meet_are_told_before(monkeypatch, changes, rank, field, said):
     errors = [each for each in findings({**MEETING, **changes}, monkeypatch, rank) if each.severity == "error"]
     assert [each.field for each in errors] == [field] and said in errors[0].message
+
+
+def test_a_port_that_another_program_has_is_told_before(monkeypatch):
+    """Where rank 0 is; the others connect to it, and a login node has another address."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        meeting = {**MEETING, "master_port": other.getsockname()[1]}
+        (error,) = [each for each in findings(meeting, monkeypatch, "0") if each.severity == "error"]
+        assert error.field == "compute.master_port" and "is in use on this machine" in error.message
+        assert not [each for each in findings(meeting, monkeypatch, "1") if each.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "variables", "found"),
+    [
+        ({}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
+        ({"nproc_per_node": 2}, {"NNODES": "2"}, [("error", "compute.nnodes")]),
+        ({}, {"RDZV_ID": "job", "FORCE_TORCHRUN": "1"}, [("error", "compute.rdzv_id")]),
+        ({"nproc_per_node": 2}, {"NNODES": "1"}, []),
+        ({**MEETING, "node_rank": 0}, {"NNODES": "2"}, []),
+        ({"ray": True}, {"NNODES": "2"}, []),
+    ],
+)
+def test_machines_that_the_environment_alone_knows_of_are_told(monkeypatch, compute, variables, found):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    told = [each for each in findings(compute, monkeypatch) if "in the environment" in each.message]
+    assert [(each.severity, each.field) for each in told] == found
+
+
+@pytest.mark.parametrize("field", ["rdzv_id", "master_addr"])
+def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
+    with pytest.raises(ValueError, match=rf"{field}\n.*should match pattern"):
+        ComputeSpec(**{field: "my job"})
 
 
 def test_elastic_machines_need_no_rank(monkeypatch):
@@ -133,6 +171,24 @@ def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Worksh
     assert "--from checkpoint-2" in refused.err
     done = workshop.run("resume", "toy", "--from", "checkpoint-2", NODE_RANK="0")
     assert done.code == 0, done.err
+
+
+def test_processes_on_a_cpu_that_go_on_get_what_torch_needs_for_it(workshop: Workshop):
+    """An extension of torch, found on the path of that training alone; nothing of it where it begins."""
+    compute = {"nproc_per_node": 2}
+    spec = workshop.spec(compute=compute, train={"save_steps": 2, "max_steps": 6}, benchmark=None)
+    assert workshop.run("launch", spec, FAKE_TRAIN="torn-checkpoint").code == 4
+    run = workshop.only_run()
+    assert workshop.record()["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    assert not (run / "cpu_ranks").exists()
+    folder = run / "output" / "checkpoint-2"
+    for rank in (0, 1):
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{rank}.pth")
+    done = workshop.run("resume", "toy", PYTHONPATH=f"{ROOT}")
+    assert done.code == 0, done.err
+    assert workshop.record()["environment"]["train"]["PYTHONPATH"] == f"cpu_ranks{os.pathsep}{ROOT}"
+    (found,) = distributions(name="cpu_ranks", path=[str(run / "cpu_ranks")])
+    assert [each.value for each in found.entry_points.select(group="torch.backends")] == ["cpu_ranks:register"]
 
 
 def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):

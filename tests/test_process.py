@@ -278,6 +278,17 @@ def test_under_torchrun_the_ranks_are_asked_and_all_of_them_are_waited_for(spawn
     assert "torchrun was asked" not in said
 
 
+def test_a_torchrun_that_waits_for_other_machines_is_not_waited_for(spawn, tmp_path):
+    """No rank of it is there: nothing could be saved, and it hears no signal while it waits."""
+    deaf = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('waits', flush=True)\ntime.sleep(600)"
+    (tmp_path / "torchrun").write_text(deaf)
+    child = spawn(LAUNCHER, TORCHRUN=str(tmp_path / "torchrun"), LAUNCHER="launcher.py")
+    wrote(child, "waits")
+    began = time.monotonic()
+    assert child.stop(250) == -signal.SIGTERM
+    assert time.monotonic() - began < 125
+
+
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path

@@ -50,7 +50,7 @@ def test_a_job_that_meets_its_time_limit_comes_to_the_end_of_an_unbroken_one_to_
         done = shop.run("launch", shop.spec(name, train=TRAIN, benchmark=None, compute={"slurm": limit}))
         assert done.code == 0, done.err
     runs = {name: next(shop.runs.glob(f"{name}-2*")) for name in limits}
-    wait_for(lambda: (runs["broken"] / "output" / "trainer_log.jsonl").is_file(), "a logged step", 90)
+    wait_for(lambda: (runs["broken"] / "output" / "trainer_log.jsonl").is_file(), "a logged step", 240)
     trainer = trainer_of(runs["broken"])
     trainer.suspend()
     try:

@@ -1,8 +1,8 @@
 """Many requests against a real server with real faults. Run: pytest tests/test_translate.py."""
 
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai_stub as stub
 import pytest
@@ -269,18 +269,17 @@ def test_an_error_in_on_result_ends_all_and_is_raised_as_it_is(server):
 
 def test_a_server_that_answers_one_at_a_time_is_not_slow(server):
     """Each request waits for those before it: the last ones for longer than the time-out, and none is given up."""
-    turn = threading.Lock()
+    with ThreadPoolExecutor(max_workers=1) as in_turn:  # a lock would let a late one pass those that wait
 
-    def one_by_one(source, attempt):
-        def reply(handler):
-            with turn:
-                time.sleep(0.15)
-            stub.completion(source)(handler)
+        def one_by_one(source, attempt):
+            def reply(handler):
+                in_turn.submit(time.sleep, 0.15).result()
+                stub.completion(source)(handler)
 
-        return reply
+            return reply
 
-    server.replies = one_by_one
-    results = ask(server, [str(number) for number in range(24)], concurrency=12, timeout_s=1)
+        server.replies = one_by_one
+        results = ask(server, [str(number) for number in range(24)], concurrency=12, timeout_s=1)
     assert all(isinstance(result, Answer) and result.attempts == 1 for result in results.values()), results
     assert max(result.latency_s for result in results.values()) > 1.2
 

@@ -7,9 +7,10 @@ function called later) it is not known, and said so.
 Not covered: Windows and zsh; what sourced files set; `eval`; the value of $IFS.
 Pure: nothing is run, no file is opened, our own environment is not read.
 
-Written here, since no parser on PyPI tells words apart as a shell does: tree-sitter-bash 0.25 is made for
-highlighting (it reads `$A/b-$B` as two words and takes the flags after `> log` for files), bashlex is GPL and rests
-since 2023. The tests compare with bash itself.
+Written here, since no parser on PyPI tells words apart as a shell does: tree-sitter-bash 0.25.1 is made for
+highlighting (without an error it takes the line after `a | b | c > log` for arguments of c, and the flags after `> log`
+for files), bashlex is GPL and rests since 2023, shfmt is a program whose JSON is hundreds of times the text. The tests
+compare with bash itself.
 """
 
 import re

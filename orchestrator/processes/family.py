@@ -21,6 +21,7 @@ FOLDERS_ENV = "ORCHESTRATOR_FOLDERS"
 """In the environment of every server of ours: a JSON list of the folders that it reads or writes."""
 CHILD_ENV = "ORCHESTRATOR_CHILD"
 """In the environment of a child of ours and all that it starts: a word of its own."""
+NOTHING_TO_SAVE_S = 5
 
 
 def start_time(pid: int) -> float | None:
@@ -99,7 +100,8 @@ def end(
 
     Where torchrun is at work its ranks are asked: they save a checkpoint, and torchrun, asked itself, would kill them
     half way. Else those are asked that none of the others has started: a trainer whose data loader's workers got the
-    signal too would fail before its checkpoint is saved.
+    signal too would fail before its checkpoint is saved. A torchrun without ranks waits for other machines, deaf to any
+    signal, and has nothing to save: the grace is short then.
 
     Args:
         find: finds the processes; asked again before SIGKILL, for what was started meanwhile.
@@ -111,8 +113,11 @@ def end(
     """
     family = find()
     try:
-        for process in [process for process in family if _is_rank(process)] or _roots(family):
+        ranks = [process for process in family if _is_rank(process)]
+        for process in ranks or _roots(family):
             send(process, signal.SIGTERM)
+        if not ranks and any(map(_is_torchrun, family)):
+            grace_s = min(grace_s, NOTHING_TO_SAVE_S)
         deadline = time.monotonic() + grace_s
         while time.monotonic() < deadline and any(map(alive, family)) and not is_enough():
             time.sleep(0.05)
@@ -187,10 +192,10 @@ def _is_rank(process: psutil.Process) -> bool:
     """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
     try:
         parent = process.parent()
-        return (
-            any(word.endswith("launcher.py") for word in process.cmdline())
-            and parent is not None
-            and any(word.endswith("torchrun") for word in parent.cmdline())
-        )
     except psutil.Error:
         return False
+    return any(word.endswith("launcher.py") for word in _words(process)) and parent is not None and _is_torchrun(parent)
+
+
+def _is_torchrun(process: psutil.Process) -> bool:
+    return any(word.endswith("torchrun") for word in _words(process))

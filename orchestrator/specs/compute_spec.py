@@ -29,6 +29,8 @@ OWNED_VARIABLES: dict[str, str] = {
     "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
     "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
+# LLaMA-Factory's launcher splits torchrun's command at blanks.
+_ONE_WORD = r"^\S+$"
 # Fields that are known when the job has its nodes.
 _SLURM_SAYS = (
     "devices", "nnodes", "node_rank", "master_addr", "rdzv_id", "min_nnodes", "max_nnodes",
@@ -61,11 +63,11 @@ class ComputeSpec(BaseModel):
     """Machines; the same spec is launched on each. None: this one alone."""
     node_rank: int | None = Field(None, ge=0)
     """Which of them this is, from 0. None: NODE_RANK of the environment, else 0."""
-    master_addr: str | None = Field(None, min_length=1)
+    master_addr: str | None = Field(None, pattern=_ONE_WORD)
     """Name or address of the machine with rank 0."""
     master_port: int | None = Field(None, ge=1, le=65535)
     """A port that is free there."""
-    rdzv_id: str | None = Field(None, min_length=1)
+    rdzv_id: str | None = Field(None, pattern=_ONE_WORD)
     """Elastic training: an id that the machines share."""
     min_nnodes: int | None = Field(None, ge=1)
     """Elastic: how few machines are enough."""

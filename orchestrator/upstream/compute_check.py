@@ -5,18 +5,20 @@ give what LLaMA-Factory asks it for, on this machine or on a cluster that runs, 
 Not covered: whether the other machines are there; what is free in a cluster just now.
 """
 
+import errno
 import ipaddress
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.findings import Finding
 from orchestrator.processes.process import Child, run_short
 from orchestrator.specs.machines import this_machine
+from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 
@@ -52,10 +54,34 @@ def check_compute(spec: RunSpec, installation: Installation | OrchestratorError 
     """What is wrong with where a training is to run, as far as this machine can tell."""
     if spec.train is None:
         return []
-    findings = _meeting(spec, os.environ)
+    findings = [*_unsaid(spec, os.environ), *_meeting(spec, os.environ)]
     if spec.compute.ray:
         findings += _ray(spec, installation if isinstance(installation, Installation) else None)
     return findings
+
+
+def _unsaid(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
+    """Variables of a cluster's that would make one of several machines of this one, and the spec knows of none.
+
+    LLaMA-Factory's launcher takes them where it starts torchrun: with several devices, or FORCE_TORCHRUN.
+    """
+    compute = spec.compute
+    fields = {"NNODES": compute.nnodes, "RDZV_ID": compute.rdzv_id}
+    taken = [name for name, field in fields.items() if field is None and environment.get(name, "1") != "1"]
+    if compute.ray or compute.slurm is not None:
+        return []
+    is_sure = "FORCE_TORCHRUN" in {**environment, **train_environment(spec)}
+    severity: Literal["error", "warning"] = "error" if is_sure else "warning"
+    return [
+        Finding(
+            severity,
+            "spec",
+            f"compute.{name.lower()}",
+            f"not given, and {name}={environment[name]} in the environment makes LLaMA-Factory wait for other machines",
+            f"compute: {{{name.lower()}: {environment[name]}, ...}}; where it is to train alone: unset {name}",
+        )
+        for name in taken
+    ]
 
 
 def _meeting(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
@@ -100,7 +126,23 @@ def _address(address: str, port: int, *, is_main: bool) -> list[Finding]:
     if not is_main and all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in map(str, found)):
         what = f"{address} is this machine itself, and rank 0 is another: right only where both are one"
         return [Finding("warning", "spec", "compute.master_addr", what)]
+    if is_main and _is_taken(address, port):
+        what = f"{port} is in use on this machine, where rank 0 would listen"
+        return [Finding("error", "missing", "compute.master_port", what, "another one, the same on each machine")]
     return []
+
+
+def _is_taken(address: str, port: int) -> bool:
+    """Whether another program listens on the port. torch does so on all addresses of rank 0's machine."""
+    try:
+        family, kind, protocol, _, own = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        for where in (own, ("", port)):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: TIME_WAIT is no hindrance
+                probe.bind(where)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE  # else it is no address of this machine: the spec is checked elsewhere
+    return False
 
 
 def _ray(spec: RunSpec, installation: Installation | None) -> list[Finding]:
