@@ -21,10 +21,10 @@ from orchestrator.data.testset import with_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.export import export
 from orchestrator.models.target import Target
+from orchestrator.paths import expanded
 from orchestrator.pipeline import carry_out, launch, recorded
 from orchestrator.plan import Session, heed, plan_run, resolve_model
 from orchestrator.runs.new_run import How, Origin, new_folder
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.record import RunRecord, locked
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "orchestrator"
 # A module imports only from modules above it.
 ORDER = [
     "errors",
-    "runs.paths",
+    "paths",
     "benchmark.metrics",
     "findings",
     "processes.family",

@@ -25,7 +25,7 @@ import platformdirs
 from orchestrator.benchmark.client import Answer, Failure, Message
 from orchestrator.benchmark.identity import Identity, sha256_of
 from orchestrator.errors import StageError
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 
 log = logging.getLogger("orchestrator")
 

@@ -26,8 +26,8 @@ import yaml
 
 from orchestrator.benchmark.score import Score, resamples, seed
 from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import by_hand, child_environment, start
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.rundir import atomic_write
 
 log = logging.getLogger("orchestrator")

@@ -28,7 +28,7 @@ from orchestrator.commands.options import (
     with_files,
 )
 from orchestrator.errors import SpecError
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 
 if TYPE_CHECKING:
     from orchestrator.benchmark.curve import Curve

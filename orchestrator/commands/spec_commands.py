@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
-    from orchestrator.runs.paths import resolved
+    from orchestrator.paths import resolved
     from orchestrator.runs.rundir import Workspace
 
     place = Workspace(resolved(folder))

@@ -23,8 +23,8 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.paths import expanded
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.rundir import cache_folder
 
 MAX_BYTES = 256 << 20

@@ -17,7 +17,7 @@ from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
 from orchestrator.specs.new import check_name

@@ -24,7 +24,7 @@ from orchestrator.importing.config_file import Comments, ConfigFile, read_config
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import Invocation, accelerate_environment, read_invocations
 from orchestrator.importing.output_folder import read_output_folder
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import Installation
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.tensorfile import AGAIN, MAX_HEADER_BYTES, read_header
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 
 MAX_JSON_BYTES = 100_000_000
 SAMPLES = 16

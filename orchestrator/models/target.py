@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from orchestrator.benchmark.client import Endpoint
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.models.model_files import locate_model
-from orchestrator.runs.paths import expanded
+from orchestrator.paths import expanded
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec

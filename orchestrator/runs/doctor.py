@@ -17,10 +17,10 @@ import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
 from orchestrator.models.model_files import hub_cache
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
 from orchestrator.runs import locks, machine
 from orchestrator.runs.left_over import left_over_processes, temporary_files
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import Workspace, cache_folder
 from orchestrator.runs.storage import file_system, storage_problem

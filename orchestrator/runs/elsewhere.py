@@ -18,8 +18,8 @@ from pathlib import Path
 from orchestrator.data.datasets import FileSplit, list_entries, load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError
+from orchestrator.paths import expanded
 from orchestrator.plan import Session
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.rundir import RunDir, Workspace, shipped
 from orchestrator.specs.spec import OPEN_SECTIONS, RunSpec
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
-from orchestrator.runs.paths import expanded
 from orchestrator.runs.rundir import RunDir
 
 PATIENCE_S = 2.0  # for a run that has just said that it ended, and is about to

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.runs.paths import expanded, resolved
+from orchestrator.paths import expanded, resolved
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

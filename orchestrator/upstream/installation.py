@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
+from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
-from orchestrator.runs.paths import expanded
 
 VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"
 COMMAND = "llamafactory-cli"
