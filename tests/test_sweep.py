@@ -134,6 +134,12 @@ def test_however_it_ends_the_run_keeps_its_checkpoint_no_other_begins_and_resume
     assert statuses(workshop) == ["stopped", "queued", "queued"]
     if number != signal.SIGKILL:
         assert done.code == 130 and "0 of 3 runs are done" in done.err and "orchestrator resume toy-sweep-" in done.err
+    shown, doctor, listed = workshop.run_together([("show", "toy-sweep"), ("doctor",), ("list",)])
+    assert "3 of 3 runs are not done; to go on: orchestrator resume toy-sweep-" in shown.out, shown.out
+    was_killed = number == signal.SIGKILL
+    assert ("interrupted: its process" in shown.out) == was_killed and "under way still" not in shown.out, shown.out
+    assert ("was interrupted: 3 of its 3 runs are not done" in doctor.out) == was_killed, doctor.out
+    assert "/100000 " in next(line for line in listed.out.splitlines() if " stopped " in line), listed.out
     for folder in workshop.runs.glob("toy-*/spec.yaml"):  # the rest takes a while otherwise
         folder.write_text(folder.read_text("utf-8").replace("max_steps: 100000", "max_steps: 5"), "utf-8")
     first = workshop.runs / runs_of(workshop)[0]["id"]
@@ -145,6 +151,27 @@ def test_however_it_ends_the_run_keeps_its_checkpoint_no_other_begins_and_resume
     done = resumed.finish()
     assert statuses(workshop)[1:] == ["done", "done"], done.err
     assert_none_left(workshop)
+
+
+def test_a_resume_right_after_a_kill_waits_for_what_is_stopping_and_goes_on_with_it(workshop):
+    command = workshop.start("launch", workshop.spec(**LONG), "--sweep", "seed=1,2", FAKE_STEP_S="0.02")
+    command.until(lambda: at_step(workshop, 0), "step 2 of the first")
+    (training,) = [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
+    training.suspend()  # it is asked to stop, and takes its time
+    command.popen.kill()
+    command.finish()
+    first = runs_of(workshop)[0]["id"]
+    shown = workshop.run("show", "toy-sweep")
+    assert "interrupted: its process" in shown.out and f"under way still: {first}\n" in shown.out, shown.out
+    for folder in workshop.runs.glob("toy-*/spec.yaml"):
+        folder.write_text(folder.read_text("utf-8").replace("max_steps: 100000", "max_steps: 5"), "utf-8")
+    resumed = workshop.start("resume", "toy-sweep")
+    resumed.until(lambda: f"waiting for what is under way: {first}" in resumed.err, "its patience")
+    training.resume()
+    done = resumed.finish()
+    assert [len(each["attempts"]) for each in runs_of(workshop)] == [2, 1], done.err
+    over = workshop.run("show", "toy-sweep")
+    assert "interrupted" not in over.out, over.out
 
 
 def test_runs_that_a_kill_left_unmade_are_made(workshop):

@@ -229,6 +229,8 @@ def show(
     wanted = "command.txt" if command else "spec.yaml" if resolved else file
     if wanted is None and (group := lookup_group(session.workspace, what)) is not None:
         sweeps.print_group(group, as_json=as_json)
+        if not as_json:
+            sweeps.print_next_step(group)
         return
     run = session.workspace.find_run(what)
     if wanted is not None:

@@ -55,7 +55,7 @@ def print_group(folder: "GroupDir", *, as_json: bool) -> None:
     """A group and its runs, with what was swept beside each."""
     from orchestrator.commands import terminal
     from orchestrator.processes.process import visible
-    from orchestrator.runs.groups import Group, group_json, owner
+    from orchestrator.runs.groups import Group, group_json, members, owner
 
     group = Group.load(folder)
     if as_json:
@@ -64,7 +64,23 @@ def print_group(folder: "GroupDir", *, as_json: bool) -> None:
     terminal.console().print(_table(folder, group))
     found = owner(folder)
     at_work = f", carried out by process {found.pid} on {found.host}" if found else ""
-    typer.echo(f"\n{len(group.points)} runs{at_work}: {visible(str(folder.path))}")
+    done = sum(each.is_finished(group.with_benchmarks) for each in members(folder, group))
+    typer.echo(f"\n{len(group.points)} runs, {done} done{at_work}: {visible(str(folder.path))}")
+
+
+def print_next_step(folder: "GroupDir") -> None:
+    """How a group is gone on with that nobody carries out."""
+    from orchestrator.runs.groups import Group, killed_owner, members, owner
+
+    group, killed = Group.load(folder), killed_owner(folder)
+    found = members(folder, group)
+    active = [each.run.id for each in found if each.record is not None and each.record.is_active()]
+    left = sum(each.is_to_do(group.with_benchmarks) for each in found)
+    if killed is not None and (active or left):
+        stopping = f"; under way still: {', '.join(active)}" if active else ""
+        typer.echo(f"interrupted: its process {killed.pid} is gone without a word{stopping}")
+    if left and owner(folder) is None:
+        typer.echo(f"{left} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}")
 
 
 def _table(folder: "GroupDir", group: "Group") -> "Table":
@@ -82,7 +98,7 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
         if not said and each.record is not None and each.record.error:
             said = shorten(each.record.error.splitlines()[0], 80, placeholder=" ...")
         rows.append([*each.point.values, status, row.steps if row else "", each.run.id, said])
-    return terminal.table([*short_keys(group.axes), "status", "steps", "run", "last benchmark"], rows)
+    return terminal.table([*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"], rows)
 
 
 def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:

@@ -20,9 +20,10 @@ from orchestrator.models.model_files import hub_cache
 from orchestrator.paths import expanded
 from orchestrator.processes.process import run_short
 from orchestrator.runs import locks, machine
+from orchestrator.runs.groups import Group, killed_owner, members
 from orchestrator.runs.left_over import left_over_processes, temporary_files
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import Workspace, cache_folder
+from orchestrator.runs.rundir import GroupDir, Workspace, cache_folder
 from orchestrator.runs.storage import file_system, storage_problem
 from orchestrator.upstream.installation import Installation, find_installation
 
@@ -158,6 +159,7 @@ def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
     for what, folder in (("runs", workspace.runs), ("the cache", cache_folder()), ("models of the hub", hub_cache())):
         yield _room(what, folder)
     yield from _runs(workspace)
+    yield from _groups(workspace)
     for left in left_over_processes(workspace):
         said = f"{left.run.id} has no owner, and left running: {left.names()}"
         yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean ends that")
@@ -185,6 +187,20 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
                 "workspace", "note", f"{run.id} is {record.status} on {record.host}, which cannot be seen from here",
                 f"where that is gone for good: orchestrator stop {run.id} --host-is-gone",
             )  # fmt: skip
+
+
+def _groups(workspace: Workspace) -> Iterator[Diagnosis]:
+    """Those whose owner was killed. Of a damaged one `show` says what is wrong."""
+    for path in sorted(workspace.runs.glob("*/group.json")):
+        folder = GroupDir(path.parent)
+        try:
+            killed, group = killed_owner(folder), Group.load(folder)
+        except PrerequisiteError:
+            continue
+        left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
+        if killed is not None and left:
+            said = f"{folder.id} was interrupted: {left} of its {len(group.points)} runs are not done"
+            yield Diagnosis("workspace", "note", said, f"to go on: orchestrator resume {folder.id}")
 
 
 def _room(what: str, folder: Path) -> Diagnosis:

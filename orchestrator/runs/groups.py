@@ -104,6 +104,10 @@ class Member(NamedTuple):
             return False
         return self.record.status == "done" or (self.record.status == "trained" and not with_benchmarks)
 
+    def is_to_do(self, with_benchmarks: bool) -> bool:
+        """Whether there is something left to do of it that nobody does."""
+        return self.record is not None and not self.record.is_active() and not self.is_finished(with_benchmarks)
+
 
 def members(folder: GroupDir, group: Group) -> list[Member]:
     """The runs of a group, as they are now."""
@@ -130,7 +134,13 @@ def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
             about |= {key: whole[key] for key in ("error", "training", "benchmarks")}
         found.append(about)
     described = group.model_dump(mode="json", exclude={"points"})
-    return {**described, "path": str(folder.path), "under_way": owner(folder) is not None, "runs": found}
+    return {
+        **described,
+        "path": str(folder.path),
+        "under_way": owner(folder) is not None,
+        "interrupted": killed_owner(folder) is not None,
+        "runs": found,
+    }
 
 
 def find_group(workspace: Workspace, word: str) -> GroupDir:
@@ -201,7 +211,10 @@ def owned(folder: GroupDir) -> Iterator[None]:
         said = Owner(os.getpid(), socket.gethostname(), start_ticks(os.getpid()))
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), json.dumps(said._asdict()).encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(file.fileno(), 0)  # what stands there when the lock is free, somebody who was killed has left
 
 
 def owner(folder: GroupDir) -> Owner | None:
@@ -222,6 +235,14 @@ def owner(folder: GroupDir) -> Owner | None:
         return None
     finally:
         os.close(file)
+
+
+def killed_owner(folder: GroupDir) -> Owner | None:
+    """Who carried a group out and is gone without a word; None: nobody, or it is carried out again."""
+    if owner(folder) is not None or not folder.owner_lock.exists():
+        return None
+    with folder.owner_lock.open("rb") as file:
+        return _said(file.fileno())
 
 
 def _lock(file: int, kind: int) -> bool:

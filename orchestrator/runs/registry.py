@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.record_parts import BenchmarkSummary
 
-_VERSION = 1  # of what the fields of Row hold, and of the stamps
+_VERSION = 2  # of what the fields of Row hold, and of the stamps
 _MAX_RECORD_BYTES = 32 << 20
 _MAX_SPEC_BYTES = 1 << 20
 # A file that changes twice within a tick of the file system's clock looks the same afterwards: rows are remembered
@@ -288,10 +288,12 @@ def _is_text(name: str, row: Row) -> bool:
 
 
 def _steps_so_far(run: RunDir, record: "RunRecord") -> str:
-    from orchestrator.runs.state import latest_event
-    from orchestrator.runs.trainer_log import step_of
+    """How far the training is, or came before it ended too early."""
+    from orchestrator.runs.trainer_log import TrainerLog, latest, step_of
 
-    event = latest_event(run, record)
+    if record.status not in ("running", "stopped", "failed", "interrupted") or not record.attempts:
+        return ""
+    event = latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
     return f"{step_of(event)}/{event.get('total_steps', '?')}" if event else ""
 
 

@@ -23,7 +23,7 @@ from orchestrator.processes.family import RUN_ENV, send, wait_until_gone
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.groups import Group, Member, member, members, owned, owner
+from orchestrator.runs.groups import Group, Member, killed_owner, member, members, owned, owner
 from orchestrator.runs.jobs import submit_array
 from orchestrator.runs.locks import is_free
 from orchestrator.runs.new_run import How
@@ -66,10 +66,13 @@ def take_turns(session: Session, folder: GroupDir, how: How, words: Sequence[str
     group = Group.load(folder)
     with_benchmarks = how.with_benchmarks and group.with_benchmarks
     words = [*words, *["--no-benchmark"] * (not with_benchmarks and "--no-benchmark" not in words)]
+    killed = killed_owner(folder)
     with owned(folder):
         make_missing(session, folder, group)
+        if killed is not None:
+            _wait_for_farewells(folder, group)
         found = members(folder, group)
-        todo = deque(each for each in found if _is_to_do(each, with_benchmarks))
+        todo = deque(each for each in found if each.is_to_do(with_benchmarks))
         if not todo:
             raise _nothing_left(folder, found, with_benchmarks)
         try:
@@ -109,7 +112,7 @@ def submit_group(session: Session, folder: GroupDir, how: How, words: Sequence[s
     with owned(folder):
         make_missing(session, folder, group)
         found = members(folder, group)
-        runs = [each.run for each in found if _is_to_do(each, with_benchmarks)]
+        runs = [each.run for each in found if each.is_to_do(with_benchmarks)]
         if not runs:
             raise _nothing_left(folder, found, with_benchmarks)
         own = [*words, *["--no-benchmark"] * (not with_benchmarks and "--no-benchmark" not in words)]
@@ -168,7 +171,7 @@ def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
         wait_until_gone([process], FAREWELL_S)
         send(process, signal.SIGKILL)
         wait_until_gone([process])
-    left = [each for each in members(folder, group) if _is_to_do(each, group.with_benchmarks)]
+    left = [each for each in members(folder, group) if each.is_to_do(group.with_benchmarks)]
     if left:
         lines.append(f"{len(left)} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}")
     return lines
@@ -203,6 +206,19 @@ def _all_turns(session: Session, folder: GroupDir, group: Group, todo: deque[Mem
         except BaseException:
             _stop(list(under_way.values()))
             raise
+
+
+def _wait_for_farewells(folder: GroupDir, group: Group) -> None:
+    """What was under way when the owner was killed is stopping: once it has, it is to be gone on with."""
+    said, deadline = False, time.monotonic() + DEFAULT_GRACE_S
+    while time.monotonic() < deadline:
+        active = [each for each in members(folder, group) if each.record is not None and each.record.is_active()]
+        if not active:
+            return
+        if not said:
+            log.info("waiting for what is under way: %s", ", ".join(each.run.id for each in active))
+            said = True
+        time.sleep(POLL_S)
 
 
 def _begin(
@@ -270,10 +286,6 @@ def _end_at_once(turn: _Turn) -> None:
     if record.is_active() and record.pid == turn.child.pid:
         stop_run(turn.member.run, 0)
     turn.child.stop(0)
-
-
-def _is_to_do(each: Member, with_benchmarks: bool) -> bool:
-    return each.record is not None and not each.record.is_active() and not each.is_finished(with_benchmarks)
 
 
 def _is_as_it_was(before: Member, now: Member) -> bool:
