@@ -19,6 +19,11 @@ from orchestrator.specs.excerpt import painted
 
 # What the machine, not the program, is to blame for.
 _NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What stands in the way at a path, or went from it while we worked.
+_NOT_AS_THOUGHT = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EBUSY, errno.ESTALE,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -34,12 +39,29 @@ def main() -> None:
     except (OrchestratorError, Interrupted) as error:
         code = _report(error)
     except OSError as error:
-        if error.errno not in _NO_ROOM_OR_RIGHT:
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        message = f"cannot write{where}: {error.strerror}"
-        code = _report(PrerequisiteError(message, "files written before are whole; make room"))
+        code = _report(_of_the_machine(error))
     sys.exit(code)
+
+
+def _of_the_machine(error: OSError) -> PrerequisiteError:
+    """What a person can act on; anything else is raised again: a bug of ours."""
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in _NO_ROOM_OR_RIGHT:
+        return PrerequisiteError(f"cannot write{where}: {error.strerror}", "files written before are whole; make room")
+    if error.errno in _NOT_AS_THOUGHT and error.filename:
+        remedy = "look what is there; was it moved or removed while the command ran?"
+        return PrerequisiteError(f"{error.filename}: {error.strerror}", remedy)
+    if error.errno == errno.ENOENT and _is_nowhere():
+        return PrerequisiteError("the current folder is not there any more", "cd to one that is")
+    raise error
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _prepare_streams() -> None:

@@ -236,6 +236,27 @@ def test_a_wrong_command_line_is_exit_code_2(workshop):
         assert done.out == ""
 
 
+def test_a_path_that_is_not_what_it_should_be_is_named(workshop, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    cases = [
+        (["init", "file"], 3, "file/runs: Not a directory"),
+        (["init", "loop"], 3, "loop/runs: Too many levels"),
+        (["list", "--workspace", "loop"], 2, "is no workspace"),
+        (["list", "--workspace", ""], 2, "it is empty"),
+        (["rerun", "toy", "--in", ""], 2, "it is empty"),
+        (["schema", "--output", "nowhere/x"], 3, "nowhere/x: No such file"),
+        (["check", workshop.spec(), "--set", f"train.{'x.' * 3000}y=1"], 2, "no spec is that deep"),
+    ]
+    commands = [workshop.start(*words, cwd=workshop.root if words[0] == "check" else tmp_path) for words, *_ in cases]
+    for (_, code, said), done in zip(cases, [command.finish() for command in commands], strict=True):
+        assert done.code == code and said in done.err and "Traceback" not in done.err, done
+    gone = f"mkdir gone && cd gone && rmdir ../gone && {shlex.quote(sys.executable)} -m orchestrator list"
+    env = workshop.full_environment({})
+    done = subprocess.run(["sh", "-c", gone], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 3 and "the current folder is not there any more" in done.stderr, done
+
+
 def test_outside_a_workspace_the_next_step_is_said(workshop, tmp_path):
     done = workshop.run("list", cwd=tmp_path)
     assert done.code == 2 and "no workspace here" in done.err and "orchestrator init" in done.err

@@ -23,6 +23,7 @@ from orchestrator.commands.options import (
     SetOption,
     WaitOption,
     WorkspaceOption,
+    given_folder,
     open_session,
     say,
 )
@@ -135,7 +136,13 @@ def rerun(
     wait: WaitOption = False,
     full_hash: FullHashOption = False,
     into: Annotated[
-        Path | None, typer.Option("--in", help="Run it in this other workspace; datasets that it lacks are copied.")
+        Path | None,
+        typer.Option(
+            "--in",
+            metavar="PATH",
+            parser=given_folder,
+            help="Run it in this other workspace; datasets that it lacks are copied.",
+        ),
     ] = None,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,

@@ -33,9 +33,21 @@ class Backend(StrEnum):
     VLLM = "vllm"
 
 
+def given_folder(text: str) -> Path:
+    """A folder's name; '' would be the current one, which a variable that is not set does not mean."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty; . is the current folder")
+    return Path(text)
+
+
 WorkspaceOption = Annotated[
     Path | None,
-    typer.Option("--workspace", help="Folder with runs/ and dataset_info/."),
+    typer.Option(
+        "--workspace",
+        metavar="PATH",
+        parser=given_folder,
+        help="Folder with runs/ and dataset_info/. Default: this one, or the nearest above it.",
+    ),
 ]
 FromOption = Annotated[
     Path | None, typer.Option("--from", help="Take datasets' archives from this folder instead of the network.")

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
+    from orchestrator.paths import resolved
     from orchestrator.runs.rundir import Workspace
 
-    place = Workspace(folder.resolve())
+    place = Workspace(resolved(folder))
     for made in (place.runs, place.dataset_info):
         made.mkdir(parents=True, exist_ok=True)
     if not (place.runs / ".gitignore").exists():

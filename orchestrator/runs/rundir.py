@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.paths import expanded
+from orchestrator.paths import expanded, resolved
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -24,7 +24,11 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         OSError: it could not be written; the old file is whole.
     """
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        error.filename = str(path)  # not the temporary file's: nobody knows that
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -322,7 +326,7 @@ def find_workspace(given: Path | None = None, start: Path | None = None) -> Work
     """
     named = given or (Path(value) if (value := os.environ.get("ORCHESTRATOR_WORKSPACE")) else None)
     if named is not None:
-        root = expanded(named).resolve()
+        root = resolved(expanded(named))
         if not _is_workspace(root):
             raise SpecError(f"{root} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
         return Workspace(root)

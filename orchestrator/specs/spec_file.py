@@ -177,6 +177,12 @@ def _explain(detail: Any) -> list[tuple[Location, str]]:
     if detail["type"] == "missing":
         return [(at, "missing")]
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        message = "expected a mapping of fields"
+    elif detail["type"] == "string_type" and isinstance(detail["input"], int | float):
+        message = "expected text: write it in quotes"
+    elif at == ("name",) and detail["type"] == "string_pattern_mismatch":
+        message = "expected letters, digits, dot, underscore, hyphen; at most 64; a letter or digit first"
     for field in _TEXT_OR_LIST:  # `str | list[str]`: Pydantic names the alternative, and reports each
         depth = len(field)
         if at[:depth] == field:

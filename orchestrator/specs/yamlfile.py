@@ -23,6 +23,7 @@ Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 MAX_PROBLEMS = 1000  # that are looked for; a file with more is something else
 MAX_SHOWN = 50  # of them
+MAX_DEPTH = 50  # steps in the KEY of a --set; a spec has six at most
 MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
@@ -118,6 +119,8 @@ def set_value(source: YamlSource, override: str) -> None:
     except YAMLError as error:
         raise SpecError(f"--set {override}: {text!r} is not YAML; quote it, such as {key}='\"...\"'") from error
     steps: list[str | int] = [int(step) if step.isdecimal() else step for step in key.strip().split(".")]
+    if len(steps) > MAX_DEPTH:
+        raise SpecError(f"--set {override[:60]}...: KEY has {len(steps)} parts; no spec is that deep")
     parent: Any = source.value
     at: Location = ()
     for step, following in pairwise(steps):
