@@ -86,6 +86,7 @@ def test_the_earliest_that_is_not_significantly_worse_than_the_best_is_chosen_an
     assert [each["of"] for each in curve["test"]] == ["checkpoint-3"]
     assert "chosen: checkpoint-3, the earliest that is not significantly worse in BLEU than the best" in done.out
     assert "before training" in done.out and "*" in done.out
+    assert (done.out + done.err).count("chosen: ") == 1
     shown = place.run("show", "toy").out
     assert "chosen checkpoint: checkpoint-3" in shown
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.benchmark.curve import chosen_words
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import choose, plan_benchmarks, put_to
 from orchestrator.errors import OrchestratorError, SpecError, StageError
@@ -98,7 +99,8 @@ def choose_after(session: Session, run: RunDir, record: RunRecord, spec: RunSpec
     plan = plan_benchmarks(session, spec, [item], spec.serve)
     metric = "bleu" if "bleu" in item.metrics else item.metrics[0]
     try:
-        choose(session, plan, run, record, item, how, metric=metric, with_base=item.base_model)
+        curve = choose(session, plan, run, record, item, how, metric=metric, with_base=item.base_model)
+        log.info("%s", chosen_words(curve))
     except StageError as error:
         log.error("%s; then: orchestrator benchmark %s@all", error.message, run.id)
 

@@ -23,7 +23,7 @@ from orchestrator.benchmark.benchmarking import (
     served_in_turn,
     whole_benchmark,
 )
-from orchestrator.benchmark.curve import Curve, Done, check_metric, chosen_words, draw_curve
+from orchestrator.benchmark.curve import Curve, Done, check_metric, draw_curve
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.metrics import Metric
 from orchestrator.data.datasets import load_parallel
@@ -185,7 +185,6 @@ def choose(
     curve = draw_curve(run, done, before, metric, left_out)
     curve.save(run)
     record.update(run, chosen_checkpoint=curve.chosen)
-    log.info("%s", chosen_words(curve))
     return curve
 
 
