@@ -4,13 +4,13 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fake_llamafactory import install
-from tests.workshop import Done, Workshop, new_workshop
+from tests.workshop import PATIENT_S, Done, Workshop, new_workshop
 
 # Fixtures of a file that take seconds. Where several workers share the work (make test), the tests of one go together.
 COSTLY = {
@@ -82,3 +82,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert done.returncode == 0, done.stderr
             (parent / "unfinished").rename(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Callable[[], Workshop]]:
+    """Makes workspaces with the tiny model and the llamafactory-cli beside our Python."""
+    made: list[Workshop] = []
+
+    def make() -> Workshop:
+        parent = tmp_path_factory.mktemp("real")
+        made.append(new_workshop(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
+        made[-1].deadline_s = PATIENT_S
+        return made[-1]
+
+    yield make
+    for workshop in made:
+        workshop.kill_all()

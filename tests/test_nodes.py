@@ -13,7 +13,7 @@ import pytest
 from orchestrator.models.model_files import adapter_problems
 from orchestrator.runs.trainer_log import curve
 from tests.test_real import torchrun_works
-from tests.workshop import PATIENT_S, assert_none_left, new_workshop, training_at_step
+from tests.workshop import assert_none_left, training_at_step
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), torchrun_works]
 
@@ -29,22 +29,6 @@ TRAIN = {
     "report_to": "none",
     "ddp_backend": "gloo",
 }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_model):
-    """Makes workspaces with the tiny model and the llamafactory-cli beside our Python."""
-    made = []
-
-    def make():
-        parent = tmp_path_factory.mktemp("nodes")
-        made.append(new_workshop(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
-        made[-1].deadline_s = PATIENT_S
-        return made[-1]
-
-    yield make
-    for workshop in made:
-        workshop.kill_all()
 
 
 def free_port():

@@ -20,12 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import platformdirs
-
 from orchestrator.benchmark.client import Answer, Failure, Message
 from orchestrator.benchmark.identity import Identity, sha256_of
 from orchestrator.errors import StageError
-from orchestrator.paths import expanded
+from orchestrator.runs.rundir import cache_folder
 
 log = logging.getLogger("orchestrator")
 
@@ -161,7 +159,7 @@ class AnswerCache:
         """
         self._about = {**identity.parts(), "sent": dict(sent)}
         self._key = sha256_of(self._about)
-        self.path = (folder or _cache_folder()) / self._key[:2] / f"{self._key}.jsonl"
+        self.path = (folder or cache_folder() / "answers") / self._key[:2] / f"{self._key}.jsonl"
         self._waiting: list[bytes] = []
         self._known: set[str] = set()
         self._off = False
@@ -218,11 +216,6 @@ class AnswerCache:
     def _give_up(self, error: OSError) -> None:
         self._off = True
         log.warning("the cache of answers is not used: %s: %s", self.path, error.strerror)
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get("ORCHESTRATOR_CACHE")
-    return (expanded(given) if given else platformdirs.user_cache_path("orchestrator")) / "answers"
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

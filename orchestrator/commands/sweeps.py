@@ -70,17 +70,17 @@ def print_group(folder: "GroupDir", *, as_json: bool) -> None:
 
 def print_next_step(folder: "GroupDir") -> None:
     """How a group is gone on with that nobody carries out."""
-    from orchestrator.runs.groups import Group, killed_owner, members, owner
+    from orchestrator.runs.groups import Group, killed_owner, members, owner, what_is_left
 
     group, killed = Group.load(folder), killed_owner(folder)
     found = members(folder, group)
     active = [each.run.id for each in found if each.record is not None and each.record.is_active()]
-    left = sum(each.is_to_do(group.with_benchmarks) for each in found)
+    left = what_is_left(folder, group)
     if killed is not None and (active or left):
         stopping = f"; under way still: {', '.join(active)}" if active else ""
         typer.echo(f"interrupted: its process {killed.pid} is gone without a word{stopping}")
     if left and owner(folder) is None:
-        typer.echo(f"{left} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}")
+        typer.echo(left)
 
 
 def _table(folder: "GroupDir", group: "Group") -> "Table":

@@ -7,21 +7,18 @@ Leaves the entry of a pair of files, with copies of them, in the cache: $ORCHEST
 """
 
 import hashlib
-import os
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
 import yaml
 
 from orchestrator.data.datasets import Dataset, Entry, ParallelText, first, load_entry, load_parallel, text_sha256
 from orchestrator.data.sacrebleu_sets import is_sacrebleu, languages, sacrebleu_set
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.paths import expanded
-from orchestrator.runs.rundir import atomic_write
+from orchestrator.runs.rundir import atomic_write, cache_folder
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 SPLIT = "test"
@@ -172,5 +169,4 @@ def _read(path: Path) -> bytes:
 
 
 def _folder() -> Path:
-    given = os.environ.get("ORCHESTRATOR_CACHE")
-    return (expanded(given) if given else platformdirs.user_cache_path("orchestrator")) / "testsets"
+    return cache_folder() / "testsets"

@@ -22,6 +22,7 @@ FOLDERS_ENV = "ORCHESTRATOR_FOLDERS"
 CHILD_ENV = "ORCHESTRATOR_CHILD"
 """In the environment of a child of ours and all that it starts: a word of its own."""
 NOTHING_TO_SAVE_S = 5
+"""The grace of a torchrun that waits for other machines."""
 
 
 def start_time(pid: int) -> float | None:

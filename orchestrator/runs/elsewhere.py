@@ -90,14 +90,15 @@ def _texts(spec: RunSpec) -> Iterator[tuple[str, str]]:
 
 def _take_file(field: str, value: str, past: Path, root: Path, new_root: Path) -> None:
     """LLaMA-Factory opens it where it is started, in the run folder: the new one is as deep in the new workspace."""
-    source = Path(os.path.normpath(past / expanded(value)))
+    given = expanded(value)
+    source = Path(os.path.normpath(past / given))
     if source.is_relative_to(past) or source in (root, root / "runs") or not os.path.lexists(source):
         return  # what the run made itself, what the new workspace has, or no path
     if not source.is_relative_to(root):
-        if not expanded(value).is_absolute():
+        if not given.is_absolute():
             log.warning("%s is not taken along: %s is outside the old workspace; write it absolute", field, source)
         return
-    if expanded(value).is_absolute():
+    if given.is_absolute():
         log.info("%s is the old workspace's: %s", field, source)
         return
     target = new_root / source.relative_to(root)

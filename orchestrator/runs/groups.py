@@ -123,6 +123,14 @@ def member(folder: GroupDir, point: Point) -> Member:
     return Member(point, run, record if record.group == folder.id else None)
 
 
+def what_is_left(folder: GroupDir, group: Group) -> str:
+    """How many of a group's runs nobody works on that are not done, and the next step; '' where there is none."""
+    left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
+    if not left:
+        return ""
+    return f"{left} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}"
+
+
 def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
     """What there is to know of a group, as plain JSON values."""
     found = []

@@ -25,7 +25,7 @@ class User:
     pid: int
     name: str
     folders: tuple[Path, ...]
-    """The folder of the run that it is a part of, and those that it serves from or writes to."""
+    """The folder of the run that it is a part of, and those that it serves from or writes to; without links."""
 
 
 def process_users() -> list[User]:
@@ -38,7 +38,7 @@ def process_users() -> list[User]:
             continue
         folders = (*filter(None, [environment.get(RUN_ENV)]), *_listed(environment.get(FOLDERS_ENV, "[]")))
         if folders and process.pid != os.getpid():
-            found.append(User(process.pid, name, tuple(map(Path, folders))))
+            found.append(User(process.pid, name, tuple(Path(each).resolve() for each in folders)))
     return found
 
 
@@ -56,7 +56,7 @@ def refuse_if_in_use(run: RunDir, users: Iterable[User], *, damaged_too: bool = 
             raise record.in_use()
     place = run.path.resolve()
     for user in users:
-        if any(folder.resolve().is_relative_to(place) for folder in user.folders):
+        if any(folder.is_relative_to(place) for folder in user.folders):
             raise PrerequisiteError(f"run {run.id} is in use: process {user.pid} ({user.name})", "end that first")
 
 

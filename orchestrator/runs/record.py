@@ -8,6 +8,7 @@ Not covered: what its parts hold (record_parts.py); how the facts are found (fac
 import fcntl
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class RunRecord(BaseModel):
         try:
             record = cls.model_validate_json(run.record.read_bytes())
         except (OSError, ValidationError) as error:
-            remedy = f"move it away; its spec can be run again then: orchestrator rerun {run.spec}"
+            remedy = f"move it away; its spec can be run again then: orchestrator rerun {shlex.quote(str(run.spec))}"
             raise PrerequisiteError(f"{run.record} cannot be read: {damage(error)}", remedy) from error
         if record.is_active():
             record.status = record._status_now()

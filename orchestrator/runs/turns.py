@@ -23,7 +23,7 @@ from orchestrator.processes.family import RUN_ENV, send, wait_until_gone
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.groups import Group, Member, killed_owner, member, members, owned, owner
+from orchestrator.runs.groups import Group, Member, killed_owner, member, members, owned, owner, what_is_left
 from orchestrator.runs.jobs import submit_array
 from orchestrator.runs.locks import is_free
 from orchestrator.runs.new_run import How
@@ -171,10 +171,7 @@ def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
         wait_until_gone([process], FAREWELL_S)
         send(process, signal.SIGKILL)
         wait_until_gone([process])
-    left = [each for each in members(folder, group) if each.is_to_do(group.with_benchmarks)]
-    if left:
-        lines.append(f"{len(left)} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}")
-    return lines
+    return [*lines, *filter(None, [what_is_left(folder, group)])]
 
 
 def _all_turns(session: Session, folder: GroupDir, group: Group, todo: deque[Member], words: Sequence[str]) -> None:

@@ -66,10 +66,10 @@ def _unsaid(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
     LLaMA-Factory's launcher takes them where it starts torchrun: with several devices, or FORCE_TORCHRUN.
     """
     compute = spec.compute
-    fields = {"NNODES": compute.nnodes, "RDZV_ID": compute.rdzv_id}
-    taken = [name for name, field in fields.items() if field is None and environment.get(name, "1") != "1"]
     if compute.ray or compute.slurm is not None:
         return []
+    fields = {"NNODES": compute.nnodes, "RDZV_ID": compute.rdzv_id}
+    taken = [name for name, field in fields.items() if field is None and environment.get(name, "1") != "1"]
     is_sure = "FORCE_TORCHRUN" in {**environment, **train_environment(spec)}
     severity: Literal["error", "warning"] = "error" if is_sure else "warning"
     return [
