@@ -12,28 +12,12 @@ import pytest
 from tests.fake_llamafactory import install
 from tests.workshop import PATIENT_S, Done, Workshop, new_workshop
 
-# Fixtures of a file that take seconds. Where several workers share the work (make test), the tests of one go together.
-COSTLY = {
-    "test_argument_table": ["older"],
-    "test_board": ["board"],
-    "test_checkpoints": ["real"],
-    "test_cli": ["refused"],
-    "test_nodes": ["place"],
-    "test_output_folder": ["trained"],
-    "test_pipeline": ["faulty"],
-    "test_real": ["launched", "stopped", "broken_off"],
-    "test_resume": ["unbroken", "killed_once"],
-    "test_schema": ["server"],
-}
 
-
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in COSTLY.get(item.path.stem, []):
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {name}"))
-                break
+    """Files with real trainings first, since each file is one worker's: begun last, one would be waited for."""
+    real = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in real)
 
 
 @pytest.fixture(scope="session")

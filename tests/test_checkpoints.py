@@ -574,12 +574,3 @@ def test_a_real_file_cut_off_anywhere_is_noticed(real, tmp_path, name, share):
 def test_a_real_one_that_kept_the_model_alone_is_told(tiny_model, tmp_path):
     output = train(tmp_path, tiny_model, save_only_model=True, max_steps=1)
     assert "save_only_model" in problem(output / "checkpoint-1")
-
-
-@pytest.mark.integration
-@pytest.mark.skipif(any(char.isspace() for char in sys.prefix), reason="torchrun's command is split at the blank")
-def test_a_real_one_of_two_processes_is_whole_for_two(tiny_model, tmp_path):
-    environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
-    output = train(tmp_path, tiny_model, environment, max_steps=1, ddp_backend="gloo")
-    assert inspect(output / "checkpoint-1", world_size=2).whole
-    assert "it is of 2 processes" in problem(output / "checkpoint-1", world_size=1)
