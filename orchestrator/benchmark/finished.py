@@ -82,9 +82,12 @@ class Benchmark:
 
     def asked(self) -> dict[str, Any]:
         """What benchmark.yaml says."""
-        value = read_yaml(self.folder / "benchmark.yaml").value
+        path = self.folder / "benchmark.yaml"
+        if not path.is_file():  # a pipe of that name would be waited for
+            raise PrerequisiteError(f"{path} is not there, or no file", "repeat the benchmark")
+        value = read_yaml(path).value
         if not isinstance(value, dict) or not {"source_lang", "target_lang"} <= value.keys():
-            raise PrerequisiteError(f"{self.folder / 'benchmark.yaml'} says no source_lang and target_lang")
+            raise PrerequisiteError(f"{path} says no source_lang and target_lang")
         return value
 
 
