@@ -107,7 +107,7 @@ RANGES: tuple[Range, ...] = (
     Range("per_device_train_batch_size", _1_UP, "torch", _BATCH + "per_device_train_batch_size}"),
     Range("per_device_eval_batch_size", _1_UP, "torch", _BATCH + "per_device_eval_batch_size}", (_ASKED, _evaluates)),
     Range("gradient_accumulation_steps", _1_UP, "",
-          "transformers divides by gradient_accumulation_steps 0, and below 0 it trains nothing"),
+          "transformers fails to divide by 0, and below 0 it trains nothing"),
     Range("num_train_epochs", _ABOVE_0, "", "transformers trains nothing, and LLaMA-Factory saves what it started from",
           (("max_steps",), lambda steps: steps <= 0)),
     Range("dataloader_num_workers", _0_UP, "torch", "num_workers option should be non-negative"),
