@@ -84,10 +84,12 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
 
 # In LLaMA-Factory's own Python: what its training and its server's engine say to each, '' where they take it.
 VERDICTS = """
-import gc, json, os, shutil, torch
+import gc, json, os, runpy, shutil, sys, torch
+from pathlib import Path
 from llamafactory.chat import ChatModel
 from llamafactory.train.tuner import run_exp
 torch.set_num_threads(1)
+runpy.run_path(sys.argv[1])["main"](Path("model"))
 verdicts = []
 for section, arguments in json.load(open("asked.json")):
     gc.freeze()  # each training collects garbage: a second for all that was imported
@@ -178,10 +180,6 @@ def test_the_libraries_refuse_what_the_table_refuses_and_take_the_rest(
     installation: Installation, tmp_path: Path
 ) -> None:
     """LLaMA-Factory's training and chat engine, in one process: each refused value, and some that are taken."""
-    subprocess.run(
-        [str(installation.python), str(ROOT / "tests" / "tiny_model.py"), "model"],
-        cwd=tmp_path, capture_output=True, timeout=280, check=True,
-    )  # fmt: skip
     records = [{"instruction": f"say {number} please", "input": "", "output": f"so {number}"} for number in range(8)]
     (tmp_path / "d.json").write_text(json.dumps(records))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": "d.json"}}))
@@ -202,7 +200,7 @@ def test_the_libraries_refuse_what_the_table_refuses_and_take_the_rest(
     ]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     done = subprocess.run(
-        [str(installation.python), "-c", VERDICTS],
+        [str(installation.python), "-c", VERDICTS, str(ROOT / "tests" / "tiny_model.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
