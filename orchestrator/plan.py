@@ -48,6 +48,7 @@ from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.chat_templates import with_found_template
 from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.ranges import RANGE_RULES
 from orchestrator.upstream.rules import Rule, known_rules
 from orchestrator.upstream.vllm import find_vllm
 from orchestrator.upstream.vllm_arguments import Flag, read_flags
@@ -109,9 +110,9 @@ class Session:
         return (read_arguments(installation) or None) if installation is not None else None
 
     def rules(self) -> tuple[Rule, ...]:
-        """LLaMA-Factory's rules between its arguments; none where its source is not there."""
+        """What LLaMA-Factory and its libraries refuse of arguments; none where its source is not there."""
         installation = self.llamafactory_or_none()
-        return known_rules(installation) if installation is not None else ()
+        return (*known_rules(installation), *RANGE_RULES) if installation is not None else ()
 
     def vllm_flags(self) -> dict[str, Flag] | None:
         """The flags of the vLLM in use; None where there is none, which check() says."""

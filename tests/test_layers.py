@@ -51,6 +51,7 @@ ORDER = [
     "importing.launch_options",
     "importing.launchers",
     "upstream.rules",
+    "upstream.ranges",
     "specs.benchmark_spec",
     "specs.slurm_spec",
     "specs.compute_spec",

@@ -1,7 +1,8 @@
 """The JSON Schema of a run spec, for editors: made for the LLaMA-Factory that is installed.
 
 Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
-there, each with type, choices, default and its help; the names of chat templates. Draft 2020-12.
+there, each with type, choices, default, help, and range where that depends on no other argument; the names of chat
+templates. Draft 2020-12.
 Not covered: rules between fields, vLLM's arguments, and whether data and files are there: `orchestrator check`. An
 editor takes "8" for text where a spec takes it for 8.
 Writes nothing.
@@ -22,6 +23,7 @@ from orchestrator.specs.spec import OWNED, ExportSpec, RunSpec, ServeSpec, Train
 from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
 from orchestrator.upstream.chat_templates import read_templates
 from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.ranges import always
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
@@ -76,7 +78,7 @@ def spec_schema(
     for model, command in _SECTIONS.items():
         section = schema["$defs"][model.__name__]
         section["properties"] |= {
-            name: argument_schema(argument)
+            name: {**argument_schema(argument), **always(command).get(name, {})}
             for name, argument in sorted(arguments.items())
             if command in argument.commands and name not in OWNED and name not in model.model_fields
         }

@@ -26,6 +26,7 @@ from orchestrator.specs.spec import (
 from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
 from orchestrator.upstream.argument_check import argument_problem
 from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.ranges import RANGE_RULES
 from orchestrator.upstream.rules import RULES, Rule, rule_problems
 from orchestrator.upstream.vllm_arguments import OWNED as VLLM_OWNED
 from orchestrator.upstream.vllm_arguments import Flag
@@ -39,7 +40,7 @@ def load_spec(
     path: Path,
     overrides: Sequence[str] = (),
     arguments: Mapping[str, Argument] | None = None,
-    rules: Sequence[Rule] = RULES,
+    rules: Sequence[Rule] = (*RULES, *RANGE_RULES),
     vllm: VllmFlags = lambda: None,
 ) -> RunSpec:
     """Read a spec file and check it as a whole.
@@ -48,7 +49,7 @@ def load_spec(
         path: the YAML file, at most 1 MiB, UTF-8.
         overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
         arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
-        rules: LLaMA-Factory's rules between them.
+        rules: LLaMA-Factory's rules between them, and what its libraries refuse.
         vllm: gives vLLM's flags, for a spec whose serve.backend is vllm; None leaves `serve` unchecked there.
 
     Raises:
@@ -63,7 +64,7 @@ def load_spec(
 def validate_spec(
     source: YamlSource,
     arguments: Mapping[str, Argument] | None = None,
-    rules: Sequence[Rule] = RULES,
+    rules: Sequence[Rule] = (*RULES, *RANGE_RULES),
     vllm: VllmFlags = lambda: None,
 ) -> RunSpec:
     """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""

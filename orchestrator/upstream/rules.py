@@ -4,6 +4,7 @@ Covered: the conditions of hparams/*.py (__post_init__), hparams/parser.py and t
 arguments alone decide, in the order of those files, with the messages that stand there. A rule whose message the
 installation in use has no more is left out, so that an upgrade never refuses what LLaMA-Factory would take.
 Not covered: rules on GPUs (bf16, pure_bf16, tf32), torchrun, DeepSpeed, what output_dir holds, optional packages.
+Not covered: what one value alone decides in peft, torch, datasets or transformers' generation (ranges.py).
 Not covered either, since the choices say it first: an unknown finetuning_type, reward_model_type oft.
 """
 
@@ -36,6 +37,8 @@ class Rule:
     message: str
     """LLaMA-Factory's or transformers' own. {name}: a value."""
     remedy: str
+    by: str = "LLaMA-Factory"
+    """Who refuses it. Empty: nobody does, and the message says what goes wrong."""
 
     @property
     def beginning(self) -> str:
@@ -350,7 +353,8 @@ def rule_problems(
     for rule, message in broken_rules(command, given, arguments, rules):
         places = [_PLACES.get(name, (section, name)) for name in rule.fields]
         at = next((place for place in places if _stands(raw, place)), (section,))
-        found.append((at, f"LLaMA-Factory would refuse this: {message}\n{rule.remedy}"))
+        refused = f"{rule.by} would refuse this: " if rule.by else ""
+        found.append((at, f"{refused}{message}\n{rule.remedy}"))
     return found
 
 
