@@ -58,7 +58,7 @@ def _pointed(name: str, ints: Container[int], by: str, message: str, when: When,
     def broken(value: Any, *others: Any) -> bool:
         return type(value) is int and value in ints and bool(when[1](*others))
 
-    return Rule(commands, (name, *when[0]), broken, message, "write it with a decimal point, as in 2.0", by)
+    return Rule(commands, (name, *when[0]), broken, message, "write it with a decimal point", by)
 
 
 def _evaluates(evaluates: bool, predicts: bool, strategy: str) -> bool:
