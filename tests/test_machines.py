@@ -120,6 +120,12 @@ def test_elastic_machines_need_no_rank(monkeypatch):
     assert [each for each in found if each.severity == "error"] == []
 
 
+@pytest.mark.parametrize(("least", "warned"), [(1, ["compute.max_nnodes"]), (2, [])])
+def test_a_machine_that_would_join_later_is_warned_of(least, warned, monkeypatch):
+    found = findings({**MEETING, "rdzv_id": "x", "min_nnodes": least, "max_nnodes": 2}, monkeypatch)
+    assert [each.field for each in found if "joins a training under way" in each.message] == warned
+
+
 def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypatch):
     found = findings(MEETING, monkeypatch, "1", ddp_timeout=180000000)
     assert {each.field for each in found} == {"train.save_on_each_node", "train.ddp_timeout", "compute.master_addr"}

@@ -95,6 +95,9 @@ def test_a_job_that_waits_is_queued_and_stop_takes_it_out(shop, slurm):
     run, job = shop.only_run(), shop.record()["job"]["id"]
     assert shown(shop) == "queued"
     assert f"Slurm job {job} is PENDING (BeginTime), expected to start 20" in shop.run("show", "toy").out
+    slurm.ask("scontrol", "hold", job)
+    assert f"; scontrol release {job} lets it begin\n" in shop.run("show", "toy").out
+    slurm.ask("scontrol", "release", job)
     follower = shop.start("logs", "toy", "-f")
     follower.until(lambda: f"Slurm job {job} is PENDING" in follower.err, "what it waits for")
     assert shop.run("stop", "toy").code == 0

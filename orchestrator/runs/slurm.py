@@ -72,7 +72,8 @@ class JobState:
         reason = f" ({self.reason})" if self.reason and not self.reason.startswith("Slurm") else ""
         expected = f", expected to start {self.start}" if self.waits and self.start else ""
         there = f" on {self.nodes}" if self.nodes and not self.waits and not self.has_ended else ""
-        return f"Slurm job {self.id} is {self.state}{reason}{there}{expected}"
+        held = f"; scontrol release {self.id} lets it begin" if self.waits and "held" in self.reason.lower() else ""
+        return f"Slurm job {self.id} is {self.state}{reason}{there}{expected}{held}"
 
 
 def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState | None:

@@ -105,6 +105,12 @@ def _meeting(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
         elif machine.rank >= (compute.nnodes or 1):
             what = f"{machine.rank}, and {machine.count} machines have the ranks 0 to {(compute.nnodes or 1) - 1}"
             findings.append(Finding("error", "spec", "compute.node_rank", what))
+    elif None not in (compute.min_nnodes, compute.max_nnodes) and compute.min_nnodes != compute.max_nnodes:
+        what = (
+            "a machine that joins a training under way begins at step 0, in a run folder of its own, while the others "
+            "go on from their checkpoint: then they wait for each other (tried with torch 2.14)"
+        )
+        findings.append(Finding("warning", "spec", "compute.max_nnodes", what, "start all of them at once"))
     if compute.master_addr is not None and compute.master_port is not None:
         findings += _address(compute.master_addr, compute.master_port, is_main=machine.is_main)
     if arguments.get("save_on_each_node") is not True:
