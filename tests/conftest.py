@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.fake_llamafactory import install
 from tests.workshop import PATIENT_S, Done, Workshop, new_workshop
 
@@ -49,6 +51,19 @@ def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
     made = launched[0].copy(tmp_path)
     yield made
     made.kill_all()
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation:
+    """The real LLaMA-Factory beside our Python, whatever the environment names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        return find_installation()
+
+
+@pytest.fixture(scope="session")
+def arguments(installation: Installation) -> dict[str, Argument]:
+    return read_arguments(installation)
 
 
 @pytest.fixture(scope="session")

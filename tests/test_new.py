@@ -19,20 +19,8 @@ from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.arguments import Argument, read_arguments
-from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
-
-
-@pytest.fixture(scope="module")
-def installation() -> Installation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)
-        return find_installation()
-
-
-@pytest.fixture(scope="module")
-def arguments(installation: Installation) -> dict[str, Argument]:
-    return read_arguments(installation)
+from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.installation import Installation, find_installation
 
 
 @pytest.fixture

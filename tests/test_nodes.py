@@ -95,7 +95,7 @@ def stopped(place):
         assert len(ranks) == 2
         said = workshop.run("stop", "toy")
         done = {"launched": command.finish(), "said": said, "record": workshop.record()}
-        assert workshop.left_over() == []
+        assert workshop.left_over() == [] and done["launched"].code == 130, done["launched"].err
         done["newest"] = usable_checkpoints(RunDir(workshop.only_run()), world_size=2)[0]
         if done["newest"].whole:
             break

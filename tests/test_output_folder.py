@@ -16,7 +16,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.model_card import read_card, read_optimizer
 from orchestrator.importing.output_files import MAX_STATE_BYTES, MAX_TEXT_BYTES
 from orchestrator.importing.output_folder import FolderRun, read_output_folder
-from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import find_installation
 from tests.workshop import CAPTIONS
 
@@ -80,11 +80,6 @@ STATE = {
     "train_batch_size": 2,
     "log_history": [{"loss": 1.0, "step": 2}, {"loss": 0.5, "step": 4}],
 }
-
-
-@pytest.fixture(scope="session")
-def arguments() -> Mapping[str, Argument]:
-    return read_arguments(find_installation())
 
 
 @pytest.fixture

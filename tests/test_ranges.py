@@ -11,8 +11,8 @@ import yaml
 from orchestrator.errors import SpecError
 from orchestrator.specs.schema import spec_schema
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument, read_arguments
-from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.ranges import RANGE_RULES, RANGES
 from orchestrator.upstream.rules import broken_rules
 from tests.reports import flat
@@ -108,18 +108,6 @@ for section, arguments in json.load(open("asked.json")):
         verdicts.append(str(error) or type(error).__name__)
 json.dump(verdicts, open("verdicts.json", "w"))
 """
-
-
-@pytest.fixture(scope="module")
-def installation() -> Installation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)
-        return find_installation()
-
-
-@pytest.fixture(scope="module")
-def arguments(installation: Installation) -> dict[str, Argument]:
-    return read_arguments(installation)
 
 
 def spec_of(section: str, given: dict[str, Any], folder: Path) -> Path:

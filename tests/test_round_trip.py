@@ -21,7 +21,7 @@ from orchestrator.importing.sources import read_source
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.upstream.arguments import COMPUTED, Argument
 from orchestrator.upstream.installation import find_installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
@@ -57,11 +57,6 @@ class Case:
     error: str
     notes: list[str]
     spec: str
-
-
-@pytest.fixture(scope="module")
-def arguments() -> dict[str, Argument]:
-    return read_arguments(find_installation())
 
 
 @pytest.fixture(scope="module")

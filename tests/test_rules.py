@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument, read_arguments
-from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.arguments import Argument
+from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.rules import RULES, broken_rules, known_rules
 from tests.reports import flat
 
@@ -137,18 +137,6 @@ for command, arguments in json.load(open(sys.argv[1])):
         verdicts.append(str(error) or type(error).__name__)
 json.dump(verdicts, open(sys.argv[2], "w"))
 """
-
-
-@pytest.fixture(scope="module")
-def installation() -> Installation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)
-        return find_installation()
-
-
-@pytest.fixture(scope="module")
-def arguments(installation: Installation) -> dict[str, Argument]:
-    return read_arguments(installation)
 
 
 def tried(arguments: dict[str, Argument]) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:

@@ -19,25 +19,13 @@ from orchestrator.specs.schema import argument_schema, modeline, spec_schema
 from orchestrator.specs.spec import OWNED
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.chat_templates import read_templates
-from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.installation import Installation
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = sorted((ROOT / "runs").glob("*.yaml"))
 SERVER = "yaml-language-server@2.0.0"
-
-
-@pytest.fixture(scope="module")
-def installation() -> Installation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ORCHESTRATOR_LLAMAFACTORY", raising=False)
-        return find_installation()
-
-
-@pytest.fixture(scope="module")
-def arguments(installation: Installation) -> dict[str, Argument]:
-    return read_arguments(installation)
 
 
 @pytest.fixture(scope="module")
