@@ -75,6 +75,7 @@ def plan_resume(session: Session, run: RunDir, label: str | None, *, no_benchmar
     record = RunRecord.load(run)
     if record.is_active():
         raise record.in_use()
+    record.refuse_joined("join")
     rerun = f"to run it again: orchestrator rerun {run.id}"
     if record.status == "done":
         raise SpecError(f"run {run.id} is done: there is nothing to go on with", rerun)
