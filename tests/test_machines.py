@@ -132,7 +132,7 @@ def test_elastic_machines_need_no_rank(monkeypatch):
 def test_what_ends_an_elastic_training_early_is_told(max_restarts, train, told, monkeypatch):
     compute = {**MEETING, "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 2, "max_restarts": max_restarts}
     found = [each for each in findings(compute, monkeypatch, **train) if each.field != "compute.master_addr"]
-    assert [(each.severity, each.field) for each in found] == told
+    assert [(each.severity, each.field) for each in found] == [("note", "compute.rdzv_id"), *told]
 
 
 def test_processes_of_an_elastic_training_find_no_addresses_of_before():

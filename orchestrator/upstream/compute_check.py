@@ -121,7 +121,9 @@ def _meeting(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
 
 def _elastic(max_restarts: int | None, *, shares: bool) -> list[Finding]:
     """Of a training that torchrun starts again as machines come and go."""
-    findings = []
+    what = "elastic: the machines share the checkpoints of one run, whose folder all of them have to see"
+    remedy = "launch it on one of them, and orchestrator join RUN on each other"
+    findings = [Finding("note", "spec", "compute.rdzv_id", what, remedy)]
     if not max_restarts:
         what = (
             "0: a process that fails, or a machine that goes, ends the training on all; a machine may join all the same"
