@@ -282,7 +282,7 @@ def test_nodes_are_told_in_the_words_of_llamafactory_s_launcher():
     assert train_environment(spec) == {
         "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2",
         "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RDZV_ID": "x",
-        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0",
+        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
 
