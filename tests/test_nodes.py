@@ -1,6 +1,6 @@
 """Several processes, and several machines, with the real llamafactory-cli. Run: pytest tests/test_nodes.py.
 
-The machines are workspaces that meet on loopback, with one process each. All train the same 60 steps, each of two
+The machines are workspaces that meet on loopback, with one process each. All train the same 40 steps, each of two
 processes' examples. One thread per process: sums come out the same each time.
 """
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), torchrun_works]
 TRAIN = {
     "learning_rate": 5.0e-3,
     "lora_rank": 4,
-    "max_steps": 60,
+    "max_steps": 40,
     "max_samples": 500,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 8,
@@ -80,6 +80,22 @@ def killed(place):
     return machines, {"launched": launched, "listed": listed, "unnamed": unnamed, "resumed": resumed}
 
 
+def stop(workshop, command):
+    """`stop`, with the ranks held until it has come: none is at its end before it is told."""
+    found = workshop.processes()
+    ranks = [each for each in found if re.search(r"-u \S*launcher\.py train\.yaml", " ".join(each.cmdline()))]
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.suspend()
+    stopping = workshop.start("stop", "toy")
+    try:
+        command.until(lambda: "stopping: the training saves a checkpoint first" in command.err, "the stop")
+    finally:
+        for rank in ranks:
+            rank.resume()
+    return stopping.finish()
+
+
 @pytest.fixture(scope="module")
 def stopped(place):
     """Two processes on one machine: stopped on the way, gone on with to the end.
@@ -91,14 +107,13 @@ def stopped(place):
         workshop = place()
         command = workshop.start("launch", workshop.spec(train=TRAIN, compute={"nproc_per_node": 2}, benchmark=None))
         command.until(training_at_step(workshop, 12), "step 12")
-        ranks = [line for line in workshop.left_over() if re.search(r"-u \S*launcher\.py train\.yaml", line)]
-        assert len(ranks) == 2
-        said = workshop.run("stop", "toy")
+        said = stop(workshop, command)
         done = {"launched": command.finish(), "said": said, "record": workshop.record()}
         assert workshop.left_over() == [] and done["launched"].code == 130, done["launched"].err
         done["newest"] = usable_checkpoints(RunDir(workshop.only_run()), world_size=2)[0]
         if done["newest"].whole:
             break
+    done["names"] = {path.name for path in done["newest"].folder.iterdir()}
     return workshop, done | {"resumed": workshop.run("resume", "toy")}
 
 
@@ -121,7 +136,7 @@ def test_two_machines_train_together_and_the_results_are_on_rank_0(killed):
     assert [each.code for each in done["resumed"]] == [0, 0], done["resumed"]
     first, second = [each.record() for each in machines]
     assert [first["status"], second["status"]] == ["done", "done"]
-    assert (first["training"]["steps"], first["training"]["total_steps"]) == (60, 60)
+    assert (first["training"]["steps"], first["training"]["total_steps"]) == (40, 40)
     assert first["results_elsewhere"] is None and adapter_problems(machines[0].only_run() / "output") == []
     where = "this machine is rank 1 of 2: the results are on the one with rank 0, 127.0.0.1:"
     assert second["training"] is None and second["results_elsewhere"].startswith(where)
@@ -134,6 +149,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     assert done["launched"].code == 130 and "Traceback" not in done["launched"].err, done["launched"].err
     assert (done["said"].code, done["record"]["status"], done["record"]["benchmarks"]) == (0, "stopped", [])
     assert done["newest"].whole, done["newest"].line()
+    assert {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= done["names"]
     assert done["newest"].step >= 12 and f"kept: {done['newest'].label}\n" in done["launched"].err
     assert f"the newest whole checkpoint: {done['newest'].label}\n" in done["said"].err
     assert f"the training goes on from {done['newest'].label}\n" in done["resumed"].err
@@ -141,7 +157,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
 
 
 def test_a_checkpoint_of_two_processes_is_whole_for_two(stopped):
-    last = RunDir(stopped[0].only_run()).output / "checkpoint-60"
+    last = RunDir(stopped[0].only_run()).output / "checkpoint-40"
     assert inspect(last, world_size=2).whole
     assert "it is of 2 processes" in inspect(last, world_size=1).line()
 
@@ -156,9 +172,9 @@ def test_however_two_processes_were_broken_off_and_wherever_they_ran_they_come_t
     workshop, done = stopped
     assert done["resumed"].code == 0, done["resumed"].err
     record, other = workshop.record(), killed[0][0]
-    assert (record["status"], record["training"]["steps"], record["training"]["total_steps"]) == ("done", 60, 60)
+    assert (record["status"], record["training"]["steps"], record["training"]["total_steps"]) == ("done", 40, 40)
     assert [each["status"] for each in record["attempts"]] == ["stopped", "done"]
-    assert [step for step, _ in losses(workshop)] == list(range(1, 61))
+    assert [step for step, _ in losses(workshop)] == list(range(1, 41))
     stopped_at = record["attempts"][1]["from_step"]
     assert stopped_at >= 12 > other.record()["attempts"][1]["from_step"]
     assert [each for each in losses(workshop) if each[0] != stopped_at] == [

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -141,34 +142,6 @@ def test_a_served_run_answers_curl_the_openai_client_and_a_chat(launched):
     assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
 
 
-@pytest.fixture(scope="module")
-def stopped(place):
-    """Two long trainings at once, one ended by SIGTERM, one by Ctrl-C."""
-    workshops = {number: place() for number in (signal.SIGTERM, signal.SIGINT)}
-    commands = {number: each.start("launch", each.spec(train=LONG)) for number, each in workshops.items()}
-    for number, command in commands.items():
-        command.until(training_at_step(workshops[number], 3), "step 3")
-    for number, command in commands.items():
-        command.interrupt(number)
-    return {number: (workshops[number], command.finish()) for number, command in commands.items()}
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(stopped, number):
-    workshop, done = stopped[number]
-    assert done.code == 130 and "Traceback" not in done.err
-    run = RunDir(workshop.only_run())
-    (checkpoint,) = [path for path in run.checkpoints() if f"kept: {path.name}\n" in done.err]
-    names = {path.name for path in checkpoint.iterdir()}
-    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= names
-    assert "checkpoint-is-incomplete.txt" not in names and adapter_problems(checkpoint) == []
-    step = json.loads((checkpoint / "trainer_state.json").read_bytes())["global_step"]
-    assert step >= 3 and checkpoint.name == f"checkpoint-{step}"
-    record = workshop.record()
-    assert (record["status"], record["benchmarks"]) == ("stopped", [])
-    assert workshop.left_over() == []
-
-
 @torchrun_works
 def test_kill_9_leaves_no_rank_of_torchrun(place):
     """The launcher gets a death signal; torchrun and its ranks, in sessions of their own, are watch.py's."""
@@ -202,35 +175,56 @@ def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
 
 # A run that is broken off, and goes on
 
-SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 100, "gradient_accumulation_steps": 8, "save_strategy": "steps"}
-SLOW |= {"save_steps": 10, "max_samples": 500}
+SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 30, "gradient_accumulation_steps": 4, "save_strategy": "steps"}
+SLOW |= {"save_steps": 5, "max_samples": 500, "finetuning_type": "full", "lora_target": None}
 
 
 @pytest.fixture(scope="module")
 def broken_off(place):
-    """The same spec twice: once in one go, once killed with all its processes, gone on with, stopped, gone on with."""
+    """Full finetuning with the same spec twice: once in one go, once killed with all its processes, gone on with and
+    ended by Ctrl-C, gone on with to a benchmark.
+    """
     whole, broken = place(), place()
-    specs = [workshop.spec(train=SLOW, benchmark=[BENCHMARK]) for workshop in (whole, broken)]
-    unbroken = whole.start("launch", specs[0])
-    assert broken.run("launch", specs[1], "--detach").code == 0
-    wait_for(training_at_step(broken, 12), "step 12", PATIENT_S)
+    unbroken = whole.start("launch", whole.spec(train=SLOW, benchmark=None))
+    assert broken.run("launch", broken.spec(train=SLOW, benchmark=[BENCHMARK]), "--detach").code == 0
+    wait_for(training_at_step(broken, 7), "step 7", PATIENT_S)
     for process in broken.processes():
         process.kill()
     assert_none_left(broken)
     shown = broken.run("show", "toy")
-    on = broken.run("resume", "toy", "--detach")
-    assert on.code == 0, on.err
+    command = broken.start("resume", "toy")
+    command.until(lambda: _is_training_again(broken.record()), "the second training")
     follower = broken.start("logs", "toy", "-f")
-    wait_for(lambda: broken.record()["status"] == "running", "the training", PATIENT_S)
     # Not by lines of the log: those of before the kill are in it too.
-    wait_for(lambda: _trained_on(broken), "steps of the second attempt", PATIENT_S)
-    wait_for(lambda: "step" in broken.run("show", "toy").out, "steps in what is shown")
-    stopped = broken.run("stop", "toy")
+    command.until(lambda: _trained_on(broken), "steps of the second attempt")
+    with _held(broken):  # else it might be at its end before it is shown
+        wait_for(lambda: "step" in broken.run("show", "toy").out, "steps in what is shown")
+        command.interrupt(signal.SIGINT)
+        command.until(lambda: "stopping: the training saves a checkpoint first" in command.err, "the stop")
+    stopped = command.finish()
     followed = follower.finish()  # it is a process of the workspace too, and ends a moment after the run
-    assert stopped.code == 0 and broken.left_over() == [], stopped.err
-    last = broken.run("resume", "toy")
+    record, left_over = broken.record(), broken.left_over()
+    (kept,) = [path for path in RunDir(broken.only_run()).checkpoints() if f"kept: {path.name}\n" in stopped.err]
+    names = {path.name for path in kept.iterdir()}
+    done = {"shown": shown, "followed": followed, "stopped": stopped, "record": record, "kept": kept, "names": names}
+    done |= {"left_over": left_over, "last": broken.run("resume", "toy")}
     assert unbroken.finish().code == 0
-    return whole, broken, {"shown": shown, "followed": followed, "stopped": stopped, "last": last}
+    return whole, broken, done
+
+
+@contextmanager
+def _held(workshop):
+    """The training takes no step for the length of the block."""
+    (trainer,) = [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
+    trainer.suspend()
+    try:
+        yield
+    finally:
+        trainer.resume()
+
+
+def _is_training_again(record):
+    return record["status"] == "running" and len(record["attempts"]) == 2
 
 
 def _trained_on(workshop):
@@ -246,17 +240,36 @@ def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(brok
     assert record["status"] == "done"
     attempts = [(each["status"], (each["from_checkpoint"] or "").partition("-")[0]) for each in record["attempts"]]
     assert attempts == [("interrupted", ""), ("stopped", "checkpoint"), ("done", "checkpoint")]
-    assert record["attempts"][1]["from_step"] in (10, 20)
+    assert record["attempts"][1]["from_step"] in (5, 10)
     first, second = whole.record()["training"], record["training"]
-    assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (100, 100)
+    assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (30, 30)
     assert second["logged_losses"] == first["logged_losses"]
     assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-9)
     curves = [curve(each.only_run() / "output" / "trainer_log.jsonl") for each in (whole, broken)]
     losses = [[(event["current_steps"], event["loss"]) for event in each if "loss" in event] for each in curves]
-    assert losses[0] == losses[1] and len(losses[0]) == 100
-    weights = [(each.only_run() / "output" / "adapter_model.safetensors").read_bytes() for each in (whole, broken)]
+    assert losses[0] == losses[1] and len(losses[0]) == 30
+    weights = [(each.only_run() / "output" / "model.safetensors").read_bytes() for each in (whole, broken)]
     assert weights[0] == weights[1]
-    assert translations(whole.only_run()) == translations(broken.only_run())
+
+
+def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(broken_off):
+    _, broken, _ = broken_off
+    run = broken.only_run()
+    assert model_problems(run / "output") == [] and len(translations(run)) == 6
+    name = broken.record()["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"]
+    assert name.startswith(f"{run.name}@output:")
+
+
+def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(broken_off):
+    """By Ctrl-C; SIGTERM is in test_nodes.py."""
+    _, _, done = broken_off
+    stopped, kept = done["stopped"], done["kept"]
+    assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= done["names"]
+    assert "checkpoint-is-incomplete.txt" not in done["names"] and model_problems(kept) == []
+    step = json.loads((kept / "trainer_state.json").read_bytes())["global_step"]
+    assert step >= 7 and kept.name == f"checkpoint-{step}"
+    assert (done["record"]["status"], done["record"]["benchmarks"], done["left_over"]) == ("stopped", [], [])
 
 
 def test_what_is_said_of_a_run_on_its_way_holds(broken_off):
@@ -264,20 +277,9 @@ def test_what_is_said_of_a_run_on_its_way_holds(broken_off):
     assert "interrupted: its process" in done["shown"].out and "nothing of it is left running" in done["shown"].out
     assert done["followed"].code == 0 and "Resuming training from checkpoint" in done["followed"].out
     kept = broken.record()["attempts"][2]["from_checkpoint"]
-    assert f"the newest whole checkpoint: {kept}" in done["stopped"].err
+    assert f"kept: {kept}\n" in done["stopped"].err
     assert f"the training goes on from {kept}" in done["last"].err
     assert broken.left_over() == []
-
-
-def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(place):
-    workshop = place()
-    train = {**TRAIN, "finetuning_type": "full", "lora_target": None}
-    done = workshop.run("launch", workshop.spec(train=train, benchmark=[BENCHMARK]))
-    assert done.code == 0, done.err
-    run = workshop.only_run()
-    assert model_problems(run / "output") == [] and len(translations(run)) == 6
-    name = workshop.record()["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"]
-    assert name.startswith(f"{run.name}@output:")
 
 
 def test_a_real_server_that_dies_while_it_loads_is_reported_with_its_log(place):

@@ -7,12 +7,12 @@ import pytest
 
 from orchestrator.processes.family import run_family
 from tests.slurm_cluster import Cluster, cluster, missing
-from tests.workshop import Workshop, new_workshop, wait_for
+from tests.workshop import Workshop, new_workshop, real_environment, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(missing()), reason=f"no Slurm: {missing()}")]
 TRAIN = {
     "learning_rate": 5.0e-3, "lora_rank": 4, "max_samples": 40, "per_device_train_batch_size": 2, "logging_steps": 10,
-    "gradient_accumulation_steps": 8, "max_steps": 150, "save_strategy": "no", "report_to": "none",
+    "gradient_accumulation_steps": 8, "max_steps": 40, "save_strategy": "no", "report_to": "none",
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def slurm() -> Iterator[Cluster]:
 
 @pytest.fixture
 def shop(tmp_path, slurm, tiny_model) -> Iterator[Workshop]:
-    made = new_workshop(tmp_path, None, {"OMP_NUM_THREADS": "1", **slurm.environment}, model=tiny_model)
+    made = new_workshop(tmp_path, None, {**real_environment(tmp_path), **slurm.environment}, model=tiny_model)
     yield made
     made.kill_all()
 
