@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ LATE = (
     "sacrebleu.significance", "stamina", "tqdm.contrib.logging", "urllib.request",
 )  # fmt: skip
 """What the orchestrator imports within functions."""
+CAN_FORK = hasattr(os, "pidfd_open")  # Linux
 LARGEST = 1 << 17  # bytes; of a command with its environment
 
 
@@ -98,6 +100,23 @@ class Nursery:
 def nursery() -> Nursery:
     """One for all tests of a pytest process."""
     return Nursery()
+
+
+def run(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """As subprocess.run, in this process's own folder and environment."""
+    if not CAN_FORK:
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        return subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=120)
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", newline="")) for _ in range(3)]
+        given, out, err = files
+        given.write(stdin)
+        for file in files:
+            file.seek(0)
+        code = nursery().start(words, Path.cwd(), os.environ, [file.fileno() for file in files]).wait(120)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, code, out.read(), err.read())
 
 
 class _Asked(NamedTuple):

@@ -28,7 +28,6 @@ from tests.model_folders import model_folder
 MARK = "ORCHESTRATOR_TEST_MARK"
 DEADLINE_S = 60  # shorter than the grace of a training that is stopped: what must not wait for that is found out
 PATIENT_S = 240  # for the real LLaMA-Factory, on a machine that has other work
-CAN_FORK = hasattr(os, "pidfd_open")  # Linux
 CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
 
 
@@ -213,7 +212,7 @@ class Workshop:
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        fresh = fresh or self.cli is None or not CAN_FORK or any(name.startswith("PYTHON") for name in environment)
+        fresh = fresh or self.cli is None or not warm.CAN_FORK or any(name.startswith("PYTHON") for name in environment)
         start = self._start_afresh if fresh else warm.nursery().start
         with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
             first = nothing if stdin is None else stdin
