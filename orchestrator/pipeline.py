@@ -107,7 +107,9 @@ def plan_rerun(
     if not isinstance(past, RunDir):
         log.warning("%s has no record beside it: there is nothing to compare with", past)
         return plan_run(session, session.load_spec(past, overrides), full_hash=full_hash), Origin(str(past), overrides)
-    full_hash = full_hash or RunRecord.load(past).facts.model_full_sha256 is not None
+    record = RunRecord.load(past)
+    record.refuse_joined("rerun")
+    full_hash = full_hash or record.facts.model_full_sha256 is not None
     plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)

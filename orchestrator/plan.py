@@ -202,7 +202,7 @@ def heed(findings: Sequence[Finding]) -> None:
         log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
 
 
-def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
+def render_files(session: Session, spec: RunSpec, output_dir: str = "output") -> dict[str, str]:
     """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, and api.yaml where it serves.
 
     Nothing where the spec asks a server that runs already.
@@ -213,7 +213,7 @@ def render_files(session: Session, spec: RunSpec) -> dict[str, str]:
     files: dict[str, str] = {}
     served = start
     if spec.train is not None:
-        arguments = train_arguments(spec, start)
+        arguments = train_arguments(spec, start, output_dir)
         known = session.arguments() or {}
         lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)

@@ -31,6 +31,7 @@ from orchestrator.runs.trainer_log import (
     close_torn_line,
     curve,
     logged_losses,
+    restarted_at,
     step_of,
 )
 from orchestrator.specs.machines import Machine
@@ -60,6 +61,7 @@ def train(
     on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
     machine: Machine | None = None,
+    joined: RunDir | None = None,
     prefix: Sequence[str] = (),
 ) -> Training | str:
     """Train as the run folder's train.yaml says.
@@ -73,6 +75,7 @@ def train(
         on_look: called with the training's first process several times a second; it may raise, which ends it.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
         machine: which of several machines this is. None: the only one.
+        joined: the run whose training this is a part of, and whose output/ it writes into. None: its own.
         prefix: words before llamafactory-cli: what starts it on each node.
 
     Returns:
@@ -84,7 +87,8 @@ def train(
     """
     argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
-    offset = close_torn_line(run.trainer_log)
+    trainer_log = (joined or run).trainer_log
+    offset = close_torn_line(trainer_log) if joined is None else 0  # another's is not ours to mend
     started = time.time()
     child = None
     try:
@@ -98,17 +102,19 @@ def train(
                 watched=True,
                 held=held,
             )
-        with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
+        with StepBar(TrainerLog(trainer_log, offset), step, on_event) as bar:
             _follow(child, bar, on_look)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
         if child is not None:
-            _stop(child, Settled(run))
+            _stop(child, Settled(run), saves="RDZV_ID" not in environment)
         if isinstance(error, KeyboardInterrupt | Interrupted):
-            raise _stopped(run, machine) from error
+            raise _stopped(run, machine, joined) from error
         raise
-    again = by_hand(run.path, argv, environment)
+    again = f"to join again: orchestrator join {joined.id}" if joined else by_hand(run.path, argv, environment)
     if machine is not None and not machine.is_main and _is_elsewhere(run, child, machine, again):
+        if joined is not None:
+            return f"this machine is {machine.name} that train {joined.id}: the results are there"
         return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.meeting}"
     return _result(run, child, started, resumed_at, again, machine)
 
@@ -152,7 +158,8 @@ def _failure(run: RunDir, child: Child, faults: Sequence[str], by_hand: str, mac
     if machine is not None and child.log_holds(*_LOST):
         said += f". It lost the connection to another machine, whose part had ended: this one is {machine.name}, and "
         said += "what happened is in the other's log"
-        by_hand = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
+        if "orchestrator join" not in by_hand:
+            by_hand = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
     return StageError(f"the training failed: {said}. Last lines of {run.train_log}:\n{child.log_tail()}", by_hand)
 
 
@@ -182,7 +189,7 @@ def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[in
     return Training(
         steps=int(state.get("global_step", 0)),
         total_steps=int(state.get("max_steps", 0)),
-        train_loss=_train_loss(run, state, results, resumed_at),
+        train_loss=_train_loss(run, state, results, [*resumed_at, *restarted_at(run.train_log)]),
         train_runtime_s=results.get("train_runtime"),
         tokens_seen=tokens if isinstance(tokens, int) else None,
         logged_losses=logged_losses(run.trainer_log),
@@ -266,16 +273,22 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _stop(child: Child, settled: Settled) -> None:
+def _stop(child: Child, settled: Settled, *, saves: bool) -> None:
     try:
-        log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
+        if saves:
+            log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
+        else:
+            log.warning("stopping: an elastic training saves no checkpoint then; what it saved before is kept")
         child.stop(GRACE_S, settled)
     except BaseException:
         child.stop(0)
         raise
 
 
-def _stopped(run: RunDir, machine: Machine | None) -> Interrupted:
+def _stopped(run: RunDir, machine: Machine | None, joined: RunDir | None) -> Interrupted:
+    if joined is not None:
+        said = f"this machine's part in {joined.id} was stopped"
+        return Interrupted(said, f"to join again: orchestrator join {joined.id}")
     saved = [path.name for path in run.checkpoints() if (path / "trainer_state.json").is_file()]
     if machine is not None and not saved and not machine.is_main:
         said = f"the training was stopped here, on the machine that is {machine.name}; checkpoints are at rank 0"

@@ -62,9 +62,10 @@ def train_run(
         record.update(run, status="trained", training=training)
         return
     start = begin(run, spec, record, plan.facts, how.checkpoint)
+    joined = session.workspace.find_run(record.joins) if record.joins else None
     if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
         with timed(run, record, "prepare"):
-            _prepare(session, plan, run)
+            _prepare(session, plan, run, joined)
         record.update(run, prepared_sha256=prepared_sha256(run))
     if len(record.attempts) > 1:
         _render_again(session, spec, run, start)
@@ -102,6 +103,7 @@ def train_run(
             on_look=on_look,
             held=locks,
             machine=machine,
+            joined=joined,
             prefix=prefix,
         )
     if isinstance(trained, str):
@@ -120,11 +122,13 @@ def _render_again(session: Session, spec: RunSpec, run: RunDir, start: Start) ->
     if spec.model is None:
         return
     given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
-    resumed = {} if start.path is None else {"resume_from_checkpoint": start.path}
+    # An elastic training finds the newest by itself, each time that torchrun starts its processes again.
+    named = start.path is not None and spec.compute.rdzv_id is None
+    resumed = {"resume_from_checkpoint": start.path} if named else {}
     atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
 
 
-def _prepare(session: Session, plan: Plan, run: RunDir) -> None:
+def _prepare(session: Session, plan: Plan, run: RunDir, joined: RunDir | None) -> None:
     spec = plan.spec
     prepared = [(name, name, "train") for name in spec.datasets if name in plan.datasets]
     prepared += [
@@ -137,7 +141,8 @@ def _prepare(session: Session, plan: Plan, run: RunDir) -> None:
         write_training_file(text, plan.datasets[name].entry.instruction, run.training_file(called))
         if text.blank_pairs:
             log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
-    for name, content in {**render_files(session, spec), **render_dataset_info(session, spec)}.items():
+    output_dir = f"../{joined.id}/output" if joined else "output"
+    for name, content in {**render_files(session, spec, output_dir), **render_dataset_info(session, spec)}.items():
         atomic_write(run.path / name, content)
     arguments = session.arguments()
     if arguments is not None:

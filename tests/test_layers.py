@@ -141,6 +141,7 @@ ORDER = [
     "serving",
     "runs.new_run",
     "runs.resume",
+    "runs.join",
     "runs.jobs",
     "benchmark.afterwards",
     "benchmark.benchmarking",

@@ -19,7 +19,7 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.machines import own_ranks, this_machine
 from orchestrator.specs.render import train_environment
-from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec import RunSpec, training_arguments
 from orchestrator.train import Settled, train
 from orchestrator.upstream.compute_check import Placement, cannot_place, check_compute, init_kwargs
 from orchestrator.upstream.installation import Installation
@@ -120,10 +120,63 @@ def test_elastic_machines_need_no_rank(monkeypatch):
     assert [each for each in found if each.severity == "error"] == []
 
 
-@pytest.mark.parametrize(("least", "warned"), [(1, ["compute.max_nnodes"]), (2, [])])
-def test_a_machine_that_would_join_later_is_warned_of(least, warned, monkeypatch):
-    found = findings({**MEETING, "rdzv_id": "x", "min_nnodes": least, "max_nnodes": 2}, monkeypatch)
-    assert [each.field for each in found if "joins a training under way" in each.message] == warned
+@pytest.mark.parametrize(
+    ("max_restarts", "train", "told"),
+    [
+        (None, {}, [("note", "compute.max_restarts")]),
+        (0, {}, [("note", "compute.max_restarts")]),
+        (3, {"save_on_each_node": True}, [("warning", "train.save_on_each_node")]),
+        (3, {}, []),
+    ],
+)
+def test_what_ends_an_elastic_training_early_is_told(max_restarts, train, told, monkeypatch):
+    compute = {**MEETING, "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 2, "max_restarts": max_restarts}
+    found = [each for each in findings(compute, monkeypatch, **train) if each.field != "compute.master_addr"]
+    assert [(each.severity, each.field) for each in found] == [("note", "compute.rdzv_id"), *told]
+
+
+def test_processes_of_an_elastic_training_find_no_addresses_of_before():
+    """And where they are ended to be started again, none of them saves a checkpoint alone."""
+    spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "d", "train": {}}
+    for elastic in (False, True):
+        compute = {**MEETING, **({"rdzv_id": "x"} if elastic else {})}
+        made = RunSpec.model_validate({**spec, "compute": compute})
+        assert train_environment(made).get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == ("1" if elastic else None)
+        assert training_arguments(made, made.model)["enable_jit_checkpoint"] is not elastic
+    own = {**MEETING, "rdzv_id": "x", "env": {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0"}}
+    made = RunSpec.model_validate({**spec, "compute": own})
+    assert train_environment(made)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "0"
+
+
+ELASTIC = {**MEETING, "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 2, "max_restarts": 3}
+
+
+@pytest.mark.parametrize(
+    ("compute", "train", "code", "said"),
+    [
+        (MEETING, {}, 2, "is not elastic: no machine can join it"),
+        ({**MEETING, "nnodes": 1, "rdzv_id": "x"}, {}, 2, "is not elastic: no machine can join it"),
+        (ELASTIC, {"save_on_each_node": True}, 2, "two machines would write the same files"),
+        (ELASTIC, {}, 3, "does not train now: it is done"),
+    ],
+)
+def test_what_cannot_be_joined_is_said(workshop: Workshop, compute, train, code, said):
+    spec = workshop.spec(compute=compute, train=train, benchmark=None)
+    assert workshop.run("launch", spec, NODE_RANK="0").code == 0
+    joined = workshop.run("join", "toy")
+    assert joined.code == code and said in joined.err
+    assert len(workshop.run_folders()) == 1
+
+
+def test_a_machine_whose_data_is_other_does_not_join(workshop: Workshop):
+    command = workshop.start("launch", workshop.spec(compute=ELASTIC), FAKE_TRAIN="hangs")
+    command.until(lambda: workshop.calls("train"), "the training")
+    (workshop.root / "models" / "tiny" / "config.json").write_text(
+        (workshop.root / "models" / "tiny" / "config.json").read_text("utf-8") + "\n", "utf-8"
+    )
+    joined = workshop.run("join", "toy")
+    assert joined.code == 3 and "cannot go on as it began: model" in joined.err, joined.err
+    assert workshop.run("stop", "toy").code == 0 and command.finish().code == 130
 
 
 def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypatch):

@@ -241,7 +241,8 @@ def test_stop_touches_no_process_of_others(spawn):
 
 LAUNCHER = """
 import os, subprocess, sys
-done = subprocess.run([sys.executable, os.environ["TORCHRUN"], os.environ["LAUNCHER"]])
+elastic = os.environ.get("ELASTIC", "").split()
+done = subprocess.run([sys.executable, os.environ["TORCHRUN"], os.environ["LAUNCHER"], *elastic])
 print("launcher ends")
 raise SystemExit(done.returncode)
 """
@@ -276,6 +277,18 @@ def test_under_torchrun_the_ranks_are_asked_and_all_of_them_are_waited_for(spawn
     assert said.count("rank saved") == 2
     assert "launcher ends" in said
     assert "torchrun was asked" not in said
+
+
+def test_an_elastic_torchrun_is_asked_itself(spawn, tmp_path):
+    """It would start the ranks again; the real one ends them, which the fake leaves to the end of the grace."""
+    for name, code in (("torchrun", TORCHRUN), ("launcher.py", RANK)):
+        (tmp_path / name).write_text(code.replace('asked")', 'asked", flush=True)'))
+    files = {"TORCHRUN": str(tmp_path / "torchrun"), "LAUNCHER": str(tmp_path / "launcher.py")}
+    child = spawn(LAUNCHER, **files, ELASTIC="--rdzv-id toy")
+    until(lambda: child.log.read_text().count("rank up") == 2)
+    child.stop(60, lambda: "torchrun was asked" in child.log.read_text())
+    said = child.log.read_text()
+    assert "torchrun was asked" in said and "rank saved" not in said
 
 
 def test_a_torchrun_that_waits_for_other_machines_is_not_waited_for(spawn, tmp_path):

@@ -34,7 +34,6 @@ from orchestrator.specs.render import (
 )
 from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.installation import find_installation
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -283,7 +282,7 @@ def test_nodes_are_told_in_the_words_of_llamafactory_s_launcher():
     assert train_environment(spec) == {
         "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2",
         "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RDZV_ID": "x",
-        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0",
+        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
 
@@ -490,14 +489,10 @@ print(json.dumps(answers))
 
 
 @pytest.mark.integration
-def test_llamafactory_s_own_parser_takes_the_reference_job(tmp_path):
+def test_llamafactory_s_own_parser_takes_the_reference_job(llamafactory, tmp_path):
     """The line and the file alike; on a machine without a GPU it minds only bf16."""
-    installation = find_installation()
     words = shlex.split((GOLDEN / "multi30k" / "command.txt").read_text())[2:]
-    done = subprocess.run(
-        [installation.python, "-c", PARSE, GOLDEN / "multi30k" / "train.yaml", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = llamafactory.run(PARSE, GOLDEN / "multi30k" / "train.yaml", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.strip().rpartition("\n")[2])
     assert isinstance(answers["line"], list) or "bf16" in answers["line"], answers["line"]

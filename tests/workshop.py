@@ -330,6 +330,12 @@ class Workshop:
         return Workshop(root, self.cli, self.environment)
 
 
+def real_environment(folder: Path) -> dict[str, str]:
+    """What the real LLaMA-Factory of a workspace runs with: one thread, its own place for temporary files."""
+    path = [str(Path(__file__).parent / "seldom_collected"), os.environ.get("PYTHONPATH")]
+    return {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 def new_workshop(
     parent: Path, cli: Path | None, environment: Mapping[str, str] | None = None, model: Path | None = None
 ) -> Workshop:

@@ -126,6 +126,29 @@ def resume(
     _carry_out(session, found, how, plan, archives=None, detach=detach, as_json=as_json)
 
 
+@app.command(epilog="Example: orchestrator join latest")
+def join(
+    run: RunArgument,
+    detach: DetachOption = False,
+    wait: WaitOption = False,
+    workspace: WorkspaceOption = None,
+    archives: FromOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take part in an elastic training that another machine has begun, in a workspace that both see.
+
+    All of its machines go on from its last checkpoint then. What is trained stays in RUN.
+    """
+    from orchestrator.runs.join import plan_join
+    from orchestrator.runs.new_run import How, new_run
+
+    session = open_session(workspace, archives)
+    plan, origin = plan_join(session, session.workspace.find_run(run))
+    how = How(wait=wait)
+    part = new_run(session, plan, origin, how)
+    _carry_out(session, part, how, plan, archives=archives, detach=detach, as_json=as_json)
+
+
 @app.command(epilog="Example: orchestrator rerun demo --strict")
 def rerun(
     run: RunArgument,

@@ -33,7 +33,7 @@ _RUN_LAYER = {
     "resume_from_checkpoint": "each run begins in a new output folder",
     "do_train": "a spec with a train section trains",
     "dataset_dir": "the datasets' entries are in dataset_info/",
-    "enable_jit_checkpoint": "it is always on",
+    "enable_jit_checkpoint": "it is on, but where a training is elastic",
 }
 # Files and folders that LLaMA-Factory opens where it is started: in a run that is the run folder.
 _PATHS = frozenset({

@@ -100,7 +100,8 @@ def end(
     """End some processes: SIGTERM, a grace, SIGKILL.
 
     Where torchrun is at work its ranks are asked: they save a checkpoint, and torchrun, asked itself, would kill them
-    half way. Else those are asked that none of the others has started: a trainer whose data loader's workers got the
+    half way. Of an elastic training it is torchrun itself: its ranks save nothing then, and it would start them again.
+    Else those are asked that none of the others has started: a trainer whose data loader's workers got the
     signal too would fail before its checkpoint is saved. A torchrun without ranks waits for other machines, deaf to any
     signal, and has nothing to save: the grace is short then.
 
@@ -115,7 +116,8 @@ def end(
     family = find()
     try:
         ranks = [process for process in family if _is_rank(process)]
-        for process in ranks or _roots(family):
+        elastic = [process for process in family if _is_torchrun(process) and "--rdzv-id" in _words(process)]
+        for process in elastic or ranks or _roots(family):
             send(process, signal.SIGTERM)
         if not ranks and any(map(_is_torchrun, family)):
             grace_s = min(grace_s, NOTHING_TO_SAVE_S)

@@ -5,6 +5,7 @@ Not covered: what the rest of the log says (train.log).
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,10 @@ from typing import Any, Self
 from orchestrator.processes.process import visible
 from orchestrator.processes.progress import Progress
 
+# llamafactory/hparams/parser.py, of a checkpoint that was not named: ours is, but where torchrun starts it again.
+_RESUMING = re.compile(
+    rb"\[INFO\|[-0-9 :]+\] llamafactory\.hparams\.parser:\d+ >> Resuming training from output/checkpoint-(\d+)\.$"
+)
 Event = dict[str, Any]
 """current_steps, total_steps, loss, lr, remaining_time, ...; any may be missing."""
 
@@ -75,6 +80,19 @@ def latest(events: Sequence[Event]) -> Event | None:
 def step_of(event: Mapping[str, Any]) -> int:
     step = event.get("current_steps")
     return step if isinstance(step, int) else 0
+
+
+def restarted_at(train_log: Path) -> list[int]:
+    """The steps of the checkpoints that an elastic training went on from by itself, in order, by LLaMA-Factory's log.
+
+    Its trainer_log.jsonl shows only that steps were gone through again.
+    """
+    try:
+        with train_log.open("rb") as file:
+            found = [_RESUMING.match(line) for line in file if b" >> Resuming training from " in line]
+    except FileNotFoundError:
+        return []
+    return [int(each[1]) for each in found if each]
 
 
 def close_torn_line(path: Path) -> int:

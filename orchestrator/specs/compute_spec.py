@@ -68,7 +68,8 @@ class ComputeSpec(BaseModel):
     master_port: int | None = Field(None, ge=1, le=65535)
     """A port that is free there."""
     rdzv_id: str | None = Field(None, pattern=_ONE_WORD)
-    """Elastic training: an id that the machines share."""
+    """Elastic training: an id that the machines share. Others take part by `orchestrator join RUN`; all go on from the
+    newest checkpoint as machines come and processes fail, and a stop saves none."""
     min_nnodes: int | None = Field(None, ge=1)
     """Elastic: how few machines are enough."""
     max_nnodes: int | None = Field(None, ge=1)

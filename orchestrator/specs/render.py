@@ -121,9 +121,9 @@ _QuotedDumper.add_representer(
 )
 
 
-def train_arguments(spec: RunSpec, start: Checkpoint) -> dict[str, Any]:
+def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:
     """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
-    return training_arguments(spec, start.model)
+    return training_arguments(spec, start.model, output_dir)
 
 
 def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
@@ -139,7 +139,10 @@ def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -
 def train_environment(spec: RunSpec) -> dict[str, str]:
     """The environment variables that decide devices and processes of the training."""
     compute = spec.compute
-    environment = dict(compute.env)
+    # torchrun's processes meet in a store of torchrun's own, which it keeps when it starts them again: they find each
+    # other's old addresses in it, and wait (torch 2.14, dynamic_rendezvous.py). So each start has a store of its own.
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if compute.rdzv_id is not None else {}
+    environment |= compute.env
     if compute.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = compute.devices
     launcher = {name: getattr(compute, name) for name in _LAUNCHER if getattr(compute, name) is not None}

@@ -33,7 +33,7 @@ OWNED: dict[str, str] = {
     "resume_from_checkpoint": "each run starts in a new output folder",
     "do_train": "a spec with a train section trains",
     "seed": "write it as the spec's seed",
-    "enable_jit_checkpoint": "it is always on, so that Ctrl-C leaves a checkpoint",
+    "enable_jit_checkpoint": "it is on, so that Ctrl-C leaves a checkpoint; off where a training is elastic",
     "infer_backend": "write it as serve.infer_backend",
     "export_dir": "write it as export.export_dir",
 }
@@ -246,12 +246,13 @@ def model_arguments(model: ModelSpec) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]:
+def training_arguments(spec: RunSpec, model: ModelSpec | None, output_dir: str = "output") -> dict[str, Any]:
     """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
 
     Args:
         spec: what is trained.
         model: what it starts from, the spec's own or the same with absolute paths.
+        output_dir: where its checkpoints go: the run's own folder, or that of the run that it joins.
     """
     if spec.train is None or not spec.datasets or model is None:
         raise SpecError(f"{spec.name} trains nothing: it has no train section")
@@ -263,9 +264,11 @@ def training_arguments(spec: RunSpec, model: ModelSpec | None) -> dict[str, Any]
         "dataset": ",".join(spec.datasets),
         **evaluated,
         "dataset_dir": ".",
-        "output_dir": "output",
+        "output_dir": output_dir,
         "seed": spec.seed,
-        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
+        # transformers: SIGTERM saves a checkpoint and ends the training in order. torchrun ends processes by SIGTERM to
+        # start them again with other machines: what one of them saves then, alone, none of them can go on from.
+        "enable_jit_checkpoint": spec.compute.rdzv_id is None,
     }
 
 

@@ -105,21 +105,33 @@ def _meeting(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
         elif machine.rank >= (compute.nnodes or 1):
             what = f"{machine.rank}, and {machine.count} machines have the ranks 0 to {(compute.nnodes or 1) - 1}"
             findings.append(Finding("error", "spec", "compute.node_rank", what))
-    elif None not in (compute.min_nnodes, compute.max_nnodes) and compute.min_nnodes != compute.max_nnodes:
-        what = (
-            "a machine that joins a training under way begins at step 0, in a run folder of its own, while the others "
-            "go on from their checkpoint: then they wait for each other (tried with torch 2.14)"
-        )
-        findings.append(Finding("warning", "spec", "compute.max_nnodes", what, "start all of them at once"))
+    else:
+        findings += _elastic(compute.max_restarts, shares=arguments.get("save_on_each_node") is not True)
     if compute.master_addr is not None and compute.master_port is not None:
         findings += _address(compute.master_addr, compute.master_port, is_main=machine.is_main)
-    if arguments.get("save_on_each_node") is not True:
+    if compute.rdzv_id is None and arguments.get("save_on_each_node") is not True:
         what = "not on: rank 0 alone keeps checkpoints, and a stopped training goes on only where each machine has them"
         findings.append(Finding("note", "spec", "train.save_on_each_node", what))
     timeout_s = arguments.get("ddp_timeout")
     if isinstance(timeout_s, int | float) and timeout_s > _LONG_S:
         what = f"{timeout_s:g} s: where a machine goes without a word, the others may wait for it as long"
         findings.append(Finding("note", "spec", "train.ddp_timeout", what))
+    return findings
+
+
+def _elastic(max_restarts: int | None, *, shares: bool) -> list[Finding]:
+    """Of a training that torchrun starts again as machines come and go."""
+    what = "elastic: the machines share the checkpoints of one run, whose folder all of them have to see"
+    remedy = "launch it on one of them, and orchestrator join RUN on each other"
+    findings = [Finding("note", "spec", "compute.rdzv_id", what, remedy)]
+    if not max_restarts:
+        what = (
+            "0: a process that fails, or a machine that goes, ends the training on all; a machine may join all the same"
+        )
+        findings.append(Finding("note", "spec", "compute.max_restarts", what, "max_restarts: 3"))
+    if not shares:
+        what = "each machine would write the same files into the output/ that they share (orchestrator join)"
+        findings.append(Finding("warning", "spec", "train.save_on_each_node", what, "leave it out"))
     return findings
 
 
