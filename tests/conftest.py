@@ -12,7 +12,10 @@ import pytest
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.fake_llamafactory import install
-from tests.workshop import PATIENT_S, Done, Workshop, new_workshop
+from tests.imported_once import Imported, imported
+from tests.workshop import PATIENT_S, Done, Workshop, new_workshop, real_environment
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of many starts would compile the package anew
 
 
 @pytest.hookimpl(trylast=True)
@@ -40,7 +43,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[
     """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
     made = new_workshop(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
     benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
-    done = made.run("launch", made.spec(benchmark=benchmark), FAKE_TORN_S="0.4")  # longer than a look at it takes
+    done = made.run(
+        "launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S="0.4"
+    )  # longer than a look at it takes
     assert done.code == 0, done.err
     return made, done
 
@@ -55,6 +60,10 @@ def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="session")
 def installation() -> Installation:
+    return _installed()
+
+
+def _installed() -> Installation:
     """The real LLaMA-Factory beside our Python, whatever the environment names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(VARIABLE, raising=False)
@@ -64,6 +73,13 @@ def installation() -> Installation:
 @pytest.fixture(scope="session")
 def arguments(installation: Installation) -> dict[str, Argument]:
     return read_arguments(installation)
+
+
+@pytest.fixture(scope="session")
+def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
+    """The Python of the real LLaMA-Factory, with it imported, for whatever asks it something."""
+    with imported(_installed().python, tmp_path_factory.mktemp("imported")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +106,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
 
     def make() -> Workshop:
         parent = tmp_path_factory.mktemp("real")
-        made.append(new_workshop(parent, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(parent)}, model=tiny_model))
+        made.append(new_workshop(parent, None, real_environment(parent), model=tiny_model))
         made[-1].deadline_s = PATIENT_S
         return made[-1]
 

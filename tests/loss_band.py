@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,9 @@ def write_data(place: Path) -> None:
     (place / "dataset_info.json").write_text(json.dumps(info), "utf-8")
 
 
-def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str]) -> list[float]:
-    (place / "train.yaml").write_text(json.dumps({**arguments, "overwrite_output_dir": True}), "utf-8")
+def started(place: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     bin_folder = Path(sys.executable).parent
-    done = subprocess.run(
+    return subprocess.run(
         [str(bin_folder / "llamafactory-cli"), "train", "train.yaml"],
         cwd=place,
         env={
@@ -126,6 +126,14 @@ def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str]) 
         text=True,
         timeout=1200,
     )
+
+
+Train = Callable[[Path, dict[str, str]], "subprocess.CompletedProcess[str]"]
+
+
+def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str], train: Train = started) -> list[float]:
+    (place / "train.yaml").write_text(json.dumps({**arguments, "overwrite_output_dir": True}), "utf-8")
+    done = train(place, environment)
     if done.returncode != 0:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
     events = [json.loads(line) for line in (place / "output" / "trainer_log.jsonl").read_text("utf-8").splitlines()]

@@ -1,8 +1,6 @@
 """LLaMA Board's saved forms, by hand and from the real page. Run: pytest tests/test_board.py (-m "not integration")."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.board import BoardRun, find_user_config, is_board_config, read_board
 from orchestrator.importing.config_file import read_config
 from orchestrator.upstream.installation import Installation, find_installation
+from tests.imported_once import Imported
 
 MODELS = """
 register_model_group(
@@ -401,7 +400,7 @@ NOT_SAVED = {"output_dir"}
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def board(tmp_path_factory: pytest.TempPathFactory, llamafactory: Imported) -> tuple[Path, dict[str, Any]]:
     """The folder that LLaMA Board was started in, and what it answered for each case."""
     folder = tmp_path_factory.mktemp("board")
     cases = {
@@ -421,11 +420,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
         name: {"tab": "eval", "fields": {**shared, "eval.output_dir": f"eval_{name}", **fields}}
         for name, fields in EVAL_CASES.items()
     }
-    done = subprocess.run(
-        [str(find_installation().python), "-c", PAGE],
-        input=json.dumps(cases), cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"},
-    )  # fmt: skip
+    done = llamafactory.run(PAGE, cwd=folder, input=json.dumps(cases))
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.rstrip().rpartition("\n")[2])
 

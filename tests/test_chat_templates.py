@@ -1,7 +1,6 @@
 """Chat templates: read from source, and which one a model goes with. Run: pytest tests/test_chat_templates.py."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from orchestrator.upstream.chat_templates import (
     with_found_template,
 )
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from tests.imported_once import Imported
 
 TEMPLATES = '''
 class ReasoningTemplate(Template):
@@ -223,15 +223,14 @@ print(json.dumps({
 
 
 @pytest.mark.integration
-def test_the_reading_is_what_an_import_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reading_is_what_an_import_gives(
+    llamafactory: Imported, installation: Installation, tmp_path: Path
+) -> None:
     """All of it: names, kinds, system texts, and every model's template."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-    installed = find_installation()
-    done = subprocess.run(
-        [str(installed.python), "-c", IMPORTED], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = llamafactory.run(IMPORTED, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     imported = json.loads(done.stdout.strip().splitlines()[-1])
-    templates = read_templates(installed)
+    templates = read_templates(installation)
     assert sorted(templates.names) == imported["names"]
     assert sorted(templates.reasoning) == imported["reasoning"]
     assert templates.default_system == imported["default_system"]

@@ -1,10 +1,7 @@
 """Whether a checkpoint is whole, which one is resumed from, which are kept. Run: pytest tests/test_checkpoints.py."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec
 from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint
+from tests.imported_once import Imported
 from tests.loss_band import BASE, write_data
 
 READ_BY_A_RESUME = (
@@ -520,24 +518,16 @@ def test_a_run_without_checkpoints_has_none_to_keep(run):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def real(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, llamafactory: Imported) -> Path:
     """output/ of a training by the real llamafactory-cli: checkpoint-1 and checkpoint-2."""
-    return train(tmp_path_factory.mktemp("real"), tiny_model)
+    return train(llamafactory, tmp_path_factory.mktemp("real"), tiny_model)
 
 
-def train(place: Path, model: Path, environment: "dict[str, str] | None" = None, **arguments: object) -> Path:
+def train(llamafactory: Imported, place: Path, model: Path, **arguments: object) -> Path:
     write_data(place)
     settings = {"model_name_or_path": str(model), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     (place / "train.yaml").write_text(json.dumps({**BASE, **settings, **arguments}))
-    bin_folder = Path(sys.executable).parent
-    done = subprocess.run(
-        [str(bin_folder / "llamafactory-cli"), "train", "train.yaml"],
-        cwd=place,
-        env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = llamafactory.cli("train", "train.yaml", cwd=place)
     assert done.returncode == 0, done.stderr[-4000:]
     return place / "output"
 
@@ -571,6 +561,6 @@ def test_a_real_file_cut_off_anywhere_is_noticed(real, tmp_path, name, share):
 
 
 @pytest.mark.integration
-def test_a_real_one_that_kept_the_model_alone_is_told(tiny_model, tmp_path):
-    output = train(tmp_path, tiny_model, save_only_model=True, max_steps=1)
+def test_a_real_one_that_kept_the_model_alone_is_told(llamafactory, tiny_model, tmp_path):
+    output = train(llamafactory, tmp_path, tiny_model, save_only_model=True, max_steps=1)
     assert "save_only_model" in problem(output / "checkpoint-1")

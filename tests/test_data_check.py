@@ -4,10 +4,7 @@ Run: pytest tests/test_data_check.py.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from orchestrator.data.data_check import check_data
 from orchestrator.findings import Finding
 from orchestrator.runs.rundir import shipped
 from orchestrator.specs.spec import RunSpec
+from tests.imported_once import Imported
 
 SHIPPED = shipped("dataset_info")
 ALPACA = [
@@ -370,7 +368,7 @@ for name, stage in json.loads(sys.argv[3]):
 
 
 @pytest.mark.integration
-def test_llamafactory_fails_on_drops_and_takes_what_the_check_says(tmp_path: Path) -> None:
+def test_llamafactory_fails_on_drops_and_takes_what_the_check_says(llamafactory: Imported, tmp_path: Path) -> None:
     """Its own loader, converters and processors, on every case above; nothing is tokenized, so that what would fail
     there, a text that is null or an image that is missing, is left out.
     """
@@ -387,9 +385,7 @@ def test_llamafactory_fails_on_drops_and_takes_what_the_check_says(tmp_path: Pat
         infos[str(number)] = {"file_name": f"{number}.json", **info}
     (tmp_path / "dataset_info.json").write_text(json.dumps(infos))
     wanted = json.dumps([(str(number), stage) for number, (_, stage, _, _) in enumerate(cases)])
-    argv = [sys.executable, "-c", TRAIN_AS_LLAMAFACTORY, str(tmp_path), str(tmp_path / "cache"), wanted]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=200)
+    done = llamafactory.run(TRAIN_AS_LLAMAFACTORY, tmp_path, tmp_path / "cache", wanted, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     kept = dict(json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("KEPT "))
     wrong = []

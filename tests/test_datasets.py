@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +32,7 @@ from orchestrator.data.datasets import (
 )
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.runs.rundir import shipped
+from tests.imported_once import Imported
 from tests.reports import flat
 
 SHIPPED = shipped("dataset_info")
@@ -365,13 +364,11 @@ for row in map(convert, rows):
 
 
 @pytest.mark.integration
-def test_llamafactory_reads_the_prompt_that_a_benchmark_sends(tmp_path: Path) -> None:
+def test_llamafactory_reads_the_prompt_that_a_benchmark_sends(llamafactory: Imported, tmp_path: Path) -> None:
     """Training and benchmark put the same user turn to the model, whatever the sentence holds."""
     text = parallel(HARD_SENTENCES)
     write_training_file(text, INSTRUCTION, tmp_path / "train.jsonl")
-    argv = [sys.executable, "-c", READ_AS_LLAMAFACTORY, str(tmp_path / "train.jsonl"), str(tmp_path / "cache")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
+    done = llamafactory.run(READ_AS_LLAMAFACTORY, tmp_path / "train.jsonl", tmp_path / "cache", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     expected = zip(text.sources, text.references, strict=True)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.workshop import PATIENT_S, assert_none_left, new_workshop
+from tests.workshop import PATIENT_S, assert_none_left, new_workshop, real_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -29,7 +29,7 @@ LABELS = ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
 
 @pytest.fixture
 def place(tmp_path, tiny_model):
-    made = new_workshop(tmp_path, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}, model=tiny_model)
+    made = new_workshop(tmp_path, None, real_environment(tmp_path), model=tiny_model)
     made.deadline_s = PATIENT_S
     yield made
     made.kill_all()

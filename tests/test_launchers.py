@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from orchestrator.importing.launchers import Invocation, accelerate_environment,
 from orchestrator.specs.render import Renderer, command_words
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import VARIABLE, find_installation
+from tests.imported_once import Imported
 
 EXAMPLES = Path(__file__).parent / "data" / "llamafactory-0.9.5" / "examples"
 CONFIGS = sorted(EXAMPLES.glob("**/accelerate/*.yaml"))
@@ -446,6 +445,8 @@ ACCELERATE = """
 import json, os, sys
 
 sys.argv[0] = "accelerate"
+os.environ.clear()
+os.environ.update(json.loads(sys.argv[2]))
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
@@ -495,7 +496,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.integration
-def test_the_variables_are_those_that_accelerate_itself_would_set(tmp_path: Path) -> None:
+def test_the_variables_are_those_that_accelerate_itself_would_set(llamafactory: Imported, tmp_path: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], list[str]]] = []
     for number, config in enumerate([*(yaml.safe_load(path.read_text()) for path in CONFIGS), *OTHERS.values()]):
         known = {key: value for key, value in config.items() if key != "kt_config"}  # accelerate 1.11 refuses it
@@ -509,9 +510,7 @@ def test_the_variables_are_those_that_accelerate_itself_would_set(tmp_path: Path
     cases.append((fsdp_path, fsdp, ["--mixed_precision", "no", "--fsdp_version=2", "--enable_cpu_affinity"]))
     words = [["--config_file", str(path), *options] for path, _, options in cases]
     empty = {"HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", ACCELERATE, json.dumps(words)], capture_output=True, text=True, timeout=200, env=empty
-    )
+    done = llamafactory.run(ACCELERATE, json.dumps(words), json.dumps(empty), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(cases) == len(CONFIGS) + len(OTHERS) + 2 == 18
     for (path, config, options), theirs in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
@@ -573,7 +572,9 @@ TEXTS = ("1", "-2", "1.5", "1e3", "true", "No", "x", "", "None", '{"a": 1}', "a,
 
 
 @pytest.mark.integration
-def test_values_are_those_of_hfargumentparser(installed: dict[str, Argument], tmp_path: Path) -> None:
+def test_values_are_those_of_hfargumentparser(
+    llamafactory: Imported, installed: dict[str, Argument], tmp_path: Path
+) -> None:
     """A table of lines, and every argument of the installation with each of some texts."""
     taken = [name for name, each in installed.items() if "train" in each.commands]
     table = [shlex.split(line) for line in LINES]
@@ -583,7 +584,7 @@ def test_values_are_those_of_hfargumentparser(installed: dict[str, Argument], tm
     table += [[f"--{name}", text] for name in taken for text in ("1", "-2", "-x", "true")]
     path = tmp_path / "table.json"
     path.write_text(json.dumps(table))
-    done = subprocess.run([sys.executable, "-c", HF, str(path)], capture_output=True, text=True, timeout=250)
+    done = llamafactory.run(HF, path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     wrong = []

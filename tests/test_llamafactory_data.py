@@ -1,9 +1,6 @@
 """Entries in LLaMA-Factory's own formats. Run: pytest tests/test_llamafactory_data.py."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from orchestrator.data.llamafactory_data import (
 )
 from orchestrator.errors import SpecError
 from orchestrator.specs.render import Renderer, entry_yaml
+from tests.imported_once import Imported
 from tests.reports import flat
 
 LLAMAFACTORY = Path(__file__).parent / "data" / "llamafactory-0.9.5"
@@ -251,7 +249,7 @@ print("DEFAULTS " + json.dumps(asdict(DatasetAttr("file", "x"))))
 
 
 @pytest.mark.integration
-def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(tmp_path: Path) -> None:
+def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafactory: Imported, tmp_path: Path) -> None:
     """Its own parser, on all published entries and some more; and our defaults are its own."""
     more = {
         "all_keys": {
@@ -267,9 +265,7 @@ def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(tmp_path:
     for folder, infos in (("a", original), ("b", rendered)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "dataset_info.json").write_text(json.dumps(infos), "utf-8")
-    argv = [sys.executable, "-c", ATTRIBUTES, str(tmp_path / "a"), str(tmp_path / "b")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=120)
+    done = llamafactory.run(ATTRIBUTES, tmp_path / "a", tmp_path / "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.partition(" ")[::2] for line in done.stdout.splitlines() if line.startswith(("ATTR", "DEF"))]
     (_, one), (_, other), (_, defaults) = ((kind, json.loads(text)) for kind, text in lines)

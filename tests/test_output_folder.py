@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import pickle
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from orchestrator.importing.output_files import MAX_STATE_BYTES, MAX_TEXT_BYTES
 from orchestrator.importing.output_folder import FolderRun, read_output_folder
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import find_installation
+from tests.imported_once import Imported
 from tests.workshop import CAPTIONS
 
 # Of transformers 5.6 and peft 0.18, shortened.
@@ -542,24 +542,22 @@ OF_NO_WEIGHT = {"do_train", "output_dir", "report_to", "use_cpu"}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, llamafactory: Imported
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The folder with an output folder for each training, and what each was given."""
     place = tmp_path_factory.mktemp("trained")
     lines = (CAPTIONS / "train.en").read_text().splitlines()[:60]
     pairs = [{"instruction": line, "input": "", "output": line.upper()} for line in lines]
     better = [{"instruction": line, "input": "", "chosen": line.upper(), "rejected": line} for line in lines]
     write(place / "data", {"pairs__json": pairs, "better__json": better, "dataset_info__json": DATA})
-    cli = find_installation().cli
-    environment = {**os.environ, "PATH": f"{cli.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     given = {}
     for name, values in REAL.items():
         given[name] = {
             "model_name_or_path": str(tiny_model), "dataset_dir": "data", "output_dir": f"out/{name}", **values
         }  # fmt: skip
         (place / f"{name}.yaml").write_text(yaml.safe_dump(given[name]))
-        done = subprocess.run(
-            [str(cli), "train", f"{name}.yaml"], cwd=place, env=environment, capture_output=True, text=True, timeout=240
-        )
+        done = llamafactory.cli("train", f"{name}.yaml", cwd=place)
         assert done.returncode == 0, done.stderr[-3000:]
     return place / "out", given
 

@@ -1,7 +1,7 @@
 """Values that LLaMA-Factory's libraries refuse, against these libraries. Run: pytest tests/test_ranges.py."""
 
 import json
-import subprocess
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from orchestrator.errors import SpecError
 from orchestrator.specs.schema import spec_schema
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument
-from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.ranges import RANGE_RULES, RANGES
 from orchestrator.upstream.rules import broken_rules
+from tests.imported_once import Imported
 from tests.reports import flat
 
-ROOT = Path(__file__).resolve().parent.parent
 OFT = {"finetuning_type": "oft"}
 EVAL = {"val_size": 2, "do_eval": True}
 PREDICT = {"val_size": 2, "do_predict": True, "predict_with_generate": True, "max_new_tokens": 2}
@@ -84,12 +83,10 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
 
 # In LLaMA-Factory's own Python: what its training and its server's engine say to each, '' where they take it.
 VERDICTS = """
-import gc, json, os, runpy, shutil, sys, torch
-from pathlib import Path
+import gc, json, os, shutil, torch
 from llamafactory.chat import ChatModel
 from llamafactory.train.tuner import run_exp
 torch.set_num_threads(1)
-runpy.run_path(sys.argv[1])["main"](Path("model"))
 verdicts = []
 for section, arguments in json.load(open("asked.json")):
     gc.freeze()  # each training collects garbage: a second for all that was imported
@@ -165,7 +162,7 @@ def test_the_schema_has_the_ranges_that_no_other_argument_decides(arguments: dic
 
 @pytest.mark.integration
 def test_the_libraries_refuse_what_the_table_refuses_and_take_the_rest(
-    installation: Installation, tmp_path: Path
+    llamafactory: Imported, tiny_model: Path, tmp_path: Path
 ) -> None:
     """LLaMA-Factory's training and chat engine, in one process: each refused value, and some that are taken."""
     records = [{"instruction": f"say {number} please", "input": "", "output": f"so {number}"} for number in range(8)]
@@ -187,14 +184,8 @@ def test_the_libraries_refuse_what_the_table_refuses_and_take_the_rest(
         for section, given, _ in cases
     ]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    done = subprocess.run(
-        [str(installation.python), "-c", VERDICTS, str(ROOT / "tests" / "tiny_model.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    shutil.copytree(tiny_model, tmp_path / "model")
+    done = llamafactory.run(VERDICTS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     verdicts = json.loads((tmp_path / "verdicts.json").read_text())
     found = [(section, given, verdict) for (section, given, _), verdict in zip(cases, verdicts, strict=True)]

@@ -34,7 +34,6 @@ from orchestrator.specs.render import (
 )
 from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.installation import find_installation
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -490,14 +489,10 @@ print(json.dumps(answers))
 
 
 @pytest.mark.integration
-def test_llamafactory_s_own_parser_takes_the_reference_job(tmp_path):
+def test_llamafactory_s_own_parser_takes_the_reference_job(llamafactory, tmp_path):
     """The line and the file alike; on a machine without a GPU it minds only bf16."""
-    installation = find_installation()
     words = shlex.split((GOLDEN / "multi30k" / "command.txt").read_text())[2:]
-    done = subprocess.run(
-        [installation.python, "-c", PARSE, GOLDEN / "multi30k" / "train.yaml", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = llamafactory.run(PARSE, GOLDEN / "multi30k" / "train.yaml", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.strip().rpartition("\n")[2])
     assert isinstance(answers["line"], list) or "bf16" in answers["line"], answers["line"]

@@ -5,7 +5,6 @@ Run: pytest tests/test_round_trip.py -s prints the table. The examples are in te
 
 import json
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +179,7 @@ os.write(out, json.dumps(answers).encode())
 
 
 @pytest.mark.integration
-def test_llamafactory_s_own_parser_makes_the_same_of_original_and_rendered(cases, tmp_path, arguments):
+def test_llamafactory_s_own_parser_makes_the_same_of_original_and_rendered(llamafactory, cases, tmp_path, arguments):
     """Or refuses both with the same words: what needs a package or a GPU that is not here."""
     names = [name for name, case in cases.items() if isinstance(case, Case) and case.rendered is not None]
     asked = []
@@ -196,10 +195,7 @@ def test_llamafactory_s_own_parser_makes_the_same_of_original_and_rendered(cases
             if case.command == "train":
                 each["output_dir"] = str(tmp_path / "out")
         asked.append([case.command, *pair])
-    python = str(find_installation().python)
-    done = subprocess.run(
-        [python, "-c", PARSE], input=json.dumps(asked), cwd=PUBLISHED, capture_output=True, text=True, timeout=300
-    )
+    done = llamafactory.run(PARSE, cwd=PUBLISHED, input=json.dumps(asked))
     assert done.returncode == 0, done.stderr[-4000:]
     outcomes: dict[str, str] = {}
     for name, (one, other) in zip(names, json.loads(done.stdout), strict=True):

@@ -3,7 +3,6 @@
 import itertools
 import json
 import random
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.rules import RULES, broken_rules, known_rules
+from tests.imported_once import Imported
 from tests.reports import flat
 
 TRAIN = {
@@ -225,13 +225,10 @@ def test_broken_rules_stand_at_the_first_field_that_the_spec_gives(
     ]
 
 
-def verdicts(installation: Installation, folder: Path, asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def verdicts(llamafactory: Imported, folder: Path, asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What LLaMA-Factory's parser says to each: '' where it takes it."""
     (folder / "asked.json").write_text(json.dumps(asked))
-    done = subprocess.run(
-        [str(installation.python), "-c", VERDICTS, "asked.json", "verdicts.json"],
-        cwd=folder, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    done = llamafactory.run(VERDICTS, "asked.json", "verdicts.json", cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads((folder / "verdicts.json").read_text())
     assert len(said) == len(asked)
@@ -240,7 +237,7 @@ def verdicts(installation: Installation, folder: Path, asked: list[tuple[str, di
 
 @pytest.mark.integration
 def test_llamafactory_s_parser_gives_the_same_verdicts(
-    installation: Installation, arguments: dict[str, Argument], tmp_path: Path
+    llamafactory: Imported, arguments: dict[str, Argument], tmp_path: Path
 ) -> None:
     """Each case, mended and not, and pairs of them: refused with a message of ours, or taken by both."""
     cases = tried(arguments)
@@ -252,7 +249,7 @@ def test_llamafactory_s_parser_gives_the_same_verdicts(
             pairs.append((one[0], {**one[2], **other[3]}))
     asked = single + pairs
     wrong = []
-    for (command, given), said in zip(asked, verdicts(installation, tmp_path, asked), strict=True):
+    for (command, given), said in zip(asked, verdicts(llamafactory, tmp_path, asked), strict=True):
         ours = [rule.beginning for rule, _ in broken_rules(command, given, arguments)]
         missing = "No package metadata was found" in said  # not of the table: use_galore without galore_torch, say
         if not (any(map(said.startswith, ours)) if ours else not said or missing):

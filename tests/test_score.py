@@ -254,14 +254,13 @@ print(json.dumps(ComputeSimilarity(Characters())(given)["bleu-4"]))
 
 
 @pytest.mark.integration
-def test_character_bleu4_is_that_of_llamafactorys_own_code(tmp_path):
+def test_character_bleu4_is_that_of_llamafactorys_own_code(llamafactory, tmp_path):
     """Its ComputeSimilarity, where its optional packages are installed: jieba, nltk, rouge-chinese."""
     pairs = [*zip(HYPOTHESES, REFERENCES, strict=True), ("你好，世界", "你好世界。"), ("a", "a b"), ("zz", "a")]
     find = "import jieba, nltk, rouge_chinese"
     if subprocess.run([sys.executable, "-W", "ignore", "-c", find], capture_output=True).returncode:
         pytest.skip("jieba, nltk or rouge-chinese is not installed")
-    argv = [sys.executable, "-W", "ignore", "-c", LLAMAFACTORY]
-    done = subprocess.run(argv, input=json.dumps(pairs), capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    done = llamafactory.run(LLAMAFACTORY, cwd=tmp_path, input=json.dumps(pairs))
     assert done.returncode == 0, done.stderr
     ours = llamafactory_bleu4([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     assert ours.score == pytest.approx(json.loads(done.stdout), abs=1e-9)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestrator.models.model_files import adapter_problems
-from tests.workshop import CAPTIONS, new_workshop
+from tests.workshop import CAPTIONS, new_workshop, real_environment
 
 PREPARED = {"prompt": "instruction", "query": "input", "response": "output"}
 ALPACA = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three", "four")]
@@ -118,7 +118,7 @@ TRAIN = {
 
 @pytest.fixture
 def real(tmp_path, tiny_model):
-    made = new_workshop(tmp_path, None, {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}, model=tiny_model)
+    made = new_workshop(tmp_path, None, real_environment(tmp_path), model=tiny_model)
     yield made
     made.kill_all()
 

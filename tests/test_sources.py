@@ -19,6 +19,7 @@ from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, tra
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import Argument, read_arguments
 from orchestrator.upstream.installation import find_installation
+from tests import warm
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 LEAST = "--do_train --model_name_or_path org/model --dataset toy --template qwen"
@@ -38,8 +39,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 def orchestrate(workspace: Workspace, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "orchestrator", words[0], "--workspace", str(workspace.root), *words[1:]]
-    return subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=120)
+    return warm.run(words[0], "--workspace", str(workspace.root), *words[1:], stdin=stdin)
 
 
 def test_a_command_in_one_word_in_several_and_on_stdin_is_the_same(workspace):

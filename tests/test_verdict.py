@@ -5,6 +5,7 @@ The differences below were measured by tests/loss_band.py; verdict.py's docstrin
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from orchestrator.runs.drift import Drift
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.spec import RunSpec
+from tests.imported_once import Imported
 from tests.loss_band import BASE, losses, write_data
 from tests.model_folders import model_folder
 
@@ -353,11 +355,17 @@ def test_another_test_set_of_the_same_name_is_not_compared():
 
 
 @pytest.mark.integration
-def test_a_real_training_again_in_bf16_and_with_another_seed(tiny_model: Path, tmp_path: Path):
+def test_a_real_training_again_in_bf16_and_with_another_seed(llamafactory: Imported, tiny_model: Path, tmp_path: Path):
     """The same bits, the band, and beyond it."""
     write_data(tmp_path)
     base = {**BASE, "model_name_or_path": str(tiny_model), "max_steps": 10}
-    then = losses(tmp_path, base, {})
-    assert compare_losses(then, losses(tmp_path, base, {})).verdict == "same"
-    assert compare_losses(then, losses(tmp_path, {**base, "bf16": True}, {})).verdict == "within"
-    assert compare_losses(then, losses(tmp_path, {**base, "seed": 43}, {})).verdict == "different"
+
+    def trained(**changes: Any) -> list[float]:
+        return losses(
+            tmp_path, {**base, **changes}, {}, lambda place, _: llamafactory.cli("train", "train.yaml", cwd=place)
+        )
+
+    then = trained()
+    assert compare_losses(then, trained()).verdict == "same"
+    assert compare_losses(then, trained(bf16=True)).verdict == "within"
+    assert compare_losses(then, trained(seed=43)).verdict == "different"
