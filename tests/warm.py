@@ -89,7 +89,9 @@ class Nursery:
         ours, theirs = os.pipe()
         socket.send_fds(self._socket, [asked], [*streams, theirs])
         os.close(theirs)
-        return Forked(int(self._socket.recv(16)), ours)
+        pid = self._socket.recv(16)
+        assert pid, "the nursery is gone; what it said is on stderr"
+        return Forked(int(pid), ours)
 
     def end(self) -> None:
         self._socket.close()
