@@ -70,7 +70,10 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
-    # Whatever the locale: what goes into a file is YAML or JSON, and a terminal shows what it can.
+    # Whatever the locale: bytes that are no text come in as surrogates, what goes into a file is YAML or JSON, and a
+    # terminal shows what it can.
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")

@@ -15,6 +15,8 @@ from tests.fake_llamafactory import install
 from tests.imported_once import Imported, imported
 from tests.workshop import PATIENT_S, Done, Workshop, new_workshop, real_environment
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of many starts would compile the package anew
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +43,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[
     """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
     made = new_workshop(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
     benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
-    done = made.run("launch", made.spec(benchmark=benchmark), FAKE_TORN_S="0.4")  # longer than a look at it takes
+    done = made.run(
+        "launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S="0.4"
+    )  # longer than a look at it takes
     assert done.code == 0, done.err
     return made, done
 

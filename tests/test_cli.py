@@ -269,7 +269,8 @@ def test_help_of_every_command_has_an_example(workshop):
     listed = workshop.run("--help").out.partition("Commands:")[2]
     names = re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)
     assert {"launch", "rerun", "benchmark", "serve", "chat", "export", "list", "show", "check"} <= set(names)
-    for name, done in zip(names, workshop.run_together([(name, "--help") for name in names]), strict=True):
+    helps = workshop.run_together([(name, "--help") for name in names], fresh=True)
+    for name, done in zip(names, helps, strict=True):
         assert done.code == 0 and f"Example: orchestrator {name}" in done.out and done.err == ""
 
 
@@ -288,13 +289,15 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     past = toy.only_run()
     record = toy.record(past)
     words = [("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml")]
-    listed, run, spec, check = (one_document(done) for done in toy.run_together([(*each, "--json") for each in words]))
+    listed, run, spec, check = (
+        one_document(done) for done in toy.run_together([(*each, "--json") for each in words], fresh=True)
+    )
     shown = {**record, "tags": [], "notes": [], "removed": False}
     assert (listed, run, spec["seed"]) == ([shown], shown, 42) and isinstance(check, list)
     words = [("benchmark", past.name, *QUICK), ("launch", "runs/toy.yaml"), ("rerun", past.name)]
     benchmark, *others = [(*each, "--json") for each in words]
     commands = [benchmark, *((*each, "--no-benchmark") for each in others)]
-    (scores,), launched, again = (one_document(done) for done in toy.run_together(commands))
+    (scores,), launched, again = (one_document(done) for done in toy.run_together(commands, fresh=True))
     assert (scores["status"], scores["n_segments"]) == ("complete", 3)
     assert (launched["status"], launched["training"]["steps"]) == ("trained", 5)
     assert (again["rerun_of"], again["status"]) == (past.name, "trained")

@@ -52,9 +52,10 @@ def elastic(place):
     }  # fmt: skip
     spec = workshop.spec(train={**TRAIN, "max_steps": STEPS}, compute=compute)
     first = workshop.start("launch", spec, "--no-benchmark")
-    first.until(training_at_step(workshop, 7), "step 7")
+    first.until(training_at_step(workshop, 1), "the first step")
     run = workshop.only_run()
     (alone,) = ranks(workshop, run)
+    first.until(training_at_step(workshop, 6), "step 6")  # right behind a checkpoint: none is being written
     alone.suspend()  # else it would be at its end before the other one has started
     refused = workshop.run("resume", "toy")
     second = workshop.start("join", "toy", ORCHESTRATOR_LOCKS=str(workshop.root.parent / "locks of another machine"))
@@ -63,8 +64,9 @@ def elastic(place):
     first.until(lambda: len(restarted_at(run / "logs" / "train.log")) == 1, "both to go on together")
     part = next(each for each in workshop.run_folders() if each != run)
     begun = len((run / "output" / "trainer_log.jsonl").read_text("utf-8").splitlines())
-    first.until(training_at_step(workshop, begun + 6), "steps of both")
+    first.until(training_at_step(workshop, begun + 1), "a step of both")
     (other,) = ranks(workshop, part)
+    first.until(training_at_step(workshop, begun + 6), "a step behind the next checkpoint")
     other.kill()
     done = [each.finish() for each in (first, second)]
     return workshop, run, part, {"done": done, "refused": refused}

@@ -16,12 +16,12 @@ TRAIN = {"max_steps": 5, "save_steps": 1}
 ALL = ("benchmark", "toy@all")
 
 
-def with_validation(workshop, pairs=100):
+def with_validation(workshop, pairs=60):
     """A dataset `own` with three splits, and what the fake is to learn."""
     english, german = ((CAPTIONS / f"train.{lang}").read_text("utf-8").splitlines() for lang in ("en", "de"))
     folder = workshop.root / "dataset_info"
     splits = {}
-    for name, part in (("train", slice(0, 300)), ("validation", slice(300, 300 + pairs)), ("test", slice(400, 500))):
+    for name, part in (("train", slice(0, 300)), ("validation", slice(300, 300 + pairs)), ("test", slice(400, 440))):
         splits[name] = {"source": f"{name}.en", "target": f"{name}.de", "pairs": len(english[part]), "sha256": {}}
         for side, lang, lines in (("source", "en", english), ("target", "de", german)):
             data = "".join(f"{line}\n" for line in lines[part]).encode()
@@ -112,7 +112,7 @@ def test_what_was_whole_is_not_asked_again(place):
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_after_an_interruption_the_same_command_goes_on(place, sign):
     """Slowly, so that it is met in the middle of a checkpoint; the answers of before are in their folders."""
-    command = place.start(*ALL, "--concurrency", "1", FAKE_ANSWER_S="0.02")
+    command = place.start(*ALL, "--concurrency", "1", FAKE_ANSWER_S="0.05")
 
     def in_the_third():
         files = list(place.only_run().glob("benchmarks/checkpoint-3-*/hypotheses.jsonl"))

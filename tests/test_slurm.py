@@ -150,7 +150,7 @@ def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm,
     else:
         with slurm.without_node("node2"):
             wait_for(lambda: slurm.states()[job] == "PENDING", "the requeue")
-            assert shown(shop) == "queued"
+            wait_for(lambda: shown(shop) == "queued", "list's word of it, as its processes are gone")
     go.touch()
     record = ended(shop)
     assert (record["training"]["steps"], len(record["attempts"])) == (40, 2)

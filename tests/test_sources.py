@@ -17,16 +17,10 @@ from orchestrator.importing.sources import read_source
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument, read_arguments
-from orchestrator.upstream.installation import find_installation
+from tests import warm
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 LEAST = "--do_train --model_name_or_path org/model --dataset toy --template qwen"
-
-
-@pytest.fixture(scope="module")
-def arguments() -> dict[str, Argument]:
-    return read_arguments(find_installation())
 
 
 @pytest.fixture
@@ -38,8 +32,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 def orchestrate(workspace: Workspace, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "orchestrator", words[0], "--workspace", str(workspace.root), *words[1:]]
-    return subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=120)
+    return warm.run(words[0], "--workspace", str(workspace.root), *words[1:], stdin=stdin)
 
 
 def test_a_command_in_one_word_in_several_and_on_stdin_is_the_same(workspace):
@@ -144,18 +137,37 @@ RUBBISH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(RUBBISH))
-def test_rubbish_is_refused_with_a_reason_in_bounded_memory(name, workspace, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(RUBBISH[name])
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
-        "sys.argv[0] = 'orchestrator'; from orchestrator.__main__ import main; main()"
-    )
-    argv = [sys.executable, "-c", code, "import", "--workspace", str(workspace.root), str(path)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+CHILD = """
+import contextlib, io, json, resource, sys
+
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+from orchestrator.__main__ import main
+
+said = {}
+_, root, *paths = sys.argv
+for path in paths:
+    sys.argv = ["orchestrator", "import", "--workspace", root, path]
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            said[path] = end.code, err.getvalue()
+print(json.dumps(said))
+"""
+
+
+def test_rubbish_is_refused_with_a_reason_in_bounded_memory(workspace, tmp_path):
+    """All of it by one process, so that what one file takes is not kept either."""
+    for name, content in RUBBISH.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in RUBBISH]
+    argv = [sys.executable, "-c", CHILD, str(workspace.root), *paths]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert list(said) == paths
+    for path, (code, text) in said.items():
+        assert code == 2 and text.startswith("error: ") and "Traceback" not in text, (path, text)
     assert list(workspace.runs.glob("*.yaml")) == [] and list(workspace.dataset_info.iterdir()) == []
 
 
@@ -164,16 +176,16 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(system=text, run_name=text, variable=text)
-def test_any_text_survives_from_command_line_to_spec_to_command_line(system, run_name, variable, workspace, arguments):
+def test_any_text_survives_from_command_line_to_spec_to_command_line(
+    system, run_name, variable, workspace, arguments, installation
+):
     renderer = Renderer()
     given_arguments = {
         "model_name_or_path": "org/model", "default_system": system, "template": "qwen", "do_train": True,
         "dataset": "toy", "run_name": run_name,
     }  # fmt: skip
     command = renderer.command("train", given_arguments, {"SOME_TEXT": variable})
-    draft = read_source(
-        [command + " "], cwd=workspace.root, line=None, arguments=arguments, installation=find_installation()
-    )
+    draft = read_source([command + " "], cwd=workspace.root, line=None, arguments=arguments, installation=installation)
     folders = entry_folders(workspace.dataset_info)
     imported = import_draft(draft, "x", workspace=workspace, folders=folders, renderer=renderer)
     path = workspace.runs / "x.yaml"
@@ -187,17 +199,17 @@ def test_any_text_survives_from_command_line_to_spec_to_command_line(system, run
     )
 
 
-def test_a_word_that_is_nothing_is_refused(arguments, tmp_path):
+def test_a_word_that_is_nothing_is_refused(arguments, installation, tmp_path):
     with pytest.raises(SpecError, match="is no file, no folder and no command"):
-        read_source(["gone"], cwd=tmp_path, line=None, arguments=arguments, installation=find_installation())
+        read_source(["gone"], cwd=tmp_path, line=None, arguments=arguments, installation=installation)
 
 
 @pytest.mark.parametrize("words", [[""], [" "], ["", "\t"]])
-def test_nothing_at_all_is_refused_and_is_not_the_current_folder(words, arguments):
+def test_nothing_at_all_is_refused_and_is_not_the_current_folder(words, arguments, installation):
     with pytest.raises(SpecError, match="there is nothing to import"):
-        read_source(words, cwd=None, line=None, arguments=arguments, installation=find_installation())
+        read_source(words, cwd=None, line=None, arguments=arguments, installation=installation)
 
 
-def test_a_home_of_nobody_is_no_file(arguments, tmp_path):
+def test_a_home_of_nobody_is_no_file(arguments, installation, tmp_path):
     with pytest.raises(SpecError, match="is no file, no folder and no command"):
-        read_source(["~nobody-here/x"], cwd=tmp_path, line=None, arguments=arguments, installation=find_installation())
+        read_source(["~nobody-here/x"], cwd=tmp_path, line=None, arguments=arguments, installation=installation)

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import yaml
 
+from tests import warm
 from tests.model_folders import model_folder
 
 MARK = "ORCHESTRATOR_TEST_MARK"
@@ -58,7 +59,7 @@ class Command:
     """A command under way, in a session of its own, as on a terminal."""
 
     args: tuple[str, ...]
-    popen: "subprocess.Popen[bytes]"
+    popen: "subprocess.Popen[bytes] | warm.Forked"
     out_file: Path
     err_file: Path
     deadline_s: float = DEADLINE_S
@@ -157,7 +158,7 @@ class Workshop:
     cli: Path | None
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+    started: "list[subprocess.Popen[bytes] | warm.Forked]" = field(default_factory=list)
     deadline_s: float = DEADLINE_S
     """How long a command may take, unless it is said otherwise."""
 
@@ -191,24 +192,48 @@ class Workshop:
         return path
 
     def start(
-        self, *args: str | Path, cwd: Path | None = None, stdin: Any = subprocess.DEVNULL, **environment: str | None
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        stdin: int | IO[bytes] | None = None,
+        fresh: bool = False,
+        **environment: str | None,
     ) -> Command:
+        """Start a command.
+
+        Args:
+            args: its words.
+            cwd: its working folder.
+            stdin: what it reads; None: nothing.
+            fresh: by Python as a user does it, imports and all, as it always is with the real LLaMA-Factory.
+            environment: variables; one that is Python's own has the command started afresh.
+        """
         words = tuple(map(str, args))
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        with out.open("wb") as out_file, err.open("wb") as err_file:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator", *words],
-                cwd=cwd or self.root,
-                env=self.full_environment(environment),
-                stdin=stdin,
-                stdout=out_file,
-                stderr=err_file,
-                start_new_session=True,
-            )
+        fresh = fresh or self.cli is None or not warm.CAN_FORK or any(name.startswith("PYTHON") for name in environment)
+        start = self._start_afresh if fresh else warm.nursery().start
+        with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
+            first = nothing if stdin is None else stdin
+            streams = [each if isinstance(each, int) else each.fileno() for each in (first, out_file, err_file)]
+            popen = start(words, cwd or self.root, self.full_environment(environment), streams)
         self.started.append(popen)
         return Command(words, popen, out, err, self.deadline_s)
+
+    def _start_afresh(
+        self, words: Iterable[str], cwd: Path, env: Mapping[str, str], streams: Iterable[int]
+    ) -> "subprocess.Popen[bytes]":
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *words],
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
 
     @contextmanager
     def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
@@ -233,9 +258,9 @@ class Workshop:
             terminal.hang_up()
             popen.wait(DEADLINE_S)
 
-    def run_together(self, commands: Iterable[tuple[str | Path, ...]], **environment: str | None) -> list[Done]:
+    def run_together(self, commands: Iterable[tuple[str | Path, ...]], **keywords: Any) -> list[Done]:
         """Commands at the same time."""
-        under_way = [self.start(*words, **environment) for words in commands]
+        under_way = [self.start(*words, **keywords) for words in commands]
         return [command.finish() for command in under_way]
 
     def run(self, *args: str | Path, timeout_s: float | None = None, **keywords: Any) -> Done:
@@ -261,9 +286,11 @@ class Workshop:
     def processes(self) -> list[psutil.Process]:
         """Every process that a command of ours started, or that such a one started, and so on."""
         found = []
+        forked = {each.pid for each in self.started if isinstance(each, warm.Forked) and each.poll() is None}
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                ours = process.pid in forked or process.environ().get(MARK) == self.mark
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue

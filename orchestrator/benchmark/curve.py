@@ -35,7 +35,7 @@ _WIDTH = 32  # of the drawn intervals, in characters
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class Point(_Part):

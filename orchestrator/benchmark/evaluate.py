@@ -26,13 +26,13 @@ from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.benchmark.speed import Speed, speed
-from orchestrator.benchmark.streaming import Streaming
 from orchestrator.benchmark.translate import Load, translate
 from orchestrator.benchmark.triage import Triage, triage
 from orchestrator.data.testset import said
 from orchestrator.errors import SpecError, StageError
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
+from orchestrator.runs.record_parts import Streaming
 from orchestrator.runs.rundir import atomic_write
 
 log = logging.getLogger("orchestrator")

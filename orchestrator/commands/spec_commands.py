@@ -5,6 +5,7 @@ Flags in, one call, results on stdout, everything else on stderr.
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from orchestrator.commands.options import (
 from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
+    from orchestrator.plan import Session
     from orchestrator.runs.rundir import Workspace
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
@@ -193,48 +195,61 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    from orchestrator.commands import sweeps, terminal
+    if sum([command, file is not None, resolved, diff is not None]) > 1:
+        raise SpecError("--command, --file, --resolved and --diff exclude each other")
+    if diff is not None:
+        from orchestrator.commands import terminal
+
+        session = open_session(workspace, None)
+        terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
+    elif is_spec(what):
+        _show_spec(open_session(workspace, None), what, overrides or (), "command.txt" if command else file, as_json)
+    elif overrides:
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    else:
+        _show_run(workspace, what, "command.txt" if command else "spec.yaml" if resolved else file, as_json)
+
+
+def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: str | None, as_json: bool) -> None:
+    from orchestrator.commands import terminal
     from orchestrator.plan import render_dataset_info, render_files, render_job, resolve
-    from orchestrator.runs import registry, state
-    from orchestrator.runs.groups import lookup_group
-    from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
     from orchestrator.specs import cloud
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
 
-    if sum([command, file is not None, resolved, diff is not None]) > 1:
-        raise SpecError("--command, --file, --resolved and --diff exclude each other")
-    session = open_session(workspace, None)
-    if diff is not None:
-        terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
-        return
-    if is_spec(what):
-        spec, found = resolve(session, session.load_spec(Path(what), overrides or ()))
-        files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
-        if file == "dataset_info.json":  # the others can be shown without the datasets
-            files |= render_dataset_info(session, spec)
-        if file in cloud.FILES:
-            installed = session.llamafactory_or_none()
-            version = installed.versions.get("llamafactory") if installed else None
-            task = cloud.task(file, spec, Path(what), session.workspace.root, overrides or (), version)
-            files[file] = session.renderer.task_yaml(file, task)
-        if as_json:
-            terminal.print_json(spec_json(spec))
-            return
-        terminal.print_file(files, "command.txt" if command else file or "spec.yaml", what)
-        return
-    if overrides:
-        raise SpecError("--set is for a spec; a run is shown as it was")
-    wanted = "command.txt" if command else "spec.yaml" if resolved else file
-    if wanted is None and (group := lookup_group(session.workspace, what)) is not None:
+    spec, found = resolve(session, session.load_spec(Path(what), overrides))
+    files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
+    if file == "dataset_info.json":  # the others can be shown without the datasets
+        files |= render_dataset_info(session, spec)
+    if file in cloud.FILES:
+        installed = session.llamafactory_or_none()
+        version = installed.versions.get("llamafactory") if installed else None
+        task = cloud.task(file, spec, Path(what), session.workspace.root, overrides, version)
+        files[file] = session.renderer.task_yaml(file, task)
+    if as_json:
+        terminal.print_json(spec_json(spec))
+    else:
+        terminal.print_file(files, file or "spec.yaml", what)
+
+
+def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool) -> None:
+    """A run or a group, or a file of a run. Without a Session: to look for LLaMA-Factory takes as long as the rest."""
+    from orchestrator.commands import sweeps, terminal
+    from orchestrator.runs import registry, state
+    from orchestrator.runs.groups import lookup_group
+    from orchestrator.runs.notes import Notes
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.rundir import find_workspace
+
+    place = find_workspace(workspace)
+    if file is None and (group := lookup_group(place, what)) is not None:
         sweeps.print_group(group, as_json=as_json)
         if not as_json:
             sweeps.print_next_step(group)
         return
-    run = session.workspace.find_run(what)
-    if wanted is not None:
-        terminal.print_file_of(run.path, wanted, run.id)
+    run = place.find_run(what)
+    if file is not None:
+        terminal.print_file_of(run.path, file, run.id)
     elif as_json:
         terminal.print_json(registry.run_json(run, RunRecord.load(run), Notes.load(run)))
     else:

@@ -33,7 +33,7 @@ _asked: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
 class Job(BaseModel):
     """A job that carries a run out, as the run's record keeps it."""
 
-    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     id: str = ""
     """ARRAY_TASK for a task of an array; '': it is being submitted."""

@@ -40,7 +40,7 @@ _SLURM_SAYS = (
 class CloudSpec(BaseModel):
     """What `show SPEC --file sky.yaml` or `--file dstack.yaml` asks SkyPilot or dstack for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     accelerators: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*(:[1-9][0-9]*)?$")
     """The GPUs of each machine: A100:8, or H100 for one."""

@@ -50,7 +50,7 @@ OWNED_OPTIONS: dict[str, str] = {
 class SlurmResources(BaseModel):
     """What a job asks for. Left out: what the cluster gives by default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     partition: _Text | None = None
     """Partition, or several, comma-separated."""
