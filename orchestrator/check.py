@@ -32,6 +32,7 @@ from orchestrator.models.model_files import (
 from orchestrator.runs.locks import devices_of
 from orchestrator.runs.slurm import own_job
 from orchestrator.runs.slurm_check import check_slurm
+from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
 from orchestrator.upstream.compute_check import check_compute
@@ -272,6 +273,10 @@ def _machine(spec: RunSpec) -> list[Finding]:
             findings.append(Finding("warning", "missing", f"train.{halves[0]}", what, "add train.use_cpu: true"))
         elif arguments.get("use_cpu") is not True:
             findings.append(Finding("note", "missing", "train", "no GPU is seen here: this trains on the CPU"))
+        environment = {**os.environ, **train_environment(spec)}
+        if "FORCE_TORCHRUN" in environment and "NPROC_PER_NODE" not in environment and spec.compute.slurm is None:
+            what = "not given: LLaMA-Factory has torchrun start a process for each device, and no GPU is seen here"
+            findings.append(Finding("error", "missing", "compute.nproc_per_node", what, "nproc_per_node: 2, say"))
     if spec.benchmark and spec.serve.port is not None:
         reason = _port_problem(spec.serve.host, spec.serve.port)
         if reason:

@@ -117,6 +117,14 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert all(each.message in error.value.message for each in found)
 
 
+@pytest.mark.parametrize("compute", [{"env": {"FORCE_TORCHRUN": "1"}}, {"max_restarts": 1}])
+def test_torchrun_without_a_device_or_a_number_of_processes_is_refused(root: Path, compute: dict[str, Any]) -> None:
+    """It would be told `--nproc_per_node 0`."""
+    found = only(root, compute=compute)
+    assert (found.severity, found.field) == ("error", "compute.nproc_per_node")
+    assert findings(root, compute={**compute, "nproc_per_node": 2}) == []
+
+
 def test_only_missing_things_are_a_prerequisite_error(root: Path) -> None:
     """Exit code 3: the spec is right; a single error keeps its own remedy. Warnings raise nothing."""
     missing = Finding("error", "missing", "serve.port", "in use", "stop it")

@@ -114,6 +114,7 @@ def stopped(place):
         if done["newest"].whole:
             break
     done["names"] = {path.name for path in done["newest"].folder.iterdir()}
+    done["faults"] = adapter_problems(done["newest"].folder)
     return workshop, done | {"resumed": workshop.run("resume", "toy")}
 
 
@@ -150,6 +151,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     assert (done["said"].code, done["record"]["status"], done["record"]["benchmarks"]) == (0, "stopped", [])
     assert done["newest"].whole, done["newest"].line()
     assert {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= done["names"]
+    assert done["faults"] == []
     assert done["newest"].step >= 12 and f"kept: {done['newest'].label}\n" in done["launched"].err
     assert f"the newest whole checkpoint: {done['newest'].label}\n" in done["said"].err
     assert f"the training goes on from {done['newest'].label}\n" in done["resumed"].err
