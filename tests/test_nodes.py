@@ -15,7 +15,7 @@ from orchestrator.models.model_files import adapter_problems
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import curve
 from tests.test_real import torchrun_works
-from tests.workshop import assert_none_left, training_at_step
+from tests.workshop import assert_none_left, told_to_stop, training_at_step
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), torchrun_works]
 
@@ -81,19 +81,18 @@ def killed(place):
 
 
 def stop(workshop, command):
-    """`stop`, with the ranks held until it has come: none is at its end before it is told."""
+    """`stop`, of which both ranks hear at one step."""
     found = workshop.processes()
     ranks = [each for each in found if re.search(r"-u \S*launcher\.py train\.yaml", " ".join(each.cmdline()))]
     assert len(ranks) == 2
-    for rank in ranks:
-        rank.suspend()
-    stopping = workshop.start("stop", "toy")
-    try:
+    stopping = []
+
+    def tell():
+        stopping.append(workshop.start("stop", "toy"))
         command.until(lambda: "stopping: the training saves a checkpoint first" in command.err, "the stop")
-    finally:
-        for rank in ranks:
-            rank.resume()
-    return stopping.finish()
+
+    told_to_stop(ranks, tell)
+    return stopping[0].finish()
 
 
 @pytest.fixture(scope="module")

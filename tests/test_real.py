@@ -11,14 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
 from orchestrator.models.model_files import adapter_problems, model_problems
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import curve
-from tests.workshop import PATIENT_S, assert_none_left, training_at_step, wait_for
+from tests.workshop import PATIENT_S, assert_none_left, told_to_stop, training_at_step, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -175,7 +174,7 @@ def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
 
 # A run that is broken off, and goes on
 
-SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 30, "gradient_accumulation_steps": 4, "save_strategy": "steps"}
+SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 40, "gradient_accumulation_steps": 4, "save_strategy": "steps"}
 SLOW |= {"save_steps": 5, "max_samples": 500, "finetuning_type": "full", "lora_target": None}
 
 
@@ -195,12 +194,16 @@ def broken_off(place):
     command = broken.start("resume", "toy")
     command.until(lambda: _is_training_again(broken.record()), "the second training")
     follower = broken.start("logs", "toy", "-f")
-    # Not by lines of the log: those of before the kill are in it too.
-    command.until(lambda: _trained_on(broken), "steps of the second attempt")
-    with _held(broken):  # else it might be at its end before it is shown
+    (trainer,) = command.until(lambda: _trainers(broken), "the trainer")
+
+    def tell():
         wait_for(lambda: "step" in broken.run("show", "toy").out, "steps in what is shown")
         command.interrupt(signal.SIGINT)
         command.until(lambda: "stopping: the training saves a checkpoint first" in command.err, "the stop")
+
+    # Not by lines of the log: those of before the kill are in it too.
+    command.until(lambda: _trained_on(broken), "steps of the second attempt")
+    told_to_stop([trainer], tell)
     stopped = command.finish()
     followed = follower.finish()  # it is a process of the workspace too, and ends a moment after the run
     record, left_over = broken.record(), broken.left_over()
@@ -212,15 +215,8 @@ def broken_off(place):
     return whole, broken, done
 
 
-@contextmanager
-def _held(workshop):
-    """The training takes no step for the length of the block."""
-    (trainer,) = [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
-    trainer.suspend()
-    try:
-        yield
-    finally:
-        trainer.resume()
+def _trainers(workshop):
+    return [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
 
 
 def _is_training_again(record):
@@ -242,12 +238,12 @@ def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(brok
     assert attempts == [("interrupted", ""), ("stopped", "checkpoint"), ("done", "checkpoint")]
     assert record["attempts"][1]["from_step"] in (5, 10)
     first, second = whole.record()["training"], record["training"]
-    assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (30, 30)
+    assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (40, 40)
     assert second["logged_losses"] == first["logged_losses"]
     assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-9)
     curves = [curve(each.only_run() / "output" / "trainer_log.jsonl") for each in (whole, broken)]
     losses = [[(event["current_steps"], event["loss"]) for event in each if "loss" in event] for each in curves]
-    assert losses[0] == losses[1] and len(losses[0]) == 30
+    assert losses[0] == losses[1] and len(losses[0]) == 40
     weights = [(each.only_run() / "output" / "model.safetensors").read_bytes() for each in (whole, broken)]
     assert weights[0] == weights[1]
 

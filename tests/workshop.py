@@ -212,7 +212,7 @@ class Workshop:
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        fresh = fresh or self.cli is None or not warm.CAN_FORK or any(name.startswith("PYTHON") for name in environment)
+        fresh = fresh or self.cli is None or not warm.CAN_FORK or any(map(_read_at_the_start, environment))
         start = self._start_afresh if fresh else warm.nursery().start
         with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
             first = nothing if stdin is None else stdin
@@ -348,6 +348,34 @@ def new_workshop(
     else:
         shutil.copytree(model, root / "models" / "tiny")
     return Workshop(root, cli, environment or {})
+
+
+def _read_at_the_start(variable: str) -> bool:
+    """By Python, or by sacrebleu as it is imported."""
+    return variable.startswith("PYTHON") or variable == "SACREBLEU"
+
+
+def told_to_stop(processes: Iterable[psutil.Process], tell: Callable[[], Any]) -> None:
+    """Have processes that train told to stop, so that they save a checkpoint at the step they are at, or the next.
+
+    transformers waits 3 s from SIGTERM on, in a thread, and trains meanwhile: on a fast machine to the end. Here
+    they take no step but for the signal to be heard.
+    """
+    trainers = list(processes)
+    for each in trainers:
+        each.suspend()
+    threads = {each: each.num_threads() for each in trainers}
+    try:
+        tell()
+        for each in trainers:
+            each.resume()
+        wait_for(lambda: all(each.num_threads() > threads[each] for each in trainers), "a thread that waits 3 s")
+        for each in trainers:
+            each.suspend()
+        time.sleep(3.2)
+    finally:
+        for each in trainers:
+            each.resume()
 
 
 def training_at_step(workshop: Workshop, step: int) -> Callable[[], bool]:
