@@ -143,16 +143,18 @@ def test_a_served_run_answers_curl_the_openai_client_and_a_chat(launched):
 
 @torchrun_works
 def test_kill_9_leaves_no_rank_of_torchrun(place):
-    """The launcher gets a death signal; torchrun and its ranks, in sessions of their own, are watch.py's."""
+    """The launcher gets a death signal; torchrun and its rank, in sessions of their own, are watch.py's.
+
+    One rank: of two one may wait for the other, which has left, until the grace is over.
+    """
     workshop = place()
     train = {**LONG, "ddp_backend": "gloo"}
-    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}))
+    command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 1}))
     command.until(training_at_step(workshop, 3), "step 3")
-    assert len(workshop.children(command)) >= 4  # launcher, torchrun, two ranks
+    assert len(workshop.children(command)) >= 3  # launcher, torchrun, rank
     command.popen.kill()
     command.popen.wait()
-    # A rank that is a step behind may wait for one that has left: then it is killed when the grace is over.
-    assert_none_left(workshop, timeout_s=PATIENT_S)
+    assert_none_left(workshop)
     (listed,) = workshop.run("list", "--json").json()
     assert listed["status"] == "interrupted"
 
