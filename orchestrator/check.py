@@ -274,7 +274,8 @@ def _machine(spec: RunSpec) -> list[Finding]:
         elif arguments.get("use_cpu") is not True:
             findings.append(Finding("note", "missing", "train", "no GPU is seen here: this trains on the CPU"))
         environment = {**os.environ, **train_environment(spec)}
-        if "FORCE_TORCHRUN" in environment and "NPROC_PER_NODE" not in environment and spec.compute.slurm is None:
+        torchrun = environment.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")  # its is_env_enabled
+        if torchrun and "NPROC_PER_NODE" not in environment and spec.compute.slurm is None:
             what = "not given: LLaMA-Factory has torchrun start a process for each device, and no GPU is seen here"
             findings.append(Finding("error", "missing", "compute.nproc_per_node", what, "nproc_per_node: 2, say"))
     if spec.benchmark and spec.serve.port is not None:

@@ -61,7 +61,6 @@ def train(
     on_look: Callable[[Child], None] | None = None,
     held: Sequence[int] = (),
     machine: Machine | None = None,
-    joined: RunDir | None = None,
     prefix: Sequence[str] = (),
 ) -> Training | str:
     """Train as the run folder's train.yaml says.
@@ -75,7 +74,6 @@ def train(
         on_look: called with the training's first process several times a second; it may raise, which ends it.
         held: locks that stay locked until the last process of the training is gone, even if we are killed.
         machine: which of several machines this is. None: the only one.
-        joined: the run whose training this is a part of, and whose output/ it writes into. None: its own.
         prefix: words before llamafactory-cli: what starts it on each node.
 
     Returns:
@@ -87,6 +85,7 @@ def train(
     """
     argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
+    joined = machine.joined if machine is not None else None
     trainer_log = (joined or run).trainer_log
     offset = close_torn_line(trainer_log) if joined is None else 0  # another's is not ours to mend
     started = time.time()
@@ -109,9 +108,9 @@ def train(
         if child is not None:
             _stop(child, Settled(run), saves="RDZV_ID" not in environment)
         if isinstance(error, KeyboardInterrupt | Interrupted):
-            raise _stopped(run, machine, joined) from error
+            raise _stopped(run, machine) from error
         raise
-    again = f"to join again: orchestrator join {joined.id}" if joined else by_hand(run.path, argv, environment)
+    again = _to_join(joined) if joined is not None else by_hand(run.path, argv, environment)
     if machine is not None and not machine.is_main and _is_elsewhere(run, child, machine, again):
         if joined is not None:
             return f"this machine is {machine.name} that train {joined.id}: the results are there"
@@ -124,7 +123,7 @@ def finished(run: RunDir, resumed_at: Sequence[int] = ()) -> Training | None:
     state, results = _read_json(run.output / "trainer_state.json"), _read_json(run.output / "train_results.json")
     if state is None or results is None or _ended_early(state) or weight_problems(run.output):
         return None
-    return _training(run, state, results, resumed_at)
+    return _training(run, state, results, [*resumed_at, *restarted_at(run.train_log)])
 
 
 def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
@@ -158,7 +157,7 @@ def _failure(run: RunDir, child: Child, faults: Sequence[str], by_hand: str, mac
     if machine is not None and child.log_holds(*_LOST):
         said += f". It lost the connection to another machine, whose part had ended: this one is {machine.name}, and "
         said += "what happened is in the other's log"
-        if "orchestrator join" not in by_hand:
+        if machine.joined is None:
             by_hand = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
     return StageError(f"the training failed: {said}. Last lines of {run.train_log}:\n{child.log_tail()}", by_hand)
 
@@ -181,7 +180,7 @@ def _result(
     faults += weight_problems(run.output)
     if faults or results is None or state is None:
         raise _failure(run, child, faults, by_hand, machine)
-    return _training(run, state, results, resumed_at)
+    return _training(run, state, results, [*resumed_at, *restarted_at(run.train_log, child.log_start_bytes)])
 
 
 def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[int]) -> Training:
@@ -189,7 +188,7 @@ def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[in
     return Training(
         steps=int(state.get("global_step", 0)),
         total_steps=int(state.get("max_steps", 0)),
-        train_loss=_train_loss(run, state, results, [*resumed_at, *restarted_at(run.train_log)]),
+        train_loss=_train_loss(run, state, results, resumed_at),
         train_runtime_s=results.get("train_runtime"),
         tokens_seen=tokens if isinstance(tokens, int) else None,
         logged_losses=logged_losses(run.trainer_log),
@@ -285,10 +284,13 @@ def _stop(child: Child, settled: Settled, *, saves: bool) -> None:
         raise
 
 
-def _stopped(run: RunDir, machine: Machine | None, joined: RunDir | None) -> Interrupted:
-    if joined is not None:
-        said = f"this machine's part in {joined.id} was stopped"
-        return Interrupted(said, f"to join again: orchestrator join {joined.id}")
+def _to_join(joined: RunDir) -> str:
+    return f"to join again: orchestrator join {joined.id}"
+
+
+def _stopped(run: RunDir, machine: Machine | None) -> Interrupted:
+    if machine is not None and machine.joined is not None:
+        return Interrupted(f"this machine's part in {machine.joined.id} was stopped", _to_join(machine.joined))
     saved = [path.name for path in run.checkpoints() if (path / "trainer_state.json").is_file()]
     if machine is not None and not saved and not machine.is_main:
         said = f"the training was stopped here, on the machine that is {machine.name}; checkpoints are at rank 0"

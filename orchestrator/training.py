@@ -8,6 +8,7 @@ Not covered: the process itself and how it ended (train.py); what comes before a
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.models.model_files import weights_sha256
@@ -72,6 +73,7 @@ def train_run(
     installation, environment = session.llamafactory(), train_environment(spec)
     machine = this_machine(spec.compute, os.environ)
     if machine is not None:
+        machine = replace(machine, joined=joined)
         rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         environment = {**environment, **rank}
         log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
@@ -103,7 +105,6 @@ def train_run(
             on_look=on_look,
             held=locks,
             machine=machine,
-            joined=joined,
             prefix=prefix,
         )
     if isinstance(trained, str):

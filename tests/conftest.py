@@ -43,9 +43,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[
     """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
     made = new_workshop(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
     benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
-    done = made.run(
-        "launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S="0.4"
-    )  # longer than a look at it takes
+    torn_s = "0.4"  # longer than a look at it takes
+    done = made.run("launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S=torn_s)
     assert done.code == 0, done.err
     return made, done
 

@@ -123,6 +123,7 @@ def test_torchrun_without_a_device_or_a_number_of_processes_is_refused(root: Pat
     found = only(root, compute=compute)
     assert (found.severity, found.field) == ("error", "compute.nproc_per_node")
     assert findings(root, compute={**compute, "nproc_per_node": 2}) == []
+    assert findings(root, compute={"env": {"FORCE_TORCHRUN": "0"}}) == []
 
 
 def test_only_missing_things_are_a_prerequisite_error(root: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from orchestrator.models.checkpoints import inspect
@@ -21,19 +20,6 @@ from tests.workshop import PATIENT_S, training_at_step, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), torchrun_works]
 STEPS = 30
-
-
-def ranks(workshop, run):
-    """The processes of a run that train."""
-    found = [each for each in workshop.processes() if re.search(r"-u \S*launcher\.py train\.yaml", " ".join(cmd(each)))]
-    return [each for each in found if Path(each.cwd()) == run]
-
-
-def cmd(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def is_told_to_end(process):
@@ -54,7 +40,7 @@ def elastic(place):
     first = workshop.start("launch", spec, "--no-benchmark")
     first.until(training_at_step(workshop, 1), "the first step")
     run = workshop.only_run()
-    (alone,) = ranks(workshop, run)
+    (alone,) = workshop.ranks(run)
     first.until(training_at_step(workshop, 6), "step 6")  # right behind a checkpoint: none is being written
     alone.suspend()  # else it would be at its end before the other one has started
     refused = workshop.run("resume", "toy")
@@ -65,7 +51,7 @@ def elastic(place):
     part = next(each for each in workshop.run_folders() if each != run)
     begun = len((run / "output" / "trainer_log.jsonl").read_text("utf-8").splitlines())
     first.until(training_at_step(workshop, begun + 1), "a step of both")
-    (other,) = ranks(workshop, part)
+    (other,) = workshop.ranks(part)
     first.until(training_at_step(workshop, begun + 6), "a step behind the next checkpoint")
     other.kill()
     done = [each.finish() for each in (first, second)]

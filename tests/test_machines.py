@@ -168,12 +168,11 @@ def test_what_cannot_be_joined_is_said(workshop: Workshop, compute, train, code,
     assert len(workshop.run_folders()) == 1
 
 
-def test_a_machine_whose_data_is_other_does_not_join(workshop: Workshop):
+def test_a_machine_that_has_another_model_does_not_join(workshop: Workshop):
     command = workshop.start("launch", workshop.spec(compute=ELASTIC), FAKE_TRAIN="hangs")
     command.until(lambda: workshop.calls("train"), "the training")
-    (workshop.root / "models" / "tiny" / "config.json").write_text(
-        (workshop.root / "models" / "tiny" / "config.json").read_text("utf-8") + "\n", "utf-8"
-    )
+    config = workshop.root / "models" / "tiny" / "config.json"
+    config.write_text(config.read_text("utf-8") + "\n", "utf-8")
     joined = workshop.run("join", "toy")
     assert joined.code == 3 and "cannot go on as it began: model" in joined.err, joined.err
     assert workshop.run("stop", "toy").code == 0 and command.finish().code == 130

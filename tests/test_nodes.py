@@ -5,7 +5,6 @@ processes' examples. One thread per process: sums come out the same each time.
 """
 
 import random
-import re
 import socket
 
 import pytest
@@ -82,8 +81,7 @@ def killed(place):
 
 def stop(workshop, command):
     """`stop`, of which both ranks hear at one step."""
-    found = workshop.processes()
-    ranks = [each for each in found if re.search(r"-u \S*launcher\.py train\.yaml", " ".join(each.cmdline()))]
+    ranks = workshop.ranks(workshop.only_run())
     assert len(ranks) == 2
     stopping = []
 

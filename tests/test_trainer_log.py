@@ -84,4 +84,5 @@ def test_where_torchrun_had_a_training_go_on_from_is_in_llamafactorys_log(tmp_pa
         f"example: {said}7.\n{said}8. And more\n{said}20.\n{said}2"
     )
     assert restarted_at(tmp_path / "train.log") == [10, 20]
+    assert restarted_at(tmp_path / "train.log", offset=len(said)) == [20]
     assert restarted_at(tmp_path / "no.log") == []

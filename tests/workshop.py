@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -14,7 +15,7 @@ import termios
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -300,6 +301,16 @@ class Workshop:
         """What a command of ours has started of LLaMA-Factory; the process that watches over it is left out."""
         found = [process for process in self.processes() if process.pid != command.popen.pid]
         return [process for process in found if "orchestrator.processes.watch" not in process.cmdline()]
+
+    def ranks(self, run: Path) -> list[psutil.Process]:
+        """The processes that torchrun has train a run."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                words = " ".join(process.cmdline())
+                if re.search(r"-u \S*launcher\.py train\.yaml", words) and process.cwd() == str(run):
+                    found.append(process)
+        return found
 
     def left_over(self) -> list[str]:
         return [" ".join(process.cmdline()) for process in self.processes()]

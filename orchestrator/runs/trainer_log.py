@@ -82,13 +82,14 @@ def step_of(event: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def restarted_at(train_log: Path) -> list[int]:
+def restarted_at(train_log: Path, offset: int = 0) -> list[int]:
     """The steps of the checkpoints that an elastic training went on from by itself, in order, by LLaMA-Factory's log.
 
     Its trainer_log.jsonl shows only that steps were gone through again.
     """
     try:
         with train_log.open("rb") as file:
+            file.seek(offset)
             found = [_RESUMING.match(line) for line in file if b" >> Resuming training from " in line]
     except FileNotFoundError:
         return []

@@ -7,6 +7,7 @@ Not covered: how the machines meet and what they send each other (torchrun); one
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 
 
@@ -20,6 +21,8 @@ class Machine:
     """How many there are: '2', or '1 to 3'."""
     meeting: str
     """Where they meet: ADDRESS:PORT."""
+    joined: RunDir | None = None
+    """The run whose training this machine takes part in, and whose output/ it writes into. None: its own."""
 
     @property
     def is_main(self) -> bool:
