@@ -21,7 +21,7 @@ from orchestrator.benchmark.concurrency import Limit, Ticket
 ATTEMPTS: Mapping[Kind, int] = {"busy": 8, "broken": 4, "nobody": 4, "late": 2, "refused": 1}
 SILENT_IN_A_ROW = 3  # sentences in a row that found no server, or one that says nothing: it is given up on
 FAILED_IN_A_ROW = 20  # sentences in a row that failed in any way: the same
-QUEUE_SLACK = 3.0  # times as long as the queue ahead of a request should take, at the server's pace so far
+QUEUE_SLACK = 3.0  # times as long as the others under way should take, at the server's pace so far
 
 
 @dataclass
@@ -56,7 +56,7 @@ async def translate(
         prompts: (index, messages), read as they are needed; the index comes back with the result.
         fields: sent with each request.
         concurrency: requests under way at once. None: adapted to the server.
-        timeout_s: for one attempt; longer while others are being answered whose turn comes before it.
+        timeout_s: for one attempt; longer while others are being answered whose turn may come before it.
         on_result: called once for each prompt, as results come, in the event loop's thread; what it raises ends all.
 
     Raises:
@@ -279,10 +279,12 @@ class _Pool:
     def _allowed_s(self, answered_before: int, ticket: Ticket) -> float:
         """How long a request may take that began when so many had been answered.
 
-        A server that answers one at a time is not slow: while others get their answers, a request may wait for the
-        ones ahead of it, at the pace so far. Where nobody got one in all that time, the server is silent.
+        A server that answers one at a time is not slow: while others get their answers, a request may wait for all that
+        are under way, at the pace so far; which of them a server takes first is its own affair, and requests that are
+        sent together arrive in any order. Where nobody got an answer in all that time, the server is silent.
         """
         if self.health.answered == answered_before:
             return self.timeout_s
         pace_s = (time.monotonic() - self.began) / self.health.answered
-        return max(self.timeout_s, QUEUE_SLACK * (ticket.place - 1) * pace_s)
+        others = max(ticket.place, self.gate.under_way) - 1
+        return max(self.timeout_s, QUEUE_SLACK * others * pace_s)
