@@ -130,7 +130,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     assert record["training"] == then | {"train_loss": pytest.approx(then["train_loss"])}
     outputs = [path / "output" / "adapter_model.safetensors" for path in (run, unbroken.only_run())]
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
-    other = shop.record(stuck_run)
+    other = wait_for(lambda: shop.record(stuck_run)["ended_at"] and shop.record(stuck_run), "the end of the other", 150)
     assert other["status"] == "stopped" and "it came to no checkpoint beyond step 0" in other["error"]
     assert other["job"]["requeues"] == 0
 
