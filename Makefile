@@ -41,7 +41,7 @@ setup: $(READY) $(MODEL)/config.json
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev,demo]'
 	touch $@
 
 $(WHEEL):

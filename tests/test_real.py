@@ -164,7 +164,7 @@ def test_ranks_whose_torchrun_is_killed_end_with_the_run(place):
     """They are in sessions of their own and nobody's descendants then; their environment tells whose they are."""
     workshop = place()
     train = {**LONG, "ddp_backend": "gloo"}
-    done = workshop.run("launch", workshop.spec(train=train, compute={"nproc_per_node": 2}), "--detach")
+    done = workshop.run("launch", workshop.spec(train=train, compute={"nproc_per_node": 1}), "--detach")
     assert done.code == 0, done.err
     wait_for(training_at_step(workshop, 3), "step 3", PATIENT_S)
     (torchrun,) = [each for each in workshop.processes() if any(word.endswith("torchrun") for word in each.cmdline())]
