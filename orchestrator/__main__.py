@@ -10,10 +10,10 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
 
 from orchestrator.cli import app
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError
+from orchestrator.processes.interruptible import raise_interrupted
 from orchestrator.processes.process import visible
 from orchestrator.specs.excerpt import painted
 
@@ -31,8 +31,8 @@ def main() -> None:
     _prepare_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("orchestrator").setLevel(logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # Typer would make exit code 1 of a KeyboardInterrupt
+    # Typer would make exit code 1 of a KeyboardInterrupt.
+    raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     code = 0
     try:
         app()
@@ -77,10 +77,6 @@ def _prepare_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
 def _report(error: OrchestratorError | Interrupted) -> int:

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import signal
+import sys
+import time
+import weakref
 
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.processes.interruptible import run_interruptible, uninterrupted
+from orchestrator.processes.interruptible import raise_interrupted, run_interruptible, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +19,9 @@ def handlers():
         raise Interrupted(f"signal {number}")
 
     before = signal.signal(signal.SIGTERM, stop), signal.getsignal(signal.SIGINT)
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     signal.signal(signal.SIGTERM, before[0])
     signal.signal(signal.SIGINT, before[1])
 
@@ -128,3 +133,27 @@ def test_a_signal_that_is_ignored_stays_ignored(handlers):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+class _Signals:
+    def __del__(self):
+        _signal()
+
+
+def _signal(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))  # here it is raised, and Python drops it
+
+
+@pytest.mark.parametrize("where", ["destructor", "weak reference"])
+def test_a_signal_that_python_drops_is_heard_a_moment_later(where):
+    """Where a program goes on after "Exception ignored in"."""
+    raise_interrupted(signal.SIGINT)
+    thing = _Signals() if where == "destructor" else type("Thing", (), {})()
+    reference = weakref.ref(thing, _signal) if where == "weak reference" else None
+    done = []
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        del thing
+        done.append("went on")
+        time.sleep(60)
+    assert done == ["went on"] and (reference is None or reference() is None)

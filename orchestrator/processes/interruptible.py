@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM in order: while a coroutine runs, and where a few lines must not be cut in two.
+"""Ctrl-C and SIGTERM in order: heard wherever the program is, while a coroutine runs, and where a few lines must not be
+cut in two.
 
 Covered: signals whose handlers raise (the program's own, and Python's for Ctrl-C).
 Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second signal leaves behind.
@@ -6,6 +7,7 @@ Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,39 @@ from orchestrator.errors import Interrupted
 
 T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], Any]
+
+AGAIN_S = 0.05
+
+
+class _Signalled(Interrupted):
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def raise_interrupted(*numbers: int) -> None:
+    """Have these signals raise Interrupted in the main thread.
+
+    Python drops what is raised in a destructor or a weak reference's callback ("Exception ignored in"), and the
+    program would go on as if nobody had pressed Ctrl-C: the signal is sent again, until it is heard.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _Signalled(number)
+
+    def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, _Signalled):
+            before(unraisable)
+            return
+        main = threading.main_thread().ident
+        timer = threading.Timer(AGAIN_S, signal.pthread_kill, (main, error.number))
+        timer.daemon = True
+        timer.start()
+
+    before, sys.unraisablehook = sys.unraisablehook, send_again
+    for number in numbers:
+        signal.signal(number, interrupt)
 
 
 @contextmanager

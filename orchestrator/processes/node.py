@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from orchestrator.errors import Interrupted
-from orchestrator.processes.interruptible import uninterrupted
+from orchestrator.processes.interruptible import raise_interrupted, uninterrupted
 from orchestrator.processes.process import start
 
 GRACE_S = 90  # as train.py has it, which is above this module
@@ -21,8 +20,7 @@ GRACE_S = 90  # as train.py has it, which is above this module
 
 def main() -> None:
     run, argv, rank = Path(sys.argv[1]), sys.argv[2:], os.environ["SLURM_NODEID"]
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    raise_interrupted(signal.SIGTERM, signal.SIGINT)
     child = None
     try:
         with uninterrupted():
@@ -40,10 +38,6 @@ def main() -> None:
             signal.signal(number, signal.SIG_IGN)
     status = child.stop(GRACE_S) if child is not None else 1
     sys.exit(status if status >= 0 else 128 - status)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
 
 if __name__ == "__main__":
