@@ -32,7 +32,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     # Typer would make exit code 1 of a KeyboardInterrupt.
-    raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    came = raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     code = 0
     try:
         app()
@@ -40,6 +40,12 @@ def main() -> None:
         code = _report(error)
     except OSError as error:
         code = _report(_of_the_machine(error))
+    except Exception as error:
+        # pydantic-core makes a SchemaError of whatever is raised while it builds a model, at an import say, and keeps
+        # no context. What fails in our own cleaning up has one, and is a bug.
+        if not came or error.__context__ is not None or error.__cause__ is not None:
+            raise
+        code = _report(came[0])
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """Signals while a coroutine runs. Run: pytest tests/test_interruptible.py."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import weakref
 
 import pytest
 
+from orchestrator import __main__ as main_module
 from orchestrator.errors import Interrupted
 from orchestrator.processes.interruptible import raise_interrupted, run_interruptible, uninterrupted
 
@@ -157,3 +159,29 @@ def test_a_signal_that_python_drops_is_heard_a_moment_later(where):
         done.append("went on")
         time.sleep(60)
     assert done == ["went on"] and (reference is None or reference() is None)
+
+
+@pytest.mark.parametrize(("keeps_context", "said"), [(False, "error: stopped by SIGINT\n"), (True, None)])
+def test_an_error_that_a_library_makes_of_a_signal_is_no_bug_and_one_of_the_cleaning_up_is(
+    monkeypatch, capsys, keeps_context, said
+):
+    def command():
+        try:
+            _signal()
+        except Interrupted:
+            if keeps_context:
+                raise ValueError("of the cleaning up") from None
+        raise ValueError("of a library that is not Python's")
+
+    monkeypatch.setattr(main_module, "app", command)
+    monkeypatch.setattr(main_module, "_prepare_streams", lambda: None)
+    monkeypatch.setattr(logging.getLogger("orchestrator"), "setLevel", lambda level: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
+    hangup = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(SystemExit if said else ValueError) as error:
+            main_module.main()
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    if said:
+        assert (error.value.code, capsys.readouterr().err) == (130, said)

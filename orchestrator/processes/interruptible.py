@@ -28,15 +28,17 @@ class _Signalled(Interrupted):
         self.number = number
 
 
-def raise_interrupted(*numbers: int) -> None:
-    """Have these signals raise Interrupted in the main thread.
+def raise_interrupted(*numbers: int) -> list[Interrupted]:
+    """Have these signals raise Interrupted in the main thread; what was raised so far, in a list that grows.
 
     Python drops what is raised in a destructor or a weak reference's callback ("Exception ignored in"), and the
     program would go on as if nobody had pressed Ctrl-C: the signal is sent again, until it is heard.
     """
+    came: list[Interrupted] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _Signalled(number)
+        came.append(_Signalled(number))
+        raise came[-1]
 
     def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
@@ -51,6 +53,7 @@ def raise_interrupted(*numbers: int) -> None:
     before, sys.unraisablehook = sys.unraisablehook, send_again
     for number in numbers:
         signal.signal(number, interrupt)
+    return came
 
 
 @contextmanager
