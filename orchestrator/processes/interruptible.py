@@ -5,7 +5,6 @@ Covered: signals whose handlers raise (the program's own, and Python's for Ctrl-
 Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second signal leaves behind.
 """
 
-import asyncio
 import signal
 import sys
 import threading
@@ -89,6 +88,8 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     Raises:
         Interrupted: a signal came, and its handler raised nothing.
     """
+    import asyncio  # here, since every command starts with this module, and few have a loop
+
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         return asyncio.run(coroutine)
     handlers = _raising_handlers()
