@@ -190,21 +190,50 @@ def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]
     return {**inherited, "PATH": path, **extra}
 
 
-def run_short(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = None) -> str:
+def run_short(
+    argv: Sequence[str],
+    *,
+    timeout_s: float = 30,
+    cwd: Path | None = None,
+    input_text: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a program that answers at once; its stdout as text.
+
+    Args:
+        argv: program and arguments.
+        timeout_s: how long it may take.
+        cwd: its working folder; ours by default.
+        input_text: what it reads from stdin.
+        environment: variables set beside ours.
 
     Raises:
         PrerequisiteError: it is not there.
         StageError: it fails or takes too long.
     """
-    return run_short_bytes(argv, timeout_s=timeout_s, cwd=cwd).decode("utf-8", "replace")
+    return run_short_bytes(argv, timeout_s=timeout_s, cwd=cwd, input_text=input_text, environment=environment).decode(
+        "utf-8", "replace"
+    )
 
 
-def run_short_bytes(argv: Sequence[str], *, timeout_s: float = 30, cwd: Path | None = None) -> bytes:
+def run_short_bytes(
+    argv: Sequence[str],
+    *,
+    timeout_s: float = 30,
+    cwd: Path | None = None,
+    input_text: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> bytes:
     """The same; its stdout as it is."""
     try:
         done = subprocess.run(
-            list(argv), cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+            list(argv),
+            cwd=cwd,
+            env={**os.environ, **environment} if environment else None,
+            input=input_text.encode(),
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
