@@ -31,7 +31,7 @@ def ask(
     Raises:
         AskError: there is no answer.
     """
-    argv = [str(python), "-P", str(SCRIPTS / f"{script}.py")]
+    argv = [str(python), str(SCRIPTS / f"{script}.py")]
     try:
         output = run_short(argv, timeout_s=timeout_s, input_text=json.dumps(question), environment=environment)
         return json.loads(output.strip().rpartition("\n")[2])
