@@ -14,8 +14,8 @@ import sys
 from orchestrator.cli import app
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError
 from orchestrator.processes.interruptible import raise_interrupted
-from orchestrator.processes.process import visible
 from orchestrator.specs.excerpt import painted
+from orchestrator.text import escape_controls
 
 # What the machine, not the program, is to blame for.
 _NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -86,10 +86,10 @@ def _prepare_streams() -> None:
 
 
 def _report(error: OrchestratorError | Interrupted) -> int:
-    lines = [visible(line) for line in f"error: {error.message}".split("\n")]
+    lines = [escape_controls(line) for line in f"error: {error.message}".split("\n")]
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         lines = [painted(line) for line in lines]
-    lines += [visible(line) for line in f"  try: {error.remedy}".split("\n") if error.remedy]
+    lines += [escape_controls(line) for line in f"  try: {error.remedy}".split("\n") if error.remedy]
     sys.stderr.write("\n".join(lines) + "\n")
     return error.exit_code
 

@@ -71,12 +71,12 @@ def ask_as_this_project(url: str, n: int, concurrency: int | None) -> None:
     import stamina  # noqa: F401
 
     from orchestrator.benchmark.answers import AnswerCache, Journal
-    from orchestrator.benchmark.client import Endpoint
     from orchestrator.benchmark.decoding import decode
     from orchestrator.benchmark.evaluate import _ask, _Outcome
     from orchestrator.benchmark.identity import Identity
     from orchestrator.benchmark.question import Question
     from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums
+    from orchestrator.serving.endpoint import Endpoint
     from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
     sums = Sums(source="0" * 64, target="0" * 64)

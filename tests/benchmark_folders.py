@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from orchestrator.benchmark.metrics import METRICS
-from orchestrator.benchmark.score import score_system
-from orchestrator.benchmark.triage import triage
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.scoring.diagnostics import triage
+from orchestrator.scoring.metrics import score_system
+from orchestrator.specs.benchmark_spec import METRICS
 
 STAMP = "20261124-101500"
 REFERENCES = [

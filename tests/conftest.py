@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.specs.arguments import Argument
+from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.fake_llamafactory import install
 from tests.imported_once import Imported, imported

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.specs.arguments import _REMOVED, COMPUTED, Argument, argument_problem
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.spec import OWNED, TrainSpec
-from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.argument_check import _REMOVED, argument_problem
-from orchestrator.upstream.arguments import COMPUTED, Argument, read_arguments
+from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from orchestrator.upstream.rules import RULES, known_rules
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.upstream.argument_check import argument_problem
-from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.specs.arguments import Argument, argument_problem
+from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 
 COMMANDS = frozenset({"train", "api", "export"})

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from model_folders import adapter_folder, model_folder
 
-from orchestrator.check import Finding, check, raise_on_errors
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.planning.check import Finding, check, raise_on_errors
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 

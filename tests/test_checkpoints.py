@@ -9,20 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.benchmark.score import Score
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.models.checkpoints import (
-    SENTINEL,
+from orchestrator.models.checkpoints import SENTINEL, inspect
+from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.record_parts import BenchmarkSummary, DataFacts, Facts
+from orchestrator.runs.run_checkpoints import (
     best_and_last,
     choose_checkpoint,
-    inspect,
     planned_world_size,
     resume_problems,
     usable_checkpoints,
 )
-from orchestrator.runs.record import RunRecord, now
-from orchestrator.runs.record_parts import BenchmarkSummary, DataFacts, Facts
 from orchestrator.runs.rundir import RunDir
+from orchestrator.scoring.metrics import Score
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec
 from tests.checkpoint_folders import archive, checkpoint, deepspeed_checkpoint, fsdp_checkpoint

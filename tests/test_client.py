@@ -8,8 +8,9 @@ from email.utils import format_datetime
 import openai_stub as stub
 import pytest
 
-from orchestrator.benchmark.client import RETRY_AFTER_MAX_S, Endpoint, Fault, connected, is_vllm, list_models
+from orchestrator.benchmark.client import RETRY_AFTER_MAX_S, Fault, connected
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.serving.endpoint import Endpoint, is_vllm, list_models
 
 KEY = "sk-secret-of-the-test"
 

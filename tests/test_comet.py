@@ -9,8 +9,9 @@ import signal
 import pytest
 from benchmark_folders import REFERENCES, add_benchmark, workspace
 
-from orchestrator.benchmark.comet import Comet, comet_score, find_comet
+from orchestrator.benchmark.comet import comet_score
 from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.upstream.comet import Comet, find_comet
 from tests.fake_comet import VERSION, install
 from tests.workshop import assert_none_left
 

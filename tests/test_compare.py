@@ -10,11 +10,11 @@ from rich.console import Console
 
 from orchestrator.benchmark.compare import Comparison, compare, verdict
 from orchestrator.benchmark.finished import find_benchmarks
-from orchestrator.benchmark.metrics import METRICS
-from orchestrator.benchmark.score import NORMALIZATION
-from orchestrator.benchmark.significance import PairedTest
-from orchestrator.commands.compare_output import comparison_text
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.scoring.metrics import NORMALIZATION
+from orchestrator.scoring.significance import PairedTest
+from orchestrator.specs.benchmark_spec import METRICS
+from orchestrator.views.comparison import comparison_text
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
 from tests.workshop import Workshop, new_workshop
 

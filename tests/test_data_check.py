@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.data_check import check_data
-from orchestrator.findings import Finding
-from orchestrator.runs.rundir import shipped
+from orchestrator.errors import Finding
+from orchestrator.files import shipped
 from orchestrator.specs.spec import RunSpec
 from tests.imported_once import Imported
 

@@ -31,7 +31,7 @@ from orchestrator.data.datasets import (
     write_training_file,
 )
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.rundir import shipped
+from orchestrator.files import shipped
 from tests.imported_once import Imported
 from tests.reports import flat
 

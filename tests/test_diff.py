@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.runs.diff import Side, defaults_json, differences, known_defaults, run_defaults
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.diff import Side, defaults_json, differences, known_defaults, run_defaults
+from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.spec import RunSpec
-from orchestrator.upstream.arguments import COMPUTED, Argument
 
 NEW = {"optim": "fused", "lora_rank": 8, "bf16": False, "only_new": 1}
 OLD = {"optim": "torch", "lora_rank": 8, "bf16": False, "only_old": 1}

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from orchestrator import cli
-from orchestrator.specs.spec_file import load_spec
+from orchestrator.planning.spec_file import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

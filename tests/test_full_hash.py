@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from orchestrator.files import cache_folder
 from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import model_sha256
-from orchestrator.runs.rundir import cache_folder
 from tests.model_folders import model_folder, safetensors
 
 

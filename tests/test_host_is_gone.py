@@ -7,9 +7,9 @@ import time
 import pytest
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.lifecycle.stop import QUIET_S, host_is_gone, stop_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.stopping import QUIET_S, host_is_gone, stop_run
 from tests.runs_on_disk import record_json
 
 

@@ -12,10 +12,10 @@ from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
+from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Renderer, train_environment
 from orchestrator.specs.spec import RunSpec
-from orchestrator.specs.spec_file import load_spec
 
 LEAST = {"model_name_or_path": "org/model", "do_train": True, "dataset": "toy", "template": "qwen"}
 

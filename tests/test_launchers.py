@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.importing.launchers import Invocation, accelerate_environment, read_invocations
+from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer, command_words
-from orchestrator.upstream.arguments import Argument, read_arguments
+from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, find_installation
 from tests.imported_once import Imported
 

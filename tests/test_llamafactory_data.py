@@ -19,9 +19,10 @@ from orchestrator.data.llamafactory_data import (
     LlamaFactoryDataset,
     Tags,
     entry_from_info,
+    entry_yaml,
 )
 from orchestrator.errors import SpecError
-from orchestrator.specs.render import Renderer, entry_yaml
+from orchestrator.specs.render import Renderer
 from tests.imported_once import Imported
 from tests.reports import flat
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StageError
+from orchestrator.lifecycle.train_process import Settled, train
 from orchestrator.models.checkpoints import inspect
+from orchestrator.planning.compute import Placement, cannot_place, check_compute, init_kwargs
+from orchestrator.runs.nodes import own_ranks, this_machine
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
-from orchestrator.specs.machines import own_ranks, this_machine
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec, training_arguments
-from orchestrator.train import Settled, train
-from orchestrator.upstream.compute_check import Placement, cannot_place, check_compute, init_kwargs
 from orchestrator.upstream.installation import Installation
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop

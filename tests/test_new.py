@@ -9,17 +9,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.check import check
 from orchestrator.data.datasets import ArchiveStore, entry_folders
 from orchestrator.errors import SpecError
+from orchestrator.planning.check import check
+from orchestrator.planning.new_spec import KINDS, check_name, new_spec
+from orchestrator.planning.schema import modeline, spec_schema
+from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.new import KINDS, check_name, new_spec
+from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
-from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import RunSpec
-from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.installation import Installation, find_installation
 
 

@@ -9,8 +9,9 @@ import socket
 
 import pytest
 
-from orchestrator.models.checkpoints import inspect, usable_checkpoints
+from orchestrator.models.checkpoints import inspect
 from orchestrator.models.model_files import adapter_problems
+from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import curve
 from tests.test_real import torchrun_works

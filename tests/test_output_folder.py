@@ -15,7 +15,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.model_card import read_card, read_optimizer
 from orchestrator.importing.output_files import MAX_STATE_BYTES, MAX_TEXT_BYTES
 from orchestrator.importing.output_folder import FolderRun, read_output_folder
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.installation import find_installation
 from tests.imported_once import Imported
 from tests.workshop import CAPTIONS

@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.family import start_ticks
-from orchestrator.processes.process import Child, child_environment, run_short, start, visible
+from orchestrator.processes.process import Child, child_environment, run_short, start
+from orchestrator.text import escape_controls
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,8 +136,8 @@ def test_no_output_is_said(spawn):
     ],
 )
 def test_text_is_made_safe_for_a_terminal_and_stays_text(text, shown):
-    assert visible(text) == shown
-    assert visible(shown) == shown
+    assert escape_controls(text) == shown
+    assert escape_controls(shown) == shown
 
 
 # Start and end

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.schema import spec_schema
-from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument
+from orchestrator.planning.schema import spec_schema
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.ranges import RANGE_RULES, RANGES
 from orchestrator.upstream.rules import broken_rules
 from tests.imported_once import Imported

@@ -8,10 +8,10 @@ import pytest
 from orchestrator.benchmark.compare import compare
 from orchestrator.benchmark.ranked import find_ranked
 from orchestrator.errors import SpecError
+from orchestrator.runs.axes import read_axes
 from orchestrator.runs.groups import Group, Point
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
-from orchestrator.specs.axes import read_axes
 from tests.benchmark_folders import REFERENCES, STAMP, add_benchmark, workspace
 
 GROUP = f"demo-sweep-{STAMP}"

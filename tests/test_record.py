@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.benchmark.score import Score
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.family import start_ticks
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, Training
 from orchestrator.runs.rundir import RunDir
+from orchestrator.scoring.metrics import Score
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORE = Score(

@@ -19,8 +19,11 @@ from omegaconf import OmegaConf
 
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.plan import Session, render_dataset_info, render_files
-from orchestrator.runs.rundir import Workspace, shipped
+from orchestrator.files import shipped
+from orchestrator.planning.plan import render_dataset_info, render_files
+from orchestrator.planning.session import Session
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import (
     Checkpoint,
     Renderer,
@@ -33,7 +36,6 @@ from orchestrator.specs.render import (
     words_of,
 )
 from orchestrator.specs.spec import MODEL_PLACES, ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments
-from orchestrator.specs.spec_file import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"

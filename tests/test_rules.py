@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.rules import RULES, broken_rules, known_rules
 from tests.imported_once import Imported

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.rundir import RunDir, Workspace, atomic_write, find_workspace, shipped
+from orchestrator.files import atomic_write, shipped
+from orchestrator.runs.rundir import RunDir, Workspace, find_workspace
 
 NOW = datetime(2026, 11, 24, 10, 15, 0)
 

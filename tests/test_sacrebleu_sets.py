@@ -11,7 +11,7 @@ from orchestrator.data.datasets import load_split
 from orchestrator.data.sacrebleu_sets import sacrebleu_set
 from orchestrator.data.testset import load_testset, told
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.rundir import shipped
+from orchestrator.files import shipped
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
 

@@ -15,11 +15,11 @@ import jsonschema
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.schema import argument_schema, modeline, spec_schema
+from orchestrator.planning.schema import argument_schema, modeline, spec_schema
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.specs.arguments import Argument
 from orchestrator.specs.spec import OWNED
-from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.arguments import Argument
 from orchestrator.upstream.chat_templates import read_templates
 from orchestrator.upstream.installation import Installation
 

@@ -12,7 +12,8 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.benchmark.score import (
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.scoring.metrics import (
     METRICS,
     Score,
     check_metrics,
@@ -23,7 +24,6 @@ from orchestrator.benchmark.score import (
     seed,
     sentence_bleus,
 )
-from orchestrator.errors import PrerequisiteError, SpecError
 
 HYPOTHESES = [
     "The dog bit the man.",

@@ -12,9 +12,9 @@ import sacrebleu.significance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.benchmark.metrics import METRICS
-from orchestrator.benchmark.score import count, load_metric
-from orchestrator.benchmark.significance import ALPHA, holm, paired_tests
+from orchestrator.scoring.metrics import count, load_metric
+from orchestrator.scoring.significance import ALPHA, holm, paired_tests
+from orchestrator.specs.benchmark_spec import METRICS
 
 WORDS = "ein eine der die das mann frau kind hund steht läuft sitzt auf in vor dem haus wasser rot blau".split()
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark.metrics import METRICS
 from orchestrator.errors import SpecError
+from orchestrator.planning.schema import spec_schema
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.specs.arguments import Argument
+from orchestrator.specs.benchmark_spec import METRICS
 from orchestrator.specs.compute_spec import OWNED_VARIABLES
-from orchestrator.specs.schema import spec_schema
 from orchestrator.specs.spec import (
     OWNED,
     ExportSpec,
@@ -19,8 +21,6 @@ from orchestrator.specs.spec import (
     spec_sha256,
     training_arguments,
 )
-from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.arguments import Argument
 from tests.reports import flat
 
 ROOT = Path(__file__).resolve().parent.parent

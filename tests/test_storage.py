@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.plan import Session, plan_run
-from orchestrator.runs.new_run import How, Origin, new_run
+from orchestrator.lifecycle.new_run import How, Origin, new_run
+from orchestrator.planning.plan import plan_run
+from orchestrator.planning.session import Session
 from orchestrator.runs.storage import file_system, storage_problem
 
 

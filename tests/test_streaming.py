@@ -7,9 +7,10 @@ import time
 import openai_stub as stub
 import pytest
 
-from orchestrator.benchmark.client import Answer, Endpoint
+from orchestrator.benchmark.client import Answer
 from orchestrator.benchmark.streaming import quantile, stream_one_by_one
 from orchestrator.errors import PrerequisiteError
+from orchestrator.serving.endpoint import Endpoint
 
 DONE = b"data: [DONE]\n\n"
 FIRST_S, PIECE_S = 0.05, 0.02

@@ -12,9 +12,9 @@ from pathlib import Path
 import openai_stub as stub
 import pytest
 
-from orchestrator.benchmark.client import Endpoint
 from orchestrator.commands.talk import Conversation, chat
 from orchestrator.errors import StageError
+from orchestrator.serving.endpoint import Endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-secret-of-the-test"

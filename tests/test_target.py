@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.models.target import EXPORT_NOTE, resolve_target, run_checkpoints, with_template
 from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.serving.target import EXPORT_NOTE, resolve_target, run_checkpoints, with_template
 from orchestrator.specs.render import Checkpoint, spec_yaml
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from tests.model_folders import adapter_folder, model_folder

@@ -7,10 +7,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.benchmark.score import Score
-from orchestrator.commands.terminal import console, run_table, score_tables, table
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.registry import Row
+from orchestrator.scoring.metrics import Score
+from orchestrator.views.terminal import console, run_table, score_tables, table
 
 
 def shown(what) -> str:

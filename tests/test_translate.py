@@ -9,10 +9,11 @@ import openai_stub as stub
 import pytest
 import stamina
 
-from orchestrator.benchmark.client import Answer, Endpoint, Failure, list_models
+from orchestrator.benchmark.client import Answer, Failure
 from orchestrator.benchmark.translate import FAILED_IN_A_ROW, SILENT_IN_A_ROW, translate
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.interruptible import run_interruptible
+from orchestrator.serving.endpoint import Endpoint, list_models
 
 KEY = "sk-secret-of-the-test"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.benchmark.triage import N_LISTED, N_TO_LEARN_FROM, Triage, describe, triage
+from orchestrator.scoring.diagnostics import N_LISTED, N_TO_LEARN_FROM, Triage, describe, triage
 
 SOURCE, REFERENCE = "A man in a red jacket is standing.", "Ein Mann in einer roten Jacke steht."
 GOOD = "Ein Mann mit roter Jacke steht da."

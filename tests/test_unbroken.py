@@ -14,12 +14,12 @@ import openai_stub as stub
 import pytest
 import stamina
 
-from orchestrator.benchmark.client import Endpoint
 from orchestrator.benchmark.evaluate import Asking, evaluate
 from orchestrator.benchmark.identity import Identity
 from orchestrator.benchmark.question import ask_about
 from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
 from orchestrator.errors import StageError
+from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 ROOT = Path(__file__).resolve().parent.parent

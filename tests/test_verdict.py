@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.benchmark.score import Score
 from orchestrator.runs.drift import Drift
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
+from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 from tests.imported_once import Imported
 from tests.loss_band import BASE, losses, write_data

@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.serve import free_port
-from orchestrator.serving import together
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.serving.checkpoints import together
+from orchestrator.serving.server import free_port
+from orchestrator.serving.vllm_serve import adapter_rank, vllm_words
+from orchestrator.specs.arguments import argument_problem
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
-from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.argument_check import argument_problem
 from orchestrator.upstream.chat_prompt import chat_prompt
 from orchestrator.upstream.installation import Installation, find_installation
 from orchestrator.upstream.vllm import VARIABLE, find_vllm, settings_of_environment
 from orchestrator.upstream.vllm_arguments import OWNED, read_flags, with_defaults
-from orchestrator.upstream.vllm_server import adapter_rank, vllm_words
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
 from tests.workshop import Workshop, new_workshop, wait_for

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from orchestrator.benchmark.answers import Journal
-from orchestrator.benchmark.client import Endpoint
-from orchestrator.benchmark.comet import add_comet, find_comet, is_scored, located
+from orchestrator.benchmark.comet import add_comet, is_scored
 from orchestrator.benchmark.evaluate import BenchmarkResult, write_result
 from orchestrator.benchmark.question import Question
-from orchestrator.benchmark.score import Score
 from orchestrator.benchmark.streaming import SAMPLE, stream_one_by_one
-from orchestrator.plan import Session
+from orchestrator.planning.session import Session
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving import serving_devices
+from orchestrator.scoring.metrics import Score
+from orchestrator.serving.checkpoints import serving_devices
+from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.spec import RunSpec
+from orchestrator.upstream.comet import find_comet, located
 
 log = logging.getLogger("orchestrator")
 

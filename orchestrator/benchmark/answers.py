@@ -23,7 +23,7 @@ from typing import Any, Self
 from orchestrator.benchmark.client import Answer, Failure, Message
 from orchestrator.benchmark.identity import Identity, sha256_of
 from orchestrator.errors import StageError
-from orchestrator.runs.rundir import cache_folder
+from orchestrator.files import cache_folder
 
 log = logging.getLogger("orchestrator")
 

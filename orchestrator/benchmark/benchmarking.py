@@ -15,18 +15,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from orchestrator.benchmark.afterwards import score_by_comet, take_streaming
-from orchestrator.benchmark.client import Endpoint
 from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
 from orchestrator.data.testset import told
-from orchestrator.models.target import run_checkpoints
-from orchestrator.plan import Plan, Session
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serve import ServePlan, free_port
-from orchestrator.serving import Serving, connect, served, serving_devices, together
+from orchestrator.serving.checkpoints import Serving, connect, served, serving_devices, together
+from orchestrator.serving.endpoint import Endpoint
+from orchestrator.serving.server import ServePlan, free_port
+from orchestrator.serving.target import run_checkpoints
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec

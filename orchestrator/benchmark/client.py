@@ -6,23 +6,17 @@ Not covered: many requests and repeated ones (translate.py), conversations (talk
 (decoding.py).
 """
 
-import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.process import visible
+from orchestrator.serving.endpoint import Endpoint, Strict, excerpt, refusal
 
 if TYPE_CHECKING:
     import openai
@@ -31,44 +25,9 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_MAX_S = 60.0
 CONNECT_TIMEOUT_S = 30.0
-API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
 
 Kind = Literal["busy", "broken", "late", "nobody", "refused"]
 Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server, and the model to ask there."""
-
-    base_url: str
-    """Up to and including /v1."""
-    api_key: str = field(repr=False)
-    """'' where the server asks for none."""
-    model: str
-
-    def __post_init__(self) -> None:
-        if any(mark in self.base_url for mark in "@?#"):  # not shown: what follows may be a secret
-            raise SpecError(
-                "the server's address has more than host, port and path: a user, a ? or a #",
-                f"leave that out; a key goes into {API_KEY_ENV}",
-            )
-        try:
-            parts = urlsplit(self.base_url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, an unclosed [
-            usable = False
-        if not usable:
-            raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
-        if any(not "!" <= char <= "~" for char in self.api_key):
-            raise PrerequisiteError(
-                f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline, a space?)",
-                "set the key again, without it",
-            )
-
-    @property
-    def is_local(self) -> bool:
-        return urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +104,7 @@ class Client:
             raise self._status_fault(error) from error
         except (openai.APIError, aiohttp.ClientError, TimeoutError, ValidationError) as error:
             kind, reason = _fault(error)
-            raise Fault(kind, _excerpt(self._endpoint, reason)) from error
+            raise Fault(kind, excerpt(self._endpoint, reason)) from error
         usage, choice = reply.usage or _Usage(), reply.choices[0]
         return Answer(
             index,
@@ -177,12 +136,12 @@ class Client:
         except openai.APIStatusError as error:
             raise self._status_fault(error) from error
         except (openai.APIError, ValueError) as error:  # ValueError: an event is no JSON, or no UTF-8
-            raise Fault("broken", _excerpt(self._endpoint, f"the stream broke: {error}")) from error
+            raise Fault("broken", excerpt(self._endpoint, f"the stream broke: {error}")) from error
 
     def _status_fault(self, error: "openai.APIStatusError") -> Exception:
-        status, said = error.status_code, _excerpt(self._endpoint, error.response.text)
+        status, said = error.status_code, excerpt(self._endpoint, error.response.text)
         if status in (401, 403, 404, 405) or status < 400:
-            return _refusal(self._endpoint, status, said)
+            return refusal(self._endpoint, status, said)
         reason = f"HTTP {status}: {said}"
         if status in (425, 429, 503):
             return Fault("busy", reason, _retry_after_s(error.response.headers.get("retry-after", "")))
@@ -222,90 +181,25 @@ async def connected(endpoint: Endpoint, fields: Mapping[str, Any]) -> AsyncItera
         yield Client(endpoint, inner, fields)
 
 
-def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
-    """Names of the models that a server has (GET /models), in one attempt; None where nobody answers (yet).
-
-    Raises:
-        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
-    """
-    cards = _cards(endpoint, timeout_s)
-    return None if cards is None else [card.id for card in cards]
-
-
-def is_vllm(endpoint: Endpoint) -> bool:
-    """Whether a server says that it is `vllm serve`: its list of models does (owned_by)."""
-    return any(card.owned_by == "vllm" for card in _cards(endpoint, timeout_s=10) or ())
-
-
-def _cards(endpoint: Endpoint, timeout_s: float) -> "list[_ModelCard] | None":
-    """Entries of the list of models; None where nobody answers.
-
-    Raises:
-        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
-    """
-    url = f"{endpoint.base_url.rstrip('/')}/models"
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-    # No redirects: they would carry the key to wherever the server says.
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-    if endpoint.is_local:
-        handlers.append(urllib.request.ProxyHandler({}))
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
-            return _ModelList.model_validate_json(reply.read(1 << 24)).data
-    except urllib.error.HTTPError as error:
-        with error:
-            said = _excerpt(endpoint, error.read(4096).decode("utf-8", "replace"))
-        raise _refusal(endpoint, error.code, said) from None
-    except OSError as error:
-        if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            message = f"no safe connection to {endpoint.base_url}: {error}"
-            raise PrerequisiteError(message, "SSL_CERT_FILE names a file with the certificate to trust") from error
-        return None  # refused, unknown host, timeout, cut off
-    except (HTTPException, ValidationError) as error:
-        raise PrerequisiteError(
-            f"what answers at {endpoint.base_url} is no OpenAI-compatible server: GET /models gave no list of models",
-            "check the address (most end in /v1)",
-        ) from error
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Message(_Strict):
+class _Message(Strict):
     content: str
 
 
-class _Choice(_Strict):
+class _Choice(Strict):
     message: _Message
     finish_reason: str | None = None
 
 
-class _Usage(_Strict):
+class _Usage(Strict):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class _Reply(_Strict):
+class _Reply(Strict):
     """What we need of a chat completion. The openai client checks nothing: an HTML page would come back as a str."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
-
-
-class _ModelCard(_Strict):
-    id: str
-    owned_by: Any = None
-
-
-class _ModelList(_Strict):
-    data: list[_ModelCard]
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def _retry_after_s(text: str) -> float | None:
@@ -318,18 +212,6 @@ def _retry_after_s(text: str) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S) if wait_s == wait_s else None  # NaN is a number to float()
-
-
-def _refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
-    """What every request would meet: no use to go on."""
-    message = f"{endpoint.base_url} refuses the requests: HTTP {status}: {said}"
-    if status in (401, 403):
-        return PrerequisiteError(message, f"set {API_KEY_ENV} to the server's key")
-    if status < 400:
-        return PrerequisiteError(message, "give the address that the server redirects to")
-    return PrerequisiteError(
-        message, f"check the address (most end in /v1) and the model's name on the server ({endpoint.model!r})"
-    )
 
 
 def _fault(error: Exception) -> tuple[Kind, str]:
@@ -349,11 +231,3 @@ def _fault(error: Exception) -> tuple[Kind, str]:
     if isinstance(cause, aiohttp.ClientConnectorError):
         return "nobody", f"no connection: {cause}"
     return "broken", f"the connection broke: {cause or error}"
-
-
-def _excerpt(endpoint: Endpoint, text: str) -> str:
-    """The beginning of what a server said, on one line, without our key in it."""
-    line = " ".join(text.split())
-    if endpoint.api_key:
-        line = line.replace(endpoint.api_key, "***")
-    return visible(line[:300]) or "(nothing)"

@@ -15,17 +15,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.benchmark.finished import Benchmark
-from orchestrator.benchmark.metrics import HEADINGS, METRICS, Metric
-from orchestrator.benchmark.score import Statistics, count, seed
-from orchestrator.benchmark.significance import (
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.scoring.diagnostics import triage
+from orchestrator.scoring.metrics import HEADINGS, Statistics, count, seed
+from orchestrator.scoring.significance import (
     N_BOOTSTRAP,
     N_RANDOMIZATIONS,
     SMALLEST_DIFFERENCE,
     PairedTest,
     paired_tests,
 )
-from orchestrator.benchmark.triage import triage
-from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.specs.benchmark_spec import METRICS, Metric
 
 _MIN_PER_BUCKET, _N_BUCKETS = 10, 4
 _UNSPACED = ("zh", "ja", "th", "lo", "km", "my")

@@ -18,13 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.benchmark.compare import compare
 from orchestrator.benchmark.finished import Benchmark, read_benchmark
-from orchestrator.benchmark.metrics import HEADINGS, Metric
-from orchestrator.benchmark.score import Score
-from orchestrator.benchmark.significance import PairedTest
 from orchestrator.errors import SpecError, StageError, did_you_mean
+from orchestrator.files import atomic_write
 from orchestrator.runs.record import now
 from orchestrator.runs.record_parts import BenchmarkSummary
-from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.rundir import RunDir
+from orchestrator.scoring.metrics import HEADINGS, Score
+from orchestrator.scoring.significance import PairedTest
+from orchestrator.specs.benchmark_spec import Metric
 
 SCHEMA_VERSION = 1
 RULE = (

@@ -22,12 +22,14 @@ from orchestrator.benchmark.curve import chosen_words
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import choose, plan_benchmarks, put_to
 from orchestrator.errors import OrchestratorError, SpecError, StageError
-from orchestrator.models.checkpoints import Inspected, is_saved, usable_checkpoints
-from orchestrator.models.target import base_checkpoint, trained_checkpoint
-from orchestrator.plan import Plan, Session
+from orchestrator.models.checkpoints import Inspected, is_saved
+from orchestrator.models.model_files import base_checkpoint, trained_checkpoint
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.session import Session
 from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.process import Child, start
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.spec import RunSpec

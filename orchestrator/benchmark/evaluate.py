@@ -21,19 +21,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.benchmark.answers import SYNC_S, AnswerCache, Journal
-from orchestrator.benchmark.client import Answer, Endpoint, Failure, is_vllm
+from orchestrator.benchmark.client import Answer, Failure
 from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
-from orchestrator.benchmark.score import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
 from orchestrator.benchmark.speed import Speed, speed
 from orchestrator.benchmark.translate import Load, translate
-from orchestrator.benchmark.triage import Triage, triage
 from orchestrator.data.testset import said
 from orchestrator.errors import SpecError, StageError
+from orchestrator.files import atomic_write
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.runs.record_parts import Streaming
-from orchestrator.runs.rundir import atomic_write
+from orchestrator.scoring.diagnostics import Triage, triage
+from orchestrator.scoring.metrics import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
+from orchestrator.serving.endpoint import Endpoint, is_vllm
 
 log = logging.getLogger("orchestrator")
 

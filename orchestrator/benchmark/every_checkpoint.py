@@ -17,24 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.benchmark.afterwards import score_by_comet
-from orchestrator.benchmark.benchmarking import (
-    Connect,
-    benchmark_checkpoint,
-    served_in_turn,
-    whole_benchmark,
-)
+from orchestrator.benchmark.benchmarking import Connect, benchmark_checkpoint, served_in_turn, whole_benchmark
 from orchestrator.benchmark.curve import Curve, Done, check_metric, draw_curve
 from orchestrator.benchmark.evaluate import Asking
-from orchestrator.benchmark.metrics import Metric
 from orchestrator.data.datasets import load_parallel
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.models.checkpoints import can_be_served, usable_checkpoints
-from orchestrator.models.model_files import adapter_sha256, model_sha256, weight_problems
-from orchestrator.models.target import base_checkpoint, trained_checkpoint
-from orchestrator.plan import Plan, Session, plan_run
+from orchestrator.models.checkpoints import can_be_served
+from orchestrator.models.model_files import (
+    adapter_sha256,
+    base_checkpoint,
+    model_sha256,
+    trained_checkpoint,
+    weight_problems,
+)
+from orchestrator.planning.plan import Plan, plan_run
+from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.benchmark_spec import BenchmarkSpec, Metric
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec, ServeSpec
 

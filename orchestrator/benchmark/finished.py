@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.benchmark.score import Score
-from orchestrator.benchmark.triage import Triage
 from orchestrator.data.sacrebleu_sets import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import Workspace
+from orchestrator.scoring.diagnostics import Triage
+from orchestrator.scoring.metrics import Score
 from orchestrator.specs.yamlfile import read_yaml
 
 SCORES_VERSION = 2

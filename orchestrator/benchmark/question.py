@@ -21,7 +21,8 @@ from orchestrator.benchmark.decoding import Decoding
 from orchestrator.benchmark.identity import Identity, sha256_of
 from orchestrator.data.datasets import Dataset, ParallelText, prompt
 from orchestrator.data.testset import chosen
-from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.files import atomic_write
+from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 _WISHES = ("temperature", "max_tokens", "top_p", "repetition_penalty", "stop")

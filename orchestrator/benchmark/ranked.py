@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.benchmark.compare import Comparison
 from orchestrator.benchmark.finished import Benchmark, candidates, find_benchmarks
-from orchestrator.benchmark.metrics import HEADINGS, METRICS
 from orchestrator.errors import SpecError
 from orchestrator.runs.groups import Group, lookup_group, members
 from orchestrator.runs.rundir import Workspace
+from orchestrator.scoring.metrics import HEADINGS
+from orchestrator.specs.benchmark_spec import METRICS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from orchestrator.benchmark.client import Answer, Client, Endpoint, Fault, Message, connected
+from orchestrator.benchmark.client import Answer, Client, Fault, Message, connected
 from orchestrator.runs.record_parts import Streaming
+from orchestrator.serving.endpoint import Endpoint
 
 SAMPLE = 20
 

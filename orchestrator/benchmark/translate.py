@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.benchmark.client import Answer, Client, Endpoint, Failure, Fault, Kind, Message, connected
+from orchestrator.benchmark.client import Answer, Client, Failure, Fault, Kind, Message, connected
 from orchestrator.benchmark.concurrency import Limit, Ticket
+from orchestrator.serving.endpoint import Endpoint
 
 # Of one sentence, by what it met. Waits of about 0.5, 2, 8, 8, ... s between them, or as long as the server says.
 ATTEMPTS: Mapping[Kind, int] = {"busy": 8, "broken": 4, "nobody": 4, "late": 2, "refused": 1}

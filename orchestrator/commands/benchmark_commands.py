@@ -30,7 +30,7 @@ from orchestrator.commands.options import (
     with_files,
 )
 from orchestrator.errors import Interrupted, SpecError
-from orchestrator.paths import expanded
+from orchestrator.files import expanded
 
 if TYPE_CHECKING:
     from orchestrator.benchmark.curve import Curve
@@ -105,13 +105,13 @@ def benchmark(
     RUN@all: every checkpoint on the validation set; the earliest that is not significantly worse than the best is
     chosen, and that one alone is put to the test sets of the run's spec.
     """
-    from orchestrator import targets
     from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
     from orchestrator.data.sacrebleu_sets import is_sacrebleu
     from orchestrator.data.testset import SPLIT, FilePair
-    from orchestrator.models.target import every_checkpoint_of, every_checkpoint_target
+    from orchestrator.lifecycle import benchmark_target as targets
+    from orchestrator.serving.target import every_checkpoint_of, every_checkpoint_target
     from orchestrator.specs.spec import BenchmarkSpec
 
     session = open_session(workspace, archives)
@@ -185,7 +185,7 @@ def _goes_on(fresh: bool) -> Iterator[None]:
 
 
 def _show_curve(curve: "Curve", path: Path, as_json: bool) -> None:
-    from orchestrator.commands import terminal
+    from orchestrator.views import terminal
 
     if as_json:
         terminal.print_json(curve.model_dump(mode="json"))
@@ -197,9 +197,9 @@ def _show_curve(curve: "Curve", path: Path, as_json: bool) -> None:
 
 def _show(folders: list[Path], as_json: bool) -> None:
     """The results of benchmarks of one run."""
-    from orchestrator.commands import terminal
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import RunDir
+    from orchestrator.views import terminal
 
     if as_json:
         terminal.print_json([json.loads((folder / "scores.json").read_bytes()) for folder in folders])

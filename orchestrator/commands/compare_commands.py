@@ -39,9 +39,9 @@ def compare(
     """
     from orchestrator.benchmark.compare import compare as compared
     from orchestrator.benchmark.ranked import find_ranked
-    from orchestrator.commands import terminal
-    from orchestrator.commands.compare_output import comparison_text
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
+    from orchestrator.views.comparison import comparison_text
 
     found = find_ranked(systems, find_workspace(workspace), testset, metric or ())
     n_examples = examples if examples is not None else 3 if found.group is None else 0

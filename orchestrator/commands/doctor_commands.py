@@ -11,7 +11,7 @@ import typer
 from orchestrator.commands.app import app
 from orchestrator.commands.options import JsonOption, WorkspaceOption, say
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.process import visible
+from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
     from orchestrator.runs.rundir import Workspace
@@ -28,9 +28,9 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """The installation, the machine and the workspace: what works, what does not, and the next step. 3: an error."""
-    from orchestrator.commands import terminal
-    from orchestrator.runs.doctor import diagnose
+    from orchestrator.lifecycle.doctor import diagnose
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
 
     try:
         place = find_workspace(workspace)
@@ -48,9 +48,9 @@ def doctor(
         if each.area != area:
             area = each.area
             typer.echo(area)
-        typer.echo(f"  {each.severity:<8} {visible(each.message)}")
+        typer.echo(f"  {each.severity:<8} {escape_controls(each.message)}")
         if each.remedy:
-            typer.echo(f"           {visible(each.remedy)}")
+            typer.echo(f"           {escape_controls(each.remedy)}")
     if as_json:
         terminal.print_json({"findings": [dataclasses.asdict(each) for each in found], "cleaned": cleaned})
     if any(each.severity == "error" for each in found):
@@ -59,19 +59,19 @@ def doctor(
 
 def _clean(place: "Workspace") -> list[str]:
     """End and remove what was left; each thing, before it is done, in a line."""
+    from orchestrator.files import cache_folder
+    from orchestrator.lifecycle.train_process import GRACE_S
     from orchestrator.runs.left_over import left_over_processes, remove, temporary_files
-    from orchestrator.runs.rundir import cache_folder
-    from orchestrator.train import GRACE_S
 
     lines = []
     for left in left_over_processes(place):
         lines.append(f"ending what {left.run.id} left running: {left.names()}")
-        say(visible(lines[-1]))
+        say(escape_controls(lines[-1]))
         if not left.end(GRACE_S):
             say(f"warning: not all of it ended: {left.names()}")
     for path in temporary_files(place, cache_folder()):
         lines.append(f"removing {path}")
-        say(visible(lines[-1]))
+        say(escape_controls(lines[-1]))
         remove(path)
     if not lines:
         say("nothing to clean")

@@ -66,12 +66,13 @@ def stop(
 
     Of a group, what is under way, and none of its runs begins after.
     """
-    from orchestrator.commands import sweeps, terminal
-    from orchestrator.runs import stopping
+    from orchestrator.commands import sweeps
+    from orchestrator.lifecycle import stop as stopping
+    from orchestrator.lifecycle.scheduler import stop_group
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import find_workspace
-    from orchestrator.runs.turns import stop_group
+    from orchestrator.views import terminal
 
     if now and grace is not None:
         raise SpecError("--now is a grace of 0: leave --grace out")

@@ -30,8 +30,9 @@ from orchestrator.commands.options import (
 from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan, Session
-    from orchestrator.runs.new_run import How
+    from orchestrator.lifecycle.new_run import How
+    from orchestrator.planning.plan import Plan
+    from orchestrator.planning.session import Session
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import RunDir
 
@@ -59,10 +60,11 @@ def launch(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
-    from orchestrator.commands import sweeps, terminal
-    from orchestrator.plan import plan_run, render_files
-    from orchestrator.runs.new_run import How, Origin, new_run
-    from orchestrator.runs.sweep import make_group, plan_sweep
+    from orchestrator.commands import sweeps
+    from orchestrator.lifecycle.new_run import How, Origin, new_run
+    from orchestrator.lifecycle.sweep import make_group, plan_sweep
+    from orchestrator.planning.plan import plan_run, render_files
+    from orchestrator.views import terminal
 
     if dry_run and detach:
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
@@ -108,9 +110,9 @@ def resume(
     Of a group, with all its runs that are not done.
     """
     from orchestrator.commands import sweeps
+    from orchestrator.lifecycle.new_run import How
+    from orchestrator.lifecycle.resume import plan_resume
     from orchestrator.runs.groups import lookup_group
-    from orchestrator.runs.new_run import How
-    from orchestrator.runs.resume import plan_resume
 
     session = open_session(workspace, None)
     if (group := lookup_group(session.workspace, run)) is not None:
@@ -139,8 +141,8 @@ def join(
 
     All of its machines go on from its last checkpoint then. What is trained stays in RUN.
     """
-    from orchestrator.runs.join import plan_join
-    from orchestrator.runs.new_run import How, new_run
+    from orchestrator.lifecycle.join import plan_join
+    from orchestrator.lifecycle.new_run import How, new_run
 
     session = open_session(workspace, archives)
     plan, origin = plan_join(session, session.workspace.find_run(run))
@@ -172,9 +174,9 @@ def rerun(
     as_json: JsonOption = False,
 ) -> None:
     """Run a past run's saved spec again, under a new id; what differs now is said first."""
-    from orchestrator.pipeline import plan_rerun
-    from orchestrator.runs.elsewhere import saved_run
-    from orchestrator.runs.new_run import How, new_run
+    from orchestrator.lifecycle.cross_workspace import saved_run
+    from orchestrator.lifecycle.new_run import How, new_run
+    from orchestrator.lifecycle.pipeline import plan_rerun
     from orchestrator.runs.rundir import find_workspace
 
     session = open_session(into or workspace, archives)
@@ -201,11 +203,11 @@ def supervise(
     in_job: Annotated[bool, typer.Option("--slurm", help="As the job of Slurm that this process is in.")] = False,
 ) -> None:
     """Carry a run or a group out, as its owner; `launch --detach` and a job of Slurm start this."""
-    from orchestrator.pipeline import carry_out
+    from orchestrator.lifecycle.new_run import How
+    from orchestrator.lifecycle.pipeline import carry_out
+    from orchestrator.lifecycle.scheduler import take_turns
     from orchestrator.runs import slurm
-    from orchestrator.runs.new_run import How
     from orchestrator.runs.rundir import GroupDir, RunDir
-    from orchestrator.runs.turns import take_turns
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
     try:
@@ -227,10 +229,10 @@ def _carry_out(
     session: "Session", run: "RunDir", how: "How", plan: "Plan", *, archives: Path | None, detach: bool, as_json: bool
 ) -> None:
     """Here, or in a supervisor, or by a job of Slurm."""
-    from orchestrator.commands import terminal
-    from orchestrator.pipeline import carry_out
-    from orchestrator.runs import jobs, supervise
+    from orchestrator.lifecycle import jobs, supervise
+    from orchestrator.lifecycle.pipeline import carry_out
     from orchestrator.runs.record import RunRecord
+    from orchestrator.views import terminal
 
     if plan.spec.compute.slurm is not None:
         words = [*_supervisor_words(session, archives, how), "--slurm", "--cwd", str(Path.cwd())]
@@ -257,7 +259,7 @@ def _supervisor_words(session: "Session", archives: Path | None, how: "How") -> 
 
 
 def _say_under_way(record: "RunRecord", as_json: bool) -> None:
-    from orchestrator.commands import terminal
+    from orchestrator.views import terminal
 
     said = f"waits for {record.waits_for}" if record.waits_for else "goes on in the background"
     if record.job is not None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.processes.process import visible
 from orchestrator.runs.groups import Group, Member, members, owner
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Attempt
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of
+from orchestrator.text import escape_controls
 
 POLL_S = 0.3
 
@@ -93,7 +93,7 @@ def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
             bar.update(record)
             if record.status == "queued" and (state := lines_of(run, record)) != waited:
                 waited = state
-                sys.stderr.writelines(f"{visible(line)}\n" for line in state)
+                sys.stderr.writelines(f"{escape_controls(line)}\n" for line in state)
             if not goes_on:
                 return
             time.sleep(POLL_S)
@@ -124,7 +124,7 @@ def _follow_group(folder: GroupDir, name: str | None, lines: int | None) -> None
         following = next((each for each in active if each.run.id not in seen), None)
         if following is not None:
             seen.add(following.run.id)
-            _write([visible(f"==> {following.run.id}: {group.label(following.point)} <==")])
+            _write([escape_controls(f"==> {following.run.id}: {group.label(following.point)} <==")])
             _follow_run(following.run, name, lines)
         elif not goes_on:
             break
@@ -201,7 +201,7 @@ def _news(path: Path, offset: int | None, lines: int | None, *, final: bool) -> 
 
 def _as_shown(line: bytes) -> str:
     """A bar redraws its line, with a carriage return: what it showed last."""
-    return visible(line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2])
+    return escape_controls(line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2])
 
 
 def _write(lines: list[str]) -> None:

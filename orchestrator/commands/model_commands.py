@@ -32,7 +32,7 @@ from orchestrator.errors import StageError
 
 if TYPE_CHECKING:
     from orchestrator.commands.talk import Conversation
-    from orchestrator.serve import ServePlan
+    from orchestrator.serving.server import ServePlan
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -48,8 +48,8 @@ def serve(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator.serve import how_to_ask
-    from orchestrator.serving import Serving, servable, served, serving_devices
+    from orchestrator.serving.checkpoints import Serving, servable, served, serving_devices
+    from orchestrator.serving.server import how_to_ask
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
@@ -81,8 +81,8 @@ def chat(
 ) -> None:
     """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
     from orchestrator.commands import talk
-    from orchestrator.serve import free_port
-    from orchestrator.serving import Serving, connect, servable, served, serving_devices
+    from orchestrator.serving.checkpoints import Serving, connect, servable, served, serving_devices
+    from orchestrator.serving.server import free_port
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
@@ -107,7 +107,7 @@ def export(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Merge a run's adapter into a full model, which benchmark, serve and chat take like any other."""
-    from orchestrator.targets import export_target
+    from orchestrator.lifecycle.benchmark_target import export_target
 
     session = open_session(workspace, None)
     folder = export_target(session, open_target(session, run, None), to.resolve() if to else None)

@@ -15,9 +15,9 @@ from orchestrator.errors import SpecError
 
 if TYPE_CHECKING:
     from orchestrator.data.testset import FilePair
-    from orchestrator.models.target import Target
-    from orchestrator.plan import Session
-    from orchestrator.specs.diff import Side
+    from orchestrator.planning.session import Session
+    from orchestrator.runs.diff import Side
+    from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
@@ -88,19 +88,19 @@ def is_spec(word: str) -> bool:
 
 
 def open_session(workspace: Path | None, archives: Path | None) -> "Session":
-    from orchestrator.plan import Session
+    from orchestrator.planning.session import Session
 
     return Session.open(workspace, archives)
 
 
 def open_target(session: "Session", word: str, template: str | None) -> "Target":
-    from orchestrator.models.target import resolve_target, with_template
+    from orchestrator.serving.target import resolve_target, with_template
 
     return with_template(resolve_target(word, session.workspace), template)
 
 
 def open_side(session: "Session", word: str, overrides: list[str] | None) -> "Side":
-    from orchestrator.plan import run_side, spec_side
+    from orchestrator.planning.plan import run_side, spec_side
 
     if is_spec(word):
         return spec_side(session, word, session.load_spec(Path(word), overrides or ()))

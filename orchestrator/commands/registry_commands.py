@@ -11,7 +11,7 @@ import typer
 from orchestrator.commands.app import app
 from orchestrator.commands.options import JsonOption, RunArgument, WorkspaceOption, say
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.process import visible
+from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
     from orchestrator.runs.trash import Moved
@@ -30,16 +30,16 @@ def tag(
     as_json: JsonOption = False,
 ) -> None:
     """Give a run tags, by which `list --tag` finds it; prints those that it has then."""
-    from orchestrator.commands import terminal
     from orchestrator.runs.notes import Notes, change_tags
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
 
     found = find_workspace(workspace).find_run(run)
     notes = change_tags(found, tags or (), remove or ()) if tags or remove else Notes.load(found)
     if as_json:
         terminal.print_json({"run": found.id, "tags": notes.tags})
     elif notes.tags:
-        typer.echo(visible(" ".join(notes.tags)))
+        typer.echo(escape_controls(" ".join(notes.tags)))
     else:
         say(f"{found.id} has no tags")
 
@@ -52,9 +52,9 @@ def note(
     as_json: JsonOption = False,
 ) -> None:
     """Append a note to a run, with the time; without a text, print its notes."""
-    from orchestrator.commands import terminal
     from orchestrator.runs.notes import Notes, add_note
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
 
     found = find_workspace(workspace).find_run(run)
     notes = Notes.load(found) if text is None else add_note(found, " ".join(text))
@@ -134,7 +134,7 @@ def gc(
         except PrerequisiteError as error:
             if runs:
                 raise
-            say(f"left as it is: {visible(error.message)}")
+            say(f"left as it is: {escape_controls(error.message)}")
     found = [each for each in moved if each.what or each.left]
     _print_moved(found, "would go to the trash" if dry_run else "to the trash", as_json)
     if found and not dry_run:
@@ -142,7 +142,7 @@ def gc(
 
 
 def _print_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
-    from orchestrator.commands import terminal
+    from orchestrator.views import terminal
 
     if as_json:
         terminal.print_json([asdict(each) for each in moved])
@@ -150,9 +150,9 @@ def _print_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
     for each in moved:
         what = ", ".join("all of it" if name == "." else name for name in each.what)
         said = f"{what} {where}, {_bytes(each.bytes)}" if each.what else "nothing to move"
-        typer.echo(visible(f"{each.run}: {said}"))
+        typer.echo(escape_controls(f"{each.run}: {said}"))
         for line in each.left:
-            typer.echo(visible(f"  left: {line}"))
+            typer.echo(escape_controls(f"  left: {line}"))
     if len(moved) != 1:
         total = sum(each.bytes for each in moved)
         typer.echo(f"in all: {_bytes(total)} of {sum(1 for each in moved if each.what)} runs {where}")

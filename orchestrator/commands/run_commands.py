@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.commands.app import app
 from orchestrator.commands.options import JsonOption, WorkspaceOption, say
-from orchestrator.processes.process import visible
+from orchestrator.text import escape_controls
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -41,10 +41,10 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Runs with status and scores, the oldest first."""
-    from orchestrator.commands import terminal
     from orchestrator.runs import ranking, registry
     from orchestrator.runs.groups import find_group
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
 
     place = find_workspace(workspace)
     moment = registry.since(since) if since is not None else None
@@ -53,10 +53,10 @@ def list_runs(
     filters.check()
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others
-        say(f"warning: {visible(problem)}")
+        say(f"warning: {escape_controls(problem)}")
     found = ranking.put_in_order([row for row in rows if filters.hold(row)], sort, limit)
     for note in found.notes:
-        say(visible(note))
+        say(escape_controls(note))
     if as_json:
         terminal.print_json(list(registry.read_json(place, found.rows)))
     elif found.rows:

@@ -25,7 +25,7 @@ from orchestrator.commands.options import (
 from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Session
+    from orchestrator.planning.session import Session
     from orchestrator.runs.rundir import Workspace
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
-    from orchestrator.paths import resolved
+    from orchestrator.files import resolved
     from orchestrator.runs.rundir import Workspace
 
     place = Workspace(resolved(folder))
@@ -57,7 +57,7 @@ def new(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a commented spec to start from."""
-    from orchestrator.specs.new import new_spec
+    from orchestrator.planning.new_spec import new_spec
 
     session = open_session(workspace, None)
     place = session.workspace
@@ -106,10 +106,10 @@ def import_spec(
     as_json: JsonOption = False,
 ) -> None:
     """A spec of what ran with LLaMA-Factory as it is: a command, script, YAML file, LLaMA Board file, output folder."""
-    from orchestrator.commands import terminal
     from orchestrator.importing.importer import import_draft, name_of, write_imported
     from orchestrator.importing.sources import read_source
     from orchestrator.upstream.arguments import read_arguments
+    from orchestrator.views import terminal
 
     session = open_session(workspace, None)
     installation = session.llamafactory()
@@ -140,8 +140,8 @@ def schema(
     output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
 ) -> None:
     """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
-    from orchestrator.runs.rundir import atomic_write
-    from orchestrator.specs.schema import schema_text
+    from orchestrator.files import atomic_write
+    from orchestrator.planning.schema import schema_text
     from orchestrator.upstream.installation import find_installation
 
     text = schema_text(find_installation())
@@ -160,9 +160,9 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
-    from orchestrator.check import check as find
-    from orchestrator.check import raise_on_errors
-    from orchestrator.commands import terminal
+    from orchestrator.planning.check import check as find
+    from orchestrator.planning.check import raise_on_errors
+    from orchestrator.views import terminal
 
     session = open_session(workspace, archives)
     findings = find(
@@ -198,7 +198,7 @@ def show(
     if sum([command, file is not None, resolved, diff is not None]) > 1:
         raise SpecError("--command, --file, --resolved and --diff exclude each other")
     if diff is not None:
-        from orchestrator.commands import terminal
+        from orchestrator.views import terminal
 
         session = open_session(workspace, None)
         terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
@@ -211,11 +211,11 @@ def show(
 
 
 def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: str | None, as_json: bool) -> None:
-    from orchestrator.commands import terminal
-    from orchestrator.plan import render_dataset_info, render_files, render_job, resolve
+    from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve
     from orchestrator.specs import cloud
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
+    from orchestrator.views import terminal
 
     spec, found = resolve(session, session.load_spec(Path(what), overrides))
     files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
@@ -234,12 +234,13 @@ def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: st
 
 def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool) -> None:
     """A run or a group, or a file of a run. Without a Session: to look for LLaMA-Factory takes as long as the rest."""
-    from orchestrator.commands import sweeps, terminal
+    from orchestrator.commands import sweeps
     from orchestrator.runs import registry, state
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.rundir import find_workspace
+    from orchestrator.views import terminal
 
     place = find_workspace(workspace)
     if file is None and (group := lookup_group(place, what)) is not None:
@@ -259,8 +260,8 @@ def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool
 
 def _write_schema(place: "Workspace") -> None:
     """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
-    from orchestrator.runs.rundir import atomic_write
-    from orchestrator.specs.schema import schema_text
+    from orchestrator.files import atomic_write
+    from orchestrator.planning.schema import schema_text
     from orchestrator.upstream.installation import find_installation
 
     try:

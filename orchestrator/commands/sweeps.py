@@ -16,11 +16,11 @@ from orchestrator.errors import Interrupted, StageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.plan import Session
+    from orchestrator.lifecycle.new_run import How
+    from orchestrator.lifecycle.sweep import Sweep
+    from orchestrator.planning.session import Session
     from orchestrator.runs.groups import Group
-    from orchestrator.runs.new_run import How
     from orchestrator.runs.rundir import GroupDir
-    from orchestrator.runs.sweep import Sweep
 
 # The modules of the stages are imported within the functions: --help and a mistyped flag answer at once.
 
@@ -29,7 +29,7 @@ def carry_out_group(
     session: "Session", folder: "GroupDir", how: "How", words: Sequence[str], *, detach: bool, as_json: bool
 ) -> None:
     """Carry a group out here, and show what came of it; or in the background."""
-    from orchestrator.runs.turns import detach_group, submit_group, take_turns
+    from orchestrator.lifecycle.scheduler import detach_group, submit_group, take_turns
 
     job = submit_group(session, folder, how, [*words, "--slurm", "--cwd", str(Path.cwd())])
     if job is not None or detach:
@@ -53,9 +53,9 @@ def carry_out_group(
 
 def print_group(folder: "GroupDir", *, as_json: bool) -> None:
     """A group and its runs, with what was swept beside each."""
-    from orchestrator.commands import terminal
-    from orchestrator.processes.process import visible
     from orchestrator.runs.groups import Group, group_json, members, owner
+    from orchestrator.text import escape_controls
+    from orchestrator.views import terminal
 
     group = Group.load(folder)
     if as_json:
@@ -65,7 +65,7 @@ def print_group(folder: "GroupDir", *, as_json: bool) -> None:
     found = owner(folder)
     at_work = f", carried out by process {found.pid} on {found.host}" if found else ""
     done = sum(each.is_finished(group.with_benchmarks) for each in members(folder, group))
-    typer.echo(f"\n{len(group.points)} runs, {done} done{at_work}: {visible(str(folder.path))}")
+    typer.echo(f"\n{len(group.points)} runs, {done} done{at_work}: {escape_controls(str(folder.path))}")
 
 
 def print_next_step(folder: "GroupDir") -> None:
@@ -84,11 +84,11 @@ def print_next_step(folder: "GroupDir") -> None:
 
 
 def _table(folder: "GroupDir", group: "Group") -> "Table":
-    from orchestrator.commands import terminal
+    from orchestrator.runs.axes import short_keys
     from orchestrator.runs.groups import members
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.registry import row_of
-    from orchestrator.specs.axes import short_keys
+    from orchestrator.views import terminal
 
     rows = []
     for each in members(folder, group):
@@ -103,10 +103,10 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
 
 def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
     """What each point would be trained with."""
-    from orchestrator.commands import terminal
-    from orchestrator.plan import render_files
-    from orchestrator.processes.process import visible
-    from orchestrator.specs.axes import point_overrides
+    from orchestrator.planning.plan import render_files
+    from orchestrator.runs.axes import point_overrides
+    from orchestrator.text import escape_controls
+    from orchestrator.views import terminal
 
     found = []
     for values, plan in zip(sweep.values, sweep.plans, strict=True):
@@ -117,6 +117,6 @@ def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
         terminal.print_json(found)
         return
     for number, each in enumerate(found, start=1):
-        typer.echo(visible(f"# {number} of {len(found)}: {' '.join(each['set'])}"))
+        typer.echo(escape_controls(f"# {number} of {len(found)}: {' '.join(each['set'])}"))
         typer.echo(each["command"])
     say(f"{len(found)} points, no errors; nothing was started")

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.benchmark.client import Endpoint, streamed_text
+from orchestrator.benchmark.client import streamed_text
 from orchestrator.errors import StageError
-from orchestrator.processes.process import visible
+from orchestrator.serving.endpoint import Endpoint
+from orchestrator.text import escape_controls
 
 LEAVE = ("exit", "退出")
 SILENCE_S = 300  # between two pieces of an answer; a fault within the server's generate leaves a stream open for ever
@@ -63,17 +64,17 @@ class Conversation:
                         is_stream = True
                         if piece:
                             answer += piece
-                            show("\n".join(visible(line) for line in piece.split("\n")))
+                            show("\n".join(escape_controls(line) for line in piece.split("\n")))
             if not is_stream:
                 raise ValueError("not one event came")
         except KeyboardInterrupt:
             show(" [stopped]")
         except ValueError as error:  # of the client, where an event is no JSON, or no UTF-8
             self.messages.pop()
-            raise StageError(f"the reply is no stream of an answer: {visible(str(error))[:300]}") from error
+            raise StageError(f"the reply is no stream of an answer: {escape_controls(str(error))[:300]}") from error
         except openai.OpenAIError as error:
             self.messages.pop()
-            raise StageError(f"the server did not answer: {visible(str(error))[:300]}") from error
+            raise StageError(f"the server did not answer: {escape_controls(str(error))[:300]}") from error
         if answer:
             self.messages.append({"role": "assistant", "content": answer})
         else:

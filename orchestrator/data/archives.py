@@ -23,9 +23,8 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.paths import expanded
+from orchestrator.files import cache_folder, expanded
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.rundir import cache_folder
 
 MAX_BYTES = 256 << 20
 """Most that an archive may unpack to: what is read is held in memory."""

@@ -34,8 +34,7 @@ from orchestrator.data.datasets import (
 )
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.data.testset import load_testset
-from orchestrator.errors import OrchestratorError
-from orchestrator.findings import Finding, errors_of, from_error
+from orchestrator.errors import Finding, OrchestratorError, errors_of, from_error
 from orchestrator.specs.spec import RunSpec, TrainSpec
 
 _LOOK_RECORDS = 100

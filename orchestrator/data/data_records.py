@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset
-from orchestrator.errors import did_you_mean
-from orchestrator.findings import Finding
+from orchestrator.errors import Finding, did_you_mean
 
 RANKING_STAGES = ("rm", "dpo")
 MEDIA = {"images": "IMAGE", "videos": "VIDEO", "audios": "AUDIO"}

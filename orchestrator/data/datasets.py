@@ -22,7 +22,7 @@ from orchestrator.data.archives import MAX_BYTES, Archive, Sha256, read_members
 from orchestrator.data.archives import ArchiveStore as ArchiveStore
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, checked_entry
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.runs.rundir import atomic_write, shipped
+from orchestrator.files import atomic_write, shipped
 from orchestrator.specs.yamlfile import Location, YamlSource, read_yaml
 
 # No comma (LLaMA-Factory splits its dataset argument on it), no space, no slash.

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.specs.render import _QuotedDumper
 from orchestrator.specs.yamlfile import Location, YamlSource
 
 # In the order in which LLaMA-Factory looks for them; of the hubs, which one is asked depends on USE_*_HUB.
@@ -286,3 +288,12 @@ def _explain(detail: Any) -> tuple[Location, str]:
 def _is_on(variable: str) -> bool:
     """As LLaMA-Factory's is_env_enabled."""
     return os.environ.get(variable, "0").lower() in ("true", "y", "1")
+
+
+def entry_yaml(entry: LlamaFactoryEntry) -> str:
+    """The text of a file dataset_info/NAME.yaml."""
+    heads = "# A dataset in LLaMA-Factory's own terms: below llamafactory stand the keys of its dataset_info.json.\n"
+    return heads + yaml.dump(
+        entry.model_dump(exclude_unset=True),
+        Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf"),
+    )  # fmt: skip

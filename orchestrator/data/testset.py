@@ -18,7 +18,7 @@ import yaml
 from orchestrator.data.datasets import Dataset, Entry, ParallelText, first, load_entry, load_parallel, text_sha256
 from orchestrator.data.sacrebleu_sets import is_sacrebleu, languages, sacrebleu_set
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.rundir import atomic_write, cache_folder
+from orchestrator.files import atomic_write, cache_folder
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 SPLIT = "test"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument
 
 _CONFIGS = (".yaml", ".yml", ".json")
 _TRUE, _FALSE = frozenset({"yes", "true", "t", "y", "1"}), frozenset({"no", "false", "f", "n", "0"})

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.datasets import load_entry
-from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info
+from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info, entry_yaml
 from orchestrator.errors import SpecError
+from orchestrator.files import expanded
 from orchestrator.importing.config_file import Comments
-from orchestrator.paths import expanded
+from orchestrator.planning.new_spec import check_name
+from orchestrator.planning.schema import modeline
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
-from orchestrator.specs.new import check_name
-from orchestrator.specs.render import Comment, Line, Renderer, Section, entry_yaml
-from orchestrator.specs.schema import modeline
+from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.spec import MODEL_PLACES
 
 MAX_INFO_BYTES = 16 << 20

@@ -24,7 +24,7 @@ from orchestrator.importing.launch_options import (
     torchrun_environment,
 )
 from orchestrator.importing.shell import Command, read_commands
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument
 
 __all__ = ["Invocation", "accelerate_environment", "read_invocations"]
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.upstream.argument_check import argument_problem
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument, argument_problem
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_STATE_BYTES = 32 << 20  # trainer_state.json has an entry for each logged step

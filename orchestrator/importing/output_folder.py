@@ -18,7 +18,7 @@ from orchestrator.importing.config_file import read_config
 from orchestrator.importing.model_card import ModelCard, read_card, read_optimizer
 from orchestrator.importing.output_files import MAX_STATE_BYTES, Claims, OutputFiles
 from orchestrator.runs.rundir import RunDir
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.installation import Installation
 
 _LOOKED_FOR = ("training_args.yaml", "llamaboard_config.yaml", "adapter_config.json", "README.md", "trainer_state.json")

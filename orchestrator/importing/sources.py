@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
+from orchestrator.files import expanded
 from orchestrator.importing.board import (
     find_user_config,
     is_board_config,
@@ -24,8 +25,7 @@ from orchestrator.importing.config_file import Comments, ConfigFile, read_config
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import Invocation, accelerate_environment, read_invocations
 from orchestrator.importing.output_folder import read_output_folder
-from orchestrator.paths import expanded
-from orchestrator.upstream.arguments import Argument
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.installation import Installation
 
 MAX_BYTES = 1 << 20

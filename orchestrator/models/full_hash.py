@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.files import atomic_write, cache_folder
 from orchestrator.models.model_files import weight_files
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.rundir import atomic_write, cache_folder
 
 _CHUNK_BYTES = 1 << 22
 

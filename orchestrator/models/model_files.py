@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import MAX_JSON_BYTES, expanded
 from orchestrator.models.tensorfile import AGAIN, MAX_HEADER_BYTES, read_header
-from orchestrator.paths import expanded
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import ModelSpec
 
-MAX_JSON_BYTES = 100_000_000
 SAMPLES = 16
 SAMPLE_BYTES = 1 << 16
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -365,3 +366,30 @@ def hub_cache() -> Path:
             return expanded(os.environ[variable])
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     return expanded(home) / "hub"
+
+
+def base_checkpoint(model: ModelSpec, root: Path) -> Checkpoint:
+    """The model of a spec as it is before training, its folders absolute."""
+    adapter = model.adapter_name_or_path
+    update = {
+        "name_or_path": _absolute(model.name_or_path, root),
+        "adapter_name_or_path": None if adapter is None else _absolute(adapter, root),
+    }
+    return Checkpoint("base", model.model_copy(update=update))
+
+
+def trained_checkpoint(folder: Path, base: ModelSpec) -> Checkpoint:
+    """What a training left: an adapter on its base model, or a whole model."""
+    key = "adapter_name_or_path" if (folder / "adapter_config.json").is_file() else "name_or_path"
+    other = {} if key == "adapter_name_or_path" else {"adapter_name_or_path": None, "revision": None}
+    return Checkpoint(folder.name, base.model_copy(update={**other, key: str(folder)}))
+
+
+def _absolute(name_or_path: str, root: Path) -> str:
+    """An absolute folder, or a hub id as it is."""
+    path = expanded(name_or_path)
+    folder = path if path.is_absolute() else root / path
+    if folder.is_dir():
+        return str(folder.resolve())
+    locate_model(name_or_path, root, None)  # SpecError where it can't be a hub id either
+    return name_or_path

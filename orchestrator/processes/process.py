@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import category
 
 import psutil
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes import family
+from orchestrator.text import escape_controls
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -80,7 +80,7 @@ class Child:
             text = file.read().decode("utf-8", "replace")
         # A progress bar redraws its line with \r: only what it showed last counts.
         shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()]
-        return "\n".join(f"  | {visible(line)}" for line in shown[-lines:]) or "  | (no output)"
+        return "\n".join(f"  | {escape_controls(line)}" for line in shown[-lines:]) or "  | (no output)"
 
     def log_holds(self, *texts: str) -> bool:
         """Whether this child's own output holds one of some texts."""
@@ -240,20 +240,6 @@ def run_short_bytes(
     except subprocess.TimeoutExpired as error:
         raise StageError(f"{argv[0]} did not answer within {timeout_s:g} s") from error
     if done.returncode != 0:
-        said = visible(done.stderr.decode("utf-8", "replace").strip())[-400:]
+        said = escape_controls(done.stderr.decode("utf-8", "replace").strip())[-400:]
         raise StageError(f"{argv[0]} ended with status {done.returncode}: {said}")
     return done.stdout
-
-
-def visible(text: str) -> str:
-    """Text of a stranger (a log, a model) for a terminal: control characters are shown, not obeyed."""
-    return "".join(char if _harmless(char) else _escaped(ord(char)) for char in text)
-
-
-def _harmless(char: str) -> bool:
-    # Not printable to Python, but text: spaces of all widths, and the joiners of emoji and of Persian.
-    return char.isprintable() or char in "\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}" or category(char) == "Zs"
-
-
-def _escaped(number: int) -> str:
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

@@ -19,11 +19,12 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import atomic_write
 from orchestrator.processes.family import start_ticks
+from orchestrator.runs.axes import Axis, short_keys
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
-from orchestrator.runs.rundir import GroupDir, RunDir, Workspace, atomic_write
-from orchestrator.specs.axes import Axis, short_keys
+from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
 
 SCHEMA_VERSION = 1
 _PATIENCE_S = 2.0  # for one who only looks whether somebody holds the lock

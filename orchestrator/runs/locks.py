@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.paths import expanded
+from orchestrator.files import expanded
 from orchestrator.processes.process import run_short
 from orchestrator.runs.rundir import RunDir
 

@@ -15,9 +15,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import atomic_write
 from orchestrator.runs.record import locked, now
 from orchestrator.runs.record_parts import damage
-from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.rundir import RunDir
 
 MAX_BYTES = 1 << 20
 """Of the file."""

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from orchestrator.benchmark.metrics import HEADINGS, RANKED
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.runs.registry import Result, Row
+from orchestrator.scoring.metrics import HEADINGS, RANKED
 
 ORDERS = ("created", "ended", *RANKED)
 

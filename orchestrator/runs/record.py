@@ -19,10 +19,11 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.files import atomic_write
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs import slurm
 from orchestrator.runs.record_parts import ACTIVE, STORED, Attempt, BenchmarkSummary, Facts, Status, Training, damage
-from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
 
 SCHEMA_VERSION = 1

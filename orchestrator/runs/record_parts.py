@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.benchmark.score import Score
+from orchestrator.scoring.metrics import Score
 
 Status = Literal[
     "created", "queued", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"

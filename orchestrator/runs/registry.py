@@ -20,10 +20,11 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from orchestrator.benchmark.metrics import HEADINGS
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import cache_folder
 from orchestrator.runs.index import Index, Stored
-from orchestrator.runs.rundir import RunDir, Workspace, cache_folder
+from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.scoring.metrics import HEADINGS
 
 # The record's models take as long to import as 10,000 remembered rows to read.
 if TYPE_CHECKING:

@@ -6,48 +6,12 @@ Not covered: what stands in the files (record.py, render.py).
 """
 
 import os
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.paths import expanded, resolved
-
-
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
-
-    A full disk, a kill or a power cut leaves the old file as it was.
-
-    Raises:
-        OSError: it could not be written; the old file is whole.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        error.filename = str(path)  # not the temporary file's: nobody knows that
-        raise
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk is found by write(), which knows no name
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from orchestrator.files import expanded, resolved
 
 
 def prepared_file(name: str) -> str:
@@ -338,21 +302,6 @@ def find_workspace(given: Path | None = None, start: Path | None = None) -> Work
         f"no workspace here: neither {here} nor a folder above it has runs/ and dataset_info/",
         "orchestrator init makes one here; --workspace DIR names one elsewhere",
     )
-
-
-def shipped(name: str) -> Path:
-    """A folder that ships with the project (templates, dataset_info): in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
-
-
-def cache_folder() -> Path:
-    """What can be made or fetched again: $ORCHESTRATOR_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    given = os.environ.get("ORCHESTRATOR_CACHE")
-    return expanded(given) if given else platformdirs.user_cache_path("orchestrator")
 
 
 def _is_workspace(folder: Path) -> bool:

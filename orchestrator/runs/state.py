@@ -7,11 +7,11 @@ Not covered: what came of a run that ended (record.py has it).
 import psutil
 
 from orchestrator.processes.family import run_family
-from orchestrator.processes.process import visible
 from orchestrator.runs import slurm
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import Event, TrainerLog, latest, step_of
+from orchestrator.text import escape_controls
 
 
 def latest_event(run: RunDir, record: RunRecord) -> Event | None:
@@ -29,9 +29,9 @@ def progress(run: RunDir, record: RunRecord) -> str:
     if event is None:
         return f"step {record.attempts[-1].from_step or 0}"
     loss, left = event.get("loss"), event.get("remaining_time")
-    parts = [f"step {step_of(event)} of {visible(str(event.get('total_steps', '?')))}"]
+    parts = [f"step {step_of(event)} of {escape_controls(str(event.get('total_steps', '?')))}"]
     parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
-    parts += [f"left {visible(str(left))}"] if left else []
+    parts += [f"left {escape_controls(str(left))}"] if left else []
     return ", ".join(parts)
 
 

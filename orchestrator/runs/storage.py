@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.runs.rundir import atomic_write
+from orchestrator.files import atomic_write
 
 PROBE = ".probe-"
 

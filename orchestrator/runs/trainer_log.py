@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.processes.process import visible
 from orchestrator.processes.progress import Progress
+from orchestrator.text import escape_controls
 
 # llamafactory/hparams/parser.py, of a checkpoint that was not named: ours is, but where torchrun starts it again.
 _RESUMING = re.compile(
@@ -154,7 +154,7 @@ def figures(event: Event) -> dict[str, str]:
         "left": event.get("remaining_time"),
     }
     return {
-        key: f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+        key: f"{value:.4g}" if isinstance(value, float) else escape_controls(str(value))
         for key, value in shown.items()
         if value is not None
     }

@@ -90,7 +90,7 @@ def take_checkpoints(
     Raises:
         PrerequisiteError: the run is at work, its record is damaged, or it is not a folder of this workspace.
     """
-    from orchestrator.models.checkpoints import best_and_last
+    from orchestrator.runs.run_checkpoints import best_and_last
 
     def old(run: RunDir) -> list[str]:
         found = [path.name for path in run.checkpoints()]

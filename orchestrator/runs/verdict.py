@@ -46,10 +46,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.benchmark.score import Score
 from orchestrator.models.tensorfile import read_header
 from orchestrator.runs.drift import Drift
 from orchestrator.runs.record_parts import BenchmarkSummary
+from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 
 FIRST = 10

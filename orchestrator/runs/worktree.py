@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.files import atomic_write
 from orchestrator.processes.process import run_short, run_short_bytes
 from orchestrator.runs.record_parts import Facts
-from orchestrator.runs.rundir import RunDir, atomic_write
+from orchestrator.runs.rundir import RunDir
 
 MAX_BYTES = 1_000_000
 MAX_NEW_FILE_BYTES = 64_000

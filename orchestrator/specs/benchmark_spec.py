@@ -4,9 +4,12 @@ Covered: the fields and their limits.
 Not covered: which of them a server honours (decoding.py).
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.benchmark.metrics import METRICS, Metric
+Metric = Literal["bleu", "chrf", "chrf++", "ter"]
+METRICS: tuple[Metric, ...] = ("bleu", "chrf", "chrf++", "ter")
 
 
 class BenchmarkSpec(BaseModel):

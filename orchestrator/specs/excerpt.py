@@ -7,7 +7,7 @@ Leaves nothing: it returns lines.
 import re
 import unicodedata
 
-from orchestrator.processes.process import visible
+from orchestrator.text import escape_controls
 
 WIDTH = 100
 """Characters of a line that are shown."""
@@ -64,7 +64,7 @@ def excerpt(lines: list[str], line: int, column: int) -> list[str]:
 
 
 def _visible(text: str) -> str:
-    return visible(text).replace("\t", "    ")
+    return escape_controls(text).replace("\t", "    ")
 
 
 def _width(text: str) -> int:

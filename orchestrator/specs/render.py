@@ -19,9 +19,8 @@ import yaml
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from orchestrator.data.llamafactory_data import LlamaFactoryEntry
 from orchestrator.errors import SpecError
-from orchestrator.runs.rundir import shipped
+from orchestrator.files import shipped
 from orchestrator.specs.spec import (
     MODEL_PLACES,
     ExportSpec,
@@ -292,15 +291,6 @@ def spec_yaml(spec: RunSpec, found: str = "") -> str:
     return "\n".join([*heads, ""]) + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
-
-
-def entry_yaml(entry: LlamaFactoryEntry) -> str:
-    """The text of a file dataset_info/NAME.yaml."""
-    heads = "# A dataset in LLaMA-Factory's own terms: below llamafactory stand the keys of its dataset_info.json.\n"
-    return heads + yaml.dump(
-        entry.model_dump(exclude_unset=True),
-        Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf"),
-    )  # fmt: skip
 
 
 def command_words(key: str, value: object, *, several: bool = False) -> list[str]:

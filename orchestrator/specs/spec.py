@@ -290,3 +290,6 @@ def spec_json(spec: RunSpec) -> dict[str, Any]:
 def spec_sha256(spec: RunSpec) -> str:
     """Hash of the resolved spec; equal specs hash equally, however they were written."""
     return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
+
+
+API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone

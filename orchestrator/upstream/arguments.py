@@ -9,12 +9,12 @@ Not covered: whether a value is right (argument_check.py); rules between argumen
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.specs.arguments import COMPUTED, Argument, kind_of
 from orchestrator.upstream.installation import Installation, parse_source
 
 # What each command reads (hparams/parser.py); export is as api.
@@ -41,40 +41,6 @@ _KINDS = {
     "Dict": "dict",
     "Mapping": "dict",
 }
-
-
-class Computed(Enum):
-    """Stands where a default is no plain value of the source."""
-
-    COMPUTED = "computed"
-
-
-COMPUTED = Computed.COMPUTED
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of llamafactory-cli."""
-
-    name: str
-    kinds: frozenset[str]
-    """Of int, float, bool, str, list, dict: what it may be. Empty: unknown, nothing is checked."""
-    choices: tuple[str | int | float | bool, ...] | None
-    """The only values that it may have. None: any."""
-    optional: bool
-    """Whether it may be null."""
-    commands: frozenset[str]
-    """Of train, api, export: which take it."""
-    default: Any = COMPUTED
-    """What it is where nothing is said, as a JSON value. COMPUTED: known when LLaMA-Factory starts, or required."""
-    help: str = ""
-    """LLaMA-Factory's or transformers' own sentence about it, on one line."""
-
-    def typed(self, value: Any) -> Any:
-        """The value in the declared type: 1e5 is an int where only an int will do. An int does for a float as it is."""
-        if isinstance(value, float) and value.is_integer() and "int" in self.kinds and "float" not in self.kinds:
-            return int(value)
-        return value
 
 
 def read_arguments(installation: Installation) -> dict[str, Argument]:
@@ -347,8 +313,3 @@ def last_name(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript):
         return last_name(node.value)
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-
-
-def kind_of(value: object) -> str:
-    """The value's type, under the name that Argument.kinds has for it."""
-    return type(value).__name__

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.processes.process import run_short, visible
+from orchestrator.processes.process import run_short
+from orchestrator.text import escape_controls
 from orchestrator.upstream.installation import Installation
 
 TIMEOUT_S = 300  # its import alone takes 6 s and more
@@ -104,7 +105,7 @@ def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> Cha
         raise StageError(f"LLaMA-Factory did not tell its chat template: {error!r}") from error
     template = arguments.get("template")
     if differences:
-        trained, rendered = (visible(text[:300]) for text in differences[0])
+        trained, rendered = (escape_controls(text[:300]) for text in differences[0])
         raise StageError(
             f"the prompt of template {template} cannot be had from the tokenizer of {arguments['model_name_or_path']} "
             f"alone.\n  trained:  {trained}\n  rendered: {rendered}",

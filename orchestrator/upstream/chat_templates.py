@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.models.model_files import MAX_JSON_BYTES, locate_model
+from orchestrator.files import MAX_JSON_BYTES
+from orchestrator.models.model_files import locate_model
 from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.installation import Installation, parse_source
 

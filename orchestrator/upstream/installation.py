@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
-from orchestrator.paths import expanded
+from orchestrator.files import expanded
 from orchestrator.processes.process import run_short
 
 VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"

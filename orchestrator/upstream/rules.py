@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.yamlfile import Location
-from orchestrator.upstream.arguments import COMPUTED, Argument
 from orchestrator.upstream.installation import Installation
 
 ANY = frozenset({"train", "api", "export"})

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.upstream.arguments import Argument, alternatives, items_of, last_name
+from orchestrator.specs.arguments import Argument
+from orchestrator.upstream.arguments import alternatives, items_of, last_name
 from orchestrator.upstream.installation import parse_source
 
 _ADDRESS = "the server is asked at http://HOST:PORT/v1"

@@ -1,0 +1,1 @@
+"""Run specs: read, checked, rendered, compared."""

@@ -1,0 +1,165 @@
+"""What is done with a target: a benchmark of a model, of every checkpoint of a run, an export.
+
+Covered: whose folder the results go to: the run's own, or that of a run without training, which is made for it or goes
+on where it was cut short.
+Not covered: what a target is called (models/target.py); a run's own benchmarks (pipeline.py).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.benchmark.afterwards import score_by_comet
+from orchestrator.benchmark.benchmarking import benchmark_checkpoint, served_in_turn
+from orchestrator.benchmark.curve import Curve
+from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
+from orchestrator.data.testset import with_instruction
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.files import expanded
+from orchestrator.lifecycle.new_run import How, Origin, new_folder
+from orchestrator.lifecycle.pipeline import carry_out, launch, recorded
+from orchestrator.planning.check import check_model
+from orchestrator.planning.plan import heed, plan_run, resolve_model
+from orchestrator.planning.session import Session
+from orchestrator.runs.record import RunRecord, locked
+from orchestrator.runs.rundir import RunDir
+from orchestrator.serving.export import export
+from orchestrator.serving.target import Target
+from orchestrator.specs.compute_spec import ComputeSpec
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import BenchmarkSpec, ExportSpec, RunSpec, ServeSpec, spec_sha256
+
+log = logging.getLogger("orchestrator")
+
+
+def benchmark(
+    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking
+) -> list[Path]:
+    """Benchmark a target; returns the benchmarks' folders. One that was cut short goes on where it was.
+
+    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training.
+
+    Args:
+        session: the workspace and its tools.
+        target: what is benchmarked.
+        items: test sets; none: those of the run's spec.
+        settings: how it is served, or the URL of a server that runs.
+        how: whether answers of before are used, and whether a part is scored.
+    """
+    if not items and target.spec is not None:
+        items = target.spec.benchmark
+    if not items:
+        raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
+    trained_on = target.spec.datasets if target.spec else []
+    items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
+    items = [item.model_copy(update={"during": False}) for item in items]  # the training is over
+    model = target.checkpoint.model if target.checkpoint else None
+    compute = target.spec.compute if target.spec else ComputeSpec()
+    compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
+    spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
+    plan = plan_run(session, spec)
+    if target.run is None or target.checkpoint is None:
+        run = None if how.fresh else _cut_short(session, plan.spec)
+        carried = How(exclusive=False, asking=how)
+        if run is None:
+            run = launch(session, plan, Origin(), carried)
+        else:
+            log.info("run %s goes on", run.id)
+            carry_out(session, run, carried, plan)
+        return sorted(run.benchmarks.iterdir())
+    record = RunRecord.load(target.run)
+    with served_in_turn(session, spec, target.run, record, [target.checkpoint]) as connect_to:
+        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
+    score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
+    return folders
+
+
+def benchmark_all(
+    session: Session,
+    target: Target,
+    testset: str | None,
+    split: str | None,
+    changes: Mapping[str, Any],
+    settings: ServeSpec,
+    how: Asking,
+    *,
+    metric: str,
+    with_base: bool,
+) -> Curve:
+    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
+
+    Args:
+        session: the workspace and its tools.
+        target: the run.
+        testset: the validation set's dataset. None: that of the run's benchmarks.
+        split: its split. None: validation.
+        changes: fields of the validation set's benchmark.
+        settings: how the checkpoints are served.
+        how: whether answers of before are used, and whether parts are scored.
+        metric: what is chosen by.
+        with_base: the model before training too.
+    """
+    if target.run is None or target.spec is None:
+        raise SpecError(f"{target.name} is no run")
+    sets = sets_of(session, target.spec, testset, split, changes)
+    return benchmark_every_checkpoint(
+        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
+    )
+
+
+def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
+    """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
+    for run in reversed(session.workspace.all_runs()):
+        try:
+            record = RunRecord.load(run)
+        except PrerequisiteError:  # damaged: nothing to go on with
+            continue
+        ended_early = record.status in ("failed", "stopped", "interrupted")
+        if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
+            return run if ended_early or any(item.status == "incomplete" for item in record.benchmarks) else None
+    return None
+
+
+def export_target(session: Session, target: Target, to: Path | None) -> Path:
+    """Write a target as a full model folder, an adapter merged: export/ in the run folder, unless told otherwise.
+
+    The model of a spec that trains nothing gets a run folder of its own, for the record of it.
+    """
+    if target.checkpoint is None or target.spec is None:
+        raise SpecError(f"{target.name} belongs to no run: export takes a run, RUN@checkpoint-N, or a spec file")
+    model, settings = target.checkpoint.model, target.spec.export
+    if target.run is not None and model.adapter_name_or_path is None and not settings.extra_arguments():
+        raise SpecError(f"{target.name} is a full model already: {model.name_or_path}")
+    if to is None and settings.export_dir is not None:
+        to = session.workspace.root / expanded(settings.export_dir)
+    if target.run is not None:
+        heed(check_model(model, session.workspace.root, session.installation))
+        return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
+    plan = plan_run(session, target.spec)
+    run = new_folder(session, plan, Origin())
+    record = RunRecord.load(run)
+    record.take_over(run)
+    with recorded(run, record):
+        resolved = replace(target.checkpoint, model=resolve_model(session, model)[0])
+        folder = _export(session, run, record, resolved, settings, to)
+        record.end(run, "done")
+    return folder
+
+
+def _export(
+    session: Session, run: RunDir, record: RunRecord, checkpoint: Checkpoint, settings: ExportSpec, to: Path | None
+) -> Path:
+    installation = session.llamafactory()
+    argv = [str(installation.cli), "export", run.export_yaml.name]
+    record.add_command(run, "export", argv)
+    with locked(run, "export"):  # they share export.yaml
+        return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
+
+
+def _as_name(text: str) -> str:
+    """Any text as a spec's name."""
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
+    return name.lstrip("._-")[:64] or "target"

@@ -1,0 +1,226 @@
+"""What is wrong with the installation, the machine and the workspace, each with the next step.
+
+Covered: LLaMA-Factory and what it runs with; GPUs, and whether its torch can use them; room on the disks; locks and
+renames tried out where they are needed; ORCHESTRATOR_* variables; runs whose owner is gone, and what they left.
+Not covered: a spec (check.py); whether llamafactory-cli works beyond its imports of torch.
+Changes nothing (left_over.py does, when it is told to).
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
+from orchestrator.files import cache_folder, expanded
+from orchestrator.models.model_files import hub_cache
+from orchestrator.processes.process import run_short
+from orchestrator.runs import locks, machine
+from orchestrator.runs.groups import Group, killed_owner, members
+from orchestrator.runs.left_over import left_over_processes, temporary_files
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import GroupDir, Workspace
+from orchestrator.runs.storage import file_system, storage_problem
+from orchestrator.upstream.installation import Installation, find_installation
+
+ROOM_BYTES = 20 << 30
+"""Of free space on a disk; with less, a checkpoint of a 7B model does not fit."""
+VARIABLES = {
+    "ORCHESTRATOR_LLAMAFACTORY": "the environment that trains and serves",
+    "ORCHESTRATOR_WORKSPACE": "the folder with runs/ and dataset_info/",
+    "ORCHESTRATOR_ARCHIVES": "a folder of archives",
+    "ORCHESTRATOR_CACHE": "what can be made or fetched again",
+    "ORCHESTRATOR_LOCKS": "the locks of devices",
+    "ORCHESTRATOR_API_KEY": "the key of a server",
+    "ORCHESTRATOR_VLLM": "the environment of vLLM",
+    "ORCHESTRATOR_COMET": "the environment of COMET",
+}
+_PREFIX = "ORCHESTRATOR_"
+_LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=flock")  # nfs(5)
+_TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+_TORCH_S = 120.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One thing that was looked at."""
+
+    area: Literal["installation", "machine", "settings", "workspace"]
+    severity: Literal["ok", "note", "warning", "error"]
+    message: str
+    remedy: str = ""
+
+
+def diagnose(workspace: Workspace | None) -> Iterator[Diagnosis]:
+    """Everything, in order; of the workspace where there is one."""
+    installation: Installation | None = None
+    try:
+        installation = find_installation()
+    except PrerequisiteError as error:
+        yield Diagnosis("installation", "error", error.message, error.remedy)
+    if installation is not None:
+        yield from _installation(installation)
+    yield from _machine(installation)
+    yield from _settings(os.environ)
+    if workspace is None:
+        yield Diagnosis("workspace", "note", "no workspace here", "orchestrator init makes one")
+    else:
+        yield from _workspace(workspace)
+
+
+def _installation(found: Installation) -> Iterator[Diagnosis]:
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    yield Diagnosis("installation", "ok", f"{found.cli}, Python {found.python_version}")
+    if found.package is None or "llamafactory" not in found.versions:
+        yield Diagnosis(
+            "installation", "error", f"{found.python} has no package llamafactory", 'pip install "llamafactory>=0.9.5"'
+        )
+    if versions:
+        yield Diagnosis("installation", "ok", versions)
+    if found.note:
+        yield Diagnosis("installation", "warning", found.note)
+
+
+def _machine(found: Installation | None) -> Iterator[Diagnosis]:
+    memory = psutil.virtual_memory()
+    yield Diagnosis(
+        "machine", "ok",
+        f"{machine.processor()}; {_gib(memory.total)} of memory, {_gib(memory.available)} of it free",
+    )  # fmt: skip
+    gpus = machine.gpus()
+    if not gpus:
+        yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
+    else:
+        cuda = f"; its driver takes CUDA up to {version}" if (version := machine.driver_cuda()) else ""
+        yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(gpus)}{cuda}")
+        if found is not None and "torch" in found.versions:
+            yield _torch(found, len(gpus))
+    folder = locks.lock_folder()
+    try:
+        with locks.folder_open():
+            problem = storage_problem(folder)
+    except PrerequisiteError as error:
+        yield Diagnosis("machine", "error", error.message, error.remedy)
+        return
+    yield _tried("machine", "locks of devices", folder, problem, "ORCHESTRATOR_LOCKS names a folder on a local disk")
+    for held_by in locks.held_now():
+        yield Diagnosis("machine", "note", f"{held_by} is in use")
+
+
+def _torch(found: Installation, count: int) -> Diagnosis:
+    """Whether torch sees the GPUs that the driver lists. Its build may be for another CUDA, or for none."""
+    built = found.cuda.get("torch's CUDA", "no CUDA")
+    try:
+        seen = int(run_short([str(found.python), "-c", _TORCH], timeout_s=_TORCH_S).strip().rpartition("\n")[2])
+    except (StageError, PrerequisiteError) as error:
+        return Diagnosis("machine", "error", f"torch cannot be imported: {error.message}", "reinstall torch")
+    except ValueError:
+        return Diagnosis("machine", "warning", "torch does not say how many GPUs it sees")
+    said = f"torch, built for {built}, sees {seen} of {count} GPUs"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen == count or (seen and hidden is not None):
+        return Diagnosis("machine", "ok", said)
+    shown = f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else ""
+    return Diagnosis(
+        "machine", "error" if seen == 0 and hidden is None else "warning", f"{said}{shown}",
+        "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally",
+    )  # fmt: skip
+
+
+def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
+    for name in sorted(name for name in environment if name.startswith(_PREFIX)):
+        if name in ("ORCHESTRATOR_RUN", "ORCHESTRATOR_CHILD"):  # a command within a run
+            continue
+        if name not in VARIABLES:
+            hint = did_you_mean(name.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in VARIABLES])
+            yield Diagnosis("settings", "warning" if hint else "note", f"nothing reads {name}{hint}", f"unset {name}")
+            continue
+        value = "is set" if name.endswith("KEY") else f"= {environment[name]}"
+        path = expanded(environment[name])
+        absent = not name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY")) and not path.exists()
+        yield Diagnosis(
+            "settings", "error" if absent else "ok", f"{name} {value} ({VARIABLES[name]})",
+            f"{path} does not exist: correct it, or unset {name}" if absent else "",
+        )  # fmt: skip
+
+
+def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
+    kind, options = file_system(workspace.runs)
+    remedy = "move it to a local disk, or to NFS that is mounted without nolock"
+    yield _tried("workspace", "runs", workspace.runs, storage_problem(workspace.runs), remedy, kind)
+    if kind.startswith("nfs") and set(_LOCAL_LOCKS) & set(options.split(",")):
+        said = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
+        remedy = "start, stop and resume a run on one host only; or mount it without nolock and local_lock"
+        yield Diagnosis("workspace", "warning", said, remedy)
+    for what, folder in (("runs", workspace.runs), ("the cache", cache_folder()), ("models of the hub", hub_cache())):
+        yield _room(what, folder)
+    yield from _runs(workspace)
+    yield from _groups(workspace)
+    for left in left_over_processes(workspace):
+        said = f"{left.run.id} has no owner, and left running: {left.names()}"
+        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean ends that")
+    if files := temporary_files(workspace, cache_folder()):
+        shown = ", ".join(str(path) for path in files[:3]) + (", ..." if files[3:] else "")
+        said = f"files of writers that were killed, {len(files)} of them: {shown}"
+        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean removes them")
+
+
+def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
+    runs = workspace.all_runs()
+    yield Diagnosis("workspace", "ok", f"{workspace.root}, with {len(runs)} runs")
+    for run in runs:
+        try:
+            record = RunRecord.load(run)
+        except OrchestratorError as error:
+            yield Diagnosis(
+                "workspace", "error", error.message, f"to remove it as a whole: orchestrator rm --all {run.id}"
+            )
+            continue
+        if record.status == "interrupted":
+            yield Diagnosis("workspace", "note", f"{run.id} was interrupted", f"to go on: orchestrator resume {run.id}")
+        elif record.is_active() and not record.is_here():
+            yield Diagnosis(
+                "workspace", "note", f"{run.id} is {record.status} on {record.host}, which cannot be seen from here",
+                f"where that is gone for good: orchestrator stop {run.id} --host-is-gone",
+            )  # fmt: skip
+
+
+def _groups(workspace: Workspace) -> Iterator[Diagnosis]:
+    """Those whose owner was killed. Of a damaged one `show` says what is wrong."""
+    for path in sorted(workspace.runs.glob("*/group.json")):
+        folder = GroupDir(path.parent)
+        try:
+            killed, group = killed_owner(folder), Group.load(folder)
+        except PrerequisiteError:
+            continue
+        left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
+        if killed is not None and left:
+            said = f"{folder.id} was interrupted: {left} of its {len(group.points)} runs are not done"
+            yield Diagnosis("workspace", "note", said, f"to go on: orchestrator resume {folder.id}")
+
+
+def _room(what: str, folder: Path) -> Diagnosis:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    said = f"room for {what}, {folder}: {_gib(free)}"
+    if free >= ROOM_BYTES:
+        return Diagnosis("workspace", "ok", said)
+    remedy = "orchestrator gc --keep-last 1 moves old checkpoints to the trash; orchestrator gc --trash empties that"
+    return Diagnosis("workspace", "warning", said, remedy)
+
+
+def _tried(
+    area: Literal["machine", "workspace"], what: str, folder: Path, problem: str | None, remedy: str, kind: str = ""
+) -> Diagnosis:
+    shown = f"{folder} ({kind})" if kind else str(folder)
+    if problem is None:
+        return Diagnosis(area, "ok", f"{what}: locks and renames work in {shown}")
+    return Diagnosis(area, "error", f"{what} cannot be kept in {shown}: {problem}", remedy)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.1f} GiB"

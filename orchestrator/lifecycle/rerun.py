@@ -1,0 +1,145 @@
+"""A run beside the one that it repeats: what differs before it starts, its first losses while it trains, its scores.
+
+Covered: all of the comparison, from the two run folders.
+Not covered: what follows from it (pipeline.py).
+Writes nothing; what is found goes to the log "orchestrator".
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.models.model_files import locate_model
+from orchestrator.planning.plan import facts_now, run_side, spec_side
+from orchestrator.planning.session import Session
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.runs.diff import changed_defaults
+from orchestrator.runs.drift import Drift, by_severity, default_drift, drifts
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.verdict import REDUCED, EarlyVerdict, Verdict, compare_losses, compare_scores, loss_band
+from orchestrator.specs.spec import RunSpec
+
+log = logging.getLogger("orchestrator")
+
+
+def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, asked: Sequence[str]) -> list[Drift]:
+    """All that differs from a past run now, arguments that neither spec sets and whose default changed included.
+
+    Args:
+        session: the workspace and its tools.
+        past: the run that is repeated.
+        spec: what is to run.
+        facts: what it reads and runs with.
+        asked: the KEY=VALUE of --set.
+    """
+    defaults = changed_defaults(run_side(session, past), spec_side(session, "now", spec))
+    return by_severity(
+        [
+            *drifts(load_spec(past.spec), RunRecord.load(past).facts, spec, facts, asked=asked),
+            *(default_drift(each.path, each.one, each.other) for each in defaults),
+        ]
+    )
+
+
+def say_drift(past: RunDir, found: Sequence[Drift], *, strict: bool) -> None:
+    """Each thing that differs by its severity, in the log.
+
+    Raises:
+        PrerequisiteError: strict, and the data or the model are others.
+    """
+    for each in found:
+        log.log(
+            logging.INFO if each.severity == "note" else logging.WARNING,
+            "differs from %s (%s): %s", past.id, each.severity, each.line(),
+        )  # fmt: skip
+    if not found:
+        log.info("nothing differs from %s: same spec, data, model, versions and commit", past.id)
+    errors = [each.line() for each in found if each.severity == "error"]
+    if strict and errors:
+        raise PrerequisiteError(
+            f"data or model differ from those of {past.id}: {'; '.join(errors)}",
+            "without --strict the run starts all the same, and its record says what differs",
+        )
+
+
+class Repeat:
+    """A run that repeats a past one, compared as it goes."""
+
+    def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
+        """Compare the run of a record with a past one.
+
+        Args:
+            session: the workspace and its tools.
+            past: the run that is repeated.
+            spec: what runs.
+            record: its record; its facts and the --set that made it are there.
+        """
+        self._session, self._spec, self._facts = session, spec, record.facts
+        self._past = past
+        self._then = RunRecord.load(past)
+        self._drift = drift_from(session, past, spec, record.facts, record.overrides)
+        self._band = _band(session, past, spec)
+        losses = self._then.training.logged_losses if self._then.training else []
+        # Where it was resumed, the first losses are not those that come now.
+        self._early = EarlyVerdict(losses, self._drift, self._band) if losses and not record.attempts[1:] else None
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Take what the training logs, and say the verdict as soon as it is known."""
+        loss = event.get("loss")
+        if self._early is not None and isinstance(loss, int | float):
+            verdict = self._early.add(float(loss))
+            if verdict is not None:
+                self._say(verdict)
+
+    def trained(self, training: Training) -> Verdict | None:
+        """The verdict on a finished training; said, if it is not yet. None where the past run trained nothing."""
+        if self._then.training is None:
+            return None
+        then, now = self._then.training.logged_losses, training.logged_losses
+        verdict = compare_losses(then, now, drift=self._drift, band=self._band)
+        if self._early is None or self._early.end() is not None:
+            self._say(verdict)
+        weights = self._then.training.weights_sha256, training.weights_sha256
+        if None not in weights:
+            said = "the same, to the last bit" if weights[0] == weights[1] else "others"
+            log.info("%s: the trained weights are %s", self._past.id, said)
+        return verdict
+
+    def changed(self) -> list[str]:
+        """What others changed of data, model and versions since the run started, in lines; said."""
+        try:
+            now = facts_now(self._session, self._spec, full_hash=self._facts.model_full_sha256 is not None)
+        except OrchestratorError as error:
+            lines = [f"cannot be told any more: {error.message}"]
+        else:
+            kinds = ("data", "model", "adapter", "version", "machine")
+            found = [each for each in drifts(self._spec, self._facts, self._spec, now) if each.kind in kinds]
+            self._drift = [*self._drift, *found]
+            lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
+        for line in lines:
+            log.warning("changed while it ran: %s", line)
+        return lines
+
+    def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> list[str]:
+        """The run's scores beside the past ones, in lines; said."""
+        lines = compare_scores(self._then.benchmarks, benchmarks, drift=self._drift)
+        for line in lines:
+            log.info("%s: %s", self._past.id, line)
+        return lines
+
+    def _say(self, verdict: Verdict) -> None:
+        level = logging.WARNING if verdict.verdict == "different" else logging.INFO
+        log.log(level, "%s: %s", self._past.id, verdict.message)
+
+
+def _band(session: Session, past: RunDir, spec: RunSpec) -> float:
+    if spec.model is None:
+        return REDUCED
+    try:
+        folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
+        return loss_band([load_spec(past.spec), spec], folder)
+    except (PrerequisiteError, SpecError):  # the folder went, or is broken: the training itself says so
+        return REDUCED

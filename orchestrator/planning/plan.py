@@ -1,0 +1,189 @@
+"""A spec that is about to run: checked, with all that it reads, and as the files that LLaMA-Factory is given.
+
+Covered: what every command works with (Session); a spec's data and facts (Plan); its rendered files.
+Not covered: running it (pipeline.py).
+Writes nothing; warnings go to the log "orchestrator".
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.data.datasets import (
+    Dataset,
+    ParallelText,
+    evaluated_split,
+    load_entry,
+    load_split,
+)
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.data.testset import load_testset
+from orchestrator.errors import Finding, raise_on_errors
+from orchestrator.models.model_files import base_checkpoint
+from orchestrator.planning.check import check
+from orchestrator.planning.session import Session
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.runs.diff import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.runs.facts import collect_facts
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.rundir import RunDir, prepared_file
+from orchestrator.specs.render import (
+    DATASET_COLUMNS,
+    Checkpoint,
+    api_arguments,
+    train_arguments,
+    train_environment,
+)
+from orchestrator.specs.sbatch import FILE, sbatch_script
+from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.upstream.chat_templates import with_found_template
+from orchestrator.upstream.installation import find_installation
+
+log = logging.getLogger("orchestrator")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec that was checked, with all that it reads."""
+
+    spec: RunSpec
+    datasets: dict[str, Dataset]
+    """Those of parallel texts, by name."""
+    own: dict[str, LlamaFactoryDataset]
+    """Those in LLaMA-Factory's own formats."""
+    texts: dict[tuple[str, str], ParallelText]
+    """(dataset, split) -> its text."""
+    facts: Facts
+    found: str = ""
+    """How the model's template was found; '' where the spec says it."""
+
+
+def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Plan:
+    """Check a spec and read what it needs; every byte of its model too, where full_hash says so.
+
+    Raises:
+        SpecError, PrerequisiteError: everything that is wrong with it, at once.
+    """
+    root = session.workspace.root
+    heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
+    datasets, own, texts = _inputs(session, spec)
+    spec, found = resolve(session, spec)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
+    return Plan(spec, datasets, own, texts, facts, found)
+
+
+def facts_now(session: Session, spec: RunSpec, *, full_hash: bool) -> Facts:
+    """The facts of a run as they are now: data, model and LLaMA-Factory are looked at anew.
+
+    Raises:
+        SpecError, PrerequisiteError: something of it is not there any more.
+    """
+    _, own, texts = _inputs(session, spec)
+    installation = find_installation() if session.llamafactory_or_none() else None
+    return collect_facts(spec, session.workspace.root, installation, texts, own, full_hash=full_hash)
+
+
+def _inputs(
+    session: Session, spec: RunSpec
+) -> tuple[dict[str, Dataset], dict[str, LlamaFactoryDataset], dict[tuple[str, str], ParallelText]]:
+    """What a spec reads, as Plan has it: datasets of parallel texts, those of LLaMA-Factory's own formats, texts."""
+    trained = {name: load_entry(name, session.dataset_folders) for name in [*spec.datasets, *spec.eval_datasets]}
+    own = {name: dataset for name, dataset in trained.items() if isinstance(dataset, LlamaFactoryDataset)}
+    datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
+    datasets |= {item.testset: load_testset(item, session.dataset_folders, spec.datasets) for item in spec.benchmark}
+    wanted = [(name, "train") for name in spec.datasets if name in datasets]
+    wanted += [(name, evaluated_split(datasets[name])) for name in spec.eval_datasets if name in datasets]
+    wanted += [(item.testset, item.split) for item in spec.benchmark]
+    texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
+    return datasets, own, texts
+
+
+def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
+    """The spec with the chat template that it left to be found, and how that was found ('' where it was given)."""
+    if spec.model is None:
+        return spec, ""
+    model, found = resolve_model(session, spec.model)
+    return spec.model_copy(update={"model": model}), found
+
+
+def resolve_model(session: Session, model: ModelSpec) -> tuple[ModelSpec, str]:
+    """The same for a model that is served."""
+    installation = session.llamafactory_or_none()
+    return with_found_template(model, session.workspace.root, installation) if installation else (model, "")
+
+
+def heed(findings: Sequence[Finding]) -> None:
+    """Errors end it, all at once; warnings and notes are said."""
+    raise_on_errors(findings)
+    for finding in findings:
+        log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
+
+
+def render_files(session: Session, spec: RunSpec, output_dir: str = "output") -> dict[str, str]:
+    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, and api.yaml where it serves.
+
+    Nothing where the spec asks a server that runs already.
+    """
+    if spec.model is None:
+        return {}
+    start = base_checkpoint(spec.model, session.workspace.root)
+    files: dict[str, str] = {}
+    served = start
+    if spec.train is not None:
+        arguments = train_arguments(spec, start, output_dir)
+        known = session.arguments() or {}
+        lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
+        files["train.yaml"] = session.renderer.train_yaml(arguments)
+        files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
+        whole = spec.train.finetuning_type in ("full", "freeze")
+        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
+        served = Checkpoint("output", start.model.model_copy(update=update))
+    if spec.serve.backend == "llamafactory":
+        files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
+    return files
+
+
+def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
+    """The script that would be submitted to Slurm, with another run's folder; nothing for a run that stays here."""
+    if spec.compute.slurm is None:
+        return {}
+    folder, words = session.workspace.runs / spec.name, ["--workspace", str(session.workspace.root)]
+    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], words, name=spec.name)}
+
+
+def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:
+    """dataset_info.json, the one file that needs the entries; nothing where the spec trains nothing.
+
+    Raises:
+        SpecError: there is no such dataset, or its entry is wrong.
+    """
+    if spec.train is None:
+        return {}
+    infos: dict[str, dict[str, Any]] = {}
+    for name, called in [*((name, name) for name in spec.datasets), *spec.eval_names.items()]:
+        dataset = load_entry(name, session.dataset_folders)
+        prepared = {"file_name": prepared_file(called), "columns": DATASET_COLUMNS}
+        infos[called] = dataset.as_info() if isinstance(dataset, LlamaFactoryDataset) else prepared
+    return {"dataset_info.json": session.renderer.dataset_info(infos)}
+
+
+def spec_side(session: Session, name: str, spec: RunSpec) -> Side:
+    """A spec that would run here, to be compared."""
+    installation, arguments = session.llamafactory_or_none(), session.arguments()
+    versions = {} if installation is None else _declaring(installation.versions)
+    return Side(name, resolve(session, spec)[0], versions, None if arguments is None else known_defaults(arguments))
+
+
+def run_side(session: Session, run: RunDir) -> Side:
+    """A run, to be compared. Where it kept no defaults, those of the same versions are taken, if they are installed."""
+    spec, facts = load_spec(run.spec), RunRecord.load(run).facts
+    kept, here = run_defaults(run), spec_side(session, "", spec)
+    versions = _declaring(facts.versions)
+    defaults = here.defaults if kept is None and versions == here.versions else kept
+    return Side(run.id, spec, versions, defaults, facts)
+
+
+def _declaring(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: version for name, version in versions.items() if name in DECLARE}

@@ -1,0 +1,96 @@
+"""A workspace and the programs that one command works with."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from orchestrator.data.datasets import (
+    ArchiveStore,
+    entry_folders,
+)
+from orchestrator.errors import PrerequisiteError
+from orchestrator.planning.spec_file import load_spec
+from orchestrator.runs.rundir import Workspace, find_workspace
+from orchestrator.specs.arguments import Argument
+from orchestrator.specs.render import (
+    Renderer,
+)
+from orchestrator.specs.spec import API_KEY_ENV, RunSpec
+from orchestrator.upstream.arguments import read_arguments
+from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.ranges import RANGE_RULES
+from orchestrator.upstream.rules import Rule, known_rules
+from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm_arguments import Flag, read_flags
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command works with."""
+
+    workspace: Workspace
+    installation: Installation | PrerequisiteError
+    """Or why there is none: a server of others can be benchmarked all the same."""
+    renderer: Renderer
+    archives: ArchiveStore
+    dataset_folders: list[Path]
+    api_key: str = field(default="", repr=False)
+    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
+
+    @classmethod
+    def open(cls, workspace: Path | None = None, archives: Path | None = None) -> Self:
+        """The session of a command: its --workspace and --from, and the environment.
+
+        Raises:
+            SpecError: there is no workspace.
+        """
+        place = find_workspace(workspace)
+        installation: Installation | PrerequisiteError
+        try:
+            installation = find_installation()
+        except PrerequisiteError as error:
+            installation = error
+        return cls(
+            workspace=place,
+            installation=installation,
+            renderer=Renderer(place.templates),
+            archives=ArchiveStore.from_environment(archives),
+            dataset_folders=entry_folders(place.dataset_info),
+            api_key=os.environ.get(API_KEY_ENV, ""),
+        )
+
+    def load_spec(self, path: Path, overrides: Sequence[str] = ()) -> RunSpec:
+        """A spec file, its arguments and the rules between them checked against the LLaMA-Factory in use."""
+        return load_spec(path, overrides, self.arguments(), self.rules(), self.vllm_flags)
+
+    def llamafactory(self) -> Installation:
+        if isinstance(self.installation, PrerequisiteError):
+            raise self.installation
+        return self.installation
+
+    def arguments(self) -> dict[str, Argument] | None:
+        """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
+        return self._arguments
+
+    @cached_property
+    def _arguments(self) -> dict[str, Argument] | None:  # asked three times in a launch, a tenth of a second each
+        installation = self.llamafactory_or_none()
+        return (read_arguments(installation) or None) if installation is not None else None
+
+    def rules(self) -> tuple[Rule, ...]:
+        """What LLaMA-Factory and its libraries refuse of arguments; none where its source is not there."""
+        installation = self.llamafactory_or_none()
+        return (*known_rules(installation), *RANGE_RULES) if installation is not None else ()
+
+    def vllm_flags(self) -> dict[str, Flag] | None:
+        """The flags of the vLLM in use; None where there is none, which check() says."""
+        try:
+            return read_flags(find_vllm().package)
+        except PrerequisiteError:
+            return None
+
+    def llamafactory_or_none(self) -> Installation | None:
+        return None if isinstance(self.installation, PrerequisiteError) else self.installation

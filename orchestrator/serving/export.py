@@ -1,0 +1,67 @@
+"""A checkpoint in, one full model folder out: `llamafactory-cli export` as a child.
+
+Covered: an adapter merged into its base, a model written anew (other shards, quantised), as the spec's export section
+says; the result checked; a note beside it that says which run it comes from and with which template it was trained, so
+that benchmark, serve and chat take it like any other.
+Leaves export.yaml and logs/export.log in the run folder, and the model's folder.
+"""
+
+import json
+import signal
+from pathlib import Path
+
+from orchestrator.errors import Interrupted, SpecError, StageError
+from orchestrator.files import atomic_write
+from orchestrator.models.model_files import model_problems
+from orchestrator.processes.process import by_hand, child_environment, start
+from orchestrator.runs.rundir import RunDir
+from orchestrator.serving.target import EXPORT_NOTE
+from orchestrator.specs.render import Checkpoint, Renderer, export_arguments
+from orchestrator.specs.spec import ExportSpec
+from orchestrator.upstream.installation import Installation
+
+GRACE_S = 5
+
+
+def export(
+    run: RunDir,
+    checkpoint: Checkpoint,
+    settings: ExportSpec,
+    folder: Path,
+    installation: Installation,
+    renderer: Renderer,
+) -> Path:
+    """Write a run's checkpoint as a model folder of its own.
+
+    Raises:
+        SpecError: the folder is not empty; LLaMA-Factory would overwrite what is there without asking.
+        StageError: no whole model came out.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder} is there already and not empty", "remove it, or give another: --to DIR")
+    atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
+    argv = [str(installation.cli), "export", run.export_yaml.name]
+    child = start(
+        argv,
+        log=run.export_log,
+        cwd=run.path,
+        env=child_environment(installation.cli, {}),
+        death_signal=signal.SIGKILL,
+    )
+    try:
+        while child.poll() is None:
+            child.wait(0.2)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"the export was stopped; {folder} is not whole", f"remove {folder}") from error
+    finally:
+        child.stop(GRACE_S)
+    faults = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
+    faults += model_problems(folder) if folder.is_dir() else [f"{folder} was not made"]
+    if faults:
+        raise StageError(
+            f"the export failed: {'; '.join(faults)}. Last lines of {run.export_log}:\n{child.log_tail()}",
+            by_hand(run.path, argv, {}),
+        )
+    note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}
+    atomic_write(folder / EXPORT_NOTE, json.dumps(note, indent=2) + "\n")
+    return folder
