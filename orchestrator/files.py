@@ -46,7 +46,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 def shipped(name: str) -> Path:
     """A folder that ships with the project (templates, dataset_info): in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 

@@ -56,7 +56,7 @@ def test_the_file_has_the_rights_that_the_umask_leaves(tmp_path):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from orchestrator.runs.rundir import atomic_write
+from orchestrator.files import atomic_write
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
