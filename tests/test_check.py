@@ -117,7 +117,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert all(each.message in error.value.message for each in found)
 
 
-@pytest.mark.parametrize("compute", [{"env": {"FORCE_TORCHRUN": "1"}}, {"max_restarts": 1}])
+@pytest.mark.parametrize("compute", [{"env": {"FORCE_TORCHRUN": "1"}}, {"master_port": 29500}])
 def test_torchrun_without_a_device_or_a_number_of_processes_is_refused(root: Path, compute: dict[str, Any]) -> None:
     """It would be told `--nproc_per_node 0`."""
     found = only(root, compute=compute)
@@ -306,10 +306,7 @@ def test_an_adapter_is_checked_against_its_base(root: Path) -> None:
     """Whole, one, of that model, and for a training that goes on from it."""
     model = {"name_or_path": "models/tiny", "template": "qwen"}
     adapter_folder(root / "fits")
-    adapter_folder(root / "other", inputs=9)
     assert findings(root, model={**model, "adapter_name_or_path": "fits"}) == []
-    finding = only(root, model={**model, "adapter_name_or_path": "other"})
-    assert finding.field == "model.adapter_name_or_path" and "9 for 6 inputs" in finding.message
     assert "comma" in only(root, model={**model, "adapter_name_or_path": "fits,other"}).message
     assert "not an adapter" in only(root, model={**model, "adapter_name_or_path": "models/tiny"}).message
     full = {"use_cpu": True, "finetuning_type": "full"}

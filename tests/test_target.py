@@ -214,9 +214,9 @@ def test_a_foreign_adapter_s_base_may_be_a_folder_of_the_workspace(workspace):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("{", "names no base_model_name_or_path"),
-        ("{}", "names no base_model_name_or_path"),
-        ("[]", "names no base_model_name_or_path"),
+        ("{", "is None, expected a folder or a hub id"),
+        ("{}", "is None, expected a folder or a hub id"),
+        ("[]", "is None, expected a folder or a hub id"),
         ('{"base_model_name_or_path": null}', "is None, expected a folder or a hub id"),
         ('{"base_model_name_or_path": ""}', "is '', expected a folder or a hub id"),
         ('{"base_model_name_or_path": "/gone/away"}', "no folder /gone/away"),
@@ -238,7 +238,16 @@ def test_an_exported_model_elsewhere_keeps_its_template(workspace):
     assert target.run is None
 
 
-@pytest.mark.parametrize("note", ["{", "{}", "[]", '{"model": {}}', '{"model": {"name_or_path": 3}}'])
+def test_a_note_that_came_with_a_download_runs_no_code(workspace):
+    """trust_remote_code is the user's to turn on; a note is believed about the chat template alone."""
+    exported(workspace.root / "merged", trust_remote_code=True, adapter_name_or_path="/elsewhere")
+    target = resolve_target("merged", workspace)
+    assert target.checkpoint is not None
+    assert not target.checkpoint.model.trust_remote_code
+    assert target.checkpoint.model.adapter_name_or_path is None
+
+
+@pytest.mark.parametrize("note", ["{", "{}", "[]", '{"model": 3}', '{"model": {"template": 3}}'])
 def test_a_damaged_note_beside_an_export_is_named(note, workspace):
     folder = exported(workspace.root / "merged")
     (folder / EXPORT_NOTE).write_text(note)
@@ -302,6 +311,13 @@ def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word
         resolve_target(word, workspace)
     assert str(error.value).startswith(f"{word!r} is none of these: a run, RUN@checkpoint-N, RUN@base, a folder")
     assert str(error.value).endswith(hint or "without a train section")
+
+
+@pytest.mark.parametrize("word", ["127.0.0.1:6006/v1", "localhost/v1", "localhost:8000", "[::1]:8000/v1"])
+def test_an_address_without_http_is_refused_with_the_right_one(word, workspace):
+    with pytest.raises(SpecError) as error:
+        resolve_target(word, workspace)
+    assert error.value.remedy == f"write http://{word}"
 
 
 # A template from the command line

@@ -10,9 +10,9 @@ import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.serving.checkpoints import together
+from orchestrator.serving.checkpoints import group_by_server
 from orchestrator.serving.server import free_port
-from orchestrator.serving.vllm_serve import adapter_rank, vllm_words
+from orchestrator.serving.vllm import adapter_rank, vllm_words
 from orchestrator.specs.arguments import argument_problem
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
@@ -230,9 +230,9 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path, flags):
     other = Checkpoint("other", ModelSpec(name_or_path="/n"))
     vllm = ServeSpec(backend="vllm")
     everything = [Checkpoint("base", base), *adapted]
-    assert together(vllm, [*everything, other]) == [everything, [other]]
+    assert group_by_server(vllm, [*everything, other]) == [everything, [other]]
     for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
-        assert together(settings, everything) == [[each] for each in everything]
+        assert group_by_server(settings, everything) == [[each] for each in everything]
     named = {each.label: each for each in everything}
     words = vllm_words(named, {label: f"run@{label}" for label in named}, vllm, flags, served="run@base")
     given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(words[1:])

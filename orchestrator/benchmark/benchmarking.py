@@ -24,9 +24,9 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving.checkpoints import Serving, connect, served, serving_devices, together
+from orchestrator.serving.checkpoints import connect, group_by_server, served, serving_devices
 from orchestrator.serving.endpoint import Endpoint
-from orchestrator.serving.server import ServePlan, free_port
+from orchestrator.serving.server import ServePlan, Serving, free_port
 from orchestrator.serving.target import run_checkpoints
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
@@ -95,7 +95,7 @@ def served_in_turn(
     One server after another, each with as many checkpoints as it can hold. What one asks for after another server took
     the place is loaded again, so all that is asked of a checkpoint is asked in a row.
     """
-    groups = together(spec.serve, checkpoints)
+    groups = group_by_server(spec.serve, checkpoints)
     with ExitStack() as current:
         now: dict[str, Endpoint] = {}
 

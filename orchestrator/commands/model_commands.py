@@ -48,8 +48,8 @@ def serve(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator.serving.checkpoints import Serving, servable, served, serving_devices
-    from orchestrator.serving.server import how_to_ask
+    from orchestrator.serving.checkpoints import servable, served, serving_devices
+    from orchestrator.serving.server import Serving, example_requests
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)
@@ -58,7 +58,7 @@ def serve(
         how = Serving(settings, folder, settings.port or 6006, serving_devices(settings, found.spec))
         checkpoint = servable(session, found)
         with served(session, {found.name: checkpoint}, how, _say_loading) as server:
-            typer.echo(how_to_ask(server.endpoint))
+            typer.echo(example_requests(server.endpoint, is_own_key=bool(session.api_key)))
             say("Ctrl-C ends it.")
             while not (ended := server.ended()):
                 time.sleep(0.5)
@@ -81,8 +81,8 @@ def chat(
 ) -> None:
     """Talk to a model: streaming, with history. exit, Ctrl-D or 退出 ends it; Ctrl-C stops an answer."""
     from orchestrator.commands import talk
-    from orchestrator.serving.checkpoints import Serving, connect, servable, served, serving_devices
-    from orchestrator.serving.server import free_port
+    from orchestrator.serving.checkpoints import connect, servable, served, serving_devices
+    from orchestrator.serving.server import Serving, free_port
 
     session = open_session(workspace, None)
     found = open_target(session, target, template)

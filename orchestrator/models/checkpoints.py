@@ -1,17 +1,11 @@
-"""The checkpoints of a run, looked at before anything is resumed from one or thrown away.
+"""Whether a checkpoint-N is complete and holds all that a resumed training reads. Nothing is unpickled.
 
-Covered: whether a checkpoint-N is whole and holds what a resumed training reads; which one to resume from, and why not
-a newer one; what may not have changed since; which ones a clean-up has to keep.
-A whole one has trainer_state.json, which the Trainer writes last, with global_step N; no checkpoint-is-incomplete.txt;
-safetensors of the size that their headers tell of; and the state of the optimizer, the schedule and the random numbers:
+A complete one has trainer_state.json with global_step N, which the Trainer writes last, complete safetensors, no
+checkpoint-is-incomplete.txt, and the state of the optimizer, the schedule and the random numbers:
   plain, DDP   optimizer.pt, scheduler.pt, rng_state.pth or an rng_state_K.pth of each process
-  DeepSpeed    global_stepN/, named by the file latest, which is written when all ranks are done, and rng_state as above
+  DeepSpeed    global_stepN/, named by the file `latest`, which is written when all ranks are done; rng_state as above
   FSDP         pytorch_model_fsdp_0/ and optimizer_0/, each with the .metadata that is written last, or
                pytorch_model_fsdp.bin and optimizer.bin; scheduler.pt and rng_state as above
-Files of torch.save are zip archives: the directory at their end and the header of every entry are looked at.
-Not covered: the values within (nothing is unpickled; a bit that flipped goes unseen), whether each rank's part of a
-DeepSpeed or FSDP state is there, TPU and SageMaker.
-Writes nothing.
 """
 
 import re
@@ -23,7 +17,7 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import json_mapping
 from orchestrator.models.model_files import unchecked_weights, weight_problems
-from orchestrator.models.tensorfile import read_header
+from orchestrator.models.safetensors_header import read_header
 
 SENTINEL = "checkpoint-is-incomplete.txt"  # transformers' trainer_jit_checkpoint.py
 CHECKPOINT_LABEL = re.compile(r"checkpoint-([0-9]+)")

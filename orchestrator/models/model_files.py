@@ -1,10 +1,4 @@
-"""The files of a model or an adapter: where they are, whether they are whole, what they hold. Nothing is loaded.
-
-Covered: folders and the local hub cache; config.json, tokenizer, *.safetensors by their headers (a truncated download,
-a git-lfs pointer, a missing shard); module names for lora_target; an adapter against its base; hashes for the record.
-Not covered: what is in pytorch_model.bin; whether the weights are good; downloading.
-Reads a few MB of a model at most; writes nothing.
-"""
+"""The files of a model or an adapter: where they are, and whether they are complete. Nothing is loaded."""
 
 import hashlib
 import json
@@ -16,7 +10,7 @@ from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import MAX_JSON_BYTES, expanded
-from orchestrator.models.tensorfile import AGAIN, MAX_HEADER_BYTES, read_header
+from orchestrator.models.safetensors_header import AGAIN, MAX_HEADER_BYTES, read_header
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec
 
@@ -119,22 +113,13 @@ def unchecked_weights(folder: Path) -> list[str]:
     return [name for name in names if (folder / name).is_file() and not has_safetensors]
 
 
-def module_names(folder: Path) -> set[str]:
-    """Names of the modules that have a weight matrix: what an adapter can be put on. Empty where it can't be told.
-
-    Raises:
-        PrerequisiteError: a weight file is broken.
-    """
-    return set(_matrices(folder))
-
-
 def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
     """What is wrong with a lora_target for a model, or None.
 
     peft fails only where no item at all is there; one misspelt item of several it leaves out without a word.
     """
     asked = [item.strip() for item in (target.split(",") if isinstance(target, str) else target)]
-    modules = module_names(folder)
+    modules = _modules(folder)
     if asked == ["all"] or not modules:
         return None
     modules.add("lm_head")  # where it shares the embedding's weight, the files have none of its name
@@ -145,29 +130,6 @@ def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
     leaves = sorted({name.rpartition(".")[2] for name in modules})
     hint = did_you_mean(absent[0], leaves)
     return f"the model has no module {', '.join(map(repr, absent))}{hint}; it has {', '.join(leaves)}"
-
-
-def adapter_mismatch(adapter: Path, base: Path) -> str | None:
-    """The first module where a LoRA adapter's shapes do not fit the base model, or None.
-
-    Only equal names are compared, and only plain weights: a quantized base has other shapes.
-
-    Raises:
-        PrerequisiteError: a file is broken.
-    """
-    config = _read_json(adapter / "adapter_config.json")
-    weights = adapter / "adapter_model.safetensors"
-    if config.get("fan_in_fan_out") or "quantization_config" in _read_json(base / "config.json"):
-        return None
-    matrices = _matrices(base)
-    tensors = read_header(weights).tensors if weights.is_file() else {}
-    for name, (_, shape) in sorted(tensors.items()):
-        module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-        side = {"A.weight": 1, "B.weight": 0}.get(part)  # A is rank x inputs, B outputs x rank
-        if side is not None and module in matrices and len(shape) == 2 and shape[side] != matrices[module][side]:
-            fits = f"{shape[side]} for {matrices[module][side]} {'inputs' if side else 'outputs'}"
-            return f"{adapter} does not fit {base}: {module} has {fits}"
-    return None
 
 
 def model_sha256(folder: Path) -> str:
@@ -281,16 +243,16 @@ def _pickled(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("pytorch_model*.bin"))
 
 
-def _matrices(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Module -> shape of its weight, where that has two dimensions."""
-    found: dict[str, tuple[int, ...]] = {}
+def _modules(folder: Path) -> set[str]:
+    """Names of the modules that have a weight matrix: an adapter can be put on them. Empty where it is not known."""
+    found: set[str] = set()
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
-            return {}
+            return set()
         for name, (_, shape) in read_header(path).tensors.items():
             module, _, kind = name.rpartition(".")
             if kind in ("weight", "qweight") and len(shape) == 2:  # GPTQ and AWQ call it qweight
-                found[module] = shape
+                found.add(module)
     return found
 
 
@@ -372,8 +334,8 @@ def base_checkpoint(model: ModelSpec, root: Path) -> Checkpoint:
     """The model of a spec as it is before training, its folders absolute."""
     adapter = model.adapter_name_or_path
     update = {
-        "name_or_path": _absolute(model.name_or_path, root),
-        "adapter_name_or_path": None if adapter is None else _absolute(adapter, root),
+        "name_or_path": absolute_model(model.name_or_path, root),
+        "adapter_name_or_path": None if adapter is None else absolute_model(adapter, root),
     }
     return Checkpoint("base", model.model_copy(update=update))
 
@@ -385,7 +347,7 @@ def trained_checkpoint(folder: Path, base: ModelSpec) -> Checkpoint:
     return Checkpoint(folder.name, base.model_copy(update={**other, key: str(folder)}))
 
 
-def _absolute(name_or_path: str, root: Path) -> str:
+def absolute_model(name_or_path: str, root: Path) -> str:
     """An absolute folder, or a hub id as it is."""
     path = expanded(name_or_path)
     folder = path if path.is_absolute() else root / path

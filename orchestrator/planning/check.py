@@ -20,7 +20,6 @@ from orchestrator.errors import Finding as Finding
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean, errors_of, from_error
 from orchestrator.errors import raise_on_errors as raise_on_errors
 from orchestrator.models.model_files import (
-    adapter_mismatch,
     adapter_problems,
     locate_model,
     lora_target_problem,
@@ -238,10 +237,6 @@ def _adapter(model: ModelSpec, root: Path, base: Path | None) -> list[Finding]:
     if folder is not None:
         findings += [Finding("error", "missing", field, problem) for problem in adapter_problems(folder)]
         findings += [_unchecked(field, folder, name) for name in unchecked_weights(folder)]
-    if folder is not None and base is not None and not findings:
-        mismatch = adapter_mismatch(folder, base)
-        if mismatch:
-            findings.append(Finding("error", "spec", field, mismatch, "name the base model that it was trained on"))
     return findings
 
 

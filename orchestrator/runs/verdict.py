@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.models.tensorfile import read_header
+from orchestrator.models.safetensors_header import read_header
 from orchestrator.runs.drift import Drift
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.scoring.metrics import Score

@@ -1,15 +1,10 @@
-"""How checkpoints are served: with which model name, on which devices, or by which server that runs already.
-
-Covered: the server for the backend that the spec names; the name that says what is served; a server of others, asked
-for its model.
-Not covered: starting and stopping the process (serve.py).
-"""
+"""Which server serves which checkpoints, under which model name."""
 
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
@@ -21,9 +16,9 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.serving.export import export
 from orchestrator.serving.llamafactory import llamafactory_plan
-from orchestrator.serving.server import ServePlan, Server, new_api_key, serve
+from orchestrator.serving.server import ServePlan, Server, Serving, serve
 from orchestrator.serving.target import Target
-from orchestrator.serving.vllm_serve import one_group, vllm_plan
+from orchestrator.serving.vllm import fit_one_server, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
 from orchestrator.upstream.chat_prompt import chat_prompt
@@ -32,26 +27,12 @@ from orchestrator.upstream.vllm import find_vllm
 log = logging.getLogger("orchestrator")
 
 
-@dataclass(frozen=True)
-class Serving:
-    """What a server of ours has to know beside the checkpoints."""
-
-    settings: ServeSpec
-    folder: Path
-    """For its files and its log."""
-    port: int
-    devices: str | None = None
-    """CUDA_VISIBLE_DEVICES. None: as in our environment."""
-    run: Path | None = None
-    """The run that it is a part of."""
-
-
-def together(settings: ServeSpec, checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
+def group_by_server(settings: ServeSpec, checkpoints: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
     """The checkpoints in groups that one server can hold, in their order: each group is one call of `served`."""
     groups: list[list[Checkpoint]] = []
     for checkpoint in checkpoints:
-        fits = settings.backend == "vllm" and not settings.merge and groups and one_group([groups[-1][0], checkpoint])
-        if fits:
+        shares = settings.backend == "vllm" and not settings.merge and groups
+        if shares and fit_one_server([groups[-1][0], checkpoint]):
             groups[-1].append(checkpoint)
         else:
             groups.append([checkpoint])
@@ -65,58 +46,36 @@ def served(
     serving: Serving,
     started: Callable[[ServePlan], None] = lambda plan: None,
 ) -> Iterator[Server]:
-    """Serve checkpoints that fit on one server (`together`) while the block lasts.
+    """Serve checkpoints that fit on one server (`group_by_server`) while the block lasts.
 
     Args:
         session: of the command.
-        checkpoints: what is served, by name, such as RUN@LABEL; Server.endpoints has these names too.
-        serving: how, and where.
-        started: told the plan before the server is started.
+        checkpoints: by name, such as RUN@LABEL; Server.endpoints has these names too.
+        serving: how and where.
+        started: called with the plan before the server is started.
 
     Raises:
-        SpecError, PrerequisiteError, StageError: it cannot be served, or died.
+        SpecError, PrerequisiteError, StageError: it cannot be served, or the server died.
     """
-    root, settings = session.workspace.root, serving.settings
-    names = {name: model_name(name, checkpoint, root) for name, checkpoint in checkpoints.items()}
+    if session.api_key:
+        serving = replace(serving, api_key=session.api_key)
+    names = {name: model_name(name, each, session.workspace.root) for name, each in checkpoints.items()}
     with ExitStack() as stack:
-        if settings.backend == "vllm":
+        if serving.settings.backend == "vllm":
             vllm, installation = find_vllm(), session.llamafactory()
             log.info("asking LLaMA-Factory for the prompt of training")
             model = next(iter(checkpoints.values())).model
             prompt = chat_prompt(model_arguments(model.model_copy(update={"adapter_name_or_path": None})), installation)
-            if settings.merge:
-                merged = {
+            if serving.settings.merge:
+                checkpoints = {
                     name: stack.enter_context(_merged(session, checkpoint, serving.folder))
                     for name, checkpoint in checkpoints.items()
                 }
-                checkpoints = merged
-            plan = vllm_plan(
-                checkpoints,
-                names,
-                settings,
-                vllm,
-                prompt,
-                folder=serving.folder,
-                port=serving.port,
-                devices=serving.devices,
-                api_key=session.api_key or new_api_key(),
-                run=serving.run,
-            )
+            plan = vllm_plan(checkpoints, names, serving, vllm, prompt)
         else:
             (checkpoint,) = checkpoints.values()
-            plan = llamafactory_plan(
-                checkpoint,
-                names,
-                settings,
-                session.llamafactory(),
-                session.renderer,
-                folder=serving.folder,
-                port=serving.port,
-                devices=serving.devices,
-                api_key=session.api_key or new_api_key(),
-                run=serving.run,
-            )
-        plan = replace(plan, reads=[each for checkpoint in checkpoints.values() for each in _folders(checkpoint)])
+            plan = llamafactory_plan(checkpoint, names, serving, session.llamafactory(), session.renderer)
+        plan = replace(plan, reads=[folder for each in checkpoints.values() for folder in _folders(each)])
         started(plan)
         yield stack.enter_context(serve(plan))
 
@@ -133,17 +92,14 @@ def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[
     try:
         log.info("merging %s into its model, for as long as it is served", checkpoint.label)
         to = place.path / "model"
-        export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
-        model = checkpoint.model.model_copy(
-            update={"name_or_path": str(to), "adapter_name_or_path": None, "revision": None}
-        )
-        yield replace(checkpoint, model=model)
-    except StageError as error:
-        if place.export_log.is_file() and not (place.path / "model" / "config.json").is_file():
+        try:
+            export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
+        except StageError as error:
             kept = folder / "export.log"
             place.export_log.replace(kept)
             raise StageError(error.message.replace(str(place.export_log), str(kept)), error.remedy) from error
-        raise
+        merged = {"name_or_path": str(to), "adapter_name_or_path": None, "revision": None}
+        yield replace(checkpoint, model=checkpoint.model.model_copy(update=merged))
     finally:
         shutil.rmtree(place.path, ignore_errors=True)
 
@@ -154,7 +110,7 @@ def _folders(checkpoint: Checkpoint) -> list[str]:
 
 
 def servable(session: Session, target: Target) -> Checkpoint:
-    """What a target is served from, checked, its template found."""
+    """A target's checkpoint, checked, with its chat template."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
     heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
@@ -169,14 +125,14 @@ def connect(session: Session, settings: ServeSpec) -> Endpoint:
         PrerequisiteError: it does not answer, or lists several models and none was named.
     """
     url = settings.url or ""
-    served = list_models(Endpoint(url, session.api_key, ""))
-    if served is None:
+    models = list_models(Endpoint(url, session.api_key, ""))
+    if models is None:
         raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
-    if settings.model_name is None and len(served) != 1:
+    if settings.model_name is None and len(models) != 1:
         raise PrerequisiteError(
-            f"{url} serves {len(served)} models: {', '.join(served[:8])}", "name one: --model-name NAME"
+            f"{url} serves {len(models)} models: {', '.join(models[:8])}", "name one: --model-name NAME"
         )
-    return Endpoint(url, session.api_key, settings.model_name or served[0])
+    return Endpoint(url, session.api_key, settings.model_name or models[0])
 
 
 def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
@@ -184,7 +140,7 @@ def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
 
 
 def model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
-    """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of what is served."""
+    """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of the weights."""
     model = checkpoint.model
     if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
         return f"{name}:{adapter_sha256(folder)[:12]}"

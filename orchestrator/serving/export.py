@@ -1,10 +1,4 @@
-"""A checkpoint in, one full model folder out: `llamafactory-cli export` as a child.
-
-Covered: an adapter merged into its base, a model written anew (other shards, quantised), as the spec's export section
-says; the result checked; a note beside it that says which run it comes from and with which template it was trained, so
-that benchmark, serve and chat take it like any other.
-Leaves export.yaml and logs/export.log in the run folder, and the model's folder.
-"""
+"""`llamafactory-cli export` as a child: a checkpoint in, one full model folder out."""
 
 import json
 import signal
@@ -31,35 +25,30 @@ def export(
     installation: Installation,
     renderer: Renderer,
 ) -> Path:
-    """Write a run's checkpoint as a model folder of its own.
+    """Write a run's checkpoint as a model folder of its own, with a note of its run and chat template beside it.
 
     Raises:
-        SpecError: the folder is not empty; LLaMA-Factory would overwrite what is there without asking.
-        StageError: no whole model came out.
+        SpecError: the folder is not empty; LLaMA-Factory would overwrite it without a question.
+        StageError: no complete model came out.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"{folder} is there already and not empty", "remove it, or give another: --to DIR")
+        raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
     atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    child = start(
-        argv,
-        log=run.export_log,
-        cwd=run.path,
-        env=child_environment(installation.cli, {}),
-        death_signal=signal.SIGKILL,
-    )
+    environment = child_environment(installation.cli, {})
+    child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
     try:
         while child.poll() is None:
             child.wait(0.2)
     except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(f"the export was stopped; {folder} is not whole", f"remove {folder}") from error
+        raise Interrupted(f"the export was stopped; {folder} is incomplete", f"remove {folder}") from error
     finally:
         child.stop(GRACE_S)
-    faults = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
-    faults += model_problems(folder) if folder.is_dir() else [f"{folder} was not made"]
-    if faults:
+    problems = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
+    problems += model_problems(folder) if folder.is_dir() else [f"{folder} was not made"]
+    if problems:
         raise StageError(
-            f"the export failed: {'; '.join(faults)}. Last lines of {run.export_log}:\n{child.log_tail()}",
+            f"the export failed: {'; '.join(problems)}. Last lines of {run.export_log}:\n{child.log_tail()}",
             by_hand(run.path, argv, {}),
         )
     note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}

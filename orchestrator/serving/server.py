@@ -1,12 +1,4 @@
-"""A plan in, an Endpoint out, for the length of a with-block: a server of ours as a child.
-
-Covered: a port that is free; a random API key; a model name that says what is served, checked when it answers;
-waiting until GET /v1/models answers; a child that dies early is reported at once with its log's tail; the child is
-gone on every way out of the block, and if we are killed (Linux).
-Not covered: which program, with what arguments (upstream/llamafactory_server.py); several replicas, restarts,
-servers of others (client.py takes their URL).
-Leaves the plan's files and the log, where it is told to.
-"""
+"""A server of ours as a child, for the length of a with-block."""
 
 import json
 import secrets
@@ -26,42 +18,52 @@ from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.processes.process import Child, by_hand, child_environment, start
 from orchestrator.serving.endpoint import Endpoint, list_models
+from orchestrator.specs.spec import API_KEY_ENV, ServeSpec
 
-GRACE_S = 10  # uvicorn waits for requests under way without a limit, and generate cannot be interrupted
+GRACE_S = 10  # uvicorn waits for running requests without a limit, and generate cannot be interrupted
 POLL_S = 0.2
 
 
-def new_api_key() -> str:
-    return secrets.token_urlsafe(24)
+@dataclass(frozen=True)
+class Serving:
+    """How and where checkpoints are served."""
+
+    settings: ServeSpec
+    folder: Path
+    """For the server's files and its log."""
+    port: int
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES. None: as in our environment."""
+    run: Path | None = None
+    """The run that the server is a part of."""
+    api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What is started, where its files go, and how to tell that it is this server that answers."""
+    """A backend's program and files, and how to recognise the server when it answers."""
 
+    serving: Serving
     argv: Sequence[str]
     environment: Mapping[str, str]
-    """Variables of the server, but its key."""
+    """The server's variables, without devices and key."""
     key_variable: str
-    """The variable that it reads its key from: a command line can be read by everybody."""
+    """The variable that it reads its key from: everybody can read a command line."""
     files: Mapping[Path, str]
-    """Path -> text: what the program is given, written before it starts."""
-    log: Path
-    """The program's working folder is the log's."""
-    host: str
-    port: int
+    """Path -> text, written before the server starts."""
     model_names: Mapping[str, str]
-    """Our name of a checkpoint -> what the server calls it; the first is what is asked where nothing is said."""
+    """Our name of a checkpoint -> its name on the server; the first is the default."""
     also_listed: frozenset[str] = frozenset()
-    """Names that it lists besides."""
-    api_key: str = field(default_factory=new_api_key, repr=False)
-    start_timeout_s: float = 900
-    run: Path | None = None
-    """The run that the server is a part of; its processes bear that in their environment."""
+    """Other names that the server lists."""
     reads: Sequence[str] = ()
-    """Folders that it serves from, which may not be moved away under it; its processes bear them too."""
+    """Folders that it serves from. They stand in its environment, so that rm and gc leave them alone."""
     advice: Mapping[str, str] = field(default_factory=dict)
-    """What its log may say before it dies -> what to do about that."""
+    """A line of its log -> what to do about it."""
+
+    @property
+    def log(self) -> Path:
+        """The server runs in the log's folder."""
+        return self.serving.folder / "api.log"
 
     @property
     def model_name(self) -> str:
@@ -69,8 +71,9 @@ class ServePlan:
 
     @property
     def base_url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
+        given = self.serving.settings.host
+        host = "127.0.0.1" if given in ("0.0.0.0", "::") else given
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.serving.port}/v1"
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,24 @@ class Server:
 
 @contextmanager
 def serve(plan: ServePlan) -> Iterator[Server]:
-    """Serve while the block lasts.
+    """Serve while the block lasts. The server ends with the block, and with us if we are killed.
 
     Raises:
         PrerequisiteError: the port is taken.
         StageError: the server died before it answered, took too long, or serves something else; or it died later,
-            and the block failed for it.
+            and the block failed because of that.
     """
-    check_port(plan.host, plan.port)
+    serving = plan.serving
+    check_port(serving.settings.host, serving.port)
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     for path, text in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
-    folders = json.dumps([*plan.reads, str(plan.log.parent)])
-    own = {plan.key_variable: plan.api_key, FOLDERS_ENV: folders} | (
-        {} if plan.run is None else {RUN_ENV: str(plan.run)}
-    )
+    own = {plan.key_variable: serving.api_key, FOLDERS_ENV: json.dumps([*plan.reads, str(plan.log.parent)])}
+    if serving.run is not None:
+        own[RUN_ENV] = str(serving.run)
+    if serving.devices is not None:
+        own["CUDA_VISIBLE_DEVICES"] = serving.devices
     child = None
     try:
         with uninterrupted():
@@ -117,9 +122,9 @@ def serve(plan: ServePlan) -> Iterator[Server]:
                 cwd=plan.log.parent,
                 env=child_environment(Path(plan.argv[0]), {**plan.environment, **own}),
                 death_signal=signal.SIGKILL,
-                watched=True,  # engines have processes of their own, which no death signal of ours reaches
+                watched=True,  # no death signal reaches an engine's own processes
             )
-        endpoints = {ours: Endpoint(plan.base_url, plan.api_key, name) for ours, name in plan.model_names.items()}
+        endpoints = {ours: Endpoint(plan.base_url, serving.api_key, name) for ours, name in plan.model_names.items()}
         server = Server(next(iter(endpoints.values())), child, endpoints)
         _wait_until_ready(server, plan)
         yield server
@@ -132,21 +137,21 @@ def serve(plan: ServePlan) -> Iterator[Server]:
             child.stop(GRACE_S)
 
 
-def how_to_ask(endpoint: Endpoint) -> str:
-    """A curl line and an OpenAI-client line that work as they are."""
+def example_requests(endpoint: Endpoint, *, is_own_key: bool) -> str:
+    """A curl line and a Python line that work as they are; the user's own key is named, not printed."""
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64})
-    curl = [
-        "curl", f"{endpoint.base_url}/chat/completions",
-        "-H", "Content-Type: application/json",
-        "-H", f"Authorization: Bearer {endpoint.api_key}",
-        "-d", body,
-    ]  # fmt: skip
+    header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
+    curl = (
+        f"curl {shlex.quote(endpoint.base_url)}/chat/completions -H 'Content-Type: application/json' "
+        f"-H {header} -d {shlex.quote(body)}"
+    )
+    key = f"__import__('os').environ[{API_KEY_ENV!r}]" if is_own_key else repr(endpoint.api_key)
     python = (
-        f"from openai import OpenAI; print(OpenAI(base_url={endpoint.base_url!r}, api_key={endpoint.api_key!r})"
+        f"from openai import OpenAI; print(OpenAI(base_url={endpoint.base_url!r}, api_key={key})"
         f".chat.completions.create(model={endpoint.model!r}, max_tokens=64, "
         "messages=[{'role': 'user', 'content': 'Hello!'}]).choices[0].message.content)"
     )
-    return f"{shlex.join(curl)}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
+    return f"{curl}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -158,15 +163,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def check_port(host: str, port: int) -> None:
-    """PrerequisiteError where a port is taken: LLaMA-Factory itself finds out only after loading the model."""
+    """PrerequisiteError where a port is taken: LLaMA-Factory finds out only after it has loaded the model."""
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a port in TIME_WAIT is free
         try:
             probe.bind((host, port))
         except OSError as error:
             raise PrerequisiteError(
-                f"port {port} on {host} cannot be had: {error.strerror}",
-                "stop what listens there, or take another: --port N, or serve.port in the spec",
+                f"port {port} on {host} is not available: {error.strerror}",
+                "stop the program that listens there, or take another port: --port N, or serve.port in the spec",
             ) from error
 
 
@@ -177,27 +182,27 @@ def _family(host: str) -> socket.AddressFamily:
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
     child = server.child
     remedy = by_hand(child.cwd, child.argv, plan.environment)
-    deadline = time.monotonic() + plan.start_timeout_s
+    deadline = time.monotonic() + plan.serving.settings.start_timeout_s
     while True:
         if ended := server.ended():
-            said = [what for words, what in plan.advice.items() if words in child.log_tail(200)]
-            raise StageError(f"before it was ready {ended}", "; ".join([*said[:1], remedy]))
+            advice = [what for line, what in plan.advice.items() if line in child.log_tail(200)]
+            raise StageError(f"before it was ready, {ended}", "; ".join([*advice[:1], remedy]))
         if time.monotonic() > deadline:
             raise StageError(
-                f"the server did not answer within {plan.start_timeout_s:g} s. "
+                f"the server did not answer within {plan.serving.settings.start_timeout_s:g} s. "
                 f"Last lines of {plan.log}:\n{child.log_tail()}",
                 f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
             )
         try:
-            served = list_models(server.endpoint, timeout_s=5)
+            models = list_models(server.endpoint, timeout_s=5)
         except PrerequisiteError as error:  # its remedies are for servers of others
             raise StageError(f"{error.message}. Last lines of {plan.log}:\n{child.log_tail()}", remedy) from error
-        if served is not None:
+        if models is not None:
             break
         time.sleep(POLL_S)  # the port is bound once the model is loaded
-    if set(served) != {*plan.model_names.values(), *plan.also_listed}:
+    if set(models) != {*plan.model_names.values(), *plan.also_listed}:
         raise StageError(
-            f"what answers on {plan.base_url} serves {', '.join(served) or 'nothing'}, not {plan.model_name}: "
+            f"the server at {plan.base_url} serves {', '.join(models) or 'nothing'}, not {plan.model_name}: "
             "another server took the port",
             "give another one: --port N, or serve.port in the spec",
         )

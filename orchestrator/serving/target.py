@@ -1,22 +1,16 @@
-"""What a TARGET on the command line means: a run, RUN@LABEL, a folder, a hub id, or a server's URL.
+"""What a TARGET on the command line means: a run, RUN@LABEL, a folder, a hub id, a spec, or a server's URL."""
 
-Covered: finding the files, and with them how a conversation is put to the model (template, system text): from the
-run that made it, or from the note that `export` leaves beside a merged model.
-Not covered: whether the files are whole (check.py).
-Writes nothing.
-"""
-
-import json
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import expanded
-from orchestrator.models.model_files import _absolute, base_checkpoint, trained_checkpoint
+from orchestrator.files import expanded, json_mapping
+from orchestrator.models.model_files import absolute_model, base_checkpoint, trained_checkpoint
 from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.serving.endpoint import Endpoint
@@ -25,10 +19,10 @@ from orchestrator.specs.spec import ModelSpec, RunSpec
 
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""
-
 EVERY = "all"
 """The label that stands for every checkpoint of a run."""
-
+# All that a note is believed: it may have come with a download, and must not turn trust_remote_code on.
+_OF_A_NOTE = ("template", "default_system", "enable_thinking")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _KINDS = (
     "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, an http(s) URL, or a spec file "
@@ -61,6 +55,8 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
+    if re.match(r"(localhost|\d+(\.\d+){3}|\[[0-9a-f:]+\])(:[0-9]+)?(/.*)?$", word) and not Path(word).exists():
+        raise SpecError(f"{word!r} looks like a server's address without http://", f"write http://{word}")
     if word.endswith((".yaml", ".yml")):
         return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")
@@ -71,8 +67,7 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if folder is not None:
         return _folder_target(folder, workspace)
     if _HUB_ID.fullmatch(word) and not (workspace.root / word.partition("/")[0]).exists():
-        model = ModelSpec(name_or_path=word)
-        return Target(word.replace("/", "--"), Checkpoint(word.rpartition("/")[2], model))
+        return Target(word.replace("/", "--"), Checkpoint(word.rpartition("/")[2], ModelSpec(name_or_path=word)))
     hint = did_you_mean(name, workspace.run_words())
     raise SpecError(f"{word!r} is none of these: {_KINDS}{hint}", "orchestrator list shows the runs")
 
@@ -84,15 +79,15 @@ def every_checkpoint_of(word: str, workspace: Workspace) -> RunDir | None:
 
 
 def every_checkpoint_target(run: RunDir) -> Target:
-    """A run as a whole: none of its checkpoints in particular."""
+    """A run with all its checkpoints."""
     return Target(f"{run.id}@{EVERY}", None, run=run, spec=load_spec(run.spec))
 
 
 def with_template(target: Target, template: str | None) -> Target:
-    """The target with a chat template for a model whose own is not known from a run.
+    """The target with a chat template, for a model whose own is not known from a run.
 
     Raises:
-        SpecError: the run says which template its model was trained with; another one would be another prompt.
+        SpecError: the model was trained with another template.
     """
     if template is None:
         return target
@@ -111,12 +106,12 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
     None: what the training left, output before its newest checkpoint; of a run that trains nothing, its model.
     """
     if label == EVERY:
-        raise SpecError(f"{run.id}@{EVERY} means every checkpoint: that is for benchmark alone", "name one of them")
+        raise SpecError(f"{run.id}@{EVERY} means every checkpoint: only benchmark takes that", "name one of them")
     spec = load_spec(run.spec)
     available = run_checkpoints(run, spec, workspace)
     if label is None:
-        own = [key for key in available if spec.train is None or key not in ("base", "export")]
-        label = own[0] if own else None
+        trained = [key for key in available if spec.train is None or key not in ("base", "export")]
+        label = trained[0] if trained else None
     if label is None or label not in available:
         have = ", ".join(available) or "nothing yet"
         error = SpecError if label is not None and available else PrerequisiteError
@@ -126,17 +121,17 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
 
 
 def run_checkpoints(run: RunDir, spec: RunSpec, workspace: Workspace) -> dict[str, Checkpoint]:
-    """Everything of a run that can be served, by label: output first, then checkpoints, newest first, base, export."""
+    """All checkpoints of a run by label: output first, then checkpoints, newest first, base, export."""
     if spec.model is None:
         return {}
     base = base_checkpoint(spec.model, workspace.root)
     found: dict[str, Checkpoint] = {}
     for folder in [run.output, *reversed(run.checkpoints())]:
-        if spec.train is not None and _has_weights(folder):
+        if spec.train is not None and any(folder.glob("*.safetensors")):
             found[folder.name] = trained_checkpoint(folder, base.model)
     found["base"] = base
     if (run.export / EXPORT_NOTE).is_file():
-        found["export"] = _exported(run.export)
+        found["export"] = _full_model(run.export, base.model)
     return found
 
 
@@ -155,7 +150,7 @@ def _folder_target(folder: Path, workspace: Workspace) -> Target:
         if (run_folder / "record.json").is_file():
             return run_target(RunDir(run_folder), folder.name, workspace)
     if (folder / EXPORT_NOTE).is_file():
-        return Target(folder.name, _exported(folder))
+        return Target(folder.name, _full_model(folder, _model_of_note(folder / EXPORT_NOTE)))
     if (folder / "adapter_config.json").is_file():
         return Target(folder.name, _foreign_adapter(folder, workspace.root))
     if (folder / "config.json").is_file():
@@ -166,24 +161,26 @@ def _folder_target(folder: Path, workspace: Workspace) -> Target:
 def _foreign_adapter(folder: Path, root: Path) -> Checkpoint:
     """An adapter of no run of ours: its own configuration names the base model."""
     config = folder / "adapter_config.json"
-    try:
-        base = json.loads(config.read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SpecError(f"{config} names no base_model_name_or_path: {error!r}") from error
+    base = (json_mapping(config) or {}).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise SpecError(f"{config}: base_model_name_or_path is {base!r}, expected a folder or a hub id")
-    return Checkpoint(folder.name, ModelSpec(name_or_path=_absolute(base, root), adapter_name_or_path=str(folder)))
+    model = ModelSpec(name_or_path=absolute_model(base, root), adapter_name_or_path=str(folder))
+    return Checkpoint(folder.name, model)
 
 
-def _exported(folder: Path) -> Checkpoint:
-    note = folder / EXPORT_NOTE
+def _full_model(folder: Path, model: ModelSpec) -> Checkpoint:
+    own = {"name_or_path": str(folder), "adapter_name_or_path": None, "revision": None}
+    return Checkpoint(folder.name, model.model_copy(update=own))
+
+
+def _model_of_note(note: Path) -> ModelSpec:
+    """The chat template that an exported model was trained with."""
+    found: Any = (json_mapping(note) or {}).get("model")
     try:
-        model = ModelSpec.model_validate(json.loads(note.read_bytes())["model"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise SpecError(
-            f"{note} is damaged: {error}", f"remove it, or give --template: orchestrator serve {folder}"
-        ) from error
-    return Checkpoint(folder.name, model.model_copy(update={"name_or_path": str(folder), "adapter_name_or_path": None}))
+        return ModelSpec(name_or_path=str(note.parent), **{name: found[name] for name in _OF_A_NOTE if name in found})
+    except (TypeError, ValidationError) as error:
+        remedy = f"remove it, or give --template: orchestrator serve {note.parent}"
+        raise SpecError(f"{note} is damaged: {error}", remedy) from error
 
 
 def _folder(word: str, root: Path) -> Path | None:
@@ -192,7 +189,3 @@ def _folder(word: str, root: Path) -> Path | None:
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             return path.resolve()
     return None
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))

@@ -1,14 +1,8 @@
-"""Checkpoints as `vllm serve` serves them: the plan of that server.
-
-Covered: one model with any number of LoRA adapters on it; the prompt of training as a chat template; what ends an
-answer, and nothing else, as the server's generation config; the key in its environment, not on its command line; the
-spec's other arguments under vLLM's names.
-Not covered: starting it (serve.py); merging an adapter first (serving.py); several machines.
-Writes nothing.
+"""The plan of `vllm serve`: one model with any number of LoRA adapters, and the chat template of training.
 
 Sources, vLLM 0.11.0 to 0.33.0: entrypoints/.../cli_args.py (LoRAParserAction: JSON, so that a path may hold '=' and
 ','); sampling_params.py, update_from_generation_config (eos_token_id of the generation config ends an answer; with
---generation-config vllm that of the model does, which need not be the trained template's); config/model.py,
+--generation-config vllm the model's own does, which need not be the trained template's); config/model.py,
 get_diff_sampling_param (a generation config without sampling parameters leaves vLLM's own); lora/peft_helper.py
 (adapters that it refuses).
 """
@@ -19,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.serving.server import ServePlan
+from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.upstream.chat_prompt import ChatPrompt
@@ -29,16 +23,13 @@ from orchestrator.upstream.vllm_arguments import Flag, read_flags, with_defaults
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones."""
 BASE = "base"
-"""What the server calls the model below its adapters."""
-_QUIET = {"disable_uvicorn_access_log": True}  # a line a sentence
+"""The server's name for the model below its adapters."""
 _MERGE = "serve it merged: serve.merge: true, or --merge"
-# What the log says before it dies -> what to do.
 ADVICE = {
     "CUDA out of memory": "give it less: serve.gpu_memory_utilization, serve.max_model_len or serve.max_num_seqs",
     "No available memory for the cache blocks": "raise serve.gpu_memory_utilization, or lower serve.max_model_len",
     "larger than the available KV cache memory": "lower serve.max_model_len: a translation needs a few hundred tokens",
     "is less than desired GPU memory utilization": "end what else is on the GPU, or lower serve.gpu_memory_utilization",
-    "unrecognized arguments": "this vLLM does not know a flag that its source seemed to have",
     "Failed to infer device type": "this vLLM sees no GPU: serve.devices, or a build of vLLM for this machine",
 }
 
@@ -46,59 +37,42 @@ ADVICE = {
 def vllm_plan(
     checkpoints: Mapping[str, Checkpoint],
     names: Mapping[str, str],
-    settings: ServeSpec,
+    serving: Serving,
     vllm: Vllm,
     prompt: ChatPrompt,
-    *,
-    folder: Path,
-    port: int,
-    devices: str | None,
-    api_key: str,
-    run: Path | None,
 ) -> ServePlan:
     """How checkpoints are served.
 
     Args:
-        checkpoints: what is served, by our names, with absolute paths: all on one base model, which may be among them.
-        names: our names -> what the server calls them.
-        settings: how, as the spec says.
+        checkpoints: by our names, with absolute paths: all on one base model, which may be among them.
+        names: our names -> their names on the server.
+        serving: how and where.
         vllm: the program.
-        prompt: how a conversation is put to the model.
-        folder: for the server's files and api.log.
-        port: a free one.
-        devices: CUDA_VISIBLE_DEVICES. None: as in our environment.
-        api_key: what it lets in.
-        run: the run that it is a part of.
+        prompt: the chat template of training.
 
     Raises:
-        SpecError: vLLM cannot serve such an adapter, or not so many.
+        SpecError: vLLM cannot serve such an adapter.
     """
-    template, generation = folder / "chat_template.jinja", folder / "generation"
+    template, generation = serving.folder / "chat_template.jinja", serving.folder / "generation"
     bare = [name for name, checkpoint in checkpoints.items() if checkpoint.model.adapter_name_or_path is None]
     served = names[bare[0]] if bare else BASE
     argv = [
-        *vllm_words(checkpoints, names, settings, read_flags(vllm.package), served=served),
-        *("--host", settings.host, "--port", str(port)),
+        *vllm_words(checkpoints, names, serving.settings, read_flags(vllm.package), served=served),
+        *("--host", serving.settings.host, "--port", str(serving.port)),
         *("--chat-template", str(template), "--chat-template-content-format", "string"),
         *("--generation-config", str(generation)),
     ]
-    environment = {**settings_of_environment(), "VLLM_NO_USAGE_STATS": "1"}
     return ServePlan(
+        serving,
         argv=[str(vllm.cli), *argv],
-        environment=environment if devices is None else {**environment, "CUDA_VISIBLE_DEVICES": devices},
+        environment={**settings_of_environment(), "VLLM_NO_USAGE_STATS": "1"},
         key_variable="VLLM_API_KEY",
         files={
             template: prompt.chat_template,
             generation / "generation_config.json": json.dumps({"eos_token_id": list(prompt.stop_token_ids)}),
         },
-        log=folder / "api.log",
-        host=settings.host,
-        port=port,
         model_names=names,
         also_listed=frozenset({served}),
-        api_key=api_key,
-        start_timeout_s=settings.start_timeout_s,
-        run=run,
         advice=ADVICE,
     )
 
@@ -111,7 +85,7 @@ def vllm_words(
     *,
     served: str = BASE,
 ) -> list[str]:
-    """The command line behind `vllm`, but for what is different each time: address and files.
+    """The command line behind `vllm`, without what is different each time: address and files.
 
     Raises:
         SpecError: vLLM cannot serve such an adapter.
@@ -122,7 +96,7 @@ def vllm_words(
         for name, checkpoint in checkpoints.items()
         if checkpoint.model.adapter_name_or_path is not None
     }
-    quiet = {name: value for name, value in _QUIET.items() if name in flags}
+    quiet = {name: True for name in ("disable_uvicorn_access_log",) if name in flags}  # else a log line a sentence
     arguments = {**quiet, **with_defaults(settings.extra_arguments()), **_model_arguments(model)}
     if adapters:
         rank = max(map(adapter_rank, adapters.values()))
@@ -143,7 +117,7 @@ def adapter_rank(folder: Path) -> int:
     """The --max-lora-rank that an adapter needs.
 
     Raises:
-        SpecError: it is none that vLLM serves unmerged.
+        SpecError: vLLM serves no such adapter unmerged.
         PrerequisiteError: its configuration cannot be read.
     """
     path = folder / "adapter_config.json"
@@ -151,13 +125,9 @@ def adapter_rank(folder: Path) -> int:
         config = json.loads(path.read_bytes())
         rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PrerequisiteError(f"{path} does not say what rank the adapter has: {error!r}", _MERGE) from error
-    refused = {
-        "modules_to_save": config.get("modules_to_save"),
-        "use_dora": config.get("use_dora"),
-        "lora_bias": config.get("lora_bias"),
-        "bias": None if config.get("bias", "none") == "none" else config["bias"],
-    }
+        raise PrerequisiteError(f"{path} does not give the adapter's rank: {error!r}", _MERGE) from error
+    refused = {name: config.get(name) for name in ("modules_to_save", "use_dora", "lora_bias")}
+    refused["bias"] = None if config.get("bias", "none") == "none" else config["bias"]
     for name, value in refused.items():
         if value:
             raise SpecError(f"vLLM does not serve an adapter with {name} ({value}) beside its model: {folder}", _MERGE)
@@ -167,7 +137,7 @@ def adapter_rank(folder: Path) -> int:
     return fitting[0]
 
 
-def one_group(checkpoints: Sequence[Checkpoint]) -> bool:
+def fit_one_server(checkpoints: Sequence[Checkpoint]) -> bool:
     """Whether one server can hold them all: adapters on one model, and that model."""
     return len({checkpoint.model.model_copy(update={"adapter_name_or_path": None}) for checkpoint in checkpoints}) == 1
 
