@@ -9,4 +9,5 @@ from orchestrator.commands import benchmark_commands as benchmark_commands  # is
 from orchestrator.commands import model_commands as model_commands  # isort: skip
 from orchestrator.commands import compare_commands as compare_commands  # isort: skip
 from orchestrator.commands import doctor_commands as doctor_commands  # isort: skip
+from orchestrator.commands import help_command as help_command  # isort: skip
 from orchestrator.commands.app import app as app

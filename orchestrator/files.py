@@ -51,6 +51,11 @@ def shipped(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def docs_folder() -> Path:
+    """The pages of the documentation; they lie within the package."""
+    return Path(__file__).resolve().parent / "docs"
+
+
 def cache_folder() -> Path:
     """What can be made or fetched again: $ORCHESTRATOR_CACHE, or the user's cache folder."""
     import platformdirs

@@ -1,18 +1,23 @@
-"""The README and the help agree with the program. Run: pytest tests/test_docs.py."""
+"""The README, the pages of docs/ and the help agree with the program. Run: pytest tests/test_docs.py."""
 
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
+import orchestrator.errors
 from orchestrator import cli
 from orchestrator.planning.spec_file import load_spec
+from orchestrator.runs.record_parts import Status
+from tests.reference import PAGE, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "orchestrator" / "docs").glob("*.md"))]
 ALL = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 COMMANDS = {name: command for name, command in ALL.items() if not command.hidden}
 UsageError = typer.BadParameter.__base__  # newer Typers bring their own Click
@@ -80,15 +85,9 @@ def test_every_option_says_what_it_does(name):
     assert silent == []
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_stands_in_the_readme(name):
-    assert re.search(rf"orchestrator {name}\b", README.read_text(encoding="utf-8"))
-
-
-def test_the_readme_s_examples_are_commands_that_the_program_takes():
-    found = list(examples(README.read_text(encoding="utf-8")))
-    assert found
-    for words in found:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_s_examples_are_commands_that_the_program_takes(page):
+    for words in examples(page.read_text(encoding="utf-8")):
         assert words[0] in COMMANDS, f"orchestrator {shlex.join(words)}"
         try:
             parse(words)
@@ -96,33 +95,58 @@ def test_the_readme_s_examples_are_commands_that_the_program_takes():
             pytest.fail(f"orchestrator {shlex.join(words)}: {error.format_message()}")
 
 
-def test_the_readme_s_specs_are_right(tmp_path):
-    blocks = re.findall(r"^```yaml\n(# runs/([\w.-]+)\.yaml\n.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-    assert blocks
-    for text, name in blocks:
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-        assert load_spec(tmp_path / f"{name}.yaml").name == name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_s_specs_are_right(page, tmp_path):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    for text in blocks:
+        if (name := re.search(r"^name: (\S+)", text, re.M)) is not None:
+            (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+            assert load_spec(tmp_path / "spec.yaml").name == name[1]
 
 
-def test_every_part_of_the_package_stands_in_the_readme_s_map_and_none_that_is_gone():
-    code = "\n".join(split(README.read_text(encoding="utf-8"))[1])
-    map_of = code[code.index("orchestrator/ ") : code.index("templates/ ")]
-    modules = {path.name for path in (ROOT / "orchestrator").glob("*.py") if path.stem != "__init__"}
-    folders = {f"{path.parent.name}/" for path in (ROOT / "orchestrator").glob("*/__init__.py")}
-    assert set(re.findall(r"\b\w+\.py\b|\b\w+/(?= )", map_of)) - {"orchestrator/"} == modules | folders
+def test_the_readme_s_spec_is_the_one_in_runs():
+    (block,) = re.findall(r"^```yaml\n# runs/captions.yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+    assert (ROOT / "runs" / "captions.yaml").read_text(encoding="utf-8").endswith(block)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
-def test_every_relative_link_leads_somewhere(document):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for link in links(text):
+def test_the_readme_is_short_and_names_every_page():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
+    assert {page.name for page in PAGES[1:]} <= {Path(link).name for link in links(text)}
+
+
+def test_the_reference_is_current():
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run: python -m tests.reference"
+
+
+def test_the_reference_has_every_variable_status_and_exit_code():
+    text = PAGE.read_text(encoding="utf-8")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator").rglob("*.py"))
+    internal = {"ORCHESTRATOR_RUN", "ORCHESTRATOR_CHILD", "ORCHESTRATOR_FOLDERS"}
+    variables = set(re.findall(r"\bORCHESTRATOR_[A-Z_]+\b", sources)) - internal
+    errors = [each for each in vars(orchestrator.errors).values() if hasattr(each, "exit_code")]
+    wanted = variables | set(get_args(Status)) | {str(each.exit_code) for each in errors} | {"0"}
+    assert {each for each in wanted if f"| `{each}` |" not in text} == set()
+
+
+def test_the_map_of_the_house_names_every_folder_and_file_that_it_should():
+    text = (ROOT / "orchestrator" / "docs" / "house.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", text))
+    there = {str(path.relative_to(ROOT / "orchestrator")) for path in (ROOT / "orchestrator").rglob("*.py")}
+    missing = {each for each in there if not each.endswith("__init__.py")} - named
+    assert (sorted(named - there), sorted(missing)) == ([], [])
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page):
+    for link in links(page.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link):
             continue
-        target = ROOT / path if path else ROOT / document
-        assert target.exists(), f"{document}: {link}"
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
         if anchor and target.suffix == ".md":
-            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{document}: {link}"
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name}: {link}"
 
 
 def test_the_tests_of_documents_see_what_is_wrong():

@@ -1,0 +1,112 @@
+"""Writes orchestrator/docs/reference.md from the commands' own help and the spec's fields.
+
+Run: python -m tests.reference. A test fails where the page is not current.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+from orchestrator import cli
+from orchestrator.planning.schema import spec_schema
+from orchestrator.runs.record_parts import Status
+
+PAGE = Path(__file__).resolve().parent.parent / "orchestrator" / "docs" / "reference.md"
+VARIABLES = {
+    "ORCHESTRATOR_LLAMAFACTORY": "the environment (its folder, or its `llamafactory-cli`) that trains and serves. "
+    "Default: ours, then PATH",
+    "ORCHESTRATOR_VLLM": "the environment (its folder, or its `vllm`) of `serve.backend: vllm`. Default: none",
+    "ORCHESTRATOR_COMET": "the environment (its folder, or its `comet-score`) that computes COMET. Default: none",
+    "ORCHESTRATOR_WORKSPACE": "the folder with runs/ and dataset_info/. Default: found upwards from the current one",
+    "ORCHESTRATOR_ARCHIVES": "a folder with datasets' archives, instead of the network",
+    "ORCHESTRATOR_CACHE": "downloads, hashes, answers of benchmarks. Default: the user's cache folder",
+    "ORCHESTRATOR_LOCKS": "the folder of the device locks. Default: /tmp/orchestrator-UID",
+    "ORCHESTRATOR_API_KEY": "the key of a server given by URL, and of `serve` instead of a random one",
+}
+STATUSES = {
+    "planned": "a sweep will start it",
+    "queued": "a scheduler has not started it yet",
+    "preparing": "data and files are being written",
+    "running": "it trains",
+    "trained": "the training is complete, benchmarks follow",
+    "benchmarking": "it translates test sets",
+    "done": "complete",
+    "failed": "a stage failed",
+    "stopped": "someone stopped it",
+    "interrupted": "the process that owned it is gone",
+}
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in orchestrator: a traceback is shown",
+    2: "the spec or the command line is wrong",
+    3: "something is missing or in use: a program, a file, a GPU, a server, a port",
+    4: "a stage failed; the log's last lines and the command to repeat it are shown",
+    130: "interrupted: Ctrl-C, SIGTERM or SIGHUP",
+}
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return {name: command for name, command in group.commands.items() if not command.hidden}
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    positional = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option" and each.name != "help"]
+    words = [each.metavar or each.name.upper() for each in positional]
+    yield f"### {name}\n"
+    yield f"`orchestrator {' '.join([name, *words])} [OPTIONS]`\n" if options else f"`orchestrator {name}`\n"
+    yield f"{_line(command.help)}\n"
+    yield f"{command.epilog.replace('Example: ', 'Example: `')}`\n"
+    if options:
+        yield "| option | meaning |\n|---|---|"
+    for each in options:
+        yield f"| `{', '.join(each.opts)}` | {_line(each.help)} |"
+    yield ""
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _section(title: str, section: dict[str, Any]) -> Iterator[str]:
+    yield f"### {title}\n"
+    yield "| field | default | meaning |\n|---|---|---|"
+    for name, field in section["properties"].items():
+        default = "" if name in section.get("required", []) else f"`{_default(field)}`"
+        yield f"| `{name}` | {default} | {_line(field.get('description', ''))} |"
+    yield ""
+
+
+def _default(field: dict[str, Any]) -> str:
+    text = json.dumps(field.get("default"), ensure_ascii=False)
+    return text if len(text) <= 40 else "..."
+
+
+def reference() -> str:
+    schema = spec_schema({})
+    sections = {
+        "top level": schema, "model": "ModelSpec", "train": "TrainSpec", "serve": "ServeSpec", "export": "ExportSpec",
+        "benchmark, each entry": "BenchmarkSpec", "compute": "ComputeSpec", "compute.slurm": "SlurmSpec",
+    }  # fmt: skip
+    lines = ["# Reference\n", "Written by `python -m tests.reference` from `--help` and the spec's fields.\n"]
+    lines += ["## Commands\n"]
+    for name, command in commands().items():
+        lines += _command(name, command)
+    lines += ["## Fields of a spec\n", "`train`, `serve` and `export` also take LLaMA-Factory's arguments.\n"]
+    for title, section in sections.items():
+        lines += _section(title, section if isinstance(section, dict) else schema["$defs"][section])
+    for title, rows in (("Variable", VARIABLES), ("Status", STATUSES), ("Exit code", EXIT_CODES)):
+        lines += [f"## {title}\n", f"| {title.lower()} | meaning |\n|---|---|"]
+        lines += [f"| `{name}` | {meaning} |" for name, meaning in rows.items()]
+        lines += [""]
+    assert set(STATUSES) == set(get_args(Status)), "STATUSES lacks a status, or has one too many"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(PAGE.write_text(reference(), encoding="utf-8") is None)
