@@ -220,7 +220,7 @@ class Chapter:
         before = self.tree()
         out, err = self.top / "tmp" / "case.out", self.top / "tmp" / "case.err"
         with out.open("wb") as out_file, err.open("wb") as err_file:
-            streams = {"stdout": out_file, "stderr": err_file}
+            streams: dict[str, Any] = {"stdout": out_file, "stderr": err_file}
             process = subprocess.Popen(self.words(command), start_new_session=True, **streams, **self.options())
             try:
                 if signalled:
@@ -249,7 +249,7 @@ class Chapter:
     def wait(self, process: "subprocess.Popen[bytes]", until: str) -> None:
         """Wait for a condition of the shell, but not beyond the process's end."""
         deadline = time.monotonic() + DEADLINE_S
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         while process.poll() is None and subprocess.run(self.words(until), **quiet, **self.options()).returncode:
             time.sleep(0.05)
             if time.monotonic() > deadline:
