@@ -22,6 +22,15 @@ SHAREGPT = {"formatting": "sharegpt"}
 MESSAGES = {"messages": "conversations"}
 RANKING = {**SHAREGPT, "ranking": True, "columns": {**MESSAGES, "chosen": "chosen", "rejected": "rejected"}}
 KTO = {**SHAREGPT, "columns": {**MESSAGES, "kto_tag": "label"}}
+ANSWERED = {"prompt": "instruction", "response": "output"}
+HISTORY = {"columns": {**ANSWERED, "history": "h"}}
+IMAGES = {"columns": {**ANSWERED, "images": "i"}}
+TOOLS = {**SHAREGPT, "columns": {**MESSAGES, "tools": "tools"}}
+TAGS = {"role_tag": "role", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+CSV = {"prompt": "q", "response": "a"}
+CHOICE = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+CALL = ("function_call", '{"name": "f", "arguments": {}}')
+LABELLED = [{**TURNS, "label": True}, {**TURNS, "label": False}]
 OPENAI = {
     "formatting": "openai",
     "columns": {"messages": "messages"},
@@ -36,106 +45,64 @@ def turns(*values: Any, **others: Any) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": value} for role, value in pairs], **others}
 
 
+def chat(question: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": question}]
+
+
 # name: records or the file's text, stage, entry
 KEPT: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "alpaca": ([ALPACA] * 3, "sft", {}),
     "alpaca in ppo": ([ALPACA], "ppo", {}),
     "texts": (["a text", "another"], "pt", {"columns": {"prompt": "text"}}),
     "sharegpt": ([TURNS, turns(("system", "s"), ("human", "a"), ("gpt", "b"))], "sft", SHAREGPT),
-    "a tool's call": (
-        [turns("a", ("function_call", '{"name": "f", "arguments": {}}'), ("observation", "o"), "b")],
-        "sft",
-        SHAREGPT,
-    ),
-    "openai": (
-        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-        "sft",
-        OPENAI,
-    ),
+    "a tool's call": ([turns("a", CALL, ("observation", "o"), "b")], "sft", SHAREGPT),
+    "openai": ([{"messages": chat("a")}], "sft", OPENAI),
     "pairs in dpo": ([PAIR] * 2, "dpo", RANKING),
     "pairs in rm": ([PAIR], "rm", RANKING),
-    "alpaca pairs": (
-        [{"q": "a", "good": "b", "bad": "c"}],
-        "dpo",
-        {"ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
-    ),
-    "kto": ([{**TURNS, "label": True}, {**TURNS, "label": False}], "kto", KTO),
-    "csv": ("q,a\nx,y\n", "sft", {"file_name": "x.csv", "columns": {"prompt": "q", "response": "a"}}),
+    "alpaca pairs": ([{"q": "a", "good": "b", "bad": "c"}], "dpo", {"ranking": True, "columns": CHOICE}),
+    "kto": (LABELLED, "kto", KTO),
+    "csv": ("q,a\nx,y\n", "sft", {"file_name": "x.csv", "columns": CSV}),
     "lines": ("one\ntwo\n", "pt", {"file_name": "x.txt", "columns": {"prompt": "text"}}),
     "part of a split": ([ALPACA] * 9, "sft", {"split": "train[:4]"}),
     # once refused here, and right
     "a raw tab and a line break": ('[{"instruction": "a\tb", "input": "", "output": "c\nd"}]', "sft", {}),
-    "the word <image> for a model of texts": (
-        [{**ALPACA, "instruction": "<image> tag", "output": "<video>"}],
-        "sft",
-        {},
-    ),
+    "the word <image> for a model of texts": ([{**ALPACA, "input": "<image>", "output": "<video>"}], "sft", {}),
 }
 
 # name: records or the file's text, stage, entry, record, what is said
 FATAL: dict[str, tuple[Any, str, dict[str, Any], int | None, str]] = {
     "no records": ("", "sft", {"file_name": "empty.jsonl"}, None, "corresponds to no data"),
     "no file": (None, "sft", {"file_name": "gone.json"}, None, "gone.json not found"),
-    "not json": ('{"instruction": x}\n', "sft", {"file_name": "bad.jsonl"}, None, "JSON"),
+    "not json": ('{"instruction": x}\n', "sft", {"file_name": "bad.jsonl"}, None, "JSON parse error"),
     "of no type": ("x", "sft", {"file_name": "x.yaml"}, None, "Allowed file types"),
-    "an unknown split": ([ALPACA], "sft", {"split": "test"}, None, "test"),
-    "an unknown column": ([ALPACA], "sft", {"columns": {"prompt": "instruction", "response": "ouput"}}, 1, "'ouput'"),
-    "no input": ([{"instruction": "a", "output": "b"}] * 2, "sft", {}, 1, "KeyError: 'input'; the record has instruction, output"),
-    "one object": (json.dumps({"data": [ALPACA]}), "sft", {}, 1, "KeyError"),
-    "numbers in csv": (
-        "q,a\n1,2\n", "sft", {"file_name": "x.csv", "columns": {"prompt": "q", "response": "a"}}, 1, "int found"
-    ),
+    "an unknown split": ([ALPACA], "sft", {"split": "test"}, None, "Bad split: test"),
+    "an unknown column": ([ALPACA], "sft", {"columns": {**ANSWERED, "response": "ouput"}}, 1, "KeyError: 'ouput'"),
+    "no input": ([{"instruction": "a", "output": "b"}], "sft", {}, 1, "'input'; the record has instruction, output"),
+    "one object": (json.dumps({"data": [ALPACA]}), "sft", {}, 1, "KeyError: 'instruction'; the record has data"),
+    "numbers in csv": ("q,a\n1,2\n", "sft", {"file_name": "x.csv", "columns": CSV}, 1, "int found"),
     "numbers": ([1, 2], "sft", {}, 1, "KeyError"),
-    "mixed types": ([ALPACA, {**ALPACA, "output": ["y"]}], "sft", {}, None, ""),
-    "a doubled key": ('{"instruction": "a", "instruction": "b", "input": "", "output": "c"}\n', "sft", {}, None, ""),
-    "a lone surrogate": ('{"instruction": "\\ud800", "input": "", "output": "c"}\n', "sft", {}, None, ""),
+    "mixed types": ([ALPACA, {**ALPACA, "output": ["y"]}], "sft", {}, None, "got a 'list' object"),
+    "a doubled key": ('{"instruction": "a", "instruction": "b", "input": ""}\n', "sft", {}, None, "specified twice"),
+    "a lone surrogate": ('{"instruction": "\\ud800", "input": "", "output": "c"}\n', "sft", {}, None, "surrogate"),
     "pairs in sft": ([PAIR], "sft", RANKING, None, "not applicable in the current training stage"),
     "no pairs in dpo": ([ALPACA], "dpo", {}, None, "not applicable in the current training stage"),
     "ranking without its columns": ([ALPACA], "dpo", {"ranking": True}, 1, "KeyError: None"),
-    "tags that no turn has": (
-        [TURNS],
-        "sft",
-        {**SHAREGPT, "tags": {"role_tag": "role", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}},
-        1,
-        "KeyError: 'role'",
-    ),
-    "turns as text": ([{"conversations": "a"}], "sft", SHAREGPT, 1, "TypeError"),
-    "a turn of null": ([TURNS, turns("hi", None)], "sft", SHAREGPT, 2, ""),
-    "an instruction of lists": ([{**ALPACA, "instruction": ["a"]}], "sft", {}, 1, "TypeError"),
-    "dates": ('{"instruction": "2024-01-01", "input": "", "output": "c"}\n', "sft", {"file_name": "d.jsonl"}, 1, "date"),
-    "history of null": (
-        [{**ALPACA, "history": [["a", None]]}],
-        "sft",
-        {"columns": {"prompt": "instruction", "response": "output", "history": "history"}},
-        1,
-        "",
-    ),
-    "history of threes": (
-        [{**ALPACA, "history": [["a", "b", "c"]]}],
-        "sft",
-        {"columns": {"prompt": "instruction", "response": "output", "history": "history"}},
-        1,
-        "too many values to unpack",
-    ),
-    "content of parts": (
-        [{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
-                      + [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}],
-        "sft", OPENAI, 1, "",
-    ),
-    "tools as a list": ([{**TURNS, "tools": [{"name": "f"}]}], "sft",
-                        {**SHAREGPT, "columns": {**MESSAGES, "tools": "tools"}}, 1, ""),
-    "tools that are no json": ([{**TURNS, "tools": "f"}], "sft",
-                               {**SHAREGPT, "columns": {**MESSAGES, "tools": "tools"}}, 1, "JSON"),
-    "a call that is no json": ([turns("a", ("function_call", "f(x)"))], "sft", SHAREGPT, 1, "JSON"),
-    "a system of lists": ([{**ALPACA, "s": ["a"]}], "sft",
-                          {"columns": {"prompt": "instruction", "response": "output", "system": "s"}}, 1, "TypeError"),
-    "images for a model of texts": ([{**ALPACA, "instruction": "<image>", "images": ["a.jpg"]}], "sft",
-                                    {"columns": {"prompt": "instruction", "response": "output", "images": "images"}}, 1,
-                                    "does not support image input"),
+    "tags that no turn has": ([TURNS], "sft", {**SHAREGPT, "tags": TAGS}, 1, "KeyError: 'role'"),
+    "turns as text": ([{"conversations": "a"}], "sft", SHAREGPT, 1, "string indices must be integers"),
+    "a turn of null": ([TURNS, turns("hi", None)], "sft", SHAREGPT, 2, "Expected a string, got None"),
+    "an instruction of lists": ([{**ALPACA, "instruction": ["a"]}], "sft", {}, 1, "list found"),
+    "dates": ('{"instruction": "2024-01-01", "input": "", "output": "c"}\n', "sft", {}, 1, "datetime found"),
+    "history of null": ([{**ALPACA, "h": [["a", None]]}], "sft", HISTORY, 1, "Expected a string, got None"),
+    "history of threes": ([{**ALPACA, "h": [["a", "b", "c"]]}], "sft", HISTORY, 1, "too many values to unpack"),
+    "content of parts": ([{"messages": chat([{"type": "text"}])}], "sft", OPENAI, 1, "Expected a string, got [{'type'"),
+    "tools as a list": ([{**TURNS, "tools": [{"name": "f"}]}], "sft", TOOLS, 1, "not list"),
+    "tools that are no json": ([{**TURNS, "tools": "f"}], "sft", TOOLS, 1, "Invalid JSON format in tool description"),
+    "a call that is no json": ([turns("a", ("function_call", "f(x)"))], "sft", SHAREGPT, 1, "Invalid JSON format in f"),
+    "a system of lists": ([{**ALPACA, "s": ["a"]}], "sft", {"columns": {**ANSWERED, "system": "s"}}, 1, "TypeError"),
+    "images for a model of texts": ([{**ALPACA, "i": ["a.jpg"]}], "sft", IMAGES, 1, "does not support image input"),
     "all dropped": ([{**ALPACA, "output": None}] * 2, "sft", {}, None, "Cannot find valid samples"),
-    "beside a dropped one": ([{**TURNS, "label": True}, turns(("gpt", "a"), ("human", "b"), label=True), {**TURNS, "label": False}], "kto", KTO,
-                             None, "IndexError"),
-}  # fmt: skip
+    "beside a dropped one": ([*LABELLED, turns(("gpt", "a"), label=True), *LABELLED], "kto", KTO, None, "IndexError"),
+}
 
 # name: the second of three records, the others, stage, entry, what is said
 DROPPED: dict[str, tuple[Any, Any, str, dict[str, Any], str]] = {
