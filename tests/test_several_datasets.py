@@ -82,7 +82,7 @@ def test_a_rerun_says_that_a_file_of_one_s_own_has_changed(workshop):
 def test_what_an_entry_gets_wrong_is_said_before_a_run_folder_is_made(workshop):
     entry(workshop, "toy", {"ranking": True}, ALPACA)
     done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
-    assert done.code == 2 and "not applicable in the current training stage" in done.err, done.err
+    assert done.code == 2 and "ranking is true, and stage sft learns" in done.err, done.err
     assert workshop.run_folders() == []
     (workshop.root / "dataset_info" / "toy.jsonl").unlink()
     (workshop.root / "dataset_info" / "toy.yaml").write_text("description: x\nllamafactory: {file_name: toy.jsonl}\n")

@@ -36,6 +36,7 @@ def probe(
     Takes what LLaMA-Factory's get_train_args gives. Returns by name of the dataset, as JSON can hold it:
         from: file, hf_hub, ms_hub, om_hub, cloud_file or script; None where the dataset is not known.
         read, kept: how many records were read, and how many of these are trained on.
+        all: whether there are no others.
         problems: a list of {record, message, fatal}. record: its number from 1; None where it is not of one record.
             fatal: the training would end there; otherwise the record is left out of it.
         tokens: {min, median, max} of the kept ones, before they are cut; None where none is kept.
@@ -52,7 +53,13 @@ def probe(
     data_args.preprocessing_num_workers = None
     data_args.max_samples = min(limit, data_args.max_samples or limit)
     asked = _Probe(model_args, data_args, training_args, finetuning_args.stage)
-    return {name: asked.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
+    answers = {name: asked.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
+    trained = [answers[name] for name in data_args.dataset or []]
+    n_records = sum(answer["read"] for answer in trained)
+    if data_args.val_size > 1 and 0 < n_records <= data_args.val_size and all(answer["all"] for answer in trained):
+        what = f"val_size holds {data_args.val_size} records out, and there are {n_records}"
+        trained[0]["problems"].append(_problem(None, what))
+    return answers
 
 
 class _Probe:
@@ -67,14 +74,16 @@ class _Probe:
         self.vocabulary = UNCUT if resized else getattr(load_config(model_args).get_text_config(), "vocab_size", UNCUT)
 
     def answer(self, name: str) -> Answer:
-        answer: Answer = {"from": None, "read": 0, "kept": 0, "problems": [], "tokens": None, "over_cutoff": 0}
-        answer["first"] = None
+        answer: Answer = {
+            "from": None, "read": 0, "all": False, "kept": 0, "problems": [], "tokens": None, "over_cutoff": 0,
+            "first": None,
+        }  # fmt: skip
         try:
             (attr,) = loader.get_dataset_list([name], self.data_args.dataset_dir)
             answer["from"] = attr.load_from
             if (self.stage == "rm") is not bool(attr.ranking):  # as _get_merged_dataset has it
                 raise ValueError("The dataset is not applicable in the current training stage.")
-            rows = self._rows(attr)
+            rows, answer["all"] = self._rows(attr)
             answer["read"] = len(rows)
             self._each(attr, rows, answer)
             if not any(problem["fatal"] for problem in answer["problems"]):
@@ -83,9 +92,9 @@ class _Probe:
             answer["problems"].append(_problem(None, _text(error)))
         return answer
 
-    def _rows(self, attr: Any) -> Any:
-        """The first records as LLaMA-Factory reads them, not converted yet."""
-        attr.num_samples = None  # drawn at random, they would not be the first
+    def _rows(self, attr: Any) -> tuple[Any, bool]:
+        """The first records as LLaMA-Factory reads them, not converted yet, and whether they are all."""
+        n_drawn, attr.num_samples = attr.num_samples, None  # drawn at random, they would not be the first
         data_args = copy.copy(self.data_args)
         if attr.images or attr.videos or attr.audios:
             data_args.max_samples = min(data_args.max_samples, MAX_MEDIA)
@@ -102,7 +111,8 @@ class _Probe:
         replaced = loader.load_dataset, loader.align_dataset
         loader.load_dataset, loader.align_dataset = first_rows, lambda dataset, *_: dataset
         try:
-            return loader._load_single_dataset(attr, self.model_args, data_args, self.training_args)
+            rows = loader._load_single_dataset(attr, self.model_args, data_args, self.training_args)
+            return rows, n_drawn is None and len(rows) < data_args.max_samples
         finally:
             loader.load_dataset, loader.align_dataset = replaced
 
