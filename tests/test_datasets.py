@@ -105,12 +105,6 @@ def test_an_unknown_dataset_brings_all_names(name):
     assert ("did you mean 'multi30k_en_de'?" in error.value.message) is (name == "multi30k_de_en")
 
 
-def test_a_name_that_llamafactory_would_split_is_refused(tmp_path):
-    (tmp_path / "a,b.yaml").write_text(HEAD)
-    with pytest.raises(SpecError, match="'a,b' cannot be the name of a dataset"):
-        load_entry("a,b", [tmp_path])
-
-
 def test_every_problem_of_an_entry_is_reported_at_its_place(tmp_path):
     file = tmp_path / "toy.yaml"
     file.write_text("""\
@@ -159,19 +153,15 @@ archives:
     assert error.value.remedy == f"edit {file}"
 
 
-def test_a_split_needs_an_archive_that_is_there(tmp_path):
+def test_an_unknown_split_or_archive_brings_the_nearest_name(tmp_path):
     split = "  train: {archive: train.tgz, source: a, target: b, pairs: 1}\n"
     (tmp_path / "toy.yaml").write_text(f"{HEAD}{split}archives:\n  train.tar.gz: {ARCHIVE}\n")
-    with pytest.raises(SpecError) as error:
-        load_entry("toy", [tmp_path])
-    message = "\n".join(flat(error.value.message))
-    assert "splits.train.archive: archives has no 'train.tgz'; did you mean 'train.tar.gz'?" in message
-
-
-def test_an_unknown_split_brings_the_nearest_name_and_all_names(tmp_path):
-    with pytest.raises(SpecError, match="captions_en_de has no split 'trian'; did you mean 'train'") as error:
-        load_split(load_entry("captions_en_de", [SHIPPED]), "trian", ArchiveStore(None, tmp_path))
-    assert error.value.remedy == "its splits: train, validation, test"
+    dataset = load_entry("toy", [tmp_path])
+    with pytest.raises(SpecError, match=r"archives has no 'train\.tgz'; did you mean 'train\.tar\.gz'"):
+        load_split(dataset, "train", ArchiveStore(None, tmp_path))
+    with pytest.raises(SpecError, match="toy has no split 'trian'; did you mean 'train'") as error:
+        load_split(dataset, "trian", ArchiveStore(None, tmp_path))
+    assert error.value.remedy == "its splits: train"
 
 
 # Texts
@@ -255,8 +245,6 @@ def test_the_training_file_has_a_record_for_each_pair_in_plain_ascii(tmp_path):
     assert path.read_bytes().isascii()
     records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     assert records == [{"instruction": INSTRUCTION, "input": text, "output": f"T {text}"} for text in HARD_SENTENCES]
-    write_training_file(parallel(HARD_SENTENCES), INSTRUCTION, path, max_samples=2)
-    assert path.read_text().count("\n") == 2
 
 
 READ_AS_LLAMAFACTORY = """
@@ -315,31 +303,29 @@ def special(kind, **fields):
     return member.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
 
 
-HOSTILE = {
-    "a link": (special(tarfile.SYMTYPE, linkname="/etc/passwd"), "is not a plain file"),
-    "a hard link": (special(tarfile.LNKTYPE, linkname="/etc/passwd"), "is not a plain file"),
-    "a device": (special(tarfile.CHRTYPE), "is not a plain file"),
-    "a folder": (special(tarfile.DIRTYPE), "is not a plain file"),
-    "a size that is not there": (special(tarfile.REGTYPE, size=1 << 40), "unexpected end of data"),
-    "a larger member": (tar_bytes({"a": bytes(1001)}), "has 1001 bytes, more than the 1000"),
-    "no tar": (b"<!DOCTYPE html><title>Sign in</title>" * 40, "cannot be read as a tar archive"),
-    "nothing": (b"", "cannot be read as a tar archive"),
-    "cut gzip": (tar_bytes({"a": bytes(100)})[:60], "cannot be read as a tar archive"),
-    "bad xz": (b"\xfd7zXZ\x00" + bytes(100), "cannot be read as a tar archive"),
-    "bad bzip2": (b"BZh9" + bytes(100), "cannot be read as a tar archive"),
-    "headers within headers": (
-        gzip.compress(special(tarfile.GNUTYPE_LONGNAME, size=1)[:512] * 3000),
-        "cannot be read|no member",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_archive_is_an_error_that_says_why(case, tmp_path):
-    content, expected = HOSTILE[case]
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (special(tarfile.SYMTYPE, linkname="/etc/passwd"), "is no plain file"),
+        (special(tarfile.LNKTYPE, linkname="/etc/passwd"), "is no plain file"),
+        (special(tarfile.CHRTYPE), "is no plain file"),
+        (special(tarfile.DIRTYPE), "is no plain file"),
+        (special(tarfile.REGTYPE, size=1 << 40), "unexpected end of data"),
+        (tar_bytes({"a": bytes(1001)}), "is no plain file of at most 1000 bytes"),
+        (b"<!DOCTYPE html><title>Sign in</title>" * 40, "cannot be read as a tar archive"),
+        (b"", "cannot be read as a tar archive"),
+        (tar_bytes({"a": bytes(100)})[:60], "cannot be read as a tar archive"),
+        (b"\xfd7zXZ\x00" + bytes(100), "cannot be read as a tar archive"),
+        (b"BZh9" + bytes(100), "cannot be read as a tar archive"),
+        (gzip.compress(special(tarfile.GNUTYPE_LONGNAME, size=1)[:512] * 3000), "cannot be read|no member"),
+    ],
+)
+def test_a_hostile_archive_is_an_error_that_says_why(content, expected, tmp_path):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(SpecError, match=expected):
         read_members(tmp_path / "x.tar", ["a"], max_bytes=1000)
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"a": bytes(1000)}))
+    assert read_members(tmp_path / "x.tar", ["a"], max_bytes=1000) == [bytes(1000)]
 
 
 class Server(BaseHTTPRequestHandler):
@@ -416,10 +402,10 @@ def test_the_folder_given_comes_before_cache_and_network(content, expected, url,
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ((200, {}, bytes(len(CONTENT))), "is not the archive that the entry means"),
-        ((200, {}, CONTENT + b"x"), "it is larger than the"),
-        ((200, {}, b"<html>"), r"is not the archive .*\(6 bytes, expected"),
-        ((200, {"Content-Length": str(len(CONTENT))}, CONTENT[:50]), "is not the archive|cannot be fetched"),
+        ((200, {}, bytes(len(CONTENT))), f"it is another file, .*, not {sha256(CONTENT)}"),
+        ((200, {}, CONTENT + b"xx"), "at least 123 bytes, expected 122"),
+        ((200, {}, b"<html>"), r"\(6 bytes, expected 122"),
+        ((200, {"Content-Length": str(len(CONTENT))}, CONTENT[:50]), "50 bytes, expected|cannot be fetched"),
         ((404, {}, b""), "cannot be fetched from .*404"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "cannot be fetched from"),
     ],

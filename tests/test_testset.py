@@ -1,4 +1,4 @@
-"""Which sentences a benchmark asks: an entry's, a pair of files, a set of sacrebleu's. Run: pytest tests/test_testset.py."""
+"""Which sentences a benchmark asks: an entry's, a pair of files, a set of sacrebleu's."""
 
 import subprocess
 import sys
@@ -160,7 +160,7 @@ def test_a_set_in_sacrebleus_cache_is_a_dataset_like_any_other(cache, tmp_path, 
 
 def test_a_set_that_cannot_be_fetched_comes_with_the_command_that_fetches_it(cache):
     with pytest.raises(
-        PrerequisiteError, match="wmt14 en-de is not in sacrebleu's cache .* cannot be fetched"
+        PrerequisiteError, match=r"wmt14 en-de is not in sacrebleu's cache .* cannot be fetched"
     ) as error:
         load("wmt14/en-de", instruction="Translate.")
     assert "sacrebleu -t wmt14 -l en-de --echo src" in error.value.remedy

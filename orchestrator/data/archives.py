@@ -1,11 +1,12 @@
 """Tar archives of data sets: found or fetched, verified by sha256, and read without being unpacked to disk."""
 
 import hashlib
+import logging
 import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,14 +14,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import cache_folder, expanded
-from orchestrator.processes.progress import Progress
+from orchestrator.files import atomic_write, cache_folder, expanded
 
 MAX_BYTES = 256 << 20
 """Most that a member may have: it is held in memory."""
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
-
+log = logging.getLogger("orchestrator")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -55,19 +54,24 @@ class ArchiveStore:
         Raises:
             PrerequisiteError: the folder given does not exist, the archive cannot be fetched, or it is another file.
         """
-        remedy = f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
+        path = self.cache / archive.sha256 / name
         if self.from_folder is not None:
             if not self.from_folder.is_dir():
-                raise PrerequisiteError(f"the folder of archives {self.from_folder} does not exist", remedy)
-            if (given := self.from_folder / name).exists():
-                _verify(given, archive, str(given), f"put the right {name} there, or remove it to have it fetched")
-                return given
-        cached = self.cache / archive.sha256 / name
-        if cached.exists():
-            _verify(cached, archive, str(cached), f"rm '{cached}' and try again: it is fetched anew")
-        else:
-            _fetch(name, archive, cached, remedy)
-        return cached
+                raise PrerequisiteError(f"the folder of archives {self.from_folder} does not exist", _remedy(name))
+            given = self.from_folder / name
+            path = given if given.exists() else path
+        if not path.exists():
+            _fetch(name, archive, path)
+            return path
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PrerequisiteError(f"{path} cannot be read: {error.strerror}", _remedy(name)) from error
+        if found != archive.sha256:
+            what = f"{path} is not the archive that the entry means: its sha256 is {found}, not {archive.sha256}"
+            raise PrerequisiteError(what, f"rm '{path}' to have it fetched, or put the right one there")
+        return path
 
 
 def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -> list[bytes]:
@@ -76,65 +80,45 @@ def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -
     Raises:
         SpecError: it is no tar archive, damaged, or lacks such a member; or the member is no plain file or too large.
     """
+    contents = []
     try:
         with tarfile.open(path) as tar:
             members = {member.name.removeprefix("./"): member for member in tar}
-            return [_content(path, tar, members, name.removeprefix("./"), max_bytes) for name in names]
+            for name in (name.removeprefix("./") for name in names):
+                if name not in members:
+                    has = ", ".join(repr(each) for each in list(members)[:12])
+                    raise SpecError(f"{path} has no member {name!r}{did_you_mean(name, members)}", f"it has {has}")
+                member = members[name]
+                stream = tar.extractfile(member) if member.isreg() else None  # a link would be followed
+                if stream is None or member.size > max_bytes:
+                    raise SpecError(f"{path}: {name!r} is no plain file of at most {max_bytes} bytes")
+                contents.append(stream.read())
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
         raise SpecError(f"{path} cannot be read as a tar archive: {error}") from error
+    return contents
 
 
-def _content(
-    path: Path, tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str, max_bytes: int
-) -> bytes:
-    if name not in members:
-        has = ", ".join(repr(each) for each in list(members)[:12])
-        raise SpecError(f"{path} has no member {name!r}{did_you_mean(name, members)}", f"it has {has}")
-    member = members[name]
-    if member.size > max_bytes:
-        raise SpecError(f"{path}: {name!r} has {member.size} bytes, more than the {max_bytes} that are read")
-    stream = tar.extractfile(member) if member.isreg() else None  # a link would be followed
-    if stream is None:
-        raise SpecError(f"{path}: {name!r} is not a plain file")
-    return stream.read()
+def _remedy(name: str) -> str:
+    return f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
 
 
-def _verify(path: Path, archive: Archive, shown: str, remedy: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found, size_bytes = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
-    except OSError as error:
-        raise PrerequisiteError(f"{shown} cannot be read: {error.strerror}", remedy) from error
-    if found != archive.sha256:
-        what = f"{shown} is not the archive that the entry means: its sha256 is {found}, not {archive.sha256}"
-        raise PrerequisiteError(f"{what} ({size_bytes} bytes, expected {archive.size_bytes})", remedy)
-
-
-def _fetch(name: str, archive: Archive, target: Path, remedy: str) -> None:
+def _fetch(name: str, archive: Archive, target: Path) -> None:
     from http.client import HTTPException  # here: seldom needed, and slow to import
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
-    temporary = target.with_name(f".{name}.{os.getpid()}")
+    log.info("fetching %s (%.1f MB) from %s", name, archive.size_bytes / 1e6, archive.url)
     try:
+        with urlopen(archive.url, timeout=_TIMEOUT_S) as answer:
+            data = answer.read(archive.size_bytes + 1)
+        if (found := hashlib.sha256(data).hexdigest()) != archive.sha256:
+            at_least = "at least " if len(data) > archive.size_bytes else ""
+            sizes = f"{at_least}{len(data)} bytes, expected {archive.size_bytes}"
+            raise ValueError(f"it is another file, of sha256 {found}, not {archive.sha256} ({sizes})")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            temporary.open("wb") as file,
-            urlopen(archive.url, timeout=_TIMEOUT_S) as answer,
-            Progress(archive.size_bytes, f"fetching {name}", "bytes") as bar,
-        ):
-            while chunk := answer.read(_CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-                if file.tell() > archive.size_bytes:
-                    raise OSError(f"it is larger than the {archive.size_bytes} bytes that the entry says")
-        _verify(temporary, archive, archive.url, remedy)
-        temporary.replace(target)
+        atomic_write(target, data)
     except (OSError, ValueError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
         what = f"{name} is not on this machine and cannot be fetched from {archive.url} into {target.parent}: {error}"
-        raise PrerequisiteError(what, remedy) from error
-    finally:
-        if target.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        raise PrerequisiteError(what, _remedy(name)) from error

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,17 +10,15 @@ from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from orchestrator.data.archives import Archive, Sha256, read_members
 from orchestrator.data.archives import ArchiveStore as ArchiveStore
-from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, checked_entry, explain
+from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, checked_entry, validated
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, shipped
-from orchestrator.specs.yamlfile import Location, YamlSource, read_yaml
+from orchestrator.specs.yamlfile import read_yaml
 
-# No comma (LLaMA-Factory splits its dataset argument on it), no space, no slash.
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 log = logging.getLogger("orchestrator")
 
 
@@ -33,7 +30,7 @@ def _stays_inside(path: str) -> str:
 
 
 InsidePath = Annotated[str, AfterValidator(_stays_inside)]
-Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
 
 
@@ -71,11 +68,11 @@ class ArchiveSplit(_Sides):
 
 
 def _kind_of_split(value: Any) -> str:
-    return "archive" if isinstance(value, Mapping) and "archive" in value else "files"
+    return "[archive]" if isinstance(value, Mapping) and "archive" in value else "[files]"
 
 
 Split = Annotated[
-    Annotated[FileSplit, Tag("files")] | Annotated[ArchiveSplit, Tag("archive")], Discriminator(_kind_of_split)
+    Annotated[FileSplit, Tag("[files]")] | Annotated[ArchiveSplit, Tag("[archive]")], Discriminator(_kind_of_split)
 ]
 
 
@@ -141,14 +138,17 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
     if name not in entries:
         known = f"known datasets: {', '.join(entries)}" if entries else f"no entry in {', '.join(map(str, folders))}"
         raise SpecError(f"no dataset {name!r}{did_you_mean(name, entries)}", known)
-    path = entries[name]
-    if not re.fullmatch(_NAME, name):
-        reason = "letters, digits, dot, underscore and hyphen, at most 64, the first a letter or a digit"
-        raise SpecError(f"{path}: {name!r} cannot be the name of a dataset: {reason}", f"rename {path}")
-    source = read_yaml(path)
+    source, folder = read_yaml(entries[name]), entries[name].parent
     if "llamafactory" in source.value:
-        return LlamaFactoryDataset(name, path.parent, checked_entry(source))
-    return Dataset(name, path.parent, _checked(source))
+        return LlamaFactoryDataset(name, folder, checked_entry(source))
+    models = (Entry, FileSplit, ArchiveSplit, Archive)
+    hints = {
+        key: f"for a dataset in LLaMA-Factory's own format, write {key} under llamafactory"
+        for key in DatasetInfo.model_fields
+    }
+    return Dataset(
+        name, folder, validated(Entry, source, [field for model in models for field in model.model_fields], hints)
+    )
 
 
 def load_parallel(name: str, folders: Sequence[Path]) -> Dataset:
@@ -180,15 +180,18 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
     if split not in splits:
         hint = did_you_mean(split, splits)
         raise SpecError(f"{dataset.name} has no split {split!r}{hint}", f"its splits: {', '.join(splits)}")
-    part = splits[split]
-    if isinstance(part, ArchiveSplit):
-        archive = archives.path(part.archive, dataset.entry.archives[part.archive])
-        raw = read_members(archive, [part.source, part.target])
-        places = [f"{archive}, {name}" for name in (part.source, part.target)]
+    part, known = splits[split], dataset.entry.archives
+    sides = (part.source, part.target)
+    if isinstance(part, FileSplit):
+        raw = [_verified(dataset, *side) for side in zip(sides, (part.sha256.source, part.sha256.target), strict=True)]
+        places = [str(dataset.folder / name) for name in sides]
+    elif part.archive in known:
+        archive = archives.path(part.archive, known[part.archive])
+        raw = read_members(archive, sides)
+        places = [f"{archive}, {name}" for name in sides]
     else:
-        sides = ((part.source, part.sha256.source), (part.target, part.sha256.target))
-        raw = [_verified(dataset, *side) for side in sides]
-        places = [str(dataset.folder / name) for name, _ in sides]
+        what = f"{dataset.path}: splits.{split}.archive: archives has no {part.archive!r}"
+        raise SpecError(what + did_you_mean(part.archive, known), f"edit {dataset.path}")
     sources, references, n_blank = read_pairs(raw, places)
     if len(sources) != part.pairs:
         found = f"expected {part.pairs} pairs, found {len(sources)} (and {n_blank} with a blank side)"
@@ -256,12 +259,11 @@ def prompt(instruction: str, source: str) -> str:
     return f"{instruction}\n{source}"
 
 
-def write_training_file(text: ParallelText, instruction: str, path: Path, max_samples: int | None = None) -> None:
+def write_training_file(text: ParallelText, instruction: str, path: Path) -> None:
     """Write a text as the file that LLaMA-Factory trains on: alpaca records, a JSON object per line.
 
     Pure ASCII, so that no reader's locale or idea of a line end matters. OSError where it cannot be written.
     """
-    text = sample_pairs(text, max_samples)
     records = (
         {"instruction": instruction, "input": source, "output": reference}
         for source, reference in zip(text.sources, text.references, strict=True)
@@ -273,28 +275,6 @@ def write_training_file(text: ParallelText, instruction: str, path: Path, max_sa
 def normalize(sentence: str) -> str:
     """A sentence as it is compared: letter case and white space aside."""
     return " ".join(sentence.split()).casefold()
-
-
-def _checked(source: YamlSource) -> Entry:
-    models = (Entry, FileSplit, ArchiveSplit, Archive)
-    problems: list[tuple[Location, str]] = []
-    try:
-        entry = Entry.model_validate(source.value)
-    except ValidationError as error:
-        for at, text in explain(error, [field for model in models for field in model.model_fields]):
-            if at[0] == "splits" and len(at) > 2:  # Pydantic adds the kind of split behind its name
-                at = (*at[:2], *at[3:])
-            elif at[0] in DatasetInfo.model_fields:
-                text += f"\nfor a dataset in LLaMA-Factory's own format, write {at[0]} under llamafactory"
-            problems.append((at, text))
-        raise SpecError(source.report(problems), f"edit {source.path}") from error
-    for name, split in entry.splits.items():
-        if isinstance(split, ArchiveSplit) and split.archive not in entry.archives:
-            hint = did_you_mean(split.archive, entry.archives)
-            problems.append((("splits", name, "archive"), f"archives has no {split.archive!r}{hint}"))
-    if problems:
-        raise SpecError(source.report(problems), f"edit {source.path}")
-    return entry
 
 
 def read_regular(path: Path) -> bytes:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,6 +32,7 @@ Column = Literal[
 Tag = Literal["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]
 
 
+Model = TypeVar("Model", bound=BaseModel)
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -128,27 +129,33 @@ class LlamaFactoryDataset:
 
 
 _FIELDS = [*LlamaFactoryEntry.model_fields, *DatasetInfo.model_fields, *get_args(Column), *get_args(Tag)]
+_OTHER_KIND = "an entry holds parallel texts (splits and so on) or a dataset of LLaMA-Factory's, not both"
 
 
 def checked_entry(source: YamlSource) -> LlamaFactoryEntry:
     """The entry that a YAML mapping describes; SpecError with every problem and its place."""
+    hints = dict.fromkeys(("source_lang", "target_lang", "instruction", "splits", "archives"), _OTHER_KIND)
+    return validated(LlamaFactoryEntry, source, _FIELDS, hints)
+
+
+def validated(model: type[Model], source: YamlSource, fields: Iterable[str], hints: Mapping[str, str]) -> Model:
+    """A model of a YAML mapping; SpecError has every problem with its place, and the hint for an unknown field."""
     try:
-        return LlamaFactoryEntry.model_validate(source.value)
+        return model.model_validate(source.value)
     except ValidationError as error:
         problems = []
-        for at, message in explain(error, _FIELDS):
-            if at[0] in ("source_lang", "target_lang", "instruction", "splits", "archives"):
-                message = "an entry holds parallel texts (splits and so on) or a dataset of LLaMA-Factory's, not both"
-            problems.append((at, message))
+        for at, text in _explain(error, fields):
+            hint = hints.get(str(at[0])) if len(at) == 1 and text.startswith("unknown") else None
+            problems.append((at, f"{text}\n{hint}" if hint else text))
         raise SpecError(source.report(problems), f"edit {source.path}") from error
 
 
-def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Location, str]]:
+def _explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Location, str]]:
     """Each problem that Pydantic found: its place, and what is wrong, with the nearest of the fields that there are."""
     found = []
     for detail in error.errors():
-        # Of a mapping's key Pydantic adds '[key]' to the place.
-        at: Location = tuple(step for step in detail["loc"] if step != "[key]")
+        # Pydantic adds '[key]' to the place of a mapping's key, and a union's tag, which has brackets here.
+        at: Location = tuple(step for step in detail["loc"] if not str(step).startswith("["))
         shown = f" (got {detail['input']!r})"
         text = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden" or (detail["type"] == "literal_error" and at != detail["loc"]):
@@ -189,7 +196,7 @@ def entry_from_info(name: str, raw: object, dataset_dir: Path) -> tuple[LlamaFac
     try:
         parsed = DatasetInfo.model_validate(info)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, at)) or name}: {message}" for at, message in explain(error, _FIELDS)]
+        found = [f"{'.'.join(map(str, at)) or name}: {message}" for at, message in _explain(error, _FIELDS)]
         heads = f"{name} in {file} has {len(found)} error{'s' if len(found) > 1 else ''}:"
         raise SpecError("\n  ".join([heads, *found]), f"edit {file}") from error
     key, value = parsed.source()

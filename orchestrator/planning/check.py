@@ -1,6 +1,6 @@
 """Everything that can be known about a run before it starts, all at once, without a GPU.
 
-Covered: the data (data_check.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
+Covered: the data (data/checks.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
 packages and files that arguments call for, COMET's environment, the GPU, the port.
 Not covered: what the spec alone shows (spec.py, arguments.py); whether it fits into GPU memory; a server at serve.url.
 Downloads archives that the data need, and nothing else.
