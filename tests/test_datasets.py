@@ -125,6 +125,7 @@ splits:
     sha256: {sorce: abc, target: def}
     pair: 3
   t/1: {archive: x, source: a, target: b, pairs: 1}
+  bare: {source: a, target: b, pairs: 1}
 archives:
   train.tgz: {url: "file:///etc/passwd", sha256: 00, size_bytes: 1}
 """)
@@ -132,7 +133,7 @@ archives:
         load_entry("toy", [tmp_path])
     message = "\n".join(flat(error.value.message))
     for expected in (
-        f"{file} has 15 errors",
+        f"{file} has 16 errors",
         f"{file}:2:1: licence: unknown field; did you mean 'license'?",
         ": license: missing",
         f"{file}:3:1: source_lang: ",
@@ -146,7 +147,8 @@ archives:
         f"{file}:16:5: splits.test.pair: unknown field; did you mean 'pairs'?",
         "splits.test.pairs: missing",
         f"{file}:17:3: splits.t/1: String should match",
-        f"{file}:19:15: archives.train.tgz.url: ",
+        f"{file}:18:3: splits.bare: expected sha256, of files in the entry's folder, or archive",
+        f"{file}:20:15: archives.train.tgz.url: ",
         "archives.train.tgz.sha256: ",
     ):
         assert expected in message

@@ -1,13 +1,10 @@
 """LLaMA-Factory's own verdict on datasets, by upstream/scripts/datasets_probe.py. One start of its Python for all."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.upstream.ask import SCRIPTS
-from tests.imported_once import Imported
 
 pytestmark = pytest.mark.integration
 
@@ -38,19 +35,19 @@ OPENAI = {
 }
 
 
-def turns(*values: Any, **others: Any) -> dict[str, Any]:
+def turns(*values, **others):
     """A conversation of the user and the model in turn, or of the roles given with the values."""
     roles = ("human", "gpt")
     pairs = [value if isinstance(value, tuple) else (roles[n % 2], value) for n, value in enumerate(values)]
     return {"conversations": [{"from": role, "value": value} for role, value in pairs], **others}
 
 
-def chat(question: Any) -> list[dict[str, Any]]:
+def chat(question):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": question}]
 
 
 # name: records or the file's text, stage, entry
-KEPT: dict[str, tuple[Any, str, dict[str, Any]]] = {
+KEPT = {
     "alpaca": ([ALPACA] * 3, "sft", {}),
     "alpaca in ppo": ([ALPACA], "ppo", {}),
     "texts": (["a text", "another"], "pt", {"columns": {"prompt": "text"}}),
@@ -70,7 +67,7 @@ KEPT: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 # name: records or the file's text, stage, entry, record, what is said
-FATAL: dict[str, tuple[Any, str, dict[str, Any], int | None, str]] = {
+FATAL = {
     "no records": ("", "sft", {"file_name": "empty.jsonl"}, None, "corresponds to no data"),
     "no file": (None, "sft", {"file_name": "gone.json"}, None, "gone.json not found"),
     "not json": ('{"instruction": x}\n', "sft", {"file_name": "bad.jsonl"}, None, "JSON parse error"),
@@ -105,7 +102,7 @@ FATAL: dict[str, tuple[Any, str, dict[str, Any], int | None, str]] = {
 }
 
 # name: the second of three records, the others, stage, entry, what is said
-DROPPED: dict[str, tuple[Any, Any, str, dict[str, Any], str]] = {
+DROPPED = {
     "roles in another order": (turns(("gpt", "a"), ("human", "b")), TURNS, "sft", SHAREGPT, "Invalid role tag"),
     "a question alone": (turns("a"), TURNS, "sft", SHAREGPT, "Invalid message count"),
     "no turns": (turns(), TURNS, "sft", SHAREGPT, "Dropped invalid example"),
@@ -129,17 +126,15 @@ CUTOFF = {"cutoff_len": 16, "template": "chatml"}
 
 
 @pytest.fixture(scope="module")
-def answers(
-    llamafactory: Imported, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
+def answers(llamafactory, tiny_model, tmp_path_factory):
     """What is answered to each case, by its name."""
     folder = tmp_path_factory.mktemp("probed")
-    cases: dict[str, tuple[Any, str, dict[str, Any]]] = {**KEPT}
+    cases = {**KEPT}
     cases |= {name: case[:3] for name, case in FATAL.items()}
     cases |= {name: ([good, bad, good], stage, info) for name, (bad, good, stage, info, _) in DROPPED.items()}
     cases["long"] = ([{**ALPACA, "output": "word " * n} for n in (1, 40, 2)], "sft", {})
     cases["many"] = ([{**ALPACA, "output": None}, *[ALPACA] * 120], "sft", {"num_samples": 500})
-    infos: dict[str, Any] = {}
+    infos = {}
     for number, (name, (content, _, info)) in enumerate(cases.items()):
         place = folder / str(number)
         place.mkdir()
@@ -152,29 +147,31 @@ def answers(
         "model_name_or_path": str(tiny_model), "do_train": True, "use_cpu": True, "dataset_dir": str(folder),
         "output_dir": str(folder / "output"), "template": "chatml", "reward_model": str(tiny_model),
     }  # fmt: skip
-    asked: list[dict[str, Any]] = []
+    asked = []
     for stage in ("sft", "pt", "ppo", "dpo", "rm", "kto"):
         names = [name for name, case in cases.items() if case[1] == stage and name not in ("long", "alpaca")]
         asked.append({"stage": stage, "dataset": names})
     asked.append({"stage": "sft", "dataset": ["long"], "eval_dataset": ["alpaca"], **CUTOFF})
+    asked += [{"stage": "sft", "dataset": ["alpaca"], "val_size": n} for n in (2, 3)]
     asked.append({"stage": "sft", "dataset": ["sharegpt"], "template": "llama3"})
     done = llamafactory.run(ASK, SCRIPTS, json.dumps(usual), json.dumps(asked), cwd=folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     lines = [json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    found = {name: answer for line in lines[:-1] for name, answer in line.items()}
-    return {**found, "llama3": lines[-1]["sharegpt"]}
+    found = {name: answer for line in lines[:-3] for name, answer in line.items()}
+    held_out = {f"val_size {n}": line["alpaca"] for n, line in zip((2, 3), lines[-3:-1], strict=True)}
+    return {**found, **held_out, "llama3": lines[-1]["sharegpt"]}
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_llamafactory_trains_on_has_no_problems(name: str, answers: dict[str, dict[str, Any]]) -> None:
+def test_what_llamafactory_trains_on_has_no_problems(name, answers):
     found = answers[name]
     assert found["problems"] == []
-    assert found["from"] == "file" and found["kept"] == found["read"] > 0
+    assert found["from"] == "file" and found["all"] and found["kept"] == found["read"] > 0
     assert 0 < found["tokens"]["min"] <= found["tokens"]["median"] <= found["tokens"]["max"]
 
 
 @pytest.mark.parametrize("name", FATAL)
-def test_what_ends_llamafactory_is_reported_with_its_own_words(name: str, answers: dict[str, dict[str, Any]]) -> None:
+def test_what_ends_llamafactory_is_reported_with_its_own_words(name, answers):
     *_, record, said = FATAL[name]
     fatal = [problem for problem in answers[name]["problems"] if problem["fatal"]]
     assert fatal[0]["record"] == record
@@ -182,7 +179,7 @@ def test_what_ends_llamafactory_is_reported_with_its_own_words(name: str, answer
 
 
 @pytest.mark.parametrize("name", DROPPED)
-def test_a_record_that_is_dropped_is_reported_with_its_number(name: str, answers: dict[str, dict[str, Any]]) -> None:
+def test_a_record_that_is_dropped_is_reported_with_its_number(name, answers):
     (problem,) = answers[name]["problems"]
     assert (problem["record"], problem["fatal"]) == (2, False)
     assert DROPPED[name][-1] in problem["message"]
@@ -212,26 +209,30 @@ ASSISTANT = [["<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n", Fa
         ("all dropped", None),
     ],
 )
-def test_the_first_record_is_shown_as_the_model_sees_it(
-    name: str, first: Any, answers: dict[str, dict[str, Any]]
-) -> None:
+def test_the_first_record_is_shown_as_the_model_sees_it(name, first, answers):
     assert answers[name]["first"] == first
 
 
-def test_tokens_are_counted_before_they_are_cut(answers: dict[str, dict[str, Any]]) -> None:
+def test_tokens_are_counted_before_they_are_cut(answers):
     found = answers["long"]
     assert found["tokens"] == {"min": 25, "median": 28, "max": 142} and found["over_cutoff"] == 3
     assert answers["alpaca"]["over_cutoff"] == 3  # an eval_dataset is answered too
     assert answers["sharegpt"]["over_cutoff"] == 0
 
 
-def test_the_first_hundred_are_read_however_many_are_drawn(answers: dict[str, dict[str, Any]]) -> None:
+def test_the_first_hundred_are_read_however_many_are_drawn(answers):
     found = answers["many"]
-    assert (found["read"], found["kept"]) == (100, 99)
+    assert (found["read"], found["all"], found["kept"]) == (100, False, 99)
     assert [problem["record"] for problem in found["problems"]] == [1]
 
 
-def test_a_template_whose_words_the_model_lacks_is_reported(answers: dict[str, dict[str, Any]]) -> None:
+def test_records_that_are_all_held_out_are_reported(answers):
+    assert answers["val_size 2"]["problems"] == []
+    [problem] = answers["val_size 3"]["problems"]
+    assert problem["fatal"] and problem["message"] == "val_size holds 3 records out, and there are 3"
+
+
+def test_a_template_whose_words_the_model_lacks_is_reported(answers):
     """Training would end in its first step, with an IndexError."""
     problem = answers["llama3"]["problems"][0]
     assert problem["fatal"] and "token '<|eot_id|>' is number 600, and the model knows 600" in problem["message"]

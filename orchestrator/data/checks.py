@@ -16,6 +16,7 @@ from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, from_error
 from orchestrator.specs.spec import RunSpec, TrainSpec
 
+_AS_TRANSLATIONS = DatasetInfo(file_name="-", columns={"prompt": "instruction", "query": "input", "response": "output"})
 Trained = ParallelText | LlamaFactoryDataset
 Test = tuple[str, ParallelText]  # the spec's field, and the sentences
 
@@ -56,21 +57,19 @@ def _load(
     dataset = load_entry(name, folders)
     if isinstance(dataset, LlamaFactoryDataset):
         find_files(dataset)
-        wrong = _entry_errors(dataset.info, train.stage)
-        found = [Finding("error", "spec", field, f"{name}: {what}", f"edit {dataset.path}") for what in wrong]
-        if dataset.info.formatting == "openai":
-            what = (
-                'for formatting: openai LLaMA-Factory puts "detailed thinking off" into the system text of each record'
-            )
-            found.append(Finding("warning", "spec", field, f"{name}: {what} without tools", "formatting: sharegpt"))
-        return dataset, found
-    split = "train" if field.startswith("dataset") else evaluated_split(dataset)
-    text = sample_pairs(load_split(dataset, split, archives), train.max_samples)
-    if train.stage not in ("rm", "dpo", "kto"):
-        return text, []
-    needs = "answers that are marked good or bad" if train.stage == "kto" else "a chosen and a rejected answer"
-    what = f"stage {train.stage} learns from {needs}; {name} has one translation of each sentence"
-    return text, [Finding("error", "missing", field, what, "stage sft learns from translations")]
+        data: Trained = dataset
+        info, remedy = dataset.info, f"edit {dataset.path}"
+    else:
+        split = "train" if field.startswith("dataset") else evaluated_split(dataset)
+        data = sample_pairs(load_split(dataset, split, archives), train.max_samples)
+        info, remedy = _AS_TRANSLATIONS, "stage sft learns from translations"
+    found = [Finding("error", "spec", field, f"{name}: {what}", remedy) for what in _entry_errors(info, train.stage)]
+    if info.formatting == "openai":
+        what = 'LLaMA-Factory puts "detailed thinking off" into the system text of each record without tools'
+        found.append(
+            Finding("warning", "spec", field, f"{name} has formatting: openai: {what}", "formatting: sharegpt")
+        )
+    return data, found
 
 
 def _entry_errors(info: DatasetInfo, stage: str) -> Iterator[str]:

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.data.archives import Archive, Sha256, read_members
 from orchestrator.data.archives import ArchiveStore as ArchiveStore
@@ -43,37 +43,24 @@ class Sums(_Part):
     target: Sha256
 
 
-class _Sides(_Part):
-    """Two texts, line N of one being the translation of line N of the other."""
+class FileSplit(_Part):
+    """Two text files, line N of one being the translation of line N of the other.
 
-    source: str = Field(min_length=1)
-    target: str = Field(min_length=1)
-    pairs: int = Field(gt=0)
-    """How many pairs there must be, those with a blank side left out."""
-
-
-class FileSplit(_Sides):
-    """Two files, relative to the folder of the entry."""
+    They are in the folder of the entry, and must have these checksums, or members of an archive.
+    """
 
     source: InsidePath
     target: InsidePath
-    sha256: Sums
+    pairs: int = Field(gt=0)
+    """How many there must be, those with a blank side left out."""
+    sha256: Sums | None = None
+    archive: str | None = None
 
-
-class ArchiveSplit(_Sides):
-    """Two members of a tar archive; a leading ./ of their names may be left out."""
-
-    archive: str
-    """Which of the entry's archives."""
-
-
-def _kind_of_split(value: Any) -> str:
-    return "[archive]" if isinstance(value, Mapping) and "archive" in value else "[files]"
-
-
-Split = Annotated[
-    Annotated[FileSplit, Tag("[files]")] | Annotated[ArchiveSplit, Tag("[archive]")], Discriminator(_kind_of_split)
-]
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if (self.sha256 is None) is (self.archive is None):
+            raise ValueError("expected sha256, of files in the entry's folder, or archive, the one that they are in")
+        return self
 
 
 class Entry(_Part):
@@ -87,7 +74,7 @@ class Entry(_Part):
     """It chooses BLEU's tokenizer."""
     instruction: str = Field(pattern=r"\S")
     """What the model is told to do, on the line before the source sentence, in training and in benchmarks."""
-    splits: dict[Name, Split] = Field(min_length=1)
+    splits: dict[Name, FileSplit] = Field(min_length=1)
     """train is the one that is trained on."""
     archives: dict[Name, Archive] = {}
 
@@ -141,7 +128,7 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
     source, folder = read_yaml(entries[name]), entries[name].parent
     if "llamafactory" in source.value:
         return LlamaFactoryDataset(name, folder, checked_entry(source))
-    models = (Entry, FileSplit, ArchiveSplit, Archive)
+    models = (Entry, FileSplit, Archive)
     hints = {
         key: f"for a dataset in LLaMA-Factory's own format, write {key} under llamafactory"
         for key in DatasetInfo.model_fields
@@ -182,7 +169,7 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         raise SpecError(f"{dataset.name} has no split {split!r}{hint}", f"its splits: {', '.join(splits)}")
     part, known = splits[split], dataset.entry.archives
     sides = (part.source, part.target)
-    if isinstance(part, FileSplit):
+    if part.sha256 is not None:
         raw = [_verified(dataset, *side) for side in zip(sides, (part.sha256.source, part.sha256.target), strict=True)]
         places = [str(dataset.folder / name) for name in sides]
     elif part.archive in known:
@@ -191,7 +178,7 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         places = [f"{archive}, {name}" for name in sides]
     else:
         what = f"{dataset.path}: splits.{split}.archive: archives has no {part.archive!r}"
-        raise SpecError(what + did_you_mean(part.archive, known), f"edit {dataset.path}")
+        raise SpecError(what + did_you_mean(str(part.archive), known), f"edit {dataset.path}")
     sources, references, n_blank = read_pairs(raw, places)
     if len(sources) != part.pairs:
         found = f"expected {part.pairs} pairs, found {len(sources)} (and {n_blank} with a blank side)"
@@ -251,11 +238,7 @@ def text_sha256(sources: Sequence[str], references: Sequence[str]) -> str:
 
 
 def prompt(instruction: str, source: str) -> str:
-    """The user's turn, as LLaMA-Factory joins an alpaca record's instruction and input.
-
-    It leaves out a part that is empty, and the newline with it: an Entry has no blank instruction, a ParallelText no
-    blank source. Source: AlpacaDatasetConverter in llamafactory/data/converter.py, 0.9.5.
-    """
+    """The user's turn, as AlpacaDatasetConverter (LLaMA-Factory 0.9.5) joins instruction and input, neither blank."""
     return f"{instruction}\n{source}"
 
 

@@ -154,8 +154,8 @@ def _explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Locati
     """Each problem that Pydantic found: its place, and what is wrong, with the nearest of the fields that there are."""
     found = []
     for detail in error.errors():
-        # Pydantic adds '[key]' to the place of a mapping's key, and a union's tag, which has brackets here.
-        at: Location = tuple(step for step in detail["loc"] if not str(step).startswith("["))
+        # Of a mapping's key Pydantic adds '[key]' to the place.
+        at: Location = tuple(step for step in detail["loc"] if step != "[key]")
         shown = f" (got {detail['input']!r})"
         text = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden" or (detail["type"] == "literal_error" and at != detail["loc"]):
