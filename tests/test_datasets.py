@@ -9,7 +9,6 @@ import os
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from random import Random
 from typing import ClassVar
 
 import pytest
@@ -235,7 +234,6 @@ def test_without_a_seed_the_first_are_taken_and_with_one_the_same_on_every_machi
     for n, seed in ((None, 5), (100, 5), (101, None)):
         assert sample_pairs(text, n, seed) is text
     drawn = sample_pairs(text, 5, 1)
-    assert drawn.sources == [f"s {number}" for number in sorted(Random(1).sample(range(100), 5))]
     assert drawn.sources == [f"s {number}" for number in (8, 17, 32, 72, 97)]
     assert drawn.references == [f"T {source}" for source in drawn.sources]
     assert drawn.sha256 == text_sha256(drawn.sources, drawn.references)
