@@ -152,13 +152,6 @@ def test_data_that_changed_are_missing_not_misspelt(root: Path) -> None:
     assert "sha256" in finding.message
 
 
-def test_words_that_stand_for_media_are_refused(root: Path) -> None:
-    """LLaMA-Factory would look for a picture, in the middle of the training."""
-    write_dataset(root, "media", train=["see <image> here"])
-    finding = only(root, dataset="media")
-    assert finding.severity == "error" and "<image>" in finding.message
-
-
 def test_test_sentences_in_the_training_data_are_counted(root: Path) -> None:
     """Only among the sentences that are used: max_samples on either side counts."""
     write_dataset(root, "leaky", train=["x y", "e f", "g h"])

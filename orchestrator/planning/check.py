@@ -1,6 +1,6 @@
 """Everything that can be known about a run before it starts, all at once, without a GPU.
 
-Covered: the data (data_check.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
+Covered: the data (data/checks.py), LLaMA-Factory and its templates, the model's and the adapter's files, lora_target,
 packages and files that arguments call for, COMET's environment, the GPU, the port.
 Not covered: what the spec alone shows (spec.py, arguments.py); whether it fits into GPU memory; a server at serve.url.
 Downloads archives that the data need, and nothing else.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.data.archives import ArchiveStore
-from orchestrator.data.data_check import check_data
+from orchestrator.data.checks import check_data
 from orchestrator.errors import Finding as Finding
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean, errors_of, from_error
 from orchestrator.errors import raise_on_errors as raise_on_errors
