@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from tests.runs_on_disk import benchmark, new_run, running
 from tests.workshop import Workshop
 

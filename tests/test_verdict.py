@@ -1,6 +1,6 @@
-"""The verdict on a repeated run's first losses, and its scores beside the old ones. Run: pytest tests/test_verdict.py.
+"""The verdict on a repeated run's first losses and scores. Run: pytest tests/test_verdict.py.
 
-The differences below were measured by tests/loss_band.py; verdict.py's docstring has them all, with the commands.
+The differences below were measured by tests/loss_band.py; its docstring has them all, with the commands.
 """
 
 import math
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.runs.drift import Drift
+from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
 from orchestrator.scoring.metrics import Score
@@ -21,13 +21,13 @@ from tests.loss_band import BASE, losses, write_data
 from tests.model_folders import model_folder
 
 THEN = [3.3854, 4.5233, 3.3975, 3.6430, 3.6288, 3.3051, 3.1062, 3.3935, 3.1628, 2.9261]
-TORCH = Drift("version", "torch", "version of torch", "2.14.1", "2.9.1", "warning", "rounding")
-PEFT = Drift("version", "peft", "version of peft", "0.18.1", "0.18.0", "warning", "rounding")
-PLATFORM = Drift("machine", "", "platform", "Linux x86_64", "Linux aarch64", "warning", "rounding")
-SEED = Drift("spec", "seed", "spec seed", "42", "43", "note", "course")
-DATA = Drift("data", "d train", "data d train", "1111", "2222", "error", "course")
-TESTSET = Drift("data", "d test", "data d test", "1111", "2222", "error", "none")
-LOGGING = Drift("spec", "train.logging_steps", "spec train.logging_steps", "5", "1", "note", "none")
+TORCH = Difference("version", "version of torch", "2.14.1", "2.9.1", "rounding", "warning")
+PEFT = Difference("version", "version of peft", "0.18.1", "0.18.0", "rounding", "warning")
+PLATFORM = Difference("machine", "platform", "Linux x86_64", "Linux aarch64", "rounding", "warning")
+SEED = Difference("spec", "seed", 42, 43, "trajectory", "note")
+DATA = Difference("data", "data d train", "1111", "2222", "trajectory", "error")
+TESTSET = Difference("data", "data d test", "1111", "2222", "none", "error")
+LOGGING = Difference("spec", "train.logging_steps", 5, 1, "none", "note")
 
 # Relative differences by logged loss, SmolLM2-135M, float32 unless said.
 ROUNDING = {
@@ -104,8 +104,8 @@ def test_another_seed_is_never_within_the_band(name, drift):
 
 
 def test_what_makes_another_training_is_named_before_what_rounds_otherwise():
-    bf16 = Drift("spec", "train.bf16", "spec train.bf16", "none", "True", "note", "rounding")
-    default = Drift("default", "train.optim", "default of train.optim", "a", "b", "warning", "course")
+    bf16 = Difference("spec", "train.bf16", None, True, "rounding", "note")
+    default = Difference("default", "train.optim", "a", "b", "trajectory", "warning")
     message = compare_losses([1.0], [2.0], drift=[bf16, default]).message
     assert "likely cause: default of train.optim: a then, b now; it may also be: spec train.bf16" in message
 
@@ -228,7 +228,7 @@ def test_the_band_is_wide_where_weights_are_in_less(tmp_path):
 # While the run is under way
 
 
-def fed(then: list[float], now: list[float], drift: "list[Drift] | None" = None) -> tuple[int, str]:
+def fed(then: list[float], now: list[float], drift: list[Difference] | None = None) -> tuple[int, str]:
     """After how many losses which verdict came; 0: at the end."""
     early = EarlyVerdict(then, drift or [])
     said = [(number, found) for number, loss in enumerate(now, start=1) if (found := early.add(loss))]
