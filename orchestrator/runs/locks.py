@@ -74,19 +74,19 @@ def hold_devices(
 
 
 def is_free(device: str) -> bool:
-    """Whether nobody holds a device at this moment.
-
-    Raises:
-        PrerequisiteError: as hold_devices.
-    """
-    with folder_open() as folder:
-        return not _holders(folder, [_lock_name(device)])
+    """Whether nobody holds a device at this moment; PrerequisiteError as hold_devices."""
+    return not busy_devices([_lock_name(device)])
 
 
-def busy_devices() -> list[str]:
+def busy_devices(names: Sequence[str] | None = None) -> list[str]:
     """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
+    found = []
     with folder_open() as folder:
-        return _holders(folder, sorted(path.name for path in lock_folder().glob("gpu-*.lock")))
+        for name in sorted(path.name for path in lock_folder().glob("gpu-*.lock")) if names is None else names:
+            files, taken = _try_all(folder, [name])
+            _close(files)
+            found += [] if taken is None else [_holder(folder, taken)]
+    return found
 
 
 @contextmanager
@@ -161,16 +161,6 @@ def _try_all(folder: int, names: Sequence[str]) -> tuple[list[int], str | None]:
             "ORCHESTRATOR_LOCKS names a folder on a local disk",
         ) from error
     return files, None
-
-
-def _holders(folder: int, names: Sequence[str]) -> list[str]:
-    """Who holds those of some locks that are taken."""
-    found = []
-    for name in names:
-        files, taken = _try_all(folder, [name])
-        _close(files)
-        found += [] if taken is None else [_holder(folder, taken)]
-    return found
 
 
 def _holder(folder: int, name: str) -> str:

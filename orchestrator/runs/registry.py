@@ -132,8 +132,8 @@ def row_of(run: RunDir, record: RunRecord, notes: Notes) -> Row:
     return Row(
         id=run.id,
         status=record.status,
-        created=record.created_at.astimezone(),
-        ended=record.ended_at.astimezone() if record.ended_at else None,
+        created=_local(record.created_at),
+        ended=_local(record.ended_at) if record.ended_at else None,
         name=record.name,
         model=record.model or _model_in_spec(run),
         datasets=list(dict.fromkeys([*record.datasets, *trained_on])),
@@ -187,15 +187,11 @@ def since(text: str, now: datetime | None = None) -> datetime:
 
 
 def sort_rows(rows: Sequence[Row], order: str, limit: int | None = None) -> Sorted:
-    """Rows by `created`, `ended`, or by a score, the best first: METRIC, or METRIC:TESTSET.
+    """Rows, given oldest first, by `created`, `ended`, or by a score, the best first: METRIC, or METRIC:TESTSET.
 
     Only scores of one metric, test set, split, number of segments, text and signature are ranked: those that most of
-    the runs have. Runs without such a score stand at the end.
-
-    Args:
-        rows: the runs, oldest first.
-        order: one of ORDERS.
-        limit: how many of them: the last, or in an order by a score the first.
+    the runs have. Runs without such a score stand at the end. `limit` keeps the last, or in an order by a score the
+    first.
 
     Raises:
         SpecError: no such order, or no run has a score on that test set.
@@ -274,6 +270,13 @@ def _results(record: RunRecord, benchmarks: Sequence[BenchmarkSummary]) -> list[
             if not isnan(score.score) and (group not in found or _weight(each.of) >= _weight(found[group].of)):
                 found[group] = Result(group, text, each.of, score.score)
     return list(found.values())
+
+
+def _local(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone()
+    except OverflowError:  # of a record that somebody made up: the year 9999
+        return moment.replace(tzinfo=UTC)
 
 
 def _weight(of: str) -> int:

@@ -1,9 +1,8 @@
 """A run's checkpoints: which one to resume from, what changed since, which ones a clean-up keeps."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import json_mapping
@@ -16,8 +15,7 @@ from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Something that changed since a checkpoint was saved."""
 
     severity: Severity
@@ -88,14 +86,13 @@ def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Fac
     """
     sides = [Side("then", spec_then, {}, None, then), Side("now", spec_now, {}, None, now)]
     problems = [
-        Problem(severity, each.line() + _consequence(each.path))
+        Problem(severity, each.line())
         for each in by_severity(differences(sides[0], sides[1]))
         if each.then != each.now and (severity := _resume_severity(each)) is not None
     ]
     sizes = [planned_world_size(spec.compute, facts) for spec, facts in ((spec_then, then), (spec_now, now))]
     if None not in sizes and sizes[0] != sizes[1]:
-        message = f"processes: {sizes[0]} then, {sizes[1]} now: a step is another set of examples"
-        problems.append(Problem("error", message))
+        problems.append(Problem("error", f"processes: {sizes[0]} then, {sizes[1]} now"))
     return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
@@ -156,17 +153,6 @@ def _resume_severity(each: Difference) -> Severity | None:
         severities: dict[str, Severity] = {"trajectory": "error", "rounding": "warning"}
         return severities.get(each.effect)
     return "warning" if each.effect == "rounding" else None
-
-
-def _consequence(path: str) -> str:
-    """Of changes that are made in good faith."""
-    if path in ("train.num_train_epochs", "train.max_steps"):
-        return ": the schedule would jump to where it would have been"
-    if path == "train.learning_rate":
-        return ": the checkpoint's own would be taken all the same"
-    if path in ("train.per_device_train_batch_size", "train.gradient_accumulation_steps"):
-        return ": a step is another set of examples"
-    return ""
 
 
 def _best_by_trainer(state: dict[str, Any], labels: set[str]) -> set[str]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 from orchestrator.errors import SpecError
 
@@ -18,14 +17,8 @@ class _InFolder:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, folder: None, owner: type) -> "_InFolder": ...
-
-    @overload
-    def __get__(self, folder: "RunDir | GroupDir", owner: type) -> Path: ...
-
-    def __get__(self, folder: "RunDir | GroupDir | None", owner: type) -> "Path | _InFolder":
-        return self if folder is None else folder.path / self.name
+    def __get__(self, folder: "RunDir | GroupDir", owner: type) -> Path:
+        return folder.path / self.name
 
 
 @dataclass(frozen=True)

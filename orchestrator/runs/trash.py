@@ -77,14 +77,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run
 def take_checkpoints(
     workspace: Workspace, run: RunDir, users: Iterable[User], *, keep_last: int, dry_run: bool = False
 ) -> Moved:
-    """Move a run's old checkpoints to the trash; the best and the last stay.
-
-    Args:
-        workspace: where.
-        run: one that has ended, in whatever way.
-        users: process_users().
-        keep_last: how many of the newest stay, complete or not, beside the best and the newest complete one.
-        dry_run: only say what would be moved.
+    """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
 
     Raises:
         PrerequisiteError: the run is in use, its record is damaged, or it is no folder of this workspace.
@@ -104,11 +97,6 @@ def take_checkpoints(
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     """Put back all that the trash holds of a run, the latest first. What the run has again by now stays in the trash.
-
-    Args:
-        workspace: where.
-        word: as for any command, or the id or the spec's name of a run that was removed entirely.
-        dry_run: only say what would be put back.
 
     Raises:
         SpecError: the trash holds nothing of it.
@@ -138,13 +126,7 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
 def empty(
     workspace: Workspace, *, before: datetime | None = None, words: Sequence[str] = (), dry_run: bool = False
 ) -> list[Moved]:
-    """Delete what is in the trash, for good.
-
-    Args:
-        workspace: where.
-        before: only of runs of which nothing was moved there since. None: all.
-        words: only these runs', by id or spec's name. None: all.
-        dry_run: only say what would be deleted.
+    """Delete what is in the trash, for good: of all runs or of some, and only where nothing was added since `before`.
 
     Raises:
         SpecError: the trash holds nothing of such a run.

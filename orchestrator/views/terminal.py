@@ -106,7 +106,7 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
     columns = {
         "run": [visible_line(row.id) for row in rows],
         "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
-        "created": [f"{row.created.astimezone():%Y-%m-%d %H:%M}" for row in rows],
+        "created": [f"{row.created:%Y-%m-%d %H:%M}" for row in rows],
         "trained on": [visible_line(", ".join(row.datasets)) or "-" for row in rows],
         "steps": [visible_line(row.steps) for row in rows],
         "group": [visible_line(row.group) for row in rows],
