@@ -124,10 +124,7 @@ class Difference:
 def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[Difference]:
     """All that differs: the specs' fields in their order, then defaults, then the facts of two runs.
 
-    Args:
-        one: the earlier one.
-        other: the later one.
-        overrides: the KEY=VALUE of --set that made one spec of the other: what they name is a note.
+    What the KEY=VALUE of --set name that made one spec of the other is a note.
     """
     flats = [_flat(spec_json(side.spec)) for side in (one, other)]
     keys = [override.partition("=")[0].strip() for override in overrides]
@@ -156,9 +153,7 @@ def by_severity(found: Sequence[Difference]) -> list[Difference]:
 def effect(path: str, *, packs: bool = False) -> Effect:
     """What another value of a spec's field does to the losses. An unknown field changes the trajectory.
 
-    Args:
-        path: dotted.
-        packs: whether the training makes its examples of batches of the data: how large these are chooses examples.
+    Where a training packs its examples, how data are preprocessed chooses them.
     """
     section, _, name = path.partition(".")
     if section in ("name", "serve", "benchmark", "export", "eval_dataset"):
@@ -216,9 +211,11 @@ def _changed_defaults(one: Side, other: Side, packs: bool) -> Iterator[Differenc
 
 
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
-    trained = {f"data {each.dataset} {each.split}" for side in (then, now) for each in side.data if each.is_trained_on}
+    sides = (then, now)
+    trained = {f"data {each.dataset} {each.split}" for side in sides for each in side.data if each.is_trained_on}
+    data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in sides]
     facts: list[tuple[Kind, str, Any, Any]] = [
-        *_each("data", "data {}", _data(then), _data(now)),
+        *_each("data", "data {}", *data),
         ("model", "model hash", then.model_sha256, now.model_sha256),
         ("adapter", "adapter hash", then.adapter_sha256, now.adapter_sha256),
         *_if_known("template", "chat template hash", then.chat_template_sha256, now.chat_template_sha256),
@@ -239,33 +236,26 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
             path = f"{path} (one was hashed by an earlier version: not compared)"
             found.append(Difference(kind, path, old, new, "none", "note"))
             continue
-        changes = _fact_effect(kind, path, old, new, path in trained)
-        found.append(Difference(kind, path, old, new, changes, _fact_severity(kind, changes, old, new, keys)))
+        changes: Effect = "rounding"
+        severity: Severity = "warning"
+        if kind in _SECTIONS:
+            changes = "none" if kind == "data" and path not in trained else "trajectory"
+            severity = "warning" if old is None or new is None else "error"  # one that is not known may be the same
+            if any(key.partition(".")[0] in _SECTIONS[kind] for key in keys):
+                severity = "note"
+        elif kind == "environment":
+            changes = _variable_effect(path.removeprefix("variable "), old, new)
+            severity = "note" if changes == "none" else "warning"
+        elif kind == "git" or path in _SCORING:
+            changes = "none"  # what a commit can change of a run, its spec and its data, is compared itself
+        found.append(Difference(kind, path, old, new, changes, severity))
     return found
 
 
-def _fact_severity(kind: Kind, changes: Effect, then: Any, now: Any, keys: Sequence[str]) -> Severity:
-    if kind in _SECTIONS:
-        if any(key.partition(".")[0] in _SECTIONS[kind] for key in keys):
-            return "note"
-        return "warning" if then is None or now is None else "error"  # one that is not known may be the same
-    return "note" if kind == "environment" and changes == "none" else "warning"
-
-
-def _fact_effect(kind: Kind, path: str, then: Any, now: Any, is_trained_on: bool) -> Effect:
-    if kind in _SECTIONS:
-        return "none" if kind == "data" and not is_trained_on else "trajectory"
-    if kind == "environment":
-        name = path.removeprefix("variable ")
-        if name == "CUDA_VISIBLE_DEVICES" and None not in (then, now):
-            return "rounding" if then.count(",") == now.count(",") else "trajectory"
-        return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
-    # What a commit can change of a run, its spec and its data, is compared itself.
-    return "none" if kind == "git" or path in _SCORING else "rounding"
-
-
-def _data(facts: Facts) -> dict[str, str | None]:
-    return {f"{each.dataset} {each.split}": each.sha256 or each.origin for each in facts.data}
+def _variable_effect(name: str, then: Any, now: Any) -> Effect:
+    if name == "CUDA_VISIBLE_DEVICES" and None not in (then, now):
+        return "rounding" if then.count(",") == now.count(",") else "trajectory"
+    return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
 
 
 def _uncommitted(then: Facts, now: Facts) -> tuple[Any, Any]:

@@ -52,12 +52,12 @@ def collect_facts(
     texts: Mapping[tuple[str, str], ParallelText],
     own: Mapping[str, LlamaFactoryDataset] | None = None,
 ) -> Facts:
-    """The facts of a run that is about to start.
+    """The facts of a run that is about to start in the workspace `root`.
 
     Args:
         spec: what is about to run.
         root: the workspace.
-        installation: LLaMA-Factory; None where only a server given by URL is asked.
+        installation: None where only a server given by URL is asked.
         texts: (dataset, split) -> its text, for all that the run reads.
         own: name -> dataset in LLaMA-Factory's own formats, likewise.
 

@@ -28,12 +28,7 @@ class Machine:
 
 
 def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machine | None:
-    """This node among those of a training; None where it trains alone.
-
-    Args:
-        compute: the compute section.
-        environment: ours: its NODE_RANK counts where the spec says none, as for LLaMA-Factory.
-    """
+    """This node among those of a training, by the spec or else NODE_RANK; None where it trains alone."""
     count = str(compute.nnodes or 1)
     if count == "1":
         return None

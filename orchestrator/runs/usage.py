@@ -21,12 +21,7 @@ class Meter:
     """The peak memory of a child and its descendants, and of some GPUs, whoever uses these."""
 
     def __init__(self, devices: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
-        """Measure nothing yet: that is `sample`'s.
-
-        Args:
-            devices: the GPUs, as nvidia-smi names them; none: no GPU is looked at.
-            clock: seconds.
-        """
+        """Measure nothing yet. Devices are GPUs as nvidia-smi names them; without any no GPU is looked at."""
         self._devices, self._clock = list(devices), clock
         self._due = self._gpus_due = 0.0
         self.usage = Usage(every_s=EVERY_S)

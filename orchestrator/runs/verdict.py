@@ -76,15 +76,7 @@ class EarlyVerdict:
 def compare_losses(
     then: Sequence[float], now: Sequence[float], *, drift: Sequence[Difference] = (), band: float = REDUCED
 ) -> Verdict:
-    """The verdict on the first logged losses of two runs.
-
-    Args:
-        then: of the run that is repeated.
-        now: of the run that repeats it.
-        drift: what differs between the two: it gives the likely cause, and where something differs that chooses other
-            examples, weights or steps, no difference counts as rounding.
-        band: of the two: loss_band().
-    """
+    """The verdict on the first logged losses of two runs, with what differs between them and their loss_band()."""
     then, now = then[:FIRST], now[:FIRST]
     if relogged := [each for each in drift if each.path in _LOGGING]:
         return Verdict("unknown", None, f"the losses were logged at other steps: {relogged[0].line()}")
@@ -98,14 +90,14 @@ def compare_losses(
     if first is None:
         count = len(differences)
         equal = f"the first {count} logged losses are" if count > 1 else "the first logged loss is"
-        return Verdict("same", None, f"{equal} the same{_not_shown(drift)}")
+        hidden = [each.line() for each in _causes(drift) if each.effect == "trajectory"]
+        shown = f"; what differs has not shown in them: {hidden[0]}" if hidden else ""
+        return Verdict("same", None, f"{equal} the same{shown}")
     beyond = next((number for number, each in enumerate(differences, start=1) if each > band), None)
-    shown = beyond or differences.index(max(differences)) + 1
-    share = "" if math.isinf(differences[shown - 1]) else f" ({100 * differences[shown - 1]:.2g} %)"
-    message = (
-        f"the losses differ from logged loss {first} on: {then[shown - 1]:.6g} then, {now[shown - 1]:.6g} now "
-        f"at logged loss {shown}{share}"
-    )
+    worst = beyond or differences.index(max(differences)) + 1
+    share = "" if math.isinf(differences[worst - 1]) else f" ({100 * differences[worst - 1]:.2g} %)"
+    values = f"{then[worst - 1]:.6g} then, {now[worst - 1]:.6g} now"
+    message = f"the losses differ from logged loss {first} on: {values} at logged loss {worst}{share}"
     if beyond is not None:
         return Verdict("different", first, f"{message}, more than rounding makes; {_cause(drift, 'different')}")
     if _changes_trajectory(drift):
@@ -114,12 +106,7 @@ def compare_losses(
 
 
 def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
-    """FULL where both runs train in float32: no spec says less, and no weight of the model is in less.
-
-    Args:
-        specs: of the two runs.
-        model: the model's folder; None: not known, so it may be in less.
-    """
+    """FULL where both runs train in float32: no spec says less, and no weight in the model's folder is in less."""
     arguments = [spec.train.arguments() for spec in specs if spec.train is not None]
     if model is None or any(each.get(name) for each in arguments for name in _LESS_THAN_FLOAT32):
         return REDUCED
@@ -130,10 +117,9 @@ def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
 def compare_scores(
     then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary], *, drift: Sequence[Difference] = ()
 ) -> list[str]:
-    """A line for each score of two runs' benchmarks: the difference, and whether each is in the other's interval.
+    """A line for each score of two runs' benchmarks: the difference with its interval, or why it is not compared.
 
-    Of a benchmark that was run again the last one counts. What may not be compared is named: another signature, other
-    segments, a test set of another hash, an incomplete benchmark, one that the other run lacks.
+    Of a benchmark that was run again the last one counts.
     """
     old, new = ({(each.of, each.testset, each.split): each for each in side} for side in (then, now))
     changed = {each.path for each in drift if each.kind == "data"}
@@ -161,11 +147,6 @@ def _difference(then: float, now: float) -> float:
 
 def _changes_trajectory(drift: Sequence[Difference]) -> bool:
     return any(each.effect == "trajectory" for each in drift)
-
-
-def _not_shown(drift: Sequence[Difference]) -> str:
-    causes = [each for each in _causes(drift) if each.effect == "trajectory"]
-    return f"; what differs has not shown in them: {causes[0].line()}" if causes else ""
 
 
 def _cause(drift: Sequence[Difference], verdict: Literal["within", "different"]) -> str:
