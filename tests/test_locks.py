@@ -108,13 +108,15 @@ def test_a_child_that_is_given_the_lock_holds_it_on(folder, run):
 @pytest.mark.parametrize("device", ["../../x", "/etc/passwd", "a" * 5000, "\n\0", "GPU-1/2"])
 def test_a_device_of_any_name_has_its_lock_in_the_folder(folder, run, device):
     with hold_devices([device], run):
-        (name,) = (path.name for path in folder.iterdir())
-    assert name.startswith("gpu-")
+        (path,) = folder.iterdir()
+        assert path.name.startswith("gpu-")
+        assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_a_lock_that_says_nothing_yet_is_taken_all_the_same(folder, run):
+def test_a_lock_whose_holder_is_not_written_yet_is_taken_all_the_same(folder, run):
     with hold_devices(["0"], run):
         (folder / "gpu-0.lock").write_text('{"run": "/x/ru')
+        assert busy_devices() == ["device 0"]
         with pytest.raises(PrerequisiteError, match=r"^device 0 is in use"), hold_devices(["0"], run):
             pass
 
@@ -144,11 +146,6 @@ def test_a_link_in_place_of_a_lock_is_not_followed(folder, run, tmp_path):
     with pytest.raises(PrerequisiteError, match="cannot hold a lock"), hold_devices(["0"], run):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
-
-
-def test_the_folder_is_for_its_owner_alone(folder, run):
-    with hold_devices(["0"], run):
-        assert (folder.stat().st_mode & 0o777, (folder / "gpu-0.lock").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def test_a_file_system_without_locks_is_refused_with_the_reason(folder, run, monkeypatch):
