@@ -45,10 +45,10 @@ class StageError(OrchestratorError):
 
 
 class Interrupted(BaseException):
-    """The user or the system asked us to stop; what was under way has been stopped cleanly.
+    """The user or the system stopped us; the work in progress was stopped in order.
 
-    No Exception, as KeyboardInterrupt is none: it is raised by a signal's handler, wherever the program is, and a
-    library's `except Exception`, or ours for a child's failure, would take it for something else and go on.
+    No Exception, as KeyboardInterrupt is none: a signal's handler raises it anywhere in the program, and a library's
+    `except Exception` would swallow it.
     """
 
     exit_code = 130
@@ -71,7 +71,7 @@ class Finding:
 
     severity: Literal["error", "warning", "note"]
     kind: Literal["spec", "missing"]
-    """Whether the spec is wrong or something that it needs is not there."""
+    """Whether the spec is wrong, or something that it needs is missing."""
     field: str
     """Dotted path in the spec, or what the finding is about."""
     message: str
@@ -83,7 +83,7 @@ def errors_of(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def from_error(field: str, error: OrchestratorError) -> Finding:
-    """The finding that an exception is."""
+    """An exception as a finding."""
     kind: Literal["spec", "missing"] = "spec" if isinstance(error, SpecError) else "missing"
     return Finding("error", kind, field, error.message, error.remedy)
 
@@ -92,7 +92,7 @@ def raise_on_errors(findings: Sequence[Finding]) -> None:
     """Raise all errors among the findings as one.
 
     Raises:
-        SpecError: at least one is the spec's fault.
+        SpecError: at least one is in the spec.
         PrerequisiteError: the spec is right, but things that it needs are missing.
     """
     errors = errors_of(findings)

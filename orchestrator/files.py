@@ -1,27 +1,36 @@
-"""Files: paths as a user wrote them, writing one atomically, the cache folder, what ships with the package."""
+"""Files: paths as a user wrote them, atomic writes, bounded reads, locks, hashes, the cache folder, shipped files."""
 
+import fcntl
+import hashlib
 import json
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import PrerequisiteError
+
 MAX_JSON_BYTES = 100_000_000
+PROBE = ".probe-"
+"""How the names of storage_problem's folders begin."""
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Replace a file in one step: temporary file, fsync, rename, fsync of the folder.
 
     A full disk, a kill or a power cut leaves the old file as it was.
 
     Raises:
-        OSError: it could not be written; the old file is whole.
+        OSError: it could not be written; the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        error.filename = str(path)  # not the temporary file's: nobody knows that
+        error.filename = str(path)  # not the temporary file's name, which means nothing to a user
         raise
     try:
         with os.fdopen(handle, "wb") as file:
@@ -30,18 +39,136 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk is found by write(), which knows no name
+            error.filename = str(path)  # write() reports a full disk without a name
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a file that may come from somebody else.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PrerequisiteError: it is no regular file (a pipe would block), it is larger than max_bytes, or it cannot be
+            read.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise PrerequisiteError(f"{path} cannot be read: it is no regular file")
+        if found.st_size > max_bytes:
+            raise PrerequisiteError(f"{path} cannot be read: it has {found.st_size:,} bytes, over {max_bytes:,}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """A file's JSON value.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PrerequisiteError: as read_file, or it is no JSON.
+    """
+    try:
+        return json.loads(read_file(path, max_bytes))
+    except (ValueError, RecursionError) as error:
+        raise PrerequisiteError(f"{path} cannot be read: no JSON: {error}") from error
+
+
+def json_mapping(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
+    """A file's JSON mapping; None where there is no such file or it holds something else."""
+    try:
+        value = read_json(path, max_bytes)
+    except (OSError, PrerequisiteError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def try_lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file (flock). The kernel frees it with the last process that has the file open, however that ends.
+
+    Returns:
+        False where another process holds the lock, and `wait` is not set.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[int]:
+    """Hold the lock of a file, made where there is none, for the length of the block; waits for other holders.
+
+    Raises:
+        PrerequisiteError: the file system has no locks.
+    """
+    with path.open("a") as file:
+        try:
+            try_lock(file.fileno(), wait=True)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{path} cannot be locked: {error.strerror}. Without locks two processes would write into one run",
+                "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+            ) from error
+        yield file.fileno()
+
+
+def storage_problem(folder: Path) -> str | None:
+    """Why runs cannot be kept in a folder, in a sentence; None where locks and renames work there.
+
+    It is tried out, on this host: an NFS mount with nolock or local_lock excludes no other host, and passes.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=PROBE, dir=folder) as name:
+            path = Path(name) / "file"
+            for content in ("old", "new"):
+                atomic_write(path, content)
+            if path.read_text() != "new":
+                return "a file that was replaced still has its old content"
+            with path.open("a") as one, path.open("a") as other:
+                if try_lock(one.fileno()) and try_lock(other.fileno()):
+                    return "its locks do not exclude: two processes can hold one at the same time"
+    except OSError as error:
+        return f"files cannot be written, replaced and locked there: {error.strerror}"
+    return None
+
+
+def file_system(folder: Path) -> tuple[str, str]:
+    """Its type and mount options: ('ext4', 'rw,relatime'); ('', '') where they are not known."""
+    import psutil
+
+    path = folder.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
+    found = max(mounts, key=lambda part: len(part.mountpoint), default=None)
+    return (found.fstype, found.opts) if found else ("", "")
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes, in hex; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of plain JSON values, in hex; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def shipped(name: str) -> Path:
@@ -65,21 +192,10 @@ def cache_folder() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with ~ and ~user written out; one whose user is not known stays as it is, and there is no such file."""
+    """A path with ~ and ~user written out; that of an unknown user stays as it is, and no file has it."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 
 def resolved(path: Path) -> Path:
-    """The path without links, absolute; a link that leads to itself stays as it is, and there is no such file."""
+    """The absolute path without links; a link to itself stays as it is, and no file has it."""
     return Path(os.path.realpath(path))
-
-
-def json_mapping(path: Path) -> dict[str, Any] | None:
-    """A file's JSON mapping; None where it is no such thing."""
-    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -10,7 +10,8 @@ import yaml
 
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary
-from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.diagnostics import triage
 from orchestrator.scoring.metrics import score_system
 from orchestrator.specs.benchmark_spec import METRICS

@@ -1,17 +1,16 @@
 """Run folders of all kinds, made without running anything."""
 
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import Workspace
 
 SIGNATURES = {
     "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
@@ -72,15 +71,12 @@ def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
     return {**fields, **changes}
 
 
-def new_run(
-    workspace: Workspace, run_id: str, *, model: str = "models/tiny", dataset: str = "captions", **changes: Any
-) -> RunDir:
+def new_run(workspace: Workspace, run_id: str, **changes: Any) -> RunDir:
     """A run folder with record and spec, an output with an adapter and three checkpoints, data and logs."""
     run = RunDir(workspace.runs / run_id)
     run.path.mkdir(exist_ok=True)
     run.record.write_text(json.dumps(record_json(run_id, **changes), indent=2))
-    sections = f'model:\n  name_or_path: "{model}"\n  template: "x"\ndataset: "{dataset}"\ntrain:\n  dataset: "no"\n'
-    run.spec.write_text(f'name: "toy"\n{sections}')
+    run.spec.write_text('name: "toy"\nmodel:\n  name_or_path: "models/tiny"\n  template: "x"\ndataset: "captions"\n')
     for step in (5, 10, 15):
         checkpoint(run, step)
     (run.output / "adapter_model.safetensors").write_bytes(b"x" * 1000)
@@ -132,7 +128,6 @@ def owned_by_another(run: RunDir) -> Iterator[Callable[[], object]]:
         [sys.executable, "-c", OWNER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
     ) as owner:
         assert owner.stdout is not None and owner.stdout.readline() == b"owner\n"
-        quiet(run.path)
 
         def end() -> None:
             owner.kill()
@@ -142,11 +137,3 @@ def owned_by_another(run: RunDir) -> Iterator[Callable[[], object]]:
             yield end
         finally:
             end()
-
-
-def quiet(*paths: Path, seconds: float = 60) -> None:
-    """Give files and folders an older time, as if nothing had written there for a while."""
-    moment = time.time() - seconds
-    for path in paths:
-        for each in (path, *path.iterdir()) if path.is_dir() else (path,):
-            os.utime(each, (moment, moment))

@@ -327,7 +327,7 @@ def test_show_prints_a_file_of_a_run_that_is_no_text_and_says_what_the_run_took(
     odd, run = toy.start("show", "toy", "--file", "odd.txt"), toy.run("show", "toy")
     assert odd.popen.wait(DEADLINE_S) == 0 and odd.out_file.read_bytes() == b"\xff\xfe\n"
     assert re.search(r"^took \d.*: prepare \d.*, train \d.*, benchmark \d", run.out, re.MULTILINE)
-    assert re.search(r"^training: \d+ input tokens, peak memory \d+ MiB$", run.out, re.MULTILINE)
+    assert re.search(r"^training: \d+ input tokens, peak memory [\d.]+ [KM]iB$", run.out, re.MULTILINE)
     assert not re.search(r" $", run.out, re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.processes.family import RUN_ENV
 from orchestrator.runs.left_over import left_over_processes, temporary_files
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from tests.workshop import assert_none_left, training_at_step
 
 OLD_S = 3600

@@ -1,4 +1,4 @@
-"""What decides a run's outcome, collected and compared. Run: pytest tests/test_facts.py."""
+"""What decides a run's outcome beside its spec, collected. Run: pytest tests/test_facts.py."""
 
 import hashlib
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 from orchestrator import __version__
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
-from orchestrator.models.model_files import adapter_sha256, model_sha256
-from orchestrator.runs.facts import collect_facts, complete_facts, fact_differences
-from orchestrator.runs.record_parts import DataFacts, Facts
+from orchestrator.models.hashes import model_sha256
+from orchestrator.runs.facts import HASH_VERSION, MAX_VALUE, collect_facts, complete_facts, relevant_variables
+from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests.model_folders import adapter_folder, model_folder, safetensors
@@ -20,60 +20,13 @@ SPEC = RunSpec(
     name="toy",
     model={"name_or_path": "models/tiny"},
     dataset="d",
-    train={"learning_rate": 1e-4, "lora_rank": 8, "report_to": ["a", "b"]},
+    train={"learning_rate": 1e-4},
     benchmark=[{"testset": "d"}],
-)
-FACTS = Facts(
-    versions={"torch": "2.1", "python": "3.11"},
-    platform="Linux x86_64",
-    gpus=["NVIDIA H100, 550"],
-    git_commit="a" * 40,
-    git_dirty=False,
-    data=[DataFacts(dataset="d", split="train", pairs=2, blank_pairs=0, sha256="1" * 64)],
-    model_sha256="2" * 64,
-    adapter_sha256=None,
 )
 
 
 def changed(**changes: object) -> RunSpec:
     return RunSpec.model_validate({**SPEC.model_dump(), **changes})
-
-
-def lines(then: Facts, now: Facts) -> list[str]:
-    return [f"{what}: {one} then, {other} now" for what, one, other in fact_differences(then, now)]
-
-
-def differences(**changes: object) -> list[str]:
-    return lines(FACTS, FACTS.model_copy(update=changes))
-
-
-def test_nothing_differs_from_itself():
-    assert differences() == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"versions": {"torch": "2.2", "python": "3.11"}}, "version of torch: 2.1 then, 2.2 now"),
-        ({"versions": {"torch": "2.1"}}, "version of python: 3.11 then, none now"),
-        ({"versions": {**FACTS.versions, "peft": "1"}}, "version of peft: none then, 1 now"),
-        ({"platform": "Darwin arm64"}, "platform: Linux x86_64 then, Darwin arm64 now"),
-        ({"gpus": []}, "GPUs: NVIDIA H100, 550 then, none now"),
-        ({"git_commit": "b" * 40}, "git commit: aaaaaaaaaaaa then, bbbbbbbbbbbb now"),
-        ({"git_dirty": True}, "uncommitted changes in git: False then, True now"),
-        ({"model_sha256": "3" * 64}, "model hash: 222222222222 then, 333333333333 now"),
-        ({"model_sha256": None}, "model hash: 222222222222 then, none now"),
-        ({"adapter_sha256": "4" * 64}, "adapter hash: none then, 444444444444 now"),
-        ({"data": []}, "data d train: 111111111111 then, none now"),
-    ],
-)
-def test_a_change_around_it_is_one_line(changes, line):
-    assert differences(**changes) == [line]
-
-
-def test_another_split_is_a_line_of_its_own():
-    test = DataFacts(dataset="d", split="test", pairs=1, blank_pairs=0, sha256="5" * 64)
-    assert differences(data=[*FACTS.data, test]) == ["data d test: none then, 555555555555 now"]
 
 
 # Collected
@@ -85,6 +38,7 @@ TEXT = ParallelText(sources=["a", "b"], references=["c", "d"], blank_pairs=1, sh
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with a model, outside any git repository."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     folder = tmp_path / "it's work"
     folder.mkdir()
@@ -102,17 +56,18 @@ def test_data_and_model_are_recorded_by_their_hashes(root):
     (data,) = facts.data
     assert (data.dataset, data.split, data.pairs, data.blank_pairs, data.sha256) == ("d", "train", 2, 1, "6" * 64)
     assert facts.model_sha256 == model_sha256(root / "models" / "tiny")
-    assert facts.adapter_sha256 is None
+    assert (facts.adapter_sha256, facts.hash_version) == (None, HASH_VERSION)
     assert (facts.git_commit, facts.git_dirty) == (None, None)
     assert facts.platform
 
 
-def test_other_weights_are_another_model(root):
-    before = collect_facts(SPEC, root, None, {})
-    weights = {"model.layers.0.self_attn.q_proj.weight": (4, 6)}
-    safetensors(root / "models" / "tiny" / "model.safetensors", weights, fill=b"\1")
-    (line,) = lines(before, collect_facts(SPEC, root, None, {}))
-    assert line.startswith("model hash: ")
+def test_weights_of_which_one_byte_changed_are_another_model(root):
+    """Anywhere in the file: earlier versions took samples."""
+    path = root / "models" / "tiny" / "model.safetensors"
+    safetensors(path, {"model.layers.0.self_attn.q_proj.weight": (1000, 1000)})
+    before, content = collect_facts(SPEC, root, None, {}), path.read_bytes()
+    path.write_bytes(content[:1_500_000] + b"\1" + content[1_500_001:])
+    assert collect_facts(SPEC, root, None, {}).model_sha256 != before.model_sha256
 
 
 def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
@@ -128,9 +83,7 @@ def test_files_in_llamafactory_s_own_formats_are_recorded_by_their_hash(root):
     assert (data.dataset, data.split, data.use, data.pairs, data.sha256) == ("d", "train", "train", 2, digest)
     assert data.origin is None
     (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 3}\n')
-    now = collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl"))
-    (line,) = lines(then, now)
-    assert line.startswith(f"data d train: {digest[:12]} then, ")
+    assert collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl")).data[0].sha256 != digest
 
 
 def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
@@ -140,8 +93,7 @@ def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
     assert (data.split, data.pairs, data.sha256, data.origin) == ("train_sft", None, None, "hf_hub_url a/b")
     assert Facts.model_validate_json(then.model_dump_json()) == then
     now = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", subset="en", split="train_sft"))
-    assert lines(then, now) == ["data d train_sft: hf_hub_url a/b then, hf_hub_url a/b (en) now"]
-    assert lines(then, then) == []
+    assert now.data[0].origin == "hf_hub_url a/b (en)"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +113,7 @@ def test_the_adapter_that_training_starts_from_is_recorded(root):
     folder = adapter_folder(root / "adapter")
     spec = changed(model={"name_or_path": "OWNER/NAME", "adapter_name_or_path": "adapter"})
     facts = collect_facts(spec, root, None, {})
-    assert (facts.model_sha256, facts.adapter_sha256) == (None, adapter_sha256(folder))
+    assert (facts.model_sha256, facts.adapter_sha256) == (None, model_sha256(folder))
 
 
 def test_a_spec_that_asks_a_server_has_no_model_of_its_own(root):
@@ -214,35 +166,6 @@ def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, root, t
     assert collect_facts(SPEC, root, None, {}).gpus == gpus
 
 
-# What records of before lack
-
-
-@pytest.mark.parametrize(
-    ("then", "now", "line"),
-    [
-        (
-            {"cpu": "Xeon, 2 threads"},
-            {"cpu": "EPYC, 8 threads"},
-            "processor: Xeon, 2 threads then, EPYC, 8 threads now",
-        ),
-        ({"cuda": {"triton": "3.1"}}, {"cuda": {"triton": "3.2"}}, "version of triton: 3.1 then, 3.2 now"),
-        ({"environment": {}}, {"environment": {"OMP_NUM_THREADS": "2"}}, "variable OMP_NUM_THREADS: none then, 2 now"),
-    ],
-)
-def test_what_only_one_side_knows_is_not_compared(then, now, line):
-    old, new = FACTS.model_copy(update=then), FACTS.model_copy(update=now)
-    assert lines(old, new) == [line]
-    assert lines(FACTS, new) == lines(old, FACTS) == []
-
-
-def test_other_changes_that_are_in_no_commit_are_a_difference():
-    dirty = {"git_dirty": True, "git_diff_sha256": "7" * 64}
-    then, other = FACTS.model_copy(update=dirty), FACTS.model_copy(update={**dirty, "git_diff_sha256": "8" * 64})
-    assert lines(then, then) == []
-    assert lines(then, other) == ["uncommitted changes in git: 777777777777 then, 888888888888 now"]
-    assert lines(FACTS, then) == ["uncommitted changes in git: False then, True now"]
-
-
 def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only_now(root, tmp_path):
     spec, commit = changed(model={"name_or_path": "OWNER/NAME"}), "c" * 40
     then = collect_facts(spec, root, None, {})
@@ -257,9 +180,60 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only
     assert collect_facts(SPEC, root, None, {}).model_revision is None
 
 
-def test_the_environment_that_matters_is_recorded_without_secrets(root, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    facts = collect_facts(SPEC, root, None, {})
-    assert facts.environment is not None and facts.environment["OMP_NUM_THREADS"] == "3"
-    assert "hf_secret" not in facts.model_dump_json()
+def test_a_record_of_an_earlier_version_keeps_its_kind_of_hashes(root):
+    """Unless it has none: then those of what was downloaded since are of the new kind."""
+    old = Facts(model_sha256="2" * 64)
+    assert complete_facts(old, SPEC, root) == old
+    completed = complete_facts(Facts(), SPEC, root)
+    assert (completed.hash_version, completed.model_sha256) == (HASH_VERSION, model_sha256(root / "models" / "tiny"))
+
+
+def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, tmp_path):
+    source = tmp_path / "package" / "data" / "template.py"
+    source.parent.mkdir(parents=True)
+    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), source.parent.parent, None, {}, "3.12.1")
+    qwen, other = 'register_template(\n    name="qwen",\n    system="{}",\n)\n', 'register_template(name="other")\n'
+
+    def recorded(text: str, template: str | None = "qwen") -> str | None:
+        source.write_text(text)
+        spec = changed(model={"name_or_path": "models/tiny", "template": template})
+        return collect_facts(spec, root, found, {}).chat_template_sha256
+
+    before = recorded(qwen + other)
+    assert before is not None and before == recorded(other + "\n" + qwen)
+    assert before != recorded(qwen.replace("{}", "<|im_end|>")) != recorded(qwen, "other")
+    assert recorded(other) is None and recorded(qwen, None) is None
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CUDA_VISIBLE_DEVICES", "NCCL_P2P_DISABLE", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE",
+     "HF_HOME", "OPTIM_TORCH", "LD_PRELOAD", "HF_TOKEN_PATH", "TOKENIZERS_PARALLELISM"],
+)  # fmt: skip
+def test_what_can_change_a_run_is_kept(name):
+    assert relevant_variables({name: "x"}) == {name: "x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "RAY_REDIS_PASSWORD", "HF_SECRET_NAME", "VLLM_API_KEY", "hf_token",
+     "HOME", "PATH", "LANG", "OPENAI_API_KEY", "ORCHESTRATOR_API_KEY", "WANDB_API_KEY"],
+)  # fmt: skip
+def test_secrets_and_all_else_are_not(name, root, monkeypatch):
+    assert relevant_variables({name: "x"}) == {}
+    monkeypatch.setenv(name, "hf_secret")
+    assert "hf_secret" not in collect_facts(SPEC, root, None, {}).model_dump_json()
+
+
+def test_a_password_in_an_address_is_hidden_and_long_values_are_cut():
+    found = relevant_variables({"HF_ENDPOINT": "https://me:secret@hub.example.org/x", "LD_LIBRARY_PATH": "x" * 9000})
+    assert found["HF_ENDPOINT"] == "https://***@hub.example.org/x"
+    assert found["LD_LIBRARY_PATH"] == f"{'x' * MAX_VALUE}... (9000 characters)"
+
+
+def test_bytes_of_no_encoding_can_be_written():
+    (value,) = relevant_variables({"LD_PRELOAD": "/x/\udcff.so"}).values()
+    assert value.encode() == rb"/x/\udcff.so"

@@ -13,7 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Renderer, train_environment
 from orchestrator.specs.spec import RunSpec
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.runs.locks import devices_of, held
-from orchestrator.runs.record import locked
+from orchestrator.runs.locks import busy_devices, devices_of, hold_devices, is_free
 from orchestrator.runs.rundir import RunDir
 from tests.workshop import assert_none_left, new_workshop, training_at_step, wait_for
 
@@ -79,42 +78,46 @@ def test_a_machine_without_gpu_has_devices_only_where_some_are_named(monkeypatch
 
 
 def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_afterwards(folder, run):
-    with held(["0", "1"], run):
+    with hold_devices(["0", "1"], run):
         with pytest.raises(
             PrerequisiteError, match=r"^device 1 \(run toy-20261124-101500 of .*/work, process \d+\) is"
         ):
-            with held(["1", "2"], run):
+            with hold_devices(["1", "2"], run):
                 pass
-        with held(["2"], run):  # of the two that were wanted none was kept
+        with hold_devices(["2"], run):  # of the two that were wanted none was kept
             pass
-    with held(["0", "1"], None):
+        assert [is_free(device) for device in "012"] == [False, False, True]
+        assert [each.partition(" (")[0] for each in busy_devices()] == ["device 0", "device 1"]
+    with hold_devices(["0", "1"], None):
         pass
     assert list(run.path.iterdir()) == []
 
 
 def test_a_child_that_is_given_the_lock_holds_it_on(folder, run):
     """The watcher of a training holds it until the last of the training's processes is gone."""
-    with held(["0"], run) as files:
+    with hold_devices(["0"], run) as files:
         kept = [os.dup(file) for file in files]
-    with pytest.raises(PrerequisiteError, match="is in use"), held(["0"], run):
+    with pytest.raises(PrerequisiteError, match="is in use"), hold_devices(["0"], run):
         pass
     for file in kept:
         os.close(file)
-    with held(["0"], run):
+    with hold_devices(["0"], run):
         pass
 
 
 @pytest.mark.parametrize("device", ["../../x", "/etc/passwd", "a" * 5000, "\n\0", "GPU-1/2"])
 def test_a_device_of_any_name_has_its_lock_in_the_folder(folder, run, device):
-    with held([device], run):
-        (name,) = (path.name for path in folder.iterdir())
-    assert name.startswith("gpu-")
+    with hold_devices([device], run):
+        (path,) = folder.iterdir()
+        assert path.name.startswith("gpu-")
+        assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_a_lock_that_says_nothing_yet_is_taken_all_the_same(folder, run):
-    with held(["0"], run):
+def test_a_lock_whose_holder_is_not_written_yet_is_taken_all_the_same(folder, run):
+    with hold_devices(["0"], run):
         (folder / "gpu-0.lock").write_text('{"run": "/x/ru')
-        with pytest.raises(PrerequisiteError, match=r"^device 0 is in use"), held(["0"], run):
+        assert busy_devices() == ["device 0"]
+        with pytest.raises(PrerequisiteError, match=r"^device 0 is in use"), hold_devices(["0"], run):
             pass
 
 
@@ -129,7 +132,10 @@ def test_a_folder_of_locks_that_others_may_have_made_is_refused(folder, run, tmp
     else:
         folder.mkdir()
         folder.chmod(0o777)
-    with pytest.raises(PrerequisiteError, match=f"^{folder} cannot be the folder of the locks"), held(["0"], run):
+    with (
+        pytest.raises(PrerequisiteError, match=f"^{folder} cannot be the folder of the locks"),
+        hold_devices(["0"], run),
+    ):
         pass
 
 
@@ -137,14 +143,9 @@ def test_a_link_in_place_of_a_lock_is_not_followed(folder, run, tmp_path):
     folder.mkdir(mode=0o700)
     (tmp_path / "precious").write_text("precious")
     (folder / "gpu-0.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(PrerequisiteError, match="cannot hold a lock"), held(["0"], run):
+    with pytest.raises(PrerequisiteError, match="cannot hold a lock"), hold_devices(["0"], run):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
-
-
-def test_the_folder_is_for_its_owner_alone(folder, run):
-    with held(["0"], run):
-        assert (folder.stat().st_mode & 0o777, (folder / "gpu-0.lock").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def test_a_file_system_without_locks_is_refused_with_the_reason(folder, run, monkeypatch):
@@ -154,14 +155,8 @@ def test_a_file_system_without_locks_is_refused_with_the_reason(folder, run, mon
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(PrerequisiteError, match="cannot hold a lock: No locks available"), held(["0"], run):
+    with pytest.raises(PrerequisiteError, match="cannot hold a lock: No locks available"), hold_devices(["0"], run):
         pass
-    with pytest.raises(
-        PrerequisiteError, match=r"\.record\.lock cannot be locked: No locks available\. Without"
-    ) as error:
-        with locked(run, "record"):
-            pass
-    assert "NFS" in error.value.remedy
 
 
 # Launches

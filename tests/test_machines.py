@@ -44,7 +44,7 @@ def findings(compute, monkeypatch, rank=None, **train):
 def test_which_machine_this_is(compute, environment, rank, name):
     machine = this_machine(ComputeSpec(**compute), environment)
     assert machine is not None
-    assert (machine.rank, machine.name, machine.meeting) == (rank, name, "127.0.0.1:29500")
+    assert (machine.rank, machine.name, machine.rendezvous) == (rank, name, "127.0.0.1:29500")
 
 
 @pytest.mark.parametrize("compute", [{}, {"nnodes": 1}, {"nproc_per_node": 4}])

@@ -15,7 +15,7 @@ from orchestrator.planning.check import check
 from orchestrator.planning.new_spec import KINDS, check_name, new_spec
 from orchestrator.planning.schema import modeline, spec_schema
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec import RunSpec

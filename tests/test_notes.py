@@ -1,12 +1,13 @@
 """Tags and notes of a run. Run: pytest tests/test_notes.py."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.notes import MAX_BYTES, Notes, add_note, change_tags, checked_tag
+from orchestrator.runs.notes import Notes, add_note, change_tags, checked_tag
 from tests.runs_on_disk import new_run, new_workspace
 
 
@@ -16,15 +17,10 @@ def run(tmp_path):
 
 
 def test_tags_come_and_go_and_are_there_once(run):
+    before = run.record.read_bytes()
     assert change_tags(run, ["baseline", "lora-16", "baseline"]).tags == ["baseline", "lora-16"]
     assert change_tags(run, ["paper"], ["baseline"]).tags == ["lora-16", "paper"]
     assert Notes.load(run).tags == ["lora-16", "paper"]
-
-
-def test_the_record_is_left_alone(run):
-    before = run.record.read_bytes()
-    change_tags(run, ["baseline"])
-    add_note(run, "fine")
     assert run.record.read_bytes() == before
 
 
@@ -43,7 +39,7 @@ def test_what_is_no_short_word_is_no_tag(word, run):
     assert not run.notes.exists()
 
 
-@pytest.mark.parametrize("word", ["a", "baseline", "v1.2", "lr5e-5", "基线", "größer", "a+b", "2026"])
+@pytest.mark.parametrize("word", ["a", "a" * 32, "v1.2", "lr5e-5", "基线", "größer", "a+b", "2026"])
 def test_words_of_any_language_are_tags(word):
     assert checked_tag(word) == word
 
@@ -68,27 +64,18 @@ def test_what_is_no_note_is_refused(text, said, run):
     assert not run.notes.exists()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"tags": 1}', b"\xff", b" " * (MAX_BYTES + 1)])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"tags": 1}', b"\xff", None])
 def test_a_damaged_file_is_named_and_not_written_over(content, run):
-    run.notes.write_bytes(content)
+    os.mkfifo(run.notes) if content is None else run.notes.write_bytes(content)
     for action in (lambda: Notes.load(run), lambda: change_tags(run, ["a"]), lambda: add_note(run, "b")):
-        with pytest.raises(PrerequisiteError, match=r"notes\.json"):
+        with pytest.raises(PrerequisiteError, match=r"notes\.json cannot be read: "):
             action()
-    assert run.notes.read_bytes() == content
-
-
-def test_a_file_that_would_grow_too_large_is_refused_and_whole(run):
-    change_tags(run, ["a"])
-    with pytest.raises(SpecError, match="larger than"):
-        for _ in range(200):
-            add_note(run, "x" * 10_000)
-    assert Notes.load(run).tags == ["a"]
+    assert content is None or run.notes.read_bytes() == content
 
 
 def test_what_a_later_version_wrote_is_kept(run):
-    run.notes.write_text(
-        '{"schema_version": 2, "colour": "red", "notes": [{"at": "2026-11-24T10:15:00Z", "text": "a", "by": "me"}]}'
-    )
+    note = '{"at": "2026-11-24T10:15:00Z", "text": "a", "by": "me"}'
+    run.notes.write_text(f'{{"schema_version": 2, "colour": "red", "notes": [{note}]}}')
     change_tags(run, ["b"])
     kept = json.loads(run.notes.read_bytes())
     assert (kept["schema_version"], kept["colour"], kept["notes"][0]["by"], kept["tags"]) == (2, "red", "me", ["b"])

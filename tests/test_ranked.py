@@ -11,7 +11,8 @@ from orchestrator.errors import SpecError
 from orchestrator.runs.axes import read_axes
 from orchestrator.runs.groups import Group, Point
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
+from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.workspace import Workspace
 from tests.benchmark_folders import REFERENCES, STAMP, add_benchmark, workspace
 
 GROUP = f"demo-sweep-{STAMP}"

@@ -23,7 +23,7 @@ from orchestrator.files import shipped
 from orchestrator.planning.plan import render_dataset_info, render_files
 from orchestrator.planning.session import Session
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import (
     Checkpoint,
     Renderer,

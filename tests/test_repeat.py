@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.lifecycle.rerun import Repeat, drift_from, say_drift
 from orchestrator.planning.session import Session
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.drift import default_drift, drifts
+from orchestrator.runs.differences import Difference, Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Training
 from orchestrator.runs.rundir import RunDir
@@ -84,19 +85,23 @@ def test_what_differs_is_found_with_what_was_asked_for(session, past):
     record = RunRecord.load(past)
     facts = record.facts.model_copy(update={"platform": "Plan 9"})
     found = drift_from(session, past, load_spec(past.spec, ["seed=43"]), facts, ["seed=43"])
-    assert [(each.name, each.severity) for each in found] == [("", "warning"), ("seed", "note")]
+    assert [(each.path, each.severity) for each in found] == [("platform", "warning"), ("seed", "note")]
     assert drift_from(session, past, load_spec(past.spec), record.facts, []) == []
 
 
 def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, caplog):
     record, spec = RunRecord.load(past), load_spec(past.spec)
-    versions = drifts(spec, record.facts, spec, record.facts.model_copy(update={"versions": {}}))
-    say_drift(past, [*versions, default_drift("train.x", 1, 2)], strict=True)
+    then = Side("then", spec, {}, None, record.facts)
+
+    def drift(**facts):
+        return differences(then, replace(then, facts=record.facts.model_copy(update=facts)))
+
+    default = Difference("default", "train.x", 1, 2, "trajectory", "warning")
+    say_drift(past, [*drift(versions={}), default], strict=True)
     assert {each.levelno for each in caplog.records} == {logging.WARNING}
-    model = drifts(spec, record.facts, spec, record.facts.model_copy(update={"model_sha256": "9" * 64}))
-    say_drift(past, model, strict=False)
+    say_drift(past, drift(model_sha256="9" * 64), strict=False)
     with pytest.raises(PrerequisiteError, match="model hash"):
-        say_drift(past, model, strict=True)
+        say_drift(past, drift(model_sha256="9" * 64), strict=True)
 
 
 def test_a_run_with_another_peft_is_explained_by_it(session, past, caplog):

@@ -77,7 +77,7 @@ def edit_record(workshop: Workshop, **changes: object) -> None:
 def test_after_a_failure_it_goes_on_from_the_newest_whole_checkpoint_to_the_same_end(killed, unbroken):
     done = killed.run("resume", "toy")
     assert done.code == 0, done.err
-    assert "checkpoint-4 is passed over: checkpoint-is-incomplete.txt is there" in done.err
+    assert "checkpoint-4 is skipped: checkpoint-is-incomplete.txt is there" in done.err
     assert "the training goes on from checkpoint-2" in done.err
     assert "checkpoint-4: later than checkpoint-2, so kept in output-1/" in done.err
     assert killed.calls("train")[-1]["arguments"]["resume_from_checkpoint"] == "output/checkpoint-2"
@@ -132,7 +132,7 @@ def test_without_a_checkpoint_it_begins_anew_and_what_was_there_is_kept(killed, 
     (run / "output" / "mine.txt").write_text("mine")
     done = killed.run("resume", "toy")
     assert done.code == 0, done.err
-    assert "checkpoint-4 is passed over" in done.err and "the training begins anew" in done.err
+    assert "checkpoint-4 is skipped" in done.err and "the training begins anew" in done.err
     assert "what the training had left is kept in output-1/" in done.err
     assert (run / "output-1" / "mine.txt").read_text() == "mine"
     assert "resume_from_checkpoint" not in killed.calls("train")[-1]["arguments"]
@@ -173,8 +173,8 @@ def test_a_checkpoint_that_is_not_there_or_not_whole_is_refused_by_name(killed):
     )
     assert misspelt.code == 2 and "has no checkpoint-3; did you mean" in misspelt.err
     for done in (torn, detached):
-        assert done.code == 3 and "checkpoint-4 of" in done.err and "can't be resumed from" in done.err
-        assert "the newest whole one is checkpoint-2" in done.err
+        assert done.code == 3 and "checkpoint-4 of" in done.err and "cannot be resumed" in done.err
+        assert "the newest complete one is checkpoint-2" in done.err
     assert killed.record() == before
 
 

@@ -15,7 +15,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.importer import import_draft
 from orchestrator.importing.sources import read_source
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
 from tests import warm
 

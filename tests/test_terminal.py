@@ -2,6 +2,7 @@
 
 import io
 import re
+from datetime import UTC, datetime
 
 import pytest
 from rich.cells import cell_len
@@ -35,9 +36,9 @@ def summary(
 
 def row(**changes: object) -> Row:
     fields = {
-        "id": "toy-20261124-101500", "status": "created", "created": 1795515300.0, "ended": None, "name": "toy",
-        "model": "models/tiny", "datasets": "captions", "steps": "", "last": "", "bleu": "", "chrf": "", "ter": "",
-        "tags": "", "removed": 0, "group": "",
+        "id": "toy-20261124-101500", "status": "created", "created": datetime.fromtimestamp(1795515300.0, UTC),
+        "ended": None, "name": "toy", "model": "models/tiny", "datasets": ["captions"], "steps": "", "last": "",
+        "results": [], "tags": [], "removed": False, "group": "",
     }  # fmt: skip
     return Row(**{**fields, **changes})
 
@@ -105,20 +106,20 @@ def test_a_run_is_a_line_with_its_last_scores():
 
 
 def test_a_run_that_has_nothing_yet_is_a_line_too():
-    line = run_table([row(datasets="")])[1]
+    line = run_table([row(datasets=[])])[1]
     assert line.split()[:2] == ["toy-20261124-101500", "created"]
     assert line.split()[-1] == "-"
 
 
 def test_tags_have_a_column_where_a_run_has_some_and_what_was_removed_is_said():
-    heading, first, second = run_table([row(tags="baseline\npaper"), row(status="done", removed=1)])
+    heading, first, second = run_table([row(tags=["baseline", "paper"]), row(status="done", removed=True)])
     assert "tags" in heading.split() and "baseline, paper" in first
     assert "  done, removed  " in second
 
 
 LONG = row(
-    id="multi30k-en-de-20261124-101500-2", status="interrupted", steps="1000/5437", tags="baseline\npaper",
-    datasets="multi30k_en_de\ncaptions_en_de",
+    id="multi30k-en-de-20261124-101500-2", status="interrupted", steps="1000/5437", tags=["baseline", "paper"],
+    datasets=["multi30k_en_de", "captions_en_de"],
     last="BLEU 41.8, chrF2 66.7, TER 44.0 (output: multi30k_en_de test, 1000 segments)",
 )  # fmt: skip
 
@@ -144,7 +145,7 @@ def test_a_wide_terminal_shows_what_a_pipe_gets():
 
 
 def test_what_strangers_named_is_shown_not_obeyed():
-    line = run_table([row(id="a\x1b[31m\udcff", tags="\x07", datasets="b\tc", last="d\r", removed=1)])[1]
+    line = run_table([row(id="a\x1b[31m\udcff", tags=["\x07"], datasets=["b\tc"], last="d\r", removed=True)])[1]
     assert "a\\x1b[31m\\udcff" in line and "\\x07" in line and "b c" in line and "d\\x0d" in line
 
 

@@ -1,5 +1,6 @@
 """What of a workspace is in no commit, kept with a run. Run: pytest tests/test_worktree.py."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -65,21 +66,43 @@ def test_the_patch_makes_the_commit_what_the_workspace_was(root, tmp_path, setti
     assert {name: (clone / root.name / name).read_bytes() for name in changed} == changed
 
 
-def test_new_files_of_other_kinds_are_left_out_and_those_that_are_no_text_are_named(root):
+def test_new_files_of_other_kinds_are_left_out_and_large_ones_are_named(root):
     (root / "runs" / "weights.bin").write_bytes(b"x")
     (root / "notes.yaml").write_text("not ours: x\n")
-    (root / "runs" / "zeros.yaml").write_bytes(b"\0")
     (root / "runs" / "large.yaml").write_bytes(b"x" * (worktree.MAX_NEW_FILE_BYTES + 1))
-    (root / "runs" / "a\nb.yaml").write_text("x")
-    (root / "runs" / "link.yaml").symlink_to("/etc/hostname")
+    (root / os.fsdecode(b"runs/no text \xff.yaml")).write_text("x")
+    (root / ".gitignore").write_text("ignored.yaml\n")
+    (root / "runs" / "ignored.yaml").write_text("x")
     found = read_worktree(root)
     assert found.dirty is False
-    assert found.patch.decode().splitlines() == [
-        r"""# new, not kept: "it's work/runs/a\nb.yaml" """.strip(),
-        '''# new, not kept: "it's work/runs/large.yaml"''',
-        '''# new, not kept: "it's work/runs/link.yaml"''',
-        '''# new, not kept: "it's work/runs/zeros.yaml"''',
-    ]
+    assert found.patch.decode() == "# new, not kept, over 64,000 bytes: 'runs/large.yaml'\n"
+    index = git(root, "status", "--porcelain")
+    (root / "runs" / "new: *.yaml").write_text("x")
+    assert b"new: *.yaml" in read_worktree(root).patch
+    assert git(root, "status", "--porcelain").count("\n") == index.count("\n") + 1, "the user's index is untouched"
+
+
+def test_nothing_that_a_stranger_s_repository_names_is_run(root, tmp_path):
+    """core.fsmonitor, hooks, filters and diff programs of a workspace from somebody else."""
+    mark, program = tmp_path / "was run", tmp_path / "evil"
+    program.write_text(f"#!/bin/sh\ntouch '{mark}'\ncat\n")
+    program.chmod(0o755)
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "post-index-change").symlink_to(program)
+    (root / ".gitattributes").write_text("*.yaml filter=a=b diff=evil\n")
+    settings = {"core.fsmonitor": program, "core.hooksPath": hooks, "diff.external": program}
+    settings |= {"diff.evil.command": program, "diff.evil.textconv": program}
+    settings |= {f"filter.a=b.{kind}": program for kind in ("clean", "smudge", "process")} | {
+        "filter.a=b.required": "true"
+    }
+    for name, value in settings.items():
+        git(root, "config", name, str(value))
+    (root / "runs" / "toy.yaml").write_text("name: changed\n")
+    (root / "runs" / "new.yaml").write_text("name: new\n")
+    patch = read_worktree(root).patch
+    assert b"+name: changed" in patch and b"+name: new" in patch
+    assert not mark.exists()
 
 
 def test_of_a_large_patch_the_beginning_is_kept_and_it_says_so(root, monkeypatch):

@@ -18,7 +18,7 @@ from orchestrator.data.testset import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.diagnostics import Triage
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.yamlfile import read_yaml

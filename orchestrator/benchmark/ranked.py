@@ -13,7 +13,7 @@ from orchestrator.benchmark.compare import Comparison
 from orchestrator.benchmark.finished import Benchmark, candidates, find_benchmarks
 from orchestrator.errors import SpecError
 from orchestrator.runs.groups import Group, lookup_group, members
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS
 from orchestrator.specs.benchmark_spec import METRICS
 

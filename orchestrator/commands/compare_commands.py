@@ -39,7 +39,7 @@ def compare(
     """
     from orchestrator.benchmark.compare import compare as compared
     from orchestrator.benchmark.ranked import find_ranked
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
     from orchestrator.views.comparison import comparison_text
 

@@ -14,7 +14,7 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
-    from orchestrator.runs.rundir import Workspace
+    from orchestrator.runs.workspace import Workspace
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -29,7 +29,7 @@ def doctor(
 ) -> None:
     """The installation, the machine and the workspace: what works, what does not, and the next step. 3: an error."""
     from orchestrator.lifecycle.doctor import diagnose
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     try:

@@ -30,7 +30,8 @@ def logs(
     """
     from orchestrator.commands import logs as run_logs
     from orchestrator.runs.groups import lookup_group
-    from orchestrator.runs.rundir import GroupDir, find_workspace
+    from orchestrator.runs.rundir import GroupDir
+    from orchestrator.runs.workspace import find_workspace
 
     place = find_workspace(workspace)
     found = lookup_group(place, run) or place.find_run(run)
@@ -71,7 +72,7 @@ def stop(
     from orchestrator.lifecycle.scheduler import stop_group
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     if now and grace is not None:

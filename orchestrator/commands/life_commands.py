@@ -151,7 +151,7 @@ def rerun(
     from orchestrator.lifecycle.cross_workspace import saved_run
     from orchestrator.lifecycle.new_run import How, new_run
     from orchestrator.lifecycle.pipeline import plan_rerun
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
 
     session = open_session(into or workspace, archives)
     try:

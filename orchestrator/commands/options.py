@@ -16,7 +16,7 @@ from orchestrator.errors import SpecError
 if TYPE_CHECKING:
     from orchestrator.data.testset import FilePair
     from orchestrator.planning.session import Session
-    from orchestrator.runs.diff import Side
+    from orchestrator.runs.differences import Side
     from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
 

@@ -31,7 +31,7 @@ def tag(
 ) -> None:
     """Give a run tags, by which `list --tag` finds it; prints those that it has then."""
     from orchestrator.runs.notes import Notes, change_tags
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     found = find_workspace(workspace).find_run(run)
@@ -53,7 +53,7 @@ def note(
 ) -> None:
     """Append a note to a run, with the time; without a text, print its notes."""
     from orchestrator.runs.notes import Notes, add_note
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     found = find_workspace(workspace).find_run(run)
@@ -81,7 +81,7 @@ def rm(
 ) -> None:
     """Move a run's weights, data and logs to the trash. Its spec, record and benchmarks stay; it can be run again."""
     from orchestrator.runs import trash
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
 
     place = find_workspace(workspace)
     if restore and whole:
@@ -114,7 +114,7 @@ def gc(
 ) -> None:
     """Move old checkpoints of runs that have ended to the trash; the best and the last stay. Or empty the trash."""
     from orchestrator.runs import in_use, registry, trash
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
 
     place = find_workspace(workspace)
     if empty_trash:

@@ -41,9 +41,9 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Runs with status and scores, the oldest first."""
-    from orchestrator.runs import ranking, registry
+    from orchestrator.runs import registry
     from orchestrator.runs.groups import find_group
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     place = find_workspace(workspace)
@@ -54,11 +54,11 @@ def list_runs(
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others
         say(f"warning: {escape_controls(problem)}")
-    found = ranking.put_in_order([row for row in rows if filters.hold(row)], sort, limit)
+    found = registry.sort_rows([row for row in rows if filters.matches(row)], sort, limit)
     for note in found.notes:
         say(escape_controls(note))
     if as_json:
-        terminal.print_json(list(registry.read_json(place, found.rows)))
+        terminal.print_json(list(registry.rows_json(place, found.rows)))
     elif found.rows:
         terminal.print_runs(found.rows)
     elif rows:

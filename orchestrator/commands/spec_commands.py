@@ -26,7 +26,7 @@ from orchestrator.errors import PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
-    from orchestrator.runs.rundir import Workspace
+    from orchestrator.runs.workspace import Workspace
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
     from orchestrator.files import resolved
-    from orchestrator.runs.rundir import Workspace
+    from orchestrator.runs.workspace import Workspace
 
     place = Workspace(resolved(folder))
     for made in (place.runs, place.dataset_info):
@@ -233,7 +233,7 @@ def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import find_workspace
+    from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
     place = find_workspace(workspace)

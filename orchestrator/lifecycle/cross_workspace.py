@@ -20,7 +20,8 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError
 from orchestrator.files import expanded, shipped
 from orchestrator.planning.session import Session
-from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.spec import OPEN_SECTIONS, RunSpec
 
 MAX_PATH = 4096  # bytes, of Linux

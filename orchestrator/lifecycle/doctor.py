@@ -16,15 +16,15 @@ from typing import Literal
 import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
-from orchestrator.files import cache_folder, expanded
+from orchestrator.files import cache_folder, expanded, file_system, storage_problem
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
-from orchestrator.runs import locks, machine
+from orchestrator.runs import gpus, locks
 from orchestrator.runs.groups import Group, killed_owner, members
 from orchestrator.runs.left_over import left_over_processes, temporary_files
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import GroupDir, Workspace
-from orchestrator.runs.storage import file_system, storage_problem
+from orchestrator.runs.rundir import GroupDir
+from orchestrator.runs.workspace import Workspace
 from orchestrator.upstream.installation import Installation, find_installation
 
 ROOM_BYTES = 20 << 30
@@ -89,16 +89,16 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     memory = psutil.virtual_memory()
     yield Diagnosis(
         "machine", "ok",
-        f"{machine.processor()}; {_gib(memory.total)} of memory, {_gib(memory.available)} of it free",
+        f"{gpus.processor()}; {_gib(memory.total)} of memory, {_gib(memory.available)} of it free",
     )  # fmt: skip
-    gpus = machine.gpus()
-    if not gpus:
+    names = gpus.gpu_names()
+    if not names:
         yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
     else:
-        cuda = f"; its driver takes CUDA up to {version}" if (version := machine.driver_cuda()) else ""
-        yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(gpus)}{cuda}")
+        cuda = f"; its driver takes CUDA up to {version}" if (version := gpus.driver_cuda()) else ""
+        yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(names)}{cuda}")
         if found is not None and "torch" in found.versions:
-            yield _torch(found, len(gpus))
+            yield _torch(found, len(names))
     folder = locks.lock_folder()
     try:
         with locks.folder_open():
@@ -107,7 +107,7 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
         yield Diagnosis("machine", "error", error.message, error.remedy)
         return
     yield _tried("machine", "locks of devices", folder, problem, "ORCHESTRATOR_LOCKS names a folder on a local disk")
-    for held_by in locks.held_now():
+    for held_by in locks.busy_devices():
         yield Diagnosis("machine", "note", f"{held_by} is in use")
 
 

@@ -13,14 +13,13 @@ from datetime import datetime
 
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.files import atomic_write
+from orchestrator.files import atomic_write, storage_problem
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.processes.family import start_ticks
-from orchestrator.runs.locks import devices_of, held
+from orchestrator.runs.locks import devices_of, hold_devices
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.storage import storage_problem
 from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving.checkpoints import serving_devices
 from orchestrator.specs.render import spec_yaml
@@ -72,7 +71,7 @@ def new_run(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
             "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
         )
     if how.exclusive and not how.wait:
-        with held(devices_needed(spec, how), None):
+        with hold_devices(devices_needed(spec, how), None):
             pass
     return new_folder(session, plan, origin, with_benchmarks=how.with_benchmarks)
 
@@ -100,6 +99,8 @@ def first_record(
     RunRecord(
         id=run.id,
         name=plan.spec.name,
+        model=plan.spec.model.name_or_path if plan.spec.model else None,
+        datasets=list(plan.spec.datasets),
         created_at=now(),
         process_start_ticks=start_ticks(os.getpid()),
         spec_file=origin.spec_file,

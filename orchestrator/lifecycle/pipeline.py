@@ -24,11 +24,11 @@ from orchestrator.lifecycle.resume import end_left_over, heed_changes
 from orchestrator.lifecycle.train_stage import train_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
-from orchestrator.runs.locks import held
-from orchestrator.runs.metering import timed
+from orchestrator.runs.locks import hold_devices
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Status
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.usage import timed
 from orchestrator.specs.spec import RunSpec
 
 log = logging.getLogger("orchestrator")
@@ -66,7 +66,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
             record.note_attempt(run, drift=changes)
         if how.job and len(record.attempts) == 1:
             record.update(run, facts=plan.facts)  # the machine that submitted it is another
-        with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
+        with hold_devices(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
             with benchmarks_beside(session, run, spec, locks, wished=how.with_benchmarks) as wait_for_these:

@@ -7,6 +7,7 @@ Writes nothing; what is found goes to the log "orchestrator".
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
@@ -14,8 +15,7 @@ from orchestrator.models.model_files import locate_model
 from orchestrator.planning.plan import facts_now, run_side, spec_side
 from orchestrator.planning.session import Session
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.diff import changed_defaults
-from orchestrator.runs.drift import Drift, by_severity, default_drift, drifts
+from orchestrator.runs.differences import Difference, Side, by_severity, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
 from orchestrator.runs.rundir import RunDir
@@ -25,7 +25,7 @@ from orchestrator.specs.spec import RunSpec
 log = logging.getLogger("orchestrator")
 
 
-def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, asked: Sequence[str]) -> list[Drift]:
+def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, asked: Sequence[str]) -> list[Difference]:
     """All that differs from a past run now, arguments that neither spec sets and whose default changed included.
 
     Args:
@@ -35,16 +35,12 @@ def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, aske
         facts: what it reads and runs with.
         asked: the KEY=VALUE of --set.
     """
-    defaults = changed_defaults(run_side(session, past), spec_side(session, "now", spec))
-    return by_severity(
-        [
-            *drifts(load_spec(past.spec), RunRecord.load(past).facts, spec, facts, asked=asked),
-            *(default_drift(each.path, each.one, each.other) for each in defaults),
-        ]
-    )
+    now = replace(spec_side(session, "now", spec), facts=facts)
+    found = differences(run_side(session, past), now, asked)
+    return by_severity([each for each in found if each.then != each.now])
 
 
-def say_drift(past: RunDir, found: Sequence[Drift], *, strict: bool) -> None:
+def say_drift(past: RunDir, found: Sequence[Difference], *, strict: bool) -> None:
     """Each thing that differs by its severity, in the log.
 
     Raises:
@@ -103,7 +99,7 @@ class Repeat:
         if self._early is None or self._early.end() is not None:
             self._say(verdict)
         weights = self._then.training.weights_sha256, training.weights_sha256
-        if None not in weights:
+        if None not in weights and self._then.facts.hash_version == self._facts.hash_version:
             said = "the same, to the last bit" if weights[0] == weights[1] else "others"
             log.info("%s: the trained weights are %s", self._past.id, said)
         return verdict
@@ -115,8 +111,9 @@ class Repeat:
         except OrchestratorError as error:
             lines = [f"cannot be told any more: {error.message}"]
         else:
-            kinds = ("data", "model", "adapter", "version", "machine")
-            found = [each for each in drifts(self._spec, self._facts, self._spec, now) if each.kind in kinds]
+            kinds = ("data", "model", "adapter", "template", "version", "machine")
+            sides = [Side("", self._spec, {}, None, facts) for facts in (self._facts, now)]
+            found = [each for each in differences(sides[0], sides[1]) if each.kind in kinds]
             self._drift = [*self._drift, *found]
             lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
         for line in lines:

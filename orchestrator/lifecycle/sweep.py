@@ -24,7 +24,7 @@ from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.runs.axes import Axis, point_overrides, points, read_axes
 from orchestrator.runs.groups import Group, Point, members
-from orchestrator.runs.locks import devices_of, held, is_free
+from orchestrator.runs.locks import devices_of, hold_devices, is_free
 from orchestrator.runs.record import now
 from orchestrator.runs.rundir import GroupDir
 from orchestrator.specs.spec import RunSpec, spec_sha256
@@ -216,7 +216,7 @@ def _on_device(spec: RunSpec, device: str) -> RunSpec:
 def _refuse_taken(sweep: Sweep, how: How) -> None:
     if sweep.devices is None or not any(map(is_free, sweep.devices)):
         wanted = sweep.devices or devices_needed(sweep.plans[0].spec, how)
-        with held(wanted, None):
+        with hold_devices(wanted, None):
             pass
 
 

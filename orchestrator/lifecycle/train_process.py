@@ -107,7 +107,7 @@ def train(
         raise
     again = by_hand(run.path, argv, environment)
     if machine is not None and not machine.is_main and _is_elsewhere(run, child, machine, again):
-        return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.meeting}"
+        return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.rendezvous}"
     return _result(run, child, started, resumed_at, again, machine)
 
 

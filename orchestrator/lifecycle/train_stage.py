@@ -16,17 +16,18 @@ from orchestrator.lifecycle.new_run import How
 from orchestrator.lifecycle.rerun import Repeat
 from orchestrator.lifecycle.resume import Start, begin, kept_training, prepared_sha256
 from orchestrator.lifecycle.train_process import TRAIN_ARGV, train
-from orchestrator.models.model_files import base_checkpoint, weights_sha256
+from orchestrator.models.hashes import weights_sha256
+from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
-from orchestrator.runs.diff import defaults_json
+from orchestrator.runs.differences import defaults_json
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.locks import devices_of
-from orchestrator.runs.metering import metered, timed
 from orchestrator.runs.nodes import this_machine
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import close_torn_line
+from orchestrator.runs.usage import metered, timed
 from orchestrator.specs.render import train_arguments, train_environment
 from orchestrator.specs.spec import RunSpec
 
@@ -71,7 +72,7 @@ def train_run(
     if machine is not None:
         rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         environment = {**environment, **rank}
-        log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
+        log.info("this machine is %s; they meet at %s", machine.name, machine.rendezvous)
     prefix, variables = across_nodes(spec, run) if how.job else ([], {})
     environment |= variables
     record.note_attempt(

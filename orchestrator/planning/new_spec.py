@@ -17,7 +17,7 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.planning.schema import modeline
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Comment, Renderer
 from orchestrator.specs.spec import NAME, ModelSpec

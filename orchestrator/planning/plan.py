@@ -24,7 +24,7 @@ from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.check import check
 from orchestrator.planning.session import Session
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.diff import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.runs.differences import DECLARE, Side, known_defaults, run_defaults
 from orchestrator.runs.facts import collect_facts
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts

@@ -13,7 +13,7 @@ from orchestrator.data.datasets import (
 )
 from orchestrator.errors import PrerequisiteError
 from orchestrator.planning.spec_file import load_spec
-from orchestrator.runs.rundir import Workspace, find_workspace
+from orchestrator.runs.workspace import Workspace, find_workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import (
     Renderer,

@@ -24,7 +24,8 @@ from orchestrator.processes.family import start_ticks
 from orchestrator.runs.axes import Axis, short_keys
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
-from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
+from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.workspace import Workspace
 
 SCHEMA_VERSION = 1
 _PATIENCE_S = 2.0  # for one who only looks whether somebody holds the lock

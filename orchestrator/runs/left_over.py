@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.files import PROBE
 from orchestrator.processes.family import RUN_ENV, alive, end_run
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir, Workspace
-from orchestrator.runs.storage import PROBE
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import Workspace
 
 QUIET_S = 60
 """How long a temporary file must have been left alone: one that is written now is somebody's."""

@@ -1,8 +1,4 @@
-"""Which machine this is, where a training is launched on several of them: the same spec on each.
-
-Covered: what the spec and the environment say of it; whose the results are.
-Not covered: how the machines meet and what they send each other (torchrun); one owner for all of them (Slurm).
-"""
+"""Which node this is, where a training is launched on several of them by hand: the same spec on each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +8,18 @@ from orchestrator.specs.compute_spec import ComputeSpec
 
 @dataclass(frozen=True)
 class Machine:
-    """One of several machines that train together."""
+    """One of several nodes that train together."""
 
     rank: int | None
-    """From 0. None: nothing says it."""
+    """From 0. None: neither the spec nor NODE_RANK says it."""
     count: str
     """How many there are, as text."""
-    meeting: str
+    rendezvous: str
     """Where they meet: ADDRESS:PORT."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is surely the machine with rank 0, whose main process writes the results."""
+        """Whether this is surely the node with rank 0, whose main process writes the results."""
         return self.rank == 0
 
     @property
@@ -32,12 +28,7 @@ class Machine:
 
 
 def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machine | None:
-    """This machine among those of a training; None where it trains alone.
-
-    Args:
-        compute: the compute section.
-        environment: ours: NODE_RANK of it counts where the spec says none, as for LLaMA-Factory.
-    """
+    """This node among those of a training, by the spec or else NODE_RANK; None where it trains alone."""
     count = str(compute.nnodes or 1)
     if count == "1":
         return None
@@ -48,7 +39,7 @@ def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machin
 
 
 def own_ranks(compute: ComputeSpec, machine: Machine | None) -> range | None:
-    """The processes of a training that run on this one of its machines; None where that is not known."""
+    """The processes of a training that run on this one of its nodes; None where that is not known."""
     if machine is None or machine.rank is None or compute.nproc_per_node is None:
         return None
     return range(machine.rank * compute.nproc_per_node, (machine.rank + 1) * compute.nproc_per_node)

@@ -19,7 +19,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.files import atomic_write
+from orchestrator.files import atomic_write, read_file
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs import slurm
 from orchestrator.runs.record_parts import ACTIVE, STORED, Attempt, BenchmarkSummary, Facts, Status, Training, damage
@@ -27,6 +27,7 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
 
 SCHEMA_VERSION = 1
+MAX_RECORD_BYTES = 32 << 20
 
 
 class RunRecord(BaseModel):
@@ -67,6 +68,10 @@ class RunRecord(BaseModel):
     """What holds the devices that the run waits for."""
     prepared_sha256: str | None = None
     """Of the prepared data and dataset_info.json, once they were written whole."""
+    model: str | None = None
+    """The spec's model.name_or_path. None: it asks a server; or a record of an earlier version."""
+    datasets: list[str] = []
+    """Those that it trains on."""
     spec_file: str | None = None
     """The spec that was launched, as named on the command line."""
     spec_sha256: str
@@ -102,8 +107,8 @@ class RunRecord(BaseModel):
             PrerequisiteError: there is none, or it is damaged.
         """
         try:
-            record = cls.model_validate_json(run.record.read_bytes())
-        except (OSError, ValidationError) as error:
+            record = cls.model_validate_json(read_file(run.record, MAX_RECORD_BYTES))
+        except (OSError, PrerequisiteError, ValidationError) as error:
             remedy = f"move it away; its spec can be run again then: orchestrator rerun {shlex.quote(str(run.spec))}"
             raise PrerequisiteError(f"{run.record} cannot be read: {damage(error)}", remedy) from error
         if record.is_active():

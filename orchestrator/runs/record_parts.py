@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from orchestrator.errors import PrerequisiteError
 from orchestrator.scoring.metrics import Score
 
 Status = Literal[
@@ -21,8 +22,10 @@ STORED = ConfigDict(
 ACTIVE = ("created", "queued", "preparing", "running", "trained", "benchmarking")
 
 
-def damage(error: OSError | ValidationError) -> str:
+def damage(error: OSError | PrerequisiteError | ValidationError) -> str:
     """Why a stored file cannot be read, in a line; of many problems the first three."""
+    if isinstance(error, PrerequisiteError):
+        return error.message.rpartition("cannot be read: ")[2]
     if isinstance(error, OSError):
         return error.strerror or str(error)
     problems = error.errors(include_url=False, include_context=False, include_input=False)
@@ -49,6 +52,10 @@ class DataFacts(_Part):
     origin: str | None = None
     """Where LLaMA-Factory takes data from that are not here: the hub's id, say."""
 
+    @property
+    def is_trained_on(self) -> bool:
+        return (self.use or self.split) == "train"
+
 
 class Facts(_Part):
     """What decides a run's outcome beside its spec. A rerun compares these."""
@@ -72,14 +79,19 @@ class Facts(_Part):
     git_diff_sha256: str | None = None
     """Of workspace.diff in the run folder; None: there was nothing to keep, or a record of before."""
     data: list[DataFacts] = []
+    hash_version: int = 1
+    """Of the two hashes below. 1: samples of a model's weights, as earlier versions took them. 2: every byte."""
     model_sha256: str | None = None
-    """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
+    """Weights, configuration, tokenizer, code; None: not on this machine."""
     model_revision: str | None = None
     """The hub's commit of the model, where it comes from there."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
     adapter_revision: str | None = None
     """The hub's commit of that adapter."""
+    chat_template_sha256: str | None = None
+    """Of the template's text in LLaMA-Factory's source; None: not known, or the tokenizer's own, which is hashed above.
+    """
 
 
 class Training(_Part):
@@ -94,7 +106,7 @@ class Training(_Part):
     logged_losses: list[float] = []
     """The first ten losses that were logged: a rerun shows the same."""
     weights_sha256: str | None = None
-    """Of what it made: all weights of an adapter; of a full model's, samples. None: a record of before."""
+    """Of the weights that it left, as the facts' hash_version says. None: a record of an earlier version."""
 
 
 class Streaming(BaseModel):
@@ -158,8 +170,6 @@ class Usage(_Part):
     """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
     gpu_peak_memory_mib: dict[str, int] = {}
     """Of each of its GPUs, by number: memory in use, whoever used it."""
-    gpu_energy_j: float | None = None
-    """Of these GPUs together; None: there are none, or they do not tell their power."""
 
 
 class Attempt(_Part):

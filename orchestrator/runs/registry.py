@@ -1,90 +1,78 @@
-"""The runs of a workspace as rows: read and filtered.
+"""The runs of a workspace as rows: read from record and notes, filtered, in order of time or of comparable scores."""
 
-Covered: a row for each run, from its record, its notes and its spec, or remembered from an earlier reading of the very
-same files; `interrupted` found anew each time; filters.
-Not covered: their order (ranking.py); tables (terminal.py).
-Writes nothing in the workspace.
-"""
-
-import json
-import os
 import re
-import stat
-import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from math import isnan
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import cache_folder
-from orchestrator.runs.index import Index, Stored
-from orchestrator.runs.rundir import RunDir, Workspace
-from orchestrator.scoring.metrics import HEADINGS
+from orchestrator.files import read_file
+from orchestrator.runs.notes import Notes
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary, Status
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.trainer_log import TrainerLog, latest, step_of
+from orchestrator.runs.workspace import Workspace
+from orchestrator.scoring.metrics import HEADINGS, RANKED
 
-# The record's models take as long to import as 10,000 remembered rows to read.
-if TYPE_CHECKING:
-    from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.record_parts import BenchmarkSummary
-
-_VERSION = 2  # of what the fields of Row hold, and of the stamps
-_MAX_RECORD_BYTES = 32 << 20
-_MAX_SPEC_BYTES = 1 << 20
-# A file that changes twice within a tick of the file system's clock looks the same afterwards: rows are remembered
-# only of files that have been quiet for longer.
-_QUIET_NS = 2_000_000_000
+ORDERS = ("created", "ended", *RANKED)
 _AGE = re.compile(r"([0-9]{1,6})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MAX_SPEC_BYTES = 1 << 20
+# spec.yaml as it is written by us, for records of earlier versions, which do not name the model.
+_MODEL = re.compile(rb'^model:\n(?:  .*\n)*?  name_or_path: "(.*)"$', re.MULTILINE)
 
 
-class Row(NamedTuple):
-    """What a list tells of a run; plain values, as the index keeps them."""
+class Group(NamedTuple):
+    """Scores that may be compared: of one test set, by one signature."""
 
-    id: str
-    status: str
-    created: float
-    """Seconds since the epoch."""
-    ended: float | None
-    name: str
-    model: str
-    datasets: str
-    """What it trains on, a line each."""
-    steps: str
-    last: str
-    """The last complete benchmark in words."""
-    bleu: str
-    """Its Results, as JSON; '' for none."""
-    chrf: str
-    ter: str
-    tags: str
-    """A line each."""
-    removed: int
-    """1: its weights and logs were taken out."""
-    group: str
-    """The group that it belongs to; '' for none."""
+    metric: str
+    testset: str
+    split: str
+    n_segments: int
+    signature: str
 
 
 class Result(NamedTuple):
     """A run's score on a test set."""
 
-    testset: str
-    split: str
-    n_segments: int
-    signature: str
+    group: Group
     text_sha256: str
-    """Of the test set's text, where the record tells; else ''."""
+    """Of the test set's text; '' where the record does not tell."""
     of: str
     score: float
 
 
 @dataclass(frozen=True)
+class Row:
+    """What a list shows of a run."""
+
+    id: str
+    status: str
+    created: datetime
+    ended: datetime | None
+    name: str
+    model: str
+    datasets: list[str]
+    """What it trains on."""
+    steps: str
+    last: str
+    """The last complete benchmark in words."""
+    results: list[Result]
+    tags: list[str]
+    removed: bool
+    """Whether its weights and logs were taken out."""
+    group: str
+    """The group that it belongs to; '' for none."""
+
+
+@dataclass(frozen=True)
 class Filters:
-    """Which runs; every one that is given must hold, all tags too, and one of the statuses."""
+    """Which runs: all that are given must match, all tags too, and one of the statuses."""
 
     statuses: Sequence[str] = ()
     name: str | None = None
@@ -95,113 +83,88 @@ class Filters:
     group: str | None = None
 
     def check(self) -> None:
-        """SpecError for a status that there is not."""
-        from orchestrator.runs.record_parts import Status
-
+        """SpecError for an unknown status."""
         known = get_args(Status)
         for status in self.statuses:
             if status not in known:
                 raise SpecError(f"no status {status!r}{did_you_mean(status, known)}; there are: {', '.join(known)}")
 
-    def hold(self, row: Row) -> bool:
+    def matches(self, row: Row) -> bool:
         return (
             (not self.statuses or row.status in self.statuses)
-            and (self.since is None or row.created >= self.since.timestamp())
+            and (self.since is None or row.created >= self.since)
             and (self.group is None or row.group == self.group)
             and (self.name is None or fnmatchcase(row.name, self.name))
-            and (self.dataset is None or any(fnmatchcase(each, self.dataset) for each in row.datasets.split("\n")))
+            and (self.dataset is None or any(fnmatchcase(each, self.dataset) for each in row.datasets))
             and (self.model is None or _is_model(row.model, self.model))
-            and (not self.tags or set(self.tags) <= set(row.tags.split("\n")))
+            and set(self.tags) <= set(row.tags)
         )
 
 
-def read_rows(workspace: Workspace, cache: Path | None = None) -> tuple[list[Row], list[str]]:
-    """A row for each run, in no order, and what is damaged, in lines.
+class Sorted(NamedTuple):
+    """Rows in order, and notes about it."""
 
-    Args:
-        workspace: whose runs.
-        cache: where rows are remembered. None: the user's cache folder.
-    """
-    version = zlib.crc32(repr((_VERSION, Row._fields)).encode()) >> 1
-    index = Index(cache or cache_folder(), workspace.runs, version, len(Row._fields))
-    known = index.read()
-    found = _stamps(workspace.runs)
+    rows: list[Row]
+    notes: list[str]
+
+
+def read_rows(workspace: Workspace) -> tuple[list[Row], list[str]]:
+    """A row for each run, oldest first, and what is damaged, in lines."""
     rows: list[Row] = []
-    fresh: dict[str, Stored] = {}
     problems: list[str] = []
-    for name, (stamp, is_quiet) in found.items():
-        stored = known.get(name)
-        if stored is not None and stored[0] == stamp:
-            rows.append(Row._make(stored[1]))
-            continue
+    for run in workspace.all_runs():
         try:
-            row, is_final, trouble = _read_row(RunDir(workspace.runs / name))
+            record = RunRecord.load(run)
         except PrerequisiteError as error:
             problems.append(error.message)
             continue
-        problems += trouble
-        rows.append(row)
-        if is_final and is_quiet and not trouble and _is_text(name, row):
-            fresh[name] = (stamp, tuple(row))
-    gone = [name for name in known if name not in found]
-    if fresh or gone:
-        index.write(fresh, gone)
+        notes, damaged = _notes(run)
+        problems += damaged
+        rows.append(row_of(run, record, notes))
     return rows, problems
 
 
-def row_of(run: RunDir, record: "RunRecord", notes: "Notes") -> Row:
-    """What a list tells of a run."""
-    hashes = {(data.dataset, data.split): data.sha256 or "" for data in record.facts.data}
+def row_of(run: RunDir, record: RunRecord, notes: Notes) -> Row:
+    """What a list shows of a run."""
     complete = [each for each in record.benchmarks if each.scores]
-    model, datasets = _spec_facts(run.spec)
-    trained_on = (data.dataset for data in record.facts.data if (data.use or data.split) == "train")
-    datasets += [name for name in trained_on if name not in datasets]
     training = record.training
+    trained_on = [data.dataset for data in record.facts.data if data.is_trained_on]
     return Row(
         id=run.id,
         status=record.status,
-        created=record.created_at.timestamp(),
-        ended=record.ended_at.timestamp() if record.ended_at else None,
+        created=_local(record.created_at),
+        ended=_local(record.ended_at) if record.ended_at else None,
         name=record.name,
-        model=model,
-        datasets="\n".join(datasets),
+        model=record.model or _model_in_spec(run),
+        datasets=list(dict.fromkeys([*record.datasets, *trained_on])),
         steps=f"{training.steps}/{training.total_steps}" if training else _steps_so_far(run, record),
         last=_words(complete[-1]) if complete else "",
-        bleu=_results("bleu", complete, hashes),
-        chrf=_results("chrf", complete, hashes),
-        ter=_results("ter", complete, hashes),
-        tags="\n".join(notes.tags),
-        removed=int(is_removed(run, record)),
+        results=_results(record, complete),
+        tags=notes.tags,
+        removed=is_removed(run, record),
         group=record.group or "",
     )
 
 
-def run_json(run: RunDir, record: "RunRecord", notes: "Notes") -> dict[str, Any]:
+def run_json(run: RunDir, record: RunRecord, notes: Notes) -> dict[str, Any]:
     """A run's record with its tags, its notes, and whether its weights and logs were removed."""
-    said = notes.model_dump(mode="json")
+    written = notes.model_dump(mode="json")
     removed = is_removed(run, record)
-    return {**record.as_json(), "tags": said["tags"], "notes": said["notes"], "removed": removed}
+    return {**record.as_json(), "tags": written["tags"], "notes": written["notes"], "removed": removed}
 
 
-def read_json(workspace: Workspace, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """The records of some rows, with what people say of the runs. One that went meanwhile is left out."""
-    from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
-
+def rows_json(workspace: Workspace, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """run_json of some rows. A run that is gone by now is left out."""
     for row in rows:
         run = RunDir(workspace.runs / row.id)
         try:
             record = RunRecord.load(run)
         except PrerequisiteError:
             continue
-        try:
-            notes = Notes.load(run)
-        except PrerequisiteError:  # read_rows has said so
-            notes = Notes()
-        yield run_json(run, record, notes)
+        yield run_json(run, record, _notes(run)[0])
 
 
-def is_removed(run: RunDir, record: "RunRecord") -> bool:
+def is_removed(run: RunDir, record: RunRecord) -> bool:
     """Whether a run was trained, or began to be, and what that left is gone."""
     if run.output.is_dir():
         return False
@@ -223,154 +186,124 @@ def since(text: str, now: datetime | None = None) -> datetime:
         raise SpecError(f"{text!r} is no time: a date such as 2026-11-24, or an age such as 7d, 12h or 30m") from error
 
 
-def _stamps(runs: Path) -> dict[str, tuple[str, bool]]:
-    """By run id: what tells whether any file of its row was changed, and whether that was a while ago.
+def sort_rows(rows: Sequence[Row], order: str, limit: int | None = None) -> Sorted:
+    """Rows, given oldest first, by `created`, `ended`, or by a score, the best first: METRIC, or METRIC:TESTSET.
 
-    The folder's own time tells of files that were replaced, made or taken away in it: atomic_write, `rm`.
+    Only scores of one metric, test set, split, number of segments, text and signature are ranked: those that most of
+    the runs have. Runs without such a score stand at the end. `limit` keeps the last, or in an order by a score the
+    first.
+
+    Raises:
+        SpecError: no such order, or no run has a score on that test set.
     """
-    found: dict[str, tuple[str, bool]] = {}
-    try:
-        folder = os.open(runs, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return found
-    quiet_until = time.time_ns() - _QUIET_NS
-    try:
-        for name in os.listdir(folder):  # noqa: PTH208 - 10,000 paths take as long as all the rest
-            if name.startswith("."):  # the trash
-                continue
-            try:
-                record = os.stat(f"{name}/record.json", dir_fd=folder)
-                parent = os.stat(name, dir_fd=folder)
-            except OSError:  # a spec, a stray file, a link that leads nowhere
-                continue
-            if not stat.S_ISREG(record.st_mode):
-                continue
-            stamp = f"{record.st_mtime_ns} {record.st_size} {record.st_ino} {parent.st_mtime_ns}"
-            newest = max(record.st_mtime_ns, parent.st_mtime_ns)
-            for other in ("notes.json", "spec.yaml"):
-                try:
-                    found_there = os.stat(f"{name}/{other}", dir_fd=folder)
-                except OSError:
-                    stamp += " -"
-                    continue
-                stamp += f" {found_there.st_mtime_ns} {found_there.st_size}"
-                newest = max(newest, found_there.st_mtime_ns)
-            found[name] = (stamp, newest < quiet_until)
-    finally:
-        os.close(folder)
-    return found
+    metric, _, testset = order.partition(":")
+    if metric not in ORDERS or (testset and metric not in RANKED):
+        raise SpecError(
+            f"no order {order!r}{did_you_mean(metric, ORDERS)}",
+            f"--sort {'|'.join(ORDERS)}, a score also as bleu:TESTSET",
+        )
+    if metric == "created":
+        return Sorted(list(rows[-(limit or 0) :]), [])
+    if metric == "ended":
+        ordered = sorted(rows, key=lambda row: (row.ended is None, row.ended or row.created))
+        return Sorted(ordered[-(limit or 0) :], [])
+    if not rows:
+        return Sorted([], [])
+    ranked = _by_score(rows, metric, testset)
+    return ranked._replace(rows=ranked.rows[:limit])
 
 
-def _read_row(run: RunDir) -> tuple[Row, bool, list[str]]:
-    """A row, whether it stays as it is while the files do, and what is damaged but the record."""
-    from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
-
-    if run.record.stat().st_size > _MAX_RECORD_BYTES:
-        raise PrerequisiteError(f"{run.record} is no record: it is larger than {_MAX_RECORD_BYTES} bytes")
-    record = RunRecord.load(run)
-    trouble = []
+def _notes(run: RunDir) -> tuple[Notes, list[str]]:
+    """The notes of a run, or none and how they are damaged."""
     try:
-        notes = Notes.load(run)
+        return Notes.load(run), []
     except PrerequisiteError as error:
-        trouble.append(error.message)
-        notes = Notes()
-    # A run without an end is another one when its owner is gone, whatever the files say.
-    return row_of(run, record, notes), record.ended_at is not None, trouble
+        return Notes(), [error.message]
 
 
-def _is_text(name: str, row: Row) -> bool:
-    """Whether SQLite can keep it: a file's name may be no UTF-8."""
-    try:
-        "".join([name, *(value for value in row if isinstance(value, str))]).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _by_score(rows: Sequence[Row], metric: str, testset: str) -> Sorted:
+    own = {row.id: [each for each in row.results if each.group.metric == metric] for row in rows}
+    counted = Counter(each.group for results in own.values() for each in results)
+    known = {group: count for group, count in counted.items() if not testset or group.testset == testset}
+    if not known:
+        testsets = sorted({group.testset for group in counted})
+        where = f" on {testset!r}{did_you_mean(testset, testsets)}" if testset else ""
+        raise SpecError(
+            f"none of {len(rows)} runs has a complete {HEADINGS[metric]}{where}; there are scores on: "
+            f"{', '.join(testsets) or 'nothing'}"
+        )
+    group = max(known, key=lambda each: known[each])
+    members = {name: each for name, results in own.items() for each in results if each.group == group}
+    texts = Counter(each.text_sha256 for each in members.values() if each.text_sha256)
+    same_text = {"", *(text for text, _ in texts.most_common(1))}  # '': the record does not tell
+    members = {name: each for name, each in members.items() if each.text_sha256 in same_text}
+    ranked = [row for row in rows if row.id in members]
+    ranked.sort(key=lambda row: members[row.id].score, reverse=metric != "ter")
+    others = [row for row in rows if row.id not in members]
+    lower = " (lower is better)" if metric == "ter" else ""
+    on = f"{group.testset} {group.split}, {group.n_segments} segments"
+    notes = [f"sorted by {HEADINGS[metric]} on {on}, {group.signature}{lower}"]
+    if others:
+        elsewhere = sum(1 for row in others if own[row.id])
+        notes.append(
+            f"at the end, not ranked: {len(others)} of {len(rows)} runs; {elsewhere} of them have {HEADINGS[metric]} "
+            "on other segments or texts, or by another signature"
+        )
+    shown = [
+        replace(row, last=f"{HEADINGS[metric]} {members[row.id].score:.1f} ({members[row.id].of}: {on})")
+        for row in ranked
+    ]
+    return Sorted(shown + others, notes)
 
 
-def _steps_so_far(run: RunDir, record: "RunRecord") -> str:
-    """How far the training is, or came before it ended too early."""
-    from orchestrator.runs.trainer_log import TrainerLog, latest, step_of
-
-    if record.status not in ("running", "stopped", "failed", "interrupted") or not record.attempts:
-        return ""
-    event = latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
-    return f"{step_of(event)}/{event.get('total_steps', '?')}" if event else ""
-
-
-def _words(benchmark: "BenchmarkSummary") -> str:
-    said = ", ".join(f"{HEADINGS.get(each.metric, each.metric)} {each.score:.1f}" for each in benchmark.scores)
-    return f"{said} ({benchmark.of}: {benchmark.testset} {benchmark.split}, {benchmark.n_segments} segments)"
-
-
-def _results(metric: str, benchmarks: Sequence["BenchmarkSummary"], hashes: Mapping[tuple[str, str], str]) -> str:
-    """The benchmarks that stand for a run, one for each set of scores that may be compared.
+def _results(record: RunRecord, benchmarks: Sequence[BenchmarkSummary]) -> list[Result]:
+    """The scores that stand for a run, one for each group that may be compared.
 
     Of what the training left, where that was benchmarked; else the latest; the model before training only if alone.
     """
-    found: dict[tuple[str, str, int, str], Result] = {}
+    hashes = {(data.dataset, data.split): data.sha256 or "" for data in record.facts.data}
+    found: dict[Group, Result] = {}
     for each in benchmarks:
+        text = hashes.get((each.testset, each.split), "")
         for score in each.scores:
-            key = (each.testset, each.split, each.n_segments, score.signature)
-            if score.metric != metric or isnan(score.score):
-                continue
-            if key not in found or _weight(each.of) >= _weight(found[key].of):
-                found[key] = Result(*key, hashes.get(key[:2], ""), each.of, score.score)
-    return json.dumps(list(found.values())) if found else ""
+            group = Group(score.metric, each.testset, each.split, each.n_segments, score.signature)
+            if not isnan(score.score) and (group not in found or _weight(each.of) >= _weight(found[group].of)):
+                found[group] = Result(group, text, each.of, score.score)
+    return list(found.values())
+
+
+def _local(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone()
+    except OverflowError:  # of a record that somebody made up: the year 9999
+        return moment.replace(tzinfo=UTC)
 
 
 def _weight(of: str) -> int:
     return {"output": 2, "base": 0}.get(of, 1)
 
 
-def _spec_facts(path: Path) -> tuple[str, list[str]]:
-    """model.name_or_path and the dataset or datasets of a spec.yaml; nothing where it can't be read.
+def _steps_so_far(run: RunDir, record: RunRecord) -> str:
+    """How far the training is, or came before it ended too early."""
+    if record.status not in ("running", "stopped", "failed", "interrupted") or not record.attempts:
+        return ""
+    event = latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
+    return f"{step_of(event)}/{event.get('total_steps', '?')}" if event else ""
 
-    By events: neither an alias nor a depth of a stranger's file costs anything.
-    """
-    import yaml
 
-    model, datasets = "", list[str]()
+def _words(benchmark: BenchmarkSummary) -> str:
+    scores = ", ".join(f"{HEADINGS.get(each.metric, each.metric)} {each.score:.1f}" for each in benchmark.scores)
+    return f"{scores} ({benchmark.of}: {benchmark.testset} {benchmark.split}, {benchmark.n_segments} segments)"
+
+
+def _model_in_spec(run: RunDir) -> str:
     try:
-        if not path.is_file():  # a pipe would be waited for
-            return model, datasets
-        with path.open("rb") as file:
-            data = file.read(_MAX_SPEC_BYTES)
-        for keys, value in _scalars(yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
-            if keys == ("model", "name_or_path"):
-                model = value
-            elif keys == ("dataset",) and value != "null":
-                datasets += [name.strip() for name in value.split(",")]
-    except (OSError, yaml.YAMLError, UnicodeError):
-        return model, datasets
-    return model, datasets
-
-
-def _scalars(events: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The values of a YAML document that are no collections, each with the keys that lead to it."""
-    keys: list[str | None] = []  # of each open collection; a list has none
-    is_mapping: list[bool] = []
-    for event in events:
-        kind = type(event).__name__
-        if kind in ("MappingStartEvent", "SequenceStartEvent"):
-            keys.append(None)
-            is_mapping.append(kind == "MappingStartEvent")
-            continue
-        if kind in ("MappingEndEvent", "SequenceEndEvent"):
-            keys.pop()
-            is_mapping.pop()
-        elif kind in ("ScalarEvent", "AliasEvent"):
-            value = event.value if kind == "ScalarEvent" else ""
-            if is_mapping and is_mapping[-1] and keys[-1] is None:
-                keys[-1] = value
-                continue
-            yield tuple(key for key in keys if key is not None), value
-        else:
-            continue
-        if is_mapping and is_mapping[-1]:
-            keys[-1] = None  # the value is over
+        found = _MODEL.search(read_file(run.spec, _MAX_SPEC_BYTES))
+    except (FileNotFoundError, PrerequisiteError):
+        return ""
+    return found[1].decode("utf-8", "replace") if found else ""
 
 
 def _is_model(model: str, pattern: str) -> bool:
-    """By the whole of a folder or hub id, or by its last part."""
+    """By all of a folder or hub id, or by its last part."""
     return fnmatchcase(model, pattern) or fnmatchcase(model.rstrip("/").rpartition("/")[2], pattern)

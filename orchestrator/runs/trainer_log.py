@@ -1,11 +1,6 @@
-"""LLaMA-Factory's trainer_log.jsonl: read as it grows, as one curve over all attempts at a run, and as a bar.
-
-Covered: lines that stand there by half, or that a killed writer tore; steps that a resumed training went through again.
-Not covered: what the rest of the log says (train.log).
-"""
+"""LLaMA-Factory's trainer_log.jsonl: read as it grows, as one curve over all attempts at a run, and as a bar."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +9,12 @@ from typing import Any, Self
 from orchestrator.processes.progress import Progress
 from orchestrator.text import escape_controls
 
-# llamafactory/hparams/parser.py, of a checkpoint that was not named: ours is, but where torchrun starts it again.
-_RESUMING = re.compile(
-    rb"\[INFO\|[-0-9 :]+\] llamafactory\.hparams\.parser:\d+ >> Resuming training from output/checkpoint-(\d+)\.$"
-)
 Event = dict[str, Any]
 """current_steps, total_steps, loss, lr, remaining_time, ...; any may be missing."""
 
 
 class TrainerLog:
-    """The log as it grows. A torn last line is read when it is whole."""
+    """The log as it grows. A line that is being written is read when it has its end."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
@@ -37,14 +28,14 @@ class TrainerLog:
                 data = file.read()
         except FileNotFoundError:
             return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
         events = []
-        for line in whole.splitlines():
+        for line in complete.splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
-                continue  # a line that a killed writer tore, and a later one went on from
+            except (ValueError, RecursionError):
+                continue  # torn by a kill, and followed by a later attempt's
             if isinstance(event, dict):
                 events.append(event)
         return events
@@ -71,7 +62,7 @@ def logged_losses(path: Path, first: int = 10) -> list[float]:
 
 
 def latest(events: Sequence[Event]) -> Event | None:
-    """The last event that says at which step of how many a training is, with the last loss."""
+    """The last event with a step, and with it the last loss."""
     steps = [event for event in events if step_of(event)]
     losses = [event for event in steps if "loss" in event]
     return {**losses[-1], **steps[-1]} if losses else steps[-1] if steps else None
@@ -83,7 +74,7 @@ def step_of(event: Mapping[str, Any]) -> int:
 
 
 def close_torn_line(path: Path) -> int:
-    """End a line that a killed writer left by half, so that the next one's is whole; the log's size then."""
+    """End a line that a killed writer did not finish, so that the next one stands alone; the log's size then."""
     if not path.exists():
         return 0
     with path.open("rb+") as file:
@@ -100,7 +91,7 @@ class StepBar:
     """A training's bar with loss, rate and time left, drawn from its log."""
 
     def __init__(self, log: TrainerLog, step: int = 0, on_event: Callable[[Event], None] | None = None) -> None:
-        """Begin with the events that the log gives from now on, at a step; on_event is told each of them too."""
+        """Begin at a step, with the events that the log gives from now on; on_event gets each of them too."""
         self._log = log
         self._on_event = on_event
         self._progress = Progress(None, "train", "steps", initial=step)
@@ -133,14 +124,9 @@ class StepBar:
 
 def figures(event: Event) -> dict[str, str]:
     """Loss, rate and time left of an event, as they are shown."""
-    shown = {
-        "loss": event.get("loss"),
-        "lr": event.get("lr"),
-        "tokens/s": event.get("throughput"),
-        "left": event.get("remaining_time"),
-    }
+    names = {"loss": "loss", "lr": "lr", "tokens/s": "throughput", "left": "remaining_time"}
+    values = {shown: event[name] for shown, name in names.items() if event.get(name) is not None}
     return {
-        key: f"{value:.4g}" if isinstance(value, float) else escape_controls(str(value))
-        for key, value in shown.items()
-        if value is not None
+        shown: f"{value:.4g}" if isinstance(value, float) else escape_controls(str(value))
+        for shown, value in values.items()
     }

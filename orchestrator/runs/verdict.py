@@ -1,43 +1,9 @@
 """Whether a repeated run came to the same as the run that it repeats: its first logged losses, and its scores.
 
-Covered: same, within the band of known nondeterminism, or different, with the likely cause, while the run is under way;
-scores with each other's intervals.
-Not covered: what differs between the two runs (drift.py); significance between systems.
-Writes nothing.
-
-The band. A repeated training has other losses where the same sums are taken in another order. How far that goes was
-measured by tests/loss_band.py: LoRA of rank 16, LoRA+ 16, learning rate 5e-4, as in runs/demo.yaml, on 2 CPU cores with
-AVX-512 and AMX, torch 2.14.1. The largest relative difference of the losses 1 to 10, and the first:
-
-    python tests/loss_band.py .models/SmolLM2-135M-Instruct         4 examples a loss        largest   first
-    again; peft 0.18.0, transformers 5.5.0 or torch 2.13.0 instead (--first)                 0         0
-    gradient accumulation 2 x 2 for 1 x 4                                                    3.5e-07   0
-    2 threads for 1                                                                          5.1e-06   0
-    AVX2 for AVX-512                                                                         2.8e-05   1.8e-06
-    bf16 for float32                                                                         5.3e-03   1.3e-03
-    the same with the tiny model of the tests, TINY                                          9.6e-03   5.0e-04
-    2 threads for 1, both in bf16                                                            3.3e-03   0
-    learning rate 1 % higher                                                                 4.2e-03   0
-    one sentence of 500 changed                                                              0         0
-    seed 43, seed 44 for 42                                                                  2.7e-01   3.0e-03
-    ... --batch 10 --every 5 --steps 25                            50 examples a loss
-    bf16 for float32                                                                         7.3e-03   7.3e-03
-    seed 43, seed 44 for 42                                                                  4.9e-02   3.6e-02
-    python tests/loss_band.py TINY --batch 50 --every 5 --steps 50 250 examples a loss
-    bf16 for float32                                                                         5.3e-03   1.9e-04
-    seed 43, seed 44 for 42                                                                  1.1e-02   3.0e-03
-    the same with --every 10 --steps 100                           500, all of the data
-    bf16 for float32                                                                         2.3e-03   7.2e-05
-    seed 43, seed 44 for 42                                                                  3.0e-03   6.8e-04
-
-(Of two seeds the smaller figure stands there.) A pair of another day, torch 2.14.1 and 2.9.1, first three losses:
-1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow over ten losses. So:
-    float32             5e-4: 18 times what rounding does, a sixth of what the seeds do where they do least
-    bf16 and the like   2e-2: twice what rounding does, less than half of what the seeds do with 50 examples a loss
-Where a logged loss of bf16 is the mean of hundreds of examples, the seeds differ less than the band is wide, and where
-it is that of all the data, no more than rounding. So the numbers alone do not decide: whatever differs in the record
-that chooses other examples, weights or steps (the seed, the data, the learning rate) makes "different" of any
-difference, however small. Not measured: GPUs, more than one process.
+The band of known nondeterminism was measured by tests/loss_band.py, which has the table: float32 FULL, 18 times what
+rounding does and a sixth of what another seed does; bf16 and the like REDUCED, twice and less than half. Where a logged
+loss is the mean of hundreds of examples another seed can lie within the band, so a difference in the record that
+chooses other examples, weights or steps makes "different" of any difference, however small.
 """
 
 import math
@@ -47,21 +13,21 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.models.safetensors_header import read_header
-from orchestrator.runs.drift import Drift
+from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 
 FIRST = 10
 """Losses that are compared: as many as a record keeps."""
-# Which package is the likeliest to change a sum; the others come after.
-_PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
-_LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
-_KINDS = ("data", "model", "adapter", "spec", "default", "version", "environment", "machine")
 FULL, REDUCED = 5e-4, 2e-2
 """The largest relative difference of a logged loss that counts as rounding, in float32 and in less."""
 _LESS_THAN_FLOAT32 = ("bf16", "fp16", "pure_bf16", "fp8", "tf32", "quantization_bit", "deepspeed", "fsdp")
 _SMALLEST = 0.1  # of a loss near 0 a fraction says nothing
+_LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
+# The likeliest causes first: by kind, and among packages by name.
+_KINDS = ("data", "model", "adapter", "template", "spec", "default", "version", "environment", "machine", "git")
+_PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -77,58 +43,70 @@ class Verdict:
 
 
 class EarlyVerdict:
-    """The verdict on a run under way, as soon as its losses tell."""
+    """The verdict on a run that is training, as soon as its losses decide it."""
 
-    def __init__(self, then: Sequence[float], drift: Sequence[Drift] = (), band: float = REDUCED) -> None:
+    def __init__(self, then: Sequence[float], drift: Sequence[Difference] = (), band: float = REDUCED) -> None:
         self._then = list(then)[:FIRST]
         self._drift = drift
         self._band = band
         self._now: list[float] = []
-        self._said = False
+        self._is_given = False
 
     def add(self, loss: float) -> Verdict | None:
         """Take the next logged loss; the verdict when this one decides it, once."""
-        if self._said:
+        if self._is_given:
             return None
         self._now.append(loss)
         number = len(self._now)
-        decided = number >= len(self._then) or any(each.name in _LOGGING for each in self._drift)
-        return self.end() if decided or self._beyond(number) else None
+        decided = number >= len(self._then) or any(each.path in _LOGGING for each in self._drift)
+        return self.end() if decided or self._exceeds_band(number) else None
 
     def end(self) -> Verdict | None:
-        """The training ended: the verdict on what it logged; None where it is given already."""
-        if self._said:
+        """The training ended: the verdict on what it logged; None where it was given before."""
+        if self._is_given:
             return None
-        self._said = True
-        return _judge(self._then, self._now, self._drift, self._band)
+        self._is_given = True
+        return compare_losses(self._then, self._now, drift=self._drift, band=self._band)
 
-    def _beyond(self, number: int) -> bool:
+    def _exceeds_band(self, number: int) -> bool:
         difference = _difference(self._then[number - 1], self._now[number - 1])
-        return difference > (0 if _decides(self._drift) else self._band)
+        return difference > (0 if _changes_trajectory(self._drift) else self._band)
 
 
 def compare_losses(
-    then: Sequence[float], now: Sequence[float], *, drift: Sequence[Drift] = (), band: float = REDUCED
+    then: Sequence[float], now: Sequence[float], *, drift: Sequence[Difference] = (), band: float = REDUCED
 ) -> Verdict:
-    """The verdict on the first logged losses of two runs.
-
-    Args:
-        then: of the run that is repeated.
-        now: of the run that repeats it.
-        drift: what differs between the two: it gives the likely cause, and where something differs that chooses other
-            examples, weights or steps, no difference counts as rounding.
-        band: of the two: loss_band().
-    """
-    return _judge(list(then)[:FIRST], list(now)[:FIRST], drift, band)
+    """The verdict on the first logged losses of two runs, with what differs between them and their loss_band()."""
+    then, now = then[:FIRST], now[:FIRST]
+    if relogged := [each for each in drift if each.path in _LOGGING]:
+        return Verdict("unknown", None, f"the losses were logged at other steps: {relogged[0].line()}")
+    differences = [_difference(one, other) for one, other in zip(then, now, strict=False)]
+    if not differences:
+        when = "now" if then else "then"
+        return Verdict(
+            "unknown", None, f"no losses to compare: none was logged {when} (fewer steps than logging_steps)"
+        )
+    first = next((number for number, difference in enumerate(differences, start=1) if difference), None)
+    if first is None:
+        count = len(differences)
+        equal = f"the first {count} logged losses are" if count > 1 else "the first logged loss is"
+        hidden = [each.line() for each in _causes(drift) if each.effect == "trajectory"]
+        shown = f"; what differs has not shown in them: {hidden[0]}" if hidden else ""
+        return Verdict("same", None, f"{equal} the same{shown}")
+    beyond = next((number for number, each in enumerate(differences, start=1) if each > band), None)
+    worst = beyond or differences.index(max(differences)) + 1
+    share = "" if math.isinf(differences[worst - 1]) else f" ({100 * differences[worst - 1]:.2g} %)"
+    values = f"{then[worst - 1]:.6g} then, {now[worst - 1]:.6g} now"
+    message = f"the losses differ from logged loss {first} on: {values} at logged loss {worst}{share}"
+    if beyond is not None:
+        return Verdict("different", first, f"{message}, more than rounding makes; {_cause(drift, 'different')}")
+    if _changes_trajectory(drift):
+        return Verdict("different", first, f"{message}; {_cause(drift, 'different')}")
+    return Verdict("within", first, f"{message}, within the band of known nondeterminism; {_cause(drift, 'within')}")
 
 
 def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
-    """FULL where both runs train in float32: no spec says less, and no weight of the model is in less.
-
-    Args:
-        specs: of the two runs.
-        model: the model's folder; None: not known, so it may be in less.
-    """
+    """FULL where both runs train in float32: no spec says less, and no weight in the model's folder is in less."""
     arguments = [spec.train.arguments() for spec in specs if spec.train is not None]
     if model is None or any(each.get(name) for each in arguments for name in _LESS_THAN_FLOAT32):
         return REDUCED
@@ -137,56 +115,25 @@ def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
 
 
 def compare_scores(
-    then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary], *, drift: Sequence[Drift] = ()
+    then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary], *, drift: Sequence[Difference] = ()
 ) -> list[str]:
-    """A line for each score of two runs' benchmarks: the difference, and whether each is in the other's interval.
+    """A line for each score of two runs' benchmarks: the difference with its interval, or why it is not compared.
 
-    Of a benchmark that was run again the last one counts. What may not be compared is said: another signature, other
-    segments, a test set of another hash, an incomplete benchmark, one that the other run lacks.
+    Of a benchmark that was run again the last one counts.
     """
     old, new = ({(each.of, each.testset, each.split): each for each in side} for side in (then, now))
-    changed = {each.name for each in drift if each.kind == "data"}
+    changed = {each.path for each in drift if each.kind == "data"}
     lines = []
     for key in dict.fromkeys([*old, *new]):
         of, testset, split = key
         name = f"{testset} {split}, {of}"
         if key not in old or key not in new:
             lines.append(f"{name}: not compared, there is no such benchmark {'then' if key not in old else 'now'}")
-        elif f"{testset} {split}" in changed:
+        elif f"data {testset} {split}" in changed:
             lines.append(f"{name}: not compared, the test set is another one")
         else:
             lines += [f"{name}: {line}" for line in _benchmark_lines(old[key], new[key])]
     return lines
-
-
-def _judge(then: Sequence[float], now: Sequence[float], drift: Sequence[Drift], band: float) -> Verdict:
-    differences = [_difference(one, other) for one, other in zip(then, now, strict=False)]
-    relogged = [each for each in drift if each.name in _LOGGING]
-    if relogged:
-        return Verdict("unknown", None, f"the losses were logged at other steps: {relogged[0].line()}")
-    if not differences:
-        lacking = "then" if not then else "now"
-        return Verdict(
-            "unknown", None, f"no losses to compare: none was logged {lacking} (fewer steps than logging_steps)"
-        )
-    first = next((number for number, difference in enumerate(differences, start=1) if difference), None)
-    if first is None:
-        return Verdict("same", None, f"{_counted(len(differences))} the same{_unseen(drift)}")
-    beyond = next((number for number, each in enumerate(differences, start=1) if each > band), None)
-    shown = beyond or max(range(1, len(differences) + 1), key=lambda number: differences[number - 1])
-    figures = f"{then[shown - 1]:.6g} then, {now[shown - 1]:.6g} now at logged loss {shown}"
-    begin = f"the losses differ from logged loss {first} on: {figures}"
-    if not math.isinf(differences[shown - 1]):
-        begin += f" ({100 * differences[shown - 1]:.2g} %)"
-    if beyond is not None:
-        return Verdict("different", first, f"{begin}, more than rounding makes; {_cause(drift, 'different')}")
-    if _decides(drift):
-        return Verdict("different", first, f"{begin}; {_cause(drift, 'different')}")
-    return Verdict("within", first, f"{begin}, within the band of known nondeterminism; {_cause(drift, 'within')}")
-
-
-def _counted(count: int) -> str:
-    return f"the first {count} logged losses are" if count > 1 else "the first logged loss is"
 
 
 def _difference(then: float, now: float) -> float:
@@ -198,17 +145,11 @@ def _difference(then: float, now: float) -> float:
     return abs(now - then) / max(abs(then), _SMALLEST)
 
 
-def _decides(drift: Sequence[Drift]) -> bool:
-    """Whether something differs that makes another training of it: then a small difference is none of rounding."""
-    return any(each.effect == "course" for each in drift)
+def _changes_trajectory(drift: Sequence[Difference]) -> bool:
+    return any(each.effect == "trajectory" for each in drift)
 
 
-def _unseen(drift: Sequence[Drift]) -> str:
-    course = [each for each in _causes(drift) if each.effect == "course"]
-    return f"; what differs has not shown in them: {course[0].line()}" if course else ""
-
-
-def _cause(drift: Sequence[Drift], verdict: Literal["within", "different"]) -> str:
+def _cause(drift: Sequence[Difference], verdict: Literal["within", "different"]) -> str:
     """The likely cause: the first is the likeliest, two more are named."""
     causes = _causes(drift)
     if not causes and verdict == "within":
@@ -220,12 +161,13 @@ def _cause(drift: Sequence[Drift], verdict: Literal["within", "different"]) -> s
     return f"likely cause: {causes[0].line()}" + (f"; it may also be: {others}{more}" if others else "")
 
 
-def _causes(drift: Sequence[Drift]) -> list[Drift]:
+def _causes(drift: Sequence[Difference]) -> list[Difference]:
     """What can have changed the losses, the likeliest first."""
 
-    def rank(each: Drift) -> tuple[bool, int, int]:
-        package = _PACKAGES.index(each.name) if each.name in _PACKAGES else len(_PACKAGES)
-        return each.effect != "course", _KINDS.index(each.kind), package
+    def rank(each: Difference) -> tuple[bool, int, int]:
+        package = each.path.removeprefix("version of ")
+        likeliest = _PACKAGES.index(package) if package in _PACKAGES else len(_PACKAGES)
+        return each.effect != "trajectory", _KINDS.index(each.kind), likeliest
 
     return sorted((each for each in drift if each.effect != "none"), key=rank)
 

@@ -1,12 +1,12 @@
 """The workspace's git: its commit, and what was changed since and is in no commit.
 
-Covered: changes of files that git tracks, as a patch; specs, dataset entries and templates that it does not track yet,
-as new files in the same patch. Of a patch that is too large the beginning is kept, and it says so.
-Not covered: other files that git does not track; submodules' own changes.
-Leaves workspace.diff in a run folder.
+No program that the repository's own configuration names is run (fsmonitor, hooks, filters, external diffs): a
+workspace may come from somebody else. Other new files, and changes within submodules, are left out.
 """
 
 import hashlib
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from orchestrator.runs.rundir import RunDir
 
 MAX_BYTES = 1_000_000
 MAX_NEW_FILE_BYTES = 64_000
-_OURS = ("runs", "dataset_info", "templates")
-_SUFFIXES = (".yaml", ".yml", ".j2")
+# Specs, dataset entries and templates that git does not track yet are kept as new files.
+_FOLDERS, _SUFFIXES = ("runs", "dataset_info", "templates"), (".yaml", ".yml", ".j2")
+# Whatever the user has configured: no colours, paths from the top, nobody else's programs.
+_DIFF = ("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--ignore-submodules=dirty")
+_PREFIXES = ("--src-prefix=a/", "--dst-prefix=b/")
 
 
 @dataclass(frozen=True)
@@ -30,64 +33,65 @@ class Worktree:
     dirty: bool | None = None
     """Whether files that git tracks differ from that commit."""
     patch: bytes = b""
-    """For `git apply` on that commit; b'' where nothing differs."""
+    """For `git apply` on that commit; b'' where nothing differs. One that is too large is cut, and says so."""
+
+    @property
+    def patch_sha256(self) -> str | None:
+        return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
 
 def read_worktree(root: Path) -> Worktree:
-    """What git says of a workspace."""
-    git = ["git", "-C", str(root)]
+    """What git tells of a workspace."""
+    git = ["git", "--literal-pathspecs", "-C", str(root)]
     try:
-        commit = run_short([*git, "rev-parse", "HEAD"]).strip()
-        # Whatever the user has set: no colours, no program of theirs, paths from the top.
-        how = ["--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--src-prefix=a/", "--dst-prefix=b/"]
-        tracked = run_short_bytes([*git, "diff", "HEAD", *how])
-        top = Path(run_short([*git, "rev-parse", "--show-toplevel"]).rstrip("\n"))
-        listed = run_short([*git, "ls-files", "-z", "--others", "--exclude-standard", "--full-name", "--", *_OURS])
-    except (PrerequisiteError, StageError):  # no git, no repository, no commit yet, or a git that is too slow
+        safe = _without_programs(git)
+        commit = run_short([*git, "rev-parse", "HEAD"], environment=safe).strip()
+        patch = run_short_bytes([*git, *_DIFF, *_PREFIXES], environment=safe)
+        dirty = bool(patch)
+        others = [*git, "ls-files", "-z", "--others", "--exclude-standard", "--", *_FOLDERS]
+        listed = run_short(others, environment=safe).split("\0")
+        new = [name for name in listed if name.endswith(_SUFFIXES) and "\N{REPLACEMENT CHARACTER}" not in name]
+        large = [name for name in new if (root / name).lstat().st_size > MAX_NEW_FILE_BYTES]
+        if small := [name for name in new if name not in large]:
+            index = root / run_short([*git, "rev-parse", "--git-path", "index"], environment=safe).rstrip("\n")
+            with tempfile.TemporaryDirectory() as folder:
+                own = {**safe, "GIT_INDEX_FILE": str(shutil.copy(index, folder))}
+                add = [*git, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
+                run_short(add, input_text="\0".join(small), environment=own)
+                patch = run_short_bytes([*git, *_DIFF, *_PREFIXES], environment=own)
+    except (PrerequisiteError, StageError, OSError):  # no git, no repository, no commit yet, or a git that is too slow
         return Worktree()
-    added = [_as_new(top, name) for name in sorted(listed.split("\0")) if name.endswith(_SUFFIXES)]
-    return Worktree(commit, bool(tracked), _cut(tracked + "".join(added).encode("utf-8", "surrogateescape")))
-
-
-def patch_sha256(worktree: Worktree) -> str | None:
-    return hashlib.sha256(worktree.patch).hexdigest() if worktree.patch else None
+    notes = "".join(f"# new, not kept, over {MAX_NEW_FILE_BYTES:,} bytes: {name!a}\n" for name in large)
+    return Worktree(commit, dirty, _cut(patch + notes.encode()))
 
 
 def keep_patch(run: RunDir, root: Path, facts: Facts) -> Facts:
-    """Write workspace.diff where anything differs; the facts with what stands there."""
+    """Write workspace.diff where anything differs; the facts with what it holds."""
     if facts.git_commit is None:
         return facts
     found = read_worktree(root)
     if found.patch:
         atomic_write(run.workspace_diff, found.patch)
-    known = {"git_commit": found.commit, "git_dirty": found.dirty, "git_diff_sha256": patch_sha256(found)}
+    known = {"git_commit": found.commit, "git_dirty": found.dirty, "git_diff_sha256": found.patch_sha256}
     return facts.model_copy(update=known)
 
 
-def _as_new(top: Path, name: str) -> str:
-    """A file as one that a patch adds; only named where it is large, no text, or of a name that git would quote."""
-    path = top / name
+def _without_programs(git: list[str]) -> dict[str, str]:
+    """Variables by which git runs nothing that a repository's configuration names."""
+    filters = [*git, "config", "-z", "--name-only", "--get-regexp", r"^filter\."]
     try:
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b"\0"
-    except OSError as error:
-        return f"# new, not kept ({error.strerror}): {name!a}\n"
-    if b"\0" in content or len(content) > MAX_NEW_FILE_BYTES or not name.isprintable() or set('"\\') & set(name):
-        return f"# new, not kept: {name!a}\n"
-    begin = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
-    if not content:
-        return begin
-    lines = content.decode("utf-8", "surrogateescape").split("\n")
-    ends_with_newline = lines[-1] == ""
-    lines = lines[:-1] if ends_with_newline else lines
-    text = "".join(f"+{line}\n" for line in lines)
-    tab = "\t" if " " in name else ""  # as git marks the end of such a name
-    end = "" if ends_with_newline else "\\ No newline at end of file\n"
-    return f"{begin}--- /dev/null\n+++ b/{name}{tab}\n@@ -0,0 +1,{len(lines)} @@\n{text}{end}"
+        names = run_short(filters).split("\0")[:-1]
+    except StageError:  # there are none
+        names = []
+    settings = {"core.fsmonitor": "false", "core.hooksPath": "/dev/null", **dict.fromkeys(names, "")}
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (name, value) in enumerate(settings.items()):
+        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
 
 
 def _cut(patch: bytes) -> bytes:
     if len(patch) <= MAX_BYTES:
         return patch
-    whole = hashlib.sha256(patch).hexdigest()
-    said = f"\n# cut here: {len(patch):,} bytes in all, sha256 {whole}\n"
-    return patch[:MAX_BYTES] + said.encode()
+    note = f"\n# cut here: {len(patch):,} bytes in all, sha256 {hashlib.sha256(patch).hexdigest()}\n"
+    return patch[:MAX_BYTES] + note.encode()

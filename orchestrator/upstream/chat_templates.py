@@ -9,6 +9,7 @@ Writes nothing.
 """
 
 import ast
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -154,6 +155,25 @@ def with_found_template(model: ModelSpec, root: Path, installation: Installation
     folder = locate_model(model.name_or_path, root, model.revision)
     found = propose(model.name_or_path, folder, read_templates(installation))
     return model.model_copy(update={"template": found.template}), found.reason
+
+
+def template_sha256(installation: Installation, name: str) -> str | None:
+    """Hash of a template as LLaMA-Factory's source has it: upstream changes texts under one name. None: not known.
+
+    Raises:
+        PrerequisiteError: its source cannot be read.
+    """
+    path = installation.package / "data" / "template.py" if installation.package else None
+    if path is None or not path.is_file():
+        return None
+    lines = path.read_text("utf-8").splitlines()
+    for statement in parse_source(path).body:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        for keyword in call.keywords if isinstance(call, ast.Call) else ():
+            if keyword.arg == "name" and isinstance(keyword.value, ast.Constant) and keyword.value.value == name:
+                text = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+                return hashlib.sha256(text.encode()).hexdigest()
+    return None
 
 
 def has_chat_template(folder: Path) -> bool:

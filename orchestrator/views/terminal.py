@@ -8,9 +8,7 @@ segments and signature are the same.
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -21,14 +19,15 @@ from rich.text import Text
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.runs.registry import Row, row_of
-from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS
 from orchestrator.text import escape_controls
 
 # What these take to import, a list of 10,000 runs takes to print.
 if TYPE_CHECKING:
     from orchestrator.benchmark.curve import Curve
-    from orchestrator.runs.diff import Side
+    from orchestrator.runs.differences import Side
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.record_parts import BenchmarkSummary
@@ -107,11 +106,11 @@ def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
     columns = {
         "run": [visible_line(row.id) for row in rows],
         "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
-        "created": [strftime("%Y-%m-%d %H:%M", localtime(row.created)) for row in rows],
-        "trained on": [visible_line(row.datasets.replace("\n", ", ")) or "-" for row in rows],
+        "created": [f"{row.created:%Y-%m-%d %H:%M}" for row in rows],
+        "trained on": [visible_line(", ".join(row.datasets)) or "-" for row in rows],
         "steps": [visible_line(row.steps) for row in rows],
         "group": [visible_line(row.group) for row in rows],
-        "tags": [visible_line(row.tags.replace("\n", ", ")) for row in rows],
+        "tags": [visible_line(", ".join(row.tags)) for row in rows],
         "last benchmark": [visible_line(row.last) for row in rows],
     }
     for name in ("group", "tags"):
@@ -267,19 +266,19 @@ def print_curve(curve: "Curve") -> None:
 
 def print_differences(one: "Side", other: "Side", as_json: bool) -> None:
     """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
-    from orchestrator.runs.diff import differences
+    from orchestrator.runs.differences import differences
 
     found = differences(one, other)
     for side in (one, other):
         if side.defaults is None and one.versions != other.versions:
             sys.stderr.write(f"note: {side.name} kept no defaults: whether they changed since cannot be told\n")
     if as_json:
-        print_json({"one": one.name, "other": other.name, "differences": [asdict(each) for each in found]})
+        print_json({"one": one.name, "other": other.name, "differences": [each.as_json() for each in found]})
     elif found:
         lines = [
             f"--- {escape_controls(one.heading())}",
             f"+++ {escape_controls(other.heading())}",
-            *(each.line() for each in found),
+            *(each.arrow() for each in found),
         ]
         sys.stdout.write("\n".join(lines) + "\n")
     else:
@@ -297,9 +296,9 @@ def print_runs(rows: Sequence[Row]) -> None:
 
 def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, what it took, its folder."""
-    from orchestrator.runs import costs
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.trash import in_trash
+    from orchestrator.runs.usage import usage_lines
 
     run = RunDir(path)
     notes = Notes.load(run)
@@ -320,7 +319,7 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
         sys.stdout.write(
             "\n" + escape_controls(f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}") + "\n"
         )
-    if took := costs.lines(record):
+    if took := usage_lines(record):
         sys.stdout.write("\n" + "".join(f"{escape_controls(line)}\n" for line in took))
     sys.stdout.write(f"\n{escape_controls(str(path))}\n")
 

@@ -1,0 +1,325 @@
+"""What differs between two specs or runs, and what each difference can do to the losses.
+
+One comparison for `show --diff`, rerun and resume: they only filter it and print it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.files import read_json
+from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.arguments import COMPUTED, Argument
+from orchestrator.specs.spec import OWNED, RunSpec, spec_json
+from orchestrator.text import escape_controls
+
+Severity = Literal["error", "warning", "note"]
+"""error: other data or another model. warning: it may matter. note: requested by --set, or without effect."""
+
+Effect = Literal["trajectory", "rounding", "none"]
+"""On the losses. trajectory: other examples, weights or steps. rounding: the same sums, taken in another way."""
+
+Kind = Literal["spec", "default", "data", "model", "adapter", "template", "version", "machine", "environment", "git"]
+
+# The packages that declare the arguments, and what they are called.
+DECLARE = {"llamafactory": "LLaMA-Factory", "transformers": "transformers"}
+# Arguments of the training that leave its losses as they are, by the beginning of their names.
+_NO_EFFECT = (
+    *("logging_", "log_", "save_", "report_to", "run_name", "project", "trackio_", "swanlab", "use_swanlab"),
+    *("plot_loss", "disable_tqdm", "push_to_hub", "hub_", "hf_hub_token", "ms_hub_token", "om_hub_token", "cache_dir"),
+    *("eval_", "per_device_eval_batch_size", "do_eval", "load_best_model_at_end", "metric_for_best_model"),
+    *("greater_is_better", "early_stopping_steps", "prediction_loss_only", "include_", "batch_eval_metrics"),
+    *("compute_accuracy", "do_predict", "predict_with_generate", "generation_", "print_param_status"),
+    *("overwrite_cache", "data_shared_file_system", "ddp_timeout", "debug", "skip_memory_metrics"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("profile", "enable_torch_profiler", "torch_empty_cache_steps"),
+)
+# Arguments that change how the same sums are taken.
+_ROUNDING = (
+    *("bf16", "fp16", "pure_bf16", "fp8", "tf32", "flash_attn", "use_cpu", "infer_dtype", "full_determinism"),
+    *("disable_gradient_checkpointing", "gradient_checkpointing", "use_reentrant_gc", "use_unsloth", "torch_compile"),
+    *("enable_liger_kernel", "use_liger_kernel", "liger_kernel_config", "upcast_", "use_v1_kernels", "use_kv_cache"),
+    *("use_cache", "low_cpu_mem_usage", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "deepspeed"),
+    *("ddp_find_unused_parameters", "ddp_static_graph", "fsdp"),
+)
+_PROCESSES = ("nproc_per_node", "nnodes")
+_SCORING = ("version of sacrebleu", "version of openai")  # of the benchmarks only
+# Variables of the environment: which decide how many examples make a step, and which change no sum.
+_LAUNCHING = ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "MIN_NNODES", "MAX_NNODES", "USE_RAY", "USE_KT", "USE_MCA")
+_QUIET = re.compile(
+    r"HF_(HOME|TOKEN_PATH|ENDPOINT|.*(CACHE|OFFLINE|TRANSFER|TIMEOUT|TELEMETRY|DISABLE|XET).*)|HUGGINGFACE_.*|"
+    r".*(VERBOSITY|DEBUG|_LOG|LOG_|_CACHE|OFFLINE).*|TOKENIZERS_PARALLELISM|MASTER_(ADDR|PORT)|NODE_RANK|RDZV_ID|"
+    r"MAX_RESTARTS|RECORD_VRAM|MODELSCOPE_.*|PYTHONPATH|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|REQUIRE_.*)"
+)
+# Sections of a spec that choose what a fact is of.
+_SECTIONS = {
+    "data": ("dataset", "eval_dataset", "benchmark"),
+    "model": ("model",),
+    "adapter": ("model",),
+    "template": ("model",),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A spec, or a run, as one of two that are compared."""
+
+    name: str
+    spec: RunSpec
+    versions: Mapping[str, str]
+    """Of the packages in DECLARE: what runs, or ran, the spec."""
+    defaults: Mapping[str, Any] | None
+    """Argument -> its default in these versions. None: not known."""
+    facts: Facts | None = None
+    """Of a run."""
+
+    def heading(self) -> str:
+        known = [f"{title} {self.versions[key]}" for key, title in DECLARE.items() if key in self.versions]
+        return f"{self.name} ({', '.join(known)})" if known else self.name
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that differs."""
+
+    kind: Kind
+    """spec: a field. default: an argument that neither spec sets. The others are facts."""
+    path: str
+    """Dotted path in the spec; of a fact its name in words: 'version of torch', 'data captions train'."""
+    then: Any
+    now: Any
+    effect: Effect
+    severity: Severity
+    absent: tuple[bool, bool] = (False, False)
+    """On which side a spec sets nothing; the value there is the default, None where that is not known."""
+
+    def as_json(self) -> dict[str, Any]:
+        sides = {"one": self.then, "other": self.now, "absent": list(self.absent)}
+        return {"kind": self.kind, "path": self.path, **sides, "effect": self.effect, "severity": self.severity}
+
+    def line(self) -> str:
+        """'spec seed: 42 then, 43 now'."""
+        what = {"spec": f"spec {self.path}", "default": f"default of {self.path}"}.get(self.kind, self.path)
+        then, now = ("none" if self.absent[side] else _short(value) for side, value in enumerate((self.then, self.now)))
+        return escape_controls(f"{what}: {then} then, {now} now")
+
+    def arrow(self) -> str:
+        """'seed: 42 -> 43'."""
+        if self.kind not in ("spec", "default"):
+            return escape_controls(f"{self.path}: {_short(self.then)} -> {_short(self.now)}")
+        sides = [
+            json.dumps(value, ensure_ascii=False) + (" (by default)" if absent and value is not None else "")
+            if not absent or value is not None
+            else "not set"
+            for value, absent in zip((self.then, self.now), self.absent, strict=True)
+        ]
+        changed = "; the default changed, neither spec sets it" if self.kind == "default" else ""
+        return escape_controls(f"{self.path}: {' -> '.join(sides)}{changed}")
+
+
+def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[Difference]:
+    """All that differs: the specs' fields in their order, then defaults, then the facts of two runs.
+
+    What the KEY=VALUE of --set name that made one spec of the other is a note.
+    """
+    flats = [_flat(spec_json(side.spec)) for side in (one, other)]
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    packs = any(_maps_in_batches(side.spec) for side in (one, other))
+    found: list[Difference] = []
+    for path in dict.fromkeys([*flats[0], *flats[1]]):
+        absent = (path not in flats[0], path not in flats[1])
+        then, now = (flats[n].get(path, _default(side, path)) for n, side in enumerate((one, other)))
+        if absent == (False, False) and then == now and type(then) is type(now):
+            continue
+        no_effect = then == now or _same_files(path, one.facts, other.facts)
+        changes: Effect = "none" if no_effect else effect(path, packs=packs)
+        severity: Severity = "note" if then == now or _is_named(path, keys) else "warning"
+        found.append(Difference("spec", path, then, now, changes, severity, absent))
+    found += _changed_defaults(one, other, packs)
+    if one.facts is not None and other.facts is not None:
+        found += _fact_differences(one.facts, other.facts, keys)
+    return found
+
+
+def by_severity(found: Sequence[Difference]) -> list[Difference]:
+    """Errors first, then warnings, then notes."""
+    return sorted(found, key=lambda each: ("error", "warning", "note").index(each.severity))
+
+
+def effect(path: str, *, packs: bool = False) -> Effect:
+    """What another value of a spec's field does to the losses. An unknown field changes the trajectory.
+
+    Where a training packs its examples, how data are preprocessed chooses them.
+    """
+    section, _, name = path.partition(".")
+    if section in ("name", "serve", "benchmark", "export", "eval_dataset"):
+        return "none"
+    if section == "compute":
+        leaf = name.partition(".")[0]
+        return "trajectory" if leaf in _PROCESSES else "rounding" if leaf in ("devices", "env") else "none"
+    if section == "train" and name.startswith("preprocessing_"):
+        return "trajectory" if packs else "none"
+    if section == "train" and name.startswith(_NO_EFFECT):
+        return "none"
+    if (section == "train" and name.startswith(_ROUNDING)) or path == "model.trust_remote_code":
+        return "rounding"
+    return "trajectory"
+
+
+def defaults_json(arguments: Mapping[str, Argument]) -> str:
+    """The text of defaults.json, by which a run keeps the defaults of its day: no later version knows them."""
+    return json.dumps(known_defaults(arguments), indent=1) + "\n"
+
+
+def known_defaults(arguments: Mapping[str, Argument]) -> dict[str, Any]:
+    """The defaults of `llamafactory-cli train` that its source shows."""
+    return {
+        name: argument.default
+        for name, argument in sorted(arguments.items())
+        if "train" in argument.commands and argument.default is not COMPUTED
+    }
+
+
+def run_defaults(run: RunDir) -> dict[str, Any] | None:
+    """The defaults that a run kept; None where it kept none.
+
+    Raises:
+        PrerequisiteError: its defaults.json is damaged.
+    """
+    try:
+        value = read_json(run.defaults)
+    except FileNotFoundError:
+        return None
+    except PrerequisiteError as error:
+        raise PrerequisiteError(error.message, f"remove {run.defaults}") from error
+    return value if isinstance(value, dict) else None
+
+
+def _changed_defaults(one: Side, other: Side, packs: bool) -> Iterator[Difference]:
+    """Arguments of the training that neither spec sets, with another default on either side."""
+    if one.spec.train is None or other.spec.train is None or one.defaults is None or other.defaults is None:
+        return
+    given = {*one.spec.train.arguments(), *other.spec.train.arguments(), *OWNED}
+    for name, then in one.defaults.items():
+        if name in other.defaults and name not in given and then != other.defaults[name]:
+            path = f"train.{name}"
+            yield Difference("default", path, then, other.defaults[name], effect(path, packs=packs), "warning")
+
+
+def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
+    sides = (then, now)
+    trained = {f"data {each.dataset} {each.split}" for side in sides for each in side.data if each.is_trained_on}
+    data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in sides]
+    facts: list[tuple[Kind, str, Any, Any]] = [
+        *_each("data", "data {}", *data),
+        ("model", "model hash", then.model_sha256, now.model_sha256),
+        ("adapter", "adapter hash", then.adapter_sha256, now.adapter_sha256),
+        *_if_known("template", "chat template hash", then.chat_template_sha256, now.chat_template_sha256),
+        *_each("version", "version of {}", then.versions, now.versions),
+        ("machine", "platform", then.platform, now.platform),
+        *_if_known("machine", "processor", then.cpu, now.cpu),
+        ("machine", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
+        *_each("version", "version of {}", then.cuda, now.cuda),
+        *_each("environment", "variable {}", then.environment, now.environment),
+        ("git", "git commit", then.git_commit, now.git_commit),
+        ("git", "uncommitted changes in git", *_uncommitted(then, now)),
+    ]
+    found = []
+    for kind, path, old, new in facts:
+        if old == new:
+            continue
+        if kind in ("model", "adapter") and None not in (old, new) and then.hash_version != now.hash_version:
+            path = f"{path} (one was hashed by an earlier version: not compared)"
+            found.append(Difference(kind, path, old, new, "none", "note"))
+            continue
+        changes: Effect = "rounding"
+        severity: Severity = "warning"
+        if kind in _SECTIONS:
+            changes = "none" if kind == "data" and path not in trained else "trajectory"
+            severity = "warning" if old is None or new is None else "error"  # one that is not known may be the same
+            if any(key.partition(".")[0] in _SECTIONS[kind] for key in keys):
+                severity = "note"
+        elif kind == "environment":
+            changes = _variable_effect(path.removeprefix("variable "), old, new)
+            severity = "note" if changes == "none" else "warning"
+        elif kind == "git" or path in _SCORING:
+            changes = "none"  # what a commit can change of a run, its spec and its data, is compared itself
+        found.append(Difference(kind, path, old, new, changes, severity))
+    return found
+
+
+def _variable_effect(name: str, then: Any, now: Any) -> Effect:
+    if name == "CUDA_VISIBLE_DEVICES" and None not in (then, now):
+        return "rounding" if then.count(",") == now.count(",") else "trajectory"
+    return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
+
+
+def _uncommitted(then: Facts, now: Facts) -> tuple[Any, Any]:
+    """The hashes of the changes where there were some on both sides; else whether there were any."""
+    if then.git_diff_sha256 is not None and now.git_diff_sha256 is not None:
+        return then.git_diff_sha256, now.git_diff_sha256
+    return then.git_dirty, now.git_dirty
+
+
+def _if_known(kind: Kind, what: str, then: Any, now: Any) -> list[tuple[Kind, str, Any, Any]]:
+    """A fact that records of earlier versions lack."""
+    return [] if then is None or now is None else [(kind, what, then, now)]
+
+
+def _each(
+    kind: Kind, what: str, then: Mapping[str, str | None] | None, now: Mapping[str, str | None] | None
+) -> list[tuple[Kind, str, Any, Any]]:
+    """Every name of two mappings; nothing where a record of an earlier version lacks one."""
+    if then is None or now is None:
+        return []
+    return [(kind, what.format(name), then.get(name), now.get(name)) for name in {**then, **now}]
+
+
+def _maps_in_batches(spec: RunSpec) -> bool:
+    """Whether LLaMA-Factory packs examples, which it does within each batch that it preprocesses."""
+    arguments = spec.train.arguments() if spec.train is not None else {}
+    return arguments.get("stage") == "pt" or bool(arguments.get("packing") or arguments.get("neat_packing"))
+
+
+def _is_named(path: str, keys: Sequence[str]) -> bool:
+    """Whether a --set names a field, a section that it is in, or something within it."""
+    return any(path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.") for key in keys)
+
+
+def _same_files(path: str, then: Facts | None, now: Facts | None) -> bool:
+    """Whether a model under another name is the same by its hash."""
+    if then is None or now is None or then.hash_version != now.hash_version:
+        return False
+    if path in ("model.name_or_path", "model.revision"):
+        return then.model_sha256 is not None and then.model_sha256 == now.model_sha256
+    if path == "model.adapter_name_or_path":
+        return then.adapter_sha256 is not None and then.adapter_sha256 == now.adapter_sha256
+    return False
+
+
+def _default(side: Side, path: str) -> Any:
+    """Of an argument that a spec does not set."""
+    section, _, name = path.partition(".")
+    return (side.defaults or {}).get(name) if section in ("train", "serve") else None
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted path."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return {k: v for index, item in enumerate(value) for k, v in _flat(item, f"{at}.{index}").items()}
+    return {at: value}
+
+
+def _short(value: Any) -> str:
+    """A value as a line shows it: a hash cut to 12 digits."""
+    if value is None:
+        return "none"
+    text = str(value)
+    is_hash = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
+    return text[:12] if is_hash else text

@@ -1,0 +1,159 @@
+"""The workspace, and the runs and groups in it: made, listed, found by what a user calls them."""
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.files import expanded, resolved
+from orchestrator.runs.rundir import GroupDir, RunDir, new_folder
+
+_RUN_ID = re.compile(r"(.+)-[0-9]{8}-[0-9]{6}(?:-([0-9]+))?", re.DOTALL)
+# Near the beginning of record.json: to sort a thousand runs, none is read to its end.
+_CREATED = re.compile(rb'"created_at": *"([0-9T:.+Z-]+)"')
+_HEAD_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with runs/ and dataset_info/ (and templates/, where it overrides the shipped ones)."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def schema(self) -> Path:
+        """The specs' JSON Schema for the LLaMA-Factory of this machine; a spec's first line names it."""
+        return self.runs / ".spec.schema.json"
+
+    @property
+    def trash(self) -> Path:
+        """Beside the run folders, so that moving something there is a rename."""
+        return self.runs / ".trash"
+
+    @property
+    def dataset_info(self) -> Path:
+        return self.root / "dataset_info"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
+    def new_run(self, name: str, now: datetime) -> RunDir:
+        """A new, empty run folder runs/<name>-<YYYYMMDD-HHMMSS>, with a suffix where that is taken."""
+        return RunDir(new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+
+    def new_group(self, name: str, now: datetime) -> GroupDir:
+        """A new, empty folder runs/<name>-sweep-<YYYYMMDD-HHMMSS> for a group of runs."""
+        return GroupDir(new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
+
+    def all_runs(self) -> list[RunDir]:
+        """Every run folder, oldest first."""
+        return [RunDir(path) for path in sorted(self._folders_with("record.json"), key=_age)]
+
+    def lookup_run(self, word: str) -> RunDir | None:
+        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest.
+
+        Raises:
+            SpecError: it means a group, or may mean one as well.
+        """
+        if (folder := self._folder(word, "record.json")) is not None:
+            return RunDir(folder)
+        runs = self.all_runs()
+        named = runs if word == "latest" else [run for run in runs if spec_name(run.id) == word]
+        group = self.lookup_group(word)
+        if group is not None:
+            also = f" is the newest run {named[-1].id}, but also" if named else " is"
+            raise SpecError(
+                f"{word!r}{also} a group of runs, {group.id}: this takes a run",
+                f"orchestrator show {group.id} lists its runs; name one by its id",
+            )
+        return named[-1] if named else None
+
+    def find_run(self, word: str) -> RunDir:
+        """The same; SpecError where there is none."""
+        run = self.lookup_run(word)
+        if run is None:
+            hint = did_you_mean(word, self.run_words())
+            raise SpecError(f"no run {word!r} in {self.runs}{hint}", "orchestrator list shows the runs")
+        return run
+
+    def run_words(self) -> set[str]:
+        """Every word that lookup_run knows but paths."""
+        runs = self.all_runs()
+        return {run.id for run in runs} | {spec_name(run.id) for run in runs}
+
+    def lookup_group(self, word: str) -> GroupDir | None:
+        """The group that a word means: its id, its folder, or its id without the time (the newest such group)."""
+        if (folder := self._folder(word, "group.json")) is not None:
+            return GroupDir(folder)
+        found = [path for path in self._folders_with("group.json") if spec_name(path.name) == word]
+        return GroupDir(max(found, key=_age)) if found else None
+
+    def _folder(self, word: str, name: str) -> Path | None:
+        """The folder that a word names, as a path or by its id, if it holds a file of that name."""
+        for path in (Path(word), self.root / word) if word else ():
+            if _has_file(path, name):
+                return resolved(path)
+        return self.runs / word if word and "/" not in word and _has_file(self.runs / word, name) else None
+
+    def _folders_with(self, name: str) -> list[Path]:
+        paths = self.runs.iterdir() if self.runs.is_dir() else ()
+        return [path for path in paths if not path.name.startswith(".") and _has_file(path, name)]
+
+
+def find_workspace(given: Path | None = None, start: Path | None = None) -> Workspace:
+    """The workspace: `given`, or $ORCHESTRATOR_WORKSPACE, or the nearest folder upwards with runs/ and dataset_info/.
+
+    Raises:
+        SpecError: there is none.
+    """
+    named = given or (Path(value) if (value := os.environ.get("ORCHESTRATOR_WORKSPACE")) else None)
+    if named is not None:
+        root = resolved(expanded(named))
+        if not _is_workspace(root):
+            raise SpecError(f"{root} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
+        return Workspace(root)
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if _is_workspace(folder):
+            return Workspace(folder)
+    raise SpecError(
+        f"no workspace here: neither {here} nor a folder above it has runs/ and dataset_info/",
+        "orchestrator init makes one here; --workspace DIR names one elsewhere",
+    )
+
+
+def spec_name(run_id: str) -> str:
+    """'demo' for demo-20261124-101500 and demo-20261124-101500-2."""
+    match = _RUN_ID.fullmatch(run_id)
+    return match[1] if match else run_id
+
+
+def _is_workspace(folder: Path) -> bool:
+    return (folder / "runs").is_dir() and (folder / "dataset_info").is_dir()
+
+
+def _has_file(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises where a name is too long
+
+
+def _age(path: Path) -> tuple[float, int, str]:
+    """When a run or a group was made, by its file (ids have local times); within a second by the number in its id."""
+    match = _RUN_ID.fullmatch(path.name)
+    number = int(match[2] or 1) if match else 1
+    for name in ("record.json", "group.json"):
+        try:
+            with (path / name).open("rb") as file:
+                found = _CREATED.search(file.read(_HEAD_BYTES))
+            if found:
+                created = datetime.fromisoformat(found[1].decode())
+                return created.replace(tzinfo=created.tzinfo or UTC).timestamp(), number, path.name
+        except (OSError, ValueError):
+            continue
+    return path.stat().st_mtime, number, path.name

@@ -1,0 +1,457 @@
+"""What differs between two specs or runs, and what it can change. Run: pytest tests/test_differences.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.runs.differences import (
+    Difference,
+    Side,
+    by_severity,
+    defaults_json,
+    differences,
+    effect,
+    known_defaults,
+    run_defaults,
+)
+from orchestrator.runs.record_parts import DataFacts, Facts
+from orchestrator.runs.run_checkpoints import resume_problems
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.arguments import COMPUTED, Argument
+from orchestrator.specs.spec import RunSpec
+
+SPEC = RunSpec(
+    name="toy",
+    model={"name_or_path": "models/tiny"},
+    dataset="d",
+    train={"learning_rate": 1e-4, "lora_rank": 8, "report_to": ["a", "b"], "logging_steps": 5},
+    benchmark=[{"testset": "d"}],
+)
+FACTS = Facts(
+    versions={"torch": "2.1", "python": "3.11"},
+    platform="Linux x86_64",
+    gpus=["NVIDIA H100, 550"],
+    git_commit="a" * 40,
+    git_dirty=False,
+    data=[
+        DataFacts(dataset="d", split="train", pairs=2, blank_pairs=0, sha256="1" * 64),
+        DataFacts(dataset="d", split="test", pairs=2, blank_pairs=0, sha256="3" * 64),
+    ],
+    model_sha256="2" * 64,
+    adapter_sha256="4" * 64,
+    chat_template_sha256="6" * 64,
+)
+NEW = {"optim": "fused", "lora_rank": 8, "bf16": False, "only_new": 1}
+OLD = {"optim": "torch", "lora_rank": 8, "bf16": False, "only_old": 1}
+
+
+def changed(**changes: object) -> RunSpec:
+    return RunSpec.model_validate({**SPEC.model_dump(), **changes})
+
+
+def trained(**changes: object) -> RunSpec:
+    return changed(train={**SPEC.model_dump()["train"], **changes})
+
+
+def data(train: str = "1", test: str = "3") -> list[DataFacts]:
+    digits = (train, test)
+    return [each.model_copy(update={"sha256": digit * 64}) for each, digit in zip(FACTS.data, digits, strict=True)]
+
+
+def found(spec: RunSpec = SPEC, overrides: tuple[str, ...] = (), then: Facts = FACTS, **facts: Any) -> list[Difference]:
+    """Of two runs: one of SPEC with the facts of `then`, and another."""
+    now = Side("now", spec, {}, None, then.model_copy(update=facts))
+    return differences(Side("then", SPEC, {}, None, then), now, overrides)
+
+
+def only(spec: RunSpec = SPEC, overrides: tuple[str, ...] = (), then: Facts = FACTS, **facts: Any) -> Difference:
+    (each,) = found(spec, overrides, then, **facts)
+    return each
+
+
+def side(name: str = "a", defaults: dict[str, Any] | None = NEW, facts: Facts | None = None, **changes: Any) -> Side:
+    """A spec that is compared with another."""
+    spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "toy", "train": {"stage": "sft"}}
+    versions = {"llamafactory": "0.9.4" if defaults is OLD else "0.9.5"}
+    return Side(name, RunSpec.model_validate({**spec, **changes}), versions, defaults, facts)
+
+
+def arrows(one: Side, other: Side) -> list[str]:
+    return [each.arrow() for each in differences(one, other)]
+
+
+def test_nothing_differs_from_itself():
+    assert found() == []
+    assert arrows(side(), side("b")) == arrows(side(defaults=OLD), side(defaults=OLD)) == []
+
+
+# Specs
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"seed": 1}, {"seed": 2}, ["seed: 1 -> 2"]),
+        ({"train": {"x": 1}}, {"train": {"x": 1.0}}, ["train.x: 1 -> 1.0"]),
+        ({"train": {"x": "1"}}, {"train": {"x": 1}}, ['train.x: "1" -> 1']),
+        ({"train": {}}, {"train": {"x": None}}, ["train.x: not set -> null"]),
+        ({"train": {}}, {"train": {"lora_rank": 16}}, ["train.lora_rank: 8 (by default) -> 16"]),
+        ({"train": {"bf16": True}}, {"train": {}}, ["train.bf16: true -> false (by default)"]),
+        ({"train": {"lora_target": ["a", "b"]}}, {}, ['train.lora_target: ["a", "b"] -> null']),
+        (
+            {"benchmark": [{"testset": "t"}]},
+            {"benchmark": [{"testset": "t", "max_samples": 5}]},
+            ["benchmark.0.max_samples: null -> 5"],
+        ),
+        ({"model": {"name_or_path": "a\x1b[2J"}}, {}, ['model.name_or_path: "a\\u001b[2J" -> "m"']),
+    ],
+)
+def test_show_has_both_values_with_types_and_where_one_spec_is_silent_the_default(one, other, expected):
+    assert arrows(side(**one), side(**other)) == expected
+
+
+def test_a_default_that_changed_is_named_where_both_train_and_neither_sets_it():
+    changed_one = 'train.optim: "torch" -> "fused"; the default changed, neither spec sets it'
+    assert arrows(side(defaults=OLD), side()) == [changed_one]
+    (each,) = differences(side(defaults=OLD), side())
+    assert (each.line(), each.severity, each.effect) == (
+        "default of train.optim: torch then, fused now", "warning", "trajectory",
+    )  # fmt: skip
+    assert arrows(side(defaults=OLD, train={"optim": "torch"}), side(train={"optim": "torch"})) == []
+    (explicit,) = arrows(side(defaults=OLD), side(train={"optim": "torch"}))
+    assert explicit == 'train.optim: "torch" (by default) -> "torch"'
+    assert arrows(side(defaults=None), side()) == []
+    bench = {"train": None, "dataset": None, "benchmark": [{"testset": "t"}]}
+    assert arrows(side(defaults=OLD, **bench), side(**bench)) == []
+
+
+def test_a_default_that_is_written_out_changes_nothing():
+    (each,) = differences(side(), side(train={"stage": "sft", "lora_rank": 8}))
+    assert (each.effect, each.severity) == ("none", "note")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("seed", "trajectory"),
+        ("dataset", "trajectory"),
+        ("model.template", "trajectory"),
+        ("train.learning_rate", "trajectory"),
+        ("train.per_device_train_batch_size", "trajectory"),
+        ("train.no_one_knows_it", "trajectory"),
+        ("compute.nproc_per_node", "trajectory"),
+        ("train.bf16", "rounding"),
+        ("train.gradient_checkpointing_kwargs.use_reentrant", "rounding"),
+        ("compute.devices", "rounding"),
+        ("train.logging_steps", "none"),
+        ("train.eval_strategy", "none"),
+        ("train.preprocessing_num_workers", "none"),
+        ("compute.slurm.partition", "none"),
+        ("benchmark.0.testset", "none"),
+        ("serve.port", "none"),
+        ("name", "none"),
+    ],
+)
+def test_the_effect_of_a_field_on_the_losses(path, expected):
+    assert effect(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "none"),
+        ({"packing": True}, "trajectory"),
+        ({"neat_packing": True}, "trajectory"),
+        ({"stage": "pt"}, "trajectory"),
+    ],
+)  # fmt: skip
+def test_how_data_are_preprocessed_chooses_examples_where_they_are_packed(arguments, expected):
+    """LLaMA-Factory packs within each batch that it maps."""
+    one, other = (side(train={**arguments, "preprocessing_batch_size": size}) for size in (1000, 500))
+    (each,) = differences(one, other)
+    assert each.effect == expected
+
+
+def test_what_chooses_examples_weights_or_steps_is_never_taken_for_less(arguments):
+    """By LLaMA-Factory's own list of arguments: a prefix that is too short would be seen here."""
+    kept = {name for name in arguments if effect(f"train.{name}") == "trajectory"}
+    words = "learning_rate batch_size accumulation warmup lora_ quantization seed epoch optim max_steps adam"
+    words += " weight_decay packing cutoff template max_samples val_size schedul"
+    others = ("eval", "preprocessing", "export", "swanlab", "deepspeed", "profiler")
+    chosen = {name for name in arguments if any(word in name for word in words.split())}
+    named = {name for name in chosen if not any(other in name for other in others)}
+    assert len(named) > 40
+    assert named - kept == set()
+
+
+# Facts
+
+
+@pytest.mark.parametrize(
+    ("facts", "line", "severity", "expected"),
+    [
+        ({"data": data(train="9")}, "data d train: 111111111111 then, 999999999999 now", "error", "trajectory"),
+        ({"data": data(test="9")}, "data d test: 333333333333 then, 999999999999 now", "error", "none"),
+        ({"data": FACTS.data[:1]}, "data d test: 333333333333 then, none now", "warning", "none"),
+        ({"model_sha256": "9" * 64}, "model hash: 222222222222 then, 999999999999 now", "error", "trajectory"),
+        ({"model_sha256": None}, "model hash: 222222222222 then, none now", "warning", "trajectory"),
+        ({"adapter_sha256": "9" * 64}, "adapter hash: 444444444444 then, 999999999999 now", "error", "trajectory"),
+        (
+            {"chat_template_sha256": "9" * 64},
+            "chat template hash: 666666666666 then, 999999999999 now", "error", "trajectory",
+        ),
+        (
+            {"versions": {"torch": "2.2", "python": "3.11"}},
+            "version of torch: 2.1 then, 2.2 now", "warning", "rounding",
+        ),
+        ({"versions": {"torch": "2.1"}}, "version of python: 3.11 then, none now", "warning", "rounding"),
+        (
+            {"versions": {**FACTS.versions, "sacrebleu": "2.9"}},
+            "version of sacrebleu: none then, 2.9 now", "warning", "none",
+        ),
+        ({"platform": "Darwin arm64"}, "platform: Linux x86_64 then, Darwin arm64 now", "warning", "rounding"),
+        ({"gpus": []}, "GPUs: NVIDIA H100, 550 then, none now", "warning", "rounding"),
+        ({"git_commit": "b" * 40}, "git commit: aaaaaaaaaaaa then, bbbbbbbbbbbb now", "warning", "none"),
+        ({"git_dirty": True}, "uncommitted changes in git: False then, True now", "warning", "none"),
+    ],
+)  # fmt: skip
+def test_a_fact_that_differs_is_a_line_with_its_weight(facts, line, severity, expected):
+    each = only(**facts)
+    assert (each.line(), each.severity, each.effect) == (line, severity, expected)
+    assert each.arrow() == line.replace(" then, ", " -> ").removesuffix(" now")
+
+
+def test_data_on_which_a_run_is_trained_count_whatever_their_split_is_called():
+    sides = [[DataFacts(dataset="d", split="train_sft", use="train", pairs=1, sha256=digit * 64)] for digit in "19"]
+    assert only(then=FACTS.model_copy(update={"data": sides[0]}), data=sides[1]).effect == "trajectory"
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now", "line"),
+    [
+        ("cpu", "Xeon, 2 threads", "EPYC, 8 threads", "processor: Xeon, 2 threads then, EPYC, 8 threads now"),
+        ("cuda", {"triton": "3.1"}, {"triton": "3.2"}, "version of triton: 3.1 then, 3.2 now"),
+        ("environment", {}, {"OMP_NUM_THREADS": "2"}, "variable OMP_NUM_THREADS: none then, 2 now"),
+        ("chat_template_sha256", "7" * 64, "8" * 64, "chat template hash: 777777777777 then, 888888888888 now"),
+    ],
+)
+def test_what_only_one_side_knows_is_not_compared(name, then, now, line):
+    known, unknown = FACTS.model_copy(update={name: then}), FACTS.model_copy(update={name: None})
+    assert only(then=known, **{name: now}).line() == line
+    assert found(then=unknown, **{name: now}) == found(then=known, **{name: None}) == []
+
+
+def test_changes_that_are_in_no_commit_are_compared_by_their_text():
+    dirty = FACTS.model_copy(update={"git_dirty": True, "git_diff_sha256": "7" * 64})
+    assert found(then=dirty) == []
+    line = "uncommitted changes in git: 777777777777 then, 888888888888 now"
+    assert only(then=dirty, git_diff_sha256="8" * 64).line() == line
+
+
+def test_hashes_of_an_earlier_version_are_not_compared():
+    """It took samples of the weights: that the two are other says nothing."""
+    for each in found(model_sha256="9" * 64, adapter_sha256="9" * 64, hash_version=2):
+        assert (each.severity, each.effect) == ("note", "none") and "hashed by an earlier version" in each.line()
+    assert only(model_sha256=None, hash_version=2).severity == "warning"
+    renamed = changed(model={"name_or_path": "models/other"})
+    assert [each.effect for each in found(renamed, hash_version=2)] == ["trajectory"]
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now", "severity", "expected"),
+    [
+        ("OMP_NUM_THREADS", "1", "2", "warning", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", "0", "1", "warning", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", "0", "0,1", "warning", "trajectory"),
+        ("FORCE_TORCHRUN", None, "1", "warning", "trajectory"),
+        ("HF_HUB_OFFLINE", "1", None, "note", "none"),
+        ("NCCL_DEBUG", None, "INFO", "note", "none"),
+    ],
+)
+def test_a_variable_of_the_environment_counts_by_what_it_can_change(name, then, now, severity, expected):
+    sides = [{} if value is None else {name: value} for value in (then, now)]
+    each = only(then=FACTS.model_copy(update={"environment": sides[0]}), environment=sides[1])
+    assert (each.path, each.severity, each.effect) == (f"variable {name}", severity, expected)
+
+
+def test_a_model_under_another_name_that_is_the_same_has_no_effect():
+    other = changed(model={"name_or_path": "models/other"})
+    assert only(other).effect == "none"
+    assert only(other, then=FACTS.model_copy(update={"model_sha256": None})).effect == "trajectory"
+
+
+def test_the_facts_of_a_spec_are_not_there():
+    assert arrows(side(facts=FACTS), side()) == []
+
+
+# What was requested
+
+
+@pytest.mark.parametrize("override", ["train.lora_rank=16", "train={lora_rank: 16}", "train.lora_rank.x=1"])
+def test_what_set_names_is_a_note(override):
+    assert only(trained(lora_rank=16), (override,)).severity == "note"
+    assert only(trained(lora_rank=16), ("train.lora_ran=16", "seed=1")).severity == "warning"
+
+
+def test_what_follows_from_what_set_names_is_a_note_too():
+    model = changed(model={"name_or_path": "models/other"})
+    facts = {"model_sha256": "9" * 64, "chat_template_sha256": "9" * 64}
+    assert {each.severity for each in found(model, ("model.name_or_path=models/other",), **facts)} == {"note"}
+    other = [DataFacts(dataset="e", split="train", pairs=2, blank_pairs=0, sha256="5" * 64), FACTS.data[1]]
+    assert {each.severity for each in found(changed(dataset="e"), ("dataset=e",), data=other)} == {"note"}
+    assert only(overrides=("seed=42",), data=data(train="9")).severity == "error"
+
+
+def test_errors_come_first_and_notes_last():
+    every = found(trained(logging_steps=1), ("train=",), model_sha256="9" * 64, platform="x", git_commit="b" * 40)
+    assert [each.severity for each in by_severity(every)] == ["error", "warning", "warning", "note"]
+
+
+# What a resume makes of it
+
+
+def resumed(spec: RunSpec = SPEC, **facts: object) -> list[tuple[str, str]]:
+    problems = resume_problems(SPEC, spec, FACTS, FACTS.model_copy(update=facts))
+    return [(each.severity, each.message) for each in problems]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 2e-4),
+        ("num_train_epochs", 5),
+        ("per_device_train_batch_size", 2),
+        ("lora_rank", 16),
+        ("quantization_bit", 4),
+        ("packing", True),
+        ("deepspeed", "ds.json"),
+        ("an_argument_of_a_later_version", 1),
+    ],
+)
+def test_what_makes_another_training_of_it_is_an_error_with_both_values(name, value):
+    then = SPEC.train.arguments().get(name, "none") if SPEC.train else None
+    ((severity, message),) = resumed(trained(**{name: value}))
+    assert severity == "error"
+    assert message.startswith(f"spec train.{name}: {then} then, {value} now")
+
+
+@pytest.mark.parametrize(
+    ("spec", "facts", "expected"),
+    [
+        (SPEC, {}, []),
+        (changed(seed=43), {}, [("error", "spec seed: 42 then, 43 now")]),
+        (changed(dataset="e"), {}, [("error", "spec dataset: d then, e now")]),
+        (SPEC, {"data": data(train="9")}, [("error", "data d train: 111111111111 then, 999999999999 now")]),
+        (SPEC, {"data": data(test="9")}, [("note", "data d test: 333333333333 then, 999999999999 now")]),
+        (SPEC, {"model_sha256": "9" * 64}, [("error", "model hash: 222222222222 then, 999999999999 now")]),
+        (SPEC, {"model_sha256": None}, [("warning", "model hash: 222222222222 then, none now")]),
+        (changed(model={"name_or_path": "/else/where"}), {}, []),
+        (SPEC, {"platform": "Darwin arm64"}, [("warning", "platform: Linux x86_64 then, Darwin arm64 now")]),
+        (SPEC, {"git_commit": "b" * 40}, []),
+        (trained(logging_steps=1, save_steps=10, report_to="none"), {}, []),
+        (changed(name="other", benchmark=[]), {}, []),
+        (
+            changed(compute={"nproc_per_node": 2}),
+            {},
+            [("error", "spec compute.nproc_per_node: none then, 2 now")],
+        ),
+    ],
+)
+def test_what_changed_since_the_run_began_is_weighed(spec, facts, expected):
+    assert resumed(spec, **facts) == expected
+
+
+def test_another_number_of_processes_is_an_error():
+    then, now = (changed(compute={"devices": devices}) for devices in ("0,1", "0"))
+    problems = resume_problems(then, now, FACTS, FACTS)
+    assert [each.severity for each in problems] == ["error", "warning"]
+    assert problems[0].message.startswith("processes: 2 then, 1 now")
+
+
+# Sides
+
+
+def test_a_side_is_headed_by_its_name_and_versions():
+    assert side("x.yaml").heading() == "x.yaml (LLaMA-Factory 0.9.5)"
+    assert Side("x", side().spec, {}, None).heading() == "x"
+
+
+def test_a_run_keeps_the_defaults_that_are_known(tmp_path: Path):
+    """Those that only a running LLaMA-Factory knows, and those of other commands, are left out."""
+    train, api = frozenset({"train"}), frozenset({"api"})
+    arguments = {
+        "b": Argument("b", frozenset({"str"}), None, True, train, default=None),
+        "a": Argument("a", frozenset({"int"}), None, True, train | api, default=3),
+        "computed": Argument("computed", frozenset(), None, True, train, default=COMPUTED),
+        "other": Argument("other", frozenset(), None, True, api, default=1),
+    }
+    run = RunDir(tmp_path)
+    assert run_defaults(run) is None
+    run.defaults.write_text(defaults_json(arguments))
+    assert run_defaults(run) == known_defaults(arguments) == {"a": 3, "b": None}
+    run.defaults.write_text("[" * 100_000)
+    with pytest.raises(PrerequisiteError, match=r"defaults\.json"):
+        run_defaults(run)
+
+
+# The command
+
+
+def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):
+    """Each way round; what a launch resolved is no difference to its spec."""
+    spec, run = toy.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 3}]), toy.only_run()
+    other = toy.spec("other", train={"learning_rate": 1.0e-3})
+    done = toy.run("show", spec, "--diff", other, "--set", "seed=7")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[2:] == [
+        'name: "toy" -> "other"',
+        "train.learning_rate: 0.0005 -> 0.001",
+        "benchmark.0.max_samples: 3 -> 6",
+        "benchmark.0.n_bootstrap: 1000 -> 10",
+        "seed: 7 -> 42",
+    ]
+    assert done.out.startswith(f"--- {spec} (LLaMA-Factory ")
+    document = toy.run("show", run.name, "--diff", spec, "--json").json()
+    assert (document["one"], document["other"]) == (run.name, str(spec))
+    paths = {each["path"]: (each["one"], each["other"]) for each in document["differences"]}
+    assert paths["benchmark.0.max_samples"] == (6, 3)
+    assert set(paths) <= {f"benchmark.0.{name}" for name in ("max_samples", "base_model", "n_bootstrap")}
+    done = toy.run("show", "toy", "--diff", run.name)
+    assert (done.code, done.out) == (0, "") and "nothing differs" in done.err
+
+
+def test_a_run_of_older_versions_shows_changed_defaults(toy):
+    """From what it kept; without that it is said that they are not known. A rerun says them too, and goes on."""
+    run = toy.only_run()
+    spec = toy.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}])
+    record = json.loads((run / "record.json").read_bytes())
+    record["facts"]["versions"]["llamafactory"] = "0.9.4"
+    (run / "record.json").write_text(json.dumps(record))
+    kept = json.loads((run / "defaults.json").read_bytes())
+    assert kept["lora_rank"] == 8 and len(kept) > 250
+    (run / "defaults.json").write_text(json.dumps({**kept, "optim": "adamw_torch", "lora_rank": 4}))
+    done = toy.run("show", run.name, "--diff", spec)
+    assert "(LLaMA-Factory 0.9.4, transformers" in done.out.splitlines()[0]
+    assert "train.lora_rank: 4 -> 8; the default changed, neither spec sets it" in done.out.splitlines()
+    done = toy.run("rerun", "toy", "--strict", "--no-benchmark")
+    assert done.code == 0 and "(warning): default of train.lora_rank: 4 then, 8 now" in done.err
+    (run / "defaults.json").unlink()
+    done = toy.run("show", run.name, "--diff", spec)
+    assert done.code == 0 and f"{run.name} kept no defaults" in done.err and "lora_rank" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runs/toy.yaml", "--diff", "runs/gone.yaml"], "no such file"),
+        (["runs/toy.yaml", "--diff", "gone"], "no run 'gone'"),
+        (["runs/toy.yaml", "--diff", "toy", "--command"], "exclude each other"),
+        (["toy", "--diff", "toy", "--set", "seed=1"], "--set is for a spec"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(words, message, toy):
+    done = toy.run("show", *words)
+    assert done.code == 2 and message in done.err and done.out == ""

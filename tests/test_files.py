@@ -1,0 +1,220 @@
+"""Files: written in one step, read within bounds, locked; text for people. Run: pytest tests/test_files.py."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.files import (
+    atomic_write,
+    file_system,
+    json_mapping,
+    lock,
+    read_file,
+    read_json,
+    sha256_file,
+    sha256_json,
+    shipped,
+    storage_problem,
+    try_lock,
+)
+from orchestrator.text import duration, escape_controls, size
+
+
+@pytest.mark.parametrize("content", ["", "ä😀\r\n", b"\0\xff"])
+def test_what_is_written_is_what_is_read(content, tmp_path):
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    atomic_write(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_the_rights_that_the_umask_leaves(tmp_path):
+    """mkstemp's would keep a group that shares the workspace out."""
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from orchestrator.files import atomic_write
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    atomic_write(Path(sys.argv[1]), "x" * 100_000)
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
+    """As on a full disk: the limit on a file's size ends the write."""
+    path = tmp_path / "record.json"
+    atomic_write(path, "the old one")
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"File too large {path}\n", done.stderr
+    with pytest.raises(UnicodeEncodeError):
+        atomic_write(path, "\ud800")
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_reaches_the_disk_before_the_name_and_the_folder_after_it(tmp_path, monkeypatch):
+    calls: list[str] = []
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, n=name, o=original: (calls.append(n), o(*args))[1])
+    atomic_write(tmp_path / "file", "x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_readers_see_the_old_file_or_the_new_one_never_a_part(tmp_path):
+    path = tmp_path / "file"
+    texts = {letter * 200_000 for letter in "ab"}
+    atomic_write(path, "a" * 200_000)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for text in texts:
+                atomic_write(path, text)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = {path.read_text() for _ in range(200)}
+    finally:
+        stop.set()
+        writer.join()
+    assert seen <= texts
+
+
+# Reading
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": ' * 100_000])
+def test_rubbish_is_no_json_and_no_traceback(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    assert json_mapping(path) is None
+    with pytest.raises(PrerequisiteError, match=r"x\.json cannot be read: no JSON"):
+        read_json(path)
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(FileNotFoundError):
+        read_file(path)
+    path.write_text('{"a": 1}')
+    assert json_mapping(path) == read_json(path, max_bytes=8) == {"a": 1}
+    with pytest.raises(PrerequisiteError, match="it has 8 bytes, over 7"):
+        read_file(path, max_bytes=7)
+    for make in (os.mkfifo, os.mkdir, lambda place: place.symlink_to(place)):
+        path.unlink() if path.is_symlink() or path.exists() else None
+        make(path)
+        assert json_mapping(path) is None
+        with pytest.raises(PrerequisiteError, match="cannot be read"):
+            read_file(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+    path.write_text("[1]")
+    assert json_mapping(path) is None and json_mapping(tmp_path / "none") is None
+
+
+def test_hashes_are_those_of_the_bytes_and_of_the_values(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 1, "b": 3})
+
+
+# Locks and disks
+
+
+def test_a_lock_excludes_until_its_last_holder_closes_it(tmp_path):
+    path = tmp_path / ".lock"
+    with lock(path) as descriptor, path.open("a") as other:
+        assert not try_lock(other.fileno())
+        kept = os.dup(descriptor)
+    with path.open("a") as other:
+        assert not try_lock(other.fileno())
+        os.close(kept)
+        assert try_lock(other.fileno())
+
+
+@contextmanager
+def flock_is(monkeypatch, function):
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", function)
+        yield
+
+
+def without_locks(file, operation):
+    """An NFS mount whose server has no lock daemon."""
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_a_disk_that_cannot_keep_runs_is_refused_with_the_reason(tmp_path, monkeypatch):
+    assert storage_problem(tmp_path) is None
+    with flock_is(monkeypatch, without_locks):
+        assert (storage_problem(tmp_path) or "").endswith("there: No locks available")
+        with pytest.raises(PrerequisiteError, match=r"\.lock cannot be locked: No locks available\. Without") as error:
+            with lock(tmp_path / ".lock"):
+                pass
+        (tmp_path / ".lock").unlink()
+    assert "NFS" in error.value.remedy
+    with flock_is(monkeypatch, lambda file, operation: None):  # a FUSE file system that accepts everything
+        assert (storage_problem(tmp_path) or "").startswith("its locks do not exclude")
+    assert (storage_problem(tmp_path / "none") or "").endswith("there: No such file or directory")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_system_is_that_of_the_nearest_mount():
+    assert file_system(Path("/proc/self"))[0] == "proc"
+    assert file_system(Path("/"))[0]
+
+
+def test_templates_and_datasets_ship():
+    assert (shipped("templates") / "train.yaml.j2").is_file()
+    assert list(shipped("dataset_info").glob("*.yaml"))
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("ä 退\t\u200d\u00a0", "ä 退\t\u200d\u00a0"), ("\x1b[2J\n", "\\x1b[2J\\x0a"), ("\u202e", "\\u202e"),
+     ("\U000e0001", "\\U000e0001")],
+)  # fmt: skip
+def test_control_characters_are_shown(text, shown):
+    assert escape_controls(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (186, "3 min 6 s"), (3599.7, "1 h 0 min"),
+     (7500, "2 h 5 min"), (360_000, "100 h 0 min")],
+)  # fmt: skip
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [(0, "0 bytes"), (900, "900 bytes"), (1 << 10, "1.0 KiB"), (700 << 20, "700 MiB"), (1000 << 20, "1.0 GiB"),
+     (3 << 30, "3.0 GiB"), (23_552 << 20, "23.0 GiB"), (5 << 40, "5.0 TiB")],
+)  # fmt: skip
+def test_sizes(size_bytes, shown):
+    assert size(size_bytes) == shown
