@@ -1,32 +1,23 @@
-"""A commented spec to start from, by kind of training.
+"""What a workspace begins with: a commented spec by kind of training, and the schema that editors check specs by."""
 
-Covered: the kinds that templates/new.yaml.j2 has text for; the model's chat template, where LLaMA-Factory lists it; a
-check of the text against the arguments of the LLaMA-Factory that is installed.
-Not covered: values that suit the data or the GPU: those it gives are LLaMA-Factory's own examples'.
-Writes nothing: it returns the text.
-"""
-
+import json
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.data.datasets import Dataset, load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.planning.schema import modeline
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Comment, Renderer
+from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import NAME, ModelSpec
+from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.chat_templates import read_templates, with_found_template
 from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
-DEFAULT_KIND = "lora-sft"
-DEFAULT_DATASET = "captions_en_de"
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Kind:
 
 
 KINDS = {
-    DEFAULT_KIND: Kind("sft"),
+    "lora-sft": Kind("sft"),
     "full-sft": Kind("sft", _SMALL),
     "freeze-sft": Kind("sft", _SMALL),
     "qlora": Kind("sft"),
@@ -74,7 +65,6 @@ def new_spec(
     folders: Sequence[Path],
     renderer: Renderer,
     installation: Installation | None,
-    arguments: Mapping[str, Argument] | None,
 ) -> str:
     """The text of runs/NAME.yaml.
 
@@ -87,10 +77,9 @@ def new_spec(
         folders: where entries of datasets are.
         renderer: the templates.
         installation: LLaMA-Factory; None: the model's chat template is not looked up.
-        arguments: its arguments, to check the text against; None: their names stay unchecked.
 
     Raises:
-        SpecError: a name, kind or dataset that is none; a kind that this LLaMA-Factory does not have.
+        SpecError: a name, kind or dataset that is none.
     """
     check_name(name)
     if kind not in KINDS:
@@ -99,40 +88,35 @@ def new_spec(
         raise SpecError("--model is empty", "name a folder or a hub id, such as " + _LARGE)
     chosen = KINDS[kind]
     held_out = _held_out(load_entry(dataset, folders))
-    given = ModelSpec(name_or_path=model if model is not None else chosen.model)
-    found, reason, thinks = given, "LLaMA-Factory was not found, and with it no list of them", False
+    resolved = ModelSpec(name_or_path=model or chosen.model)
+    found, thinks = "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
-        found, reason = with_found_template(given, workspace.root, installation)
-        thinks = found.template in read_templates(installation).reasoning
-    methods = arguments["quantization_method"].choices if arguments and "quantization_method" in arguments else None
+        resolved, found = with_found_template(resolved, workspace.root, installation)
+        thinks = resolved.template in read_templates(installation).reasoning
     values = {
         "name": name,
-        "model": given.name_or_path,
-        "template": found.template,
+        "model": resolved.name_or_path,
+        "template": resolved.template,
         "thinks": thinks,
         "dataset": dataset,
         "split": held_out[0] if held_out and chosen.translates else None,
         "kind": kind,
         "stage": chosen.stage,
         "starts_from_adapter": kind in ("dpo", "kto"),
-        # LLaMA-Factory 0.9.3 has the package's name, later versions its short form.
-        "quantization_method": "bitsandbytes" if methods and "bnb" not in methods else "bnb",
         "modeline": Comment(modeline(workspace.schema.name)),
         "file": Comment(f"{workspace.runs.name}/{name}.yaml"),
-        "found": Comment(reason),
+        "found": Comment(found),
     }
-    text = renderer.new_yaml(values)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.yaml"
-        path.write_text(text, encoding="utf-8")
-        try:
-            spec = load_spec(path, (), arguments)
-        except SpecError as error:
-            raise SpecError(f"a spec from {kind} is none for this LLaMA-Factory: {error.message}") from error
-    said = (spec.name, spec.model and spec.model.name_or_path, spec.dataset)
-    if said != (name, given.name_or_path, dataset):
-        raise SpecError(f"templates/new.yaml.j2 does not say what was asked for, but {said}", "edit or remove it")
-    return text
+    return renderer.text("new.yaml", values)
+
+
+def schema_text(installation: Installation) -> str:
+    """The JSON Schema of a spec for an installation, as a file."""
+    versions = installation.versions
+    names = (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
+    made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
+    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
 
 
 def _held_out(dataset: Dataset | LlamaFactoryDataset) -> list[str]:

@@ -137,9 +137,8 @@ def render_files(session: Session, spec: RunSpec, output_dir: str = "output") ->
         lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)
         files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
-        whole = spec.train.finetuning_type in ("full", "freeze")
-        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
-        served = Checkpoint("output", start.model.model_copy(update=update))
+        is_adapter = spec.train.finetuning_type not in ("full", "freeze")
+        served = Checkpoint("output", start.model.trained("output", is_adapter=is_adapter))
     if spec.serve.backend == "llamafactory":
         files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files
