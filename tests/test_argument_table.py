@@ -23,7 +23,6 @@ from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.spec import OWNED, TrainSpec
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
-from orchestrator.upstream.rules import RULES, known_rules
 
 
 class Quoting(yaml.SafeDumper):
@@ -186,16 +185,6 @@ def test_older_versions_are_read_without_an_error_and_as_they_are(
     assert [each["warmup_ratio"].default for each in (old, middle, installed)] == [0.0, 0.0, None]
 
 
-@pytest.mark.integration
-@pytest.mark.timeout(600)
-def test_older_versions_keep_the_rules_that_they_have(older: dict[str, Installation]) -> None:
-    """A rule that came later is not theirs."""
-    kept = {version: {rule.beginning for rule in known_rules(each)} for version, each in older.items()}
-    oft = "Quantization is only compatible with the LoRA or OFT method."
-    assert oft in kept["0.9.4"] and oft not in kept["0.9.3"]
-    assert [len(known_rules(older[version])) for version in ("0.9.3", "0.9.4")] == [62, 66] and len(RULES) == 72
-
-
 WORDS = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")).filter(
     lambda text: "${" not in text
@@ -234,7 +223,7 @@ def test_any_valid_arguments_survive_spec_and_rendering(
     written = {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}
     text = yaml.dump(written, Dumper=Quoting, sort_keys=False)
     (folder / "drawn.yaml").write_text(text, encoding="utf-8")
-    spec = load_spec(folder / "drawn.yaml", (), arguments, rules=())
+    spec = load_spec(folder / "drawn.yaml", (), arguments)
     assert spec.model is not None
     rendered = Renderer().train_yaml(train_arguments(spec, Checkpoint("base", spec.model)))
     (folder / "train.yaml").write_text(rendered, encoding="utf-8")

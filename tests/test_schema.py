@@ -108,7 +108,12 @@ def test_every_argument_stands_where_it_may_with_help_and_default(
     assert allowed <= set(train)
     assert {name for name in allowed if "api" in arguments[name].commands} <= set(serve)
     assert not set(OWNED) & set(train) and not set(OWNED) & (set(serve) - {"infer_backend"})
-    assert train["lora_rank"] == {"description": arguments["lora_rank"].help, "type": "integer", "default": 8}
+    assert train["lora_rank"] == {
+        "description": arguments["lora_rank"].help,
+        "type": "integer",
+        "default": 8,
+        "minimum": 1,
+    }
     assert train["stage"]["description"] == "Training stage."
     for name in allowed - {"lora_target"}:
         jsonschema.validate(train[name].get("default"), {"anyOf": [train[name], {"type": "null"}]})

@@ -1,8 +1,7 @@
 """The JSON Schema of a run spec, for editors: made for the LLaMA-Factory that is installed.
 
 Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
-there, each with type, choices, default, help, and range where that depends on no other argument; the names of chat
-templates. Draft 2020-12.
+there, each with type, choices, default and help; the names of chat templates. Draft 2020-12.
 Not covered: rules between fields, vLLM's arguments, and whether data and files are there: `orchestrator check`. An
 editor takes "8" for text where a spec takes it for 8.
 Writes nothing.
@@ -24,10 +23,18 @@ from orchestrator.specs.spec import OWNED, ExportSpec, RunSpec, ServeSpec, Train
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.chat_templates import read_templates
 from orchestrator.upstream.installation import Installation
-from orchestrator.upstream.ranges import always
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
+# Below these nothing is trained, or the training fails after the model is loaded.
+_BOUNDS: dict[str, dict[str, float]] = {
+    "per_device_train_batch_size": {"minimum": 1},
+    "per_device_eval_batch_size": {"minimum": 1},
+    "gradient_accumulation_steps": {"minimum": 1},
+    "lora_rank": {"minimum": 1},
+    "cutoff_len": {"minimum": 1},
+    "num_train_epochs": {"exclusiveMinimum": 0},
+}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "dict": "object"}
 
 
@@ -79,7 +86,7 @@ def spec_schema(
     for model, command in _SECTIONS.items():
         section = schema["$defs"][model.__name__]
         section["properties"] |= {
-            name: {**argument_schema(argument), **always(command).get(name, {})}
+            name: {**argument_schema(argument), **_BOUNDS.get(name, {})}
             for name, argument in sorted(arguments.items())
             if command in argument.commands and name not in OWNED and name not in model.model_fields
         }

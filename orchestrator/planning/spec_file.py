@@ -1,13 +1,14 @@
 """A spec file as a RunSpec, checked as a whole, every problem at its place.
 
-Covered: reading YAML 1.2 with positions, `--set` overrides, Pydantic's checks, LLaMA-Factory's arguments and the rules
-between them, the arguments that the run layer owns, strings that could not reach LLaMA-Factory unchanged.
-Not covered: what a spec is (spec.py); whether the dataset, the model or the programs exist (check.py).
+Covered: reading YAML 1.2 with positions, `--set` overrides, Pydantic's checks, LLaMA-Factory's arguments one by one,
+those that the run layer owns, strings that could not reach LLaMA-Factory unchanged.
+Not covered: what a spec is (spec.py); whether arguments fit together, and the dataset, the model or the programs exist
+(check.py); vLLM's arguments.
 Reads nothing but the spec file; writes nothing.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, get_args
@@ -16,21 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.specs.arguments import Argument, argument_problem
-from orchestrator.specs.spec import (
-    OPEN_SECTIONS,
-    OWNED,
-    RunSpec,
-    exporting_arguments,
-    serving_arguments,
-    training_arguments,
-)
+from orchestrator.specs.spec import OPEN_SECTIONS, OWNED, RunSpec
 from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, YamlSource, read_yaml, set_value
-from orchestrator.upstream.ranges import RANGE_RULES
-from orchestrator.upstream.rules import RULES, Rule, rule_problems
-from orchestrator.upstream.vllm_arguments import OWNED as VLLM_OWNED
-from orchestrator.upstream.vllm_arguments import Flag
-
-VllmFlags = Callable[[], Mapping[str, Flag] | None]
+from orchestrator.upstream.vllm import RESERVED_ARGUMENTS as VLLM_RESERVED
 
 _TEXT_OR_LIST: tuple[Location, ...] = (("train", "lora_target"), ("dataset",), ("eval_dataset",))
 
@@ -39,8 +28,6 @@ def load_spec(
     path: Path,
     overrides: Sequence[str] = (),
     arguments: Mapping[str, Argument] | None = None,
-    rules: Sequence[Rule] = (*RULES, *RANGE_RULES),
-    vllm: VllmFlags = lambda: None,
 ) -> RunSpec:
     """Read a spec file and check it as a whole.
 
@@ -48,8 +35,6 @@ def load_spec(
         path: the YAML file, at most 1 MiB, UTF-8.
         overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
         arguments: LLaMA-Factory's arguments by name; None leaves `train` and `serve` unchecked.
-        rules: LLaMA-Factory's rules between them, and what its libraries refuse.
-        vllm: gives vLLM's flags, for a spec whose serve.backend is vllm; None leaves `serve` unchecked there.
 
     Raises:
         SpecError: every problem at once, each with file:line:column and dotted path.
@@ -57,19 +42,14 @@ def load_spec(
     source = read_yaml(path)
     for override in overrides:
         set_value(source, override)
-    return validate_spec(source, arguments, rules, vllm)
+    return validate_spec(source, arguments)
 
 
-def validate_spec(
-    source: YamlSource,
-    arguments: Mapping[str, Argument] | None = None,
-    rules: Sequence[Rule] = (*RULES, *RANGE_RULES),
-    vllm: VllmFlags = lambda: None,
-) -> RunSpec:
+def validate_spec(source: YamlSource, arguments: Mapping[str, Argument] | None = None) -> RunSpec:
     """The RunSpec that a YAML mapping describes; SpecError with every problem and its place."""
     section = source.value.get("serve") if isinstance(source.value, Mapping) else None
     by_vllm = isinstance(section, Mapping) and section.get("backend") == "vllm"
-    serving = vllm() if by_vllm else arguments
+    serving = None if by_vllm else arguments
     problems = [
         *_value_problems(source.value, ()),
         *_section_problems(source.value, "train", "train", arguments),
@@ -84,22 +64,7 @@ def validate_spec(
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {source.path}")
-    spec = _typed(spec, {"train": arguments, "serve": serving, "export": arguments})
-    if arguments is None:
-        return spec
-    broken: dict[tuple[Location, str], None] = {}  # one model for both: what it breaks is said once
-    if spec.train is not None:
-        given = training_arguments(spec, spec.model)
-        broken |= dict.fromkeys(rule_problems("train", given, "train", source.value, arguments, rules))
-    if spec.model is not None and spec.serve.url is None and not by_vllm:
-        given = serving_arguments(spec.model, spec.serve)
-        broken |= dict.fromkeys(rule_problems("api", given, "serve", source.value, arguments, rules))
-    if spec.model is not None and "export" in spec.model_fields_set:
-        given = exporting_arguments(spec.model, spec.export, "export")
-        broken |= dict.fromkeys(rule_problems("export", given, "export", source.value, arguments, rules))
-    if broken:
-        raise SpecError(source.report(list(broken)), f"edit {source.path}")
-    return spec
+    return _typed(spec, {"train": arguments, "serve": serving, "export": arguments})
 
 
 def _typed(spec: RunSpec, known: Mapping[str, Mapping[str, Argument] | None]) -> RunSpec:
@@ -152,7 +117,7 @@ def _section_problems(
     if not isinstance(values, Mapping):
         return []  # Pydantic says so
     typed_fields = OPEN_SECTIONS[section].model_fields
-    owned, program = (VLLM_OWNED, "vLLM") if by_vllm else (OWNED, "LLaMA-Factory")
+    owned = VLLM_RESERVED if by_vllm else OWNED
     problems: list[tuple[Location, str]] = []
     for key, value in values.items():
         if len(problems) >= MAX_PROBLEMS:
@@ -164,7 +129,7 @@ def _section_problems(
         elif key in owned:
             problems.append(((section, key), f"the run layer sets {key}: {owned[key]}"))
         elif arguments is not None:
-            problem = argument_problem(key, value, command, arguments, also_known=typed_fields, program=program)
+            problem = argument_problem(key, value, command, arguments, also_known=typed_fields)
             if problem:
                 problems.append(((section, key), problem))
     return problems

@@ -1,32 +1,56 @@
-"""The vLLM that is used: an environment of its own, since vLLM and LLaMA-Factory 0.9.5 want different torches.
+"""The installed vLLM, in an environment of its own: vLLM and LLaMA-Factory 0.9.5 need different torches."""
 
-Covered: the program that ORCHESTRATOR_VLLM names, its Python, the files of its package, the versions beside it.
-Not covered: its flags (vllm_arguments.py); whether it works: nothing of it is imported, here or in the one short child
-process that looks around in its environment.
-Writes nothing.
-"""
-
+import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.upstream.installation import look_around, program_named
+from orchestrator.upstream.ask import ask
+from orchestrator.upstream.installation import inspect_environment, program_named
 
 VARIABLE = "ORCHESTRATOR_VLLM"
 # What decides an answer, recorded with each benchmark.
 DISTRIBUTIONS = ("vllm", "torch", "transformers", "tokenizers", "flashinfer-python", "triton", "numpy")
 _REMEDY = f"python3 -m venv DIR && DIR/bin/pip install vllm, then {VARIABLE}=DIR: an environment of its own"
 
+_ADDRESS = "the server is reached at http://HOST:PORT/v1"
+_PROMPT = "the prompt is the one of training: model.template, model.default_system"
+_DECODING = "the benchmark sets the decoding: temperature, ..."
+_ADAPTERS = "it follows from the adapters that are served"
+_TOKENIZER = "it is the model's own"
+_SECRET = "every user of the machine can read a command line"
+RESERVED_ARGUMENTS: dict[str, str] = {
+    "model": "write it as model.name_or_path",
+    "trust_remote_code": "write it as model.trust_remote_code",
+    "revision": "write it as model.revision",
+    **dict.fromkeys(("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), _TOKENIZER),
+    **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
+    **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
+    **dict.fromkeys(("generation_config", "override_generation_config"), _DECODING),
+    **dict.fromkeys(("enable_lora", "lora_modules", "max_loras", "max_lora_rank"), _ADAPTERS),
+    "served_model_name": "the model's name is made of the run and the hash of its weights",
+    "api_key": f"export ORCHESTRATOR_API_KEY; {_SECRET}",
+    "hf_token": f"export HF_TOKEN; {_SECRET}",
+    "config": "write its arguments here",
+    **dict.fromkeys(("uds", "headless", "grpc", "root_path", "tokens_only", "ssl_keyfile", "ssl_certfile"), _ADDRESS),
+}
+"""Arguments of `vllm serve` that a spec writes elsewhere, or that would make it another server than the one we call."""
+
+# Always given: they change answers or speed, and vLLM's own defaults differ by release.
+_DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
+
 
 @dataclass(frozen=True)
 class Vllm:
-    """Where vLLM is and what stands beside it."""
+    """Where vLLM is and what is installed beside it."""
 
     cli: Path
     """The program vllm, absolute."""
-    package: Path
-    """Folder of the package vllm."""
+    python: Path
+    """The Python that runs it."""
     versions: dict[str, str]
     """Of DISTRIBUTIONS, those that are installed."""
 
@@ -35,16 +59,15 @@ def find_vllm() -> Vllm:
     """The vLLM that ORCHESTRATOR_VLLM names.
 
     Raises:
-        PrerequisiteError: it is not set, or names none.
+        PrerequisiteError: it is not set, or there is no vLLM where it points.
     """
     cli = program_named(VARIABLE, "vllm")
     if cli is None:
-        raise PrerequisiteError(f"serve.backend is vllm, and {VARIABLE} says of none where it is", _REMEDY)
-    seen = look_around(cli, ["vllm"], DISTRIBUTIONS, _REMEDY)
-    package = seen.folders["vllm"]
-    if package is None:
-        raise PrerequisiteError(f"{cli}: its Python, {seen.python}, has no package vllm", _REMEDY)
-    return Vllm(cli, package, seen.versions)
+        raise PrerequisiteError(f"serve.backend is vllm but {VARIABLE} is not set", _REMEDY)
+    found = inspect_environment(cli, ["vllm"], DISTRIBUTIONS, _REMEDY)
+    if found.folders["vllm"] is None:
+        raise PrerequisiteError(f"{cli}: its Python, {found.python}, has no package vllm", _REMEDY)
+    return Vllm(cli, found.python, found.versions)
 
 
 def settings_of_environment() -> dict[str, str]:
@@ -55,3 +78,43 @@ def settings_of_environment() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if name.startswith("VLLM_") and not name.endswith(hidden)
     }
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the command line that decide answers, without the model: a spec's over ours."""
+    return {**_DEFAULTS, **given}
+
+
+def argument_words(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as words of `vllm serve`: {"max_model_len": 512, "enforce_eager": False} -> --max-model-len 512
+    --no-enforce-eager.
+
+    A mapping is JSON, a list one word for each item. Whether vLLM takes them, parser_refusal says.
+    """
+    words: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *(item if isinstance(item, str) else json.dumps(item) for item in value)]
+        else:
+            whole = isinstance(value, float) and value.is_integer()  # 1e2, where only an integer is taken
+            text = json.dumps(value) if isinstance(value, dict) else str(int(value) if whole else value)
+            words += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    return words
+
+
+def parser_refusal(vllm: Vllm, words: Sequence[str]) -> str:
+    """What the parser of `vllm serve` says to a command line that it refuses; '' where it takes it.
+
+    Args:
+        vllm: the installation.
+        words: what follows `vllm serve`, the model first.
+
+    Raises:
+        AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.
+    """
+    return str(ask(vllm.python, "vllm_arguments", list(words), timeout_s=180))
