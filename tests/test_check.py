@@ -117,7 +117,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert all(each.message in error.value.message for each in found)
 
 
-@pytest.mark.parametrize("compute", [{"env": {"FORCE_TORCHRUN": "1"}}, {"max_restarts": 1}])
+@pytest.mark.parametrize("compute", [{"env": {"FORCE_TORCHRUN": "1"}}, {"master_port": 29500}])
 def test_torchrun_without_a_device_or_a_number_of_processes_is_refused(root: Path, compute: dict[str, Any]) -> None:
     """It would be told `--nproc_per_node 0`."""
     found = only(root, compute=compute)

@@ -59,6 +59,25 @@ LAUNCHER_ENV = {
     place[1]: name for name, place in RESERVED_ENV.items() if place[0] == "compute" and place[1] != "devices"
 }
 
+_PROMPT = "the prompt is the one of training: model.template, model.default_system"
+_ADDRESS = "the server is reached at http://HOST:PORT/v1"
+# Arguments of `vllm serve`. api_key and hf_token are secrets.
+RESERVED_VLLM: dict[str, Place] = {
+    "model": ("model", "name_or_path"),
+    "trust_remote_code": ("model", "trust_remote_code"),
+    "revision": ("model", "revision"),
+    **dict.fromkeys(
+        ("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), "it is the model's own"
+    ),
+    **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
+    **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
+    **dict.fromkeys(("generation_config", "override_generation_config"), "the benchmark sets temperature and such"),
+    **dict.fromkeys(("enable_lora", "lora_modules", "max_loras", "max_lora_rank"), "it follows from the adapters"),
+    "served_model_name": "the model's name is made of the run and the hash of its weights",
+    "config": "write its arguments here",
+    **dict.fromkeys(("uds", "headless", "grpc", "root_path", "tokens_only", "ssl_keyfile", "ssl_certfile"), _ADDRESS),
+}
+
 # Fields of earlier versions, with the value that changed nothing.
 RETIRED_FIELDS: dict[str, dict[str, Any]] = {
     "compute": {

@@ -67,6 +67,9 @@ class ModelSpec(_Section):
     """LLaMA-Factory's arguments that make another model of it: add_tokens, rope_scaling, ... Written in train, they are
     moved here, so that the server and the export get them too."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # Pydantic's own fails at a dict
+
     def trained(self, folder: str, *, is_adapter: bool) -> "ModelSpec":
         """What a training of this model left in a folder."""
         if is_adapter:

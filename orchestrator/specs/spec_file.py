@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.specs.arguments import Argument, argument_problem
-from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, drop_retired, reason
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, RESERVED_VLLM, drop_retired, reason
 from orchestrator.specs.secrets import is_secret, secret_remedy
 from orchestrator.specs.spec import OPEN_SECTIONS, RunSpec
 from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, read_yaml, set_value
@@ -112,12 +112,14 @@ def _argument_problems(spec: Mapping[str, Any], arguments: Mapping[str, Argument
     """Arguments of LLaMA-Factory that have a place of their own, that do not exist, or whose value does not fit."""
     for section, command in (("train", "train"), ("serve", "api"), ("export", "export")):
         values, fields = spec.get(section), OPEN_SECTIONS[section].model_fields
-        if not isinstance(values, Mapping) or (section == "serve" and values.get("backend") == "vllm"):
+        if not isinstance(values, Mapping):
             continue
+        by_vllm = section == "serve" and values.get("backend") == "vllm"
+        known, reserved = ({}, RESERVED_VLLM) if by_vllm else (arguments or {}, RESERVED_ARGUMENTS)
         for key in islice((key for key in values if key not in fields), MAX_PROBLEMS):
-            if key in RESERVED_ARGUMENTS:
-                yield (section, key), f"{key} is managed by orchestrator: {reason(RESERVED_ARGUMENTS[key])}"
-            elif arguments and (problem := argument_problem(key, values[key], command, arguments, fields)):
+            if key in reserved:
+                yield (section, key), f"{key} is managed by orchestrator: {reason(reserved[key])}"
+            elif known and (problem := argument_problem(key, values[key], command, known, fields)):
                 yield (section, key), problem
     model = spec.get("model")
     for key, value in _items(model.get("arguments") if isinstance(model, Mapping) else None):
