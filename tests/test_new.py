@@ -9,9 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.data.datasets import entry_folders
-from orchestrator.errors import SpecError
+from orchestrator.data.datasets import ArchiveStore, entry_folders
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.planning.new_spec import KINDS, check_name, new_spec
+from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
@@ -34,13 +35,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def written(place: Workspace, installation: Installation | None, arguments: Any, **given: Any) -> tuple[str, RunSpec]:
     """The text of a new spec, and what it says."""
     settings = {"name": "x", "kind": "lora-sft", "model": None, "dataset": "captions_en_de", **given}
-    text = new_spec(
-        **settings,
+    session = Session(
         workspace=place,
-        folders=entry_folders(place.dataset_info),
+        installation=installation or PrerequisiteError("none"),
         renderer=Renderer(place.templates),
-        installation=installation,
+        archives=ArchiveStore(None, place.root),
+        dataset_folders=entry_folders(place.dataset_info),
     )
+    text = new_spec(session, **settings)
     path = place.runs / f"{settings['name']}.yaml"
     path.write_text(text, encoding="utf-8")
     return text, load_spec(path, (), arguments)

@@ -61,16 +61,7 @@ def new(
 
     session = open_session(workspace, None)
     place = session.workspace
-    text = new_spec(
-        name,
-        kind,
-        model,
-        dataset,
-        workspace=place,
-        folders=session.dataset_folders,
-        renderer=session.renderer,
-        installation=session.llamafactory_or_none(),
-    )
+    text = new_spec(session, name, kind, model, dataset)
     path = place.runs / f"{name}.yaml"
     try:
         with path.open("x", encoding="utf-8") as file:

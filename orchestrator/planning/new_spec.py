@@ -2,15 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.data.datasets import Dataset, load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.render import Comment, Renderer
+from orchestrator.planning.session import Session
+from orchestrator.specs.render import Comment
 from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import NAME, ModelSpec
 from orchestrator.upstream.arguments import read_arguments
@@ -18,28 +15,16 @@ from orchestrator.upstream.chat_templates import read_templates, with_found_temp
 from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of training starts with."""
-
-    stage: str
-    model: str = _LARGE
-    """Where none is named."""
-    translates: bool = True
-    """Whether what comes of it can be benchmarked."""
-
-
+# What `new --from` takes, and its training stage; templates/new.yaml.j2 has the rest.
 KINDS = {
-    "lora-sft": Kind("sft"),
-    "full-sft": Kind("sft", _SMALL),
-    "freeze-sft": Kind("sft", _SMALL),
-    "qlora": Kind("sft"),
-    "dpo": Kind("dpo"),
-    "kto": Kind("kto"),
-    "rm": Kind("rm", translates=False),
-    "pt": Kind("pt", translates=False),
+    "lora-sft": "sft",
+    "full-sft": "sft",
+    "freeze-sft": "sft",
+    "qlora": "sft",
+    "dpo": "dpo",
+    "kto": "kto",
+    "rm": "rm",
+    "pt": "pt",
 }
 
 
@@ -55,28 +40,15 @@ def check_name(name: str) -> None:
         )
 
 
-def new_spec(
-    name: str,
-    kind: str,
-    model: str | None,
-    dataset: str,
-    *,
-    workspace: Workspace,
-    folders: Sequence[Path],
-    renderer: Renderer,
-    installation: Installation | None,
-) -> str:
+def new_spec(session: Session, name: str, kind: str, model: str | None, dataset: str) -> str:
     """The text of runs/NAME.yaml.
 
     Args:
+        session: of the command; without LLaMA-Factory the model's chat template is not looked up.
         name: of the spec.
         kind: one of KINDS.
         model: a folder or a hub id; None: one that goes with the kind.
         dataset: an entry of dataset_info/ with a split train, or in LLaMA-Factory's own format.
-        workspace: where it will be.
-        folders: where entries of datasets are.
-        renderer: the templates.
-        installation: LLaMA-Factory; None: the model's chat template is not looked up.
 
     Raises:
         SpecError: a name, kind or dataset that is none.
@@ -86,9 +58,9 @@ def new_spec(
         raise SpecError(f"no kind {kind!r} to start from{did_you_mean(kind, KINDS)}", f"one of {', '.join(KINDS)}")
     if model is not None and not model.strip():
         raise SpecError("--model is empty", "name a folder or a hub id, such as " + _LARGE)
-    chosen = KINDS[kind]
-    held_out = _held_out(load_entry(dataset, folders))
-    resolved = ModelSpec(name_or_path=model or chosen.model)
+    stage, workspace, installation = KINDS[kind], session.workspace, session.llamafactory_or_none()
+    held_out = _held_out(load_entry(dataset, session.dataset_folders))
+    resolved = ModelSpec(name_or_path=model or (_SMALL if kind in ("full-sft", "freeze-sft") else _LARGE))
     found, thinks = "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
         resolved, found = with_found_template(resolved, workspace.root, installation)
@@ -99,15 +71,15 @@ def new_spec(
         "template": resolved.template,
         "thinks": thinks,
         "dataset": dataset,
-        "split": held_out[0] if held_out and chosen.translates else None,
+        "split": held_out[0] if held_out and stage not in ("rm", "pt") else None,
         "kind": kind,
-        "stage": chosen.stage,
-        "starts_from_adapter": kind in ("dpo", "kto"),
+        "stage": stage,
+        "starts_from_adapter": stage in ("dpo", "kto"),
         "modeline": Comment(modeline(workspace.schema.name)),
         "file": Comment(f"{workspace.runs.name}/{name}.yaml"),
         "found": Comment(found),
     }
-    return renderer.text("new.yaml", values)
+    return session.renderer.text("new.yaml", values)
 
 
 def schema_text(installation: Installation) -> str:

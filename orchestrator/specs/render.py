@@ -174,21 +174,8 @@ class Renderer:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
 
     def imported_yaml(self, heads: Sequence[str], sections: Sequence[Section], meant: Mapping[str, Any]) -> str:
-        """A spec of fields that come with comments.
-
-        Args:
-            heads: comments above all.
-            sections: the fields, in order.
-            meant: the spec that the text has to say.
-        """
-        named = [
-            replace(
-                section,
-                key=section.key and _Name(section.key),
-                lines=[replace(line, key=_key(line.key)) for line in section.lines],
-            )
-            for section in sections
-        ]
+        """A spec of fields that come with comments, `heads` above all; it has to say what is `meant`."""
+        named = [replace(each, lines=[replace(line, key=_key(line.key)) for line in each.lines]) for each in sections]
         return self._yaml("imported.yaml", meant, {"heads": [*map(Comment, heads)], "sections": named})
 
     def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
@@ -204,13 +191,9 @@ class Renderer:
         environment: Mapping[str, str],
         lists: Collection[str] = (),
     ) -> str:
-        """The same as one line for a shell: `llamafactory-cli train --stage sft ...`.
+        """The same as one line for a shell: `NAME=VALUE llamafactory-cli train --stage sft ...`.
 
-        Args:
-            command: train, api or export.
-            arguments: by name.
-            environment: variables that stand before the program.
-            lists: names of the arguments that are declared as lists.
+        `lists` names the arguments that LLaMA-Factory declares as lists.
         """
         words = [word for key, value in arguments.items() for word in command_words(key, value, several=key in lists)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
@@ -249,14 +232,11 @@ class Renderer:
 def spec_yaml(spec: RunSpec, found: str = "") -> str:
     """The resolved spec, every default written out, as a file that `launch` and `rerun` read.
 
-    Args:
-        spec: what runs.
-        found: how its template was found; '' where the spec has it.
+    `found` tells how its template was found; '' where the spec has it.
     """
-    heads = ["# The resolved spec of this run."]
-    if found:
-        heads.append(f"# model.template was not given: {Comment(found)}")
-    return "\n".join([*heads, ""]) + yaml.dump(
+    head = "# The resolved spec of this run.\n"
+    head += f"# model.template was not given: {Comment(found)}\n" if found else ""
+    return head + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
 
@@ -349,19 +329,11 @@ def _spec_quote(value: Any) -> str:
     return str(value) if is_word and yaml.safe_load(value) == value else _yaml_quote(value)
 
 
-def _json_quote(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False)  # LLaMA-Factory opens it in the locale's encoding
-
-
-def _shell_quote(value: Any) -> str:
-    return shlex.quote(str(value))
-
-
 _QUOTES: dict[str, Callable[[Any], str]] = {
     "new.yaml": _spec_quote,
     "imported.yaml": _spec_quote,
     ".yaml": _yaml_quote,
-    ".json": _json_quote,
-    ".txt": _shell_quote,
-    ".sh": _shell_quote,
+    ".json": lambda value: json.dumps(value, ensure_ascii=True, allow_nan=False),  # opened in the locale's encoding
+    ".txt": lambda value: shlex.quote(str(value)),
+    ".sh": lambda value: shlex.quote(str(value)),
 }
