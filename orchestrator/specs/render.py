@@ -200,7 +200,9 @@ class Renderer:
         text = self.text("command.txt", context)
         variables = [f"{key}={value}" for key, value in environment.items()]
         expected = [*variables, "llamafactory-cli", command, *map(str, words)]
-        return _read_back("command.txt", text, lambda text: dict(enumerate(words_of(text))), dict(enumerate(expected)))
+        return _read_back(
+            "command.txt", text, lambda text: {"words": shlex.split(text, comments=True)}, {"words": expected}
+        )
 
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
         return _read_back(file, self.text(file, context), yaml.safe_load, arguments)
@@ -260,11 +262,6 @@ def command_words(key: str, value: object, *, several: bool = False) -> list[str
     if text.startswith("-"):
         return [f"{flag}={text}"]  # argparse would take it for the next flag
     return [flag, text]
-
-
-def words_of(text: str) -> Sequence[str]:
-    """A rendered command as a shell would split it, comments left out."""
-    return shlex.split(text, comments=True)
 
 
 def _key(name: str) -> str:

@@ -43,7 +43,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
         set_value(source, override)
     secrets = list(_secrets(source.value, ()))
     source.hidden |= {at for at, _ in secrets}
-    problems = [*secrets, *_value_problems(source.value, ()), *_argument_problems(source.value, arguments)]
+    problems = [*secrets, *_value_problems(source.value, ()), *_check_arguments(source.value, arguments or {})]
     spec = None
     try:
         spec = RunSpec.model_validate(source.value)
@@ -52,23 +52,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {path}")
-    return _typed(spec, arguments or {})
-
-
-def _typed(spec: RunSpec, arguments: Mapping[str, Argument]) -> RunSpec:
-    """The spec with each argument in the type that is declared (1e5 for an int becomes 100000)."""
-
-    def typed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: arguments[key].typed(value) if key in arguments else value for key, value in values.items()}
-
-    changes: dict[str, Any] = {}
-    for name in OPEN_SECTIONS:
-        section = getattr(spec, name)
-        if section is not None and not (name == "serve" and spec.serve.backend == "vllm"):
-            changes[name] = type(section).model_validate(section.model_dump() | typed(section.extra_arguments()))
-    if spec.model is not None:
-        changes["model"] = spec.model.model_copy(update={"arguments": typed(spec.model.arguments)})
-    return spec.model_copy(update=changes)
+    return spec
 
 
 def _items(value: object) -> Iterator[tuple[str | int, Any]]:
@@ -108,19 +92,24 @@ def _text_problem(text: str) -> str:
     return ""
 
 
-def _argument_problems(spec: Mapping[str, Any], arguments: Mapping[str, Argument] | None) -> Iterator[_Problem]:
-    """Arguments of LLaMA-Factory that have a place of their own, that do not exist, or whose value does not fit."""
+def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument]) -> Iterator[_Problem]:
+    """Arguments that have a place of their own, that do not exist, or whose value does not fit.
+
+    Those that fit get the type that LLaMA-Factory declares: 1e5 for an int becomes 100000.
+    """
     for section, command in (("train", "train"), ("serve", "api"), ("export", "export")):
         values, fields = spec.get(section), OPEN_SECTIONS[section].model_fields
-        if not isinstance(values, Mapping):
+        if not isinstance(values, dict):
             continue
         by_vllm = section == "serve" and values.get("backend") == "vllm"
-        known, reserved = ({}, RESERVED_VLLM) if by_vllm else (arguments or {}, RESERVED_ARGUMENTS)
+        known, reserved = ({}, RESERVED_VLLM) if by_vllm else (arguments, RESERVED_ARGUMENTS)
         for key in islice((key for key in values if key not in fields), MAX_PROBLEMS):
             if key in reserved:
                 yield (section, key), f"{key} is managed by orchestrator: {reason(reserved[key])}"
             elif known and (problem := argument_problem(key, values[key], command, known, fields)):
                 yield (section, key), problem
+            elif known:
+                values[key] = known[key].typed(values[key])
     model = spec.get("model")
     for key, value in _items(model.get("arguments") if isinstance(model, Mapping) else None):
         if key not in (*MODEL_ARGUMENTS, "cutoff_len"):
