@@ -1,8 +1,8 @@
 """A stand-in for vLLM: an environment of its own with a program `vllm`, whose `serve` is a real loopback server.
 
-Flags are parsed as strictly as vLLM's argparse does, from tables that were read from its releases (tests/data/). The
-sources of the package hold the same flags in vLLM's way of writing them. GET /v1/models lists the model and its LoRA
-modules; what is asked is rendered by the chat template. The model answers in capitals, an adapter with the source.
+Flags are parsed as strictly as vLLM's argparse does, from tables that were read from its releases (tests/data/). GET
+/v1/models lists the model and its LoRA modules; what is asked is rendered by the chat template. The model answers in
+capitals, an adapter with the source.
 
 FAKE_VLLM  dies (out of memory, while it loads) | engine-stays (when the server ends)
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 
 RELEASES = ("0.11.0", "0.33.0")
 TABLES = Path(__file__).parent / "data"
-FRONT = {"host", "port", "api_key", "chat_template", "chat_template_content_format", "lora_modules"}
 OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -43,54 +42,29 @@ def install(folder: Path, release: str = RELEASES[-1]) -> Path:
     )
     for program in (python, vllm):
         program.chmod(0o755)
-    write_package(site / "vllm", table(release), "common" if release == RELEASES[-1] else "openai")
+    write_package(site / "vllm", release)
     return folder
 
 
-def write_package(package: Path, rows: list[dict[str, str]], place: str) -> None:
-    """Sources that declare the flags of a table, in the ways that vLLM's own do."""
-    for name in ("engine", "config", f"entrypoints/{place}"):
-        (package / name).mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('vLLM is never imported')\n")
-    front = [row for row in rows if row["name"] in FRONT or row["style"] in ("json", "commas", "repeated")]
-    switches = [row for row in rows if row["style"] == "switch"]
-    others = [row for row in rows if row not in front and row not in switches]
-    (package / "config" / "model.py").write_text(
-        "import torch\nfrom typing import Any, Literal\n\n"
-        'Half = Literal["half", "float16"]\n\n@config\nclass ModelConfig:\n'
-        + "".join(f"    {row['name']}: {_annotation(row)} = None\n" for row in others)
-    )
-    changes = {
-        "json": 'kwargs["{0}"]["type"] = json.loads',
-        "commas": 'del kwargs["{0}"]["nargs"]',
-        "repeated": 'kwargs["{0}"]["action"] = "append"',
+def write_package(package: Path, release: str) -> None:
+    """Where a release has its parser, one that takes the flags of that release's table."""
+    is_old = release == RELEASES[0]
+    files = {
+        "__init__.py": "",
+        "entrypoints/__init__.py": "",
+        "entrypoints/openai/__init__.py": "",
+        "entrypoints/openai/cli_args.py": f"from tests.fake_vllm import add_flags\n\n\ndef make_arg_parser(parser):\n"
+        f"    print('INFO a line of its log')\n    return add_flags(parser, {release!r})\n",
+        "utils/__init__.py": "from argparse import ArgumentParser as FlexibleArgumentParser\n" if is_old else "",
+        **(
+            {}
+            if is_old
+            else {"utils/argparse_utils.py": "from argparse import ArgumentParser as FlexibleArgumentParser\n"}
+        ),
     }
-    (package / "entrypoints" / place / "cli_args.py").write_text(
-        "@config\nclass BaseFrontendArgs:\n"
-        + "".join(f"    {row['name']}: {_annotation(row)} = None\n" for row in front if row["name"] != "host")
-        + "\n@config\nclass FrontendArgs(BaseFrontendArgs):\n    host: str | None = None\n\n"
-        + "    @classmethod\n    def _customize_cli_kwargs(cls, kwargs):\n        pass\n"
-        + "".join(f"        {changes[row['style']].format(row['name'])}\n" for row in front if row["style"] in changes)
-        + "\n\ndef make_arg_parser(parser):\n"
-        + "".join(f'    parser.add_argument("{_long(row)}", action="store_true", default=False)\n' for row in switches)
-        + "    return parser\n"
-    )
-    (package / "engine" / "arg_utils.py").write_text(
-        "class EngineArgs:\n    @staticmethod\n    def add_cli_args(parser):\n"
-        "        model_kwargs = get_kwargs(ModelConfig)\n        group = parser.add_argument_group(title='Model')\n"
-        + "".join(f'        group.add_argument("{_long(row)}", **model_kwargs["{row["name"]}"])\n' for row in others)
-    )
-
-
-def _annotation(row: dict[str, str]) -> str:
-    choices = json.loads(row["choices"] or "[]")
-    kinds = {"list": "list[str]", "dict": "dict[str, Any]"}
-    parts = [kinds.get(kind, kind) for kind in row["kinds"].split()] or ["Unheard"]
-    if choices:
-        half = row["name"] == "dtype"  # by the name of a type, and beside one that no command line can say
-        literals = [choice for choice in choices if not half or choice not in ("half", "float16")]
-        parts = [f"Literal[{', '.join(map(repr, literals))}{', Half' if half else ''}]"] + ["torch.dtype"] * half
-    return " | ".join([*parts, *(["None"] if row["optional"] else [])])
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
 
 
 def _long(row: dict[str, str]) -> str:
@@ -99,7 +73,11 @@ def _long(row: dict[str, str]) -> str:
 
 def parser_of(release: str) -> argparse.ArgumentParser:
     """As strict as vLLM's: unknown flags, wrong types and values outside the choices end it with status 2."""
-    parser = argparse.ArgumentParser(prog="vllm serve", allow_abbrev=False)
+    return add_flags(argparse.ArgumentParser(prog="vllm serve"), release)
+
+
+def add_flags(parser: argparse.ArgumentParser, release: str) -> argparse.ArgumentParser:
+    parser.allow_abbrev = False
     parser.add_argument("model_tag")
     for row in table(release):
         style, kinds = row["style"], row["kinds"].split()
@@ -226,7 +204,7 @@ def llamafactory(folder: Path, fake_llamafactory: Path, prompt: dict = PROMPT) -
     answer.write_text(json.dumps(prompt))
     python = folder / "python"
     python.write_text(
-        f'#!/bin/sh\ncase "$2" in *get_infer_args*) exec cat "{answer}";; esac\nexec "{sys.executable}" "$@"\n'
+        f'#!/bin/sh\ncase "$1" in */scripts/chat_prompt.py) exec cat "{answer}";; esac\nexec "{sys.executable}" "$@"\n'
     )
     cli = folder / "llamafactory-cli"
     lines = fake_llamafactory.read_text().split("\n", 3)

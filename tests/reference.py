@@ -12,8 +12,8 @@ from typing import Any, get_args
 import typer
 
 from orchestrator import cli
-from orchestrator.planning.schema import spec_schema
 from orchestrator.runs.record_parts import Status
+from orchestrator.specs.schema import spec_schema
 
 PAGE = Path(__file__).resolve().parent.parent / "orchestrator" / "docs" / "reference.md"
 VARIABLES = {

@@ -11,8 +11,8 @@ import typer
 
 import orchestrator.errors
 from orchestrator import cli
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.record_parts import Status
+from orchestrator.specs.spec_file import load_spec
 from tests.reference import PAGE, reference
 
 ROOT = Path(__file__).resolve().parent.parent

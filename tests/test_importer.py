@@ -12,10 +12,10 @@ from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Renderer, train_environment
 from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 LEAST = {"model_name_or_path": "org/model", "do_train": True, "dataset": "toy", "template": "qwen"}
 
@@ -65,7 +65,7 @@ def test_arguments_go_where_a_spec_has_them(workspace, origin):
     assert spec.model is not None and spec.train is not None
     assert spec.model.model_dump() == {
         "name_or_path": "org/model", "template": "qwen", "adapter_name_or_path": "org/adapter", "default_system": "s",
-        "enable_thinking": False, "trust_remote_code": True, "revision": "r",
+        "enable_thinking": False, "trust_remote_code": True, "revision": "r", "arguments": {},
     }  # fmt: skip
     assert (spec.dataset, spec.eval_dataset, spec.seed) == ("toy", "toy", 7)
     assert spec.train.arguments() == {

@@ -133,7 +133,7 @@ def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypa
         (None, "cannot be started"),
         ("#!/bin/sh\necho broken >&2; exit 3\n", "broken"),
         ("#!/bin/sh\necho hello\n", "not JSON"),
-        ("#!/bin/sh\necho 12\n", "not JSON"),
+        ("#!/bin/sh\necho 12\n", "not the one expected"),
     ],
     ids=["gone", "fails", "talks", "wrong JSON"],
 )

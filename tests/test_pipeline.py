@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import spec_sha256
+from orchestrator.specs.spec_file import load_spec
 from tests.fake_llamafactory import OUT_OF_MEMORY
 from tests.workshop import CAPTIONS, assert_none_left, new_workshop, training_at_step, wait_for
 

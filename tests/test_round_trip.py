@@ -17,10 +17,10 @@ from orchestrator.data.datasets import entry_folders
 from orchestrator.errors import SpecError
 from orchestrator.importing.importer import import_draft, write_imported
 from orchestrator.importing.sources import read_source
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.installation import find_installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"

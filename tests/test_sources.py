@@ -14,9 +14,9 @@ from orchestrator.data.datasets import entry_folders
 from orchestrator.errors import SpecError
 from orchestrator.importing.importer import import_draft
 from orchestrator.importing.sources import read_source
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
+from orchestrator.specs.spec_file import load_spec
 from tests import warm
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"

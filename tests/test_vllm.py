@@ -1,7 +1,6 @@
 """`vllm serve`: its flags, its prompt, and the commands with it. Run: pytest tests/test_vllm.py."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -9,22 +8,27 @@ import pytest
 import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.serving.checkpoints import group_by_server
 from orchestrator.serving.server import free_port
 from orchestrator.serving.vllm import adapter_rank, vllm_words
-from orchestrator.specs.arguments import argument_problem
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
+from orchestrator.specs.spec_file import load_spec
+from orchestrator.upstream.ask import AskError
 from orchestrator.upstream.chat_prompt import chat_prompt
 from orchestrator.upstream.installation import Installation, find_installation
-from orchestrator.upstream.vllm import VARIABLE, find_vllm, settings_of_environment
-from orchestrator.upstream.vllm_arguments import OWNED, read_flags, with_defaults
+from orchestrator.upstream.vllm import (
+    RESERVED_ARGUMENTS,
+    VARIABLE,
+    argument_words,
+    find_vllm,
+    parser_refusal,
+    settings_of_environment,
+    with_defaults,
+)
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
 from tests.workshop import Workshop, new_workshop, wait_for
-
-SOURCES = os.environ.get("ORCHESTRATOR_TEST_VLLM_SOURCES")  # unpacked sdists: FOLDER/vllm-0.33.0/vllm
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +36,12 @@ def environment(tmp_path_factory):
     return fake_vllm.install(tmp_path_factory.mktemp("vllm") / "it's its own")
 
 
-@pytest.fixture(scope="session")
-def flags(environment):
-    return read_flags(environment / "site" / "vllm")
+@pytest.fixture(scope="module", params=fake_vllm.RELEASES)
+def asked_of(request, tmp_path_factory):
+    """The vLLM of each release that was read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(fake_vllm.install(tmp_path_factory.mktemp("vllm"), request.param)))
+        return find_vllm()
 
 
 @pytest.fixture
@@ -75,30 +82,6 @@ def flags_of(call: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("release", fake_vllm.RELEASES)
-def test_flags_written_as_vllm_writes_them_are_read_as_they_are(release, tmp_path):
-    rows = fake_vllm.table(release)
-    fake_vllm.write_package(tmp_path / "vllm", rows, "common")
-    found = read_flags(tmp_path / "vllm")
-    assert sorted(found) == sorted(row["name"] for row in rows)
-    for row in rows:
-        flag = found[row["name"]]
-        assert flag.style == row["style"], row["name"]
-        assert sorted(flag.kinds) == row["kinds"].split(), row["name"]
-        assert sorted(flag.choices or ()) == sorted(json.loads(row["choices"] or "[]")), row["name"]
-
-
-@pytest.mark.skipif(not SOURCES, reason="ORCHESTRATOR_TEST_VLLM_SOURCES names no folder with vLLM's unpacked sdists")
-@pytest.mark.parametrize("release", fake_vllm.RELEASES)
-def test_the_tables_are_those_of_the_real_releases(release):
-    found = read_flags(Path(SOURCES or "", f"vllm-{release}", "vllm"))
-    rows = {row["name"]: row for row in fake_vllm.table(release)}
-    assert sorted(found) == sorted(rows)
-    for name, flag in found.items():
-        assert (flag.style, " ".join(sorted(flag.kinds))) == (rows[name]["style"], rows[name]["kinds"]), name
-        assert list(flag.choices or ()) == json.loads(rows[name]["choices"] or "[]"), name
-
-
-@pytest.mark.parametrize("release", fake_vllm.RELEASES)
 def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release):
     names = {row["name"] for row in fake_vllm.table(release)}
     ours = {"host", "port", "served_model_name", "chat_template", "chat_template_content_format", "generation_config"}
@@ -107,55 +90,63 @@ def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release)
 
 def test_what_the_run_layer_owns_was_a_flag_of_the_newest_release():
     names = {row["name"] for row in fake_vllm.table(fake_vllm.RELEASES[-1])}
-    assert set(OWNED) <= names
+    assert set(RESERVED_ARGUMENTS) <= names
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("max_model_len", 512, ["--max-model-len", "512"]),
+        ("max_num_seqs", 1e2, ["--max-num-seqs", "100"]),
+        ("gpu_memory_utilization", 0.8, ["--gpu-memory-utilization", "0.8"]),
         ("enforce_eager", True, ["--enforce-eager"]),
         ("enforce_eager", False, ["--no-enforce-eager"]),
-        ("disable_log_stats", False, []),
         ("seed", None, []),
         ("hf_overrides", {"a": 1}, ["--hf-overrides", '{"a": 1}']),
-        ("allowed_origins", ["*"], ["--allowed-origins", '["*"]']),
-        ("middleware", ["a.b", "c.d"], ["--middleware", "a.b", "--middleware", "c.d"]),
+        ("allowed_origins", '["*"]', ["--allowed-origins", '["*"]']),
+        ("allowed_media_domains", ["a.b", "c.d"], ["--allowed-media-domains", "a.b", "c.d"]),
         ("max_model_len", -1, ["--max-model-len=-1"]),
     ],
 )
-def test_a_value_becomes_the_words_that_vllm_reads_it_from(flags, name, value, words):
-    assert flags[name].words(value) == words
+def test_a_value_becomes_the_words_that_vllm_reads_it_from(name, value, words):
+    assert argument_words({name: value}) == words
     parsed = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(["MODEL", *words])
-    expected = (False if name == "disable_log_stats" else value) if words or value is not None else None
-    assert getattr(parsed, name) == expected
+    assert getattr(parsed, name) == (json.loads(value) if name == "allowed_origins" else value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("arguments", "refusal"),
     [
-        ("max_model_length", 1, "no argument of this vLLM"),
-        ("gpu_memory_utilisation", 0.9, "did you mean 'gpu_memory_utilization'"),
-        ("max_num_seqs", "many", "expected an integer"),
-        ("dtype", "bf16", "did you mean 'bfloat16'"),
-        ("enforce_eager", "yes", "expected true or false"),
+        ({"max_model_length": 1}, "unrecognized arguments: --max-model-length 1"),
+        ({"max_num_seqs": "many"}, "argument --max-num-seqs: invalid int value: 'many'"),
+        ({"dtype": "bf16"}, "argument --dtype: invalid choice: 'bf16'"),
+        ({"disable_log_stats": False}, "unrecognized arguments: --no-disable-log-stats"),
+        ({"max_num_seqs": 1e2, "dtype": "half"}, ""),
     ],
 )
-def test_a_wrong_flag_is_named_before_anything_runs(flags, key, value, said):
-    assert said in (argument_problem(key, value, "api", flags, program="vLLM") or "")
+def test_vllm_s_own_parser_says_what_it_refuses(monkeypatch, asked_of, arguments, refusal):
+    found = parser_refusal(asked_of, ["MODEL", *argument_words(arguments)])
+    assert found.startswith(refusal) and bool(found) is bool(refusal)
 
 
-def test_a_spec_is_checked_against_the_vllm_in_use(tmp_path, flags):
+def test_a_vllm_that_cannot_be_imported_is_no_refusal(tmp_path, monkeypatch):
+    broken = fake_vllm.install(tmp_path / "broken")
+    (broken / "site" / "vllm" / "__init__.py").write_text("raise ImportError('libcuda.so.1')")
+    monkeypatch.setenv(VARIABLE, str(broken))
+    with pytest.raises(AskError, match=r"libcuda\.so"):
+        parser_refusal(find_vllm(), ["MODEL"])
+
+
+def test_an_argument_that_a_spec_writes_elsewhere_is_refused_at_its_place(tmp_path):
     path = tmp_path / "s.yaml"
-    text = "name: s\nmodel: {name_or_path: m, template: qwen}\nserve: {backend: vllm, "
-    path.write_text(text + "max_num_seqs: 1e2, gpu_memory_utilization: 0.8}\n")
-    spec = load_spec(path, vllm=lambda: flags)
-    assert spec.serve.extra_arguments() == {"max_num_seqs": 100, "gpu_memory_utilization": 0.8}
-    path.write_text(text + "vllm_maxlen: 5, chat_template: x.jinja, api_key: secret}\n")
+    path.write_text(
+        "name: s\nmodel: {name_or_path: m, template: qwen}\n"
+        "serve: {backend: vllm, max_num_seqs: 4, chat_template: x.jinja, api_key: secret}\n"
+    )
     with pytest.raises(SpecError) as error:
-        load_spec(path, vllm=lambda: flags)
-    for words in ("vllm_maxlen: no argument of this vLLM", "the prompt is the one of training", "ORCHESTRATOR_API_KEY"):
-        assert words in error.value.message
+        load_spec(path)
+    for words in ("serve.chat_template", "the prompt is the one of training", "ORCHESTRATOR_API_KEY"):
+        assert words in error.value.message.replace("error: ", "") or words.partition(".")[2] in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -220,7 +211,7 @@ def test_an_adapter_that_vllm_refuses_is_refused_with_the_way_out(tmp_path, conf
     assert "--merge" in error.value.remedy
 
 
-def test_one_server_holds_a_model_and_its_adapters(tmp_path, flags):
+def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     """Paths with '=', ',' and blanks among them: LoRA modules are JSON."""
     base = ModelSpec(name_or_path="/m")
     folders = [adapter_folder(tmp_path / name) for name in ("a=b", "c, d")]
@@ -234,7 +225,7 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path, flags):
     for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
         assert group_by_server(settings, everything) == [[each] for each in everything]
     named = {each.label: each for each in everything}
-    words = vllm_words(named, {label: f"run@{label}" for label in named}, vllm, flags, served="run@base")
+    words = vllm_words(named, {label: f"run@{label}" for label in named}, vllm, served="run@base")
     given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(words[1:])
     assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
     assert [json.loads(each)["path"] for each in given.lora_modules] == list(map(str, folders))

@@ -18,8 +18,7 @@ from orchestrator.models.model_files import adapter_sha256, locate_model, model_
 from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
-from orchestrator.upstream.vllm import find_vllm, settings_of_environment
-from orchestrator.upstream.vllm_arguments import with_defaults
+from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
 
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
 _OURS = ("orchestrator", "sacrebleu", "python")  # they ask and score; they do not answer

@@ -19,10 +19,10 @@ from orchestrator.errors import SpecError
 from orchestrator.files import expanded
 from orchestrator.importing.config_file import Comments
 from orchestrator.planning.new_spec import check_name
-from orchestrator.planning.schema import modeline
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
 from orchestrator.specs.render import Comment, Line, Renderer, Section
+from orchestrator.specs.schema import modeline
 from orchestrator.specs.spec import MODEL_PLACES
 
 MAX_INFO_BYTES = 16 << 20

@@ -17,7 +17,6 @@ from pathlib import Path
 from orchestrator.errors import OrchestratorError, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.planning.session import Session
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.processes.interruptible import uninterrupted
 from orchestrator.runs import slurm
 from orchestrator.runs.record import RunRecord, now
@@ -27,6 +26,7 @@ from orchestrator.runs.slurm import Job
 from orchestrator.specs.sbatch import sbatch_script
 from orchestrator.specs.slurm_spec import SlurmSpec, seconds_of
 from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 log = logging.getLogger("orchestrator")
 

@@ -36,7 +36,6 @@ from orchestrator.upstream.chat_templates import has_chat_template, propose, rea
 from orchestrator.upstream.comet import find_comet, located
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
-from orchestrator.upstream.vllm_arguments import read_flags
 
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
@@ -186,7 +185,7 @@ def _vllm(spec: RunSpec) -> list[Finding]:
     """VLLM itself, and whether it can serve what is trained."""
     findings: list[Finding] = []
     try:
-        read_flags(find_vllm().package)
+        find_vllm()
     except PrerequisiteError as error:
         findings.append(from_error("serve.backend", error))
     arguments = spec.train.arguments() if spec.train is not None else {}

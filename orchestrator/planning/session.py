@@ -12,19 +12,15 @@ from orchestrator.data.datasets import (
     entry_folders,
 )
 from orchestrator.errors import PrerequisiteError
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.workspace import Workspace, find_workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import (
     Renderer,
 )
 from orchestrator.specs.spec import API_KEY_ENV, RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation, find_installation
-from orchestrator.upstream.ranges import RANGE_RULES
-from orchestrator.upstream.rules import Rule, known_rules
-from orchestrator.upstream.vllm import find_vllm
-from orchestrator.upstream.vllm_arguments import Flag, read_flags
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class Session:
         )
 
     def load_spec(self, path: Path, overrides: Sequence[str] = ()) -> RunSpec:
-        """A spec file, its arguments and the rules between them checked against the LLaMA-Factory in use."""
-        return load_spec(path, overrides, self.arguments(), self.rules(), self.vllm_flags)
+        """A spec file, its arguments checked one by one against the LLaMA-Factory in use."""
+        return load_spec(path, overrides, self.arguments())
 
     def llamafactory(self) -> Installation:
         if isinstance(self.installation, PrerequisiteError):
@@ -79,18 +75,6 @@ class Session:
     def _arguments(self) -> dict[str, Argument] | None:  # asked three times in a launch, a tenth of a second each
         installation = self.llamafactory_or_none()
         return (read_arguments(installation) or None) if installation is not None else None
-
-    def rules(self) -> tuple[Rule, ...]:
-        """What LLaMA-Factory and its libraries refuse of arguments; none where its source is not there."""
-        installation = self.llamafactory_or_none()
-        return (*known_rules(installation), *RANGE_RULES) if installation is not None else ()
-
-    def vllm_flags(self) -> dict[str, Flag] | None:
-        """The flags of the vLLM in use; None where there is none, which check() says."""
-        try:
-            return read_flags(find_vllm().package)
-        except PrerequisiteError:
-            return None
 
     def llamafactory_or_none(self) -> Installation | None:
         return None if isinstance(self.installation, PrerequisiteError) else self.installation

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import expanded, json_mapping
 from orchestrator.models.model_files import absolute_model, base_checkpoint, trained_checkpoint
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
 from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.specs.spec_file import load_spec
 
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""

@@ -17,8 +17,7 @@ from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.upstream.chat_prompt import ChatPrompt
-from orchestrator.upstream.vllm import Vllm, settings_of_environment
-from orchestrator.upstream.vllm_arguments import Flag, read_flags, with_defaults
+from orchestrator.upstream.vllm import Vllm, argument_words, settings_of_environment, with_defaults
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones."""
@@ -30,6 +29,7 @@ ADVICE = {
     "No available memory for the cache blocks": "raise serve.gpu_memory_utilization, or lower serve.max_model_len",
     "larger than the available KV cache memory": "lower serve.max_model_len: a translation needs a few hundred tokens",
     "is less than desired GPU memory utilization": "end what else is on the GPU, or lower serve.gpu_memory_utilization",
+    "unrecognized arguments": "this vLLM does not know an argument of serve",
     "Failed to infer device type": "this vLLM sees no GPU: serve.devices, or a build of vLLM for this machine",
 }
 
@@ -57,7 +57,7 @@ def vllm_plan(
     bare = [name for name, checkpoint in checkpoints.items() if checkpoint.model.adapter_name_or_path is None]
     served = names[bare[0]] if bare else BASE
     argv = [
-        *vllm_words(checkpoints, names, serving.settings, read_flags(vllm.package), served=served),
+        *vllm_words(checkpoints, names, serving.settings, served=served),
         *("--host", serving.settings.host, "--port", str(serving.port)),
         *("--chat-template", str(template), "--chat-template-content-format", "string"),
         *("--generation-config", str(generation)),
@@ -81,7 +81,6 @@ def vllm_words(
     checkpoints: Mapping[str, Checkpoint],
     names: Mapping[str, str],
     settings: ServeSpec,
-    flags: Mapping[str, Flag],
     *,
     served: str = BASE,
 ) -> list[str]:
@@ -96,21 +95,14 @@ def vllm_words(
         for name, checkpoint in checkpoints.items()
         if checkpoint.model.adapter_name_or_path is not None
     }
-    quiet = {name: True for name in ("disable_uvicorn_access_log",) if name in flags}  # else a log line a sentence
+    quiet = {"disable_uvicorn_access_log": True}  # a line a sentence
     arguments = {**quiet, **with_defaults(settings.extra_arguments()), **_model_arguments(model)}
     if adapters:
         rank = max(map(adapter_rank, adapters.values()))
         arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
         modules = [json.dumps({"name": name, "path": str(path)}) for name, path in adapters.items()]
     words = ["serve", model.name_or_path, "--served-model-name", served]
-    for name, value in arguments.items():
-        if name not in flags:
-            raise PrerequisiteError(
-                f"this vLLM has no --{name.replace('_', '-')}",
-                "take a release between 0.11 and 0.33: ORCHESTRATOR_VLLM",
-            )
-        words += flags[name].words(value)
-    return [*words, *(["--lora-modules", *modules] if adapters else [])]
+    return [*words, *argument_words(arguments), *(["--lora-modules", *modules] if adapters else [])]
 
 
 def adapter_rank(folder: Path) -> int:

@@ -1,14 +1,9 @@
-"""The LLaMA-Factory that is used: its command, its Python, the files of its package, the versions beside it.
+"""The installed LLaMA-Factory: its command, its Python, the files of its package, the versions beside it.
 
-Covered: a llamafactory-cli named by ORCHESTRATOR_LLAMAFACTORY, beside our own Python, or on PATH, in this
-environment or another one; the Python that runs it, from its first lines.
-Not covered: what its arguments are (arguments.py); whether it works: nothing of it is imported, here or in the one
-short child process that looks around in its environment.
-Writes nothing.
+Nothing of it is imported, here or in the short child process that lists its environment: it may be broken.
 """
 
 import ast
-import json
 import os
 import re
 import shutil
@@ -16,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from orchestrator.errors import OrchestratorError, PrerequisiteError
+from orchestrator.errors import PrerequisiteError
 from orchestrator.files import expanded
-from orchestrator.processes.process import run_short
+from orchestrator.upstream.ask import AskError, ask
 
 VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"
 COMMAND = "llamafactory-cli"
@@ -50,37 +44,8 @@ _CUDA = (
     *("nvidia-cudnn-cu12", "nvidia-nccl-cu12", "nvidia-cublas-cu12", "nvidia-cuda-runtime-cu12", "triton"),
     *("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cublas", "nvidia-cuda-runtime"),
 )
+_WITH_KT = "llamafactory-kt"
 _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the environment that has it'
-
-# Runs in the other Python, whatever its version. The folder it was started in is taken off sys.path: a stray
-# json.py there would be imported. User site and PYTHONPATH stay, as llamafactory-cli itself sees them.
-_LOOK_AROUND = """
-import sys
-sys.path[:] = [entry for entry in sys.path if entry]
-import importlib.metadata, importlib.util, json
-def folder(name):
-    spec = importlib.util.find_spec(name)
-    return list(spec.submodule_search_locations or [None])[0] if spec else None
-def version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-def torch_cuda():
-    try:
-        with open(folder("torch") + "/version.py", encoding="utf-8") as file:
-            assigned = [line.partition("=")[2].strip() for line in file if line.startswith("cuda")]
-    except (OSError, TypeError):
-        return None
-    return assigned[0].strip(chr(39)) if assigned and assigned[0] != "None" else None
-print()
-print(json.dumps({
-    "python_version": ".".join(map(str, sys.version_info[:3])),
-    "folders": {name: folder(name) for name in sys.argv[1].split(",")},
-    "versions": {name: version(name) for name in sys.argv[2:]},
-    "torch_cuda": torch_cuda(),
-}))
-"""
 
 
 @dataclass(frozen=True)
@@ -111,24 +76,29 @@ def find_installation() -> Installation:
         PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
     """
     cli = _find_cli()
-    seen = look_around(cli, ["llamafactory", "transformers"], DISTRIBUTIONS, _REMEDY)
-    transformers = seen.folders["transformers"]
+    # From 0.9.6 on there is a distribution of it with KTransformers.
+    found = inspect_environment(cli, ["llamafactory", "transformers"], (*DISTRIBUTIONS, _WITH_KT), _REMEDY)
+    versions = dict(found.versions)
+    with_kt = versions.pop(_WITH_KT, None)
+    if with_kt is not None:
+        versions.setdefault("llamafactory", with_kt)
+    transformers = found.folders["transformers"]
     training_args = transformers / "training_args.py" if transformers else None
     return Installation(
         cli=cli,
-        python=seen.python,
-        package=seen.folders["llamafactory"],
+        python=found.python,
+        package=found.folders["llamafactory"],
         training_args=training_args if training_args and training_args.is_file() else None,
-        versions=seen.versions,
-        python_version=seen.python_version,
-        cuda=seen.cuda,
-        note=seen.note,
+        versions=versions,
+        python_version=found.python_version,
+        cuda=found.cuda,
+        note=found.note,
     )
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What stands beside a console script, in its own Python."""
+class EnvironmentInfo:
+    """What is installed beside a console script, in its own Python."""
 
     python: Path
     python_version: str
@@ -137,36 +107,37 @@ class Surroundings:
     versions: dict[str, str]
     """Of distributions, those that are installed."""
     cuda: dict[str, str]
-    """Versions of CUDA's parts, as packages have them."""
+    """Versions of CUDA's parts, as packages have them; torch's CUDA is the version that torch was built for."""
     note: str
-    """What could not be known for certain; '' where all could."""
+    """What is uncertain about it; '' where nothing is."""
 
 
-def look_around(cli: Path, packages: Sequence[str], distributions: Sequence[str], remedy: str) -> Surroundings:
-    """Look for packages in the environment of a console script; nothing of it is imported.
+def inspect_environment(
+    cli: Path, packages: Sequence[str], distributions: Sequence[str], remedy: str
+) -> EnvironmentInfo:
+    """List packages in the environment of a console script; none of them is imported.
 
     Raises:
-        PrerequisiteError: its Python cannot be started.
+        PrerequisiteError: its Python cannot be started, or its answer makes no sense.
     """
     python, note = _python_of(cli, remedy)
+    question = {"packages": list(packages), "distributions": [*distributions, *_CUDA]}
     try:
-        answer = run_short([str(python), "-c", _LOOK_AROUND, ",".join(packages), *distributions, *_CUDA])
-        # The last line: a .pth file or sitecustomize may have printed before.
-        found = json.loads(answer.strip().rpartition("\n")[2])
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} instead of a mapping")
-    except OrchestratorError as error:
+        found = ask(python, "environment", question, timeout_s=30)
+        versions = {name: version for name, version in found["versions"].items() if version}
+        torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
+        return EnvironmentInfo(
+            python=python,
+            python_version=found["python_version"],
+            folders={name: Path(folder) if folder else None for name, folder in found["folders"].items()},
+            versions={name: version for name, version in versions.items() if name not in _CUDA},
+            cuda={**torch, **{name: versions[name] for name in _CUDA if name in versions}},
+            note=note,
+        )
+    except AskError as error:
         raise PrerequisiteError(f"{cli} runs with {python}, which does not work: {error.message}", remedy) from error
-    except ValueError as error:
-        raise PrerequisiteError(f"{cli} runs with {python}, whose answer is not JSON: {error}", remedy) from error
-    return Surroundings(
-        python=python,
-        python_version=found["python_version"],
-        folders={name: Path(folder) if folder else None for name, folder in found["folders"].items()},
-        versions={name: version for name, version in found["versions"].items() if version and name not in _CUDA},
-        cuda=_cuda(found),
-        note=note,
-    )
+    except (KeyError, TypeError) as error:
+        raise PrerequisiteError(f"{cli} runs with {python}, whose answer is not the one expected", remedy) from error
 
 
 def program_named(variable: str, command: str) -> Path | None:
@@ -187,11 +158,6 @@ def program_named(variable: str, command: str) -> Path | None:
     raise PrerequisiteError(
         f"{variable}={named}: no program {tried}", f"set it to an environment's folder, its bin, or its {command}"
     )
-
-
-def _cuda(found: dict[str, Any]) -> dict[str, str]:
-    torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
-    return {**torch, **{name: version for name, version in found["versions"].items() if version and name in _CUDA}}
 
 
 def parse_source(path: Path) -> ast.Module:
@@ -238,8 +204,8 @@ def _interpreter(cli: Path, remedy: str) -> Path | None:
     if not words:
         return None
     if Path(words[0]).name == "env":
-        asked = [word for word in words[1:] if not word.startswith("-") and "=" not in word][:1]
-        found = shutil.which(asked[0]) if asked and "python" in asked[0] else None
+        programs = [word for word in words[1:] if not word.startswith("-") and "=" not in word][:1]
+        found = shutil.which(programs[0]) if programs and "python" in programs[0] else None
         return Path(found).absolute() if found else None
     if "python" in Path(words[0]).name:
         # The kernel takes all up to the first blank as the program: pip and uv know, and use the form below.

@@ -1,16 +1,11 @@
-"""The JSON Schema of a run spec, for editors: made for the LLaMA-Factory that is installed.
+"""The JSON Schema (draft 2020-12) of a run spec, for editors.
 
-Covered: every field of RunSpec, and in `train`, `serve` and `export` every argument of LLaMA-Factory that may stand
-there, each with type, choices, default, help, and range where that depends on no other argument; the names of chat
-templates. Draft 2020-12.
-Not covered: rules between fields, vLLM's arguments, and whether data and files are there: `orchestrator check`. An
-editor takes "8" for text where a spec takes it for 8.
-Writes nothing.
+vLLM's arguments and what fields say about each other are not in it: `orchestrator check`. An editor takes "8" for text
+where a spec takes it for 8.
 """
 
 import ast
 import inspect
-import json
 import textwrap
 from collections.abc import Collection, Mapping
 from itertools import pairwise
@@ -19,15 +14,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from orchestrator.specs.arguments import COMPUTED, Argument
-from orchestrator.specs.spec import OWNED, ExportSpec, RunSpec, ServeSpec, TrainSpec
-from orchestrator.upstream.arguments import read_arguments
-from orchestrator.upstream.chat_templates import read_templates
-from orchestrator.upstream.installation import Installation
-from orchestrator.upstream.ranges import always
+from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
+from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, TrainSpec
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_SECTIONS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
+_COMMANDS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "dict": "object"}
 
 
@@ -50,18 +42,18 @@ def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     Pydantic's use_attribute_docstrings reads the source too, but whenever the class is made: a twelfth of the time of
     a command that shows none of them.
     """
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for each in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
         for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[ast.unparse(field.target)] = inspect.cleandoc(text.value)
-    return {name: text for name, text in found.items() if name in model.model_fields}
+                docstrings[ast.unparse(field.target)] = inspect.cleandoc(text.value)
+    return {name: text for name, text in docstrings.items() if name in model.model_fields}
 
 
 def modeline(schema: str) -> str:
-    """The comment that tells an editor which schema a YAML file has: a path relative to that file, or a URL."""
+    """The comment that names a YAML file's schema for editors: a path relative to that file, or a URL."""
     return f"# yaml-language-server: $schema={schema}"
 
 
@@ -76,23 +68,28 @@ def spec_schema(
         made_for: what it is the schema of, for the title.
     """
     schema = RunSpec.model_json_schema(schema_generator=_Described)
-    for model, command in _SECTIONS.items():
+    for model, command in _COMMANDS.items():
         section = schema["$defs"][model.__name__]
         section["properties"] |= {
-            name: {**argument_schema(argument), **always(command).get(name, {})}
+            name: argument_schema(argument)
             for name, argument in sorted(arguments.items())
-            if command in argument.commands and name not in OWNED and name not in model.model_fields
+            if command in argument.commands
+            and name not in (*RESERVED_ARGUMENTS, *model.model_fields)
+            and not (is_secret(name) and "str" in argument.kinds)
         }
         section["additionalProperties"] = False
         if model is ServeSpec:  # with backend vllm the names are vLLM's
             del section["additionalProperties"]
             section["if"] = {"properties": {"backend": {"const": "vllm"}}, "required": ["backend"]}
             section["else"] = {"propertyNames": {"enum": list(section["properties"])}}
+    properties = schema["$defs"]["ModelSpec"]["properties"]
     if templates:
-        template = schema["$defs"]["ModelSpec"]["properties"]["template"]
-        template["anyOf"] = [{"enum": sorted(templates)}, {"type": "null"}]
-    schema["$defs"].pop("JsonValue", None)  # Pydantic's, of the sections that took any name
-    return {"$schema": DIALECT, **schema, "title": f"Run spec for {made_for}"}
+        properties["template"]["anyOf"] = [{"enum": sorted(templates)}, {"type": "null"}]
+    properties["arguments"]["propertyNames"] = {"enum": [*MODEL_ARGUMENTS, "cutoff_len"]}
+    properties["arguments"]["additionalProperties"] = True  # as Pydantic has it, JsonValue is looked up below
+    schema["$defs"].pop("JsonValue", None)
+    title = f"Run spec for {made_for}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
 
 
 def argument_schema(argument: Argument) -> dict[str, Any]:
@@ -102,17 +99,8 @@ def argument_schema(argument: Argument) -> dict[str, Any]:
         schema["enum"] = [*argument.choices, *([None] if argument.optional else [])]
     elif argument.kinds:
         kinds = argument.kinds - ({"int"} if "float" in argument.kinds else set())
-        types = [said for kind, said in _TYPES.items() if kind in kinds] + (["null"] if argument.optional else [])
+        types = [name for kind, name in _TYPES.items() if kind in kinds] + (["null"] if argument.optional else [])
         schema["type"] = types[0] if len(types) == 1 else types
     if argument.default is not COMPUTED:
         schema["default"] = argument.default
-    return schema
-
-
-def schema_text(installation: Installation) -> str:
-    """The schema for an installation, as a file."""
-    versions = installation.versions
-    names = (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
-    made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
-    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
-    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    return schema | MINIMUMS.get(argument.name, {})

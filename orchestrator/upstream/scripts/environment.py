@@ -1,0 +1,44 @@
+"""What is installed in this Python, by folders and versions; none of the packages is imported.
+
+stdin: {"packages": [...], "distributions": [...]}. Runs in any Python, in ours where the environment is.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+from typing import Any
+
+
+def folder(name: str) -> Any:
+    spec = importlib.util.find_spec(name)
+    return next(iter(spec.submodule_search_locations or ()), None) if spec else None
+
+
+def version(name: str) -> Any:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cuda_of_torch() -> Any:
+    """The version of CUDA that torch was built for."""
+    try:
+        with open(folder("torch") + "/version.py", encoding="utf-8") as file:  # noqa: PTH123
+            assigned = [line.partition("=")[2].strip() for line in file if line.startswith("cuda")]
+    except (OSError, TypeError):
+        return None
+    return assigned[0].strip("'") if assigned and assigned[0] != "None" else None
+
+
+if __name__ == "__main__":
+    question = json.load(sys.stdin)
+    answer = {
+        "python_version": ".".join(map(str, sys.version_info[:3])),
+        "folders": {name: folder(name) for name in question["packages"]},
+        "versions": {name: version(name) for name in question["distributions"]},
+        "torch_cuda": cuda_of_torch(),
+    }
+    print()
+    print(json.dumps(answer))
