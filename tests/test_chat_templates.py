@@ -11,9 +11,9 @@ from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.chat_templates import (
     ChatTemplates,
     has_chat_template,
-    propose,
     read_templates,
-    with_found_template,
+    resolve_template,
+    suggest_template,
 )
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.imported_once import Imported
@@ -118,7 +118,7 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
 )
 def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
     """By the whole id, then by what stands behind the owner; never by a part of that."""
-    found = propose(name, None, templates)
+    found = suggest_template(name, None, templates)
     assert found.template == template
     assert reason in found.reason
 
@@ -142,7 +142,7 @@ def test_a_folder_is_known_by_its_name_or_by_its_configuration(
     folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
 ) -> None:
     """Where they contradict each other, nothing is taken and both are named."""
-    found = propose(f"models/{folder}/", model(tmp_path, folder, **config), templates)
+    found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
     assert found.template == template
     assert reason in found.reason
 
@@ -152,24 +152,24 @@ def test_a_snapshot_in_the_hub_cache_is_known_by_its_id(tmp_path: Path, template
     snapshot = tmp_path / "models--Else--One" / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
     for name in ("Else/One", str(snapshot)):
-        assert propose(name, snapshot, templates).template == "quick"
+        assert suggest_template(name, snapshot, templates).template == "quick"
 
 
 def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
     """null is an answer: it stands in every resolved spec, and a rerun resolves nothing anew."""
     found = installation(tmp_path)
     folder = str(model(tmp_path, "One-it"))
-    given, reason = with_found_template(ModelSpec(name_or_path=folder), tmp_path, found)
+    given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
     assert (given.template, reason) == ("plain", "LLaMA-Factory lists One-it with plain")
     for spec in (
         given,
         ModelSpec(name_or_path=folder, template=None),
         ModelSpec(name_or_path=folder, template="quick"),
     ):
-        assert with_found_template(spec, tmp_path, found) == (spec, "")
-    unknown, reason = with_found_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
+        assert resolve_template(spec, tmp_path, found) == (spec, "")
+    unknown, reason = resolve_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
     assert unknown.template is None and "lists no model b" in reason
-    assert with_found_template(unknown, tmp_path, found) == (unknown, "")
+    assert resolve_template(unknown, tmp_path, found) == (unknown, "")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
         "Qwen/Qwen2.5-7B": None,
         "copies/gemma-7b": None,
     }
-    assert {name: propose(name, None, templates).template for name in expected} == expected
+    assert {name: suggest_template(name, None, templates).template for name in expected} == expected
 
 
 IMPORTED = """

@@ -21,7 +21,7 @@ from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Comment, Renderer
 from orchestrator.specs.spec import NAME, ModelSpec
-from orchestrator.upstream.chat_templates import read_templates, with_found_template
+from orchestrator.upstream.chat_templates import read_templates, resolve_template
 from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
@@ -102,7 +102,7 @@ def new_spec(
     given = ModelSpec(name_or_path=model if model is not None else chosen.model)
     found, reason, thinks = given, "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
-        found, reason = with_found_template(given, workspace.root, installation)
+        found, reason = resolve_template(given, workspace.root, installation)
         thinks = found.template in read_templates(installation).reasoning
     methods = arguments["quantization_method"].choices if arguments and "quantization_method" in arguments else None
     values = {
