@@ -28,8 +28,8 @@ class Quick(ReasoningTemplate):
 def register_template(name, **rest):
     r"""An example: register_template(name="custom")"""
 
-register_template(name="plain", default_system="Be " "kind.")
-register_template(name="thinker", template_class=ReasoningTemplate, default_system="")
+register_template(name="plain")
+register_template(name="thinker", template_class=ReasoningTemplate)
 register_template(name="quick", template_class=Quick)
 if True:
     register_template(name="hidden")
@@ -74,10 +74,9 @@ def model(root: Path, name: str, **config: object) -> Path:
 
 
 def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
-    """Examples in docstrings are not; subclasses think too; an empty system text is none."""
+    """Examples in docstrings are not; subclasses think too."""
     assert templates.names == {"plain", "thinker", "quick"}
     assert templates.reasoning == {"thinker", "quick"}
-    assert templates.default_system == {"plain": "Be kind."}
 
 
 def test_an_upgrade_is_seen(tmp_path: Path) -> None:
@@ -196,7 +195,6 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
     assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names and len(templates.names) > 100
     assert "custom" not in templates.names  # the docstring's example
     assert "qwen3" in templates.reasoning and "qwen3_nothink" not in templates.reasoning
-    assert templates.default_system["qwen"].startswith("You are Qwen")
     expected = {
         "Qwen/Qwen2.5-7B-Instruct": "qwen",
         "Qwen/Qwen3-0.6B": "qwen3",
@@ -216,7 +214,6 @@ from llamafactory.extras.constants import DEFAULT_TEMPLATE, SUPPORTED_MODELS
 print(json.dumps({
     "names": sorted(TEMPLATES),
     "reasoning": sorted(name for name, each in TEMPLATES.items() if isinstance(each, ReasoningTemplate)),
-    "default_system": {name: each.default_system for name, each in TEMPLATES.items() if each.default_system},
     "models": [[sorted(ids.values()), DEFAULT_TEMPLATE.get(name)] for name, ids in SUPPORTED_MODELS.items()],
 }))
 """
@@ -233,7 +230,6 @@ def test_the_reading_is_what_an_import_gives(
     templates = read_templates(installation)
     assert sorted(templates.names) == imported["names"]
     assert sorted(templates.reasoning) == imported["reasoning"]
-    assert templates.default_system == imported["default_system"]
     expected: dict[str, set[str | None]] = {}
     for ids, template in imported["models"]:
         for hub_id in ids:

@@ -26,8 +26,6 @@ class ChatTemplates:
     names: frozenset[str] = frozenset()
     reasoning: frozenset[str] = frozenset()
     """Those for models that think before they answer."""
-    default_system: Mapping[str, str] = field(default_factory=dict)
-    """Template -> the system text that it puts where a conversation has none; only templates that have one."""
     by_model: Mapping[str, frozenset[str | None]] = field(default_factory=dict)
     """Hub id, and its part behind the owner, lower case -> templates that it is listed with. None: as a base model."""
 
@@ -61,25 +59,17 @@ def _read(template_file: Path, models_file: Path, stamps: tuple[int, ...]) -> Ch
     if not stamps[0]:
         return ChatTemplates()
     module = parse_source(template_file)
-    thinks = {_THINKS} | {
-        node.name
-        for node in module.body
-        if isinstance(node, ast.ClassDef)
-        and any(isinstance(base, ast.Name) and base.id == _THINKS for base in node.bases)
-    }
-    names: set[str] = set()
-    reasoning: set[str] = set()
-    default_system: dict[str, str] = {}
+    thinking = {_THINKS}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == _THINKS for b in node.bases):
+            thinking.add(node.name)
+    names: dict[str, bool] = {}  # and whether it is for models that think
     for keywords in _calls(module, "register_template"):
-        name, system, kind = (keywords.get(key) for key in ("name", "default_system", "template_class"))
+        name, kind = keywords.get("name"), keywords.get("template_class")
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            names.add(name.value)
-            if isinstance(kind, ast.Name) and kind.id in thinks:
-                reasoning.add(name.value)
-            if isinstance(system, ast.Constant) and system.value:
-                default_system[name.value] = str(system.value)
+            names[name.value] = isinstance(kind, ast.Name) and kind.id in thinking
     by_model = _by_model(parse_source(models_file)) if stamps[1] else {}
-    return ChatTemplates(frozenset(names), frozenset(reasoning), default_system, by_model)
+    return ChatTemplates(frozenset(names), frozenset(name for name, thinks in names.items() if thinks), by_model)
 
 
 def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> TemplateMatch:
@@ -210,32 +200,3 @@ def _items(node: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
                 yield str(key.value), value
             elif isinstance(key, ast.Attribute):
                 yield key.attr, value
-
-
-@dataclass(frozen=True)
-class ListedModel:
-    """A model as LLaMA-Factory lists it, and LLaMA Board offers it."""
-
-    hub_ids: Mapping[str, str]
-    """DEFAULT (Hugging Face), MODELSCOPE, OPENMIND -> its id there."""
-    multimodal: bool
-
-
-def read_listed_models(installation: Installation) -> dict[str, ListedModel]:
-    """The models of an installation by display name, such as Qwen2.5-7B-Instruct; empty where its source is not there.
-
-    Raises:
-        PrerequisiteError: its source cannot be read.
-    """
-    path = installation.package / "extras" / "constants.py" if installation.package else None
-    listed: dict[str, ListedModel] = {}
-    if path is None or not path.is_file():
-        return listed
-    for keywords in _calls(parse_source(path), "register_model_group"):
-        flag = keywords.get("multimodal")
-        multimodal = isinstance(flag, ast.Constant) and flag.value is True
-        for name, sources in _items(keywords.get("models")):
-            ids = {hub: str(value.value) for hub, value in _items(sources) if isinstance(value, ast.Constant)}
-            before = listed.get(name)
-            listed[name] = ListedModel(ids, multimodal or (before is not None and before.multimodal))
-    return listed
