@@ -1,7 +1,10 @@
 """A llamafactory-cli with nothing inside: it reads the rendered YAML, leaves what the real one leaves, fails on demand.
 
-Installed by `install` as an executable whose shebang is the Python of the tests, so that LLaMA-Factory's arguments and
-templates are found beside it. What was asked of it, its API key included, goes to the file of FAKE_CALLS.
+Installed by `install` as an executable that the Python of the tests runs, so that LLaMA-Factory's arguments and
+templates are found beside it; but what LLaMA-Factory's parser and loader are asked is answered by "nothing is wrong".
+What was asked of it, its API key included, goes to the file of FAKE_CALLS.
+
+FAKE_ANSWER a file with another answer of scripts/check_arguments.py
 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
@@ -36,16 +39,27 @@ STEPS = 5
 OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
-def first_lines() -> str:
-    """The beginning of a script that our Python runs, as pip writes it: '#!' alone ends at a blank in the path."""
-    return f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\n"
+def first_lines(python: str | Path = sys.executable) -> str:
+    """The beginning of a script that a Python runs, as pip writes it: '#!' alone ends at a blank in the path."""
+    return f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
 
 
 def install(folder: Path) -> Path:
     """An executable llamafactory-cli in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    cli = folder / "llamafactory-cli"
-    cli.write_text(f"{first_lines()}import runpy\nrunpy.run_path({str(Path(__file__))!r}, run_name='__main__')\n")
+    cli, python = folder / "llamafactory-cli", folder / "python"
+    python.write_text(f"""#!/bin/sh
+case "$1" in */scripts/check_arguments.py)
+  cat > /dev/null
+  echo '{{"argv": ["", "check_arguments"]}}' >> "${{FAKE_CALLS:-/dev/null}}"
+  answer="{folder}/answer.json"
+  exec cat "${{FAKE_ANSWER:-$answer}}";;
+esac
+exec "{sys.executable}" "$@"
+""")
+    (folder / "answer.json").write_text('{"problems": [], "datasets": []}')
+    python.chmod(0o755)
+    cli.write_text(f"{first_lines(python)}import runpy\nrunpy.run_path({str(Path(__file__))!r}, run_name='__main__')\n")
     cli.chmod(0o755)
     return cli
 

@@ -203,8 +203,9 @@ def llamafactory(folder: Path, fake_llamafactory: Path, prompt: dict = PROMPT) -
     answer = folder / "prompt.json"
     answer.write_text(json.dumps(prompt))
     python = folder / "python"
+    others = fake_llamafactory.parent / "python"
     python.write_text(
-        f'#!/bin/sh\ncase "$1" in */scripts/chat_prompt.py) exec cat "{answer}";; esac\nexec "{sys.executable}" "$@"\n'
+        f'#!/bin/sh\ncase "$1" in */scripts/chat_prompt.py) exec cat "{answer}";; esac\nexec "{others}" "$@"\n'
     )
     cli = folder / "llamafactory-cli"
     lines = fake_llamafactory.read_text().split("\n", 3)

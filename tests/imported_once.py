@@ -1,20 +1,48 @@
-"""LLaMA-Factory's Python with LLaMA-Factory imported, where each question is asked of a fork.
+"""Python processes forked from one that has imported what they need: most of a start's cost is its imports.
 
-The import is ten seconds of CPU, and most questions need a tenth of one. A fork is as new as a Python of its own: what
-is asked runs as `python -c CODE ARGUMENT ...` or as llamafactory-cli, with a folder and streams of its own, and nothing
-of it is left for the next one. No GPU is seen, since one cannot be used after a fork.
+Two such servers: our own Python with the orchestrator (`nursery`), and LLaMA-Factory's with LLaMA-Factory (`Imported`),
+which takes 8 s. A fork is a process and a session of its own, as new as one that Python starts: streams, variables,
+folder, signals and exit status are its own, and nothing of it is left for the next. No GPU is seen, since one cannot be
+used after a fork. Not as in a start of its own: what Python makes of its environment then (workshop.py).
 """
 
+import atexit
+import contextlib
+import gc
+import importlib
 import json
 import os
+import pkgutil
+import selectors
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-CLI = """
+ROOT = Path(__file__).resolve().parent.parent
+CAN_FORK = hasattr(os, "pidfd_open")  # Linux
+LATE = (
+    "aiohttp", "jinja2", "numpy", "omegaconf", "openai.resources.chat", "platformdirs", "sacrebleu.metrics",
+    "sacrebleu.significance", "stamina", "tqdm.contrib.logging", "urllib.request",
+)  # fmt: skip
+"""What the orchestrator imports within functions."""
+MAX_BYTES = 1 << 17
+"""Of a request: the code, with the environment."""
+ORCHESTRATOR = """
+import time
+from orchestrator.__main__ import main
+from orchestrator.runs import slurm
+slurm._started = time.monotonic()
+main()
+"""
+LLAMAFACTORY = """
 import sys
 from llamafactory.cli import main
 sys.argv[0] = "llamafactory-cli"
@@ -22,60 +50,151 @@ main()
 """
 
 
+class Forked:
+    """As a Popen, of a process whose parent is the server."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._status = status
+        """Where the server writes how the process ended."""
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._status, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            status = os.read(self._status, 16)
+            assert status, "the server is gone"
+            os.close(self._status)
+            self.returncode = int(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Server:
+    """The process that forks the others; it ends with the tests' own process."""
+
+    def __init__(self, python: str | Path, imports: str, variables: Mapping[str, str], log: IO[bytes] | None) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._popen = subprocess.Popen(
+                [str(python), __file__, str(theirs.fileno()), imports],
+                env={**os.environ, **variables},
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        atexit.register(self.end)
+
+    def start(
+        self, code: str, argv: Sequence[str], cwd: Path, env: Mapping[str, str], streams: Sequence[int]
+    ) -> Forked:
+        """Fork a process that runs code with these variables alone, and with stdin, stdout and stderr."""
+        request = json.dumps([code, list(argv), str(cwd), dict(env)]).encode()
+        assert len(request) < MAX_BYTES
+        ours, theirs = os.pipe()
+        socket.send_fds(self._socket, [request], [*streams, theirs])
+        os.close(theirs)
+        pid = self._socket.recv(16)
+        assert pid, "the server is gone; its log or stderr says why"
+        return Forked(int(pid), ours)
+
+    def run(
+        self, code: str, argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdin: str, timeout_s: float
+    ) -> "subprocess.CompletedProcess[str]":
+        with ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", newline="")) for _ in range(3)]
+            given, out, err = files
+            given.write(stdin)
+            given.seek(0)
+            forked = self.start(code, argv, cwd, env, [file.fileno() for file in files])
+            stack.callback(forked.kill)  # a test's time is over, say
+            status = forked.wait(timeout_s)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(argv, status, out.read(), err.read())
+
+    def end(self) -> None:
+        self._socket.close()
+        self._popen.wait()
+
+
+@cache
+def nursery() -> Server:
+    """The orchestrator's, one for all tests of a pytest process."""
+    return Server(sys.executable, "orchestrator", {"OPENBLAS_NUM_THREADS": "1"}, None)  # a thread would not be forked
+
+
+def start(words: Sequence[str], cwd: Path, env: Mapping[str, str], streams: Sequence[int]) -> Forked:
+    """Fork `orchestrator WORDS`."""
+    return nursery().start(ORCHESTRATOR, _argv(words), cwd, env, streams)
+
+
+def run(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """`orchestrator WORDS` as by subprocess.run, in this process's own folder and environment."""
+    if not CAN_FORK:
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        return subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=120)
+    return nursery().run(ORCHESTRATOR, _argv(words), Path.cwd(), os.environ, stdin, 120)
+
+
+def _argv(words: Sequence[str]) -> list[str]:
+    return [str(ROOT / "orchestrator" / "__main__.py"), *words]
+
+
 class Imported:
-    """Asks questions, one after the other."""
+    """LLaMA-Factory's Python, with LLaMA-Factory imported."""
 
     def __init__(self, python: Path, folder: Path) -> None:
         self._python, self._folder = python, folder
-        self._popen: subprocess.Popen[str] | None = None
-
-    def run(
-        self, code: str, *arguments: str | Path, cwd: Path, input: str = "", **environment: str
-    ) -> "subprocess.CompletedProcess[str]":
-        """What `python -c code arguments` gives with these variables beside those that all share."""
-        out, err, given = (self._folder / name for name in ("out", "err", "in"))
-        given.write_text(input, "utf-8")
-        argv = ["-c", *map(str, arguments)]
-        question = {"code": code, "argv": argv, "cwd": str(cwd), "environment": environment}
-        question |= {"in": str(given), "out": str(out), "err": str(err)}
-        if self._popen is None:
-            self._popen = self._start()
-        try:
-            status = _ask(self._popen, question)
-        except BaseException:  # a test's time is over, say: the next question is not answered with this one's
-            self.end()
-            raise
-        texts = [path.read_text("utf-8", "replace") for path in (out, err)]
-        return subprocess.CompletedProcess(argv, status, *texts)
-
-    def cli(self, *words: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """What `llamafactory-cli words` gives."""
-        return self.run(CLI, *words, cwd=cwd, **environment)
-
-    def end(self) -> None:
-        if self._popen is not None:
-            os.killpg(self._popen.pid, 9)
-            self._popen.communicate()
-            self._popen = None
-
-    def _start(self) -> "subprocess.Popen[str]":
-        variables = {
-            "HF_HOME": str(self._folder / "hf"),
+        self._server: Server | None = None
+        self._variables = {
+            "HF_HOME": str(folder / "hf"),
             "HF_HUB_OFFLINE": "1",
             "GRADIO_ANALYTICS_ENABLED": "False",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
         }
-        with (self._folder / "import.err").open("wb") as err:
-            return subprocess.Popen(
-                [str(self._python), __file__],
-                env={**os.environ, **variables},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                text=True,
-                start_new_session=True,
-            )
+
+    def run(
+        self, code: str, *arguments: str | Path, cwd: Path, input: str = "", **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """What `python -c code arguments` gives with these variables beside those that all share."""
+        argv, env = ["-c", *map(str, arguments)], {**os.environ, **self._variables, **environment}
+        if not CAN_FORK:
+            command = [str(self._python), "-c", code, *argv[1:]]
+            return subprocess.run(command, capture_output=True, text=True, input=input, cwd=cwd, env=env)
+        if self._server is None:
+            with (self._folder / "import.log").open("wb") as log:
+                self._server = Server(self._python, "llamafactory", self._variables, log)
+        return self._server.run(code, argv, cwd, env, input, 600)
+
+    def script(self, script: Path, *, cwd: Path, input: str = "", **environment: str) -> Any:
+        """The answer of a script of orchestrator/upstream/scripts, as upstream.ask gives it."""
+        code = f"import runpy, sys\nsys.path[0] = {str(script.parent)!r}\n"
+        code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+        done = self.run(code, cwd=cwd, input=input, **environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.strip().rpartition("\n")[2])
+
+    def cli(self, *words: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """What `llamafactory-cli words` gives."""
+        return self.run(LLAMAFACTORY, *words, cwd=cwd, **environment)
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.end()
 
 
 @contextmanager
@@ -88,58 +207,80 @@ def imported(python: Path, folder: Path) -> Iterator[Imported]:
         made.end()
 
 
-def _ask(popen: "subprocess.Popen[str]", question: Mapping[str, Any]) -> int:
-    assert popen.stdin is not None and popen.stdout is not None
-    popen.stdin.write(json.dumps(question) + "\n")
-    popen.stdin.flush()
-    answer = popen.stdout.readline()
-    assert answer, f"{popen.args} ended with {popen.wait()}; import.err beside {question['out']} says why"
-    return int(answer)
+# The other side: the server, in the Python that it forks
 
 
-# The other side, in LLaMA-Factory's Python
-
-
-def _next_fork(questions: IO[str], answers: IO[str]) -> dict[str, Any] | None:
-    """In each fork its question; None, in the process itself, when there are no more."""
-    for line in questions:
-        question: dict[str, Any] = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            return question
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
-    return None
-
-
-def _become(question: Mapping[str, Any]) -> None:
-    """Streams, folder, variables and path of `python -c`."""
-    for number, (name, flags) in enumerate({"in": os.O_RDONLY, "out": _NEW, "err": _NEW}.items()):
-        opened = os.open(question[name], flags, 0o600)
-        os.dup2(opened, number)
-        os.close(opened)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
-    os.chdir(question["cwd"])
-    os.environ.update(question["environment"])
-    sys.argv = question["argv"]
-    sys.path.insert(0, "")
-
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-
-if __name__ == "__main__":
-    _questions, _answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # LLaMA-Factory logs to stdout
-    sys.path.pop(0)  # this file's folder
-    import gc
-
+def _import(what: str) -> None:
     gc.disable()
-    import llamafactory.api.app
-    import llamafactory.train.tuner  # noqa: F401
+    if what == "llamafactory":
+        import llamafactory.api.app
+        import llamafactory.train.tuner  # noqa: F401
+    else:
+        import orchestrator
 
+        for found in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
+            importlib.import_module(found.name)
+        for name in LATE:
+            importlib.import_module(name)
+        assert threading.active_count() == len([*Path("/proc/self/task").iterdir()]) == 1
     gc.freeze()  # no fork looks through what was imported
     gc.enable()
-    _question = _next_fork(_questions, _answers)
-    if _question is not None:
-        _become(_question)
-        exec(compile(_question["code"], "<asked>", "exec"), {"__name__": "__main__"})
+
+
+def _next_fork(requests: socket.socket) -> tuple[list[Any], list[int]] | None:
+    """In each fork its request and its streams; in the server itself None, when nobody can ask any more."""
+    living: dict[int, tuple[int, int]] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(requests, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is requests:
+                    message, numbers, _, _ = socket.recv_fds(requests, MAX_BYTES, 4)
+                    if not message:
+                        return None
+                    *streams, status = numbers
+                    pid = os.fork()
+                    if not pid:
+                        return json.loads(message), streams
+                    for number in streams:
+                        os.close(number)
+                    watched = os.pidfd_open(pid)
+                    living[watched] = pid, status
+                    selector.register(watched, selectors.EVENT_READ)
+                    requests.sendall(str(pid).encode())
+                else:
+                    pid, status = living.pop(key.fd)
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    with contextlib.suppress(BrokenPipeError):
+                        os.write(status, str(code).encode())
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    os.close(status)
+
+
+def _become(argv: list[str], cwd: str, env: dict[str, str], streams: list[int]) -> None:
+    """What exec and the start of Python would do."""
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[0] = cwd
+    sys.argv = argv
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # strict, as in most locales
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    tempfile.tempdir = None
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    _requests = socket.socket(fileno=int(sys.argv[1]))
+    _import(sys.argv[2])
+    if _found := _next_fork(_requests):
+        (_code, *_rest), _streams = _found
+        _requests.detach()
+        _become(*_rest, _streams)
+        exec(compile(_code, "<forked>", "exec"), {"__name__": "__main__"})

@@ -11,9 +11,9 @@ from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.chat_templates import (
     ChatTemplates,
     has_chat_template,
-    propose,
     read_templates,
-    with_found_template,
+    resolve_template,
+    suggest_template,
 )
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.imported_once import Imported
@@ -28,8 +28,8 @@ class Quick(ReasoningTemplate):
 def register_template(name, **rest):
     r"""An example: register_template(name="custom")"""
 
-register_template(name="plain", default_system="Be " "kind.")
-register_template(name="thinker", template_class=ReasoningTemplate, default_system="")
+register_template(name="plain")
+register_template(name="thinker", template_class=ReasoningTemplate)
 register_template(name="quick", template_class=Quick)
 if True:
     register_template(name="hidden")
@@ -74,10 +74,9 @@ def model(root: Path, name: str, **config: object) -> Path:
 
 
 def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
-    """Examples in docstrings are not; subclasses think too; an empty system text is none."""
+    """Examples in docstrings are not; subclasses think too."""
     assert templates.names == {"plain", "thinker", "quick"}
     assert templates.reasoning == {"thinker", "quick"}
-    assert templates.default_system == {"plain": "Be kind."}
 
 
 def test_an_upgrade_is_seen(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
 )
 def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
     """By the whole id, then by what stands behind the owner; never by a part of that."""
-    found = propose(name, None, templates)
+    found = suggest_template(name, None, templates)
     assert found.template == template
     assert reason in found.reason
 
@@ -142,7 +141,7 @@ def test_a_folder_is_known_by_its_name_or_by_its_configuration(
     folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
 ) -> None:
     """Where they contradict each other, nothing is taken and both are named."""
-    found = propose(f"models/{folder}/", model(tmp_path, folder, **config), templates)
+    found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
     assert found.template == template
     assert reason in found.reason
 
@@ -152,24 +151,24 @@ def test_a_snapshot_in_the_hub_cache_is_known_by_its_id(tmp_path: Path, template
     snapshot = tmp_path / "models--Else--One" / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
     for name in ("Else/One", str(snapshot)):
-        assert propose(name, snapshot, templates).template == "quick"
+        assert suggest_template(name, snapshot, templates).template == "quick"
 
 
 def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
     """null is an answer: it stands in every resolved spec, and a rerun resolves nothing anew."""
     found = installation(tmp_path)
     folder = str(model(tmp_path, "One-it"))
-    given, reason = with_found_template(ModelSpec(name_or_path=folder), tmp_path, found)
+    given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
     assert (given.template, reason) == ("plain", "LLaMA-Factory lists One-it with plain")
     for spec in (
         given,
         ModelSpec(name_or_path=folder, template=None),
         ModelSpec(name_or_path=folder, template="quick"),
     ):
-        assert with_found_template(spec, tmp_path, found) == (spec, "")
-    unknown, reason = with_found_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
+        assert resolve_template(spec, tmp_path, found) == (spec, "")
+    unknown, reason = resolve_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
     assert unknown.template is None and "lists no model b" in reason
-    assert with_found_template(unknown, tmp_path, found) == (unknown, "")
+    assert resolve_template(unknown, tmp_path, found) == (unknown, "")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,6 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
     assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names and len(templates.names) > 100
     assert "custom" not in templates.names  # the docstring's example
     assert "qwen3" in templates.reasoning and "qwen3_nothink" not in templates.reasoning
-    assert templates.default_system["qwen"].startswith("You are Qwen")
     expected = {
         "Qwen/Qwen2.5-7B-Instruct": "qwen",
         "Qwen/Qwen3-0.6B": "qwen3",
@@ -205,7 +203,7 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
         "Qwen/Qwen2.5-7B": None,
         "copies/gemma-7b": None,
     }
-    assert {name: propose(name, None, templates).template for name in expected} == expected
+    assert {name: suggest_template(name, None, templates).template for name in expected} == expected
 
 
 IMPORTED = """
@@ -216,7 +214,6 @@ from llamafactory.extras.constants import DEFAULT_TEMPLATE, SUPPORTED_MODELS
 print(json.dumps({
     "names": sorted(TEMPLATES),
     "reasoning": sorted(name for name, each in TEMPLATES.items() if isinstance(each, ReasoningTemplate)),
-    "default_system": {name: each.default_system for name, each in TEMPLATES.items() if each.default_system},
     "models": [[sorted(ids.values()), DEFAULT_TEMPLATE.get(name)] for name, ids in SUPPORTED_MODELS.items()],
 }))
 """
@@ -233,7 +230,6 @@ def test_the_reading_is_what_an_import_gives(
     templates = read_templates(installation)
     assert sorted(templates.names) == imported["names"]
     assert sorted(templates.reasoning) == imported["reasoning"]
-    assert templates.default_system == imported["default_system"]
     expected: dict[str, set[str | None]] = {}
     for ids, template in imported["models"]:
         for hub_id in ids:

@@ -306,7 +306,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
 def test_a_check_with_errors_gives_its_findings_as_json_and_the_exit_code(workshop):
     done = workshop.run("check", workshop.spec(dataset="captoins_en_de"), "--json")
     assert done.code == 2
-    (error,) = [finding for finding in done.json() if finding["severity"] == "error"]
+    (error,) = [finding for finding in done.json()["findings"] if finding["severity"] == "error"]
     assert (error["field"], error["kind"]) == ("dataset", "spec")
 
 

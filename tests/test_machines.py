@@ -27,7 +27,13 @@ def findings(compute, monkeypatch, rank=None, **train):
     monkeypatch.delenv("NODE_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("NODE_RANK", rank)
-    spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "d", "train": train, "compute": compute}
+    spec = {
+        "name": "x",
+        "model": {"name_or_path": "m"},
+        "dataset": "d",
+        "train": {"use_cpu": True, **train},
+        "compute": compute,
+    }
     return check_compute(RunSpec.model_validate(spec))
 
 
@@ -87,6 +93,7 @@ def test_a_port_that_another_program_has_is_told_before(monkeypatch):
     [
         ({}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
         ({"nproc_per_node": 2}, {"NNODES": "2"}, [("error", "compute.nnodes")]),
+        ({"env": {"FORCE_TORCHRUN": "0"}}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
         ({"nproc_per_node": 2}, {"NNODES": "1"}, []),
         ({**MEETING, "node_rank": 0}, {"NNODES": "2"}, []),
     ],

@@ -17,7 +17,7 @@ from orchestrator.importing.sources import read_source
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments, train_environment
 from orchestrator.specs.spec_file import load_spec
-from tests import warm
+from tests import imported_once
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 LEAST = "--do_train --model_name_or_path org/model --dataset toy --template qwen"
@@ -32,7 +32,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 def orchestrate(workspace: Workspace, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return warm.run(words[0], "--workspace", str(workspace.root), *words[1:], stdin=stdin)
+    return imported_once.run(words[0], "--workspace", str(workspace.root), *words[1:], stdin=stdin)
 
 
 def test_a_command_in_one_word_in_several_and_on_stdin_is_the_same(workspace):

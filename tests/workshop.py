@@ -23,7 +23,7 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from tests import warm
+from tests import imported_once
 from tests.model_folders import model_folder
 
 MARK = "ORCHESTRATOR_TEST_MARK"
@@ -60,7 +60,7 @@ class Command:
     """A command under way, in a session of its own, as on a terminal."""
 
     args: tuple[str, ...]
-    popen: "subprocess.Popen[bytes] | warm.Forked"
+    popen: "subprocess.Popen[bytes] | imported_once.Forked"
     out_file: Path
     err_file: Path
     deadline_s: float = DEADLINE_S
@@ -159,7 +159,7 @@ class Workshop:
     cli: Path | None
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    started: "list[subprocess.Popen[bytes] | warm.Forked]" = field(default_factory=list)
+    started: "list[subprocess.Popen[bytes] | imported_once.Forked]" = field(default_factory=list)
     deadline_s: float = DEADLINE_S
     """How long a command may take, unless it is said otherwise."""
 
@@ -213,8 +213,8 @@ class Workshop:
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        fresh = fresh or self.cli is None or not warm.CAN_FORK or any(map(_read_at_the_start, environment))
-        start = self._start_afresh if fresh else warm.nursery().start
+        fresh = fresh or self.cli is None or not imported_once.CAN_FORK or any(map(_read_at_the_start, environment))
+        start = self._start_afresh if fresh else imported_once.start
         with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
             first = nothing if stdin is None else stdin
             streams = [each if isinstance(each, int) else each.fileno() for each in (first, out_file, err_file)]
@@ -287,7 +287,7 @@ class Workshop:
     def processes(self) -> list[psutil.Process]:
         """Every process that a command of ours started, or that such a one started, and so on."""
         found = []
-        forked = {each.pid for each in self.started if isinstance(each, warm.Forked) and each.poll() is None}
+        forked = {each.pid for each in self.started if isinstance(each, imported_once.Forked) and each.poll() is None}
         for process in psutil.process_iter():
             try:
                 ours = process.pid in forked or process.environ().get(MARK) == self.mark

@@ -79,7 +79,7 @@ def launch(
         sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
         return
     checked = session.load_spec(spec, overrides or ())
-    plan = plan_run(session, checked)
+    plan = plan_run(session, checked, ask=True)
     if dry_run:
         files = render_files(session, plan.spec)
         if files:

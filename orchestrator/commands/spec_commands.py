@@ -22,7 +22,7 @@ from orchestrator.commands.options import (
     open_side,
     say,
 )
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.errors import Finding, PrerequisiteError, SpecError
 
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
@@ -145,28 +145,42 @@ def schema(
 def check(
     spec: Annotated[Path, typer.Argument(help="A spec file.")],
     overrides: SetOption = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Do not ask LLaMA-Factory, which takes some 10 s the first time.")
+    ] = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
     from orchestrator.planning.check import check as find
     from orchestrator.planning.check import raise_on_errors
+    from orchestrator.planning.plan import resolve
     from orchestrator.views import terminal
 
+    def show(found: Sequence[Finding]) -> None:
+        for finding in found:
+            if finding.severity != "error":
+                say(f"{finding.severity}: {finding.field}: {finding.message}")
+
     session = open_session(workspace, archives)
-    findings = find(
-        session.load_spec(spec, overrides or ()),
-        session.workspace.root,
-        session.dataset_folders,
-        session.archives,
-        session.installation,
-    )
+    loaded = session.load_spec(spec, overrides or ())
+    with ThreadPoolExecutor(1) as pool:
+        asking = None if fast else pool.submit(lambda: ask_llamafactory(session, [resolve(session, loaded)[0]])[0])
+        findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
+        show(findings)
+        answer = asking.result() if asking is not None else Answer()
+    more = without_repeats(answer, findings)
+    show(more)
+    findings += more
+    for name, sample in answer.samples.items():
+        for line in sample_lines(name, sample):
+            say(line)
     if as_json:
-        terminal.print_json([dataclasses.asdict(finding) for finding in findings])
-    for finding in findings:
-        if finding.severity != "error":
-            say(f"{finding.severity}: {finding.field}: {finding.message}")
+        terminal.print_json({"findings": list(map(dataclasses.asdict, findings)), "datasets": answer.samples})
     raise_on_errors(findings)
     say(f"{spec}: no errors")
 

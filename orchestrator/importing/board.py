@@ -7,6 +7,7 @@ right. Paths stay relative to the folder that LLaMA Board was started in.
 Reads what it is given; nothing is executed.
 """
 
+import ast
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,8 @@ from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.importing.board_form import PANELS, PLAIN, Form, short, wrong
 from orchestrator.specs.compute_spec import is_secret
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.chat_templates import ListedModel, read_listed_models
-from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.chat_templates import _calls, _items
+from orchestrator.upstream.installation import Installation, parse_source
 
 # This is webui/runner.py's _parse_train_args and _parse_eval_args, and common.py's _clean_cmd, of LLaMA-Factory 0.9.5;
 # 0.9.3 and 0.9.4 pass the same, but for report_to and ddp_timeout, which 0.9.3's evaluation leaves out.
@@ -127,7 +128,7 @@ class _Model:
     """How its path was found, or that it was not."""
 
 
-def _model(form: Form, listed: Mapping[str, ListedModel], user_config: Mapping[str, Any]) -> _Model:
+def _model(form: Form, listed: "Mapping[str, ListedModel]", user_config: Mapping[str, Any]) -> _Model:
     """The model. Its path stands beside its name in LLaMA Board, and is not saved with the form."""
     name = form.text("top.model_name")
     if not name:
@@ -322,3 +323,32 @@ def _pixels(form: Form, name: str) -> int:
     except ValueError as error:
         raise wrong(f"train.{name}", text, "a number of pixels, such as 768*768") from error
     return factors[0] * factors[-1] if len(factors) == 2 else factors[0]
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A model as LLaMA-Factory lists it, and LLaMA Board offers it."""
+
+    hub_ids: Mapping[str, str]
+    """DEFAULT (Hugging Face), MODELSCOPE, OPENMIND -> its id there."""
+    multimodal: bool
+
+
+def read_listed_models(installation: Installation) -> dict[str, ListedModel]:
+    """The models of an installation by display name, such as Qwen2.5-7B-Instruct; empty where its source is not there.
+
+    Raises:
+        PrerequisiteError: its source cannot be read.
+    """
+    path = installation.package / "extras" / "constants.py" if installation.package else None
+    listed: dict[str, ListedModel] = {}
+    if path is None or not path.is_file():
+        return listed
+    for keywords in _calls(parse_source(path), "register_model_group"):
+        flag = keywords.get("multimodal")
+        multimodal = isinstance(flag, ast.Constant) and flag.value is True
+        for name, sources in _items(keywords.get("models")):
+            ids = {hub: str(value.value) for hub, value in _items(sources) if isinstance(value, ast.Constant)}
+            before = listed.get(name)
+            listed[name] = ListedModel(ids, multimodal or (before is not None and before.multimodal))
+    return listed

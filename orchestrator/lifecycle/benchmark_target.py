@@ -22,7 +22,7 @@ from orchestrator.files import expanded
 from orchestrator.lifecycle.new_run import How, Origin, new_folder
 from orchestrator.lifecycle.pipeline import carry_out, launch, recorded
 from orchestrator.planning.check import check_model
-from orchestrator.planning.plan import heed, plan_run, resolve_model
+from orchestrator.planning.plan import plan_run, raise_or_log, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord, locked
 from orchestrator.runs.rundir import RunDir
@@ -136,7 +136,7 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
     if to is None and settings.export_dir is not None:
         to = session.workspace.root / expanded(settings.export_dir)
     if target.run is not None:
-        heed(check_model(model, session.workspace.root, session.installation))
+        raise_or_log(check_model(model, session.workspace.root, session.installation))
         return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
     plan = plan_run(session, target.spec)
     run = new_folder(session, plan, Origin())

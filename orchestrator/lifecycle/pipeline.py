@@ -104,8 +104,8 @@ def plan_rerun(session: Session, past: RunDir | Path, overrides: Sequence[str], 
     overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
     if not isinstance(past, RunDir):
         log.warning("%s has no record beside it: there is nothing to compare with", past)
-        return plan_run(session, session.load_spec(past, overrides)), Origin(str(past), overrides)
-    plan = plan_run(session, session.load_spec(past.spec, overrides))
+        return plan_run(session, session.load_spec(past, overrides), ask=True), Origin(str(past), overrides)
+    plan = plan_run(session, session.load_spec(past.spec, overrides), ask=True)
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
     name = past.id if past.path.parent == session.workspace.runs else str(past.path)

@@ -20,7 +20,8 @@ from textwrap import indent
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.lifecycle.new_run import How, Origin, devices_needed, first_record, reserve_run
-from orchestrator.planning.plan import Plan, plan_run
+from orchestrator.planning.ask_llamafactory import ask_llamafactory
+from orchestrator.planning.plan import Plan, plan_run, raise_or_log
 from orchestrator.planning.session import Session
 from orchestrator.runs.axes import Axis, point_overrides, points, read_axes
 from orchestrator.runs.groups import Group, Point, members
@@ -87,6 +88,14 @@ def plan_sweep(
                 errors.append((number, error))
                 continue
             plans.append(replace(plan, texts={}, datasets={}, own={}))
+    if not errors:
+        answers = ask_llamafactory(session, [plan.spec for plan in plans])
+        with _said_once():
+            for number, answer in enumerate(answers):
+                try:
+                    raise_or_log(answer.findings)
+                except OrchestratorError as error:
+                    errors.append((number, error))
     if errors:
         raise _all_at_once(errors, axes, values)
     _refuse_the_same(plans, axes, values)

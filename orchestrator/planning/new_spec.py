@@ -11,7 +11,7 @@ from orchestrator.specs.render import Comment
 from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import NAME, ModelSpec
 from orchestrator.upstream.arguments import read_arguments
-from orchestrator.upstream.chat_templates import read_templates, with_found_template
+from orchestrator.upstream.chat_templates import read_templates, resolve_template
 from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
@@ -63,7 +63,7 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
     resolved = ModelSpec(name_or_path=model or (_SMALL if kind in ("full-sft", "freeze-sft") else _LARGE))
     found, thinks = "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
-        resolved, found = with_found_template(resolved, workspace.root, installation)
+        resolved, found = resolve_template(resolved, workspace.root, installation)
         thinks = resolved.template in read_templates(installation).reasoning
     values = {
         "name": name,

@@ -1,14 +1,8 @@
-"""A spec that is about to run: checked, with all that it reads, and as the files that LLaMA-Factory is given.
-
-Covered: what every command works with (Session); a spec's data and facts (Plan); its rendered files.
-Not covered: running it (pipeline.py).
-Writes nothing; warnings go to the log "orchestrator".
-"""
+"""A spec that is about to run: checked, with all that it reads, and as the files that LLaMA-Factory is given."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.data.datasets import (
     Dataset,
@@ -21,15 +15,15 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, raise_on_errors
 from orchestrator.models.model_files import base_checkpoint
+from orchestrator.planning.ask_llamafactory import ask_llamafactory, dataset_infos
 from orchestrator.planning.check import check
 from orchestrator.planning.session import Session
 from orchestrator.runs.differences import DECLARE, Side, known_defaults, run_defaults
 from orchestrator.runs.facts import collect_facts
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
-from orchestrator.runs.rundir import RunDir, prepared_file
+from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.render import (
-    DATASET_COLUMNS,
     Checkpoint,
     api_arguments,
     train_arguments,
@@ -38,7 +32,7 @@ from orchestrator.specs.render import (
 from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
-from orchestrator.upstream.chat_templates import with_found_template
+from orchestrator.upstream.chat_templates import resolve_template
 from orchestrator.upstream.installation import find_installation
 
 log = logging.getLogger("orchestrator")
@@ -60,16 +54,23 @@ class Plan:
     """How the model's template was found; '' where the spec says it."""
 
 
-def plan_run(session: Session, spec: RunSpec) -> Plan:
+def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
     """Check a spec and read what it needs.
+
+    Args:
+        session: the workspace and its tools.
+        spec: what would run.
+        ask: whether LLaMA-Factory is asked about it too, unless its answer is kept.
 
     Raises:
         SpecError, PrerequisiteError: everything that is wrong with it, at once.
     """
     root = session.workspace.root
-    heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
+    raise_or_log(check(spec, root, session.dataset_folders, session.archives, session.installation))
     datasets, own, texts = _inputs(session, spec)
     spec, found = resolve(session, spec)
+    if ask:
+        raise_or_log(ask_llamafactory(session, [spec])[0].findings)
     facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
     return Plan(spec, datasets, own, texts, facts, found)
 
@@ -111,11 +112,11 @@ def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:
 def resolve_model(session: Session, model: ModelSpec) -> tuple[ModelSpec, str]:
     """The same for a model that is served."""
     installation = session.llamafactory_or_none()
-    return with_found_template(model, session.workspace.root, installation) if installation else (model, "")
+    return resolve_template(model, session.workspace.root, installation) if installation else (model, "")
 
 
-def heed(findings: Sequence[Finding]) -> None:
-    """Errors end it, all at once; warnings and notes are said."""
+def raise_or_log(findings: Sequence[Finding]) -> None:
+    """Raise the errors, all at once; else log warnings and notes."""
     raise_on_errors(findings)
     for finding in findings:
         log.warning("%s: %s: %s", finding.severity, finding.field, finding.message)
@@ -160,12 +161,7 @@ def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:
     """
     if spec.train is None:
         return {}
-    infos: dict[str, dict[str, Any]] = {}
-    for name, called in [*((name, name) for name in spec.datasets), *spec.eval_names.items()]:
-        dataset = load_entry(name, session.dataset_folders)
-        prepared = {"file_name": prepared_file(called), "columns": DATASET_COLUMNS}
-        infos[called] = dataset.as_info() if isinstance(dataset, LlamaFactoryDataset) else prepared
-    return {"dataset_info.json": session.renderer.dataset_info(infos)}
+    return {"dataset_info.json": session.renderer.dataset_info(dataset_infos(spec, session.dataset_folders))}
 
 
 def spec_side(session: Session, name: str, spec: RunSpec) -> Side:

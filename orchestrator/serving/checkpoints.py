@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.planning.check import check_model
-from orchestrator.planning.plan import heed, resolve_model
+from orchestrator.planning.plan import raise_or_log, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.endpoint import Endpoint, list_models
@@ -113,7 +113,7 @@ def servable(session: Session, target: Target) -> Checkpoint:
     """A target's checkpoint, checked, with its chat template."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    heed(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    raise_or_log(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     model, _ = resolve_model(session, target.checkpoint.model)
     return replace(target.checkpoint, model=model)
 

@@ -1,16 +1,10 @@
-"""LLaMA-Factory's chat templates, and the one that a model goes with. Read from its source, never imported.
+"""LLaMA-Factory's chat templates and the models that it lists with them, read from its source and never imported.
 
-Covered: the templates' names, which of them are for models that think, their own system texts; the models that
-LLaMA-Factory lists, by hub id, with their templates; from these, a template for a model by its id, its folder's name or
-what its configuration calls it.
-Not covered: whether the tokenizer's own chat template says the same. The type of a model decides nothing: SmolLM,
-Llama 3 and Vicuna are all of type llama.
-Writes nothing.
+A model's type decides nothing: SmolLM, Llama 3 and Vicuna are all of type llama.
 """
 
 import ast
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.files import MAX_JSON_BYTES
+from orchestrator.files import json_mapping
 from orchestrator.models.model_files import locate_model
 from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.installation import Installation, parse_source
@@ -33,14 +27,12 @@ class ChatTemplates:
     names: frozenset[str] = frozenset()
     reasoning: frozenset[str] = frozenset()
     """Those for models that think before they answer."""
-    default_system: Mapping[str, str] = field(default_factory=dict)
-    """Template -> the system text that it puts where a conversation has none; only templates that have one."""
     by_model: Mapping[str, frozenset[str | None]] = field(default_factory=dict)
     """Hub id, and its part behind the owner, lower case -> templates that it is listed with. None: as a base model."""
 
 
 @dataclass(frozen=True)
-class Proposal:
+class TemplateMatch:
     """The template that a model goes with."""
 
     template: str | None
@@ -68,57 +60,20 @@ def _read(template_file: Path, models_file: Path, stamps: tuple[int, ...]) -> Ch
     if not stamps[0]:
         return ChatTemplates()
     module = parse_source(template_file)
-    thinks = {_THINKS} | {
-        node.name
-        for node in module.body
-        if isinstance(node, ast.ClassDef)
-        and any(isinstance(base, ast.Name) and base.id == _THINKS for base in node.bases)
-    }
-    names: set[str] = set()
-    reasoning: set[str] = set()
-    default_system: dict[str, str] = {}
+    thinking = {_THINKS}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == _THINKS for b in node.bases):
+            thinking.add(node.name)
+    names: dict[str, bool] = {}  # and whether it is for models that think
     for keywords in _calls(module, "register_template"):
-        name, system, kind = (keywords.get(key) for key in ("name", "default_system", "template_class"))
+        name, kind = keywords.get("name"), keywords.get("template_class")
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            names.add(name.value)
-            if isinstance(kind, ast.Name) and kind.id in thinks:
-                reasoning.add(name.value)
-            if isinstance(system, ast.Constant) and system.value:
-                default_system[name.value] = str(system.value)
+            names[name.value] = isinstance(kind, ast.Name) and kind.id in thinking
     by_model = _by_model(parse_source(models_file)) if stamps[1] else {}
-    return ChatTemplates(frozenset(names), frozenset(reasoning), default_system, by_model)
+    return ChatTemplates(frozenset(names), frozenset(name for name, thinks in names.items() if thinks), by_model)
 
 
-@dataclass(frozen=True)
-class ListedModel:
-    """A model as LLaMA-Factory lists it, and LLaMA Board offers it."""
-
-    hub_ids: Mapping[str, str]
-    """DEFAULT (Hugging Face), MODELSCOPE, OPENMIND -> its id there."""
-    multimodal: bool
-
-
-def read_listed_models(installation: Installation) -> dict[str, ListedModel]:
-    """The models of an installation by display name, such as Qwen2.5-7B-Instruct; empty where its source is not there.
-
-    Raises:
-        PrerequisiteError: its source cannot be read.
-    """
-    path = installation.package / "extras" / "constants.py" if installation.package else None
-    listed: dict[str, ListedModel] = {}
-    if path is None or not path.is_file():
-        return listed
-    for keywords in _calls(parse_source(path), "register_model_group"):
-        flag = keywords.get("multimodal")
-        multimodal = isinstance(flag, ast.Constant) and flag.value is True
-        for name, sources in _items(keywords.get("models")):
-            ids = {hub: str(value.value) for hub, value in _items(sources) if isinstance(value, ast.Constant)}
-            before = listed.get(name)
-            listed[name] = ListedModel(ids, multimodal or (before is not None and before.multimodal))
-    return listed
-
-
-def propose(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> Proposal:
+def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> TemplateMatch:
     """The template that LLaMA-Factory lists a model with.
 
     Args:
@@ -126,26 +81,28 @@ def propose(name_or_path: str, folder: Path | None, templates: ChatTemplates) ->
         folder: its files; None where they are not on this machine.
         templates: what read_templates found.
     """
-    said: list[tuple[str, str, frozenset[str | None]]] = []
+    matches: list[tuple[str, str, frozenset[str | None]]] = []
     for where, name in _names(name_or_path, folder):
         key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct
         listed = templates.by_model.get(key) or templates.by_model.get(_last_part(key))
         if listed:
-            said.append((where, _last_part(name), listed))
-    if not said:
-        return Proposal(None, f"LLaMA-Factory lists no model {_last_part(name_or_path)}")
-    _, name, first = said[0]
-    named = {template for _, _, listed in said for template in listed if template}
+            matches.append((where, _last_part(name), listed))
+    if not matches:
+        return TemplateMatch(None, f"LLaMA-Factory lists no model {_last_part(name_or_path)}")
+    _, name, first = matches[0]
+    named = {template for _, _, listed in matches for template in listed if template}
     if not named:
-        return Proposal(None, f"LLaMA-Factory lists {name} as a base model, without a template")
+        return TemplateMatch(None, f"LLaMA-Factory lists {name} as a base model, without a template")
     if first == named and len(named) == 1:
         (template,) = named
-        return Proposal(template, f"LLaMA-Factory lists {name} with {template}")
-    shown = [f"{where}, {name}, is listed {' and '.join(sorted(map(_said, listed)))}" for where, name, listed in said]
-    return Proposal(None, f"which one is not clear: {'; '.join(shown)}")
+        return TemplateMatch(template, f"LLaMA-Factory lists {name} with {template}")
+    reasons = [
+        f"{where}, {name}, is listed {' and '.join(sorted(map(_as, listed)))}" for where, name, listed in matches
+    ]
+    return TemplateMatch(None, f"which one is not clear: {'; '.join(reasons)}")
 
 
-def with_found_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
+def resolve_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
     """The model with the template that it is listed with, where the spec leaves template out; and how it was found.
 
     An explicit null stays null, and so does what a resolved spec says: a rerun is never resolved anew.
@@ -153,7 +110,7 @@ def with_found_template(model: ModelSpec, root: Path, installation: Installation
     if "template" in model.model_fields_set:
         return model, ""
     folder = locate_model(model.name_or_path, root, model.revision)
-    found = propose(model.name_or_path, folder, read_templates(installation))
+    found = suggest_template(model.name_or_path, folder, read_templates(installation))
     return model.model_copy(update={"template": found.template}), found.reason
 
 
@@ -180,7 +137,7 @@ def has_chat_template(folder: Path) -> bool:
     """Whether a model's tokenizer brings a chat template of its own."""
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
-    return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+    return bool(_config(folder, "tokenizer_config.json").get("chat_template"))
 
 
 def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
@@ -193,30 +150,24 @@ def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
         yield "the model's id", cached[1].replace("--", "/", 1)
     else:
         yield "the folder", _last_part(name_or_path)
-    config = _json(folder / "config.json")
+    config = _config(folder, "config.json")
     for key in ("_name_or_path", "_model_name_or_path"):
         name = config.get(key)
         if isinstance(name, str) and name.strip("/"):
             yield f"config.json's {key}", name
 
 
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model; empty where it is missing or broken, which model_files reports."""
+    return json_mapping(folder / name) or {}
+
+
 def _last_part(name: str) -> str:
     return Path(name).name or name
 
 
-def _said(template: str | None) -> str:
+def _as(template: str | None) -> str:
     return f"with {template}" if template else "as a base model"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A small JSON file of a model; empty where it is not there or broken, which model_files reports."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return {}
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return read if isinstance(read, dict) else {}
 
 
 def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:

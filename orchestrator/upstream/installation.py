@@ -20,31 +20,15 @@ VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"
 COMMAND = "llamafactory-cli"
 # What decides a run's outcome, or whether it starts at all; recorded with each run.
 DISTRIBUTIONS = (
-    "llamafactory",
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "deepspeed",
-    "bitsandbytes",
-    "flash-attn",
-    "liger-kernel",
-    "unsloth",
-    "vllm",
-    "sglang",
-    "ray",
+    *("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("numpy", "deepspeed", "bitsandbytes", "flash-attn", "liger-kernel", "unsloth", "vllm", "sglang", "ray"),
 )
 # What GPUs are used through, by the names of CUDA 12's packages and of later ones.
 _CUDA = (
     *("nvidia-cudnn-cu12", "nvidia-nccl-cu12", "nvidia-cublas-cu12", "nvidia-cuda-runtime-cu12", "triton"),
     *("nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cublas", "nvidia-cuda-runtime"),
 )
-_WITH_KT = "llamafactory-kt"
+_WITH_KT = "llamafactory-kt"  # from 0.9.6 on, the distribution with KTransformers
 _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the environment that has it'
 
 
@@ -76,19 +60,14 @@ def find_installation() -> Installation:
         PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
     """
     cli = _find_cli()
-    # From 0.9.6 on there is a distribution of it with KTransformers.
     found = inspect_environment(cli, ["llamafactory", "transformers"], (*DISTRIBUTIONS, _WITH_KT), _REMEDY)
-    versions = dict(found.versions)
-    with_kt = versions.pop(_WITH_KT, None)
-    if with_kt is not None:
-        versions.setdefault("llamafactory", with_kt)
-    transformers = found.folders["transformers"]
-    training_args = transformers / "training_args.py" if transformers else None
+    versions = {name.removesuffix("-kt"): version for name, version in found.versions.items()}
+    training_args = (found.folders["transformers"] or cli) / "training_args.py"
     return Installation(
         cli=cli,
         python=found.python,
         package=found.folders["llamafactory"],
-        training_args=training_args if training_args and training_args.is_file() else None,
+        training_args=training_args if training_args.is_file() else None,
         versions=versions,
         python_version=found.python_version,
         cuda=found.cuda,

@@ -1,0 +1,316 @@
+"""What the installed LLaMA-Factory says to a spec: its parser to the arguments, its loader to the first records.
+
+One start of its Python, some 8 s, answers for any number of specs. An answer without errors is kept in the cache folder
+for as long as arguments, data, tokenizer and installation are the same.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator import __version__
+from orchestrator.data.data_files import find_files
+from orchestrator.data.datasets import (
+    Dataset,
+    evaluated_split,
+    load_entry,
+    load_split,
+    sample_pairs,
+    write_training_file,
+)
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
+from orchestrator.files import atomic_write, cache_folder, json_mapping
+from orchestrator.models.model_files import base_checkpoint, locate_model
+from orchestrator.planning.check import RUNS_CODE
+from orchestrator.planning.compute import uses_torchrun
+from orchestrator.planning.session import Session
+from orchestrator.runs.rundir import prepared_file
+from orchestrator.specs.compute_spec import is_secret
+from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
+from orchestrator.specs.spec import MODEL_PLACES, RunSpec
+from orchestrator.text import escape_controls
+from orchestrator.upstream.ask import SCRIPTS, AskError, ask
+from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.vllm import Vllm, argument_words, find_vllm, parser_refusal, with_defaults
+
+log = logging.getLogger("orchestrator")
+
+RECORDS = 100
+"""How many of each dataset are read."""
+TIMEOUT_S, TIMEOUT_PER_SPEC_S = 180, 3
+_SECTIONS = {"train": "train", "api": "serve", "export": "export"}
+_NO_NETWORK = {name: "1" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")}
+
+Sample = dict[str, Any]
+"""What upstream/scripts/datasets_probe.py found in one dataset."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """About one spec."""
+
+    findings: list[Finding] = field(default_factory=list)
+    samples: dict[str, Sample] = field(default_factory=dict)
+    """By dataset, as dataset_info.json names it."""
+
+
+def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]:
+    """Ask about resolved specs, at once about all whose answer is not kept.
+
+    That LLaMA-Factory, or vLLM, cannot be asked is a warning among the findings.
+    """
+    installation = session.llamafactory_or_none()
+    if installation is None or installation.package is None:
+        return [Answer() for _ in specs]  # check says so
+    questions = [_question(session, spec) for spec in specs]
+    keys = [_key(session, installation, spec, each) for spec, each in zip(specs, questions, strict=True)]
+    answers = [_kept(key) if each else Answer() for key, each in zip(keys, questions, strict=True)]
+    new = [number for number, answer in enumerate(answers) if answer is None]
+    if new:
+        log.info("asking LLaMA-Factory about the arguments and the first records, which takes some 10 s")
+        found = _ask(session, installation, [specs[number] for number in new], [questions[number] for number in new])
+        for number, answer in zip(new, found, strict=True):
+            answers[number] = answer
+            if not any(each.severity == "error" or _NOT_ASKED in each.message for each in answer.findings):
+                _keep(keys[number], answer)
+    return [answer or Answer() for answer in answers]
+
+
+def without_repeats(answer: Answer, known: Sequence[Finding]) -> list[Finding]:
+    """The answer's findings, but for those about an input that a fast check has found wrong already."""
+    wrong = {each.field for each in errors_of(known)}
+    inputs = {name.split(".")[0] for name in wrong} & {"model", "dataset", "eval_dataset"}
+    return [each for each in answer.findings if each.field not in wrong and each.field.split(".")[0] not in inputs]
+
+
+def sample_lines(name: str, sample: Sample) -> list[str]:
+    """A dataset's sample for a terminal: how many records are trained on, their length, and the first of them."""
+    tokens = sample["tokens"]
+    counts = f"{name}: {sample['kept']} of the first {sample['read']} records are trained on"
+    if tokens is None:
+        return [counts]
+    length = f"{tokens['min']} to {tokens['max']} tokens, median {tokens['median']:g}"
+    lines = [f"{counts}; {length}; {sample['over_cutoff']} longer than cutoff_len"]
+    for side, pieces in (sample["first"] or {}).items():
+        lines.append(f"  the first as the model sees it{', rejected answer' if side == 'rejected' else ''}:")
+        for text, is_trained in pieces:
+            short = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+            shown = escape_controls(short.replace("\n", "\\n"))
+            lines.append(f"  {'trained' if is_trained else 'prompt':>9} | {shown}")
+    return lines
+
+
+def dataset_infos(spec: RunSpec, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The entries of dataset_info.json that a training reads.
+
+    Raises:
+        SpecError: there is no such dataset, or its entry is wrong.
+    """
+    infos: dict[str, dict[str, Any]] = {}
+    for name, called in _datasets(spec):
+        dataset = load_entry(name, folders)
+        prepared = {"file_name": prepared_file(called), "columns": DATASET_COLUMNS}
+        infos[called] = dataset.as_info() if isinstance(dataset, LlamaFactoryDataset) else prepared
+    return infos
+
+
+def _datasets(spec: RunSpec) -> list[tuple[str, str]]:
+    """The datasets of a training, and their names in dataset_info.json."""
+    return [*((name, name) for name in spec.datasets), *spec.eval_names.items()]
+
+
+def _question(session: Session, spec: RunSpec) -> dict[str, Any]:
+    """By command, the arguments; empty where there is nothing to ask. Secrets are left out."""
+    if spec.model is None:
+        return {}
+    start = base_checkpoint(spec.model, session.workspace.root)
+    commands: dict[str, dict[str, Any]] = {}
+    if spec.train is not None:
+        commands["train"] = train_arguments(spec, start)
+    if spec.serve.url is None and (spec.benchmark or spec.serve.extra_arguments() or spec.train is None):
+        is_vllm = spec.serve.backend == "vllm"
+        served = with_defaults(spec.serve.extra_arguments()) if is_vllm else api_arguments(start, spec.serve)
+        commands["vllm" if is_vllm else "api"] = served
+    if spec.export.extra_arguments():
+        commands["export"] = export_arguments(start, spec.export, Path("export"))
+    question: dict[str, Any] = {
+        command: {name: value for name, value in arguments.items() if not is_secret(name)}
+        for command, arguments in commands.items()
+    }
+    return {**question, "torchrun": uses_torchrun(spec)}
+
+
+def _environment(spec: RunSpec) -> dict[str, str]:
+    """The training's own variables, without those that would have other code run here; no GPU, no network."""
+    own = {name: value for name, value in sorted(spec.compute.env.items()) if name not in RUNS_CODE}
+    return {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK}
+
+
+def _key(session: Session, installation: Installation, spec: RunSpec, question: Mapping[str, Any]) -> str:
+    """A hash of what the answer depends on."""
+    files: list[Path] = []
+    with contextlib.suppress(OrchestratorError):  # what is wrong with it, check says
+        for name, _ in _datasets(spec):
+            dataset = load_entry(name, session.dataset_folders)  # that of parallel texts holds their checksums
+            files += [dataset.path, *(find_files(dataset) if isinstance(dataset, LlamaFactoryDataset) else ())]
+        folder = spec.model and locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
+        files += sorted(folder.iterdir()) if folder else []
+    files += [Path(str(question.get("train", {}).get("deepspeed")))]
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
+    vllm = _vllm() if "vllm" in question else None
+    programs = [str(installation.cli), str(installation.package), installation.versions, vllm and vllm.versions]
+    scripts = [__version__, *(path.read_text("utf-8") for path in sorted(SCRIPTS.glob("*.py")))]
+    parts = [question, _environment(spec), stamps, programs, scripts]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _kept_file(key: str) -> Path:
+    return cache_folder() / "checks" / f"{key}.json"
+
+
+def _kept(key: str) -> Answer | None:
+    found = json_mapping(_kept_file(key))
+    return Answer([Finding(**each) for each in found["findings"]], found["samples"]) if found else None
+
+
+def _keep(key: str, answer: Answer) -> None:
+    with contextlib.suppress(OSError):  # then it is asked for again
+        _kept_file(key).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(_kept_file(key), json.dumps(asdict(answer)))
+
+
+_NOT_ASKED = "could not be asked"
+
+
+def _ask(
+    session: Session, installation: Installation, specs: Sequence[RunSpec], questions: Sequence[Mapping[str, Any]]
+) -> list[Answer]:
+    with tempfile.TemporaryDirectory(prefix="orchestrator-check-") as parent:
+        points = [dict(question) for question in questions]
+        for spec, point in zip(specs, points, strict=True):
+            if "train" in point:
+                point["train"] = {**point["train"], "dataset_dir": str(_write_records(session, spec, Path(parent)))}
+        try:
+            answer = ask(
+                installation.python,
+                "check_arguments",
+                {"points": points, "limit": RECORDS},
+                timeout_s=TIMEOUT_S + TIMEOUT_PER_SPEC_S * len(points),
+                environment=_environment(specs[0]),
+            )
+        except AskError as error:
+            what = f"LLaMA-Factory {_NOT_ASKED} about the arguments: {error.message}"
+            finding = Finding("warning", "missing", "llamafactory-cli", what, error.remedy)
+            return [Answer([finding]) for _ in points]
+    answers = []
+    for number, (spec, question) in enumerate(zip(specs, questions, strict=True)):
+        samples: dict[str, Sample] = dict(enumerate(answer["datasets"])).get(number) or {}
+        findings = [_finding(each, installation) for each in answer["problems"] if each["point"] == number]
+        findings += [*_data_findings(spec, samples), *_vllm_findings(spec, question)]
+        if "deepspeed" in question.get("train", {}):
+            what = "DeepSpeed itself was not asked: what it makes of its configuration shows when it starts"
+            findings.append(Finding("note", "spec", "train.deepspeed", what))
+        once = {each.message: each for each in reversed(findings)}  # train and api say the same of the model
+        answers.append(Answer(list(reversed(once.values())), samples))
+    return answers
+
+
+def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
+    """A dataset_dir with the first records, one for all specs that train on the same data."""
+    datasets = _datasets(spec)
+    folder = parent / hashlib.sha256(json.dumps(datasets).encode()).hexdigest()[:16]
+    if folder.is_dir():
+        return folder
+    folder.mkdir()
+    infos: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(OrchestratorError):  # what is wrong with them, check says
+        for number, (name, called) in enumerate(datasets):
+            dataset = load_entry(name, session.dataset_folders)
+            if isinstance(dataset, Dataset):
+                split = "train" if number < len(spec.datasets) else evaluated_split(dataset)
+                text = load_split(dataset, split, session.archives)
+                write_training_file(
+                    sample_pairs(text, RECORDS), dataset.entry.instruction, folder / prepared_file(called)
+                )
+        infos = dataset_infos(spec, session.dataset_folders)
+    (folder / "dataset_info.json").write_text(json.dumps(infos), "utf-8")
+    return folder
+
+
+def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
+    message, places = problem["message"], [_place(problem["command"], name) for name in problem["arguments"]]
+    at = places[0] if places else _SECTIONS[problem["command"]]
+    if problem["kind"] == "unknown":
+        return Finding("note", "missing", at, f"not checked: {message}")
+    if problem["kind"] == "missing":
+        package = re.search(r"pip install (?:-\S+ )?([\w.\[\]-]+)", message)
+        remedy = f"{installation.python} -m pip install {package[1]}" if package else ""
+        return Finding("error", "missing", at, message, remedy)
+    remedy = f"change {' or '.join(places)}" if len(places) > 1 else ""
+    return Finding("error", "spec", at, f"LLaMA-Factory refuses this: {message}", remedy)
+
+
+def _place(command: str, argument: str) -> str:
+    """Where a spec has an argument of llamafactory-cli."""
+    if argument in MODEL_PLACES:
+        return f"model.{MODEL_PLACES[argument]}"
+    if argument in ("dataset", "eval_dataset"):
+        return argument
+    return f"{'serve' if argument == 'infer_backend' else _SECTIONS[command]}.{argument}"
+
+
+def _data_findings(spec: RunSpec, samples: Mapping[str, Sample]) -> list[Finding]:
+    findings = []
+    for section, names in (("dataset", spec.datasets), ("eval_dataset", list(spec.eval_names.values()))):
+        for number, name in enumerate(names):
+            sample = samples.get(name) or {"problems": []}
+            at = section if len(names) == 1 else f"{section}.{number}"
+            fatal = [each for each in sample["problems"] if each["fatal"]]
+            dropped = [each for each in sample["problems"] if not each["fatal"]]
+            if fatal and not sample["read"] and sample["from"] not in (None, "file"):
+                what = f"{name} was not read, since the network is not used here: {fatal[0]['message']}"
+                findings.append(Finding("note", "missing", at, what))
+            elif fatal:
+                what = f"LLaMA-Factory cannot train on {name}: {_first_of(fatal)}"
+                findings.append(Finding("error", "missing", at, what))
+            if dropped:
+                what = f"{len(dropped)} of the first {sample['read']} records of {name} are left out"
+                findings.append(Finding("warning", "missing", at, f"{what}: {_first_of(dropped)}"))
+    return findings
+
+
+def _first_of(problems: Sequence[Mapping[str, Any]]) -> str:
+    """The first problem, with its record and how many others there are."""
+    first, others = problems[0], len(problems) - 1
+    record = "" if first["record"] is None else f"record {first['record']}: "
+    return escape_controls(f"{record}{first['message']}" + (f" (and {others} more)" if others else ""))
+
+
+def _vllm() -> Vllm | None:
+    try:
+        return find_vllm()
+    except PrerequisiteError:
+        return None  # check says so
+
+
+def _vllm_findings(spec: RunSpec, question: Mapping[str, Any]) -> list[Finding]:
+    """What the parser of `vllm serve` says to the spec's arguments."""
+    vllm = _vllm() if "vllm" in question else None
+    if vllm is None or spec.model is None:
+        return []
+    try:
+        message = parser_refusal(vllm, [spec.model.name_or_path, *argument_words(question["vllm"])])
+    except AskError as error:
+        what = f"vLLM {_NOT_ASKED} about its arguments: {error.message}"
+        return [Finding("warning", "missing", "serve.backend", what, error.remedy)]
+    named = [name for name in question["vllm"] if re.search(rf"--(no-)?{name.replace('_', '-')}\b", message)]
+    at = f"serve.{named[0]}" if named else "serve"
+    return [Finding("error", "spec", at, f"`vllm serve` refuses this: {message}")] if message else []
