@@ -99,7 +99,7 @@ ERRORS = {
             "\n  --> runs/toy.yaml:6:3\n",
             "did you mean 'lora_rank'?",
             "\nerror: train.learning_rate: expected",
-            "\nerror: train.output_dir: the run layer sets output_dir",
+            "\nerror: train.output_dir: output_dir is managed by orchestrator",
             "\n  --> runs/toy.yaml:9:1\n",
             "(got 'many')",
         ],

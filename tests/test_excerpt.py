@@ -1,7 +1,5 @@
 """A problem shown at its line. Run: pytest tests/test_excerpt.py."""
 
-import unicodedata
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,30 +8,19 @@ from orchestrator.specs.excerpt import WIDTH, block, excerpt, painted, split_lin
 
 
 @pytest.mark.parametrize(
-    ("text", "column", "underlined"),
+    ("text", "column", "carets"),
     [
-        ("  lora_rank: 8", 2, "lora_rank"),
-        ("a: {b: 1, 'c d': 2}", 10, "'c d'"),
-        ('"x: \\" y": 1', 0, '"x: \\" y"'),
-        ("- [a, b]", 2, "["),
-        ("key", 3, ""),
-        ("ä日本: x", 0, "ä日本"),
-        ("日本: {é\u0301a: x}", 5, "é\u0301a"),
+        ("  lora_rank: 8", 2, "  ^^^^^^^^^"),
+        ("a: {b: 1, 'c d': 2}", 10, "          ^^^^^"),
+        ('"x: \\" y": 1', 0, "^^^^^^^^^"),
+        ("- [a, b]", 2, "  ^"),
+        ("key", 3, "   ^"),
+        ("ä日本: x", 0, "^^^^^"),  # wide characters take two columns
+        ("日本: {é\u0301a: x}", 5, "       ^^"),  # accents none
     ],
 )
-def test_what_stands_at_the_column_is_underlined(text: str, column: int, underlined: str) -> None:
-    """A word, a quoted text, a bracket, the end of a line; wide characters take two columns, accents none."""
-    above, line, below = excerpt(["other", text], 1, column)
-    assert (above, line) == ("   |", f" 2 | {text}")
-    width = sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) == "W" else 1
-        for char in text[:column]
-    )
-    marks = sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) == "W" else 1
-        for char in underlined
-    )
-    assert below == "   | " + " " * width + "^" * max(1, marks)
+def test_what_stands_at_the_column_is_underlined(text: str, column: int, carets: str) -> None:
+    assert excerpt(["other", text], 1, column) == ["   |", f" 2 | {text}", f"   | {carets}"]
 
 
 @pytest.mark.parametrize("column", [0, 30, 2500, 4990])
@@ -44,14 +31,11 @@ def test_a_long_line_is_cut_around_the_column(column: int) -> None:
     assert len(line) <= WIDTH + 11
     assert line[below.index("^") :].startswith("HERE") and below.count("^") == 4
     assert line.startswith(" 1 | ...") == (column > 50) and line.endswith("...") == (column < 4900)
-
-
-def test_a_token_longer_than_what_is_shown_is_underlined_as_far_as_it_is_shown() -> None:
     _, line, below = excerpt(["a" * 5000 + ": 1"], 0, 0)
     assert line == f" 1 | {'a' * WIDTH}..." and below == f"   | {'^' * WIDTH}"
 
 
-def test_control_characters_are_shown_not_obeyed() -> None:
+def test_control_characters_are_made_visible() -> None:
     _, line, below = excerpt(["\ta: \x1b[31m\u202e\x00 b: 1"], 0, 12)
     assert line == " 1 |     a: \\x1b[31m\\u202e\\x00 b: 1"
     assert line[below.index("^") :] == "b: 1"
@@ -68,15 +52,15 @@ def test_lines_are_counted_as_a_yaml_reader_counts_them() -> None:
 @given(st.text(), st.integers(0, 300))
 def test_any_line_is_shown_in_three_lines_of_printable_text(text: str, column: int) -> None:
     lines = split_lines(text * 9)
-    shown = excerpt(lines, 0, column)
-    assert len(shown) == (3 if column <= len(lines[0]) else 0)
-    assert all("\n" not in line and "\x1b" not in line and "\0" not in line for line in shown)
-    assert shown == [] or set(shown[2].removeprefix("   | ").lstrip()) == {"^"}
+    found = excerpt(lines, 0, column)
+    assert len(found) == (3 if column <= len(lines[0]) else 0)
+    assert all("\n" not in line and "\x1b" not in line and "\0" not in line for line in found)
+    assert found == [] or set(found[2].removeprefix("   | ").lstrip()) == {"^"}
 
 
 def test_a_block_is_message_place_line_and_help() -> None:
-    shown = excerpt(["a: 1"] * 120, 99, 0)
-    assert block("a: wrong", "f.yaml:100:1", shown, ["write b", "or c"]) == [
+    found = excerpt(["a: 1"] * 120, 99, 0)
+    assert block("a: wrong", "f.yaml:100:1", found, ["write b", "or c"]) == [
         "a: wrong",
         "  --> f.yaml:100:1",
         "    |",
@@ -97,7 +81,6 @@ def test_a_block_is_message_place_line_and_help() -> None:
         ("   = help: x", "   \x1b[1;34m=\x1b[0m help: x"),
         (" 1 | error: x", " 1 | error: x"),
         ("  | a log's line ^^^", "  | a log's line ^^^"),
-        ("", ""),
     ],
 )
 def test_only_what_a_reader_looks_for_is_coloured(line: str, coloured: str) -> None:

@@ -65,7 +65,7 @@ def test_arguments_go_where_a_spec_has_them(workspace, origin):
     assert spec.model is not None and spec.train is not None
     assert spec.model.model_dump() == {
         "name_or_path": "org/model", "template": "qwen", "adapter_name_or_path": "org/adapter", "default_system": "s",
-        "enable_thinking": False, "trust_remote_code": True, "revision": "r",
+        "enable_thinking": False, "trust_remote_code": True, "revision": "r", "arguments": {},
     }  # fmt: skip
     assert (spec.dataset, spec.eval_dataset, spec.seed) == ("toy", "toy", 7)
     assert spec.train.arguments() == {

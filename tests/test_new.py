@@ -10,17 +10,17 @@ import jsonschema
 import pytest
 
 from orchestrator.data.datasets import ArchiveStore, entry_folders
-from orchestrator.errors import SpecError
-from orchestrator.planning.check import check
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.planning.new_spec import KINDS, check_name, new_spec
-from orchestrator.planning.schema import modeline, spec_schema
-from orchestrator.planning.spec_file import load_spec
+from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
+from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.installation import Installation
 
 
 @pytest.fixture
@@ -34,63 +34,42 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def written(place: Workspace, installation: Installation | None, arguments: Any, **given: Any) -> tuple[str, RunSpec]:
     """The text of a new spec, and what it says."""
-    asked = {"name": "x", "kind": "lora-sft", "model": None, "dataset": "captions_en_de", **given}
-    text = new_spec(
-        **asked,
+    settings = {"name": "x", "kind": "lora-sft", "model": None, "dataset": "captions_en_de", **given}
+    session = Session(
         workspace=place,
-        folders=entry_folders(place.dataset_info),
+        installation=installation or PrerequisiteError("none"),
         renderer=Renderer(place.templates),
-        installation=installation,
-        arguments=arguments,
+        archives=ArchiveStore(None, place.root),
+        dataset_folders=entry_folders(place.dataset_info),
     )
-    path = place.runs / f"{asked['name']}.yaml"
+    text = new_spec(session, **settings)
+    path = place.runs / f"{settings['name']}.yaml"
     path.write_text(text, encoding="utf-8")
     return text, load_spec(path, (), arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_spec_of_each_kind_passes_check_but_for_what_is_missing(
-    kind: str, place: Workspace, installation: Installation, arguments: dict[str, Argument]
-) -> None:
-    """Errors are about things that are not on this machine; warnings are only about its GPU."""
-    text, spec = written(place, installation, arguments, kind=kind)
-    found = check(spec, place.root, entry_folders(place.dataset_info), ArchiveStore(None, place.root), installation)
-    assert [each for each in found if each.severity == "error" and each.kind != "missing"] == []
-    assert {each.field for each in found if each.severity == "warning"} <= {"train.bf16"}
-    wanted = {"dpo": "dpo", "kto": "kto", "rm": "rm", "pt": "pt"}.get(kind, "sft")
-    assert spec.train is not None and spec.train.stage == wanted
-    assert ("dataset" in {each.field for each in found}) == (wanted in ("dpo", "kto", "rm"))
-    assert bool(spec.benchmark) == (wanted not in ("rm", "pt"))
-    assert jsonschema.Draft202012Validator(spec_schema(arguments)).is_valid(read_yaml(place.runs / "x.yaml").value)
-    assert max(map(len, text.splitlines())) <= 120
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_spec_explains_itself(
+def test_a_new_spec_of_each_kind_is_right_and_explains_itself(
     kind: str, place: Workspace, installation: Installation, arguments: dict[str, Argument]
 ) -> None:
     """Editors' line, what it needs, how to launch it, an override; a comment on each argument that is a choice."""
-    text, _ = written(place, installation, arguments, kind=kind)
-    lines = text.splitlines()
-    assert lines[0] == modeline(".spec.schema.json")
+    text, spec = written(place, installation, arguments, kind=kind)
+    stage = {"dpo": "dpo", "kto": "kto", "rm": "rm", "pt": "pt"}.get(kind, "sft")
+    assert spec.train is not None and spec.train.stage == stage
+    method = {"full-sft": "full", "freeze-sft": "freeze"}.get(kind, "lora")
+    assert spec.train.finetuning_type == method
+    assert bool(spec.benchmark) == (stage not in ("rm", "pt"))
+    for section in (spec.train, spec.serve):  # QLoRA is benchmarked as it was trained: on 4 bits
+        assert section.extra_arguments().get("quantization_bit") == (4 if kind == "qlora" else None)
+    assert jsonschema.Draft202012Validator(spec_schema(arguments)).is_valid(read_yaml(place.runs / "x.yaml").value)
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.splitlines()[0] == modeline(".spec.schema.json")
     head = text.partition("\nname:")[0]
     assert "Needs" in head and "GPU" in head
     assert "#   orchestrator launch runs/x.yaml\n" in head and "--set train.num_train_epochs=1" in head
     train = text.partition("\ntrain:\n")[2].partition("\nseed:")[0].splitlines()
-    bare = [line.split(":")[0].strip() for line in train if line.startswith("  ") and "#" not in line]
-    plain = {"stage", "finetuning_type", "quantization_method", "- testset", "split", "metrics"}
-    assert set(bare) <= plain
-
-
-@pytest.mark.parametrize("kind", ["full-sft", "freeze-sft", "qlora"])
-def test_the_kind_decides_what_is_trained(kind: str, place: Workspace, arguments: dict[str, Argument]) -> None:
-    """QLoRA is benchmarked as it was trained: on 4 bits."""
-    _, spec = written(place, None, arguments, kind=kind)
-    assert spec.train is not None
-    expected = {"full-sft": "full", "freeze-sft": "freeze", "qlora": "lora"}
-    assert spec.train.finetuning_type == expected[kind]
-    for section in (spec.train, spec.serve):
-        assert section.extra_arguments().get("quantization_bit") == (4 if kind == "qlora" else None)
+    bare = {line.split(":")[0].strip() for line in train if line.startswith("  ") and "#" not in line}
+    assert bare <= {"stage", "finetuning_type", "- testset", "split", "metrics"}
 
 
 @pytest.mark.parametrize(
@@ -114,28 +93,26 @@ def test_the_template_is_that_of_the_model(
     assert spec.model is not None
     assert (spec.model.name_or_path, spec.model.template, spec.model.enable_thinking) == (model, template, thinking)
     assert f"LLaMA-Factory lists {'no model' if template is None else model.rpartition('/')[2]}" in text
-
-
-def test_without_llamafactory_a_spec_is_written_all_the_same(place: Workspace) -> None:
-    """The machine where it is written need not be the one where it runs."""
-    text, spec = written(place, None, None)
+    text, spec = written(place, None, None)  # the machine where it is written need not be the one where it runs
     assert spec.model is not None and spec.model.template is None
     assert "# template: NAME" in text and "LLaMA-Factory was not found" in text
 
 
-def test_a_folder_with_any_name_stays_that_folder(place: Workspace, arguments: dict[str, Argument]) -> None:
+def test_a_folder_with_any_name_stays_that_folder(
+    place: Workspace, installation: Installation, arguments: dict[str, Argument]
+) -> None:
     """Quotes, hashes and newlines do not become YAML, nor another line of a comment."""
     for name in ('it\'s # a: "b"', "new\nline: x", "yes", "1e-4", "日本語"):
         (place.root / name).mkdir()
-        text, spec = written(place, find_installation(), arguments, model=name)
+        text, spec = written(place, installation, arguments, model=name)
         assert spec.model is not None and spec.model.name_or_path == name
         assert not any(line.startswith("line:") for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", ["1e5", "0o7", "no", "x.y", "a" * 64, "9"])
-def test_any_name_of_a_spec_can_be_had(name: str, place: Workspace, arguments: dict[str, Argument]) -> None:
+def test_any_name_of_a_spec_can_be_had(name: str, place: Workspace) -> None:
     """What YAML would take for a number or a truth is quoted."""
-    assert written(place, None, arguments, name=name)[1].name == name
+    assert written(place, None, None, name=name)[1].name == name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "-a", ".a", "a\n", "a" * 65, "ä", "a.yaml", "$(x)"])
@@ -145,68 +122,41 @@ def test_rubbish_is_no_name(name: str) -> None:
         check_name(name)
 
 
-def test_a_dataset_without_a_test_split_gets_no_benchmark(place: Workspace, arguments: dict[str, Argument]) -> None:
-    """One without a train split cannot be trained on; an unknown one is named with the nearest."""
+def test_what_there_is_none_of_is_refused_with_the_nearest(place: Workspace) -> None:
+    with pytest.raises(SpecError, match="did you mean 'captions_en_de'"):
+        written(place, None, None, dataset="captoins_en_de")
+    with pytest.raises(SpecError, match="did you mean 'qlora'") as error:
+        written(place, None, None, kind="qlor")
+    assert "lora-sft, full-sft" in error.value.remedy
+    with pytest.raises(SpecError, match="--model is empty"):
+        written(place, None, None, model=" ")
+
+
+def test_only_a_dataset_with_a_test_split_gets_a_benchmark(place: Workspace) -> None:
+    """One without a train split cannot be trained on; nothing of LLaMA-Factory's own formats is translated."""
     shipped = entry_folders(place.dataset_info)[-1]
     place.dataset_info.mkdir()
     entry = (shipped / "captions_en_de.yaml").read_text("utf-8")
-    before, _, rest = entry.partition("  validation:\n")
-    for name, text in (("train_only", before), ("test_only", re.sub(r"  train:\n(    .*\n)+", "", entry))):
+    texts = {
+        "train_only": entry.partition("  validation:\n")[0],
+        "test_only": re.sub(r"  train:\n(    .*\n)+", "", entry),
+        "pairs": "description: x\nllamafactory: {file_name: x.json, ranking: true}\n",
+    }
+    for name, text in texts.items():
         (place.dataset_info / f"{name}.yaml").write_text(text, "utf-8")
-    assert rest
-    assert written(place, None, arguments, dataset="train_only")[1].benchmark == []
+    assert written(place, None, None)[1].benchmark[0].split == "test"
+    for name in ("train_only", "pairs"):
+        assert written(place, None, None, dataset=name)[1].benchmark == []
     with pytest.raises(SpecError, match="no split train"):
-        written(place, None, arguments, dataset="test_only")
-    with pytest.raises(SpecError, match="did you mean 'captions_en_de'"):
-        written(place, None, arguments, dataset="captoins_en_de")
-
-
-@pytest.mark.parametrize("kind", ["lora-sft", "dpo", "kto", "rm", "pt"])
-def test_a_dataset_in_llamafactorys_own_format_gets_a_spec_without_a_benchmark(
-    kind: str, place: Workspace, arguments: dict[str, Argument]
-) -> None:
-    """Nothing of it can be translated and scored."""
-    place.dataset_info.mkdir()
-    (place.dataset_info / "pairs.yaml").write_text("description: x\nllamafactory: {file_name: x.json, ranking: true}\n")
-    text, spec = written(place, None, arguments, kind=kind, dataset="pairs")
-    assert spec.datasets == ["pairs"] and spec.benchmark == [] and "\nbenchmark:" not in text
-
-
-def test_a_kind_that_this_llamafactory_does_not_have_is_refused(
-    place: Workspace, arguments: dict[str, Argument]
-) -> None:
-    """Another version may lack its arguments: no spec is written that cannot be launched."""
-    older = {name: argument for name, argument in arguments.items() if name != "kto_chosen_weight"}
-    with pytest.raises(SpecError, match=r"from kto is none for this LLaMA-Factory[\s\S]*kto_chosen_weight"):
-        written(place, None, older, kind="kto")
-    assert written(place, None, older, kind="dpo")
-    with pytest.raises(SpecError, match="did you mean 'qlora'") as error:
-        written(place, None, arguments, kind="qlor")
-    assert "lora-sft, full-sft" in error.value.remedy
-
-
-def test_a_template_of_the_workspace_that_says_something_else_is_refused(
-    place: Workspace, arguments: dict[str, Argument]
-) -> None:
-    """templates/new.yaml.j2 may be one's own; what was asked for has to come out of it."""
-    place.templates.mkdir()
-    own = place.templates / "new.yaml.j2"
-    own.write_text("name: y\nmodel: {name_or_path: {{ model }}}\ndataset: {{ dataset }}\ntrain: {}\n")
-    with pytest.raises(SpecError, match=r"new\.yaml\.j2 does not say"):
-        written(place, None, arguments)
-    own.write_text("name: {{ nmae }}\n")
-    with pytest.raises(SpecError, match="nmae"):
-        written(place, None, arguments)
+        written(place, None, None, dataset="test_only")
 
 
 def test_init_new_check_launch_is_a_way_that_works(workshop):
-    """As a user goes it: the workspace, a spec, its schema beside it, a check, a training."""
+    """As a user goes it: the workspace, a spec, its schema beside it, a check, a training; git sees the spec alone."""
     done = workshop.run("init", "inner")
     assert done.code == 0, done.err
     inner = workshop.root / "inner"
-    assert (inner / "runs" / ".gitignore").read_text() == "# run folders; the specs are kept\n*/\n.spec.schema.json\n"
     schema = json.loads((inner / "runs" / ".spec.schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
     assert re.match(r"Run spec for LLaMA-Factory \d.* and transformers \d", schema["title"])
     model = workshop.root / "models" / "tiny"
     done = workshop.run("new", "first", "--model", model, "--workspace", inner)
@@ -216,15 +166,6 @@ def test_init_new_check_launch_is_a_way_that_works(workshop):
     assert done.code == 0, done.err
     done = workshop.run("launch", "runs/first.yaml", *overrides, "--no-benchmark", cwd=inner)
     assert done.code == 0, done.err
-
-
-def test_git_sees_the_specs_of_a_new_workspace_and_nothing_else_of_runs(workshop):
-    """Run folders hold weights; the schema is made anew on each machine."""
-    workshop.run("init", "inner")
-    inner = workshop.root / "inner"
-    workshop.run("new", "first", "--workspace", inner)
-    (inner / "runs" / "first-20260101-000000").mkdir()
-    (inner / "runs" / "first-20260101-000000" / "spec.yaml").write_text("")
     subprocess.run(["git", "init", "-q", str(inner)], check=True)
     listed = ["git", "-C", str(inner), "ls-files", "--others", "--exclude-standard"]
     done = subprocess.run(listed, capture_output=True, text=True, check=True)
@@ -236,7 +177,7 @@ def test_new_overwrites_nothing(workshop):
     spec = workshop.spec("mine")
     before = spec.read_bytes()
     done = workshop.run("new", "mine")
-    assert done.code == 2 and "mine.yaml is there already" in done.err
+    assert done.code == 2 and "mine.yaml" in done.err
     assert spec.read_bytes() == before
     (workshop.runs / ".gitignore").write_text("mine\n")
     assert workshop.run("init", ".").code == 0

@@ -61,17 +61,7 @@ def new(
 
     session = open_session(workspace, None)
     place = session.workspace
-    text = new_spec(
-        name,
-        kind,
-        model,
-        dataset,
-        workspace=place,
-        folders=session.dataset_folders,
-        renderer=session.renderer,
-        installation=session.llamafactory_or_none(),
-        arguments=session.arguments(),
-    )
+    text = new_spec(session, name, kind, model, dataset)
     path = place.runs / f"{name}.yaml"
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -141,7 +131,7 @@ def schema(
 ) -> None:
     """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
     from orchestrator.files import atomic_write
-    from orchestrator.planning.schema import schema_text
+    from orchestrator.planning.new_spec import schema_text
     from orchestrator.upstream.installation import find_installation
 
     text = schema_text(find_installation())
@@ -269,7 +259,7 @@ def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool
 def _write_schema(place: "Workspace") -> None:
     """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
     from orchestrator.files import atomic_write
-    from orchestrator.planning.schema import schema_text
+    from orchestrator.planning.new_spec import schema_text
     from orchestrator.upstream.installation import find_installation
 
     try:

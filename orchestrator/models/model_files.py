@@ -380,9 +380,8 @@ def base_checkpoint(model: ModelSpec, root: Path) -> Checkpoint:
 
 def trained_checkpoint(folder: Path, base: ModelSpec) -> Checkpoint:
     """What a training left: an adapter on its base model, or a whole model."""
-    key = "adapter_name_or_path" if (folder / "adapter_config.json").is_file() else "name_or_path"
-    other = {} if key == "adapter_name_or_path" else {"adapter_name_or_path": None, "revision": None}
-    return Checkpoint(folder.name, base.model_copy(update={**other, key: str(folder)}))
+    is_adapter = (folder / "adapter_config.json").is_file()
+    return Checkpoint(folder.name, base.trained(str(folder), is_adapter=is_adapter))
 
 
 def _absolute(name_or_path: str, root: Path) -> str:

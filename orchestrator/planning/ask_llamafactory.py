@@ -26,9 +26,10 @@ from orchestrator.planning.check import RUNS_CODE
 from orchestrator.planning.compute import uses_torchrun
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
-from orchestrator.specs.compute_spec import is_secret
-from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, train_arguments
-from orchestrator.specs.spec import MODEL_PLACES, RunSpec, exporting_arguments
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
+from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
+from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
 from orchestrator.upstream.ask import SCRIPTS, AskError, ask
 from orchestrator.upstream.installation import Installation
@@ -133,9 +134,9 @@ def _question(session: Session, spec: RunSpec) -> dict[str, Any]:
         served = with_defaults(spec.serve.extra_arguments()) if is_vllm else api_arguments(start, spec.serve)
         commands["vllm" if is_vllm else "api"] = served
     if spec.export.extra_arguments():
-        commands["export"] = exporting_arguments(start.model, spec.export, "export")
+        commands["export"] = export_arguments(start, spec.export, Path("export"))
     question: dict[str, Any] = {
-        command: {name: value for name, value in arguments.items() if not is_secret(name)}
+        command: {name: value for name, value in arguments.items() if not is_secret(name, value)}
         for command, arguments in commands.items()
     }
     return {**question, "torchrun": uses_torchrun(spec)}
@@ -251,11 +252,10 @@ def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
 
 def _place(command: str, argument: str) -> str:
     """Where a spec has an argument of llamafactory-cli."""
-    if argument in MODEL_PLACES:
-        return f"model.{MODEL_PLACES[argument]}"
-    if argument in ("dataset", "eval_dataset"):
-        return argument
-    return f"{'serve' if argument == 'infer_backend' else _SECTIONS[command]}.{argument}"
+    place = RESERVED_ARGUMENTS.get(argument)
+    if isinstance(place, tuple):
+        return ".".join(filter(None, place))
+    return f"{'model.arguments' if argument in MODEL_ARGUMENTS else _SECTIONS[command]}.{argument}"
 
 
 def _data_findings(spec: RunSpec, samples: Mapping[str, Sample]) -> list[Finding]:

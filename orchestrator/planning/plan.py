@@ -18,7 +18,6 @@ from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.ask_llamafactory import ask_llamafactory, dataset_infos
 from orchestrator.planning.check import check
 from orchestrator.planning.session import Session
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.diff import DECLARE, Side, known_defaults, run_defaults
 from orchestrator.runs.facts import collect_facts
 from orchestrator.runs.record import RunRecord
@@ -32,6 +31,7 @@ from orchestrator.specs.render import (
 )
 from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.chat_templates import resolve_template
 from orchestrator.upstream.installation import find_installation
 
@@ -138,9 +138,8 @@ def render_files(session: Session, spec: RunSpec, output_dir: str = "output") ->
         lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)
         files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
-        whole = spec.train.finetuning_type in ("full", "freeze")
-        update = {"name_or_path" if whole else "adapter_name_or_path": "output"}
-        served = Checkpoint("output", start.model.model_copy(update=update))
+        is_adapter = spec.train.finetuning_type not in ("full", "freeze")
+        served = Checkpoint("output", start.model.trained("output", is_adapter=is_adapter))
     if spec.serve.backend == "llamafactory":
         files["api.yaml"] = session.renderer.api_yaml(api_arguments(served, spec.serve))
     return files

@@ -12,13 +12,13 @@ from orchestrator.data.datasets import (
     entry_folders,
 )
 from orchestrator.errors import PrerequisiteError
-from orchestrator.planning.spec_file import load_spec
 from orchestrator.runs.rundir import Workspace, find_workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import (
     Renderer,
 )
 from orchestrator.specs.spec import API_KEY_ENV, RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation, find_installation
 

@@ -183,7 +183,7 @@ def _exported(folder: Path) -> Checkpoint:
         raise SpecError(
             f"{note} is damaged: {error}", f"remove it, or give --template: orchestrator serve {folder}"
         ) from error
-    return Checkpoint(folder.name, model.model_copy(update={"name_or_path": str(folder), "adapter_name_or_path": None}))
+    return Checkpoint(folder.name, model.trained(str(folder), is_adapter=False))
 
 
 def _folder(word: str, root: Path) -> Path | None:

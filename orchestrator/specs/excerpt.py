@@ -1,7 +1,6 @@
 """A problem in a text file, shown as rustc shows one: message, place, the line, what is meant in it, help.
 
-Covered: control characters are shown, not obeyed; a long line is cut around the place; wide characters count as two.
-Leaves nothing: it returns lines.
+Control characters are made visible, a long line is cut around the place, wide characters count as two.
 """
 
 import re
@@ -15,7 +14,6 @@ WIDTH = 100
 _BREAK = re.compile("\r\n|[\n\r\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}]")
 # A quoted text, or a word: what is underlined.
 _TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
-
 # Parts of an error's lines, in rustc's colours.
 _COLOURS = (
     (re.compile(r"(error:) "), "1;31"),
@@ -34,9 +32,9 @@ def block(message: str, place: str, excerpt: list[str], helps: list[str]) -> lis
 def painted(line: str) -> str:
     """A line of an error in colour, for a terminal: the word error, the place, the carets."""
     for pattern, colour in _COLOURS:
-        found = pattern.match(line)
-        if found:
-            start, end = found.span(1)
+        match = pattern.match(line)
+        if match:
+            start, end = match.span(1)
             return f"{line[:start]}\033[{colour}m{line[start:end]}\033[0m{line[end:]}"
     return line
 
@@ -47,7 +45,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def excerpt(lines: list[str], line: int, column: int) -> list[str]:
-    """One line of a file with carets under what stands at the column, both from 0; nothing where there is none."""
+    """One line of a file with carets under what stands at the column, both 0-based; nothing where there is none."""
     if not (0 <= line < len(lines) and 0 <= column <= len(lines[line])):
         return []
     text = lines[line]
@@ -55,12 +53,13 @@ def excerpt(lines: list[str], line: int, column: int) -> list[str]:
     end = min(len(text), start + WIDTH)
     token = _TOKEN.match(text, column)
     stop = min(max(token.end() if token else 0, column + 1), max(end, column + 1))
-    shown = ("..." if start else "") + _visible(text[start:end]) + ("..." if end < len(text) else "")
-    before = _width(("..." if start else "") + _visible(text[start:column]))
+    dots = "..." if start else ""
+    visible = f"{dots}{_visible(text[start:end])}{'...' if end < len(text) else ''}"
+    before = " " * _width(dots + _visible(text[start:column]))
     carets = "^" * max(1, _width(_visible(text[column:stop])))
     number = f"{line + 1:>2}"
     margin = " " * len(number)
-    return [f"{margin} |", f"{number} | {shown}".rstrip(), f"{margin} | {' ' * before}{carets}"]
+    return [f"{margin} |", f"{number} | {visible}".rstrip(), f"{margin} | {before}{carets}"]
 
 
 def _visible(text: str) -> str:

@@ -1,10 +1,7 @@
 """A spec as the texts that LLaMA-Factory reads, by way of Jinja.
 
-Covered: train.yaml, api.yaml, export.yaml, dataset_info.json, command.txt and spec.yaml. Values are quoted by file
-type in one place, Jinja's `finalize`, never in a template; each text is read back and must say what was meant.
-A workspace overrides a template by putting a file of the same name into its templates/.
-Not covered: which arguments exist (arguments.py).
-Leaves nothing: it returns texts.
+Values are quoted by file type in one place, Jinja's `finalize`, never in a template; each text is read back and has to
+say what the spec says. A workspace overrides a template by a file of the same name in its templates/.
 """
 
 import json
@@ -21,51 +18,86 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import SpecError
 from orchestrator.files import shipped
-from orchestrator.specs.spec import (
-    MODEL_PLACES,
-    ExportSpec,
-    ModelSpec,
-    RunSpec,
-    ServeSpec,
-    exporting_arguments,
-    serving_arguments,
-    spec_json,
-    training_arguments,
-)
+from orchestrator.specs.places import LAUNCHER_ENV, MODEL_ARGUMENTS, MODEL_PLACES
+from orchestrator.specs.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments, spec_json
 
 DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-_YAML_STR = "tag:yaml.org,2002:str"
-MEND = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
+TEMPLATE_HINT = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
-# Fields of the compute section that are variables of LLaMA-Factory's launcher.py, and mean torchrun.
-_LAUNCHER = (
-    "nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port",
-)  # fmt: skip
-_METHOD = ("stage", "do_train", "finetuning_type")
+# The sections of train.yaml; what is in none of them goes to "train".
+_SECTIONS: dict[str, Collection[str]] = {
+    "model": (*MODEL_PLACES, *MODEL_ARGUMENTS),
+    "method": ("stage", "do_train", "finetuning_type"),
+    "dataset": ("dataset", "eval_dataset", "dataset_dir"),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that can be served: its files, and how a conversation is put to it."""
+    """A model that can be served: its files, and how it sees a conversation."""
 
     label: str
-    """What it is called in a benchmark's id and in tables: output, checkpoint-8, base, or a folder's name."""
+    """Its name in a benchmark's id and in tables: output, checkpoint-8, base, or a folder's name."""
     model: ModelSpec
     """name_or_path and adapter_name_or_path are absolute folders, or a hub id."""
 
 
-class _Bare(str):
+def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:
+    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
+
+    Raises:
+        SpecError: the spec trains nothing.
+    """
+    if spec.train is None or not spec.datasets:
+        raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    evaluated = {"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}
+    return {
+        **model_arguments(start.model),
+        "do_train": True,
+        **spec.train.arguments(),
+        "dataset": ",".join(spec.datasets),
+        **evaluated,
+        "dataset_dir": ".",
+        "output_dir": output_dir,
+        "seed": spec.seed,
+        "enable_jit_checkpoint": True,  # transformers: SIGTERM saves a checkpoint and ends the training in order
+    }
+
+
+def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
+    """Everything that `llamafactory-cli api` is given."""
+    return {**model_arguments(checkpoint.model), "infer_backend": serve.infer_backend, **serve.extra_arguments()}
+
+
+def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -> dict[str, Any]:
+    """Everything that `llamafactory-cli export` is given."""
+    return {**model_arguments(checkpoint.model), **export.extra_arguments(), "export_dir": str(folder)}
+
+
+def train_environment(spec: RunSpec) -> dict[str, str]:
+    """The environment variables that decide devices and processes of the training."""
+    compute = spec.compute
+    environment = dict(compute.env)
+    if compute.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = compute.devices
+    fields = {field: getattr(compute, field) for field in LAUNCHER_ENV if getattr(compute, field) is not None}
+    if fields:
+        environment["FORCE_TORCHRUN"] = "1"
+    return environment | {LAUNCHER_ENV[field]: str(value) for field, value in fields.items()}
+
+
+class _Raw(str):
     """Text that is put into a file as it is: never a value."""
 
 
-class Comment(_Bare):
+class Comment(_Raw):
     """A part of a comment: one line, whatever it holds."""
 
     def __new__(cls, text: str) -> "Comment":
         return super().__new__(cls, "".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
 
 
-class _Name(_Bare):
+class _Name(_Raw):
     """A bare word of a template's text: an argument's name."""
 
     def __new__(cls, word: str) -> "_Name":
@@ -96,8 +128,8 @@ class Section:
     """On lines of their own below them."""
 
     @property
-    def indent(self) -> _Bare:
-        return _Bare("" if self.key is None else "  ")
+    def indent(self) -> _Raw:
+        return _Raw("" if self.key is None else "  ")
 
 
 class _QuotedDumper(yaml.SafeDumper):
@@ -119,33 +151,6 @@ _QuotedDumper.add_representer(
 )
 
 
-def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:
-    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
-    return training_arguments(spec, start.model, output_dir)
-
-
-def api_arguments(checkpoint: Checkpoint, serve: ServeSpec) -> dict[str, Any]:
-    """Everything that `llamafactory-cli api` is given."""
-    return serving_arguments(checkpoint.model, serve)
-
-
-def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -> dict[str, Any]:
-    """Everything that `llamafactory-cli export` is given."""
-    return exporting_arguments(checkpoint.model, export, str(folder))
-
-
-def train_environment(spec: RunSpec) -> dict[str, str]:
-    """The environment variables that decide devices and processes of the training."""
-    compute = spec.compute
-    environment = dict(compute.env)
-    if compute.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = compute.devices
-    launcher = {name: getattr(compute, name) for name in _LAUNCHER if getattr(compute, name) is not None}
-    if launcher:
-        environment["FORCE_TORCHRUN"] = "1"
-    return environment | {name.upper(): str(value) for name, value in launcher.items()}
-
-
 class Renderer:
     """The templates of a workspace, the shipped ones behind them."""
 
@@ -154,13 +159,13 @@ class Renderer:
         self._loader = FileSystemLoader([str(folder) for folder in folders])
 
     def train_yaml(self, arguments: Mapping[str, Any]) -> str:
-        model = {key: value for key, value in arguments.items() if key in MODEL_PLACES}
-        method = {key: arguments[key] for key in _METHOD if key in arguments}
-        dataset = {key: arguments[key] for key in ("dataset", "eval_dataset", "dataset_dir") if key in arguments}
-        sections = {"model": model, "method": method, "dataset": dataset}
-        taken = {key for section in sections.values() for key in section}
-        sections["train"] = {key: value for key, value in arguments.items() if key not in taken}
-        return self._yaml("train.yaml", arguments, {name: _named(section) for name, section in sections.items()})
+        sections = {
+            section: [(_Name(name), arguments[name]) for name in names if name in arguments]
+            for section, names in _SECTIONS.items()
+        }
+        rest = {name: arguments[name] for name in arguments if not any(name in names for names in _SECTIONS.values())}
+        sections["train"] = _named(rest)
+        return self._yaml("train.yaml", arguments, sections)
 
     def api_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("api.yaml", arguments, {"arguments": _named(arguments)})
@@ -168,39 +173,16 @@ class Renderer:
     def export_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
 
-    def new_yaml(self, values: Mapping[str, Any]) -> str:
-        """A commented spec to start from; the one text that people go on writing."""
-        return self.text("new.yaml", values)
-
     def imported_yaml(self, heads: Sequence[str], sections: Sequence[Section], meant: Mapping[str, Any]) -> str:
-        """A spec of fields that come with comments.
-
-        Args:
-            heads: comments above all.
-            sections: the fields, in order.
-            meant: the spec that the text must say.
-        """
-        named = [
-            replace(
-                section,
-                key=section.key and _Name(section.key),
-                lines=[replace(line, key=_key(line.key)) for line in section.lines],
-            )
-            for section in sections
-        ]
-        context = {"heads": [*map(Comment, heads)], "sections": named}
-        return self._yaml("imported.yaml", meant, context)
+        """A spec of fields that come with comments, `heads` above all; it has to say what is `meant`."""
+        named = [replace(each, lines=[replace(line, key=_key(line.key)) for line in each.lines]) for each in sections]
+        return self._yaml("imported.yaml", meant, {"heads": [*map(Comment, heads)], "sections": named})
 
     def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
         """dataset_info.json with the entries that the training reads, by name."""
-        pairs = {name: list(info.items()) for name, info in datasets.items()}
-        text = self.text("dataset_info.json", {"datasets": pairs})
-        try:
-            read = json.loads(text)
-        except ValueError as error:
-            raise SpecError(f"templates/dataset_info.json.j2 renders no JSON: {error}", MEND) from error
-        self._compare("dataset_info.json", read, {name: dict(info) for name, info in datasets.items()})
-        return text
+        file, expected = "dataset_info.json", {name: dict(info) for name, info in datasets.items()}
+        text = self.text(file, {"datasets": {name: list(info.items()) for name, info in datasets.items()}})
+        return _read_back(file, text, json.loads, expected)
 
     def command(
         self,
@@ -209,42 +191,27 @@ class Renderer:
         environment: Mapping[str, str],
         lists: Collection[str] = (),
     ) -> str:
-        """The same as one line for a shell: `llamafactory-cli train --stage sft ...`.
+        """The same as one line for a shell: `NAME=VALUE llamafactory-cli train --stage sft ...`.
 
-        Args:
-            command: train, api or export.
-            arguments: by name.
-            environment: variables that stand before the program.
-            lists: names of the arguments that are declared as lists.
+        `lists` names the arguments that LLaMA-Factory declares as lists.
         """
         words = [word for key, value in arguments.items() for word in command_words(key, value, several=key in lists)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
         text = self.text("command.txt", context)
-        meant = [
-            *(f"{key}={value}" for key, value in environment.items()),
-            "llamafactory-cli",
-            command,
-            *map(str, words),
-        ]
-        try:
-            read = words_of(text)
-        except ValueError as error:
-            raise SpecError(f"templates/command.txt.j2 renders no command: {error}", MEND) from error
-        self._compare("command.txt", dict(enumerate(read)), dict(enumerate(meant)))
-        return text
+        variables = [f"{key}={value}" for key, value in environment.items()]
+        expected = [*variables, "llamafactory-cli", command, *map(str, words)]
+        return _read_back(
+            "command.txt", text, lambda text: {"words": shlex.split(text, comments=True)}, {"words": expected}
+        )
 
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
-        text = self.text(file, context)
-        try:
-            read = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise SpecError(f"templates/{file}.j2 renders no YAML: {reason}", MEND) from error
-        self._compare(file, read, dict(arguments))
-        return text
+        return _read_back(file, self.text(file, context), yaml.safe_load, arguments)
 
     def text(self, file: str, context: Mapping[str, Any]) -> str:
-        """A template's text; whoever asks reads it back."""
+        """A template's text; whoever asks reads it back.
+
+        api.yaml and export.yaml have one template, arguments.yaml.j2, unless the workspace has one for them.
+        """
         environment = ImmutableSandboxedEnvironment(
             loader=self._loader,
             undefined=StrictUndefined,
@@ -254,31 +221,24 @@ class Renderer:
             keep_trailing_newline=True,
             autoescape=False,  # finalize quotes by file type; none of these files is HTML
         )
+        names = [f"{file}.j2", *(["arguments.yaml.j2"] if file in ("api.yaml", "export.yaml") else [])]
         try:
-            return environment.get_template(f"{file}.j2").render(context)
+            return environment.select_template(names).render(context)
+        except RecursionError as error:
+            raise SpecError(f"templates/{file}.j2 includes itself", TEMPLATE_HINT) from error
         except (TemplateError, yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             # ValueError: not UTF-8, say; YAMLError: something that is no value of the spec, such as a loop
-            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", MEND) from error
-
-    @staticmethod
-    def _compare(file: str, read: Any, meant: Mapping[Any, Any]) -> None:
-        found = read if isinstance(read, Mapping) else {}
-        wrong = sorted(str(key) for key in {*found, *meant} if not _same(found.get(key, ...), meant.get(key, ...)))
-        if wrong:
-            raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", MEND)
+            raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", TEMPLATE_HINT) from error
 
 
 def spec_yaml(spec: RunSpec, found: str = "") -> str:
     """The resolved spec, every default written out, as a file that `launch` and `rerun` read.
 
-    Args:
-        spec: what runs.
-        found: how its template was found; '' where the spec said it.
+    `found` tells how its template was found; '' where the spec has it.
     """
-    heads = ["# The resolved spec of this run."]
-    if found:
-        heads.append(f"# model.template was not given: {Comment(found)}")
-    return "\n".join([*heads, ""]) + yaml.dump(
+    head = "# The resolved spec of this run.\n"
+    head += f"# model.template was not given: {Comment(found)}\n" if found else ""
+    return head + yaml.dump(
         spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
     )
 
@@ -297,10 +257,8 @@ def command_words(key: str, value: object, *, several: bool = False) -> list[str
         return [flag, *map(str, value)]
     if isinstance(value, dict):
         text = json.dumps(value)
-    elif isinstance(value, list):
-        text = ",".join(str(item) for item in value)
     else:
-        text = str(value)
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     if text.startswith("-"):
         return [f"{flag}={text}"]  # argparse would take it for the next flag
     return [flag, text]
@@ -309,11 +267,30 @@ def command_words(key: str, value: object, *, several: bool = False) -> list[str
 def _key(name: str) -> str:
     """A field's name; `no` and such only in quotes, else YAML takes it for something else."""
     word = _Name(name)
-    return word if yaml.safe_load(word) == name else _Bare(json.dumps(name))
+    return word if yaml.safe_load(word) == name else _Raw(json.dumps(name))
 
 
 def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
     return [(_Name(key), value) for key, value in arguments.items()]
+
+
+def _read_back(file: str, text: str, read: Callable[[str], Any], expected: Mapping[Any, Any]) -> str:
+    """The text, if it says what is expected.
+
+    Raises:
+        SpecError: a template changes, loses or adds something.
+    """
+    try:
+        value = read(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = {".json": "JSON", ".txt": "command"}.get(Path(file).suffix, "YAML")
+        reason = " ".join(str(error).split())
+        raise SpecError(f"templates/{file}.j2 renders no {kind}: {reason}", TEMPLATE_HINT) from error
+    found = value if isinstance(value, Mapping) else {}
+    wrong = sorted(str(key) for key in {*found, *expected} if not _same(found.get(key, ...), expected.get(key, ...)))
+    if wrong:
+        raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", TEMPLATE_HINT)
+    return text
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -329,7 +306,7 @@ def _finalize(quote: Callable[[Any], str]) -> Callable[[Any], Any]:
     def finalize(value: Any) -> Any:
         if isinstance(value, Undefined):
             return str(value)  # StrictUndefined raises here, with the variable's name
-        return str(value) if isinstance(value, _Bare) else quote(value)
+        return str(value) if isinstance(value, _Raw) else quote(value)
 
     return finalize
 
@@ -349,24 +326,11 @@ def _spec_quote(value: Any) -> str:
     return str(value) if is_word and yaml.safe_load(value) == value else _yaml_quote(value)
 
 
-def _json_quote(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False)  # LLaMA-Factory opens it in the locale's encoding
-
-
-def _shell_quote(value: Any) -> str:
-    return shlex.quote(str(value))
-
-
 _QUOTES: dict[str, Callable[[Any], str]] = {
     "new.yaml": _spec_quote,
     "imported.yaml": _spec_quote,
     ".yaml": _yaml_quote,
-    ".json": _json_quote,
-    ".txt": _shell_quote,
-    ".sh": _shell_quote,
+    ".json": lambda value: json.dumps(value, ensure_ascii=True, allow_nan=False),  # opened in the locale's encoding
+    ".txt": lambda value: shlex.quote(str(value)),
+    ".sh": lambda value: shlex.quote(str(value)),
 }
-
-
-def words_of(text: str) -> Sequence[str]:
-    """A rendered command as a shell would split it, comments left out."""
-    return shlex.split(text, comments=True)

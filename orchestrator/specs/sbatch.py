@@ -1,8 +1,6 @@
-"""sbatch.sh: the script of a job of Slurm that carries out one run, or as an array several.
+"""sbatch.sh: the script of a Slurm job that carries out one run, or as an array several.
 
-Covered: the options of sbatch; the values quoted for the shell, which is how sbatch reads its own lines too.
-Not covered: submitting it (runs/jobs.py).
-Leaves nothing: it returns text.
+Values are quoted for the shell, which is how sbatch reads its own lines too.
 """
 
 import shlex
@@ -11,22 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.render import MEND, Renderer
-from orchestrator.specs.slurm_spec import SlurmSpec
+from orchestrator.specs.render import TEMPLATE_HINT, Renderer
+from orchestrator.specs.slurm_spec import SlurmResources, SlurmSpec
 
 FILE = "sbatch.sh"
-_FIELDS = (
-    "partition",
-    "account",
-    "qos",
-    "constraint",
-    "nodes",
-    "gpus_per_node",
-    "gres",
-    "cpus_per_task",
-    "mem",
-    "time",
-)
 
 
 def sbatch_script(
@@ -51,33 +37,30 @@ def sbatch_script(
         at_once: how many tasks of an array may run at once; None: as many as there is room for.
 
     Raises:
-        SpecError: a template of the workspace's renders no such script.
+        SpecError: a template of the workspace renders no such script.
     """
     package = Path(__file__).resolve().parent.parent
-    options = [*_options(slurm), f"--job-name={name}", f"--output={_plain(runs[0])}/logs/supervisor.log"]
+    log = str(runs[0]).replace("%", "%%")  # in --output, % begins a job's id and such
+    options = [*_options(slurm), f"--job-name={name}", f"--output={log}/logs/supervisor.log"]
     options += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     if len(runs) > 1:
         options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")
     program = [sys.executable, "-m", package.name, "supervise"]
-    context = {"options": options, "runs": [*map(str, runs)], "folder": str(package.parent), "program": program}
-    text = renderer.text(FILE, {**context, "words": [*words]})
-    missing = [
-        word for word in [*program, *words, *map(str, runs)] if shlex.quote(word) not in text
-    ]  # a site's own script may hold anything else
+    folders = [*map(str, runs)]
+    context = {"options": options, "runs": folders, "folder": str(package.parent), "program": program, "words": words}
+    text = renderer.text(FILE, context)
+    # A site's own script may hold anything else.
+    missing = [word for word in [*program, *words, *folders] if shlex.quote(word) not in text]
     if missing or not text.startswith("#!"):
-        what = f"lacks {', '.join(missing)}" if missing else "does not begin with #!"
-        raise SpecError(f"templates/{FILE}.j2 carries no run out: it {what}", MEND)
+        problem = f"lacks {', '.join(missing)}" if missing else "does not begin with #!"
+        raise SpecError(f"templates/{FILE}.j2 does not carry out the run: it {problem}", TEMPLATE_HINT)
     return text
 
 
 def _options(slurm: SlurmSpec) -> list[str]:
-    given = {field: getattr(slurm, field) for field in _FIELDS if getattr(slurm, field) is not None}
-    options = [f"--{field.replace('_', '-')}={value}" for field, value in given.items()]
+    fields = ["nodes", *(name for name in SlurmResources.model_fields if name != "options")]
+    given = {name: value for name in fields if (value := getattr(slurm, name)) is not None}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     options += ["--ntasks-per-node=1", f"--signal=B:TERM@{slurm.signal_s}", "--open-mode=append"]
     options.append("--requeue" if slurm.requeue else "--no-requeue")
     return options + [f"--{name}" if value is True else f"--{name}={value}" for name, value in slurm.options.items()]
-
-
-def _plain(path: Path) -> str:
-    """A path for sbatch's --output, whose % stand for a job's id and such."""
-    return str(path).replace("%", "%%")

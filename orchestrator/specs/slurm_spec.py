@@ -1,10 +1,4 @@
-"""The slurm section of compute: what a run asks of Slurm, in sbatch's own words.
-
-Covered: the fields and their limits; a time limit's forms; a signal that would come before the job has begun; options
-of sbatch that are ours to set.
-Not covered: whether the partition is there (runs/slurm_check.py); the script (sbatch.py); several clusters and
-heterogeneous jobs.
-"""
+"""The slurm section of compute: what a run asks of Slurm, in sbatch's own words."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -18,33 +12,12 @@ _Memory = Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | Annotated[int, Fie
 _TIME = re.compile(
     r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+)(?::(?P<third>\d+))?)?"  # sbatch --time
 )
-EARLY_S = 60  # sbatch(1), --signal: up to 60 s earlier than specified
-# Options of sbatch that are said elsewhere, and where; those that would take the job out of our hands.
-OWNED_OPTIONS: dict[str, str] = {
-    "signal": "write it as signal_s",
-    "no-requeue": "write it as requeue: false",
-    "time-min": "the time that is left decides when a checkpoint is saved",
-    "array": "a sweep makes one",
-    "ntasks": "one task on each node starts the training",
-    "ntasks-per-node": "one task on each node starts the training",
-    "job-name": "it is the run's id",
-    "output": "it is logs/supervisor.log in the run folder",
-    "error": "it is logs/supervisor.log in the run folder",
-    "open-mode": "the log goes on where it was",
-    "input": "a run reads nothing from stdin",
-    "export": "the run has the environment that it is launched from",
-    "export-file": "the run has the environment that it is launched from",
-    "dependency": "write the benchmarks' as benchmark",
-    "clusters": "one cluster is asked, the one that sbatch submits to",
-    "parsable": "it is how the job's id is read",
-    "wait": "`orchestrator logs -f` follows the run",
-    "test-only": "`orchestrator check` asks nothing of Slurm but its partitions",
-    "wrap": "the job carries out the run",
-    "help": "it submits nothing",
-    "usage": "it submits nothing",
-    "version": "it submits nothing",
-    "hold": "the run would wait for somebody to release it",
-}  # fmt: skip
+SIGNAL_MARGIN_S = 60  # sbatch(1), --signal: up to 60 s earlier than specified
+# Options of sbatch that the run sets, or that would take the job out of its hands.
+RESERVED_SBATCH = frozenset(
+    "signal no-requeue time-min array ntasks ntasks-per-node job-name output error open-mode input export export-file "
+    "dependency clusters parsable wait test-only wrap help usage version hold".split()
+)
 
 
 class SlurmResources(BaseModel):
@@ -74,13 +47,15 @@ class SlurmResources(BaseModel):
     """Other options of sbatch by their long names, such as mail-type: END; true: one without a value."""
 
     @model_validator(mode="after")
-    def _options_have_their_place(self) -> Self:
+    def _check_options_and_time(self) -> Self:
         for name in self.options:
             field = name.replace("-", "_")
             if field in type(self).model_fields or field in ("nodes", "requeue"):
                 raise ValueError(f"options holds {name}: write it as {field}")
-            if name in OWNED_OPTIONS:
-                raise ValueError(f"options holds {name}: {OWNED_OPTIONS[name]}")
+            if name in RESERVED_SBATCH:
+                raise ValueError(
+                    f"options holds {name}: it is managed by orchestrator, or would keep the job from running"
+                )
         if self.time is not None and self.time_limit_s == 0:
             raise ValueError(f"time is {self.time!r}, which is no time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS")
         return self
@@ -89,16 +64,16 @@ class SlurmResources(BaseModel):
     def time_limit_s(self) -> int | None:
         """The time limit in seconds; None: the cluster's, or none. 0: the text is none."""
         text = str(self.time).strip() if self.time is not None else ""
-        return None if text.upper() in ("", "UNLIMITED", "INFINITE") else seconds_of(text) or 0
+        return None if text.upper() in ("", "UNLIMITED", "INFINITE") else parse_slurm_time(text) or 0
 
 
 class SlurmSpec(SlurmResources):
-    """A job of Slurm that carries the run out. It is signalled before its time limit, requeued, and goes on."""
+    """A job of Slurm that runs the spec. It is signalled before its time limit, requeued, and resumes."""
 
     nodes: int = Field(1, ge=1)
     """Nodes; on each one process starts the training's."""
     signal_s: int = Field(180, ge=1, le=65535)
-    """How long before the time limit the training is told to save a checkpoint and end, in seconds. Slurm may be a
+    """How long before the time limit the training is signalled to save a checkpoint and end, in seconds. Slurm may be a
     minute early."""
     requeue: bool = True
     """Whether the job is queued again after its time limit, after preemption and when a node fails."""
@@ -109,12 +84,12 @@ class SlurmSpec(SlurmResources):
     as in the training's, on one node. None: the same job benchmarks."""
 
     @model_validator(mode="after")
-    def _there_is_time(self) -> Self:
+    def _check_time_limit(self) -> Self:
         for limit in (self.time_limit_s, self.benchmark.time_limit_s if self.benchmark else None):
-            if limit is not None and limit <= self.signal_s + EARLY_S:
+            if limit is not None and limit <= self.signal_s + SIGNAL_MARGIN_S:
                 raise ValueError(
-                    f"a time limit of {limit} s with signal_s {self.signal_s}: Slurm may give the signal a minute "
-                    "early, when the run has not begun; raise time, or lower signal_s"
+                    f"a time limit of {limit} s with signal_s {self.signal_s}: Slurm may send the signal a minute "
+                    "early, before the run has begun; raise time, or lower signal_s"
                 )
         return self
 
@@ -126,17 +101,20 @@ class SlurmSpec(SlurmResources):
         return SlurmSpec.model_validate({**own, "nodes": 1, **given, "options": options})
 
 
-def seconds_of(text: str) -> int | None:
+def parse_slurm_time(text: str) -> int | None:
     """A time as Slurm reads and writes it, in seconds; None where it is none.
 
     '90' is minutes, '1:30' minutes and seconds, '1:30:00' hours; after days, '2-12', hours come first.
     """
-    found = _TIME.fullmatch(text)
-    if found is None:
+    match = _TIME.fullmatch(text)
+    if match is None:
         return None
-    first, second, third = (int(found[name] or 0) for name in ("first", "second", "third"))
-    if found["days"] is not None:
-        return ((int(found["days"]) * 24 + first) * 60 + second) * 60 + third
-    if found["third"] is not None:
+    first, second, third = (int(match[name] or 0) for name in ("first", "second", "third"))
+    if match["days"] is not None:
+        return ((int(match["days"]) * 24 + first) * 60 + second) * 60 + third
+    if match["third"] is not None:
         return (first * 60 + second) * 60 + third
     return first * 60 + second
+
+
+seconds_of = parse_slurm_time  # the name that callers had before

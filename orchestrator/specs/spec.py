@@ -1,45 +1,32 @@
-"""The run spec: its fields, what they become for LLaMA-Factory, and what the run layer says itself.
-
-Covered: Pydantic's checks, and how the sections agree.
-Not covered: reading a spec file, and problems at their places (spec_file.py); whether the dataset, the model or the
-programs exist (check.py).
-Reads and writes nothing.
-"""
+"""The run spec: its sections, and what they have to agree on."""
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from orchestrator.errors import SpecError
+from orchestrator.specs import places
 from orchestrator.specs.benchmark_spec import BenchmarkSpec as BenchmarkSpec
 from orchestrator.specs.compute_spec import ComputeSpec
+from orchestrator.specs.places import MODEL_ARGUMENTS
+from orchestrator.specs.places import MODEL_PLACES as MODEL_PLACES
 
-# Arguments of llamafactory-cli that a spec says elsewhere, and where.
-OWNED: dict[str, str] = {
-    "model_name_or_path": "write it as model.name_or_path",
-    "adapter_name_or_path": "write it as model.adapter_name_or_path",
-    "template": "write it as model.template",
-    "default_system": "write it as model.default_system",
-    "enable_thinking": "write it as model.enable_thinking",
-    "trust_remote_code": "write it as model.trust_remote_code",
-    "model_revision": "write it as model.revision",
-    "dataset": "write it as the spec's dataset",
-    "eval_dataset": "write it as the spec's eval_dataset; for held-out rows of the dataset itself use val_size",
-    "dataset_dir": "it is the run folder",
-    "output_dir": "it is output/ in the run folder",
-    "overwrite_output_dir": "each run has a new output folder",
-    "resume_from_checkpoint": "each run starts in a new output folder",
-    "do_train": "a spec with a train section trains",
-    "seed": "write it as the spec's seed",
-    "enable_jit_checkpoint": "it is on, so that Ctrl-C leaves a checkpoint",
-    "infer_backend": "write it as serve.infer_backend",
-    "export_dir": "write it as export.export_dir",
-}
+# Under the names that callers had before places.py.
+OWNED: dict[str, str] = {name: places.reason(place) for name, place in places.RESERVED_ARGUMENTS.items()}
 
-
+API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _check_texts(value: Any) -> Any:
+    # Else Pydantic reports each alternative of the union.
+    if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value])):
+        raise ValueError("expected text, or a list of texts")
+    return value
+
+
+_Texts = Annotated[str | list[str], BeforeValidator(_check_texts)]
 
 
 class _Section(BaseModel):
@@ -58,7 +45,7 @@ class _OpenSection(BaseModel):
 
 
 class ModelSpec(_Section):
-    """The model, and all that decides how a conversation is put to it: the same in training, serving and export."""
+    """The model, and all that decides how it sees a conversation: the same in training, serving and export."""
 
     name_or_path: str = Field(min_length=1)
     """A folder (relative to the workspace, or absolute) or a hub id such as Qwen/Qwen2.5-7B-Instruct."""
@@ -76,6 +63,21 @@ class ModelSpec(_Section):
     """Whether Python code that comes with the model is run."""
     revision: str | None = None
     """Branch, tag or commit on the hub. None: main."""
+    arguments: dict[str, JsonValue] = {}
+    """LLaMA-Factory's arguments that make another model of it: add_tokens, rope_scaling, ... Written in train, they are
+    moved here, so that the server and the export get them too."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # Pydantic's own fails at a dict
+
+    def trained(self, folder: str, *, is_adapter: bool) -> "ModelSpec":
+        """What a training of this model left in a folder."""
+        if is_adapter:
+            return self.model_copy(update={"adapter_name_or_path": folder})
+        # The folder's own config.json says how positions were scaled, and LLaMA-Factory would scale them again.
+        kept = {name: value for name, value in self.arguments.items() if name not in ("rope_scaling", "cutoff_len")}
+        changes = {"name_or_path": folder, "adapter_name_or_path": None, "revision": None, "arguments": kept}
+        return self.model_copy(update=changes)
 
 
 class TrainSpec(_OpenSection):
@@ -85,7 +87,7 @@ class TrainSpec(_OpenSection):
     """Training stage."""
     finetuning_type: Literal["lora", "oft", "freeze", "full"] = "lora"
     """What is trained: an adapter (lora, oft), some layers (freeze) or all weights (full)."""
-    lora_target: str | list[str] | None = None
+    lora_target: _Texts | None = None
     """Modules that get an adapter, comma-separated, or all. None: LLaMA-Factory's default, all."""
     max_samples: int | None = Field(None, gt=0)
     """Train on the first N records only. None: all."""
@@ -123,7 +125,7 @@ class ServeSpec(_OpenSection):
     """The model's name on the server at `url`. None: the only one that it lists."""
 
     @model_validator(mode="after")
-    def _backend_has_what_is_said(self) -> Self:
+    def _check_backend_options(self) -> Self:
         if self.backend == "vllm" and self.infer_backend != "huggingface":
             raise ValueError(
                 "infer_backend names an engine of LLaMA-Factory's server, and backend is vllm: leave it out"
@@ -141,7 +143,7 @@ class ExportSpec(_OpenSection):
     """`llamafactory-cli export`: the folder, and any argument of LLaMA-Factory that export takes."""
 
     export_dir: str | None = None
-    """Where the whole model goes, relative to the workspace, or absolute. None: export/ in the run folder."""
+    """Where the model goes, relative to the workspace, or absolute. None: export/ in the run folder."""
 
 
 class RunSpec(_Section):
@@ -151,16 +153,16 @@ class RunSpec(_Section):
     """Begins the run's id. Letters, digits, dot, underscore, hyphen; at most 64."""
     model: ModelSpec | None = None
     """The model. None only where serve.url names a server."""
-    dataset: str | list[str] | None = None
+    dataset: _Texts | None = None
     """What is trained on: a dataset of dataset_info/ (its train split), or several."""
-    eval_dataset: str | list[str] | None = None
+    eval_dataset: _Texts | None = None
     """Datasets whose loss is taken during training (train.eval_strategy says when). None: none."""
     train: TrainSpec | None = None
     """Arguments of `llamafactory-cli train`. None: nothing is trained, the model is benchmarked as it is."""
     serve: ServeSpec = ServeSpec()
     """How the model is served for benchmarks and `serve`."""
     export: ExportSpec = ExportSpec()
-    """How `export` writes the whole model."""
+    """How `export` writes the model as one folder."""
     benchmark: list[BenchmarkSpec] = []
     """Benchmarks, in order."""
     compute: ComputeSpec = ComputeSpec()
@@ -168,8 +170,24 @@ class RunSpec(_Section):
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the training."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _move_model_arguments(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        train, model = _as_dict(value.get("train")), _as_dict(value.get("model"))
+        given = {**_as_dict(model.get("arguments")), **{key: train[key] for key in MODEL_ARGUMENTS if key in train}}
+        if not given or not model:
+            return value
+        if given.get("rope_scaling") is not None and "cutoff_len" in train:
+            given["cutoff_len"] = train["cutoff_len"]  # the factor is cutoff_len by the model's own length
+        moved = {**value, "model": {**model, "arguments": given}}
+        if train:
+            moved["train"] = {key: each for key, each in train.items() if key not in MODEL_ARGUMENTS}
+        return moved
+
     @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
+    def _check_sections_agree(self) -> Self:
         if self.train is not None and not self.datasets:
             raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
         if self.train is None and self.dataset is not None:
@@ -180,21 +198,17 @@ class RunSpec(_Section):
             raise ValueError("nothing to do: add a train section, a benchmark list, or serve or export")
         if self.serve.url is None and self.model is None:
             raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
-        if self.serve.url is not None and any(
-            mark in self.serve.url for mark in "@?#"
-        ):  # not shown: it is kept nowhere
+        if self.serve.url is not None and any(mark in self.serve.url for mark in "@?#"):  # not shown: it may hold a key
             raise ValueError("serve.url holds a user, a ? or a #: leave that out; a key goes into ORCHESTRATOR_API_KEY")
         if self.serve.url is not None and self.train is not None:
             raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
         if self.serve.url is not None and any(item.base_model for item in self.benchmark):
             raise ValueError("benchmark.base_model cannot be had from serve.url")
-        during = [item for item in self.benchmark if item.during]
-        if len(during) > 1:
-            raise ValueError("benchmark.during is there twice: one set chooses the checkpoint")
-        if during and self.train is None:
-            raise ValueError("benchmark.during is for a run that trains, and there is no train section")
-        if during and (self.compute.nnodes not in (None, 1)):
-            raise ValueError("benchmark.during is for a training on one machine: benchmark RUN@all afterwards")
+        is_whole = self.train is not None and self.train.finetuning_type in ("full", "freeze")
+        if self.serve.backend == "vllm" and not self.serve.merge and not is_whole:
+            own = [name for name, value in (self.model.arguments if self.model else {}).items() if value]
+            if own:
+                raise ValueError(f"vLLM knows nothing of {own[0]}, which makes another model: add serve.merge: true")
         return self
 
     @property
@@ -219,67 +233,25 @@ class RunSpec(_Section):
         return names
 
 
+OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": ServeSpec, "export": ExportSpec}
+
+
 def _names(value: str | list[str] | None) -> list[str]:
     """As LLaMA-Factory reads them: text is split at commas."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value or [])
 
 
-OPEN_SECTIONS: dict[str, type[_OpenSection]] = {"train": TrainSpec, "serve": ServeSpec, "export": ExportSpec}
-
-
-# LLaMA-Factory's names of what the model section holds, and its fields.
-MODEL_PLACES: dict[str, str] = {
-    "model_name_or_path": "name_or_path",
-    "adapter_name_or_path": "adapter_name_or_path",
-    "template": "template",
-    "default_system": "default_system",
-    "enable_thinking": "enable_thinking",
-    "trust_remote_code": "trust_remote_code",
-    "model_revision": "revision",
-}
+def _as_dict(section: Any) -> dict[str, Any]:
+    """A section as it was given; {} for none, and for what is no section."""
+    given = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else section
+    return given if isinstance(given, dict) else {}
 
 
 def model_arguments(model: ModelSpec) -> dict[str, Any]:
     """The arguments that training, serving and export share, under LLaMA-Factory's names."""
-    arguments = {name: getattr(model, field) for name, field in MODEL_PLACES.items()}
-    arguments["trust_remote_code"] = model.trust_remote_code or None
-    return {key: value for key, value in arguments.items() if value is not None}
-
-
-def training_arguments(spec: RunSpec, model: ModelSpec | None, output_dir: str = "output") -> dict[str, Any]:
-    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
-
-    Args:
-        spec: what is trained.
-        model: what it starts from, the spec's own or the same with absolute paths.
-        output_dir: where its checkpoints go: the run's own folder, or that of the run that it joins.
-    """
-    if spec.train is None or not spec.datasets or model is None:
-        raise SpecError(f"{spec.name} trains nothing: it has no train section")
-    evaluated = {"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}
-    return {
-        **model_arguments(model),
-        "do_train": True,
-        **spec.train.arguments(),
-        "dataset": ",".join(spec.datasets),
-        **evaluated,
-        "dataset_dir": ".",
-        "output_dir": output_dir,
-        "seed": spec.seed,
-        # transformers: SIGTERM saves a checkpoint and ends the training in order. torchrun ends processes by SIGTERM to
-        # start them again with other machines: what one of them saves then, alone, none of them can go on from.
-        "enable_jit_checkpoint": True,
-    }
-
-
-def serving_arguments(model: ModelSpec, serve: ServeSpec) -> dict[str, Any]:
-    """Everything that `llamafactory-cli api` is given."""
-    return {**model_arguments(model), "infer_backend": serve.infer_backend, **serve.extra_arguments()}
-
-
-def exporting_arguments(model: ModelSpec, export: ExportSpec, folder: str) -> dict[str, Any]:
-    """Everything that `llamafactory-cli export` is given."""
-    return {**model_arguments(model), **export.extra_arguments(), "export_dir": folder}
+    own = {name: getattr(model, field) for name, field in MODEL_PLACES.items()}
+    own["trust_remote_code"] = model.trust_remote_code or None
+    return {**{key: value for key, value in own.items() if value is not None}, **model.arguments}
 
 
 def spec_json(spec: RunSpec) -> dict[str, Any]:
@@ -290,6 +262,3 @@ def spec_json(spec: RunSpec) -> dict[str, Any]:
 def spec_sha256(spec: RunSpec) -> str:
     """Hash of the resolved spec; equal specs hash equally, however they were written."""
     return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
-
-
-API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone

@@ -1,13 +1,13 @@
-"""YAML files that people write: read with positions, so that an error can name line and column.
+"""YAML files that people write, read with positions, so that an error can name line and column.
 
-Covered: YAML 1.2 (`no` is a string, 1e-4 a number), duplicate keys as errors, limits of size, dotted overrides.
-Not covered: what the values mean (spec.py, datasets.py).
+YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
 """
 
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count, pairwise
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from orchestrator.specs.excerpt import block, excerpt, split_lines
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-MAX_PROBLEMS = 1000  # that are looked for; a file with more is something else
-MAX_SHOWN = 50  # of them
+MAX_PROBLEMS = 50  # of each kind that are looked for, and of all that are shown
 MAX_DEPTH = 50  # steps in the KEY of a --set; a spec has six at most
 MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
+MAX_BITS = 1024  # of an integer; one of thousands of digits cannot even be shown
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
 
@@ -38,16 +38,18 @@ class YamlSource:
     """Plain Python values, overrides included."""
     nodes: CommentedMap
     """The file's nodes as ruamel.yaml read them: they know line and column."""
-    overridden: dict[Location, str]
-    """Location -> the `--set` that put a value there."""
     lines: list[str]
     """The file's text, to show."""
+    overridden: dict[Location, str] = field(default_factory=dict)
+    """Location -> the `--set` that put a value there."""
+    hidden: set[Location] = field(default_factory=set)
+    """Where a value stands that no message may show."""
 
     def place(self, at: Location) -> str:
         """'file:line:column', or the override that a value comes from."""
         override = self._override(at)
         if override is not None:
-            return f"--set {override}"
+            return f"--set {override.partition('=')[0]}=..." if at in self.hidden else f"--set {override}"
         line, column = _position(self.nodes, at)
         return f"{self.path}:{line + 1}:{column + 1}"
 
@@ -57,52 +59,57 @@ class YamlSource:
         Args:
             problems: where, and what. '; did you mean ...?' at its end, and each line after the first, is help.
         """
-        count = f"{len(problems)} error{'s' if len(problems) != 1 else ''}"
-        heads = f"{self.path} has {count}{' or more' if len(problems) >= MAX_PROBLEMS else ''}:"
-        in_order = sorted(problems, key=lambda found: (_position(self.nodes, found[0]), str(found)))
-        blocks = ["error: " + "\n".join(self._block(at, text)) for at, text in in_order[:MAX_SHOWN]]
-        more = [f"... and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
-        return "\n\n".join([heads, *blocks, *more])
+        in_order = sorted(problems, key=lambda each: (_position(self.nodes, each[0]), str(each)))
+        total = f"{len(problems)} error{'s' if len(problems) != 1 else ''}"
+        more = f"; the first {MAX_PROBLEMS}" if len(problems) > MAX_PROBLEMS else ""
+        blocks = ["error: " + "\n".join(self._block(at, text)) for at, text in in_order[:MAX_PROBLEMS]]
+        return "\n\n".join([f"{self.path} has {total}{more}:", *blocks])
 
     def _block(self, at: Location, text: str) -> list[str]:
-        what, *helps = text.split("\n")
-        what, mark, near = what.partition("; did you mean ")
-        in_file = self._override(at) is None and bool(at) and at[0] in self.nodes
-        shown = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
+        message, *helps = text.split("\n")
+        message, mark, near = message.partition("; did you mean ")
+        in_file = self._override(at) is None and bool(at) and at[0] in self.nodes and at not in self.hidden
+        lines = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
         helps = [f"did you mean {near}"] * bool(mark) + helps
-        field = ".".join(map(str, at)) or "spec"
-        field = field if len(field) <= 200 else f"{field[:197]}..."
-        return block(f"{field}: {what}", self.place(at), shown, helps)
+        name = ".".join(map(str, at)) or "spec"
+        name = name if len(name) <= 200 else f"{name[:197]}..."
+        return block(f"{name}: {message}", self.place(at), lines, helps)
 
     def _override(self, at: Location) -> str | None:
-        for length in range(len(at), 0, -1):
-            if at[:length] in self.overridden:
-                return self.overridden[at[:length]]
-        return None
+        above = (at[:length] for length in range(len(at), 0, -1))
+        return next((self.overridden[each] for each in above if each in self.overridden), None)
 
 
 def read_yaml(path: Path) -> YamlSource:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        SpecError: no such file, too large, not UTF-8, not YAML, or no mapping.
+        SpecError: no such file, no regular one, too large, not UTF-8, not YAML, or no mapping.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a FIFO would be waited for
+            kind = "a folder, not a file" if stat.S_ISDIR(info.st_mode) else "no regular file"
+            raise SpecError(f"{path} is {kind}", _specs_near(path))
+        if info.st_size > MAX_BYTES:
             raise SpecError(f"{path} is larger than {MAX_BYTES} bytes, more than any sensible spec")
-        text = data.decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise SpecError(f"{path}: no such file", _specs_near(path)) from error
-    except IsADirectoryError as error:
-        raise SpecError(f"{path} is a folder, not a file", _specs_near(path)) from error
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    nodes, value = _parse(text, path)
-    return YamlSource(path, value, nodes, {}, split_lines(text))
+    try:
+        nodes, value = _load(text)
+    except YAMLError as error:
+        raise _refusal(path, text, *_diagnosis(error, text)) from error
+    if nodes is None:
+        raise SpecError(f"{path} is empty", f"edit {path}")
+    if not isinstance(nodes, CommentedMap):
+        kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
+        raise _refusal(path, text, f"expected a mapping of fields, found {kind}", (0, 0))
+    return YamlSource(path, value, nodes, split_lines(text))
 
 
 def set_value(source: YamlSource, override: str) -> None:
@@ -123,27 +130,20 @@ def set_value(source: YamlSource, override: str) -> None:
         raise SpecError(f"--set {override[:60]}...: KEY has {len(steps)} parts; no spec is that deep")
     parent: Any = source.value
     at: Location = ()
-    for step, following in pairwise(steps):
+    for number, step in enumerate(steps):
         if isinstance(parent, dict):
             step = str(step)
-            if parent.get(step) is None:  # an absent section is made; an explicit null too
-                parent[step] = [] if isinstance(following, int) else {}
-                source.overridden[(*at, step)] = override
-            parent = parent[step]
-        elif isinstance(parent, list) and isinstance(step, int) and step < len(parent):
-            parent = parent[step]
+        elif isinstance(parent, list) and isinstance(step, int) and step <= len(parent):
+            parent.extend([None] * (step == len(parent)))
         else:
-            raise SpecError(f"--set {override}: there is no {step!r} to go through")
+            raise SpecError(f"--set {override}: {'.'.join(map(str, at))} has no item {step!r}")
         at += (step,)
-    last = steps[-1]
-    if isinstance(parent, dict):
-        last = str(last)
-        parent[last] = value
-    elif isinstance(parent, list) and isinstance(last, int) and last <= len(parent):
-        parent[last : last + 1] = [value]
-    else:
-        raise SpecError(f"--set {override}: {'.'.join(map(str, steps[:-1]))} has no item {last!r}")
-    at += (last,)
+        if number == len(steps) - 1:
+            parent[step] = value
+        elif (parent.get(step) if isinstance(parent, dict) else parent[step]) is None:
+            parent[step] = [] if isinstance(steps[number + 1], int) else {}  # an absent section is made
+            source.overridden[at] = override
+        parent = parent[step]
     for earlier in [earlier for earlier in source.overridden if earlier[: len(at)] == at]:
         del source.overridden[earlier]  # what it put there is gone
     source.overridden[at] = override
@@ -165,35 +165,6 @@ def _load(text: str) -> tuple[Any, Any]:
         raise YAMLError(f"a value cannot be read: {reason}") from error
 
 
-def _parse(text: str, path: Path) -> tuple[CommentedMap, dict[str, Any]]:
-    try:
-        nodes, value = _load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = (mark.line, mark.column) if mark else None
-        raise _refusal(f"not valid YAML: {error.problem or error.context}", path, text, at) from error
-    except ReaderError as error:  # a control character
-        before = split_lines(text[: error.position])
-        at = (len(before) - 1, len(before[-1]))
-        raise _refusal(f"not valid YAML: {error}", path, text, at) from error
-    except YAMLError as error:
-        raise _refusal(f"not valid YAML: {error}", path, text, None) from error
-    if nodes is None:
-        raise SpecError(f"{path} is empty", f"edit {path}")
-    if not isinstance(nodes, CommentedMap):
-        kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
-        raise _refusal(f"expected a mapping of fields, found {kind}", path, text, (0, 0))
-    return nodes, value
-
-
-def _refusal(reason: str, path: Path, text: str, at: tuple[int, int] | None) -> SpecError:
-    message = " ".join(reason.split())
-    if at is None:
-        return SpecError(f"{path}: {message}", f"edit {path}")
-    place = f"{path}:{at[0] + 1}:{at[1] + 1}"
-    return SpecError("\n".join(block(message, place, excerpt(split_lines(text), *at), [])), f"edit {path}")
-
-
 def _plain(node: Any, counter: Iterator[int]) -> Any:
     """Ruamel's nodes as plain Python values: what JSON has, and whatever else YAML gave (a date) as it is."""
     if next(counter) > MAX_VALUES:
@@ -202,30 +173,48 @@ def _plain(node: Any, counter: Iterator[int]) -> Any:
         return {str(key): _plain(item, counter) for key, item in node.items()}
     if isinstance(node, list):
         return [_plain(item, counter) for item in node]
-    if node is None or isinstance(node, bool):
-        return node
+    if isinstance(node, int) and node.bit_length() > MAX_BITS:
+        raise YAMLError(f"an integer of {node.bit_length()} bits")
     for kind in (int, float, str):  # ScalarInt, ScalarFloat, quoted strings
-        if isinstance(node, kind):
+        if isinstance(node, kind) and not isinstance(node, bool):
             return bool(node) if type(node).__name__ == "ScalarBoolean" else kind(node)
     return node
 
 
+def _diagnosis(error: YAMLError, text: str) -> tuple[str, tuple[int, int] | None]:
+    """What is wrong with a text that is no YAML, and at which line and column, 0-based."""
+    if isinstance(error, ReaderError):  # a control character
+        before = split_lines(text[: error.position])
+        return f"not valid YAML: {error}", (len(before) - 1, len(before[-1]))
+    mark = (error.problem_mark or error.context_mark) if isinstance(error, MarkedYAMLError) else None
+    problem = error.problem or error.context if isinstance(error, MarkedYAMLError) else error
+    return f"not valid YAML: {problem}", (mark.line, mark.column) if mark else None
+
+
+def _refusal(path: Path, text: str, problem: str, at: tuple[int, int] | None) -> SpecError:
+    message = " ".join(problem.split())
+    if at is None:
+        return SpecError(f"{path}: {message}", f"edit {path}")
+    place = f"{path}:{at[0] + 1}:{at[1] + 1}"
+    return SpecError("\n".join(block(message, place, excerpt(split_lines(text), *at), [])), f"edit {path}")
+
+
 def _position(nodes: Any, at: Location) -> tuple[int, int]:
-    """Line and column, from 0, of the deepest node on the way to a location that the file has."""
-    found: tuple[int, int] = (0, 0)
+    """Line and column, 0-based, of the deepest node on the way to a location that the file has."""
+    position: tuple[int, int] = (0, 0)
     node = nodes
     for step in at:
         try:
             if isinstance(node, CommentedMap) and step in node:
-                found = tuple(node.lc.key(step))
+                position = tuple(node.lc.key(step))
             elif isinstance(node, CommentedSeq) and isinstance(step, int) and step < len(node):
-                found = tuple(node.lc.item(step))
+                position = tuple(node.lc.item(step))
             else:
                 break
         except (KeyError, TypeError):  # a merged key ('<<') has no place of its own
             break
         node = node[step]
-    return found
+    return position
 
 
 def _specs_near(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.specs.secrets import is_secret
 from orchestrator.upstream.ask import ask
 from orchestrator.upstream.installation import inspect_environment, program_named
 
@@ -15,29 +16,6 @@ VARIABLE = "ORCHESTRATOR_VLLM"
 # What decides an answer, recorded with each benchmark.
 DISTRIBUTIONS = ("vllm", "torch", "transformers", "tokenizers", "flashinfer-python", "triton", "numpy")
 _REMEDY = f"python3 -m venv DIR && DIR/bin/pip install vllm, then {VARIABLE}=DIR: an environment of its own"
-
-_ADDRESS = "the server is reached at http://HOST:PORT/v1"
-_PROMPT = "the prompt is the one of training: model.template, model.default_system"
-_DECODING = "the benchmark sets the decoding: temperature, ..."
-_ADAPTERS = "it follows from the adapters that are served"
-_TOKENIZER = "it is the model's own"
-_SECRET = "every user of the machine can read a command line"
-RESERVED_ARGUMENTS: dict[str, str] = {
-    "model": "write it as model.name_or_path",
-    "trust_remote_code": "write it as model.trust_remote_code",
-    "revision": "write it as model.revision",
-    **dict.fromkeys(("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), _TOKENIZER),
-    **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
-    **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
-    **dict.fromkeys(("generation_config", "override_generation_config"), _DECODING),
-    **dict.fromkeys(("enable_lora", "lora_modules", "max_loras", "max_lora_rank"), _ADAPTERS),
-    "served_model_name": "the model's name is made of the run and the hash of its weights",
-    "api_key": f"export ORCHESTRATOR_API_KEY; {_SECRET}",
-    "hf_token": f"export HF_TOKEN; {_SECRET}",
-    "config": "write its arguments here",
-    **dict.fromkeys(("uds", "headless", "grpc", "root_path", "tokens_only", "ssl_keyfile", "ssl_certfile"), _ADDRESS),
-}
-"""Arguments of `vllm serve` that a spec writes elsewhere, or that would make it another server than the one we call."""
 
 # Always given: they change answers or speed, and vLLM's own defaults differ by release.
 _DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
@@ -72,11 +50,10 @@ def find_vllm() -> Vllm:
 
 def settings_of_environment() -> dict[str, str]:
     """Variables of vLLM's own that are set here and change how it computes (VLLM_BATCH_INVARIANT); keys left out."""
-    hidden = ("KEY", "TOKEN", "SECRET", "PASSWORD")
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith("VLLM_") and not name.endswith(hidden)
+        if name.startswith("VLLM_") and not is_secret(name, value)
     }
 
 

@@ -1,0 +1,105 @@
+"""Where each argument of LLaMA-Factory and each environment variable stands in a spec, and which fields are gone."""
+
+from typing import Any
+
+# Section ('' for the top level) and field of a spec, or why a spec has none.
+Place = tuple[str, str] | str
+
+RESERVED_ARGUMENTS: dict[str, Place] = {
+    "model_name_or_path": ("model", "name_or_path"),
+    "adapter_name_or_path": ("model", "adapter_name_or_path"),
+    "template": ("model", "template"),
+    "default_system": ("model", "default_system"),
+    "enable_thinking": ("model", "enable_thinking"),
+    "trust_remote_code": ("model", "trust_remote_code"),
+    "model_revision": ("model", "revision"),
+    "dataset": ("", "dataset"),
+    "eval_dataset": ("", "eval_dataset"),
+    "seed": ("", "seed"),
+    "infer_backend": ("serve", "infer_backend"),
+    "export_dir": ("export", "export_dir"),
+    "dataset_dir": "it is the run folder",
+    "output_dir": "it is output/ in the run folder",
+    "overwrite_output_dir": "each run has a new output folder",
+    "resume_from_checkpoint": "each run starts in a new output folder; `orchestrator resume` continues one",
+    "do_train": "a spec with a train section trains",
+    "enable_jit_checkpoint": "it is on, so that Ctrl-C leaves a checkpoint",
+}
+MODEL_PLACES = {name: place[1] for name, place in RESERVED_ARGUMENTS.items() if place[0] == "model"}
+
+# Of LLaMA-Factory's ModelArguments, what decides the vocabulary, how text becomes tokens, and their positions: what
+# its patch_tokenizer, resize_embedding_layer and configure_rope read. A model that was trained with one of these is
+# another model without it.
+MODEL_ARGUMENTS = (
+    "add_tokens",
+    "add_special_tokens",
+    "new_special_tokens_config",
+    "resize_vocab",
+    "split_special_tokens",
+    "rope_scaling",
+)
+
+RESERVED_ENV: dict[str, Place] = {
+    "CUDA_VISIBLE_DEVICES": ("compute", "devices"),
+    "NPROC_PER_NODE": ("compute", "nproc_per_node"),
+    "NNODES": ("compute", "nnodes"),
+    "NODE_RANK": ("compute", "node_rank"),
+    "MASTER_ADDR": ("compute", "master_addr"),
+    "MASTER_PORT": ("compute", "master_port"),
+    "API_HOST": ("serve", "host"),
+    "API_PORT": ("serve", "port"),
+    "MAX_CONCURRENT": ("serve", "max_concurrent"),
+    "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
+    "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
+    "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
+    "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
+}
+# Of these, what LLaMA-Factory's launcher.py gives to torchrun, by field of the compute section.
+LAUNCHER_ENV = {
+    place[1]: name for name, place in RESERVED_ENV.items() if place[0] == "compute" and place[1] != "devices"
+}
+
+_PROMPT = "the prompt is the one of training: model.template, model.default_system"
+_ADDRESS = "the server is reached at http://HOST:PORT/v1"
+# Arguments of `vllm serve`. api_key and hf_token are secrets.
+RESERVED_VLLM: dict[str, Place] = {
+    "model": ("model", "name_or_path"),
+    "trust_remote_code": ("model", "trust_remote_code"),
+    "revision": ("model", "revision"),
+    **dict.fromkeys(
+        ("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), "it is the model's own"
+    ),
+    **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
+    **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
+    **dict.fromkeys(("generation_config", "override_generation_config"), "the benchmark sets temperature and such"),
+    **dict.fromkeys(("enable_lora", "lora_modules", "max_loras", "max_lora_rank"), "it follows from the adapters"),
+    "served_model_name": "the model's name is made of the run and the hash of its weights",
+    "config": "write its arguments here",
+    **dict.fromkeys(("uds", "headless", "grpc", "root_path", "tokens_only", "ssl_keyfile", "ssl_certfile"), _ADDRESS),
+}
+
+# Fields of earlier versions, with the value that changed nothing.
+RETIRED_FIELDS: dict[str, dict[str, Any]] = {
+    "compute": {
+        **dict.fromkeys(("rdzv_id", "min_nnodes", "max_nnodes", "max_restarts", "cloud")),
+        **{"ray": False, "ray_timeout_s": 600},
+    },
+    "benchmark": {"during": False},
+}
+
+
+def reason(place: Place) -> str:
+    """What to do instead, as the end of a sentence."""
+    return place if isinstance(place, str) else f"write it as {'.'.join(filter(None, place))}"
+
+
+def drop_retired(spec: dict[str, Any]) -> list[str]:
+    """Remove the fields of earlier versions from a spec; those that said something are returned, as section.field."""
+    dropped: dict[str, None] = {}
+    for section, fields in RETIRED_FIELDS.items():
+        value = spec.get(section)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                changed = [name for name in fields if name in each and each.pop(name) != fields[name]]
+                dropped |= {f"{section}.{name}": None for name in changed}
+    return list(dropped)

@@ -1,0 +1,106 @@
+"""The JSON Schema (draft 2020-12) of a run spec, for editors.
+
+vLLM's arguments and what fields say about each other are not in it: `orchestrator check`. An editor takes "8" for text
+where a spec takes it for 8.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
+from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, TrainSpec
+
+_COMMANDS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string", "list": "array", "dict": "object"}
+
+
+class _Described(GenerateJsonSchema):
+    """With the docstrings of the fields, and without a title such as 'Name Or Path', which editors show above them."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def model_schema(self, schema: Any) -> Any:
+        made = super().model_schema(schema)
+        for name, text in _field_docstrings(schema["cls"]).items():
+            made["properties"][name].setdefault("description", text)
+        return made
+
+
+def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """A class's fields and the docstrings below them.
+
+    Pydantic's use_attribute_docstrings reads the source too, but whenever the class is made: a twelfth of the time of
+    a command that shows none of them.
+    """
+    docstrings: dict[str, str] = {}
+    for each in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                docstrings[ast.unparse(field.target)] = inspect.cleandoc(text.value)
+    return {name: text for name, text in docstrings.items() if name in model.model_fields}
+
+
+def modeline(schema: str) -> str:
+    """The comment that names a YAML file's schema for editors: a path relative to that file, or a URL."""
+    return f"# yaml-language-server: $schema={schema}"
+
+
+def spec_schema(
+    arguments: Mapping[str, Argument], templates: Collection[str] = (), made_for: str = "LLaMA-Factory"
+) -> dict[str, Any]:
+    """The schema of a spec.
+
+    Args:
+        arguments: LLaMA-Factory's, by name.
+        templates: names of its chat templates; none: any text is taken.
+        made_for: what it is the schema of, for the title.
+    """
+    schema = RunSpec.model_json_schema(schema_generator=_Described)
+    for model, command in _COMMANDS.items():
+        section = schema["$defs"][model.__name__]
+        section["properties"] |= {
+            name: argument_schema(argument)
+            for name, argument in sorted(arguments.items())
+            if command in argument.commands
+            and name not in (*RESERVED_ARGUMENTS, *model.model_fields)
+            and not (is_secret(name) and "str" in argument.kinds)
+        }
+        section["additionalProperties"] = False
+        if model is ServeSpec:  # with backend vllm the names are vLLM's
+            del section["additionalProperties"]
+            section["if"] = {"properties": {"backend": {"const": "vllm"}}, "required": ["backend"]}
+            section["else"] = {"propertyNames": {"enum": list(section["properties"])}}
+    properties = schema["$defs"]["ModelSpec"]["properties"]
+    if templates:
+        properties["template"]["anyOf"] = [{"enum": sorted(templates)}, {"type": "null"}]
+    properties["arguments"]["propertyNames"] = {"enum": [*MODEL_ARGUMENTS, "cutoff_len"]}
+    properties["arguments"]["additionalProperties"] = True  # as Pydantic has it, JsonValue is looked up below
+    schema["$defs"].pop("JsonValue", None)
+    title = f"Run spec for {made_for}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
+def argument_schema(argument: Argument) -> dict[str, Any]:
+    """What one argument of LLaMA-Factory may be."""
+    schema: dict[str, Any] = {"description": argument.help} if argument.help else {}
+    if argument.choices is not None:
+        schema["enum"] = [*argument.choices, *([None] if argument.optional else [])]
+    elif argument.kinds:
+        kinds = argument.kinds - ({"int"} if "float" in argument.kinds else set())
+        types = [name for kind, name in _TYPES.items() if kind in kinds] + (["null"] if argument.optional else [])
+        schema["type"] = types[0] if len(types) == 1 else types
+    if argument.default is not COMPUTED:
+        schema["default"] = argument.default
+    return schema | MINIMUMS.get(argument.name, {})
