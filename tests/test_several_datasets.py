@@ -82,10 +82,9 @@ def test_a_rerun_says_that_a_file_of_one_s_own_has_changed(workshop):
 def test_what_an_entry_gets_wrong_is_said_before_a_run_folder_is_made(workshop):
     entry(workshop, "toy", {"ranking": True}, ALPACA)
     done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
-    assert done.code == 2 and "not applicable in the current training stage" in done.err, done.err
+    assert done.code == 2 and "ranking is true, and stage sft learns" in done.err, done.err
     assert workshop.run_folders() == []
-    (workshop.root / "dataset_info" / "toy.jsonl").unlink()
-    (workshop.root / "dataset_info" / "toy.yaml").write_text("description: x\nllamafactory: {file_name: toy.jsonl}\n")
+    entry(workshop, "toy", {}, []).unlink()
     done = workshop.run("check", workshop.spec(dataset="toy", benchmark=None))
     assert done.code == 3 and "toy.jsonl" in done.err, done.err
 
@@ -95,25 +94,16 @@ def test_show_needs_the_datasets_only_for_dataset_info_json(workshop):
     spec = workshop.spec(dataset=["nowhere", "captions_en_de"])
     done = workshop.run("show", spec, "--command")
     assert done.code == 0 and "--dataset nowhere,captions_en_de" in done.out, done.err
-    assert workshop.run("show", spec, "--file", "train.yaml").code == 0
     done = workshop.run("show", spec, "--file", "dataset_info.json")
     assert done.code == 2 and "no dataset 'nowhere'" in done.err
-    done = workshop.run("show", workshop.spec(), "--file", "dataset_info.json")
-    assert done.code == 0 and list(json.loads(done.out)) == ["captions_en_de"]
 
 
 # The real llamafactory-cli
 
 TRAIN = {
-    "learning_rate": 5.0e-2,
-    "lora_rank": 4,
-    "max_steps": 3,
-    "max_samples": None,
-    "per_device_train_batch_size": 2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-}
+    "learning_rate": 5.0e-2, "lora_rank": 4, "max_steps": 3, "max_samples": None, "per_device_train_batch_size": 2,
+    "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -134,14 +124,8 @@ def losses(workshop):
 
 @pytest.mark.integration
 def test_a_real_dpo_on_a_sharegpt_dataset_of_one_s_own(real):
-    turns = [
-        {
-            "turns": [{"speaker": "person", "text": record["instruction"]}],
-            "good": {"speaker": "model", "text": record["output"]},
-            "bad": {"speaker": "model", "text": "no"},
-        }
-        for record in ALPACA * 3
-    ]
+    question, answer = {"speaker": "person", "text": "Say one."}, {"speaker": "model", "text": "one"}
+    turns = [{"turns": [question], "good": answer, "bad": {"speaker": "model", "text": "no"}}] * 12
     tags = {"role_tag": "speaker", "content_tag": "text", "user_tag": "person", "assistant_tag": "model"}
     columns = {"messages": "turns", "chosen": "good", "rejected": "bad"}
     entry(real, "pairs", {"formatting": "sharegpt", "ranking": True, "columns": columns, "tags": tags}, turns)
@@ -161,9 +145,8 @@ def test_a_real_training_on_two_datasets_with_the_loss_on_a_third(real):
     with_captions(real, "mine")
     entry(real, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
     train = {**TRAIN, "eval_strategy": "steps", "eval_steps": 3, "eval_on_each_dataset": True}
-    done = real.run(
-        "launch", real.spec(dataset=["mine", "toy"], eval_dataset="mine", benchmark=None, train=train), timeout_s=200
-    )
+    spec = real.spec(dataset=["mine", "toy"], eval_dataset="mine", benchmark=None, train=train)
+    done = real.run("launch", spec, timeout_s=200)
     assert done.code == 0, done.err
     run = losses(real)
     log = (run / "logs" / "train.log").read_text("utf-8")

@@ -1,82 +1,101 @@
-"""Which sentences a benchmark asks, and pairs of files. Run: pytest tests/test_testset.py."""
+"""Which sentences a benchmark asks: an entry's, a pair of files, a set of sacrebleu's."""
+
+import subprocess
+import sys
 
 import pytest
 
+from orchestrator.benchmark.finished import find_benchmarks
 from orchestrator.data.archives import ArchiveStore
-from orchestrator.data.datasets import Entry, FileSplit, ParallelText, Sums, load_entry, load_split, text_sha256
-from orchestrator.data.testset import FilePair, chosen, said
+from orchestrator.data.datasets import Entry, FileSplit, Sums, load_entry, load_split
+from orchestrator.data.testset import FilePair, describe_subset, load_testset, with_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.files import shipped
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
 
-SOURCES = [f"source {number}" for number in range(100)]
-REFERENCES = [f"reference {number}" for number in range(100)]
-TEXT = ParallelText(SOURCES, REFERENCES, blank_pairs=0, sha256="x", lines=list(range(1, 101)))
 LIKE = Entry(
     description="d", license="l", source_lang="en", target_lang="de", instruction="Translate.",
     splits={"test": FileSplit(source="a", target="b", sha256=Sums(source="0" * 64, target="0" * 64), pairs=1)},
 )  # fmt: skip
+SOURCES = ["A dog runs over the green meadow.", "Two men talk in the street.", "It rains."]
+TARGETS = ["Ein Hund läuft über die grüne Wiese.", "Zwei Männer reden auf der Straße.", "Es regnet."]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def no_network(tmp_path, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 def write(folder, name, text):
     path = folder / name
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
-def test_without_a_seed_they_are_the_first():
-    assert chosen(TEXT, 3, None).sources == SOURCES[:3]
-    assert chosen(TEXT, None, 5) is TEXT, "a seed without a number takes all"
-    assert chosen(TEXT, 100, 5) is TEXT
+def read(name, folder):
+    return load_split(load_entry(name, [folder]), "test", ArchiveStore(None, folder))
 
 
-def test_a_seed_draws_others_the_same_ones_each_time_in_the_test_sets_order():
-    drawn = chosen(TEXT, 10, 7)
-    assert drawn.sources == chosen(TEXT, 10, 7).sources != chosen(TEXT, 10, 8).sources
-    places = [SOURCES.index(source) for source in drawn.sources]
-    assert places == sorted(places) != list(range(10))
-    assert [REFERENCES.index(reference) for reference in drawn.references] == places
-    assert drawn.lines == [place + 1 for place in places]
-    assert drawn.sha256 == text_sha256(drawn.sources, drawn.references)
+@pytest.mark.parametrize(
+    ("n_requested", "seed", "expected"),
+    [
+        (100, None, "all 100"),
+        (100, 7, "all 100"),
+        (10, None, "the first 10 of 100"),
+        (10, 0, "drawn with seed 0: 10 of 100"),
+    ],
+)
+def test_a_subset_is_described(n_requested, seed, expected):
+    assert describe_subset(n_requested, 100, seed) == expected
 
 
-def test_a_seed_draws_the_same_sentences_on_every_machine():
-    assert chosen(TEXT, 5, 1).sources == [f"source {number}" for number in (8, 17, 32, 72, 97)]
+def test_an_instruction_of_a_benchmark_changes_the_prompt_alone():
+    plain = load_entry("captions_en_de", [shipped("dataset_info")])
+    other = with_instruction(plain, "Say it in German.")
+    assert with_instruction(plain, None) is plain
+    assert other.entry.instruction == "Say it in German."
+    assert with_instruction(other, plain.entry.instruction) == plain
 
 
-def test_what_was_asked_is_said():
-    assert said(100, 100, None) == "all 100"
-    assert said(10, 100, None) == "the first 10 of 100"
-    assert said(10, 100, 7) == "drawn with seed 7: 10 of 100"
+# Pairs of files
 
 
-def test_a_pair_of_files_is_a_dataset_like_any_other(tmp_path):
-    source = write(tmp_path, "news.en", "A dog.\n\nTwo men.\n")
-    reference = write(tmp_path, "news.de", "Ein Hund.\n\nZwei Männer.\n")
+def test_a_pair_of_files_is_a_dataset_like_any_other(tmp_path, caplog):
+    source = write(tmp_path, "news.en", "A dog.\n\nTwo men.\nIt rains.\n")
+    reference = write(tmp_path, "news.de", "Ein Hund.\n\nZwei Männer.\n \n")
     name, folder = FilePair(source, reference).entry(LIKE)
-    dataset = load_entry(name, [folder])
-    assert (dataset.entry.source_lang, dataset.entry.target_lang) == ("en", "de")
-    assert dataset.entry.instruction == "Translate."
-    text = load_split(dataset, "test", ArchiveStore.from_environment(None))
+    entry = load_entry(name, [folder]).entry
+    assert (entry.source_lang, entry.target_lang, entry.instruction) == ("en", "de", "Translate.")
+    text = read(name, folder)
     assert (text.sources, text.references) == (["A dog.", "Two men."], ["Ein Hund.", "Zwei Männer."])
+    [warning] = caplog.messages
+    assert warning == f"2 of 4 lines of {source} and {reference} are left out: line 4 has no reference"
 
 
 def test_another_text_or_instruction_has_another_name(tmp_path):
     source, reference = write(tmp_path, "a.en", "A dog.\n"), write(tmp_path, "a.de", "Ein Hund.\n")
-    names = {FilePair(source, reference, instruction=word).entry(LIKE)[0] for word in ("One.", "Two.")}
+    names = {FilePair(source, reference, instruction=word).entry(LIKE)[0] for word in ("One.", "Two.", "Two.")}
     write(tmp_path, "a.de", "Ein Hund!\n")
     names.add(FilePair(source, reference, instruction="One.").entry(LIKE)[0])
     assert len(names) == 3
 
 
-def test_files_that_are_not_parallel_are_refused(tmp_path):
-    source, reference = write(tmp_path, "a.en", "A dog.\nTwo.\n"), write(tmp_path, "a.de", "Ein Hund.\n")
-    name, folder = FilePair(source, reference).entry(LIKE)
-    with pytest.raises(SpecError, match="not parallel"):
-        load_split(load_entry(name, [folder]), "test", ArchiveStore.from_environment(None))
+@pytest.mark.parametrize(
+    ("source", "reference", "expected"),
+    [
+        ("A dog.\nTwo.\n", "Ein Hund.\n", r"a\.en has 2 lines, .*a\.de has 1"),
+        ("A dog.\n".encode("utf-16"), "Ein Hund.\n", r"a\.en, line 1: not UTF-8"),
+        ("\n", " \n", r"no line has text in both .*a\.en and .*a\.de"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named_as_the_user_wrote_them(tmp_path, source, reference, expected):
+    with pytest.raises(SpecError, match=expected):
+        FilePair(write(tmp_path, "a.en", source), write(tmp_path, "a.de", reference)).entry(LIKE)
+    with pytest.raises(PrerequisiteError, match=r"none\.en cannot be read: No such file"):
+        FilePair(tmp_path / "none.en", tmp_path / "a.de").entry(LIKE)
 
 
 @pytest.mark.parametrize(
@@ -94,13 +113,138 @@ def test_what_is_not_known_is_asked_for(tmp_path, names, given, missing):
     assert f"--{missing.replace(' ', '-')}" in error.value.remedy
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(PrerequisiteError, match=r"none\.en cannot be read"):
-        FilePair(tmp_path / "none.en", tmp_path / "none.de").entry(LIKE)
-
-
 @pytest.mark.parametrize("name", ['it\'s a "test".en', "日本.en", "..en", "a b; echo foo.en"])
 def test_any_files_name_gives_a_name_that_a_dataset_may_have(tmp_path, name):
     source, reference = write(tmp_path, name, "A dog.\n"), write(tmp_path, "a.de", "Ein Hund.\n")
     found, folder = FilePair(source, reference, source_lang="en").entry(LIKE)
-    assert load_entry(found, [folder]).name == found
+    assert read(found, folder).sources == ["A dog."]
+
+
+# sacrebleu's sets
+
+
+def put(folder, name, pair, **fields):
+    """Files as sacrebleu leaves them when it has fetched a set."""
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    for field, lines in {"docid": ["1"] * 3, "genre": ["x"] * 3, "origlang": ["en"] * 3, **fields}.items():
+        path = place / f"{name.replace('/', '_')}.{pair}.{field.replace('_', '-')}"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """sacrebleu reads $SACREBLEU once, when it is imported: its sets are given another folder here."""
+    from sacrebleu.dataset import DATASETS
+
+    folder = tmp_path / "it's sacrebleu"
+    for name in ("wmt14", "wmt14/full", "wmt20/tworefs"):
+        monkeypatch.setattr(DATASETS[name], "_outdir", str(folder / name))
+        monkeypatch.setattr(DATASETS[name], "_rawdir", str(folder / name / "raw"))
+    return folder
+
+
+def load(name, *trained_on, **fields):
+    item = BenchmarkSpec(testset=f"sacrebleu:{name}", **fields)
+    return load_testset(item, [shipped("dataset_info")], trained_on)
+
+
+@pytest.mark.parametrize("name", ["wmt14", "wmt14/full"])
+def test_a_set_in_sacrebleus_cache_is_a_dataset_like_any_other(cache, tmp_path, name):
+    put(cache, name, "en-de", src=SOURCES, ref=TARGETS)
+    found = load(f"{name}/en-de", instruction="Translate.")
+    assert (found.entry.source_lang, found.entry.target_lang) == ("en", "de")
+    text = load_split(found, "test", ArchiveStore(None, tmp_path))
+    assert (text.sources, text.references) == (SOURCES, TARGETS)
+
+
+def test_a_set_that_cannot_be_fetched_comes_with_the_command_that_fetches_it(cache):
+    with pytest.raises(
+        PrerequisiteError, match=r"wmt14 en-de is not in sacrebleu's cache .* cannot be fetched"
+    ) as error:
+        load("wmt14/en-de", instruction="Translate.")
+    assert "sacrebleu -t wmt14 -l en-de --echo src" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "remedy"),
+    [
+        ("wmt14", "names no language pair", "it has: cs-en, de-en, en-cs"),
+        ("wmt14/en-dd", "names no language pair of the set's; did you mean 'en-d", "cs-en"),
+        ("wmt144/en-de", "no test set 'wmt144'; did you mean 'wmt14'", "sacrebleu --list"),
+        ("", "no test set ''", "sacrebleu --list"),
+        ("../../etc/passwd", "no test set", "sacrebleu --list"),
+    ],
+)
+def test_a_name_that_sacrebleu_does_not_have_is_refused(name, expected, remedy):
+    with pytest.raises(SpecError, match=expected) as error:
+        load(name, instruction="Translate.")
+    assert remedy in error.value.remedy
+
+
+def test_several_references_and_a_damaged_cache_are_refused(cache):
+    put(cache, "wmt20/tworefs", "en-de", src=SOURCES, ref_0=TARGETS, ref_1=TARGETS)
+    put(cache, "wmt14", "en-de", src=SOURCES, ref=TARGETS[:2])
+    for name, expected in (("wmt20/tworefs", "2 references for each"), ("wmt14", "has 3 lines, .*has 2")):
+        with pytest.raises(SpecError, match=expected):
+            load(f"{name}/en-de", instruction="Translate.")
+
+
+def test_the_instruction_is_its_own_or_that_of_the_training_in_the_same_languages(cache):
+    put(cache, "wmt14", "en-de", src=SOURCES, ref=TARGETS)
+    put(cache, "wmt14", "de-en", src=TARGETS, ref=SOURCES)
+    trained = load("wmt14/en-de", "captions_en_de").entry.instruction
+    assert trained == "Translate the following English sentence into German."
+    own = load("wmt14/en-de", "captions_en_de", instruction="Say it in German.")
+    assert own.entry.instruction == "Say it in German."
+    for pair, trained_on in (("de-en", ["captions_en_de"]), ("en-de", [])):
+        with pytest.raises(SpecError, match="is not known") as error:
+            load(f"wmt14/{pair}", *trained_on)
+        assert "--instruction" in error.value.remedy
+
+
+def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_does(toy, tmp_path):
+    cache = tmp_path / "sets"
+    put(cache, "wmt14", "en-de", src=SOURCES, ref=TARGETS)
+    argv = ("benchmark", "toy", "--testset", "sacrebleu:wmt14")
+    done = toy.run(*argv, "--langpair", "en-de", "--json", SACREBLEU=str(cache))
+    assert done.code == 0, done.err
+    [result] = done.json()
+    assert (result["testset"], result["n_asked"], result["n_testset"]) == ("sacrebleu:wmt14/en-de", 3, 3)
+    folder = max(toy.runs.glob("*/benchmarks/*"), key=lambda path: path.stat().st_mtime)
+    assert folder.name.startswith("output-sacrebleu-wmt14-en-de-test")
+    command = [
+        sys.executable,
+        "-m",
+        "sacrebleu",
+        "-t",
+        "wmt14",
+        "-l",
+        "en-de",
+        "-i",
+        "hypotheses.txt",
+        "-w",
+        "10",
+        "-b",
+    ]
+    environment = toy.full_environment({"SACREBLEU": str(cache)})
+    scored = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert scored.returncode == 0, scored.stderr
+    assert float(scored.stdout) == pytest.approx(result["scores"][0]["score"], abs=1e-9)
+    for wrong, code in (((), 2), (("--langpair", "en-fr"), 2), (("--langpair", "fr-en"), 2)):
+        assert toy.run(*argv, *wrong, SACREBLEU=str(cache)).code == code
+    missing = toy.run(*argv, "--langpair", "en-de", SACREBLEU=str(tmp_path / "empty"), http_proxy="http://127.0.0.1:9")
+    assert missing.code == 3 and "--echo src" in missing.err
+    done = toy.run("benchmark", "toy", "--langpair", "en-de")
+    assert done.code == 2 and "--testset sacrebleu:wmt14 --langpair en-de" in done.err
+
+
+def test_compare_knows_such_a_name_with_and_without_a_split(tmp_path):
+    place, name = workspace(tmp_path), "sacrebleu:wmt14-en-de"
+    for run in ("one", "two"):
+        for testset in ("toy", name):
+            add_benchmark(place, [f"{run} {line}" for line in REFERENCES], run=run, testset=testset)
+    for word in (name, f"{name}:test"):
+        assert {each.stored.testset for each in find_benchmarks(["one", "two"], place, word)} == {name}
+    with pytest.raises(SpecError, match="no complete benchmark"):
+        find_benchmarks(["one", "two"], place, f"{name}:dev")

@@ -18,7 +18,7 @@ from orchestrator.benchmark.afterwards import score_by_comet, take_streaming
 from orchestrator.benchmark.evaluate import Asking, BenchmarkResult, evaluate
 from orchestrator.benchmark.identity import Identity, identity_of
 from orchestrator.benchmark.question import Question, ask_about, folder_for, whole_folder
-from orchestrator.data.testset import told
+from orchestrator.data.testset import with_instruction
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
@@ -133,7 +133,7 @@ def _question(session: Session, plan: Plan, run: RunDir, checkpoint: Checkpoint,
         who, server = identity_of(checkpoint, settings, session.workspace.root, plan.facts, devices), ""
     return ask_about(
         f"{run.id}@{checkpoint.label}",
-        told(plan.datasets[item.testset], item.instruction),
+        with_instruction(plan.datasets[item.testset], item.instruction),
         plan.texts[item.testset, item.split],
         item,
         identity=who,

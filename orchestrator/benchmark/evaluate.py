@@ -26,7 +26,7 @@ from orchestrator.benchmark.decoding import Backend, Decoding, decode
 from orchestrator.benchmark.question import Question
 from orchestrator.benchmark.speed import Speed, speed
 from orchestrator.benchmark.translate import Load, translate
-from orchestrator.data.testset import said
+from orchestrator.data.testset import describe_subset
 from orchestrator.errors import SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.processes.interruptible import run_interruptible
@@ -177,7 +177,7 @@ def _collect(
         backend = "vllm" if is_vllm(endpoint) else "openai"
         decoding = _decoding(question, backend)
     n_asked, bench = len(question.text.sources), question.bench
-    which = said(n_asked, question.n_testset, bench.sample_seed)
+    which = describe_subset(n_asked, question.n_testset, bench.sample_seed)
     log.info("%s %s: %s sentences", question.dataset.name, bench.split, which)
     if decoding.in_force:
         log.info("in force, though no request says so: %s", ", ".join(f"{k} {v}" for k, v in decoding.in_force.items()))

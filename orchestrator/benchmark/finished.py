@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.data.sacrebleu_sets import PREFIX, is_sacrebleu
+from orchestrator.data.testset import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage

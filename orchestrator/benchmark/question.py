@@ -19,8 +19,7 @@ import yaml
 from orchestrator.benchmark.client import Message
 from orchestrator.benchmark.decoding import Decoding
 from orchestrator.benchmark.identity import Identity, sha256_of
-from orchestrator.data.datasets import Dataset, ParallelText, prompt
-from orchestrator.data.testset import chosen
+from orchestrator.data.datasets import Dataset, ParallelText, prompt, sample_pairs
 from orchestrator.files import atomic_write
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -129,7 +128,7 @@ def ask_about(
     system: str | None = None,
 ) -> Question:
     """The question that a benchmark of the spec is, with the sentences of it that are asked."""
-    part = chosen(text, bench.max_samples, bench.sample_seed)
+    part = sample_pairs(text, bench.max_samples, bench.sample_seed)
     return Question(target, dataset, part, len(text.sources), bench, identity, server, at_once, system)
 
 

@@ -108,8 +108,7 @@ def benchmark(
     from orchestrator.benchmark.afterwards import score_again
     from orchestrator.benchmark.evaluate import Asking
     from orchestrator.benchmark.finished import is_finished
-    from orchestrator.data.sacrebleu_sets import is_sacrebleu
-    from orchestrator.data.testset import SPLIT, FilePair
+    from orchestrator.data.testset import SPLIT, FilePair, is_sacrebleu
     from orchestrator.lifecycle import benchmark_target as targets
     from orchestrator.serving.target import every_checkpoint_of, every_checkpoint_target
     from orchestrator.specs.spec import BenchmarkSpec

@@ -1,91 +1,116 @@
-"""The sentences of a benchmark: all of a split, its first ones or a seeded sample; or a pair of files.
-
-Covered: which dataset a benchmark means, and what the model is told; which sentences, in the test set's order; files on
-the command line as an entry of their own.
-Not covered: reading an entry's texts (datasets.py); sacrebleu's cache (sacrebleu_sets.py).
-Leaves the entry of a pair of files, with copies of them, in the cache: $ORCHESTRATOR_CACHE, or the user's.
-"""
+"""The sentences of a benchmark: which dataset it means and what the model is told; files, and sacrebleu's own sets."""
 
 import hashlib
-import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from orchestrator.data.datasets import Dataset, Entry, ParallelText, first, load_entry, load_parallel, text_sha256
-from orchestrator.data.sacrebleu_sets import is_sacrebleu, languages, sacrebleu_set
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.data.datasets import Dataset, Entry, load_entry, load_parallel, read_pairs, read_regular
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, cache_folder
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
+PREFIX = "sacrebleu:"
 SPLIT = "test"
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
+"""The split of sacrebleu's sets and of pairs of files."""
 
 
 def load_testset(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> Dataset:
-    """The dataset that a benchmark means.
-
-    Args:
-        item: the benchmark.
-        folders: where dataset entries are.
-        trained_on: the datasets of the same run. A set of sacrebleu's has no instruction; theirs is taken.
+    """The dataset that a benchmark means: an entry in one of the folders, or a set of sacrebleu's, which it fetches.
 
     Raises:
-        SpecError: there is no such dataset, or nobody says what the model is to do with it.
-        PrerequisiteError: it is one of sacrebleu's, and not in its cache.
+        SpecError: there is no such dataset, or no instruction for it (see resolve_instruction).
+        PrerequisiteError: it is one of sacrebleu's, and cannot be fetched.
     """
     if not is_sacrebleu(item.testset):
         return load_parallel(item.testset, folders)
-    return sacrebleu_set(item.testset, str(with_instruction(item, folders, trained_on).instruction))
+    return _sacrebleu_set(item.testset, resolve_instruction(item, folders, trained_on).instruction)
 
 
-def with_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> BenchmarkSpec:
-    """The benchmark with an instruction, where it needs one: that of the first dataset with the same languages.
+def resolve_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> BenchmarkSpec:
+    """The benchmark with the instruction that a set of sacrebleu's lacks: of the first dataset in the same languages.
 
     Raises:
-        SpecError: there is none.
+        SpecError: it was trained on none.
     """
     if item.instruction is not None or not is_sacrebleu(item.testset):
         return item
-    wanted = languages(item.testset)
+    _, pair = _set_and_pair(item.testset)
     for dataset in (load_entry(name, folders) for name in trained_on):
-        if isinstance(dataset, Dataset) and (dataset.entry.source_lang, dataset.entry.target_lang) == wanted:
+        if isinstance(dataset, Dataset) and f"{dataset.entry.source_lang}-{dataset.entry.target_lang}" == pair:
             return item.model_copy(update={"instruction": dataset.entry.instruction})
-    raise SpecError(
-        f"what the model is told to do with {item.testset} is not known: it was trained on no dataset of {wanted[0]} "
-        f"and {wanted[1]}",
-        "give it: --instruction TEXT, or instruction: TEXT beside testset in a spec",
-    )
+    what = f"what the model is told to do with {item.testset} is not known: it was trained on no dataset of {pair}"
+    raise SpecError(what, "give it: --instruction TEXT, or instruction: TEXT beside testset in a spec")
 
 
-def told(dataset: Dataset, instruction: str | None) -> Dataset:
+def with_instruction(dataset: Dataset, instruction: str | None) -> Dataset:
     """The dataset under another instruction; as it is for None."""
     if instruction is None:
         return dataset
     return replace(dataset, entry=dataset.entry.model_copy(update={"instruction": instruction}))
 
 
-def chosen(text: ParallelText, max_samples: int | None, sample_seed: int | None) -> ParallelText:
-    """The sentences that a benchmark asks: the first max_samples, or as many drawn with a seed; all for None."""
-    if sample_seed is None or max_samples is None or max_samples >= len(text.sources):
-        return first(text, max_samples)
-    # Of a seed of its own, for the state of the global generator is nobody's business; in order, to be read beside it.
-    kept = sorted(random.Random(sample_seed).sample(range(len(text.sources)), max_samples))
-    sources, references = [text.sources[i] for i in kept], [text.references[i] for i in kept]
-    lines = [text.lines[i] for i in kept] if text.lines else []
-    digest = text_sha256(sources, references)
-    return replace(text, sources=sources, references=references, sha256=digest, lines=lines)
-
-
-def said(n_asked: int, n_testset: int, sample_seed: int | None) -> str:
-    """Which sentences they are, in words."""
-    if n_asked == n_testset:
+def describe_subset(n_requested: int, n_testset: int, sample_seed: int | None) -> str:
+    """Which sentences of a test set they are, in words."""
+    if n_requested == n_testset:
         return f"all {n_testset}"
     drawn = "the first" if sample_seed is None else f"drawn with seed {sample_seed}:"
-    return f"{drawn} {n_asked} of {n_testset}"
+    return f"{drawn} {n_requested} of {n_testset}"
+
+
+def is_sacrebleu(name: str) -> bool:
+    """Whether a test set's name means one of sacrebleu's: `sacrebleu:wmt14/en-de`."""
+    return name.startswith(PREFIX)
+
+
+def _sacrebleu_set(name: str, instruction: str | None) -> Dataset:
+    """A set as a dataset with one split, so that `sacrebleu -t SET -l PAIR` scores the same sentences."""
+    import sacrebleu
+
+    testset, pair = _set_and_pair(name)
+    try:
+        paths = [sacrebleu.get_source_file(testset, pair), *sacrebleu.get_reference_files(testset, pair)]
+        files = {Path(path).name: Path(path).read_bytes() for path in paths}
+    except (Exception, SystemExit) as error:  # it raises bare Exceptions, and exits where a checksum is wrong
+        what = f"{testset} {pair} is not in sacrebleu's cache ($SACREBLEU, or ~/.sacrebleu), and cannot be fetched"
+        remedy = f"try: sacrebleu -t {testset} -l {pair} --echo src > /dev/null"
+        raise PrerequisiteError(f"{what}: {error}", remedy) from error
+    if len(files) != 2:
+        what = f"{testset} {pair} has {len(files) - 1} references for each sentence; a benchmark here has one"
+        raise SpecError(what, "choose a set with one (sacrebleu --list)")
+    source_lang, _, target_lang = pair.partition("-")
+    given = {"source_lang": source_lang, "target_lang": target_lang, "instruction": instruction}
+    sources, _, _ = read_pairs(list(files.values()), paths)
+    entry = Entry.model_validate(_entry(f"{testset} {pair}, from sacrebleu", given, files, len(sources)))
+    return Dataset(name, Path(paths[0]).parent, entry)
+
+
+def _set_and_pair(name: str) -> tuple[str, str]:
+    """Of sacrebleu:SET/PAIR. A set's own name may have a slash in it: sacrebleu:wmt14/full/en-de."""
+    from sacrebleu import get_available_testsets, get_langpairs_for_testset
+
+    given = name.removeprefix(PREFIX)
+    testset, _, pair = given.rpartition("/")
+    known = {each: get_langpairs_for_testset(each) for each in get_available_testsets()}
+    if pair in known.get(testset, ()):
+        return testset, pair
+    if pairs := known.get(given) or known.get(testset):
+        hint = did_you_mean(pair, pairs) if testset in known else ""
+        raise SpecError(f"{name} names no language pair of the set's{hint}", f"it has: {', '.join(sorted(pairs))}")
+    hint = did_you_mean(testset or given, known)
+    raise SpecError(f"sacrebleu has no test set {(testset or given)!r}{hint}", "sacrebleu --list names them")
+
+
+def _entry(description: str, given: Mapping[str, Any], files: Mapping[str, bytes], n_pairs: int) -> dict[str, Any]:
+    """An entry with one split: two files by name, the source first."""
+    sides = dict(zip(("source", "target"), files, strict=True))
+    sums = {side: hashlib.sha256(files[name]).hexdigest() for side, name in sides.items()}
+    split = {**sides, "sha256": sums, "pairs": n_pairs}
+    return {"description": description, "license": "not known", **given, "splits": {SPLIT: split}}
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,7 @@ class FilePair:
     """None: that of the entry given beside."""
 
     def entry(self, like: Entry | None) -> tuple[str, Path]:
-        """Make an entry of them.
+        """Make an entry of them in the cache, with copies of their lines that have text on both sides.
 
         Args:
             like: an entry whose instruction and languages are taken where the pair does not say its own.
@@ -110,43 +135,34 @@ class FilePair:
             Its name and the folder that it is in, to be looked into like dataset_info/.
 
         Raises:
-            SpecError: a language or the instruction is missing.
+            SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
             PrerequisiteError: a file cannot be read.
         """
-        source, reference = _read(self.source), _read(self.reference)
-        said = {
+        raw = [read_regular(self.source), read_regular(self.reference)]
+        *sides, _ = read_pairs(raw, [str(self.source), str(self.reference)])
+        if not sides[0]:
+            raise SpecError(f"no line has text in both {self.source} and {self.reference}")
+        given = {
             "source_lang": self.source_lang or _language(self.source) or (like.source_lang if like else None),
             "target_lang": self.target_lang or _language(self.reference) or (like.target_lang if like else None),
             "instruction": self.instruction or (like.instruction if like else None),
         }
-        for name, word in said.items():
-            if not word:
-                raise SpecError(
-                    f"{name.replace('_', ' ')} of {self.source} is not known", f"give it: --{name.replace('_', '-')}"
-                )
-        digests = [hashlib.sha256(data).hexdigest() for data in (source, reference)]
-        pairs = sum(all(map(str.strip, sides)) for sides in zip(_lines(source), _lines(reference), strict=False))
+        for field, value in given.items():
+            if not value:
+                what = f"{field.replace('_', ' ')} of {self.source} is not known"
+                raise SpecError(what, f"give it: --{field.replace('_', '-')}")
+        digests = [hashlib.sha256(data).hexdigest() for data in raw]
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", self.source.stem).strip("._-") or "pair"
-        name = f"{stem[:40]}-{hashlib.sha256(repr((digests, said)).encode()).hexdigest()[:8]}"
-        folder = _folder() / name
-        value = {
-            "description": f"{self.source.name} and {self.reference.name}, given on the command line",
-            "license": "not known",
-            **said,
-            "splits": {
-                SPLIT: {
-                    "source": f"{name}/source.txt",
-                    "target": f"{name}/reference.txt",
-                    "sha256": dict(zip(("source", "target"), digests, strict=True)),
-                    "pairs": max(pairs, 1),
-                }
-            },
-        }
+        name = f"{stem[:40]}-{hashlib.sha256(repr((digests, given)).encode()).hexdigest()[:8]}"
+        folder = cache_folder() / "testsets" / name
+        texts = ["".join(f"{line}\n" for line in side).encode() for side in sides]
+        copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
+        description = f"{self.source.name} and {self.reference.name}, given on the command line"
+        entry = yaml.safe_dump(_entry(description, given, copies, len(sides[0])), allow_unicode=True, sort_keys=False)
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / name / "source.txt", source)
-            atomic_write(folder / name / "reference.txt", reference)
-            atomic_write(folder / f"{name}.yaml", yaml.safe_dump(value, allow_unicode=True, sort_keys=False))
+            for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():
+                atomic_write(folder / file, content)
         except OSError as error:
             raise PrerequisiteError(f"{folder} cannot be written: {error.strerror}") from error
         return name, folder
@@ -154,19 +170,4 @@ class FilePair:
 
 def _language(path: Path) -> str | None:
     code = path.suffix[1:]
-    return code if len(code) == 2 and _LANGUAGE.fullmatch(code) else None
-
-
-def _lines(data: bytes) -> list[str]:
-    return data.decode("utf-8-sig", "replace").split("\n")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _folder() -> Path:
-    return cache_folder() / "testsets"
+    return code if re.fullmatch("[a-z]{2}", code) else None

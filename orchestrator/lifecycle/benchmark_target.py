@@ -16,7 +16,7 @@ from orchestrator.benchmark.benchmarking import benchmark_checkpoint, served_in_
 from orchestrator.benchmark.curve import Curve
 from orchestrator.benchmark.evaluate import Asking
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
-from orchestrator.data.testset import with_instruction
+from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
 from orchestrator.lifecycle.new_run import How, Origin, new_folder
@@ -54,7 +54,7 @@ def benchmark(
     if not items:
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     trained_on = target.spec.datasets if target.spec else []
-    items = [with_instruction(item, session.dataset_folders, trained_on) for item in items]
+    items = [resolve_instruction(item, session.dataset_folders, trained_on) for item in items]
     items = [item.model_copy(update={"during": False}) for item in items]  # the training is over
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()

@@ -17,7 +17,14 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.data_files import find_files
-from orchestrator.data.datasets import Dataset, evaluated_split, load_entry, load_split, write_training_file
+from orchestrator.data.datasets import (
+    Dataset,
+    evaluated_split,
+    load_entry,
+    load_split,
+    sample_pairs,
+    write_training_file,
+)
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
 from orchestrator.files import atomic_write, cache_folder, json_mapping
@@ -230,8 +237,8 @@ def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
             dataset = load_entry(name, session.dataset_folders)
             if isinstance(dataset, Dataset):
                 split = "train" if number < len(spec.datasets) else evaluated_split(dataset)
-                text = load_split(dataset, split, session.archives)
-                write_training_file(text, dataset.entry.instruction, folder / prepared_file(called), RECORDS)
+                text = sample_pairs(load_split(dataset, split, session.archives), RECORDS)
+                write_training_file(text, dataset.entry.instruction, folder / prepared_file(called))
         infos = dataset_infos(spec, session.dataset_folders)
     (folder / "dataset_info.json").write_text(json.dumps(infos), "utf-8")
     return folder

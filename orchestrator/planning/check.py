@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.data.archives import ArchiveStore
-from orchestrator.data.data_check import check_data
+from orchestrator.data.checks import check_data
 from orchestrator.errors import Finding as Finding
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean, errors_of, from_error
 from orchestrator.errors import raise_on_errors as raise_on_errors

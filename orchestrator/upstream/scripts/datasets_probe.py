@@ -1,0 +1,213 @@
+"""LLaMA-Factory's own loader, converters and processors on the first records of each dataset; no weights are loaded.
+
+Runs in LLaMA-Factory's Python. Written against 0.9.5 (llamafactory/data/loader.py).
+"""
+
+import copy
+import logging
+import statistics
+from typing import Any
+
+import datasets
+from llamafactory.data import converter, get_template_and_fix_tokenizer, loader
+from llamafactory.extras.constants import IGNORE_INDEX
+from llamafactory.extras.logging import add_handler, remove_handler
+from llamafactory.model import load_config, load_tokenizer
+
+Answer = dict[str, Any]
+UNCUT = 1 << 30
+"""A cutoff_len that no record reaches, in tokens."""
+MAX_MEDIA = 10
+"""Records that are tried where each opens images, videos or sounds."""
+MAX_CHARS = 500
+"""Of a message: LLaMA-Factory shows the record in it, however long that is."""
+NEEDS = {
+    "sft": "turns that end with an answer",
+    "rm": "a chosen and a rejected answer",
+    "kto": "an answer that is marked true or false",
+}
+
+
+def probe(
+    model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, limit: int = 100
+) -> dict[str, Answer]:
+    """Convert and tokenize the first `limit` records of `dataset` and `eval_dataset` for the stage of the training.
+
+    Takes what LLaMA-Factory's get_train_args gives. Returns by name of the dataset, as JSON can hold it:
+        from: file, hf_hub, ms_hub, om_hub, cloud_file or script; None where the dataset is not known.
+        read, kept: how many records were read, and how many of these are trained on.
+        all: whether there are no others.
+        problems: a list of {record, message, fatal}. record: its number from 1; None where it is not of one record.
+            fatal: the training would end there; otherwise the record is left out of it.
+        tokens: {min, median, max} of the kept ones, before they are cut; None where none is kept.
+        over_cutoff: how many of these are longer than cutoff_len.
+        first: {text: [[text, is trained on], ...]}, the first one kept, cut to cutoff_len. Of two answers the rejected
+            one is under `rejected`, in the same form. None where none is kept.
+
+    Raises:
+        Exception: LLaMA-Factory's own, where the tokenizer or the template cannot be loaded.
+    """
+    datasets.disable_progress_bars()
+    data_args = copy.copy(data_args)
+    data_args.streaming, data_args.tokenized_path, data_args.overwrite_cache = False, None, True
+    data_args.preprocessing_num_workers = None
+    data_args.max_samples = min(limit, data_args.max_samples or limit)
+    asked = _Probe(model_args, data_args, training_args, finetuning_args.stage)
+    answers = {name: asked.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
+    trained = [answers[name] for name in data_args.dataset or []]
+    n_records = sum(answer["read"] for answer in trained)
+    if data_args.val_size > 1 and 0 < n_records <= data_args.val_size and all(answer["all"] for answer in trained):
+        what = f"val_size holds {data_args.val_size} records out, and there are {n_records}"
+        trained[0]["problems"].append(_problem(None, what))
+    return answers
+
+
+class _Probe:
+    """What all datasets of a training share."""
+
+    def __init__(self, model_args: Any, data_args: Any, training_args: Any, stage: str) -> None:
+        self.model_args, self.data_args, self.training_args = model_args, data_args, training_args
+        self.stage = "rm" if stage == "dpo" else stage  # as train/dpo/workflow.py calls it
+        self.module = load_tokenizer(model_args)
+        self.template = get_template_and_fix_tokenizer(self.module["tokenizer"], data_args)
+        resized = model_args.resize_vocab
+        self.vocabulary = UNCUT if resized else getattr(load_config(model_args).get_text_config(), "vocab_size", UNCUT)
+
+    def answer(self, name: str) -> Answer:
+        answer: Answer = {
+            "from": None, "read": 0, "all": False, "kept": 0, "problems": [], "tokens": None, "over_cutoff": 0,
+            "first": None,
+        }  # fmt: skip
+        try:
+            (attr,) = loader.get_dataset_list([name], self.data_args.dataset_dir)
+            answer["from"] = attr.load_from
+            if (self.stage == "rm") is not bool(attr.ranking):  # as _get_merged_dataset has it
+                raise ValueError("The dataset is not applicable in the current training stage.")
+            rows, answer["all"] = self._rows(attr)
+            answer["read"] = len(rows)
+            self._each(attr, rows, answer)
+            if not any(problem["fatal"] for problem in answer["problems"]):
+                self._together(attr, rows, answer["kept"])
+        except Exception as error:
+            answer["problems"].append(_problem(None, _text(error)))
+        return answer
+
+    def _rows(self, attr: Any) -> tuple[Any, bool]:
+        """The first records as LLaMA-Factory reads them, not converted yet, and whether they are all."""
+        n_drawn, attr.num_samples = attr.num_samples, None  # drawn at random, they would not be the first
+        data_args = copy.copy(self.data_args)
+        if attr.images or attr.videos or attr.audios:
+            data_args.max_samples = min(data_args.max_samples, MAX_MEDIA)
+
+        def first_rows(**options: Any) -> Any:
+            if any(mark in options["split"] for mark in "[+"):
+                return datasets.load_dataset(**options)  # parts of splits cannot be streamed
+            stream = datasets.load_dataset(**{**options, "streaming": True, "num_proc": None})
+            rows = list(stream.take(data_args.max_samples))
+            if not rows:
+                raise ValueError(f'Instruction "{attr.split}" corresponds to no data!')  # as without streaming
+            return datasets.Dataset.from_list(rows, features=stream.features)
+
+        replaced = loader.load_dataset, loader.align_dataset
+        loader.load_dataset, loader.align_dataset = first_rows, lambda dataset, *_: dataset
+        try:
+            rows = loader._load_single_dataset(attr, self.model_args, data_args, self.training_args)
+            return rows, n_drawn is None and len(rows) < data_args.max_samples
+        finally:
+            loader.load_dataset, loader.align_dataset = replaced
+
+    def _each(self, attr: Any, rows: Any, answer: Answer) -> None:
+        """Record by record, so that a problem has a number."""
+        convert = converter.get_dataset_converter(attr.formatting, attr, self.data_args)
+        uncut, cut = (self._processor(length) for length in (UNCUT, self.data_args.cutoff_len))
+        lengths: list[int] = []
+        for number, row in enumerate(rows, start=1):
+            with _Warnings() as warnings:
+                try:
+                    batch = {key: [value] for key, value in convert(row).items()}
+                    encoded = uncut.preprocess_dataset(batch)
+                    texts = [encoded[key][0] for key in encoded if key.endswith("input_ids") and encoded[key]]
+                    if not texts:
+                        answer["problems"].append(_problem(number, self._why(warnings.texts), fatal=False))
+                        continue
+                    self._check_vocabulary(max(max(ids, default=0) for ids in texts))
+                    if answer["first"] is None:
+                        answer["first"] = self._pieces(cut.preprocess_dataset(batch))
+                    lengths.append(max(map(len, texts)))
+                except Exception as error:
+                    names = f"; the record has {', '.join(row)}" if isinstance(error, KeyError) else ""
+                    answer["problems"].append(_problem(number, _text(error) + names))
+        answer["kept"] = len(lengths)
+        answer["over_cutoff"] = sum(length > self.data_args.cutoff_len for length in lengths)
+        if lengths:
+            answer["tokens"] = {"min": min(lengths), "median": statistics.median(lengths), "max": max(lengths)}
+
+    def _together(self, attr: Any, rows: Any, n_kept: int) -> None:
+        """All at once: what only shows between records, and whether any is left."""
+        aligned = converter.align_dataset(rows, attr, self.data_args, self.training_args)
+        if not n_kept:
+            raise RuntimeError("Cannot find valid samples, check `data/README.md` for the data format.")
+        processor = loader._get_dataset_processor(self.data_args, self.stage, self.template, **self.module)
+        aligned.map(processor.preprocess_dataset, batched=True, remove_columns=aligned.column_names)
+
+    def _processor(self, cutoff_len: int) -> Any:
+        data_args = copy.copy(self.data_args)
+        data_args.cutoff_len, data_args.packing = cutoff_len, False
+        return loader._get_dataset_processor(data_args, self.stage, self.template, **self.module)
+
+    def _check_vocabulary(self, largest: int) -> None:
+        """The template's tokens are added to a tokenizer that lacks them, and the model has no row for them."""
+        if largest >= self.vocabulary:
+            token = self.module["tokenizer"].convert_ids_to_tokens(largest)
+            what = f"token {token!r} is number {largest}, and the model knows {self.vocabulary}"
+            raise IndexError(f"{what}: it is of another template, or needs resize_vocab: true")
+
+    def _why(self, warnings: list[str]) -> str:
+        return f"it lacks {NEEDS.get(self.stage, 'what its stage needs')}: {' '.join(warnings[:1])}"
+
+    def _pieces(self, encoded: Any) -> dict[str, list[list[Any]]]:
+        """An example as text, cut where it begins or ends to be trained on."""
+        prefixes = {"text": "chosen_", "rejected": "rejected_"} if "chosen_labels" in encoded else {"text": ""}
+        found = {}
+        for side, prefix in prefixes.items():
+            ids = encoded[f"{prefix}input_ids"][0]
+            labels = encoded[f"{prefix}labels"][0] if f"{prefix}labels" in encoded else ids
+            if self.stage == "ppo":  # its labels are another text, the answer in the data, which is not trained on
+                labels = [IGNORE_INDEX] * len(ids)
+            pieces: list[list[Any]] = []
+            for token, label in zip(ids, labels):  # noqa: B905
+                if not pieces or pieces[-1][1] is not (label != IGNORE_INDEX):
+                    pieces.append([[], label != IGNORE_INDEX])
+                pieces[-1][0].append(token)
+            decode = self.module["tokenizer"].decode
+            found[side] = [[decode(part, skip_special_tokens=False), trained] for part, trained in pieces]
+        return found
+
+
+class _Warnings(logging.Handler):
+    """What LLaMA-Factory warns of within a block."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def __enter__(self) -> "_Warnings":
+        add_handler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_handler(self)
+
+
+def _problem(record: int | None, message: str, *, fatal: bool = True) -> Answer:
+    shown = message if len(message) <= MAX_CHARS else f"{message[:MAX_CHARS]} ..."
+    return {"record": record, "message": shown, "fatal": fatal}
+
+
+def _text(error: BaseException) -> str:
+    """An exception with its cause: of data that cannot be read, the first says only that an error occurred."""
+    text = f"{type(error).__name__}: {error}"
+    return f"{text} ({_text(error.__cause__)})" if error.__cause__ is not None else text

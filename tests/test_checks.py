@@ -1,0 +1,130 @@
+"""Datasets of a spec, as far as our own process checks them. Run: pytest tests/test_checks.py."""
+
+import json
+import shutil
+
+import pytest
+
+from orchestrator.data.archives import ArchiveStore
+from orchestrator.data.checks import check_data
+from orchestrator.files import shipped
+from orchestrator.specs.spec import RunSpec
+
+SHIPPED = shipped("dataset_info")
+SHAREGPT = {"formatting": "sharegpt"}
+PAIRS = {"ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}
+TAGS = {"role_tag": "r", "content_tag": "c", "user_tag": "u", "assistant_tag": "a"}
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Checks a training on an entry 'toy' in LLaMA-Factory's format, if there is one, with other sections."""
+
+    def make(content=None, stage="sft", file="toy.json", info=None, **sections):
+        if content is not None:
+            (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        if info is not None:
+            entry = {"description": "x", "llamafactory": {"file_name": file, **info}}
+            (tmp_path / "toy.yaml").write_text(json.dumps(entry))
+        usual = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "toy", "train": {"stage": stage}}
+        spec = RunSpec.model_validate(usual | sections)
+        return check_data(spec, [tmp_path, SHIPPED], ArchiveStore(None, tmp_path / "cache"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("stage", "info", "expected"),
+    [
+        ("sft", {}, None),
+        ("pt", {"columns": {"prompt": "text"}}, None),
+        ("ppo", {}, None),
+        ("rm", PAIRS, None),
+        ("sft", {**SHAREGPT, "tags": TAGS}, None),
+        ("kto", {"columns": {"prompt": "q", "response": "a", "kto_tag": "k"}}, None),
+        ("sft", PAIRS, "ranking is true, and stage sft learns from no such pairs"),
+        ("kto", {**PAIRS, "columns": {**PAIRS["columns"], "kto_tag": "k"}}, "ranking is true, and stage k"),
+        ("dpo", {}, "ranking is false, and stage dpo learns from pairs"),
+        ("rm", {"ranking": True}, "needs columns chosen and rejected"),
+        ("dpo", {"ranking": True, "columns": {"prompt": "q", "chosen": "good"}}, "needs columns chosen and rejected"),
+        ("kto", {}, "stage kto needs a column kto_tag"),
+        ("sft", {"columns": {"prompt": "q", "response": "a", "kto_tag": "k"}}, "stage sft drops each record"),
+        ("sft", {"columns": {"prompt": "q"}}, "columns without response"),
+        ("sft", {"columns": {"messages": "m"}}, "for turns in messages write formatting: sharegpt"),
+        ("sft", {**SHAREGPT, "columns": {"tools": "x"}}, "columns without messages"),
+        ("sft", {**SHAREGPT, "tags": {"role_tag": "r", "content_tag": "c"}}, "tags without user_tag, assistant_tag"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_a_stage_cannot_use_is_an_error(stage, info, expected, check):
+    """Of files and of hubs, whose records are not seen here."""
+    for source in ({}, {"hf_hub_url": "a/b"}):
+        found = check("[]", stage, info={**info, **source})
+        assert [each.severity for each in found] == ([] if expected is None else ["error"])
+        assert all(each.field == "dataset" and expected in each.message for each in found)
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto"])
+def test_translations_are_for_no_stage_that_learns_from_choices(stage, check):
+    [found] = check(stage=stage, dataset="captions_en_de")
+    assert found.severity == "error" and f"stage {stage} " in found.message
+
+
+def test_formatting_openai_changes_the_system_text(check):
+    [found] = check("[]", info={"formatting": "openai", "columns": {"messages": "m"}, "tags": TAGS})
+    assert found.severity == "warning" and "detailed thinking off" in found.message
+
+
+def test_each_dataset_is_checked_under_its_own_place(check, tmp_path):
+    entry = (SHIPPED / "captions_en_de.yaml").read_text("utf-8")
+    (tmp_path / "bare.yaml").write_text(entry.partition("  validation:\n")[0], "utf-8")
+    shutil.copytree(SHIPPED / "captions_en_de", tmp_path / "captions_en_de")
+    found = check(dataset=["captions_en_de", "captoins_en_de"], eval_dataset="bare")
+    assert [each.field for each in found] == ["dataset.1", "eval_dataset"]
+    assert "did you mean 'captions_en_de'" in found[0].message
+    assert "has no split validation" in found[1].message and "it has: train" in found[1].message
+    assert [each.field for each in check(dataset="captions_en_de, x")] == ["dataset.1"]
+    [found] = check("[]", info=PAIRS, dataset="captions_en_de", eval_dataset="toy")
+    assert found.field == "eval_dataset" and "ranking is true" in found.message
+    (tmp_path / "toy.json").unlink()
+    [found] = check()
+    assert (found.kind, found.field) == ("missing", "dataset") and "no file" in found.message
+
+
+def test_llamafactorys_format_cannot_be_benchmarked(check):
+    [found] = check("[]", info={}, train=None, dataset=None, benchmark=[{"testset": "toy"}])
+    assert found.field == "benchmark.0.testset" and "it can be trained on, not benchmarked" in found.message
+
+
+@pytest.mark.parametrize("name", ["toy.json", "toy.jsonl", "toy.csv", "toy.txt"])
+def test_test_sentences_that_are_trained_on_are_counted(name, check):
+    """As a complete line of any text of a record, however deep, letter case and white space aside."""
+    test = (SHIPPED / "captions_en_de" / "test.en").read_text("utf-8").splitlines()
+    texts = ["nothing", f"Translate:\n  {test[0].upper()}\nThank you", test[1], f"{test[2]} and more"]
+    content = {
+        "toy.json": json.dumps([{"text": "x", "more": [{"deep": text}]} for text in texts]),
+        "toy.jsonl": "\n".join(json.dumps({"text": text}) for text in texts),
+        "toy.csv": "text\n" + "".join(f'"{text}"\n' for text in texts),
+        "toy.txt": "\n".join(texts),
+    }[name]
+    sections = {"file": name, "info": {"columns": {"prompt": "text"}}, "benchmark": [{"testset": "captions_en_de"}]}
+    [found] = check(content, "pt", **sections)
+    assert (found.severity, found.field) == ("warning", "benchmark.0.testset")
+    assert "2 of the 100 sentences of captions_en_de test stand in toy too" in found.message
+    assert check(content, **sections, train={"stage": "pt", "max_samples": 1}) == []
+
+
+def test_sentences_of_the_training_split_are_counted_where_they_are_tested(check):
+    benchmark = [{"testset": "captions_en_de", "split": "train", "max_samples": 7}, {"testset": "captions_en_de"}]
+    [found] = check(dataset="captions_en_de", benchmark=benchmark)
+    assert found.field == "benchmark.0.testset"
+    assert "7 of the 7 sentences of captions_en_de train stand in captions_en_de train too" in found.message
+
+
+def test_where_overlap_cannot_be_known_it_is_reported(check):
+    sections = {"benchmark": [{"testset": "captions_en_de"}]}
+    for info, content, expected in (
+        ({"hf_hub_url": "a/b"}, None, "is not known: it is not on this machine"),
+        ({}, '["a", x]', "cannot be read to its end"),
+    ):
+        [found] = check(content, info=info, **sections)
+        assert (found.severity, found.field) == ("note", "dataset") and expected in found.message
