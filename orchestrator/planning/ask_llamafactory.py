@@ -104,8 +104,8 @@ def sample_lines(name: str, sample: Sample) -> list[str]:
         lines.append(f"  the first as the model sees it{', rejected answer' if side == 'rejected' else ''}:")
         for text, is_trained in pieces:
             short = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
-            shown = escape_controls(short.replace("\n", "\\n"))
-            lines.append(f"  {'trained' if is_trained else 'prompt':>9} | {shown}")
+            escaped = escape_controls(short.replace("\n", "\\n"))
+            lines.append(f"  {'trained' if is_trained else 'prompt':>9} | {escaped}")
     return lines
 
 
