@@ -62,40 +62,6 @@ def test_derived_fields_are_no_arguments(installed: dict[str, Argument]) -> None
     assert not installed.keys() & {"compute_dtype", "device_map", "model_max_length", "_n_gpu"}
 
 
-@pytest.mark.parametrize(
-    ("name", "kinds", "optional"),
-    [
-        ("cutoff_len", {"int"}, False),
-        ("learning_rate", {"float"}, False),
-        ("plot_loss", {"bool"}, False),
-        ("packing", {"bool"}, True),
-        ("max_samples", {"int"}, True),
-        ("lora_target", {"str", "list"}, False),  # split at commas, or taken as a list
-        ("cache_dir", {"str"}, True),
-        ("deepspeed", {"dict", "str"}, True),
-        ("report_to", {"list", "str"}, True),
-        ("generation_config", set(), True),  # a class of transformers among its types: not checked
-    ],
-)
-def test_types_are_those_declared(name: str, kinds: set[str], optional: bool, installed: dict[str, Argument]) -> None:
-    """X | None, Optional[X], Union, containers, and what is unknown."""
-    assert (installed[name].kinds, installed[name].optional) == (kinds, optional)
-
-
-@pytest.mark.parametrize(
-    ("name", "choices"),
-    [
-        ("stage", {"pt", "sft", "rm", "ppo", "dpo", "kto"}),
-        ("infer_dtype", {"auto", "float16", "bfloat16", "float32"}),
-        ("infer_backend", {"huggingface", "vllm", "sglang"}),  # an enum in another file
-        ("save_strategy", {"no", "steps", "epoch", "best"}),  # an enum of transformers' | str
-    ],
-)
-def test_choices_come_from_literals_and_enums(name: str, choices: set[str], installed: dict[str, Argument]) -> None:
-    """LLaMA-Factory itself accepts a wrong choice in YAML, and fails later."""
-    assert set(installed[name].choices or ()) == choices
-
-
 def test_a_literal_beside_any_text_closes_nothing(tmp_path: Path) -> None:
     """str | Literal[False] is any text, or false."""
     model = "class ModelArguments:\n    x: str | None | Literal[False] = None\n    y: 'Optional[Literal[1, 2]]' = 1\n"
@@ -149,7 +115,7 @@ def test_a_misspelt_name_gets_the_nearest_of_the_command(installed: dict[str, Ar
 
 def test_a_name_of_an_older_version_is_told_the_new_one(installed: dict[str, Argument]) -> None:
     """What transformers 5 renamed, people still copy from old scripts."""
-    assert "removed in transformers 5\nwrite use_cpu" in str(argument_problem("no_cuda", True, "train", installed))
+    assert "removed\nwrite use_cpu" in str(argument_problem("no_cuda", True, "train", installed))
     assert "train_sampling_strategy" in str(argument_problem("group_by_length", True, "train", installed))
 
 
@@ -160,29 +126,19 @@ def test_a_training_argument_is_refused_by_the_server(installed: dict[str, Argum
 
 
 @pytest.mark.parametrize(
-    ("kinds", "value"),
+    ("kinds", "value", "problem"),
     [
-        ("int", 3),
-        ("int", 1e5),
-        ("float", 3),
-        ("float", 1e-4),
-        ("bool", False),
-        ("str", "no"),
-        ("list", [1, "a"]),
-        ("dict str", {"a": 1}),
-        ("dict str", "{}"),
-        ("", object()),
-        ("", None),
-    ],
-)
-def test_values_of_the_declared_type_pass(kinds: str, value: object) -> None:
-    """An integral float is an int, an int is a float, an unknown type is not checked."""
-    assert argument_problem("x", value, "train", argument(kinds)) is None
-
-
-@pytest.mark.parametrize(
-    ("kinds", "value", "said"),
-    [
+        ("int", 3, None),
+        ("int", 1e5, None),
+        ("float", 3, None),
+        ("float", 1e-4, None),
+        ("bool", False, None),
+        ("str", "no", None),
+        ("list", [1, "a"], None),
+        ("dict str", {"a": 1}, None),
+        ("dict str", "{}", None),
+        ("", object(), None),
+        ("", None, None),
         ("bool", "no", "expected true or false, got 'no'"),
         ("bool", 1, "expected true or false, got 1"),
         ("bool", "false", "expected true or false, got 'false' (text: write it without quotes)"),
@@ -199,9 +155,9 @@ def test_values_of_the_declared_type_pass(kinds: str, value: object) -> None:
         ("float", None, "expected a number, got null"),
     ],
 )
-def test_values_of_another_type_are_told_what_is_expected(kinds: str, value: object, said: str) -> None:
-    """LLaMA-Factory keeps a text that should be a number, and fails in the middle of training."""
-    assert argument_problem("x", value, "train", argument(kinds)) == said
+def test_a_value_of_another_type_is_told_what_is_expected(kinds: str, value: object, problem: str | None) -> None:
+    """An integral float is an int, an int is a float, an unknown type is not checked."""
+    assert argument_problem("x", value, "train", argument(kinds)) == problem
 
 
 def test_null_passes_where_it_is_declared() -> None:

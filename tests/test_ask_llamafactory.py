@@ -279,7 +279,6 @@ def test_check_shows_what_the_loader_found_as_text_and_as_json(workshop: Worksho
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not (SCRIPTS / "datasets_probe.py").exists(), reason="no scripts/datasets_probe.py")
 def test_the_real_llamafactory_takes_a_usual_training_and_shows_its_first_record(
     llamafactory: Imported, workshop: Workshop, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

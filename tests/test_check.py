@@ -225,6 +225,17 @@ def test_data_that_changed_are_missing_not_misspelt(root: Path) -> None:
     assert "sha256" in finding.message
 
 
+def test_test_sentences_in_the_training_data_are_counted(root: Path) -> None:
+    """Only among the sentences that are used: max_samples on either side counts."""
+    write_dataset(root, "leaky", train=["x y", "e f", "g h"])
+    finding = only(root, dataset="leaky")
+    assert (finding.severity, finding.field) == ("warning", "benchmark.0.testset")
+    assert "2 of the 2 sentences of toy test" in finding.message
+    assert findings(root, dataset="leaky", train={"use_cpu": True, "max_samples": 1}) == []
+    finding = only(root, dataset="leaky", benchmark=[{"testset": "toy", "max_samples": 1}])
+    assert "1 of the 1 sentences" in finding.message
+
+
 def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root: Path) -> None:
     (root / "models" / "tiny" / "chat_template.jinja").write_text("{{ messages }}")
     finding = only(root, model={"name_or_path": "models/tiny"})  # Owner/Tiny is listed, as a base model

@@ -187,3 +187,16 @@ def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, m
     found = find_installation()
     assert found.package == tmp_path / "site" / "llamafactory"
     assert found.training_args is None  # that folder has no such file
+
+
+def test_the_distribution_with_ktransformers_counts_as_llamafactory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As newer trees are packed."""
+    info = tmp_path / "site" / "llamafactory_kt-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llamafactory-kt\nVersion: 9.9\n")
+    bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
+    assert find_installation().versions == {"llamafactory": "9.9"}

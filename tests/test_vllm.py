@@ -11,6 +11,7 @@ from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.checkpoints import group_by_server
 from orchestrator.serving.server import free_port
 from orchestrator.serving.vllm import adapter_rank, vllm_words
+from orchestrator.specs.places import RESERVED_VLLM
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.specs.spec_file import load_spec
@@ -18,7 +19,6 @@ from orchestrator.upstream.ask import AskError
 from orchestrator.upstream.chat_prompt import chat_prompt
 from orchestrator.upstream.installation import Installation, find_installation
 from orchestrator.upstream.vllm import (
-    RESERVED_ARGUMENTS,
     VARIABLE,
     argument_words,
     find_vllm,
@@ -90,7 +90,7 @@ def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release)
 
 def test_what_the_run_layer_owns_was_a_flag_of_the_newest_release():
     names = {row["name"] for row in fake_vllm.table(fake_vllm.RELEASES[-1])}
-    assert set(RESERVED_ARGUMENTS) <= names
+    assert set(RESERVED_VLLM) <= names
 
 
 @pytest.mark.parametrize(

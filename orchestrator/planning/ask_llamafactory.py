@@ -33,9 +33,10 @@ from orchestrator.planning.check import RUNS_CODE
 from orchestrator.planning.compute import uses_torchrun
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
-from orchestrator.specs.compute_spec import is_secret
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
 from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
-from orchestrator.specs.spec import MODEL_PLACES, RunSpec
+from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
 from orchestrator.upstream.ask import SCRIPTS, AskError, ask
 from orchestrator.upstream.installation import Installation
@@ -103,8 +104,8 @@ def sample_lines(name: str, sample: Sample) -> list[str]:
         lines.append(f"  the first as the model sees it{', rejected answer' if side == 'rejected' else ''}:")
         for text, is_trained in pieces:
             short = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
-            shown = escape_controls(short.replace("\n", "\\n"))
-            lines.append(f"  {'trained' if is_trained else 'prompt':>9} | {shown}")
+            escaped = escape_controls(short.replace("\n", "\\n"))
+            lines.append(f"  {'trained' if is_trained else 'prompt':>9} | {escaped}")
     return lines
 
 
@@ -142,7 +143,7 @@ def _question(session: Session, spec: RunSpec) -> dict[str, Any]:
     if spec.export.extra_arguments():
         commands["export"] = export_arguments(start, spec.export, Path("export"))
     question: dict[str, Any] = {
-        command: {name: value for name, value in arguments.items() if not is_secret(name)}
+        command: {name: value for name, value in arguments.items() if not is_secret(name, value)}
         for command, arguments in commands.items()
     }
     return {**question, "torchrun": uses_torchrun(spec)}
@@ -236,10 +237,8 @@ def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
             dataset = load_entry(name, session.dataset_folders)
             if isinstance(dataset, Dataset):
                 split = "train" if number < len(spec.datasets) else evaluated_split(dataset)
-                text = load_split(dataset, split, session.archives)
-                write_training_file(
-                    sample_pairs(text, RECORDS), dataset.entry.instruction, folder / prepared_file(called)
-                )
+                text = sample_pairs(load_split(dataset, split, session.archives), RECORDS)
+                write_training_file(text, dataset.entry.instruction, folder / prepared_file(called))
         infos = dataset_infos(spec, session.dataset_folders)
     (folder / "dataset_info.json").write_text(json.dumps(infos), "utf-8")
     return folder
@@ -260,11 +259,10 @@ def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
 
 def _place(command: str, argument: str) -> str:
     """Where a spec has an argument of llamafactory-cli."""
-    if argument in MODEL_PLACES:
-        return f"model.{MODEL_PLACES[argument]}"
-    if argument in ("dataset", "eval_dataset"):
-        return argument
-    return f"{'serve' if argument == 'infer_backend' else _SECTIONS[command]}.{argument}"
+    place = RESERVED_ARGUMENTS.get(argument)
+    if isinstance(place, tuple):
+        return ".".join(filter(None, place))
+    return f"{'model.arguments' if argument in MODEL_ARGUMENTS else _SECTIONS[command]}.{argument}"
 
 
 def _data_findings(spec: RunSpec, samples: Mapping[str, Sample]) -> list[Finding]:

@@ -4,13 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.data.datasets import (
-    Dataset,
-    ParallelText,
-    evaluated_split,
-    load_entry,
-    load_split,
-)
+from orchestrator.data.datasets import Dataset, ParallelText, evaluated_split, load_entry, load_split
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, raise_on_errors
@@ -23,12 +17,7 @@ from orchestrator.runs.facts import collect_facts
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.render import (
-    Checkpoint,
-    api_arguments,
-    train_arguments,
-    train_environment,
-)
+from orchestrator.specs.render import Checkpoint, api_arguments, train_arguments, train_environment
 from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec

@@ -7,16 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from orchestrator.data.datasets import (
-    ArchiveStore,
-    entry_folders,
-)
+from orchestrator.data.datasets import ArchiveStore, entry_folders
 from orchestrator.errors import PrerequisiteError
 from orchestrator.runs.workspace import Workspace, find_workspace
 from orchestrator.specs.arguments import Argument
-from orchestrator.specs.render import (
-    Renderer,
-)
+from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec import API_KEY_ENV, RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
@@ -72,7 +67,7 @@ class Session:
         return self._arguments
 
     @cached_property
-    def _arguments(self) -> dict[str, Argument] | None:  # asked three times in a launch, a tenth of a second each
+    def _arguments(self) -> dict[str, Argument] | None:  # a launch needs them three times, 0.1 s each
         installation = self.llamafactory_or_none()
         return (read_arguments(installation) or None) if installation is not None else None
 

@@ -152,8 +152,8 @@ class _Classes:
         kinds |= {kind_of(value) for value in [*members, *values]}
         if name in self.split or (not self.split and "str" in kinds and not closed):
             kinds.add("list")
-        shown = frozenset(kinds) if known else frozenset[str]()
-        return Argument(name, shown, choices, optional, frozenset(), declared.default, declared.help)
+        checked = frozenset(kinds) if known else frozenset[str]()
+        return Argument(name, checked, choices, optional, frozenset(), declared.default, declared.help)
 
 
 class _Declared:

@@ -177,10 +177,10 @@ def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
     for keywords in _calls(module, "register_model_group"):
         models, template, multimodal = (keywords.get(key) for key in ("models", "template", "multimodal"))
         group = template.value if isinstance(template, ast.Constant) and isinstance(template.value, str) else None
-        whole = isinstance(multimodal, ast.Constant) and multimodal.value is True
+        is_multimodal = isinstance(multimodal, ast.Constant) and multimodal.value is True
         for name, sources in _items(models):
             ids = {str(value.value) for _, value in _items(sources) if isinstance(value, ast.Constant)}
-            is_chat = whole or any(mark in name for mark in marks)
+            is_chat = is_multimodal or any(mark in name for mark in marks)
             # As in the dict there: a later entry of a name replaces its ids, but a template that it had is kept.
             kept = listed[name][1] if name in listed else None
             listed[name] = (ids, group if group and is_chat else kept)

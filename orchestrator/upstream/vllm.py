@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.specs.places import RESERVED_VLLM as RESERVED_ARGUMENTS  # noqa: F401 - its old place
 from orchestrator.specs.secrets import is_secret
 from orchestrator.upstream.ask import ask
 from orchestrator.upstream.installation import inspect_environment, program_named
@@ -79,8 +78,8 @@ def argument_words(arguments: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, list):
             words += [f"--{flag}", *(item if isinstance(item, str) else json.dumps(item) for item in value)]
         else:
-            whole = isinstance(value, float) and value.is_integer()  # 1e2, where only an integer is taken
-            text = json.dumps(value) if isinstance(value, dict) else str(int(value) if whole else value)
+            is_integer = isinstance(value, float) and value.is_integer()  # 1e2, where only an integer is taken
+            text = json.dumps(value) if isinstance(value, dict) else str(int(value) if is_integer else value)
             words += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
     return words
 

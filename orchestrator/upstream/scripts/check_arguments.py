@@ -247,10 +247,10 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     stand_in()
-    asked = json.load(sys.stdin)
+    question = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        said = answer(asked)
+        text = json.dumps(answer(question))
         os.chdir("/")
     print()
-    print(json.dumps(said))
+    print(text)
