@@ -76,17 +76,15 @@ def test_a_machine_without_gpu_has_devices_only_where_some_are_named(monkeypatch
 
 
 def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_afterwards(folder, run):
-    with hold_devices(["0", "1"], run):
+    with hold_devices(["1", "2"], run):
         with pytest.raises(
             PrerequisiteError, match=r"^device 1 \(run toy-20261124-101500 of .*/work, process \d+\) is"
         ):
-            with hold_devices(["1", "2"], run):
+            with hold_devices(["0", "1"], run):
                 pass
-        with hold_devices(["2"], run):  # of the two that were wanted none was kept
-            pass
-        assert [is_free(device) for device in "012"] == [False, False, True]
-        assert [each.partition(" (")[0] for each in busy_devices()] == ["device 0", "device 1"]
-    with hold_devices(["0", "1"], None):
+        assert [is_free(device) for device in "012"] == [True, False, False]  # of the two that were wanted none is kept
+        assert [each.partition(" (")[0] for each in busy_devices()] == ["device 1", "device 2"]
+    with hold_devices(["1", "2"], None):
         pass
     assert list(run.path.iterdir()) == []
 
@@ -129,7 +127,7 @@ def test_a_folder_of_locks_that_others_may_have_made_is_refused(folder, run, tmp
         folder.write_text("")
     else:
         folder.mkdir()
-        folder.chmod(0o777)
+        folder.chmod(0o720)
     with (
         pytest.raises(PrerequisiteError, match=f"^{folder} cannot be the folder of the locks"),
         hold_devices(["0"], run),
