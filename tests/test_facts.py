@@ -1,7 +1,6 @@
 """What decides a run's outcome beside its spec, collected. Run: pytest tests/test_facts.py."""
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,11 +43,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     model_folder(folder / "models" / "tiny")
     return folder
-
-
-def git(root: Path, *words: str) -> str:
-    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    return subprocess.run(["git", "-C", root, *identity, *words], check=True, capture_output=True, text=True).stdout
 
 
 def test_data_and_model_are_recorded_by_their_hashes(root):
@@ -116,12 +110,6 @@ def test_the_adapter_that_training_starts_from_is_recorded(root):
     assert (facts.model_sha256, facts.adapter_sha256) == (None, model_sha256(folder))
 
 
-def test_a_spec_that_asks_a_server_has_no_model_of_its_own(root):
-    spec = RunSpec(name="toy", serve={"url": "http://127.0.0.1:1/v1"}, benchmark=[{"testset": "d"}])
-    facts = collect_facts(spec, root, None, {})
-    assert (facts.model_sha256, facts.adapter_sha256) == (None, None)
-
-
 def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
     found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), None, None, {"torch": "1.2"}, "3.12.1")
     versions = collect_facts(SPEC, root, found, {}).versions
@@ -130,19 +118,6 @@ def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
     assert versions["orchestrator"] == __version__
     assert "sacrebleu" in versions
     assert set(collect_facts(SPEC, root, None, {}).versions) == {"python", "orchestrator", "sacrebleu"}
-
-
-def test_the_workspace_s_commit_and_whether_tracked_files_differ_from_it(root):
-    git(root, "init", "-q")
-    assert collect_facts(SPEC, root, None, {}).git_commit is None  # no commit yet
-    (root / "spec.yaml").write_text("a: 1")
-    git(root, "add", "spec.yaml")
-    git(root, "commit", "-qm", "x")
-    (root / "untracked").write_text("")
-    clean = collect_facts(SPEC, root, None, {})
-    assert (clean.git_commit, clean.git_dirty) == (git(root, "rev-parse", "HEAD").strip(), False)
-    (root / "spec.yaml").write_text("a: 2")
-    assert collect_facts(SPEC, root, None, {}).git_dirty is True
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.notes import Notes, change_tags
-from orchestrator.runs.record import RunRecord
-from orchestrator.runs.registry import Filters, Row, read_rows, rows_json, run_json, since, sort_rows
+from orchestrator.runs.notes import change_tags
+from orchestrator.runs.registry import Filters, Row, read_rows, rows_json, since, sort_rows
 from tests.runs_on_disk import SIGNATURES, benchmark, new_run, new_workspace, owned_by_another, record_json, running
 
 ID = "toy-20261124-101500"
@@ -96,13 +95,6 @@ def test_removed_is_what_was_trained_and_is_gone(workspace, read, changes, gone,
     assert read()[ID].removed is removed
 
 
-def test_json_is_the_record_with_what_people_say(workspace):
-    run = new_run(workspace, ID)
-    change_tags(run, ["a"])
-    record = RunRecord.load(run)
-    assert run_json(run, record, Notes.load(run)) == {**record.as_json(), "tags": ["a"], "notes": [], "removed": False}
-
-
 def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(workspace, tmp_path):
     good = new_run(workspace, ID)
     good.notes.write_text("{")
@@ -139,10 +131,6 @@ def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(wo
     assert [each["tags"] for each in rows_json(workspace, rows)] == [[], [], []]
 
 
-def test_no_runs_folder_is_no_run(tmp_path):
-    assert read_rows(new_workspace(tmp_path / "w")) == ([], [])
-
-
 # Filters
 
 
@@ -162,10 +150,8 @@ DAY = datetime(2026, 11, 25, tzinfo=UTC)
     ("given", "found"),
     [
         ({}, ["a-24", "a-25", "b-26"]),
-        ({"statuses": ["failed"]}, ["a-25"]),
         ({"statuses": ["failed", "done"]}, ["a-24", "a-25", "b-26"]),
         ({"name": "a"}, ["a-24", "a-25"]),
-        ({"name": "?"}, ["a-24", "a-25", "b-26"]),
         ({"dataset": "pairs"}, ["a-24"]),
         ({"dataset": "capt*"}, ["a-24", "a-25", "b-26"]),
         ({"dataset": "pair"}, []),
@@ -173,11 +159,10 @@ DAY = datetime(2026, 11, 25, tzinfo=UTC)
         ({"model": "*Qwen*"}, ["a-24"]),
         ({"model": "x/y"}, ["a-25"]),
         ({"model": "qwen2.5-7b"}, []),
-        ({"tags": ["one"]}, ["b-26"]),
         ({"tags": ["one", "two"]}, ["b-26"]),
         ({"tags": ["one", "three"]}, []),
         ({"since": DAY + timedelta(hours=10, minutes=15)}, ["a-25", "b-26"]),
-        ({"since": DAY, "name": "a"}, ["a-25"]),
+        ({"since": DAY, "name": "a", "statuses": ["failed"]}, ["a-25"]),
     ],
 )
 def test_every_filter_that_is_given_matches(three, given, found):
@@ -304,18 +289,10 @@ def test_a_run_stands_where_what_it_trained_stands(order, benchmarks, shown):
     assert order.last["a"].startswith(shown)
 
 
-@pytest.mark.parametrize("word", ["blue", "", "bleu2", "created:captions", "mean_sentence_bleu", ":x"])
+@pytest.mark.parametrize("word", ["blue", "", "created:captions", ":x"])
 def test_what_is_no_order_is_refused(word):
     with pytest.raises(SpecError, match="no order"):
         sort_rows([], word)
-
-
-def test_a_test_set_without_scores_gets_a_hint(order):
-    with pytest.raises(SpecError, match="none of 1 runs has a complete BLEU on 'captoins'; did you mean 'captions'"):
-        order("bleu:captoins", {"a": [benchmark(1)]})
-
-
-def test_no_runs_are_in_any_order():
     assert sort_rows([], "bleu") == ([], [])
 
 

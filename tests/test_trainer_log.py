@@ -32,7 +32,8 @@ def test_a_line_is_an_event_once_it_is_whole(path):
 
 
 def test_steps_that_were_trained_again_count_as_they_were_the_last_time(path):
-    path.write_text(lines(1, 2, 3, 4, 5) + lines(3, 4, loss=7.0) + lines(4, loss=8.0) + lines(5, 6))
+    evaluated = '{"current_steps": 3, "eval_loss": 5.0}\n'
+    path.write_text(lines(1, 2, 3) + evaluated + lines(4, 5) + lines(3, 4, loss=7.0) + lines(4, loss=8.0) + lines(5, 6))
     assert [(event["current_steps"], event["loss"]) for event in curve(path)] == [
         (1, 0.1), (2, 0.2), (3, 7.0), (4, 8.0), (5, 0.5), (6, 0.6),
     ]  # fmt: skip

@@ -37,6 +37,9 @@ def test_two_runs_in_the_same_second_get_two_folders(workspace):
     ids = ["toy-20261124-101500", "toy-20261124-101500-2", "toy-20261124-101500-3"]
     assert [workspace.new_run("toy", NOW).id for _ in range(3)] == ids
     assert {spec_name(each) for each in ids} == {"toy"}
+    run = RunDir(workspace.runs / ids[0])
+    assert [run.new_benchmark("base-t").name for _ in range(2)] == ["base-t", "base-t-2"]
+    assert [run.new_set_aside().name for _ in range(2)] == ["output-1", "output-2"]
 
 
 def test_many_launches_at_once_get_a_folder_each(workspace):
@@ -48,12 +51,6 @@ def test_many_launches_at_once_get_a_folder_each(workspace):
         thread.join()
     assert len(set(found)) == 16
     assert sorted(found) == sorted(path.name for path in workspace.runs.iterdir())
-
-
-def test_benchmarks_of_one_name_are_numbered_and_what_is_set_aside_from_the_first(tmp_path):
-    run = RunDir(tmp_path)
-    assert [run.new_benchmark("base-t-test").name for _ in range(2)] == ["base-t-test", "base-t-test-2"]
-    assert [run.new_set_aside().name for _ in range(2)] == ["output-1", "output-2"]
 
 
 def test_checkpoints_are_ordered_by_step_and_other_folders_are_none(tmp_path):
@@ -165,12 +162,6 @@ def test_a_group_is_found_by_id_and_name_and_is_no_run(workspace):
     made(workspace, "toy-sweep-20261125-101500")
     with pytest.raises(SpecError, match=r"is the newest run toy-sweep-20261125-101500, but also a group"):
         workspace.find_run("toy-sweep")
-
-
-def test_without_runs_there_is_no_latest(workspace):
-    assert workspace.all_runs() == []
-    assert workspace.lookup_run("latest") is None
-    assert Workspace(workspace.root / "nowhere").all_runs() == []
 
 
 # Finding the workspace

@@ -109,7 +109,7 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     moved = Moved(run.id, [], 0, [])
     place = run.path  # where what is back lies: with a dry run, maybe in the trash
     size = 0
-    for item in sorted(in_trash(workspace, run.id), key=lambda item: (item.what != ".", "/" in item.what)):
+    for item in sorted(in_trash(workspace, run.id), key=lambda item: item.what):  # "." first, output/ before its parts
         if (reason := _in_the_way(item, place, moved.what)) is not None:
             moved.left.append(reason)
             continue
