@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.processes.family import RUN_ENV
 from orchestrator.runs.left_over import left_over_processes, temporary_files
+
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.rundir import Workspace
 from tests.workshop import assert_none_left, training_at_step
 

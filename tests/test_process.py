@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.processes.family import start_ticks
 from orchestrator.processes.process import Child, child_environment, run_short, start
+from orchestrator.processes.process_tree import start_ticks
 from orchestrator.text import escape_controls
 
 ROOT = Path(__file__).resolve().parent.parent

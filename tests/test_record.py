@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.family import start_ticks
+from orchestrator.processes.process_tree import start_ticks
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import ACTIVE, Attempt, BenchmarkSummary, DataFacts, Facts, Training
 from orchestrator.runs.rundir import RunDir

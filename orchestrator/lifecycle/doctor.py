@@ -1,10 +1,4 @@
-"""What is wrong with the installation, the machine and the workspace, each with the next step.
-
-Covered: LLaMA-Factory and what it runs with; GPUs, and whether its torch can use them; room on the disks; locks and
-renames tried out where they are needed; ORCHESTRATOR_* variables; runs whose owner is gone, and what they left.
-Not covered: a spec (check.py); whether llamafactory-cli works beyond its imports of torch.
-Changes nothing (left_over.py does, when it is told to).
-"""
+"""What is wrong with the installation, the machine and the workspace, each with the next step. Changes nothing."""
 
 import os
 import shutil
@@ -17,13 +11,12 @@ import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
 from orchestrator.files import cache_folder, expanded
+from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
 from orchestrator.runs import locks, machine
-from orchestrator.runs.groups import Group, killed_owner, members
-from orchestrator.runs.left_over import left_over_processes, temporary_files
-from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import GroupDir, Workspace
+from orchestrator.runs.rundir import Workspace
+from orchestrator.runs.state import current
 from orchestrator.runs.storage import file_system, storage_problem
 from orchestrator.upstream.installation import Installation, find_installation
 
@@ -114,19 +107,20 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
 def _torch(found: Installation, count: int) -> Diagnosis:
     """Whether torch sees the GPUs that the driver lists. Its build may be for another CUDA, or for none."""
     built = found.cuda.get("torch's CUDA", "no CUDA")
-    try:
-        seen = int(run_short([str(found.python), "-c", _TORCH], timeout_s=_TORCH_S).strip().rpartition("\n")[2])
+    argv = [str(found.python), "-c", _TORCH]
+    try:  # in its own folder: Python takes a torch.py of the current one first
+        seen = int(run_short(argv, timeout_s=_TORCH_S, cwd=found.python.parent).strip().rpartition("\n")[2])
     except (StageError, PrerequisiteError) as error:
         return Diagnosis("machine", "error", f"torch cannot be imported: {error.message}", "reinstall torch")
     except ValueError:
         return Diagnosis("machine", "warning", "torch does not say how many GPUs it sees")
-    said = f"torch, built for {built}, sees {seen} of {count} GPUs"
+    message = f"torch, built for {built}, sees {seen} of {count} GPUs"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen == count or (seen and hidden is not None):
-        return Diagnosis("machine", "ok", said)
+        return Diagnosis("machine", "ok", message)
     shown = f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else ""
     return Diagnosis(
-        "machine", "error" if seen == 0 and hidden is None else "warning", f"{said}{shown}",
+        "machine", "error" if seen == 0 and hidden is None else "warning", f"{message}{shown}",
         "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally",
     )  # fmt: skip
 
@@ -153,20 +147,19 @@ def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
     remedy = "move it to a local disk, or to NFS that is mounted without nolock"
     yield _tried("workspace", "runs", workspace.runs, storage_problem(workspace.runs), remedy, kind)
     if kind.startswith("nfs") and set(_LOCAL_LOCKS) & set(options.split(",")):
-        said = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
+        message = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
         remedy = "start, stop and resume a run on one host only; or mount it without nolock and local_lock"
-        yield Diagnosis("workspace", "warning", said, remedy)
+        yield Diagnosis("workspace", "warning", message, remedy)
     for what, folder in (("runs", workspace.runs), ("the cache", cache_folder()), ("models of the hub", hub_cache())):
         yield _room(what, folder)
     yield from _runs(workspace)
-    yield from _groups(workspace)
-    for left in left_over_processes(workspace):
-        said = f"{left.run.id} has no owner, and left running: {left.names()}"
-        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean ends that")
-    if files := temporary_files(workspace, cache_folder()):
+    for left in orphans(workspace):
+        message = f"{left.run.id} has no owner, and left running: {left.names()}"
+        yield Diagnosis("workspace", "warning", message, "orchestrator doctor --clean ends that")
+    if files := unfinished_files(workspace, cache_folder()):
         shown = ", ".join(str(path) for path in files[:3]) + (", ..." if files[3:] else "")
-        said = f"files of writers that were killed, {len(files)} of them: {shown}"
-        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean removes them")
+        message = f"files of writers that were killed, {len(files)} of them: {shown}"
+        yield Diagnosis("workspace", "warning", message, "orchestrator doctor --clean removes them")
 
 
 def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
@@ -174,14 +167,15 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
     yield Diagnosis("workspace", "ok", f"{workspace.root}, with {len(runs)} runs")
     for run in runs:
         try:
-            record = RunRecord.load(run)
+            record = current(run)
         except OrchestratorError as error:
-            yield Diagnosis(
-                "workspace", "error", error.message, f"to remove it as a whole: orchestrator rm --all {run.id}"
-            )
+            remedy = f"to remove all of it: orchestrator rm --all {run.id}"
+            yield Diagnosis("workspace", "error", error.message, remedy)
             continue
         if record.status == "interrupted":
-            yield Diagnosis("workspace", "note", f"{run.id} was interrupted", f"to go on: orchestrator resume {run.id}")
+            yield Diagnosis(
+                "workspace", "note", f"{run.id} was interrupted", f"to continue: orchestrator resume {run.id}"
+            )
         elif record.is_active() and not record.is_here():
             yield Diagnosis(
                 "workspace", "note", f"{run.id} is {record.status} on {record.host}, which cannot be seen from here",
@@ -189,28 +183,14 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
             )  # fmt: skip
 
 
-def _groups(workspace: Workspace) -> Iterator[Diagnosis]:
-    """Those whose owner was killed. Of a damaged one `show` says what is wrong."""
-    for path in sorted(workspace.runs.glob("*/group.json")):
-        folder = GroupDir(path.parent)
-        try:
-            killed, group = killed_owner(folder), Group.load(folder)
-        except PrerequisiteError:
-            continue
-        left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
-        if killed is not None and left:
-            said = f"{folder.id} was interrupted: {left} of its {len(group.points)} runs are not done"
-            yield Diagnosis("workspace", "note", said, f"to go on: orchestrator resume {folder.id}")
-
-
 def _room(what: str, folder: Path) -> Diagnosis:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    said = f"room for {what}, {folder}: {_gib(free)}"
+    message = f"room for {what}, {folder}: {_gib(free)}"
     if free >= ROOM_BYTES:
-        return Diagnosis("workspace", "ok", said)
+        return Diagnosis("workspace", "ok", message)
     remedy = "orchestrator gc --keep-last 1 moves old checkpoints to the trash; orchestrator gc --trash empties that"
-    return Diagnosis("workspace", "warning", said, remedy)
+    return Diagnosis("workspace", "warning", message, remedy)
 
 
 def _tried(

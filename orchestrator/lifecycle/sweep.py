@@ -1,12 +1,6 @@
 """A sweep: one spec at every point of some axes, each a plain run of its own, together a group.
 
-    --sweep KEY=A,B ... -> the points' specs, all checked -> run folders with their specs -> group.json -> records
-
-Covered: all that is wrong with any point, at once and before anything is made; points that are the same; a group whose
-runs are made and not begun, so that whatever carries them out (turns.py here, a scheduler elsewhere) finds them
-complete; making up for what a kill left unmade.
-Not covered: carrying the runs out (turns.py).
-Leaves runs/<name>-sweep-<YYYYMMDD-HHMMSS>/group.json, and a run folder for each point.
+--sweep KEY=A,B ... -> the points' specs, all checked -> planned runs -> group.json
 """
 
 import logging
@@ -19,13 +13,14 @@ from pathlib import Path
 from textwrap import indent
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.lifecycle.new_run import How, Origin, devices_needed, first_record, reserve_run
+from orchestrator.lifecycle.new_run import Provenance, devices_needed, make_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.runs.axes import Axis, point_overrides, points, read_axes
-from orchestrator.runs.groups import Group, Point, members
+from orchestrator.runs.groups import Group, Point
 from orchestrator.runs.locks import devices_of, held, is_free
 from orchestrator.runs.record import now
+from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import GroupDir
 from orchestrator.specs.spec import RunSpec, spec_sha256
 
@@ -52,7 +47,7 @@ def plan_sweep(
     session: Session,
     spec_file: Path,
     overrides: Sequence[str],
-    words: Sequence[str],
+    sweep: Sequence[str],
     *,
     per_device: bool,
 ) -> Sweep:
@@ -62,13 +57,13 @@ def plan_sweep(
         session: the workspace and its tools.
         spec_file: the spec.
         overrides: --set KEY=VALUE, for every point.
-        words: --sweep KEY=V1,V2,..., an axis each.
+        sweep: --sweep KEY=V1,V2,..., an axis each.
         per_device: one run at a time on each device.
 
     Raises:
         SpecError, PrerequisiteError: all that is wrong, by point.
     """
-    axes = read_axes(words)
+    axes = read_axes(sweep)
     for axis in axes:
         if any(each.partition("=")[0].strip() == axis.key for each in overrides):
             raise SpecError(f"{axis.key} is given to --set and to --sweep", "leave one of them out")
@@ -77,7 +72,7 @@ def plan_sweep(
     log.info("checking %d points", len(values))
     plans: list[Plan] = []
     errors: list[tuple[int, OrchestratorError]] = []
-    with _said_once():
+    with _logged_once():
         for number, own in enumerate(by_point):
             try:
                 plan = plan_run(session, session.load_spec(spec_file, own))
@@ -88,7 +83,7 @@ def plan_sweep(
                 continue
             plans.append(replace(plan, texts={}, datasets={}, own={}))
     if errors:
-        raise _all_at_once(errors, axes, values)
+        raise _as_one_error(errors, axes, values)
     _refuse_the_same(plans, axes, values)
     if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
         raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
@@ -100,61 +95,44 @@ def plan_sweep(
     return Sweep(spec_file, axes, values, by_point, plans, devices)
 
 
-def make_group(session: Session, sweep: Sweep, how: How) -> GroupDir:
-    """Make a group and its runs, none of them begun: members() gives them, each `queued`.
+def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
+    """Make a group and its runs, each `planned`. If it is killed the runs made so far stay, as planned ones.
 
-    What carries them out needs their folders alone. A kill in between leaves either no group, or one that make_missing
-    completes.
+    Args:
+        session: the workspace and its tools.
+        sweep: what it runs.
+        request: how each is carried out.
 
     Raises:
         PrerequisiteError: the devices are in use, and it would not wait.
     """
-    if how.exclusive and not how.wait:
-        _refuse_taken(sweep, how)
+    if not request.wait:
+        _refuse_taken(sweep, request)
     folder = session.workspace.new_group(sweep.plans[0].spec.name, datetime.now())
-    runs = []
+    own = request.model_copy(update={"wait": True})  # for the run before it
+    made: list[Point] = []
     try:
-        for plan in sweep.plans:
-            runs.append(reserve_run(session, plan))
-        made = [
-            Point(run=run.id, values=list(values), overrides=own)
-            for run, values, own in zip(runs, sweep.values, sweep.overrides, strict=True)
-        ]
+        for plan, values, overrides in zip(sweep.plans, sweep.values, sweep.overrides, strict=True):
+            origin = Provenance(str(sweep.spec_file), overrides, group=folder.id, values=values)
+            with make_run(session, plan, origin, own, status="planned") as owned:
+                made.append(Point(run=owned.run.id, values=list(values)))
         group = Group(
             id=folder.id, created_at=now(), spec_file=str(sweep.spec_file), axes=sweep.axes, points=made,
-            with_benchmarks=how.with_benchmarks, devices=sweep.devices,
+            with_benchmarks=request.with_benchmarks, devices=sweep.devices,
         )  # fmt: skip
         group.save(folder)
     except BaseException:
-        if not folder.file.exists():  # they hold a spec each, and are no runs yet
-            for path in (folder.path, *(run.path for run in runs)):
-                shutil.rmtree(path)
+        for path in (folder.path, *(session.workspace.runs / point.run for point in made)):
+            shutil.rmtree(path, ignore_errors=True)
         raise
-    for run, plan, point in zip(runs, sweep.plans, made, strict=True):
-        origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
     log.info("group %s: %d runs", folder.id, len(made))
     return folder
 
 
-def make_missing(session: Session, folder: GroupDir, group: Group) -> None:
-    """Make the runs that a kill left unmade; one that cannot be made is said, and does not stop the others."""
-    for point, run, record in members(folder, group):
-        if record is not None or run.record.exists() or not run.spec.is_file():
-            continue
-        try:
-            plan = plan_run(session, session.load_spec(run.spec))
-        except OrchestratorError as error:
-            log.warning("%s cannot be made: %s", run.id, error.message)
-            continue
-        origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
-
-
-def _all_at_once(
+def _as_one_error(
     errors: Sequence[tuple[int, OrchestratorError]], axes: Sequence[Axis], values: Sequence[tuple[str, ...]]
 ) -> OrchestratorError:
-    """The points' errors as one; what several have in common is said once."""
+    """The points' errors as one; what several have in common stands there once."""
     kind = SpecError if any(isinstance(error, SpecError) for _, error in errors) else PrerequisiteError
     alike: dict[tuple[str, str], list[int]] = {}
     for number, error in errors:
@@ -213,22 +191,22 @@ def _on_device(spec: RunSpec, device: str) -> RunSpec:
     return spec.model_copy(update={"compute": spec.compute.model_copy(update={"devices": device})})
 
 
-def _refuse_taken(sweep: Sweep, how: How) -> None:
+def _refuse_taken(sweep: Sweep, request: Request) -> None:
     if sweep.devices is None or not any(map(is_free, sweep.devices)):
-        wanted = sweep.devices or devices_needed(sweep.plans[0].spec, how)
+        wanted = sweep.devices or devices_needed(sweep.plans[0].spec, request)
         with held(wanted, None):
             pass
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """What is said of several points alike is said once."""
-    said: set[str] = set()
+def _logged_once() -> Iterator[None]:
+    """A line that several points have alike is logged once."""
+    seen: set[str] = set()
 
     def is_news(line: logging.LogRecord) -> bool:
         text = line.getMessage()
-        is_new = text not in said
-        said.add(text)
+        is_new = text not in seen
+        seen.add(text)
         return is_new
 
     log.addFilter(is_news)

@@ -1,9 +1,4 @@
-"""The training of a run, from its data to its weights, and what its record says of it.
-
-Covered: data and files prepared once, and again where they are not whole; from which checkpoint it goes on; commands,
-environment, times and usage of the attempt; a training that is whole already, or whose results are on another machine.
-Not covered: the process itself and how it ended (train.py); what comes before and after (pipeline.py).
-"""
+"""The training stage of a run, from its data to its weights, and what its record says of it."""
 
 import logging
 import os
@@ -11,11 +6,12 @@ from collections.abc import Sequence
 
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.files import atomic_write
-from orchestrator.lifecycle.jobs import across_nodes
-from orchestrator.lifecycle.new_run import How
-from orchestrator.lifecycle.rerun import Repeat
-from orchestrator.lifecycle.resume import Start, begin, kept_training, prepared_sha256
+from orchestrator.lifecycle.executors.slurm import across_nodes
+from orchestrator.lifecycle.new_run import RunOptions
+from orchestrator.lifecycle.rerun import RerunComparison
+from orchestrator.lifecycle.resume import ResumePoint, prepare_output, prepared_sha256
 from orchestrator.lifecycle.train_process import TRAIN_ARGV, train
+from orchestrator.lifecycle.training_results import completed_training
 from orchestrator.models.model_files import base_checkpoint, weights_sha256
 from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
@@ -25,10 +21,11 @@ from orchestrator.runs.locks import devices_of
 from orchestrator.runs.metering import metered, timed
 from orchestrator.runs.nodes import this_machine
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.specs.render import train_arguments, train_environment
-from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec import RunSpec, TrainSpec
 
 log = logging.getLogger("orchestrator")
 
@@ -38,28 +35,32 @@ def train_run(
     plan: Plan,
     run: RunDir,
     record: RunRecord,
-    how: How,
-    repeat: Repeat | None,
+    request: Request,
+    options: RunOptions,
+    comparison: RerunComparison | None,
     locks: Sequence[int],
 ) -> None:
     """Train what is left to train of a run.
 
     Args:
         session: the workspace and its tools.
-        plan: what the run's spec says.
+        plan: what the run's spec says; it trains.
         run: its folder.
         record: its record; this process owns it.
-        how: from which checkpoint, and in which job of Slurm.
-        repeat: the comparison with the run that this one repeats.
+        request: from which checkpoint.
+        options: in which job of Slurm.
+        comparison: with the run that this one repeats.
         locks: files that hold the devices; the child keeps them.
     """
     spec = plan.spec
-    if (training := kept_training(run, record, how.checkpoint)) is not None:
-        log.info("the training is whole: %d of %d steps", training.steps, training.total_steps)
-        training.weights_sha256 = weights_sha256(run.output)
-        record.update(run, status="trained", training=training)
+    label = request.checkpoint
+    done = completed_training(run, spec.train or TrainSpec(), label, resumed=record.is_resumed())
+    if done is not None:
+        log.info("the training is complete: %d of %d steps", done.steps, done.total_steps)
+        done.weights_sha256 = weights_sha256(run.output)
+        record.update(run, status="trained", training=done)
         return
-    start = begin(run, spec, record, plan.facts, how.checkpoint)
+    start = prepare_output(run, spec, record, plan.facts, label)
     if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
         with timed(run, record, "prepare"):
             _prepare(session, plan, run)
@@ -72,7 +73,7 @@ def train_run(
         rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         environment = {**environment, **rank}
         log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
-    prefix, variables = across_nodes(spec, run) if how.job else ([], {})
+    prefix, variables = across_nodes(spec, run) if options.job else ([], {})
     environment |= variables
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
@@ -80,16 +81,15 @@ def train_run(
     record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
-    on_event = repeat.on_event if repeat else None
     with timed(run, record, "train"), metered(run, record, devices_of([spec.compute.devices])) as meter:
         trained = train(
             run,
             installation,
             environment,
-            record.resumed_at(),
-            on_event=on_event,
+            start.step,
+            on_event=comparison.on_event if comparison else None,
             on_look=meter.sample,
-            held=locks,
+            locks=locks,
             machine=machine,
             prefix=prefix,
         )
@@ -99,13 +99,13 @@ def train_run(
         return
     trained.weights_sha256 = weights_sha256(run.output)
     facts = complete_facts(record.facts, spec, session.workspace.root)
-    verdict = repeat.trained(trained) if repeat else None
-    said = f"{verdict.verdict}: {verdict.message}" if verdict else None
-    record.update(run, status="trained", training=trained, facts=facts, verdict=said)
+    verdict = comparison.trained(trained) if comparison else None
+    message = f"{verdict.verdict}: {verdict.message}" if verdict else None
+    record.update(run, status="trained", training=trained, facts=facts, verdict=message)
 
 
-def _render_again(session: Session, spec: RunSpec, run: RunDir, start: Start) -> None:
-    """train.yaml, with the checkpoint that it goes on from, if any."""
+def _render_again(session: Session, spec: RunSpec, run: RunDir, start: ResumePoint) -> None:
+    """train.yaml, with the checkpoint that it resumes from, if any."""
     if spec.model is None:
         return
     given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))

@@ -18,8 +18,8 @@ from typing import Self
 import psutil
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.process import Child, child_environment, start
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Usage
 from orchestrator.runs.rundir import RunDir

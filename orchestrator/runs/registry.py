@@ -186,12 +186,12 @@ def run_json(run: RunDir, record: "RunRecord", notes: "Notes") -> dict[str, Any]
 def read_json(workspace: Workspace, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """The records of some rows, with what people say of the runs. One that went meanwhile is left out."""
     from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.state import current
 
     for row in rows:
         run = RunDir(workspace.runs / row.id)
         try:
-            record = RunRecord.load(run)
+            record = current(run)
         except PrerequisiteError:
             continue
         try:
@@ -264,11 +264,11 @@ def _stamps(runs: Path) -> dict[str, tuple[str, bool]]:
 def _read_row(run: RunDir) -> tuple[Row, bool, list[str]]:
     """A row, whether it stays as it is while the files do, and what is damaged but the record."""
     from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.state import current
 
     if run.record.stat().st_size > _MAX_RECORD_BYTES:
         raise PrerequisiteError(f"{run.record} is no record: it is larger than {_MAX_RECORD_BYTES} bytes")
-    record = RunRecord.load(run)
+    record = current(run)
     trouble = []
     try:
         notes = Notes.load(run)

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.runs.in_use import User, process_users, refuse_if_in_use
+from orchestrator.runs.in_use import RunProcess, process_users, refuse_if_in_use
 from orchestrator.runs.record import locked
 from orchestrator.runs.rundir import RunDir, Workspace
 
@@ -76,7 +76,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run
 
 
 def take_checkpoints(
-    workspace: Workspace, run: RunDir, users: Iterable[User], *, keep_last: int, dry_run: bool = False
+    workspace: Workspace, run: RunDir, users: Iterable[RunProcess], *, keep_last: int, dry_run: bool = False
 ) -> Moved:
     """Move a run's old checkpoints to the trash; the best and the last stay.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
-from orchestrator.processes.process import run_short, run_short_bytes
+from orchestrator.processes.process import run_short
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 
@@ -40,7 +40,7 @@ def read_worktree(root: Path) -> Worktree:
         commit = run_short([*git, "rev-parse", "HEAD"]).strip()
         # Whatever the user has set: no colours, no program of theirs, paths from the top.
         how = ["--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--src-prefix=a/", "--dst-prefix=b/"]
-        tracked = run_short_bytes([*git, "diff", "HEAD", *how])
+        tracked = run_short([*git, "diff", "HEAD", *how], errors="surrogateescape").encode(errors="surrogateescape")
         top = Path(run_short([*git, "rev-parse", "--show-toplevel"]).rstrip("\n"))
         listed = run_short([*git, "ls-files", "-z", "--others", "--exclude-standard", "--full-name", "--", *_OURS])
     except (PrerequisiteError, StageError):  # no git, no repository, no commit yet, or a git that is too slow

@@ -6,11 +6,11 @@ Leaves nothing: it returns text.
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import SpecError
+from orchestrator.processes.process import own_argv
 from orchestrator.specs.render import MEND, Renderer
 from orchestrator.specs.slurm_spec import SlurmSpec
 
@@ -33,11 +33,9 @@ def sbatch_script(
     renderer: Renderer,
     slurm: SlurmSpec,
     runs: Sequence[Path],
-    words: Sequence[str],
     *,
     name: str,
     after: str = "",
-    at_once: int | None = None,
 ) -> str:
     """The script.
 
@@ -45,24 +43,24 @@ def sbatch_script(
         renderer: the workspace's templates.
         slurm: what the job asks for.
         runs: the runs' folders; of several each becomes a task of an array.
-        words: options of the hidden command `supervise`.
         name: the job's name.
         after: the job that has to succeed first.
-        at_once: how many tasks of an array may run at once; None: as many as there is room for.
 
     Raises:
         SpecError: a template of the workspace's renders no such script.
     """
-    package = Path(__file__).resolve().parent.parent
     options = [*_options(slurm), f"--job-name={name}", f"--output={_plain(runs[0])}/logs/supervisor.log"]
-    options += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    if after:
+        kind = "aftercorr" if len(runs) > 1 else "afterok"  # each task after the same one of the other array
+        options += [f"--dependency={kind}:{after}", "--kill-on-invalid-dep=yes"]
     if len(runs) > 1:
-        options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")
-    program = [sys.executable, "-m", package.name, "supervise"]
-    context = {"options": options, "runs": [*map(str, runs)], "folder": str(package.parent), "program": program}
-    text = renderer.text(FILE, {**context, "words": [*words]})
+        options.append(f"--array=0-{len(runs) - 1}")
+    program = own_argv("supervise")
+    context = {"options": options, "runs": [*map(str, runs)], "program": program}
+    # `folder` and `words` are for a site's own template of an earlier version
+    text = renderer.text(FILE, {**context, "folder": str(runs[0].parent), "words": []})
     missing = [
-        word for word in [*program, *words, *map(str, runs)] if shlex.quote(word) not in text
+        word for word in [*program, *map(str, runs)] if shlex.quote(word) not in text
     ]  # a site's own script may hold anything else
     if missing or not text.startswith("#!"):
         what = f"lacks {', '.join(missing)}" if missing else "does not begin with #!"
