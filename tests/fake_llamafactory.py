@@ -6,7 +6,8 @@ templates are found beside it. What was asked of it, its API key included, goes 
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
-            | lost (its connection to another machine) | unplaced (waits for Ray)
+            | unsaved (killed by itself between its last checkpoint and the final save)
+            | lost (its connection to another machine)
 FAKE_STEP_S seconds that a step takes
 FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
@@ -80,9 +81,6 @@ def train(arguments: dict) -> None:
         sys.exit(1)
     if mode == "lost":  # as a rank whose partner on another machine is gone
         sys.exit("RuntimeError: [pair.cc:561] Connection closed by peer [10.0.0.1]:20880.")
-    if mode == "unplaced":  # as under Ray, which has not what is asked for
-        print("Using ray.remote mode with 2 workers for distributed training.", flush=True)
-        signal.pause()
     if mode == "silent":
         print("nothing to do")
         return
@@ -106,10 +104,10 @@ def train(arguments: dict) -> None:
         assert (resumed / "optimizer.pt").is_file()
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
-    began, saved = step, 0
+    began, saved, last = step, 0, max(total, step + 1)  # as transformers: one step, then it looks at max_steps
     hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
-        while step < total and not asked_to_stop:
+        while step < last and not asked_to_stop:
             if step == hold and not go.exists():
                 time.sleep(0.01)
                 continue
@@ -127,6 +125,8 @@ def train(arguments: dict) -> None:
     if asked_to_stop:
         print(f"Saving JIT checkpoint at step {step}", flush=True)
     _checkpoint(output, arguments, seed, losses, total)
+    if mode == "unsaved":
+        os.kill(os.getpid(), signal.SIGKILL)
     _save(output, arguments, seed, losses, total)
     if mode == "truncated":
         _truncate(output / "adapter_model.safetensors")

@@ -202,7 +202,7 @@ def test_a_launch_that_waits_says_so_once_and_begins_when_the_device_is_free(bus
     assert third.code == 0 and f"waits for device 0 (run {first}" in third.err
     second.until(lambda: "waiting for device 0" in second.err, "the word that it waits")
     shown = workshop.run("show", third.out.strip())
-    assert f"created, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
+    assert f"preparing, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
     stopped = workshop.run("stop", third.out.strip())  # as well as one that runs
     assert stopped.code == 0 and "is stopped" in stopped.err
     assert workshop.record(workshop.runs / third.out.strip())["status"] == "stopped"

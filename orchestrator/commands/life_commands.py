@@ -181,7 +181,7 @@ def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> "Request"
 
 def _carry_out(session: "Session", owned: "OwnedRun", plan: "Plan", *, detach: bool, as_json: bool) -> None:
     """Here, or in the background."""
-    from orchestrator.lifecycle.executors.choice import executor_for
+    from orchestrator.lifecycle.executors import local, slurm
     from orchestrator.lifecycle.new_run import RunOptions
     from orchestrator.lifecycle.pipeline import carry_out
     from orchestrator.runs.record import RunRecord
@@ -189,7 +189,8 @@ def _carry_out(session: "Session", owned: "OwnedRun", plan: "Plan", *, detach: b
 
     run = owned.run
     if detach or plan.spec.compute.slurm is not None:
-        executor_for(plan.spec).submit(session, [owned], plan.spec, run.id)
+        executor = local if plan.spec.compute.slurm is None else slurm
+        executor.submit(session, [owned], plan.spec, run.id)
         _say_under_way(RunRecord.load(run), as_json)
         return
     carry_out(session, owned, RunOptions(), plan)

@@ -38,14 +38,8 @@ def benchmark(
 ) -> list[Path]:
     """Benchmark a target; returns the benchmarks' folders. One that was cut short is continued.
 
-    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training.
-
-    Args:
-        session: the workspace and its tools.
-        target: what is benchmarked.
-        items: test sets; none: those of the run's spec.
-        settings: how it is served, or the URL of a server that runs.
-        options: whether earlier answers are used, and whether a part is scored.
+    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training. Without
+    test sets in `items`, those of the run's spec are taken.
     """
     if not items and target.spec is not None:
         items = target.spec.benchmark
@@ -96,8 +90,8 @@ def benchmark_all(
         changes: fields of the validation set's benchmark.
         settings: how the checkpoints are served.
         options: whether earlier answers are used, and whether parts are scored.
-        metric: what is chosen by.
-        with_base: the model before training too.
+        metric: what the checkpoint is chosen by.
+        with_base: whether the model before training is benchmarked too.
     """
     if target.run is None or target.spec is None:
         raise SpecError(f"{target.name} is no run")

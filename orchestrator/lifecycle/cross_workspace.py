@@ -71,13 +71,7 @@ class Dependencies:
 
 
 def dependencies(past: Path, spec: RunSpec, session: Session) -> Dependencies:
-    """What a run needs of its old workspace, where that is not the session's.
-
-    Args:
-        past: the run's folder; its workspace is looked for above it.
-        spec: what its spec.yaml says.
-        session: of the new workspace.
-    """
+    """What a run, whose folder is `past`, needs of its old workspace, where that is not the session's."""
     root = past.parent.parent
     if not (root / "dataset_info").is_dir() or root == session.workspace.root:
         return Dependencies(session)
@@ -92,23 +86,13 @@ def dependencies(past: Path, spec: RunSpec, session: Session) -> Dependencies:
         if (found := root / expanded(given)).is_dir():
             log.info("model.%s is the old workspace's: %s", key, found)
             overrides.append(f"model.{key}={json.dumps(str(found))}")
-    for key, value in _texts(spec):
-        source = Path(os.path.normpath(past / value))
-        is_elsewhere = not (Path(value).is_absolute() or source.is_relative_to(past) or root.is_relative_to(source))
-        if is_elsewhere and os.path.lexists(source):
-            log.warning("%s is not copied: %s, which the run reads as %s; write it absolute", key, source, value)
-    wider = replace(session, dataset_folders=[*session.dataset_folders, old]) if missing else session
-    return Dependencies(wider, overrides, missing, old)
-
-
-def _texts(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """The arguments of every section that may be paths, with their fields."""
     for section in OPEN_SECTIONS:
         given = getattr(spec, section)
         for key, value in given.extra_arguments().items() if given is not None else ():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and 0 < len(text) < MAX_PATH and "\n" not in text:
-                    yield f"{section}.{key}", text
+            if isinstance(value, str) and value.startswith("../"):  # as LLaMA-Factory reads it in the run folder
+                log.warning("%s.%s is not copied: %s; write it absolute", section, key, value)
+    wider = replace(session, dataset_folders=[*session.dataset_folders, old]) if missing else session
+    return Dependencies(wider, overrides, missing, old)
 
 
 def _files(name: str, old: Path, new: Path) -> Iterator[tuple[Path, Path]]:

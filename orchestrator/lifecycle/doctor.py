@@ -33,9 +33,10 @@ VARIABLES = {
     "ORCHESTRATOR_COMET": "the environment of COMET",
 }
 _PREFIX = "ORCHESTRATOR_"
-_LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=flock")  # nfs(5)
+_LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}  # nfs(5)
 _TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _TORCH_S = 120.0
+Severity = Literal["ok", "note", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Diagnosis:
     """One thing that was looked at."""
 
     area: Literal["installation", "machine", "settings", "workspace"]
-    severity: Literal["ok", "note", "warning", "error"]
+    severity: Severity
     message: str
     remedy: str = ""
 
@@ -66,13 +67,12 @@ def diagnose(workspace: Workspace | None) -> Iterator[Diagnosis]:
 
 
 def _installation(found: Installation) -> Iterator[Diagnosis]:
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     yield Diagnosis("installation", "ok", f"{found.cli}, Python {found.python_version}")
     if found.package is None or "llamafactory" not in found.versions:
-        yield Diagnosis(
-            "installation", "error", f"{found.python} has no package llamafactory", 'pip install "llamafactory>=0.9.5"'
-        )
-    if versions:
+        missing = f"{found.python} has no package llamafactory"
+        yield Diagnosis("installation", "error", missing, 'pip install "llamafactory>=0.9.5"')
+    if found.versions:
+        versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
         yield Diagnosis("installation", "ok", versions)
     if found.note:
         yield Diagnosis("installation", "warning", found.note)
@@ -80,18 +80,16 @@ def _installation(found: Installation) -> Iterator[Diagnosis]:
 
 def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     memory = psutil.virtual_memory()
-    yield Diagnosis(
-        "machine", "ok",
-        f"{machine.processor()}; {_gib(memory.total)} of memory, {_gib(memory.available)} of it free",
-    )  # fmt: skip
+    sizes = f"{_gib(memory.total)} of memory, {_gib(memory.available)} of it free"
+    yield Diagnosis("machine", "ok", f"{machine.processor()}; {sizes}")
     gpus = machine.gpus()
-    if not gpus:
-        yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
-    else:
+    if gpus:
         cuda = f"; its driver takes CUDA up to {version}" if (version := machine.driver_cuda()) else ""
         yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(gpus)}{cuda}")
         if found is not None and "torch" in found.versions:
             yield _torch(found, len(gpus))
+    else:
+        yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
     folder = locks.lock_folder()
     try:
         with locks.folder_open():
@@ -99,7 +97,8 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     except PrerequisiteError as error:
         yield Diagnosis("machine", "error", error.message, error.remedy)
         return
-    yield _tried("machine", "locks of devices", folder, problem, "ORCHESTRATOR_LOCKS names a folder on a local disk")
+    remedy = "ORCHESTRATOR_LOCKS names a folder on a local disk"
+    yield Diagnosis("machine", *_storage("locks of devices", str(folder), problem, remedy))
     for held_by in locks.held_now():
         yield Diagnosis("machine", "note", f"{held_by} is in use")
 
@@ -118,11 +117,10 @@ def _torch(found: Installation, count: int) -> Diagnosis:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen == count or (seen and hidden is not None):
         return Diagnosis("machine", "ok", message)
+    severity: Severity = "error" if seen == 0 and hidden is None else "warning"
     shown = f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else ""
-    return Diagnosis(
-        "machine", "error" if seen == 0 and hidden is None else "warning", f"{message}{shown}",
-        "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally",
-    )  # fmt: skip
+    remedy = "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally"
+    return Diagnosis("machine", severity, f"{message}{shown}", remedy)
 
 
 def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
@@ -135,18 +133,17 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
             continue
         value = "is set" if name.endswith("KEY") else f"= {environment[name]}"
         path = expanded(environment[name])
-        absent = not name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY")) and not path.exists()
-        yield Diagnosis(
-            "settings", "error" if absent else "ok", f"{name} {value} ({VARIABLES[name]})",
-            f"{path} does not exist: correct it, or unset {name}" if absent else "",
-        )  # fmt: skip
+        is_made = name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY"))
+        missing = "" if is_made or path.exists() else f"{path} does not exist: correct it, or unset {name}"
+        yield Diagnosis("settings", "error" if missing else "ok", f"{name} {value} ({VARIABLES[name]})", missing)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
     kind, options = file_system(workspace.runs)
     remedy = "move it to a local disk, or to NFS that is mounted without nolock"
-    yield _tried("workspace", "runs", workspace.runs, storage_problem(workspace.runs), remedy, kind)
-    if kind.startswith("nfs") and set(_LOCAL_LOCKS) & set(options.split(",")):
+    place = f"{workspace.runs} ({kind})" if kind else str(workspace.runs)
+    yield Diagnosis("workspace", *_storage("runs", place, storage_problem(workspace.runs), remedy))
+    if kind.startswith("nfs") and _LOCAL_LOCKS & set(options.split(",")):
         message = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
         remedy = "start, stop and resume a run on one host only; or mount it without nolock and local_lock"
         yield Diagnosis("workspace", "warning", message, remedy)
@@ -173,14 +170,12 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
             yield Diagnosis("workspace", "error", error.message, remedy)
             continue
         if record.status == "interrupted":
-            yield Diagnosis(
-                "workspace", "note", f"{run.id} was interrupted", f"to continue: orchestrator resume {run.id}"
-            )
+            remedy = f"to continue: orchestrator resume {run.id}"
+            yield Diagnosis("workspace", "note", f"{run.id} was interrupted", remedy)
         elif record.is_active() and not record.is_here():
-            yield Diagnosis(
-                "workspace", "note", f"{run.id} is {record.status} on {record.host}, which cannot be seen from here",
-                f"where that is gone for good: orchestrator stop {run.id} --host-is-gone",
-            )  # fmt: skip
+            message = f"{run.id} is {record.status} on {record.host}, which cannot be seen from here"
+            remedy = f"where that is gone for good: orchestrator stop {run.id} --host-is-gone"
+            yield Diagnosis("workspace", "note", message, remedy)
 
 
 def _room(what: str, folder: Path) -> Diagnosis:
@@ -193,13 +188,10 @@ def _room(what: str, folder: Path) -> Diagnosis:
     return Diagnosis("workspace", "warning", message, remedy)
 
 
-def _tried(
-    area: Literal["machine", "workspace"], what: str, folder: Path, problem: str | None, remedy: str, kind: str = ""
-) -> Diagnosis:
-    shown = f"{folder} ({kind})" if kind else str(folder)
+def _storage(what: str, place: str, problem: str | None, remedy: str) -> tuple[Severity, str, str]:
     if problem is None:
-        return Diagnosis(area, "ok", f"{what}: locks and renames work in {shown}")
-    return Diagnosis(area, "error", f"{what} cannot be kept in {shown}: {problem}", remedy)
+        return "ok", f"{what}: locks and renames work in {place}", ""
+    return "error", f"{what} cannot be kept in {place}: {problem}", remedy
 
 
 def _gib(size_bytes: int) -> str:

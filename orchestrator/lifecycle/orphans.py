@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.process_tree import RUN_ENV, alive, environments, name_of, terminate_run
+from orchestrator.processes.process_tree import RUN_ENV, alive, command_line, environments, name_of, terminate_run
 from orchestrator.runs.owner import is_owned
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.state import current
@@ -77,11 +77,9 @@ def remove(path: Path) -> None:
 
 def _is_orphan(process: psutil.Process, run: RunDir) -> bool:
     """Whether the run has no owner, and no living command of ours started the process."""
-    try:
+    with suppress(PrerequisiteError):  # the folder is gone, or its record is damaged: by its commands alone
         if is_owned(run) or current(run).is_active():
             return False
-    except PrerequisiteError:  # the folder is gone, or its record is damaged: by its commands alone
-        pass
     try:
         return not any(map(_is_command, [process, *process.parents()]))
     except psutil.Error:
@@ -90,16 +88,9 @@ def _is_orphan(process: psutil.Process, run: RunDir) -> bool:
 
 def _is_command(process: psutil.Process) -> bool:
     """A command of ours: `python -P -m orchestrator ...`, or the script `orchestrator`."""
-    try:
-        argv = process.cmdline()
-    except psutil.Error:
-        return False
-    start = argv[1:4]
-    return "orchestrator" in start[start.index("-m") :] if "-m" in start else _has_script(argv[:2])
-
-
-def _has_script(argv: list[str]) -> bool:
-    return any(Path(word).name == "orchestrator" for word in argv)
+    argv = command_line(process)
+    is_module = argv[1:3] == ["-m", "orchestrator"] or argv[2:4] == ["-m", "orchestrator"]
+    return is_module or any(Path(word).name == "orchestrator" for word in argv[:2])
 
 
 def _is_unborn(path: Path) -> bool:

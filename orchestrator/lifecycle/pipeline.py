@@ -6,7 +6,7 @@ Progress and warnings go to the log "orchestrator".
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from orchestrator.runs.owner import OwnedRun
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.spec import RunSpec
 
 log = logging.getLogger("orchestrator")
 
@@ -42,11 +41,7 @@ def launch(session: Session, plan: Plan, provenance: Provenance, request: Reques
 def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan | None = None) -> None:
     """Do what is left to do of a run; stages that are complete are skipped. The ownership ends with it.
 
-    Args:
-        session: the workspace and its tools.
-        owned: the run, new or one that ended before it was done; its record holds the request.
-        options: how this process does it.
-        plan: what its spec.yaml says, where that was just read.
+    The run's record holds the request. `plan` is what its spec.yaml says, where that was just read.
 
     Raises:
         PrerequisiteError: another run holds its devices; or what it was made with has changed.
@@ -63,28 +58,31 @@ def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan
             changes = check_unchanged(run, record, plan.spec, plan.facts)
             for line in changes:
                 log.warning("since the run began: %s", line)
-            if changes:
-                record.note_attempt(run, drift=changes)
+
+            def on_wait(what: str) -> None:
+                log.info("waiting for %s; Ctrl-C gives it up", what)
+                record.update(run, waits_for=what)
+
             needed = devices_needed(plan.spec, record.request, exclusive=options.exclusive)
-            with held(needed, run, on_wait=_waiting(run, record) if record.request.wait else None) as locks:
+            with held(needed, run, on_wait=on_wait if record.request.wait else None) as locks:
                 record.update(run, waits_for=None)
-                record.note_attempt(run, status="running")
+                record.note_attempt(run, status="running", drift=changes)
                 _stages(session, plan, run, record, options, locks)
 
 
 def _stages(
     session: Session, plan: Plan, run: RunDir, record: RunRecord, options: RunOptions, locks: Sequence[int]
 ) -> None:
-    spec, request = plan.spec, record.request
+    spec = plan.spec
     benchmark_job = record.benchmark_job if options.job else None
-    comparison = _comparison(session, record, spec)
+    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
+    comparison = RerunComparison(session, past, spec, record) if past is not None else None
     if spec.train is not None:
-        train_run(session, plan, run, record, request, options, comparison, locks)
-    is_benchmarked = request.with_benchmarks and spec.benchmark and record.results_elsewhere is None
+        train_run(session, plan, run, record, comparison, locks, job=options.job)
+    is_benchmarked = record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None
     if is_benchmarked and benchmark_job is None:
-        evaluation = options.evaluation
-        if record.rerun_of is not None:
-            evaluation = replace(evaluation, cached=False)
+        is_rerun = record.rerun_of is not None
+        evaluation = replace(options.evaluation, cached=False) if is_rerun else options.evaluation
         with timed(run, record, "benchmark"):
             run_benchmarks(session, plan, run, record, evaluation)
     if comparison is not None:
@@ -101,11 +99,7 @@ def plan_rerun(
 ) -> tuple[Plan, Provenance]:
     """What would run a past run's saved spec again; what differs now is logged.
 
-    Args:
-        session: the workspace and its tools.
-        past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
-        overrides: --set KEY=VALUE, in order.
-        strict: whether other data or another model end it.
+    A spec.yaml without a record has nothing to be compared with.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
@@ -125,37 +119,19 @@ def plan_rerun(
     return plan, Provenance(str(past.spec), overrides, name, [each.line() for each in found])
 
 
-def _comparison(session: Session, record: RunRecord, spec: RunSpec) -> RerunComparison | None:
-    """With the run that this one repeats, where that is still there."""
-    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
-    return None if past is None else RerunComparison(session, past, spec, record)
-
-
 @contextmanager
 def recorded(run: RunDir, record: RunRecord, job: str = "") -> Iterator[None]:
     """Whatever ends the block is in the record before it goes on its way."""
     try:
         yield
     except BaseException as error:
-        if record.is_active():  # else a signal came just after it had said how it ended
-            _end(run, record, error, job)
+        if not record.is_active():  # a signal came just after it had said how it ended
+            raise
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            why = requeue_or_reason(run, record) if job else ""
+            if why is not None:
+                record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
+        else:
+            is_ours = isinstance(error, OrchestratorError)
+            record.end(run, "failed", str(error) if is_ours else f"{type(error).__name__}: {error}")
         raise
-
-
-def _end(run: RunDir, record: RunRecord, error: BaseException, job: str) -> None:
-    if isinstance(error, KeyboardInterrupt | Interrupted):
-        why = requeue_or_reason(run, record) if job else ""
-        if why is not None:
-            record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
-    elif isinstance(error, OrchestratorError):
-        record.end(run, "failed", error.message)
-    else:
-        record.end(run, "failed", f"{type(error).__name__}: {error}")
-
-
-def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
-    def on_wait(what: str) -> None:
-        log.info("waiting for %s; Ctrl-C gives it up", what)
-        record.update(run, waits_for=what)
-
-    return on_wait

@@ -23,12 +23,7 @@ log = logging.getLogger("orchestrator")
 def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, overrides: Sequence[str]) -> list[Drift]:
     """All that differs from a past run now, arguments that neither spec sets and whose default changed included.
 
-    Args:
-        session: the workspace and its tools.
-        past: the run that is repeated.
-        spec: what is to run.
-        facts: what it reads and runs with.
-        overrides: the KEY=VALUE of --set.
+    `overrides` are the KEY=VALUE of --set: what was wished for.
     """
     defaults = changed_defaults(run_side(session, past), spec_side(session, "now", spec))
     return by_severity(
@@ -64,14 +59,7 @@ class RerunComparison:
     """A run that repeats a past one, compared as it goes."""
 
     def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
-        """Compare the run of a record with a past one.
-
-        Args:
-            session: the workspace and its tools.
-            past: the run that is repeated.
-            spec: what runs.
-            record: its record; its facts and the --set that made it are there.
-        """
+        """Compare a run, by the facts and overrides of its record, with a past one."""
         self._session, self._spec, self._facts = session, spec, record.facts
         self._past = past
         self._then = RunRecord.load(past)

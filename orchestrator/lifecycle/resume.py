@@ -3,8 +3,6 @@
 What stands in its way is set aside in output-1/, output-2/, ... of the run folder, not removed.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -47,11 +45,6 @@ class ResumePoint:
     def label(self) -> str | None:
         return self.checkpoint.label if self.checkpoint else None
 
-    @property
-    def path(self) -> str | None:
-        """What LLaMA-Factory is given as resume_from_checkpoint, in the run folder."""
-        return f"output/{self.checkpoint.label}" if self.checkpoint else None
-
     def lines(self) -> list[str]:
         """Where it begins, and why nowhere else."""
         where = f"the training resumes from {self.label}" if self.checkpoint else "the training begins at step 0"
@@ -62,14 +55,7 @@ class ResumePoint:
 def plan_resume(
     session: Session, run: RunDir, label: str | None, *, no_benchmark: bool, wait: bool
 ) -> tuple[Plan, Request]:
-    """What resuming a run would do; nothing is changed.
-
-    Args:
-        session: the workspace and its tools.
-        run: the run.
-        label: the checkpoint to resume from; None: the newest complete one.
-        no_benchmark: leave the spec's benchmarks out.
-        wait: whether it waits for its devices.
+    """What resuming a run, from the checkpoint of a label or the newest complete one, would do; nothing is changed.
 
     Raises:
         SpecError: nothing is left to do, or there is no checkpoint of that label.
@@ -198,16 +184,6 @@ def terminate_orphans(run: RunDir) -> None:
     if left := run_processes(run.path):
         log.warning("processes of %s are still there, and are ended first: %s", run.id, pids(left))
         terminate_run(lambda: run_processes(run.path), GRACE_S)
-
-
-def prepared_sha256(run: RunDir) -> str:
-    """Hash of what was prepared for LLaMA-Factory: the files in data/, and dataset_info.json."""
-    parts = {}
-    for path in [*sorted(run.data.glob("*.jsonl")), run.dataset_info]:
-        if path.is_file():
-            with path.open("rb") as file:
-                parts[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _spec_then(run: RunDir, record: RunRecord, spec: RunSpec) -> RunSpec:

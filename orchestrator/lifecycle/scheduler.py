@@ -6,10 +6,8 @@ nothing, the kernel sends the supervisors SIGTERM.
 
 import logging
 import signal
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StageError
@@ -21,14 +19,12 @@ from orchestrator.planning.session import Session
 from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child
 from orchestrator.processes.process_tree import wait_until
-from orchestrator.processes.progress import Progress
 from orchestrator.runs.groups import Group, Member, member, members
 from orchestrator.runs.locks import is_free
 from orchestrator.runs.owner import OwnedRun, acquire, is_owned, lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import GroupDir
-from orchestrator.runs.state import progress
 from orchestrator.specs.render import spec_yaml
 from orchestrator.specs.spec import spec_sha256
 
@@ -46,27 +42,23 @@ class _Started(NamedTuple):
 
 
 def renew_requests(folder: GroupDir, *, with_benchmarks: bool) -> None:
-    """Before a group is resumed: what is to be done of each of its runs that is not done.
+    """Before a group is resumed: write what is to be done into the record of each run that is not done.
 
     Raises:
         SpecError: nothing is left to do.
     """
     group = Group.load(folder)
     found = members(folder, group)
-    if not any(each.is_to_do() or each.is_active() for each in found):
+    if not any(each.is_to_do() or is_owned(each.run) for each in found):
         raise _nothing_left(folder, found)
     request = Request(with_benchmarks=with_benchmarks and group.with_benchmarks, wait=True)
     for each in found:
         if each.is_to_do() and each.record is not None:
-            each.record.update(each.run, request=request)
+            each.record.update(each.run, request=request, stop_requested=False)
 
 
 def run_group(session: Session, folder: GroupDir) -> None:
-    """Carry out what is left to do of a group; what somebody else carries out is waited for.
-
-    Args:
-        session: the workspace and its tools.
-        folder: the group's; its runs' records have their requests.
+    """Carry out what is left to do of a group, each run once; what another process carries out is waited for.
 
     Raises:
         SpecError: nothing is left to do.
@@ -80,16 +72,19 @@ def run_group(session: Session, folder: GroupDir) -> None:
         raise _nothing_left(folder, found)
     if active := [each.run.id for each in queue if not each.is_to_do()]:
         log.info("waiting for what is under way: %s", ", ".join(active))
+    under_way: dict[str | None, _Started] = {}
     try:
-        _run_queue(session, folder, group, queue)
-    except (Interrupted, KeyboardInterrupt) as error:
+        _run_queue(session, folder, group, queue, under_way)
+    except BaseException as error:
+        _stop(list(under_way.values()))
+        if not isinstance(error, Interrupted | KeyboardInterrupt):
+            raise
         done = sum(each.is_finished() for each in members(folder, group))
         raise Interrupted(
             f"{folder.id} was stopped; {done} of {len(group.points)} runs are done",
             f"orchestrator resume {folder.id} continues it",
         ) from error
-    left = [each for each in members(folder, group) if not each.is_finished()]
-    if left:
+    if left := [each for each in members(folder, group) if not each.is_finished()]:
         listed = "\n".join(f"  {each.run.id} ({group.label(each.point)}): {each.line()}" for each in left)
         raise StageError(
             f"{len(left)} of {len(group.points)} runs of {folder.id} are not done:\n{listed}",
@@ -106,22 +101,14 @@ def submit_group(session: Session, folder: GroupDir) -> str | None:
         StageError: Slurm refuses it.
     """
     found = members(folder, Group.load(folder))
-    first = next((each for each in found if each.run.spec.is_file()), None)
-    spec = session.load_spec(first.run.spec) if first is not None else None
+    spec = next((session.load_spec(each.run.spec) for each in found if each.run.spec.is_file()), None)
     if spec is None or spec.compute.slurm is None:
         return None
-    todo = [each for each in found if each.is_to_do()]
+    todo = [each.run for each in found if each.is_to_do()]
     if not todo:
         raise _nothing_left(folder, found)
-    owned: list[OwnedRun] = []
-    try:
-        owned += [acquire(each.run) for each in todo]
-    except BaseException:
-        for each in owned:
-            each.release()
-        raise
-    slurm.submit(session, owned, spec, folder.id)
-    job = RunRecord.load(todo[0].run).job
+    slurm.submit(session, [acquire(run) for run in todo], spec, folder.id)
+    job = RunRecord.load(todo[0]).job
     return job.id.partition("_")[0] if job is not None else None
 
 
@@ -138,32 +125,27 @@ def detach_group(folder: GroupDir) -> int:
     return child.pid
 
 
-def _run_queue(session: Session, folder: GroupDir, group: Group, queue: list[Member]) -> None:
-    slots: list[str | None] = [None] if group.devices is None else list(group.devices)
-    under_way: dict[str | None, _Started] = {}
+def _run_queue(
+    session: Session, folder: GroupDir, group: Group, queue: list[Member], under_way: dict[str | None, _Started]
+) -> None:
     has_warned = False
-    with _progress(len(queue)) as bar:
-        try:
-            while queue or under_way:
-                for slot, started in list(under_way.items()):
-                    if started.child.poll() is not None:
-                        del under_way[slot]
-                        _log_end(folder, group, started)
-                        bar.update()
-                for slot in slots:
-                    if slot not in under_way and (slot is None or is_free(slot)):
-                        left = len(queue)
-                        if (owned := _next(folder, queue, slot)) is not None:
-                            _begin(session, folder, group, owned, slot, under_way)
-                        bar.update(left - len(queue) - (slot in under_way))  # those that are left alone
-                if queue and not under_way and group.devices is not None and not has_warned:
-                    log.info("waiting for one of the devices %s; Ctrl-C gives it up", ", ".join(group.devices))
-                    has_warned = True
-                bar.update(0, now=_at_work(folder, group, under_way.values()))
-                time.sleep(POLL_S)
-        except BaseException:
-            _stop(list(under_way.values()))
-            raise
+    while queue or under_way:
+        for slot, started in list(under_way.items()):
+            if started.child.poll() is not None:
+                del under_way[slot]
+                ended = member(folder, started.member.point)
+                level = logging.INFO if ended.is_finished() else logging.WARNING
+                log.log(level, "%s: %s: %s", group.label(ended.point), ended.run.id, ended.line())
+        slots: list[str | None] = [*group.devices] if group.devices is not None else [None]
+        for slot in slots:
+            is_usable = slot not in under_way and (slot is None or is_free(slot))
+            if is_usable and (found := _next(folder, queue, slot)) is not None:
+                with defer_signals():
+                    under_way[slot] = _begin(session, group, *found, slot)
+        if queue and not under_way and group.devices is not None and not has_warned:
+            log.info("waiting for one of the devices %s; Ctrl-C gives it up", ", ".join(group.devices))
+            has_warned = True
+        time.sleep(POLL_S)
 
 
 def _next(folder: GroupDir, queue: list[Member], slot: str | None) -> tuple[Member, OwnedRun] | None:
@@ -173,8 +155,7 @@ def _next(folder: GroupDir, queue: list[Member], slot: str | None) -> tuple[Memb
         if is_owned(now.run):  # somebody else's, or still stopping
             if slot is None:
                 return None
-            continue
-        if not now.is_to_do() or _was_changed(before, now):
+        elif now.record is None or not now.is_to_do() or now.record.stop_requested:
             log.info("%s is left alone: %s", now.run.id, now.line())
             queue.remove(before)
         elif (owned := lock_run(now.run)) is not None:
@@ -183,59 +164,26 @@ def _next(folder: GroupDir, queue: list[Member], slot: str | None) -> tuple[Memb
     return None
 
 
-def _was_changed(before: Member, now: Member) -> bool:
-    """Whether a run was stopped, or resumed by somebody else, since this process began with the group."""
-    if before.record is None or now.record is None:
-        return True
-    is_stopped = now.record.stop_requested and not before.record.stop_requested
-    return is_stopped or (not before.is_active() and len(now.record.attempts) != len(before.record.attempts))
-
-
-def _begin(
-    session: Session, folder: GroupDir, group: Group, found: tuple[Member, OwnedRun], slot: str | None,
-    under_way: dict[str | None, _Started],
-) -> None:  # fmt: skip
-    now, owned = found
-    if slot is not None:
-        try:
-            _put_on_device(session, now, slot)
-        except OrchestratorError as error:  # its spec was edited since
-            log.warning("%s: %s", now.run.id, error.message)
-            if now.record is not None and now.record.status == "planned":
-                now.record.end(now.run, "failed", error.message)
-            owned.release()
-            return
-    number = group.points.index(now.point) + 1
+def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: str | None) -> _Started:
     where = "" if slot is None else f" on device {slot}"
+    number = group.points.index(now.point) + 1
     log.info("%d of %d: %s%s: %s", number, len(group.points), group.label(now.point), where, now.run.id)
-    with defer_signals():
-        child = start_supervisor(now.run.path, now.run.supervisor_log, owned, signal.SIGTERM)
-        under_way[slot] = _Started(now, child)
+    if slot is not None:
+        _put_on_device(session, now, slot)
+    return _Started(now, start_supervisor(now.run.path, now.run.supervisor_log, owned, signal.SIGTERM))
 
 
 def _put_on_device(session: Session, now: Member, device: str) -> None:
     """Write the device into the run's spec, so that it can be run again alone as it ran."""
     override = f'compute.devices="{device}"'
-    spec = session.load_spec(now.run.spec)
-    if spec.compute.devices == device or now.record is None:
+    try:
+        spec = session.load_spec(now.run.spec, [override])
+    except OrchestratorError:  # it was edited since: the supervisor says what is wrong
         return
-    spec = session.load_spec(now.run.spec, [override])
-    atomic_write(now.run.spec, spec_yaml(spec, ""))
-    others = [each for each in now.record.overrides if not each.startswith("compute.devices=")]
-    now.record.update(now.run, spec_sha256=spec_sha256(spec), overrides=[*others, override])
-
-
-def _log_end(folder: GroupDir, group: Group, started: _Started) -> None:
-    """Say how a run ended; one that did not even begin has failed."""
-    found = member(folder, started.member.point)
-    if found.status == "planned" and found.record is not None and (owned := lock_run(found.run)) is not None:
-        with owned:
-            found.record.end(
-                found.run, "failed", f"it did not begin; last lines of its log:\n{started.child.log_tail()}"
-            )
-        found = member(folder, started.member.point)
-    level = logging.INFO if found.is_finished() else logging.WARNING
-    log.log(level, "%s: %s: %s", group.label(found.point), found.run.id, found.line())
+    if now.record is not None and spec_sha256(spec) != now.record.spec_sha256:
+        atomic_write(now.run.spec, spec_yaml(spec, ""))
+        others = [each for each in now.record.overrides if not each.startswith("compute.devices=")]
+        now.record.update(now.run, spec_sha256=spec_sha256(spec), overrides=[*others, override])
 
 
 def _stop(started: Sequence[_Started]) -> None:
@@ -254,31 +202,7 @@ def _stop(started: Sequence[_Started]) -> None:
                 each.child.stop(0)
 
 
-def _nothing_left(folder: GroupDir, found: Sequence[Member]) -> OrchestratorError:
-    left = [each for each in found if not each.is_finished()]
-    if not left:
-        return SpecError(f"group {folder.id} is done: there is nothing to resume", f"orchestrator compare {folder.id}")
-    listed = ", ".join(f"{each.run.id} is {each.line()}" for each in left)
-    return SpecError(f"nothing of {folder.id} can be resumed here: {listed}")
-
-
-def _at_work(folder: GroupDir, group: Group, under_way: Iterable[_Started]) -> str | None:
-    """What is shown beside the count: each run that is under way, and how far its training is."""
-    found = [member(folder, each.member.point) for each in under_way]
-    lines = [
-        f"{group.label(each.point)}: {progress(each.run, each.record) or each.status}"
-        for each in found
-        if each.record is not None
-    ]
-    return "; ".join(lines) or None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    redirected: AbstractContextManager[object] = nullcontext()
-    if sys.stderr.isatty():
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        redirected = logging_redirect_tqdm()  # lines go above the bar
-    with Progress(total, "sweep", "runs") as bar, redirected:
-        yield bar
+def _nothing_left(folder: GroupDir, found: Iterable[Member]) -> SpecError:
+    if left := [f"{each.run.id} is {each.line()}" for each in found if not each.is_finished()]:
+        return SpecError(f"nothing of {folder.id} can be resumed here: {', '.join(left)}")
+    return SpecError(f"group {folder.id} is done: there is nothing to resume", f"orchestrator compare {folder.id}")

@@ -5,11 +5,9 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError
-from orchestrator.lifecycle.executors.choice import executor_of
-from orchestrator.lifecycle.executors.local import stop_orphans
+from orchestrator.errors import OrchestratorError, PrerequisiteError
+from orchestrator.lifecycle.executors import local, slurm
 from orchestrator.runs.groups import Group, members, remaining
 from orchestrator.runs.owner import liveness, lock_run
 from orchestrator.runs.record import RunRecord
@@ -23,11 +21,7 @@ _AT_ONCE = 32
 
 
 def stop_run(run: RunDir, grace_s: float) -> list[str]:
-    """Stop a run; what came of it, in lines.
-
-    Args:
-        run: the run.
-        grace_s: how long it may take to stop by itself; then all its processes get SIGKILL.
+    """Stop a run; what came of it, in lines. It has the grace to stop by itself, then its processes get SIGKILL.
 
     Raises:
         PrerequisiteError: it runs on another host, or it is another user's.
@@ -37,9 +31,10 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
         return [f"{run.id} is stopped: it had not begun"]
     record = current(run)
     if not record.is_active():
-        ended = stop_orphans(run, grace_s) if record.is_here() else []
+        ended = local.stop_orphans(run, grace_s) if record.is_here() else []
         return [f"{run.id} is not running: {record.status}", *ended, *(_kept(run) if ended else [])]
-    lines = executor_of(record).stop(run, record, grace_s)
+    executor = slurm if record.job is not None and record.job.id else local
+    lines = executor.stop(run, record, grace_s)
     after = current(run)
     why = f": {after.error.splitlines()[0]}" if after.error else ""
     return [f"{run.id} is {after.status}{why}", *_kept(run), *lines]
@@ -48,21 +43,24 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
 def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
     """Stop what is under way of a group, all at once, and begin no other of its runs; what came of it, in lines.
 
-    Args:
-        folder: the group's.
-        grace_s: how long its runs may take to save a checkpoint.
-
     Raises:
         PrerequisiteError, StageError: a run could not be stopped; the others were.
     """
     group = Group.load(folder)
     cancelled = sum(_cancel_planned(each.run) for each in members(folder, group) if each.status == "planned")
-    lines = [f"{cancelled} runs had not begun, and are stopped"] * bool(cancelled)
     active = [each.run for each in members(folder, group) if each.is_active()]
+    lines = [f"{cancelled} runs had not begun, and are stopped"] if cancelled else []
     if not active and not cancelled:
-        lines.append(f"{folder.id} is not under way")
+        lines = [f"{folder.id} is not under way"]
+
+    def stopped(run: RunDir) -> Sequence[str] | OrchestratorError:
+        try:
+            return stop_run(run, grace_s)
+        except OrchestratorError as error:
+            return error
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for found in pool.map(lambda run: _stop_or_error(run, grace_s), active):
+        for found in list(pool.map(stopped, active)):
             if isinstance(found, OrchestratorError):
                 raise found
             lines += found
@@ -83,19 +81,18 @@ def assume_host_lost(run: RunDir) -> list[str]:
         raise PrerequisiteError(f"run {run.id} is of this host, {record.host}", f"orchestrator stop {run.id}")
     if record.job is not None and record.job.id:
         if liveness(run, record, max_age_s=0) == "unknown":
-            raise StageError(
-                f"Slurm does not say whether job {record.job.id} of {run.id} is under way: nothing was changed",
-                "squeue says why",
-            )
+            raise slurm.no_answer(run, record.job)
         raise PrerequisiteError(f"Slurm job {record.job.id} of {run.id} is not over", f"orchestrator stop {run.id}")
-    written, age_s = _last_written(run)
+    newest = max((path for path in run.path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
+    with tempfile.TemporaryFile(dir=run.path) as probe:  # by the clock of the file system
+        age_s = os.fstat(probe.fileno()).st_mtime - newest.stat().st_mtime
     if age_s < QUIET_S:
         raise PrerequisiteError(
-            f"{record.host} is not gone: {written} was written {max(age_s, 0):.0f} s ago",
+            f"{record.host} is not gone: {newest} was written {max(age_s, 0):.0f} s ago",
             f"there: orchestrator stop {run.id}; or try again once nothing was written for {QUIET_S} s",
         )
     here = socket.gethostname()
-    record.update(run, host=here, error=f"its host, {record.host}, is gone, as was said on {here}")
+    record.update(run, host=here, error=f"its host, {record.host}, was given up on {here}")
     return [f"{run.id} was on {record.host} and is marked interrupted"]
 
 
@@ -110,20 +107,6 @@ def _cancel_planned(run: RunDir) -> bool:
         record.update(run, stop_requested=True)
         record.end(run, "stopped", "before it had begun")
         return True
-
-
-def _stop_or_error(run: RunDir, grace_s: float) -> Sequence[str] | OrchestratorError:
-    try:
-        return stop_run(run, grace_s)
-    except OrchestratorError as error:
-        return error
-
-
-def _last_written(run: RunDir) -> tuple[Path, float]:
-    """The file of a run that was written to last, and how many seconds ago, by the clock of the file system."""
-    newest = max((path for path in run.path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
-    with tempfile.TemporaryFile(dir=run.path) as probe:
-        return newest, os.fstat(probe.fileno()).st_mtime - newest.stat().st_mtime
 
 
 def _kept(run: RunDir) -> list[str]:

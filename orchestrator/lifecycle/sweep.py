@@ -1,12 +1,11 @@
 """A sweep: one spec at every point of some axes, each a plain run of its own, together a group.
 
---sweep KEY=A,B ... -> the points' specs, all checked -> planned runs -> group.json
+`--sweep KEY=A,B ...` -> the points' specs, all checked -> planned runs -> group.json.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,12 +43,7 @@ class Sweep:
 
 
 def plan_sweep(
-    session: Session,
-    spec_file: Path,
-    overrides: Sequence[str],
-    sweep: Sequence[str],
-    *,
-    per_device: bool,
+    session: Session, spec_file: Path, overrides: Sequence[str], sweep: Sequence[str], *, per_device: bool
 ) -> Sweep:
     """Check every point of a sweep.
 
@@ -72,7 +66,9 @@ def plan_sweep(
     log.info("checking %d points", len(values))
     plans: list[Plan] = []
     errors: list[tuple[int, OrchestratorError]] = []
-    with _logged_once():
+    once = _Once()
+    log.addFilter(once)
+    try:
         for number, own in enumerate(by_point):
             try:
                 plan = plan_run(session, session.load_spec(spec_file, own))
@@ -82,12 +78,14 @@ def plan_sweep(
                 errors.append((number, error))
                 continue
             plans.append(replace(plan, texts={}, datasets={}, own={}))
+    finally:
+        log.removeFilter(once)
     if errors:
         raise _as_one_error(errors, axes, values)
     _refuse_the_same(plans, axes, values)
     if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
         raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
-    devices = _per_device(plans) if per_device else None
+    devices = _per_device([plan.spec for plan in plans]) if per_device else None
     if devices is not None:
         first = f'compute.devices="{devices[0]}"'
         by_point = [[*own, first] for own in by_point]
@@ -98,16 +96,12 @@ def plan_sweep(
 def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
     """Make a group and its runs, each `planned`. If it is killed the runs made so far stay, as planned ones.
 
-    Args:
-        session: the workspace and its tools.
-        sweep: what it runs.
-        request: how each is carried out.
-
     Raises:
         PrerequisiteError: the devices are in use, and it would not wait.
     """
-    if not request.wait:
-        _refuse_taken(sweep, request)
+    if not request.wait and (sweep.devices is None or not any(map(is_free, sweep.devices))):
+        with held(sweep.devices or devices_needed(sweep.plans[0].spec, request), None):
+            pass
     folder = session.workspace.new_group(sweep.plans[0].spec.name, datetime.now())
     own = request.model_copy(update={"wait": True})  # for the run before it
     made: list[Point] = []
@@ -156,29 +150,27 @@ def _refuse_the_same(plans: Sequence[Plan], axes: Sequence[Axis], values: Sequen
             raise SpecError(f"two points are the same run: {' and '.join(both)}", "leave one of the values out")
 
 
-def _per_device(plans: Sequence[Plan]) -> list[str]:
+def _per_device(specs: Sequence[RunSpec]) -> list[str]:
     """The devices of a sweep that takes one for each run.
 
     Raises:
         SpecError: a run of it would want more than one device, or one that another has too.
         PrerequisiteError: there is none.
     """
-    for spec in (plan.spec for plan in plans):
-        compute = spec.compute
-        if (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1:
-            raise SpecError("--per-device is for runs on one device: compute.nproc_per_node and nnodes want more")
-        if compute.slurm is not None:
-            raise SpecError("--per-device is for this machine: Slurm gives each task of compute.slurm its devices")
-        if compute.devices != plans[0].spec.compute.devices:
-            raise SpecError("--per-device chooses the device: compute.devices cannot be swept")
-        if spec.serve.devices is not None:
-            raise SpecError("--per-device chooses the device: leave serve.devices out")
-        if spec.serve.port is not None and spec.benchmark:
-            raise SpecError(
-                f"--per-device starts a server for each run: they cannot all have serve.port {spec.serve.port}",
-                "leave it out: --set serve.port=null; then each takes a free one",
-            )
-    devices = devices_of([plans[0].spec.compute.devices])
+    for spec in specs:
+        compute, serve = spec.compute, spec.serve
+        is_wide = (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1
+        refused = [
+            (is_wide, "compute.nproc_per_node or nnodes: it is for runs on one device"),
+            (compute.slurm is not None, "compute.slurm: Slurm gives each task its devices"),
+            (compute.devices != specs[0].compute.devices, "a sweep of compute.devices: it chooses the device"),
+            (serve.devices is not None, "serve.devices: it chooses the device"),
+            (serve.port is not None and bool(spec.benchmark), "serve.port: each run starts a server of its own"),
+        ]
+        for is_so, what in refused:
+            if is_so:
+                raise SpecError(f"--per-device does not go with {what}", "leave one of the two out")
+    devices = devices_of([specs[0].compute.devices])
     if not devices:
         raise PrerequisiteError(
             "--per-device: there is no device here: nvidia-smi lists none, and none is named",
@@ -191,26 +183,15 @@ def _on_device(spec: RunSpec, device: str) -> RunSpec:
     return spec.model_copy(update={"compute": spec.compute.model_copy(update={"devices": device})})
 
 
-def _refuse_taken(sweep: Sweep, request: Request) -> None:
-    if sweep.devices is None or not any(map(is_free, sweep.devices)):
-        wanted = sweep.devices or devices_needed(sweep.plans[0].spec, request)
-        with held(wanted, None):
-            pass
+class _Once(logging.Filter):
+    """Lets a line through that several points have alike, once."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
 
-@contextmanager
-def _logged_once() -> Iterator[None]:
-    """A line that several points have alike is logged once."""
-    seen: set[str] = set()
-
-    def is_news(line: logging.LogRecord) -> bool:
-        text = line.getMessage()
-        is_new = text not in seen
-        seen.add(text)
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._seen
+        self._seen.add(text)
         return is_new
-
-    log.addFilter(is_news)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_news)

@@ -4,10 +4,10 @@ Success is judged from the files that LLaMA-Factory leaves: its exit status is 0
 """
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import Interrupted, StageError
@@ -46,15 +46,15 @@ def train(
     machine: Machine | None = None,
     prefix: Sequence[str] = (),
 ) -> Training | str:
-    """Train as the run folder's train.yaml says.
+    """Train as the run folder's train.yaml says, from step 0 or that of the checkpoint that it is resumed from.
 
     Args:
         run: its folder.
         installation: LLaMA-Factory.
         environment: variables that decide devices and processes.
-        from_step: the step of the checkpoint that it is resumed from.
+        from_step: where it begins.
         on_event: called with what the training logs, as it comes.
-        on_look: called with the training's first process several times a second; it may raise, which ends it.
+        on_look: called with its first process several times a second; it may raise, which ends the training.
         locks: files that stay locked until the last process of the training is gone, even if we are killed.
         machine: which of several machines this is. None: the only one.
         prefix: words before llamafactory-cli: what starts it on each node.
@@ -85,7 +85,12 @@ def train(
         child.stop(GRACE_S)  # where the launcher was killed, what it had started is still running
     except BaseException as error:
         if child is not None:
-            _stop(child, CheckpointWait(run))
+            log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
+            try:
+                child.stop(GRACE_S, CheckpointWait(run))
+            except BaseException:
+                child.stop(0)
+                raise
         if isinstance(error, KeyboardInterrupt | Interrupted):
             raise _interrupted(run, machine) from error
         raise
@@ -99,7 +104,6 @@ def train(
 
 
 def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
-    restarts = 0
     while True:
         ended = child.poll() is not None  # before the log is read: what is written until the end is seen
         bar.update()
@@ -107,10 +111,8 @@ def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None)
             return
         if on_look is not None:
             on_look(child)
-        if child.watcher is not None and child.watcher.has_died() and restarts < 2:
-            restarts += 1
-            log.warning("the process that ends the training if this one is killed has died: it is started again")
-            child.watcher.restart()
+        if child.watcher is not None and child.watcher.restart_if_dead():
+            log.warning("the process that ends the training if this one is killed has died: it was started again")
         child.wait(POLL_S)
 
 
@@ -157,34 +159,18 @@ class CheckpointWait:
         if moment - self._looked < 1:
             return False
         self._looked = moment
-        seen = {path: (stat.st_size, stat.st_mtime_ns) for path in self._files() if (stat := _stat(path)) is not None}
+        seen: dict[Path, tuple[int, int]] = {}
+        for path in (each for folder in (self._run.output, *self._run.checkpoints()) for each in folder.glob("*")):
+            with suppress(OSError):  # gone by now: save_total_limit
+                seen[path] = (path.stat().st_size, path.stat().st_mtime_ns)
         if seen != self._seen:
             self._seen, self._since = seen, moment
         return moment - self._since >= self._quiet_s and bool(self._saved() - self._before)
-
-    def _files(self) -> list[Path]:
-        return [path for folder in (self._run.output, *self._run.checkpoints()) for path in folder.glob("*")]
 
     def _saved(self) -> set[Path]:
         """The checkpoints that hold the state of a process of this machine, which is saved after all else."""
         folders = self._run.checkpoints()
         return {each for each in folders if any(each.glob("rng_state*")) and not (each / SENTINEL).exists()}
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:  # gone by now: save_total_limit
-        return None
-
-
-def _stop(child: Child, is_saved: CheckpointWait) -> None:
-    try:
-        log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
-        child.stop(GRACE_S, is_saved)
-    except BaseException:
-        child.stop(0)
-        raise
 
 
 def _interrupted(run: RunDir, machine: Machine | None) -> Interrupted:

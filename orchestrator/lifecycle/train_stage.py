@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.files import atomic_write
 from orchestrator.lifecycle.executors.slurm import across_nodes
-from orchestrator.lifecycle.new_run import RunOptions
 from orchestrator.lifecycle.rerun import RerunComparison
-from orchestrator.lifecycle.resume import ResumePoint, prepare_output, prepared_sha256
+from orchestrator.lifecycle.resume import ResumePoint, prepare_output
 from orchestrator.lifecycle.train_process import TRAIN_ARGV, train
 from orchestrator.lifecycle.training_results import completed_training
 from orchestrator.models.model_files import base_checkpoint, weights_sha256
@@ -21,11 +20,9 @@ from orchestrator.runs.locks import devices_of
 from orchestrator.runs.metering import metered, timed
 from orchestrator.runs.nodes import this_machine
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import close_torn_line
 from orchestrator.specs.render import train_arguments, train_environment
-from orchestrator.specs.spec import RunSpec, TrainSpec
 
 log = logging.getLogger("orchestrator")
 
@@ -35,45 +32,31 @@ def train_run(
     plan: Plan,
     run: RunDir,
     record: RunRecord,
-    request: Request,
-    options: RunOptions,
     comparison: RerunComparison | None,
     locks: Sequence[int],
+    *,
+    job: str,
 ) -> None:
-    """Train what is left to train of a run.
-
-    Args:
-        session: the workspace and its tools.
-        plan: what the run's spec says; it trains.
-        run: its folder.
-        record: its record; this process owns it.
-        request: from which checkpoint.
-        options: in which job of Slurm.
-        comparison: with the run that this one repeats.
-        locks: files that hold the devices; the child keeps them.
-    """
-    spec = plan.spec
-    label = request.checkpoint
-    done = completed_training(run, spec.train or TrainSpec(), label, resumed=record.is_resumed())
+    """Train what is left to train of a run that this process owns, with devices that `locks` hold."""
+    spec, label = plan.spec, record.request.checkpoint
+    if spec.train is None:
+        return
+    done = completed_training(run, spec.train, label, resumed=record.is_resumed())
     if done is not None:
         log.info("the training is complete: %d of %d steps", done.steps, done.total_steps)
         done.weights_sha256 = weights_sha256(run.output)
         record.update(run, status="trained", training=done)
         return
     start = prepare_output(run, spec, record, plan.facts, label)
-    if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
-        with timed(run, record, "prepare"):
-            _prepare(session, plan, run)
-        record.update(run, prepared_sha256=prepared_sha256(run))
-    if len(record.attempts) > 1:
-        _render_again(session, spec, run, start)
+    with timed(run, record, "prepare"):
+        _prepare(session, plan, run, start)
     installation, environment = session.llamafactory(), train_environment(spec)
     machine = this_machine(spec.compute, os.environ)
     if machine is not None:
         rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         environment = {**environment, **rank}
         log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
-    prefix, variables = across_nodes(spec, run) if options.job else ([], {})
+    prefix, variables = across_nodes(spec, run) if job else ([], {})
     environment |= variables
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
@@ -104,16 +87,8 @@ def train_run(
     record.update(run, status="trained", training=trained, facts=facts, verdict=message)
 
 
-def _render_again(session: Session, spec: RunSpec, run: RunDir, start: ResumePoint) -> None:
-    """train.yaml, with the checkpoint that it resumes from, if any."""
-    if spec.model is None:
-        return
-    given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
-    resumed = {"resume_from_checkpoint": start.path} if start.path is not None else {}
-    atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
-
-
-def _prepare(session: Session, plan: Plan, run: RunDir) -> None:
+def _prepare(session: Session, plan: Plan, run: RunDir, start: ResumePoint) -> None:
+    """Write what LLaMA-Factory is given: always anew, since a killed attempt, or an editor, may have changed it."""
     spec = plan.spec
     prepared = [(name, name, "train") for name in spec.datasets if name in plan.datasets]
     prepared += [
@@ -126,8 +101,13 @@ def _prepare(session: Session, plan: Plan, run: RunDir) -> None:
         write_training_file(text, plan.datasets[name].entry.instruction, run.training_file(called))
         if text.blank_pairs:
             log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
-    for name, content in {**render_files(session, spec), **render_dataset_info(session, spec)}.items():
+    files = {**render_files(session, spec), **render_dataset_info(session, spec)}
+    if start.label is not None and spec.model is not None:
+        given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
+        resumed = {**given, "resume_from_checkpoint": f"output/{start.label}"}
+        files[run.train_yaml.name] = session.renderer.train_yaml(resumed)
+    for name, content in files.items():
         atomic_write(run.path / name, content)
     arguments = session.arguments()
-    if arguments is not None:
+    if arguments is not None and not run.defaults.exists():  # those of the day when the run began
         atomic_write(run.defaults, defaults_json(arguments))

@@ -52,11 +52,7 @@ def training_of(run: RunDir, *, resumed: bool) -> Training:
 
 
 def is_complete(run: RunDir, label: str | None = None) -> bool:
-    """Whether nothing is left to train of a run.
-
-    Args:
-        run: its folder.
-        label: a checkpoint that the training is to be resumed from all the same.
+    """Whether nothing is left to train of a run; `label` is a checkpoint that it is to be resumed from all the same.
 
     Raises:
         SpecError: the result is there already, so nothing is resumed from a checkpoint.

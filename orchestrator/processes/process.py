@@ -106,17 +106,18 @@ class Watcher:
 
     def __init__(self, leader: int, marker: str, run: str | None, locks: Sequence[int]) -> None:
         self._leader, self._marker, self._run, self._locks = leader, marker, run, locks
-        self._popen = self._start()
+        self._popen, self._was_restarted = self._start(), False
 
     def close(self) -> None:
         self._popen.communicate()
 
-    def has_died(self) -> bool:
-        return self._popen.poll() is not None
-
-    def restart(self) -> None:
+    def restart_if_dead(self) -> bool:
+        """Whether it had died, and was started again; not a second time."""
+        if self._popen.poll() is None or self._was_restarted:
+            return False
         self._popen.communicate()
-        self._popen = self._start()
+        self._popen, self._was_restarted = self._start(), True
+        return True
 
     def _start(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
@@ -147,7 +148,7 @@ def start(
         argv: program and arguments.
         log: file that stdout and stderr are appended to.
         cwd: the child's working folder; None: ours.
-        env: the child's whole environment.
+        env: the child's environment, nothing of ours is added.
         death_signal: what the child gets when this process dies without stopping it (Linux only). None: nothing, it
             is meant to outlive us.
         watched: whether a second process waits for our death, to end what the child has started by then (torchrun

@@ -138,7 +138,7 @@ def name_of(process: psutil.Process) -> str:
 
 
 def is_watcher(process: psutil.Process) -> bool:
-    return "orchestrator.processes.watch" in _command_line(process)
+    return "orchestrator.processes.watch" in command_line(process)
 
 
 def _roots(found: Sequence[psutil.Process]) -> list[psutil.Process]:
@@ -154,19 +154,19 @@ def _marked(name: str, value: str) -> list[psutil.Process]:
     return [process for process, environment in environments() if environment.get(name) == value]
 
 
-def _command_line(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     return _unless_gone(process.cmdline, [])
 
 
 def _is_rank(process: psutil.Process) -> bool:
     """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
     parent = _unless_gone(process.parent, None)
-    is_launcher = any(word.endswith("launcher.py") for word in _command_line(process))
+    is_launcher = any(word.endswith("launcher.py") for word in command_line(process))
     return is_launcher and parent is not None and _is_torchrun(parent)
 
 
 def _is_torchrun(process: psutil.Process) -> bool:
-    return any(word.endswith("torchrun") for word in _command_line(process))
+    return any(word.endswith("torchrun") for word in command_line(process))
 
 
 def _unless_gone(read: Callable[[], T], otherwise: T) -> T:

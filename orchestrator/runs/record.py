@@ -76,8 +76,6 @@ class RunRecord(BaseModel):
     """Whether `stop` was called: no job and no sweep resumes it by itself."""
     waits_for: str | None = None
     """What holds the devices that the run waits for."""
-    prepared_sha256: str | None = None
-    """Of the prepared data and dataset_info.json, once they were written completely."""
     spec_file: str | None = None
     """The spec that was launched, as named on the command line."""
     spec_sha256: str

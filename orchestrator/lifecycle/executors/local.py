@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -33,7 +33,7 @@ SETTLE_S = 0.5
 """For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
 OWNER_EXIT_S = 10
 """For an owner to write its record once its children are gone."""
-STOP_GRACE_S = GRACE_S + OWNER_EXIT_S
+STOP_GRACE_S = GRACE_S + OWNER_EXIT_S  # of `stop`: the owner's own, and that
 _KINDS: dict[int, type[OrchestratorError]] = {kind.exit_code: kind for kind in (SpecError, PrerequisiteError)}
 
 
@@ -54,27 +54,16 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
 
 
 def start_supervisor(folder: Path, log: Path, owned: OwnedRun | None, death_signal: int | None = None) -> Child:
-    """Start `supervise` for a run, which this process owns no longer then, or for a group.
+    """Start `supervise` for a run, which this process owns no longer then, or for a group (`owned` is None).
 
-    Args:
-        folder: the run's or the group's.
-        log: its output goes there.
-        owned: the run; None: it is a group.
-        death_signal: what it gets when we die; None: it is meant to outlive us.
+    Without a death signal it outlives us.
     """
-    environment: Mapping[str, str] = {} if owned is None else {RUN_ENV: str(folder)}
     locks = [] if owned is None else [owned.file]
-    words = ["supervise", str(folder), *(f"--lock={file}" for file in locks)]
+    argv = own_argv("supervise", str(folder), *(f"--lock={file}" for file in locks))
+    env = {**os.environ, **({} if owned is None else {RUN_ENV: str(folder)})}
     with defer_signals():
         try:
-            return start(
-                own_argv(*words),
-                log=log,
-                cwd=None,
-                env={**os.environ, **environment},
-                death_signal=death_signal,
-                pass_fds=locks,
-            )
+            return start(argv, log=log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
         finally:
             if owned is not None:
                 owned.release()
@@ -126,14 +115,7 @@ def record_stopped(run: RunDir, why: str) -> None:
 
 
 def supervisor_error(what: str, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
-    """The error of a supervisor that ended before it had begun.
-
-    Args:
-        what: what it was to carry out: 'run demo-20261124-101500'.
-        child: the supervisor.
-        error: its message, where that is known.
-        status: its exit status.
-    """
+    """The error of a supervisor that ended before it had begun to carry out 'run demo-20261124-101500', say."""
     why = error or f"last lines of {child.log}:\n{child.log_tail()}"
     if status == Interrupted.exit_code:
         return Interrupted(f"{what} was stopped: {why}")

@@ -37,11 +37,7 @@ POLL_S = 0.5
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
     """Submit runs as one job, several as the tasks of an array; where the spec says so, a second for the benchmarks.
 
-    Args:
-        session: the workspace.
-        runs: the runs, which this process owns until they are submitted.
-        spec: that of one of them: they all need the same of Slurm.
-        name: the job's name.
+    This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm.
 
     Raises:
         PrerequisiteError: there is no sbatch.
@@ -76,12 +72,7 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
 
 
 def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
-    """Stop a run that a job carries out, or is to.
-
-    Args:
-        run: the run.
-        record: its record, which is active.
-        grace_s: how long the job may take to save a checkpoint; 0: none is saved.
+    """Stop a run that a job carries out, or is to; with a grace of 0 no checkpoint is saved.
 
     Raises:
         StageError: Slurm does not answer, so nothing was changed; or the job does not end.
@@ -90,10 +81,7 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     job = jobs[-1]
     found = slurm.job_state(job.id, job.uid, max_age_s=0)
     if found is None:
-        raise StageError(
-            f"Slurm does not say whether job {job.id} of {run.id} is under way: nothing was changed",
-            "squeue says why; then stop it again",
-        )
+        raise no_answer(run, job)
     record.update(run, stop_requested=True)  # first: from here on nothing is queued again
     for other in jobs[:-1]:
         slurm.cancel(other.id)
@@ -111,6 +99,12 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     why = f"it had not stopped within {grace_s:g} s" if is_forced else "before it ran"
     record_stopped(run, f"Slurm job {job.id} was cancelled: {why}")
     return [f"Slurm job {job.id} is over"]
+
+
+def no_answer(run: RunDir, job: Job) -> StageError:
+    """The error where it cannot be known whether a job is under way."""
+    message = f"Slurm does not say whether job {job.id} of {run.id} is under way: nothing was changed"
+    return StageError(message, "squeue says why; then try again")
 
 
 def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
