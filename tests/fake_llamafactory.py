@@ -105,7 +105,7 @@ def train(arguments: dict) -> None:
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
     began, saved, last = step, 0, max(total, step + 1)  # as transformers: one step, then it looks at max_steps
-    hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
+    hold, go = int(os.environ.get("FAKE_HOLD", -1)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
         while step < last and not asked_to_stop:
             if step == hold and not go.exists():
@@ -134,6 +134,8 @@ def train(arguments: dict) -> None:
     results = {"train_loss": sum(losses[began:]) / max(step, 1), "train_runtime": 1.5}
     (output / "train_results.json").write_text(json.dumps({**results, "num_input_tokens_seen": 100 * step}))
     (output / "trainer_state.json").write_text(json.dumps(_state(losses, total)))
+    if arguments.get("do_eval"):
+        (output / "eval_results.json").write_text(json.dumps({"eval_loss": 1.5}))
 
 
 def _resume_from(arguments: dict, output: Path) -> Path | None:
@@ -146,7 +148,8 @@ def _resume_from(arguments: dict, output: Path) -> Path | None:
 
 def _state(losses: list, total: int) -> dict:
     history = [{"loss": loss, "step": step} for step, loss in enumerate(losses, start=1)]
-    return {"global_step": len(losses), "max_steps": total, "log_history": history}
+    counted = {"num_input_tokens_seen": 100 * len(losses)}
+    return {"global_step": len(losses), "max_steps": total, "log_history": history, **counted}
 
 
 def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: int, *, torn: bool = False) -> None:
