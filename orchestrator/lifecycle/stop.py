@@ -91,9 +91,9 @@ def assume_host_lost(run: RunDir) -> list[str]:
             f"{record.host} is not gone: {newest} was written {max(age_s, 0):.0f} s ago",
             f"there: orchestrator stop {run.id}; or try again once nothing was written for {QUIET_S} s",
         )
-    here = socket.gethostname()
-    record.update(run, host=here, error=f"its host, {record.host}, was given up on {here}")
-    return [f"{run.id} was on {record.host} and is marked interrupted"]
+    lost, here = record.host, socket.gethostname()
+    record.update(run, host=here, error=f"its host, {lost}, was given up on {here}")
+    return [f"{run.id} was on {lost} and is marked interrupted"]
 
 
 def _cancel_planned(run: RunDir) -> bool:
