@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a bug, with traceback; 2 the spec or the command line is w
 stage failed; 130 interrupted.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -90,7 +91,8 @@ def _report(error: OrchestratorError | Interrupted) -> int:
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         lines = [painted(line) for line in lines]
     lines += [escape_controls(line) for line in f"  try: {error.remedy}".split("\n") if error.remedy]
-    sys.stderr.write("\n".join(lines) + "\n")
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: `launch 2>&1 | tee log`, and Ctrl-C
+        sys.stderr.write("\n".join(lines) + "\n")
     return error.exit_code
 
 

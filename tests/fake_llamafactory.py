@@ -9,7 +9,8 @@ FAKE_ANSWER a file with another answer of scripts/check_arguments.py
 FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the first step)
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
-            | lost (its connection to another machine) | unplaced (waits for Ray)
+            | unsaved (killed by itself between its last checkpoint and the final save)
+            | lost (its connection to another machine)
 FAKE_STEP_S seconds that a step takes
 FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
@@ -94,9 +95,6 @@ def train(arguments: dict) -> None:
         sys.exit(1)
     if mode == "lost":  # as a rank whose partner on another machine is gone
         sys.exit("RuntimeError: [pair.cc:561] Connection closed by peer [10.0.0.1]:20880.")
-    if mode == "unplaced":  # as under Ray, which has not what is asked for
-        print("Using ray.remote mode with 2 workers for distributed training.", flush=True)
-        signal.pause()
     if mode == "silent":
         print("nothing to do")
         return
@@ -120,10 +118,10 @@ def train(arguments: dict) -> None:
         assert (resumed / "optimizer.pt").is_file()
         step, losses = state["global_step"], [event["loss"] for event in state["log_history"]]
         print(f"resumed from {resumed} at step {step}", flush=True)
-    began, saved = step, 0
-    hold, go = int(os.environ.get("FAKE_HOLD", total)), Path(os.environ.get("FAKE_GO", "never"))
+    began, saved, last = step, 0, max(total, step + 1)  # as transformers: one step, then it looks at max_steps
+    hold, go = int(os.environ.get("FAKE_HOLD", -1)), Path(os.environ.get("FAKE_GO", "never"))
     with (output / "trainer_log.jsonl").open("a", encoding="utf-8") as log:
-        while step < total and not asked_to_stop:
+        while step < last and not asked_to_stop:
             if step == hold and not go.exists():
                 time.sleep(0.01)
                 continue
@@ -141,6 +139,8 @@ def train(arguments: dict) -> None:
     if asked_to_stop:
         print(f"Saving JIT checkpoint at step {step}", flush=True)
     _checkpoint(output, arguments, seed, losses, total)
+    if mode == "unsaved":
+        os.kill(os.getpid(), signal.SIGKILL)
     _save(output, arguments, seed, losses, total)
     if mode == "truncated":
         _truncate(output / "adapter_model.safetensors")
@@ -148,6 +148,8 @@ def train(arguments: dict) -> None:
     results = {"train_loss": sum(losses[began:]) / max(step, 1), "train_runtime": 1.5}
     (output / "train_results.json").write_text(json.dumps({**results, "num_input_tokens_seen": 100 * step}))
     (output / "trainer_state.json").write_text(json.dumps(_state(losses, total)))
+    if arguments.get("do_eval"):
+        (output / "eval_results.json").write_text(json.dumps({"eval_loss": 1.5}))
 
 
 def _resume_from(arguments: dict, output: Path) -> Path | None:
@@ -160,7 +162,8 @@ def _resume_from(arguments: dict, output: Path) -> Path | None:
 
 def _state(losses: list, total: int) -> dict:
     history = [{"loss": loss, "step": step} for step, loss in enumerate(losses, start=1)]
-    return {"global_step": len(losses), "max_steps": total, "log_history": history}
+    counted = {"num_input_tokens_seen": 100 * len(losses)}
+    return {"global_step": len(losses), "max_steps": total, "log_history": history, **counted}
 
 
 def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: int, *, torn: bool = False) -> None:

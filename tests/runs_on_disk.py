@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.runs.owner import lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
@@ -98,9 +99,10 @@ def checkpoint(run: RunDir, step: int) -> Path:
 
 
 def running(run: RunDir, **changes: Any) -> RunRecord:
-    """Make this process the run's owner."""
+    """Make this process the run's owner, for as long as it lives."""
+    lock_run(run)
     fields = record_json(run.id, **{"status": "running", "ended_at": None, **changes})
-    for name in ("host", "boot_id", "pid", "process_started_at"):
+    for name in ("host", "pid"):
         del fields[name]  # their defaults are of this process
     record = RunRecord.model_validate(fields)
     record.save(run)
@@ -108,13 +110,19 @@ def running(run: RunDir, **changes: Any) -> RunRecord:
 
 
 OWNER = """
-import sys
+import os, sys
 from pathlib import Path
+from orchestrator.runs.owner import lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from tests.runs_on_disk import running
 
-running(RunDir(Path(sys.argv[1])))
+run = RunDir(Path(sys.argv[1]))
+if RunRecord.load(run).is_active():
+    lock_run(run)
+    RunRecord.load(run).update(run, pid=os.getpid())
+else:
+    running(run)
 print("owner", flush=True)
 sys.stdin.read()
 """

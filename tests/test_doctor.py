@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.processes.family import RUN_ENV
-from orchestrator.runs.left_over import left_over_processes, temporary_files
+from orchestrator.lifecycle.orphans import orphans, unfinished_files
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.workspace import Workspace
 from tests.workshop import assert_none_left, training_at_step
 
@@ -99,6 +99,7 @@ def test_what_a_killed_owner_left_running_is_named_and_ended_by_clean(workshop):
     command.until(training_at_step(workshop, 1), "step 1")
     run = workshop.only_run().name
     assert "left running" not in workshop.run("doctor").out
+    command.interrupt(signal.SIGSTOP)  # it would start the watcher again
     for process in workshop.processes():
         if "orchestrator.processes.watch" in process.cmdline():
             process.kill()
@@ -134,7 +135,7 @@ def test_processes_of_runs_that_are_at_work_or_of_others_are_left_alone(toy):
     gone = sleeper(**{RUN_ENV: str(toy.runs / "removed-20261124-101500")})
     try:
         while (
-            len(found := left_over_processes(place)) < 2
+            len(found := orphans(place)) < 2
             or not subprocess.run(["pgrep", "-P", str(benchmark.pid)], capture_output=True, check=False).stdout
         ):
             time.sleep(0.02)
@@ -145,7 +146,7 @@ def test_processes_of_runs_that_are_at_work_or_of_others_are_left_alone(toy):
         record = json.loads((run / "record.json").read_text())
         elsewhere = {**record, "host": "gpu-box", "status": "running", "ended_at": None}
         (run / "record.json").write_text(json.dumps(elsewhere))
-        assert [each.run.id for each in left_over_processes(place)] == ["removed-20261124-101500"]
+        assert [each.run.id for each in orphans(place)] == ["removed-20261124-101500"]
     finally:
         for process in (benchmark, *others, left, gone):
             os.killpg(process.pid, signal.SIGKILL)
@@ -162,19 +163,22 @@ def test_files_of_writers_that_were_killed_are_removed_and_no_others(toy):
         old(cache / "hashes" / ".0123.json.a1b2c3d4"),
         old(toy.runs / ".probe-x" / "lock").parent,
     }
-    os.utime(toy.runs / ".probe-x", (time.time() - OLD_S, time.time() - OLD_S))
+    garbage.add(old(toy.runs / "unborn-20261124-101500" / "spec.yaml").parent)  # its maker was killed
+    for folder in (".probe-x", "unborn-20261124-101500"):
+        os.utime(toy.runs / folder, (time.time() - OLD_S, time.time() - OLD_S))
     kept = {
         old(run / ".record.lock"), old(run / ".mine.json.backup"), old(run / "output" / ".x.json.a1b2c3d4"),
         old(toy.root / "dataset_info" / ".x.yaml.a1b2c3d4"), old(run / "notes.json.a1b2c3d4"),
+        old(toy.runs / "mine-20261124-101500" / "notes.txt"),
     }  # fmt: skip
     fresh = run / ".notes.json.a1b2c3d4"
     fresh.write_text("being written")
     link = run / ".spec.yaml.a1b2c3d4"
     link.symlink_to(toy.root / "runs" / "toy.yaml")
-    assert set(temporary_files(Workspace(toy.root), cache)) == garbage
+    assert set(unfinished_files(Workspace(toy.root), cache)) == garbage
     said = toy.run("doctor")
-    assert "files of writers that were killed, 5 of them" in said.out and all(path.exists() for path in garbage)
+    assert "files of writers that were killed, 6 of them" in said.out and all(path.exists() for path in garbage)
     done = toy.run("doctor", "--clean", "--json")
-    assert len(done.json()["cleaned"]) == 5 and findings(done, "warning") == []
+    assert len(done.json()["cleaned"]) == 6 and findings(done, "warning") == []
     assert not any(path.exists() for path in garbage)
     assert all(path.exists() for path in (*kept, fresh, link))

@@ -4,9 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
+from orchestrator.errors import SpecError
+from orchestrator.lifecycle.cross_workspace import Dependencies, saved_run
+from orchestrator.planning.session import Session
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.workspace import find_workspace
 from tests.workshop import Workshop, new_workshop
+
+ROWS = "".join(json.dumps({"instruction": "Translate", "input": "a", "output": "b"}) + "\n" for _ in range(40))
 
 
 def other(toy: Workshop, parent: Path) -> Workshop:
@@ -16,82 +24,80 @@ def other(toy: Workshop, parent: Path) -> Workshop:
     return made
 
 
+def dataset(workshop: Workshop, name: str, file_name: str) -> None:
+    """An entry in LLaMA-Factory's own format, and a spec.yaml that trains on it, without a record beside it."""
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    entry = {"description": "x", "llamafactory": {"file_name": file_name, "columns": columns}}
+    (workshop.root / "dataset_info" / f"{name}.yaml").write_text(yaml.safe_dump(entry))
+    (workshop.only_run() / "record.json").unlink(missing_ok=True)
+    path = workshop.only_run() / "spec.yaml"
+    spec = yaml.safe_load(path.read_text("utf-8"))
+    path.write_text(yaml.safe_dump({**spec, "dataset": name}))
+
+
 def test_a_run_is_run_again_in_another_workspace_with_what_it_needs_of_the_old_one(toy, tmp_path):
     """The model stays where it is, and counts as the same one by its hash; the comparison is with the old run."""
     place = other(toy, tmp_path / "new")
     done = toy.run("rerun", "toy", "--in", place.root, "--no-benchmark", "--strict")
     assert done.code == 0, done.err
     record = place.record()
-    assert record["rerun_of"] == str(toy.only_run()) and record["status"] == "trained"
+    assert (record["rerun_of"], record["status"]) == (str(toy.only_run()), "done")
     assert record["overrides"] == [f"model.name_or_path={json.dumps(str(toy.root / 'models' / 'tiny'))}"]
-    assert record["verdict"].startswith("same: ")
+    assert record["verdict"].startswith("same: ") and len(toy.run_folders()) == 1
     assert f"model.name_or_path is the old workspace's: {toy.root}" in done.err
-    assert len(toy.run_folders()) == 1
 
 
 def test_a_bare_spec_yaml_and_a_dataset_of_the_old_workspace_are_enough(toy, tmp_path):
-    rows = [{"instruction": "Translate", "input": "a", "output": "b"}] * 40
-    (toy.root / "dataset_info" / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    entry = {
-        "file_name": "own.jsonl", "columns": {"prompt": "instruction", "query": "input", "response": "output"}
-    }  # fmt: skip
-    (toy.root / "dataset_info" / "own.yaml").write_text(yaml.safe_dump({"description": "x", "llamafactory": entry}))
-    (toy.only_run() / "record.json").unlink()
+    (toy.root / "dataset_info" / "own.jsonl").write_text(ROWS)
+    dataset(toy, "own", "own.jsonl")
     spec = toy.only_run() / "spec.yaml"
-    spec.write_text(spec.read_text("utf-8").replace('dataset: "captions_en_de"', 'dataset: "own"', 1), "utf-8")
-    spec.write_text(spec.read_text("utf-8").replace("dataset: captions_en_de", "dataset: own", 1), "utf-8")
+    changed = yaml.safe_load(spec.read_text("utf-8"))
+    changed["train"]["media_dir"] = "../../media"
+    spec.write_text(yaml.safe_dump(changed))
     place = other(toy, tmp_path / "new")
-    done = toy.run("rerun", spec, "--in", place.root, "--no-benchmark", cwd=tmp_path)
+    words = ("rerun", spec, "--in", place.root, "--no-benchmark")
+    refused = toy.run(*words, "--set", "train.lora_rnak=4")
+    assert refused.code == 2 and list((place.root / "dataset_info").iterdir()) == []  # checked before it is copied
+    done = toy.run(*words, cwd=tmp_path)
     assert done.code == 0, done.err
     assert "there is nothing to compare with" in done.err and "dataset own is copied from" in done.err
+    assert "train.media_dir is not copied: ../../media; write it absolute" in done.err
     assert place.record()["rerun_of"] is None
-    assert {"own.yaml", "own.jsonl"} <= {path.name for path in (place.root / "dataset_info").iterdir()}
+    assert {path.name for path in (place.root / "dataset_info").iterdir()} == {"own.yaml", "own.jsonl"}
 
 
-def test_files_of_arguments_are_taken_along_and_what_is_not_is_said(toy, tmp_path):
-    """LLaMA-Factory opens them in the run folder."""
-    spec = toy.only_run() / "spec.yaml"
-    (toy.root / "media" / "a").mkdir(parents=True)
-    (toy.root / "media" / "a" / "x.png").write_bytes(b"x")
-    for path in (toy.root / "tokens.json", tmp_path / "outside.json"):
-        path.write_text("{}")
-    (toy.root / "templates").mkdir()
-    (toy.root / "templates" / "train.yaml.j2").write_text("# ours\n{{ train }}")
-    changed = yaml.safe_load(spec.read_text("utf-8"))
-    changed["train"] |= {
-        "media_dir": "../../media", "cache_dir": str(toy.root / "media"), "ref_model": "../../../outside.json",
-        "reward_model": "../../tokens.json", "run_name": "runs", "logging_dir": "..",
-    }  # fmt: skip
-    spec.write_text(yaml.safe_dump(changed), "utf-8")
+@pytest.mark.parametrize("way", ["a path that leads out", "a link that leads out", "a linked entry"])
+def test_nothing_of_a_stranger_s_workspace_is_copied_but_what_lies_in_its_dataset_info(toy, tmp_path, way, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    (toy.root / "profile.jsonl").write_text(ROWS)
+    folder = toy.root / "dataset_info"
+    dataset(toy, "own", "../profile.jsonl" if way == "a path that leads out" else "own.jsonl")
+    if way == "a link that leads out":
+        (folder / "own.jsonl").symlink_to(toy.root / "profile.jsonl")
+    elif way == "a linked entry":
+        (folder / "own.jsonl").write_text(ROWS)
+        (folder / "own.yaml").rename(toy.root / "own.yaml")
+        (folder / "own.yaml").symlink_to(toy.root / "own.yaml")
     place = other(toy, tmp_path / "new")
-    (place.root / "tokens.json").write_text("another")
-    done = toy.run("rerun", spec, "--in", place.root, "--no-benchmark")
-    assert done.code == 0, done.err
-    assert (place.root / "media" / "a" / "x.png").read_bytes() == b"x"
-    assert (place.root / "tokens.json").read_text() == "another"
-    assert f"train.media_dir is copied from {toy.root / 'media'}" in done.err
-    assert f"train.cache_dir is the old workspace's: {toy.root / 'media'}" in done.err
-    assert f"train.reward_model is not taken along: there is another {place.root / 'tokens.json'}" in done.err
-    assert f"train.ref_model is not taken along: {tmp_path / 'outside.json'} is outside the old workspace" in done.err
-    assert "the old workspace's templates/train.yaml.j2 is not taken along" in done.err
-    assert "run_name" not in done.err and "logging_dir" not in done.err
-    again = toy.run("rerun", "toy", "--in", place.root, "--no-benchmark")
-    assert f"train.media_dir is not taken along: the folder {place.root / 'media'} is there already" in again.err
+    with pytest.raises(SpecError, match=r"dataset own of the old workspace is not copied: .* is outside"):
+        Dependencies(Session.open(place.root), datasets=["own"], old=folder).copy()
+    assert list((place.root / "dataset_info").iterdir()) == [] and not (place.root / "profile.jsonl").exists()
 
 
-def test_what_is_neither_a_run_nor_a_spec_is_refused(toy, tmp_path):
-    done = toy.run("rerun", "tooy", "--in", toy.root)
-    assert done.code == 2 and "did you mean 'toy'?" in done.err
-    done = toy.run("rerun", "toy", "--in", tmp_path / "none")
-    assert done.code == 2 and "is no workspace" in done.err
-    done = toy.run("rerun", "toy", "--in", toy.root, cwd=tmp_path)
-    assert done.code == 2 and "name one by its path" in done.err
-
-
-def test_a_name_means_a_run_whatever_lies_in_the_current_folder(toy, tmp_path):
+def test_what_a_word_means(toy, tmp_path, monkeypatch):
+    """A name means a run whatever lies in the current folder; a path needs no workspace."""
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "spec.yaml").write_text("name: x\n")
-    done = toy.run("rerun", "toy", "--workspace", toy.root, "--no-benchmark", cwd=tmp_path)
-    assert done.code == 0, done.err
-    long = toy.run("rerun", "x/" * 5000)
-    assert long.code == 2 and "no run" in long.err
+    monkeypatch.chdir(tmp_path)
+    place, run = find_workspace(toy.root), RunDir(toy.only_run())
+    assert saved_run("toy", place) == saved_run(str(run.path), None) == saved_run(str(run.spec), None) == run
+    assert saved_run("toy/spec.yaml", None) == Path("toy/spec.yaml")
+    for word, workspace, said in (
+        ("tooy", place, "did you mean 'toy'?"),
+        ("toy", None, "no run folder and no spec.yaml 'toy'"),
+        ("x/" * 5000, place, "no run"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            saved_run(word, workspace)
+    done = toy.run("rerun", "toy", "--in", tmp_path / "none")
+    assert done.code == 2 and "is no workspace" in done.err

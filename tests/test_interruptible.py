@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import __main__ as main_module
 from orchestrator.errors import Interrupted
-from orchestrator.processes.interruptible import raise_interrupted, run_interruptible, uninterrupted
+from orchestrator.processes.interruptible import defer_signals, raise_interrupted, run_interruptible
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +89,13 @@ def test_a_handler_that_raises_nothing_still_ends_it():
 
 
 def test_the_handlers_are_back_afterwards():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = signal.getsignal(signal.SIGTERM)
 
     async def main():
-        assert signal.getsignal(signal.SIGTERM) != before[1]
+        assert signal.getsignal(signal.SIGTERM) != before
         return 7
 
-    assert run_interruptible(main()) == 7
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert run_interruptible(main()) == 7 and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_second_signal_does_not_wait_for_the_cleaning_up():
@@ -116,7 +115,7 @@ def test_the_second_signal_does_not_wait_for_the_cleaning_up():
 def test_a_signal_within_a_block_that_must_not_be_cut_is_heard_at_its_end(number, raised):
     done = []
     with pytest.raises(raised):
-        with uninterrupted():
+        with defer_signals():
             os.kill(os.getpid(), number)
             done.append("the whole block")
         done.append("what follows")
@@ -127,14 +126,17 @@ def test_a_signal_within_a_block_that_must_not_be_cut_is_heard_at_its_end(number
     assert done == ["the whole block"]
 
 
-def test_a_signal_that_is_ignored_stays_ignored(handlers):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    """By nohup; SIGINT by a shell, of a job in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with uninterrupted():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with defer_signals():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 class _Signals:

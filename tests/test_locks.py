@@ -197,7 +197,7 @@ def test_a_launch_that_waits_says_so_once_and_begins_when_the_device_is_free(bus
     fourth.interrupt(signal.SIGINT)
     assert fourth.finish().code == 130
     shown = workshop.run("show", third.out.strip())
-    assert f"created, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
+    assert f"preparing, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
     stopped = workshop.run("stop", third.out.strip())  # as well as one that runs
     assert stopped.code == 0 and "is stopped" in stopped.err
     assert workshop.record(workshop.runs / third.out.strip())["status"] == "stopped"

@@ -5,18 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.processes.family import start_ticks
-from orchestrator.processes.process import Child, child_environment, run_short, start
+from orchestrator.processes.process import Child, child_environment, own_argv, run_short, start
+from orchestrator.processes.process_tree import has_open
 from orchestrator.text import escape_controls
 
 ROOT = Path(__file__).resolve().parent.parent
+SLEEP = "import time; time.sleep(60)"
 
 
 @pytest.fixture
@@ -24,11 +24,10 @@ def spawn(tmp_path: Path):
     """Starts a child that runs Python code; whatever is left of it in the end is killed."""
     children: list[Child] = []
 
-    def begin(code: str, *args: object, **environment: str) -> Child:
-        argv = [sys.executable, "-c", code, *map(str, args)]
+    def begin(code: str, watched: bool = False, **environment: str) -> Child:
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
-        log = tmp_path / "it's a log" / "child.log"
-        children.append(start(argv, log=log, cwd=tmp_path, env=env, death_signal=signal.SIGKILL))
+        log, argv = tmp_path / "it's a log" / "child.log", [sys.executable, "-c", code]
+        children.append(start(argv, log=log, cwd=tmp_path, env=env, death_signal=signal.SIGKILL, watched=watched))
         return children[-1]
 
     yield begin
@@ -36,7 +35,7 @@ def spawn(tmp_path: Path):
         child.stop(0)
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition) -> None:
     for _ in range(3000):
         if condition():
             return
@@ -64,80 +63,55 @@ def lives(pid: int) -> bool:
 # Output
 
 
-def test_the_log_has_all_output_after_what_it_had(spawn):
-    child = spawn("import os; os.write(1, b'one\\n'); os.write(2, b'two\\n')")
-    assert child.popen.wait() == 0
+def test_the_log_has_all_output_after_what_it_had_and_a_tail_is_of_one_child(spawn):
+    assert spawn("import os; os.write(1, b'one\\n'); os.write(2, b'two\\n')").popen.wait() == 0
     second = spawn("print('three')")
     assert second.popen.wait() == 0
-    assert child.log.read_text() == "one\ntwo\nthree\n"
-    assert second.log_tail() == "  | three"
+    assert second.log.read_text() == "one\ntwo\nthree\n"
+    assert second.log_tail() == "  | three" and second.log_holds("four", "thr") and not second.log_holds("two")
 
 
 def test_a_wait_ends_with_the_child_and_else_when_its_time_is_over(spawn):
     child = spawn("import sys; sys.stdin.read()")
     child.wait(100_000)
     assert child.poll() == 0
-    child.wait(100_000)  # its pid may be another's by now
-    sleeper = spawn("import time; time.sleep(100_000)")
+    sleeper = spawn(SLEEP)
     sleeper.wait(0.01)
     assert sleeper.poll() is None
 
 
-def test_much_output_does_not_stop_the_child(spawn):
-    """A pipe that nobody reads would, at 64 KiB."""
-    child = spawn("import sys; sys.stdout.write('x' * 2_000_000)")
+@pytest.mark.parametrize(
+    ("code", "lines", "tail"),
+    [
+        ("print('\\n\\n'.join(f'line {n}' for n in range(50)))", 3, "  | line 47\n  | line 48\n  | line 49"),
+        ("print('1%\\r50%\\r99%\\r'); print('done')", 20, "  | 99%\n  | done"),
+        (
+            "import os; os.write(1, b'\\x1b[31mred\\x07\\xff\\n\\tk\\xc3\\xa4se')", 20,
+            "  | \\x1b[31mred\\x07\N{REPLACEMENT CHARACTER}\n  | \tkäse",
+        ),
+        ("import sys; sys.stdout.write('x' * 2_000_000 + '\\nthe end')", 1, "  | the end"),  # a pipe would be full
+        ("", 20, "  | (no output)"),
+    ],
+)  # fmt: skip
+def test_the_tail_is_the_last_lines_as_a_terminal_would_show_them(code, lines, tail, spawn):
+    child = spawn(code)
     assert child.popen.wait() == 0
-    assert child.log.stat().st_size == 2_000_000
-
-
-def test_the_tail_is_the_last_lines_that_are_not_blank(spawn):
-    child = spawn("print('\\n\\n'.join(f'line {n}' for n in range(50)))")
-    child.popen.wait()
-    assert child.log_tail(3) == "  | line 47\n  | line 48\n  | line 49"
-    assert len(child.log_tail().splitlines()) == 20
-
-
-def test_of_a_progress_bar_the_tail_has_what_was_shown_last(spawn):
-    child = spawn("print('1%\\r50%\\r99%\\r'); print('done')")
-    child.popen.wait()
-    assert child.log_tail() == "  | 99%\n  | done"
-
-
-def test_control_characters_in_the_tail_are_shown_not_obeyed(spawn):
-    child = spawn("import os; os.write(1, b'\\x1b[31mred\\x07\\xff\\n\\tk\\xc3\\xa4se')")
-    child.popen.wait()
-    assert child.log_tail() == "  | \\x1b[31mred\\x07\N{REPLACEMENT CHARACTER}\n  | \tkäse"
-
-
-def test_a_long_log_has_a_tail_of_its_end(spawn):
-    child = spawn("print('x' * 200_000); print('the end')")
-    child.popen.wait()
-    assert child.log_tail().endswith("\n  | the end")
-    assert len(child.log_tail()) < 70_000
-
-
-def test_no_output_is_said(spawn):
-    child = spawn("")
-    child.popen.wait()
-    assert child.log_tail() == "  | (no output)"
+    assert child.log_tail(lines) == tail
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("Käse 日本語 😀", "Käse 日本語 😀"),
-        ("a\tb", "a\tb"),
+        ("Käse 日本語 😀\ta", "Käse 日本語 😀\ta"),
         ("10\N{NO-BREAK SPACE}km\N{IDEOGRAPHIC SPACE}你好", "10\N{NO-BREAK SPACE}km\N{IDEOGRAPHIC SPACE}你好"),
         ("👩\N{ZERO WIDTH JOINER}👧", "👩\N{ZERO WIDTH JOINER}👧"),
-        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
-        ("a\nb\rc\x7f\x85\0", "a\\x0ab\\x0dc\\x7f\\x85\\x00"),
+        ("\x1b]0;title\x07a\nb\rc\x7f\x85\0", "\\x1b]0;title\\x07a\\x0ab\\x0dc\\x7f\\x85\\x00"),
         ("\N{RIGHT-TO-LEFT OVERRIDE}x\u2028\ufeff", "\\u202ex\\u2028\\ufeff"),
         ("\ud800\U000e0001", "\\ud800\\U000e0001"),
     ],
 )
 def test_text_is_made_safe_for_a_terminal_and_stays_text(text, shown):
-    assert escape_controls(text) == shown
-    assert escape_controls(shown) == shown
+    assert escape_controls(text) == shown and escape_controls(shown) == shown
 
 
 # Start and end
@@ -149,8 +123,7 @@ def test_text_is_made_safe_for_a_terminal_and_stays_text(text, shown):
 def test_the_exit_status_is_the_child_s_and_a_signal_is_negative(code, status, spawn):
     child = spawn(code)
     until(lambda: child.poll() is not None)
-    assert child.poll() == status
-    assert child.stop(1) == status
+    assert child.poll() == child.stop(1) == status
 
 
 def test_the_child_has_no_input_its_own_session_and_the_folder_and_environment_it_was_given(spawn, tmp_path):
@@ -174,9 +147,25 @@ def test_a_program_that_cannot_be_started_is_named(make, tmp_path):
         run_short([str(program)])
 
 
+def test_no_log_is_written_through_a_link(tmp_path):
+    """A run folder may be somebody else's."""
+    (tmp_path / "log").symlink_to(tmp_path / "bashrc")
+    with pytest.raises(PrerequisiteError, match="is a link"):
+        start(["true"], log=tmp_path / "log", cwd=tmp_path, env={}, death_signal=None)
+    assert not (tmp_path / "bashrc").exists()
+
+
+def test_what_lies_in_the_current_folder_is_not_imported_in_place_of_ours(tmp_path):
+    for name in ("psutil.py", "orchestrator.py", "orchestrator/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('another one')")
+    argv = own_argv("1", "x", module="processes.watch")
+    done = subprocess.run(argv, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_stop_asks_first(spawn):
-    code = "import signal, time; signal.signal(15, lambda *_: exit(7)); print('up'); time.sleep(60)"
-    child = spawn(code)
+    child = spawn("import signal, time; signal.signal(15, lambda *_: exit(7)); print('up'); time.sleep(60)")
     wrote(child, "up")
     assert child.stop(30) == 7
 
@@ -193,42 +182,35 @@ children = [
 print("\\n".join(str(child.pid) for child in children))
 time.sleep(60)
 """
+LEAVES = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', '{SLEEP}']).pid)"
+LEAVES_LATE = f"""
+import signal, time
+def end(*_):
+  {LEAVES}; raise SystemExit(0)
+signal.signal(15, end)
+print(0)
+time.sleep(60)
+"""
 
 
-def test_stop_kills_a_stubborn_child_and_its_descendants_also_in_other_sessions(spawn):
-    child = spawn(FAMILY)
-    numbers = [pid for pid in pids(child, 7) if pid]  # 4 descendants; those that sleep say 0
-    assert len(numbers) == 4
+@pytest.mark.parametrize(
+    ("code", "printed", "grace_s", "status"),
+    [(FAMILY, 7, 0.2, -signal.SIGKILL), (LEAVES, 1, 10, 0), (LEAVES_LATE, 1, 10, 0)],
+    ids=["stubborn, in other sessions too", "left behind by one that ended", "started as it ends"],
+)
+def test_stop_leaves_no_descendant(code, printed, grace_s, status, spawn):
+    child = spawn(code)
+    numbers = [pid for pid in pids(child, printed) if pid]  # those that sleep say 0
+    if code == LEAVES:
+        until(lambda: child.poll() is not None)
     assert all(map(lives, numbers))
-    assert child.stop(0.2) == -signal.SIGKILL
-    assert not any(map(lives, numbers))
-
-
-LEAVES = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
-
-
-def test_stop_reaches_what_a_child_that_ended_left_behind(spawn):
-    """A launcher that the kernel killed for want of memory, say: its trainer would go on and hold the GPU."""
-    child = spawn(LEAVES)
-    until(lambda: child.poll() is not None)
-    (orphan,) = pids(child, 1)
-    assert lives(orphan)
-    assert child.stop(10) == 0
-    assert not lives(orphan)
-
-
-def test_stop_reaches_what_a_child_starts_while_it_ends(spawn):
-    child = spawn(
-        f"import signal, time\ndef end(*_):\n  {LEAVES}; raise SystemExit(0)\n"
-        "signal.signal(15, end)\nprint(0); time.sleep(60)"
-    )
-    wrote(child, "0\n")
-    assert child.stop(10) == 0
-    assert not lives(pids(child, 2)[1])
+    assert child.stop(grace_s) == status
+    left = [pid for pid in map(int, child.log.read_text().split()) if pid]
+    assert len(left) == {FAMILY: 4}.get(code, 1) and not any(map(lives, left))
 
 
 def test_stop_touches_no_process_of_others(spawn):
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
     try:
         child = spawn("")
         child.popen.wait()
@@ -242,8 +224,7 @@ def test_stop_touches_no_process_of_others(spawn):
 
 LAUNCHER = """
 import os, subprocess, sys
-elastic = os.environ.get("ELASTIC", "").split()
-done = subprocess.run([sys.executable, os.environ["TORCHRUN"], os.environ["LAUNCHER"], *elastic])
+done = subprocess.run([sys.executable, os.environ["TORCHRUN"], os.environ["LAUNCHER"]])
 print("launcher ends")
 raise SystemExit(done.returncode)
 """
@@ -267,29 +248,15 @@ time.sleep(60)
 """
 
 
-def test_under_torchrun_the_ranks_are_asked_and_all_of_them_are_waited_for(spawn, tmp_path):
+def test_under_torchrun_the_ranks_get_the_signal_and_all_of_them_are_waited_for(spawn, tmp_path):
     """Each saves its part of a checkpoint; torchrun, asked itself, would kill them half way."""
     for name, code in (("torchrun", TORCHRUN), ("launcher.py", RANK)):
         (tmp_path / name).write_text(code)
     child = spawn(LAUNCHER, TORCHRUN=str(tmp_path / "torchrun"), LAUNCHER=str(tmp_path / "launcher.py"))
     until(lambda: child.log.read_text().count("rank up") == 2)
     assert child.stop(30) == 0
-    said = child.log.read_text()
-    assert said.count("rank saved") == 2
-    assert "launcher ends" in said
-    assert "torchrun was asked" not in said
-
-
-def test_an_elastic_torchrun_is_asked_itself(spawn, tmp_path):
-    """It would start the ranks again; the real one ends them, which the fake leaves to the end of the grace."""
-    for name, code in (("torchrun", TORCHRUN), ("launcher.py", RANK)):
-        (tmp_path / name).write_text(code.replace('asked")', 'asked", flush=True)'))
-    files = {"TORCHRUN": str(tmp_path / "torchrun"), "LAUNCHER": str(tmp_path / "launcher.py")}
-    child = spawn(LAUNCHER, **files, ELASTIC="--rdzv-id toy")
-    until(lambda: child.log.read_text().count("rank up") == 2)
-    child.stop(60, lambda: "torchrun was asked" in child.log.read_text())
-    said = child.log.read_text()
-    assert "torchrun was asked" in said and "rank saved" not in said
+    log = child.log.read_text()
+    assert log.count("rank saved") == 2 and "launcher ends" in log and "torchrun was asked" not in log
 
 
 def test_a_torchrun_that_waits_for_other_machines_is_not_waited_for(spawn, tmp_path):
@@ -308,18 +275,20 @@ import os, signal, sys, time
 from pathlib import Path
 from orchestrator.processes.process import start
 
-code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+watched, code = sys.argv[2] == "watched", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+if watched:  # it has left its child behind when we die
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
 argv, env = [sys.executable, "-c", code], dict(os.environ)
-start(argv, log=Path(sys.argv[1]), cwd=Path("."), env=env, death_signal=int(sys.argv[2]))
+start(argv, log=Path(sys.argv[1]), cwd=Path("."), env=env, death_signal=int(signal.SIGKILL), watched=watched)
 time.sleep(60)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_parent_that_is_killed_takes_its_child_with_it(number, tmp_path):
+@pytest.mark.parametrize("how", ["by a death signal", "watched"])
+def test_a_parent_that_is_killed_takes_its_child_and_what_that_started_with_it(how, tmp_path):
     log = tmp_path / "log"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(log), str(int(number))], cwd=ROOT)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(log), how], cwd=ROOT)
     try:
         until(lambda: log.exists() and log.read_text().endswith("\n"))
         pid = int(log.read_text())
@@ -332,49 +301,47 @@ def test_a_parent_that_is_killed_takes_its_child_with_it(number, tmp_path):
         parent.wait()
 
 
-# The environment
+def test_a_watcher_that_dies_is_started_again_once(spawn):
+    child = spawn(SLEEP, watched=True)
+    assert child.watcher is not None and not child.watcher.restart_if_dead()
+    for was_restarted in (True, False):
+        child.watcher._popen.kill()
+        child.watcher._popen.wait()
+        assert child.watcher.restart_if_dead() == was_restarted
+
+
+# The environment, short programs, open files
 
 
 def test_the_child_s_path_begins_with_its_program_s_folder_and_nothing_changes_what_it_is(monkeypatch):
-    for name in ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR"):
+    changing = ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR")
+    for name in changing:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("HF_HOME", "/models")
     found = child_environment(Path("/it's/bin/llamafactory-cli"), {"API_PORT": "1", "HF_HOME": "/other"})
     assert found["PATH"] == "/it's/bin:/usr/bin:/bin"
     assert (found["API_PORT"], found["HF_HOME"]) == ("1", "/other")
-    assert not {"USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR"} & set(found)
+    assert not set(changing) & set(found)
 
 
-# Short programs
-
-
-def test_a_short_program_s_output_is_returned(tmp_path):
-    code = "import os, sys; print(os.getcwd(), repr(sys.stdin.read()))"
-    assert run_short([sys.executable, "-c", code], cwd=tmp_path) == f"{tmp_path} ''\n"
-
-
-def test_a_short_program_that_fails_says_why():
+def test_a_short_program_s_output_is_returned_and_its_failure_says_why(tmp_path):
+    code = "import os, sys; print(os.getcwd(), repr(sys.stdin.read()), os.environ['X'])"
+    words = [sys.executable, "-c", code]
+    assert run_short(words, cwd=tmp_path, input_text="ä", environment={"X": "1"}) == f"{tmp_path} 'ä' 1\n"
+    raw = run_short([sys.executable, "-c", "import os; os.write(1, b'\\xff')"], errors="surrogateescape")
+    assert raw.encode(errors="surrogateescape") == b"\xff"
     with pytest.raises(StageError, match=r"ended with status 2: .*\\x1b no"):
         run_short([sys.executable, "-c", "import sys; sys.stderr.write('\\x1b no'); sys.exit(2)"])
-
-
-def test_a_short_program_that_hangs_is_ended():
     with pytest.raises(StageError, match=r"did not answer within 0\.2 s"):
-        run_short([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.2)
+        run_short([sys.executable, "-c", SLEEP], timeout_s=0.2)
 
 
-# Which process
-
-
-def test_a_process_is_known_by_its_start(spawn):
-    child = spawn("import time; print('up'); time.sleep(60)")
+def test_who_has_a_file_open_is_known(spawn, tmp_path):
+    (tmp_path / "lock").touch()
+    child = spawn("file = open('lock'); print('up'); import time; time.sleep(60)")
     wrote(child, "up")
-    began = start_ticks(child.pid)
-    assert began is not None
-    assert began == start_ticks(child.pid)
-    assert start_ticks(os.getpid()) != began
-    os.kill(child.pid, signal.SIGKILL)
-    until(lambda: start_ticks(child.pid) is None)  # a zombie already
-    child.popen.wait()
-    assert start_ticks(child.pid) is None
+    process = psutil.Process(child.pid)
+    assert has_open(process, tmp_path / "lock") and not has_open(psutil.Process(), tmp_path / "lock")
+    child.stop(0)
+    assert not has_open(process, tmp_path / "lock")

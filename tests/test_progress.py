@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from orchestrator.processes.progress import Progress
 
 
@@ -61,3 +63,25 @@ def test_on_a_terminal_it_is_a_bar():
     assert "4/4" in stream.getvalue()
     assert "loss=0.5" in stream.getvalue()
     assert progress.count == progress.total == 4
+
+
+class Dead(io.StringIO):
+    """Nobody reads it any more."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: is_terminal
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_where_nobody_reads_it_the_stage_goes_on_quietly(is_terminal):
+    clock = Clock()
+    with Progress(40, "train", "steps", stream=Dead(is_terminal), clock=clock) as progress:
+        for _ in range(3):
+            clock.now_s += 20
+            progress.update(loss="0.5")
+        progress.total = 50
+    assert progress.count == 3

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from orchestrator.processes.family import run_family
+from orchestrator.processes.process_tree import run_family
 from tests.slurm_cluster import Cluster, cluster, missing
 from tests.workshop import Workshop, new_workshop, real_environment, wait_for
 

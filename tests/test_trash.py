@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
+from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV
 from orchestrator.runs.in_use import process_users
 from orchestrator.runs.notes import change_tags
 from orchestrator.runs.rundir import RunDir

@@ -23,7 +23,7 @@ import yaml
 
 from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError
 from orchestrator.files import atomic_write, expanded
-from orchestrator.processes.process import by_hand, child_environment, start
+from orchestrator.processes.process import child_environment, repro_command, start
 from orchestrator.scoring.metrics import Score, resamples, seed
 from orchestrator.upstream.comet import COMMAND, Comet
 
@@ -139,7 +139,7 @@ def _run(argv: list[str], folder: Path, log_file: Path, comet: Comet, extra: dic
         raise StageError(
             f"{COMMAND} ended with status {status}; the other scores are in {folder / 'scores.json'}. "
             f"Last lines of {log_file}:\n{child.log_tail()}",
-            by_hand(folder, argv, extra),
+            repro_command(folder, argv, extra),
         )
 
 

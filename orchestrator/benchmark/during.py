@@ -26,8 +26,8 @@ from orchestrator.models.checkpoints import Inspected, is_saved
 from orchestrator.models.model_files import base_checkpoint, trained_checkpoint
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
-from orchestrator.processes.family import RUN_ENV
 from orchestrator.processes.process import Child, start
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
@@ -121,7 +121,7 @@ def _start(session: Session, run: RunDir, held: Sequence[int]) -> Child:
         env={**os.environ, RUN_ENV: str(run.path)},
         death_signal=signal.SIGTERM,
         watched=True,
-        held=held,
+        locks=held,
     )  # fmt: skip
 
 

@@ -60,16 +60,16 @@ def doctor(
 def _clean(place: "Workspace") -> list[str]:
     """End and remove what was left; each thing, before it is done, in a line."""
     from orchestrator.files import cache_folder
-    from orchestrator.lifecycle.train_process import GRACE_S
-    from orchestrator.runs.left_over import left_over_processes, remove, temporary_files
+    from orchestrator.lifecycle.orphans import orphans, remove, unfinished_files
+    from orchestrator.processes.process_tree import GRACE_S
 
     lines = []
-    for left in left_over_processes(place):
+    for left in orphans(place):
         lines.append(f"ending what {left.run.id} left running: {left.names()}")
         say(escape_controls(lines[-1]))
         if not left.end(GRACE_S):
             say(f"warning: not all of it ended: {left.names()}")
-    for path in temporary_files(place, cache_folder()):
+    for path in unfinished_files(place, cache_folder()):
         lines.append(f"removing {path}")
         say(escape_controls(lines[-1]))
         remove(path)

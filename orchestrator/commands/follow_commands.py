@@ -68,10 +68,10 @@ def stop(
     Of a group, what is under way, and none of its runs begins after.
     """
     from orchestrator.commands import sweeps
-    from orchestrator.lifecycle import stop as stopping
-    from orchestrator.lifecycle.scheduler import stop_group
+    from orchestrator.lifecycle.executors.local import STOP_GRACE_S
+    from orchestrator.lifecycle.stop import assume_host_lost, stop_group, stop_run
     from orchestrator.runs.groups import lookup_group
-    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.state import current
     from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
@@ -79,7 +79,7 @@ def stop(
         raise SpecError("--now is a grace of 0: leave --grace out")
     if host_is_gone and (now or grace is not None):
         raise SpecError("--host-is-gone ends no process: leave --now and --grace out")
-    grace_s = 0 if now else stopping.DEFAULT_GRACE_S if grace is None else grace
+    grace_s = 0 if now else STOP_GRACE_S if grace is None else grace
     place = find_workspace(workspace)
     if (group := lookup_group(place, run)) is not None:
         if host_is_gone:
@@ -90,10 +90,10 @@ def stop(
             sweeps.print_group(group, as_json=True)
         return
     found = place.find_run(run)
-    for line in stopping.host_is_gone(found) if host_is_gone else stopping.stop_run(found, grace_s):
+    for line in assume_host_lost(found) if host_is_gone else stop_run(found, grace_s):
         say(line)
-    record = RunRecord.load(found)
+    record = current(found)
     if record.status in ("stopped", "interrupted", "failed"):
-        say(f"to go on: orchestrator resume {found.id}")
+        say(f"to continue: orchestrator resume {found.id}")
     if as_json:
         terminal.print_json(record.as_json())

@@ -1,11 +1,9 @@
-"""Commands that carry a run out: start it, go on with it, start it again.
+"""Commands that carry a run out: start it, continue it, start it again.
 
 Flags in, one call, results on stdout, everything else on stderr.
 """
 
-import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,14 +24,14 @@ from orchestrator.commands.options import (
     open_session,
     say,
 )
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.errors import SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.lifecycle.new_run import How
     from orchestrator.planning.plan import Plan
     from orchestrator.planning.session import Session
+    from orchestrator.runs.owner import OwnedRun
     from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import RunDir
+    from orchestrator.runs.record_parts import Request
 
 # The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
@@ -59,7 +57,7 @@ def launch(
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
     from orchestrator.commands import sweeps
-    from orchestrator.lifecycle.new_run import How, Origin, new_run
+    from orchestrator.lifecycle.new_run import Provenance, new_run
     from orchestrator.lifecycle.sweep import make_group, plan_sweep
     from orchestrator.planning.plan import plan_run, render_files
     from orchestrator.views import terminal
@@ -69,14 +67,14 @@ def launch(
     if per_device and not sweep:
         raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
     session = open_session(workspace, archives)
-    how = How(with_benchmarks=not no_benchmark, wait=wait)
+    request = _request(no_benchmark, wait, archives)
     if sweep:
         planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device)
         if dry_run:
             sweeps.print_points(session, planned, as_json)
             return
-        group, words = make_group(session, planned, how), _supervisor_words(session, archives, how)
-        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
+        group = make_group(session, planned, request)
+        sweeps.carry_out_group(session, group, detach=detach, as_json=as_json)
         return
     checked = session.load_spec(spec, overrides or ())
     plan = plan_run(session, checked, ask=True)
@@ -87,15 +85,15 @@ def launch(
         else:
             say(f"nothing would be started: {checked.serve.url} is asked")
         return
-    run = new_run(session, plan, Origin(str(spec), overrides or ()), how)
-    _carry_out(session, run, how, plan, archives=archives, detach=detach, as_json=as_json)
+    owned = new_run(session, plan, Provenance(str(spec), overrides or ()), request)
+    _carry_out(session, owned, plan, detach=detach, as_json=as_json)
 
 
 @app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")
 def resume(
     run: RunOrGroupArgument,
     label: Annotated[
-        str | None, typer.Option("--from", help="The checkpoint to go on from. Default: the newest whole one.")
+        str | None, typer.Option("--from", help="The checkpoint to resume from. Default: the newest complete one.")
     ] = None,
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
@@ -103,27 +101,25 @@ def resume(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run that was stopped, failed or interrupted, in its own folder; what is whole is not done again.
+    """Continue a run that was stopped, failed or interrupted, in its own folder; completed stages are skipped.
 
-    Of a group, with all its runs that are not done.
+    Of a group, all its runs that are not done.
     """
     from orchestrator.commands import sweeps
-    from orchestrator.lifecycle.new_run import How
-    from orchestrator.lifecycle.resume import plan_resume
+    from orchestrator.lifecycle.resume import plan_resume, take_up
+    from orchestrator.lifecycle.scheduler import renew_requests
     from orchestrator.runs.groups import lookup_group
 
     session = open_session(workspace, None)
     if (group := lookup_group(session.workspace, run)) is not None:
         if label is not None:
-            raise SpecError("--from is for a run: each run of a group goes on from its own newest whole checkpoint")
-        how = How(with_benchmarks=not no_benchmark, wait=True)
-        words = _supervisor_words(session, None, how)
-        sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
+            raise SpecError("--from is for a run: each run of a group resumes from its own newest complete checkpoint")
+        renew_requests(group, with_benchmarks=not no_benchmark)
+        sweeps.carry_out_group(session, group, detach=detach, as_json=as_json)
         return
     found = session.workspace.find_run(run)
-    plan, with_benchmarks = plan_resume(session, found, label, no_benchmark=no_benchmark)
-    how = How(with_benchmarks=with_benchmarks, wait=wait, checkpoint=label)
-    _carry_out(session, found, how, plan, archives=None, detach=detach, as_json=as_json)
+    plan, request = plan_resume(session, found, label, no_benchmark=no_benchmark, wait=wait)
+    _carry_out(session, take_up(found, request), plan, detach=detach, as_json=as_json)
 
 
 @app.command(epilog="Example: orchestrator rerun demo --strict")
@@ -149,7 +145,7 @@ def rerun(
 ) -> None:
     """Run a past run's saved spec again, under a new id; what differs now is said first."""
     from orchestrator.lifecycle.cross_workspace import saved_run
-    from orchestrator.lifecycle.new_run import How, new_run
+    from orchestrator.lifecycle.new_run import new_run
     from orchestrator.lifecycle.pipeline import plan_rerun
     from orchestrator.runs.workspace import find_workspace
 
@@ -159,63 +155,45 @@ def rerun(
     except SpecError:  # a run that is named by its path needs none
         place = None
     past = saved_run(run, place)
-    plan, origin = plan_rerun(session, past, overrides or (), strict=strict)
-    how = How(with_benchmarks=not no_benchmark, wait=wait)
-    again = new_run(session, plan, origin, how)
-    _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)
+    plan, provenance = plan_rerun(session, past, overrides or (), strict=strict)
+    again = new_run(session, plan, provenance, _request(no_benchmark, wait, archives))
+    _carry_out(session, again, plan, detach=detach, as_json=as_json)
 
 
 @app.command(hidden=True)
 def supervise(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, or of a group.")],
-    cwd: Annotated[Path, typer.Option(help="The folder that relative paths are meant from.")],
-    workspace: WorkspaceOption = None,
-    archives: FromOption = None,
-    no_benchmark: NoBenchmarkOption = False,
-    wait: WaitOption = False,
-    label: Annotated[str | None, typer.Option("--checkpoint", help="As resume's --from.")] = None,
-    in_job: Annotated[bool, typer.Option("--slurm", help="As the job of Slurm that this process is in.")] = False,
+    lock: Annotated[int | None, typer.Option(help="The open file that makes this process the run's owner.")] = None,
 ) -> None:
     """Carry a run or a group out, as its owner; `launch --detach` and a job of Slurm start this."""
-    from orchestrator.lifecycle.new_run import How
-    from orchestrator.lifecycle.pipeline import carry_out
-    from orchestrator.lifecycle.scheduler import take_turns
-    from orchestrator.runs import slurm
-    from orchestrator.runs.rundir import GroupDir, RunDir
+    from orchestrator.lifecycle import supervise as supervising
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal's end is none of its business
-    try:
-        os.chdir(cwd)
-    except OSError as error:
-        raise PrerequisiteError(f"{cwd} cannot be gone to: {error.strerror}") from error
-    how = How(with_benchmarks=not no_benchmark, wait=wait, checkpoint=label)
-    session = open_session(workspace, archives)
-    if GroupDir(folder).file.is_file():
-        take_turns(session, GroupDir(folder), how, _supervisor_words(session, archives, how))
-        return
-    if in_job:
-        again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # it goes on from its own checkpoint, then
-        how = replace(how, job=slurm.own_job(), checkpoint=None if again else label)
-    carry_out(session, RunDir(folder), how)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
+    supervising.supervise(folder, lock)
 
 
-def _carry_out(
-    session: "Session", run: "RunDir", how: "How", plan: "Plan", *, archives: Path | None, detach: bool, as_json: bool
-) -> None:
-    """Here, or in a supervisor, or by a job of Slurm."""
-    from orchestrator.lifecycle import jobs, supervise
+def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> "Request":
+    from orchestrator.runs.record_parts import Request
+
+    kept = str(archives.absolute()) if archives is not None else None
+    return Request(with_benchmarks=not no_benchmark, wait=wait, archives=kept)
+
+
+def _carry_out(session: "Session", owned: "OwnedRun", plan: "Plan", *, detach: bool, as_json: bool) -> None:
+    """Here, or in the background."""
+    from orchestrator.lifecycle.executors import local, slurm
+    from orchestrator.lifecycle.new_run import RunOptions
     from orchestrator.lifecycle.pipeline import carry_out
     from orchestrator.runs.record import RunRecord
     from orchestrator.views import terminal
 
-    if plan.spec.compute.slurm is not None:
-        words = [*_supervisor_words(session, archives, how), "--slurm", "--cwd", str(Path.cwd())]
-        _say_under_way(jobs.submit(session, run, plan.spec, words, with_benchmarks=how.with_benchmarks), as_json)
+    run = owned.run
+    if detach or plan.spec.compute.slurm is not None:
+        executor = local if plan.spec.compute.slurm is None else slurm
+        executor.submit(session, [owned], plan.spec, run.id)
+        _say_under_way(RunRecord.load(run), as_json)
         return
-    if detach:
-        _say_under_way(supervise.detach(run, _supervisor_words(session, archives, how)), as_json)
-        return
-    carry_out(session, run, how, plan)
+    carry_out(session, owned, RunOptions(), plan)
     record = RunRecord.load(run)
     if as_json:
         terminal.print_json(record.as_json())
@@ -224,23 +202,15 @@ def _carry_out(
     typer.echo(f"\n{record.status}: {run.path}")
 
 
-def _supervisor_words(session: "Session", archives: Path | None, how: "How") -> list[str]:
-    """What `supervise` is told."""
-    words = ["--workspace", str(session.workspace.root)]
-    words += ["--from", str(archives.absolute())] if archives is not None else []
-    words += ["--no-benchmark"] * (not how.with_benchmarks) + ["--wait"] * how.wait
-    return [*words, *(["--checkpoint", how.checkpoint] if how.checkpoint is not None else [])]
-
-
 def _say_under_way(record: "RunRecord", as_json: bool) -> None:
     from orchestrator.views import terminal
 
-    said = f"waits for {record.waits_for}" if record.waits_for else "goes on in the background"
+    doing = f"waits for {record.waits_for}" if record.waits_for else "runs in the background"
     if record.job is not None:
         then = f", its benchmarks job {record.benchmark_job.id} after that" if record.benchmark_job else ""
         say(f"{record.id} is Slurm job {record.job.id}{then}")
     else:
-        say(f"{record.id} {said}, in process {record.pid}")
+        say(f"{record.id} {doing}, in process {record.pid}")
     say(f"to follow it: orchestrator logs {record.id} -f")
     say(f"to stop it:   orchestrator stop {record.id}")
     if as_json:

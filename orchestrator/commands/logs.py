@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.runs.groups import Group, Member, members, owner
+from orchestrator.runs.groups import Group, Member, members
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Attempt
 from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.state import current
 from orchestrator.runs.state import lines as lines_of
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, latest, step_of
 from orchestrator.text import escape_controls
 
 POLL_S = 0.3
+BETWEEN_RUNS_S = 3.0  # from the end of a run of a group until the next one has begun
 
 
 def log_files(run: RunDir) -> dict[str, Path]:
@@ -76,19 +78,19 @@ def follow(of: RunDir | GroupDir, name: str | None, lines: int | None) -> None:
 def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
     """Without a name, each log as it comes to be written to."""
     offsets: dict[Path, int] = {}
-    current: Path | None = None
+    shown: Path | None = None
     bar = _TrainingBar(run)
     waited: list[str] = []
     try:
         while True:
-            record = RunRecord.load(run)  # before the logs are read: what is written last is seen
+            record = current(run)  # before the logs are read: what is written last is seen
             goes_on = record.is_active()
             wanted = [_choose_of_run(run, name)] if name is not None or log_files(run) else []
             for path in dict.fromkeys([*offsets, *wanted]):  # the rest of what was shown before, then the newest
                 text, offsets[path] = _news(path, offsets.get(path), lines, final=not goes_on)
-                if text and path != current:
-                    text = [f"==> {path.relative_to(run.path)} <==", *text] if current is not None else text
-                    current = path
+                if text and path != shown:
+                    text = [f"==> {path.relative_to(run.path)} <==", *text] if shown is not None else text
+                    shown = path
                 _write(text)
             bar.update(record)
             if record.status == "queued" and (state := lines_of(run, record)) != waited:
@@ -102,7 +104,7 @@ def _follow_run(run: RunDir, name: str | None, lines: int | None) -> None:
 
 
 def _choose_of_group(folder: GroupDir, name: str | None) -> Path:
-    """Of the run that is under way, or was last; `supervisor`: of what carries the group out."""
+    """Of the run that is under way, or was last; `supervisor`: of the process that carries the group out."""
     if name == "supervisor" and folder.supervisor_log.is_file():
         return folder.supervisor_log
     begun = [each for each in members(folder, Group.load(folder)) if each.record is not None and each.record.attempts]
@@ -112,37 +114,22 @@ def _choose_of_group(folder: GroupDir, name: str | None) -> Path:
 
 
 def _follow_group(folder: GroupDir, name: str | None, lines: int | None) -> None:
-    """One run after another."""
-    if name == "supervisor":
-        _follow_file(folder, lines)
-        return
+    """One run after another, until none is under way for a moment."""
     group = Group.load(folder)
     seen: set[str] = set()
-    while True:
-        goes_on = owner(folder) is not None  # before the runs are looked at
-        active = [each for each in members(folder, group) if each.record is not None and each.record.is_active()]
+    ends_at = time.monotonic() + BETWEEN_RUNS_S
+    while time.monotonic() < ends_at:
+        active = [each for each in members(folder, group) if each.is_active()]
         following = next((each for each in active if each.run.id not in seen), None)
         if following is not None:
             seen.add(following.run.id)
             _write([escape_controls(f"==> {following.run.id}: {group.label(following.point)} <==")])
-            _follow_run(following.run, name, lines)
-        elif not goes_on:
-            break
-        else:
-            time.sleep(POLL_S)
+            _follow_run(following.run, None if name == "supervisor" else name, lines)
+        if active:
+            ends_at = time.monotonic() + BETWEEN_RUNS_S
+        time.sleep(POLL_S)
     if not seen:
         _write(list(tail(_choose_of_group(folder, name), lines)))
-
-
-def _follow_file(folder: GroupDir, lines: int | None) -> None:
-    path, offset = _choose_of_group(folder, "supervisor"), None
-    while True:
-        goes_on = owner(folder) is not None
-        text, offset = _news(path, offset, lines, final=not goes_on)
-        _write(text)
-        if not goes_on:
-            return
-        time.sleep(POLL_S)
 
 
 def _activity(each: Member) -> tuple[bool, float]:

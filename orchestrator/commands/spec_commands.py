@@ -236,7 +236,6 @@ def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool
     from orchestrator.runs import registry, state
     from orchestrator.runs.groups import lookup_group
     from orchestrator.runs.notes import Notes
-    from orchestrator.runs.record import RunRecord
     from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
 
@@ -250,9 +249,9 @@ def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool
     if file is not None:
         terminal.print_file_of(run.path, file, run.id)
     elif as_json:
-        terminal.print_json(registry.run_json(run, RunRecord.load(run), Notes.load(run)))
+        terminal.print_json(registry.run_json(run, state.current(run), Notes.load(run)))
     else:
-        record = RunRecord.load(run)
+        record = state.current(run)
         terminal.print_run(record, run.path, state.lines(run, record))
 
 

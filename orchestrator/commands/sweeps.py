@@ -3,8 +3,6 @@
 Not covered: the commands themselves; what carries a group out (turns.py).
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,6 @@ from orchestrator.errors import Interrupted, StageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.lifecycle.new_run import How
     from orchestrator.lifecycle.sweep import Sweep
     from orchestrator.planning.session import Session
     from orchestrator.runs.groups import Group
@@ -25,16 +22,14 @@ if TYPE_CHECKING:
 # The modules of the stages are imported within the functions: --help and a mistyped flag answer at once.
 
 
-def carry_out_group(
-    session: "Session", folder: "GroupDir", how: "How", words: Sequence[str], *, detach: bool, as_json: bool
-) -> None:
+def carry_out_group(session: "Session", folder: "GroupDir", *, detach: bool, as_json: bool) -> None:
     """Carry a group out here, and show what came of it; or in the background."""
-    from orchestrator.lifecycle.scheduler import detach_group, submit_group, take_turns
+    from orchestrator.lifecycle.scheduler import detach_group, run_group, submit_group
 
-    job = submit_group(session, folder, how, [*words, "--slurm", "--cwd", str(Path.cwd())])
-    if job is not None or detach:
-        pid = detach_group(folder, words) if job is None else None
-        say(f"{folder.id} {f'is Slurm job {job}' if job else f'goes on in the background, in process {pid}'}")
+    job = submit_group(session, folder)
+    if job or detach:
+        where = f"is Slurm job {job}" if job else f"runs in the background, in process {detach_group(folder)}"
+        say(f"{folder.id} {where}")
         say(f"to see how far it is: orchestrator show {folder.id}")
         say(f"to follow it:         orchestrator logs {folder.id} -f")
         say(f"to stop it:           orchestrator stop {folder.id}")
@@ -44,7 +39,7 @@ def carry_out_group(
             typer.echo(folder.id)
         return
     try:
-        take_turns(session, folder, how, words)
+        run_group(session, folder)
     except (StageError, Interrupted):
         print_group(folder, as_json=as_json)
         raise
@@ -53,7 +48,7 @@ def carry_out_group(
 
 def print_group(folder: "GroupDir", *, as_json: bool) -> None:
     """A group and its runs, with what was swept beside each."""
-    from orchestrator.runs.groups import Group, group_json, members, owner
+    from orchestrator.runs.groups import Group, group_json, members
     from orchestrator.text import escape_controls
     from orchestrator.views import terminal
 
@@ -62,24 +57,15 @@ def print_group(folder: "GroupDir", *, as_json: bool) -> None:
         terminal.print_json(group_json(folder, group))
         return
     terminal.console().print(_table(folder, group))
-    found = owner(folder)
-    at_work = f", carried out by process {found.pid} on {found.host}" if found else ""
-    done = sum(each.is_finished(group.with_benchmarks) for each in members(folder, group))
-    typer.echo(f"\n{len(group.points)} runs, {done} done{at_work}: {escape_controls(str(folder.path))}")
+    done = sum(each.is_finished() for each in members(folder, group))
+    typer.echo(f"\n{len(group.points)} runs, {done} done: {escape_controls(str(folder.path))}")
 
 
 def print_next_step(folder: "GroupDir") -> None:
-    """How a group is gone on with that nobody carries out."""
-    from orchestrator.runs.groups import Group, killed_owner, members, owner, what_is_left
+    """How a group is continued that nobody carries out."""
+    from orchestrator.runs.groups import Group, remaining
 
-    group, killed = Group.load(folder), killed_owner(folder)
-    found = members(folder, group)
-    active = [each.run.id for each in found if each.record is not None and each.record.is_active()]
-    left = what_is_left(folder, group)
-    if killed is not None and (active or left):
-        stopping = f"; under way still: {', '.join(active)}" if active else ""
-        typer.echo(f"interrupted: its process {killed.pid} is gone without a word{stopping}")
-    if left and owner(folder) is None:
+    if left := remaining(folder, Group.load(folder)):
         typer.echo(left)
 
 
@@ -93,11 +79,10 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
     rows = []
     for each in members(folder, group):
         row = row_of(each.run, each.record, Notes()) if each.record is not None else None
-        status = "not begun" if each.record is not None and each.record.awaits_turn else each.status
-        said = row.last if row else ""
-        if not said and each.record is not None and each.record.error:
-            said = shorten(each.record.error.splitlines()[0], 80, placeholder=" ...")
-        rows.append([*each.point.values, status, row.steps if row else "", each.run.id, said])
+        last = row.last if row else ""
+        if not last and each.record is not None and each.record.error:
+            last = shorten(each.record.error.splitlines()[0], 80, placeholder=" ...")
+        rows.append([*each.point.values, each.status, row.steps if row else "", each.run.id, last])
     return terminal.table([*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"], rows)
 
 

@@ -1,9 +1,4 @@
-"""What is done with a target: a benchmark of a model, of every checkpoint of a run, an export.
-
-Covered: whose folder the results go to: the run's own, or that of a run without training, which is made for it or goes
-on where it was cut short.
-Not covered: what a target is called (models/target.py); a run's own benchmarks (pipeline.py).
-"""
+"""What is done with a target: a benchmark of a model, of every checkpoint of a run, an export."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,18 +9,21 @@ from typing import Any
 from orchestrator.benchmark.afterwards import score_by_comet
 from orchestrator.benchmark.benchmarking import benchmark_checkpoint, served_in_turn
 from orchestrator.benchmark.curve import Curve
-from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.evaluate import Asking as EvalOptions
 from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
 from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
-from orchestrator.lifecycle.new_run import How, Origin, new_folder
+from orchestrator.lifecycle.new_run import Provenance, RunOptions, make_run
 from orchestrator.lifecycle.pipeline import carry_out, launch, recorded
+from orchestrator.lifecycle.resume import take_up
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import plan_run, raise_or_log, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord, locked
+from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import current
 from orchestrator.serving.export import export
 from orchestrator.serving.target import Target
 from orchestrator.specs.compute_spec import ComputeSpec
@@ -36,18 +34,12 @@ log = logging.getLogger("orchestrator")
 
 
 def benchmark(
-    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking
+    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, options: EvalOptions
 ) -> list[Path]:
-    """Benchmark a target; returns the benchmarks' folders. One that was cut short goes on where it was.
+    """Benchmark a target; returns the benchmarks' folders. One that was cut short is continued.
 
-    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training.
-
-    Args:
-        session: the workspace and its tools.
-        target: what is benchmarked.
-        items: test sets; none: those of the run's spec.
-        settings: how it is served, or the URL of a server that runs.
-        how: whether answers of before are used, and whether a part is scored.
+    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training. Without
+    test sets in `items`, those of the run's spec are taken.
     """
     if not items and target.spec is not None:
         items = target.spec.benchmark
@@ -55,24 +47,23 @@ def benchmark(
         raise SpecError(f"which test set? {target.name} has no benchmark in its spec", "give one: --testset NAME")
     trained_on = target.spec.datasets if target.spec else []
     items = [resolve_instruction(item, session.dataset_folders, trained_on) for item in items]
-    items = [item.model_copy(update={"during": False}) for item in items]  # the training is over
     model = target.checkpoint.model if target.checkpoint else None
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
-        run = None if how.fresh else _cut_short(session, plan.spec)
-        carried = How(exclusive=False, asking=how)
+        own, request = RunOptions(exclusive=False, evaluation=options), Request()
+        run = None if options.fresh else _unfinished(session, plan.spec)
         if run is None:
-            run = launch(session, plan, Origin(), carried)
+            run = launch(session, plan, Provenance(), request, own)
         else:
-            log.info("run %s goes on", run.id)
-            carry_out(session, run, carried, plan)
+            log.info("run %s is continued", run.id)
+            carry_out(session, take_up(run, request), own, plan)
         return sorted(run.benchmarks.iterdir())
     record = RunRecord.load(target.run)
     with served_in_turn(session, spec, target.run, record, [target.checkpoint]) as connect_to:
-        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
+        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, options, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
 
@@ -84,7 +75,7 @@ def benchmark_all(
     split: str | None,
     changes: Mapping[str, Any],
     settings: ServeSpec,
-    how: Asking,
+    options: EvalOptions,
     *,
     metric: str,
     with_base: bool,
@@ -98,24 +89,24 @@ def benchmark_all(
         split: its split. None: validation.
         changes: fields of the validation set's benchmark.
         settings: how the checkpoints are served.
-        how: whether answers of before are used, and whether parts are scored.
-        metric: what is chosen by.
-        with_base: the model before training too.
+        options: whether earlier answers are used, and whether parts are scored.
+        metric: what the checkpoint is chosen by.
+        with_base: whether the model before training is benchmarked too.
     """
     if target.run is None or target.spec is None:
         raise SpecError(f"{target.name} is no run")
     sets = sets_of(session, target.spec, testset, split, changes)
     return benchmark_every_checkpoint(
-        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
+        session, target.run, target.spec, sets, settings, options, metric=metric, with_base=with_base
     )
 
 
-def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:
+def _unfinished(session: Session, spec: RunSpec) -> RunDir | None:
     """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
     for run in reversed(session.workspace.all_runs()):
         try:
-            record = RunRecord.load(run)
-        except PrerequisiteError:  # damaged: nothing to go on with
+            record = current(run)
+        except PrerequisiteError:  # damaged
             continue
         ended_early = record.status in ("failed", "stopped", "interrupted")
         if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
@@ -139,10 +130,11 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
         raise_or_log(check_model(model, session.workspace.root, session.installation))
         return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
     plan = plan_run(session, target.spec)
-    run = new_folder(session, plan, Origin())
-    record = RunRecord.load(run)
-    record.take_over(run)
-    with recorded(run, record):
+    owned = make_run(session, plan, Provenance(), Request(with_benchmarks=False))
+    run, record = owned.run, RunRecord.load(owned.run)
+    log.info("run %s", run.id)
+    record.begin_attempt(run)
+    with owned, recorded(run, record):
         resolved = replace(target.checkpoint, model=resolve_model(session, model)[0])
         folder = _export(session, run, record, resolved, settings, to)
         record.end(run, "done")

@@ -1,24 +1,20 @@
-"""A past run that is to be run in another workspace: what its spec needs of the old one, taken along.
+"""A past run that is to be run in another workspace: what its spec needs of the old one.
 
-Covered: entries of datasets that the new workspace lacks, with their files; a model or an adapter at a path relative to
-the old workspace; files and folders that arguments name relative to the run folder; a spec.yaml without a record beside
-it. What is not taken along is said: templates/, what lies outside the old workspace, what is there already but another.
-Not covered: archives (they have their own cache).
-Leaves what is copied at the same place in the new workspace.
+The old workspace may be a stranger's: only files below its dataset_info/ are copied, and only after the check.
 """
 
-import filecmp
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.data.datasets import FileSplit, list_entries, load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError
-from orchestrator.files import expanded, shipped
+from orchestrator.files import expanded, resolved
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
@@ -28,125 +24,102 @@ MAX_PATH = 4096  # bytes, of Linux
 log = logging.getLogger("orchestrator")
 
 
-def saved_run(word: str, workspace: Workspace | None) -> RunDir | Path:
-    """The run that a word means, or the spec.yaml that has no record beside it; paths need no workspace.
+def saved_run(selector: str, workspace: Workspace | None) -> RunDir | Path:
+    """The run that a selector means, or the spec.yaml that has no record beside it; paths need no workspace.
 
     Raises:
         SpecError: there is neither.
     """
-    is_path = "/" in word or word.endswith((".yaml", ".yml"))  # else a spec's name would mean what lies here
-    if is_path and len(word) < MAX_PATH:
-        path = Path(word)
+    is_path = "/" in selector or selector.endswith((".yaml", ".yml"))  # else a spec's name would mean what lies here
+    if is_path and len(selector) < MAX_PATH:
+        path = Path(selector)
         spec = path / "spec.yaml" if path.is_dir() else path
         if spec.is_file():
             beside = RunDir(spec.parent.resolve())
             return beside if spec.name == "spec.yaml" and beside.record.is_file() else spec
     if workspace is None:
-        raise SpecError(f"no run folder and no spec.yaml {word!r}", "name one by its path; or --workspace DIR")
-    return workspace.find_run(word)
+        raise SpecError(f"no run folder and no spec.yaml {selector!r}", "name one by its path; or --workspace DIR")
+    return workspace.find_run(selector)
 
 
-def take_along(past: Path, spec: RunSpec, session: Session) -> list[str]:
-    """Copy the datasets' entries and the arguments' files that the session's workspace lacks; say what is left out.
+@dataclass(frozen=True)
+class Dependencies:
+    """What a spec needs of its old workspace; nothing is copied yet."""
 
-    Args:
-        past: the run's folder; its workspace is looked for above it.
-        spec: what its spec.yaml says.
-        session: of the new workspace.
+    session: Session
+    """Of the new workspace; it finds the old one's datasets too, where it has none of that name."""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE for what the spec names relative to the old workspace."""
+    datasets: list[str] = field(default_factory=list)
+    old: Path = Path()
+    """The old workspace's dataset_info/."""
 
-    Returns:
-        KEY=VALUE for what the spec names relative to the old workspace.
-    """
+    def copy(self) -> None:
+        """Copy the datasets' entries and their files; the entry last: with it the dataset is there."""
+        new = self.session.workspace.dataset_info
+        files = {name: list(_files(name, self.old, new)) for name in self.datasets}  # refused before one is copied
+        for name, pairs in files.items():
+            for source, target in pairs:
+                if target.exists() or not source.exists():  # of another dataset too; reading it says what is wrong
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir():
+                    shutil.copytree(source, target, symlinks=True)
+                else:
+                    shutil.copy2(source, target)
+            shutil.copy2(self.old / f"{name}.yaml", new / f"{name}.yaml")
+            log.info("dataset %s is copied from %s", name, self.old)
+
+
+def dependencies(past: Path, spec: RunSpec, session: Session) -> Dependencies:
+    """What a run, whose folder is `past`, needs of its old workspace, where that is not the session's."""
     root = past.parent.parent
     if not (root / "dataset_info").is_dir() or root == session.workspace.root:
-        return []
+        return Dependencies(session)
     names = dict.fromkeys([*spec.datasets, *spec.eval_datasets, *(item.testset for item in spec.benchmark)])
-    known = list_entries(session.dataset_folders)
-    for name in names:
-        if name not in known and name in list_entries([root / "dataset_info"]):
-            _copy(name, root / "dataset_info", session.workspace.dataset_info)
+    known, old = list_entries(session.dataset_folders), root / "dataset_info"
+    missing = [name for name in names if name not in known and name in list_entries([old])]
     overrides = []
-    for field in ("name_or_path", "adapter_name_or_path"):
-        given = getattr(spec.model, field, None)
+    for key in ("name_or_path", "adapter_name_or_path"):
+        given = getattr(spec.model, key, None)
         if given is None or (session.workspace.root / expanded(given)).is_dir():
             continue
         if (found := root / expanded(given)).is_dir():
-            log.info("model.%s is the old workspace's: %s", field, found)
-            overrides.append(f"model.{field}={json.dumps(str(found))}")
-    for field, value in _texts(spec):
-        _take_file(field, value, past, root, session.workspace.root)
-    _say_templates(root / "templates", session.workspace.templates)
-    return overrides
-
-
-def _texts(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    """The arguments of every section that may be paths, with their fields."""
+            log.info("model.%s is the old workspace's: %s", key, found)
+            overrides.append(f"model.{key}={json.dumps(str(found))}")
     for section in OPEN_SECTIONS:
         given = getattr(spec, section)
         for key, value in given.extra_arguments().items() if given is not None else ():
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and 0 < len(text) < MAX_PATH and "\n" not in text:
-                    yield f"{section}.{key}", text
+            if isinstance(value, str) and value.startswith("../"):  # as LLaMA-Factory reads it in the run folder
+                log.warning("%s.%s is not copied: %s; write it absolute", section, key, value)
+    wider = replace(session, dataset_folders=[*session.dataset_folders, old]) if missing else session
+    return Dependencies(wider, overrides, missing, old)
 
 
-def _take_file(field: str, value: str, past: Path, root: Path, new_root: Path) -> None:
-    """LLaMA-Factory opens it where it is started, in the run folder: the new one is as deep in the new workspace."""
-    given = expanded(value)
-    source = Path(os.path.normpath(past / given))
-    if source.is_relative_to(past) or source in (root, root / "runs") or not os.path.lexists(source):
-        return  # what the run made itself, what the new workspace has, or no path
-    if not source.is_relative_to(root):
-        if not given.is_absolute():
-            log.warning("%s is not taken along: %s is outside the old workspace; write it absolute", field, source)
-        return
-    if given.is_absolute():
-        log.info("%s is the old workspace's: %s", field, source)
-        return
-    target = new_root / source.relative_to(root)
-    if os.path.lexists(target):
-        if source.is_dir() and target.is_dir():  # to compare them may take hours
-            log.info("%s is not taken along: the folder %s is there already", field, target)
-        elif not (source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False)):
-            log.warning("%s is not taken along: there is another %s", field, target)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy2(source, target)
-    log.info("%s is copied from %s", field, source)
+def _files(name: str, old: Path, new: Path) -> Iterator[tuple[Path, Path]]:
+    """The files of a dataset, and where each is copied to.
 
-
-def _say_templates(old: Path, new: Path) -> None:
-    """Templates that the old workspace rendered with, and the new one does not."""
-    for path in sorted(old.glob("*.j2")) if old.is_dir() else ():
-        used = next((each for each in (new / path.name, shipped("templates") / path.name) if each.is_file()), None)
-        if used is not None and path.is_file() and not filecmp.cmp(path, used, shallow=False):
-            log.warning("the old workspace's templates/%s is not taken along: %s is used", path.name, used)
-
-
-def _copy(name: str, old: Path, new: Path) -> None:
-    """The entry last: with it the dataset is there."""
-    for relative in _files(name, old):
-        source, target = old / relative, new / relative
-        if target.exists() or not source.exists():  # of another dataset too; what is wrong is said when it is read
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy2(source, target)
-    log.info("dataset %s is copied from %s", name, old)
-    shutil.copy2(old / f"{name}.yaml", new / f"{name}.yaml")
-
-
-def _files(name: str, folder: Path) -> Iterator[Path]:
-    dataset = load_entry(name, [folder])
+    Raises:
+        SpecError: one is outside dataset_info/.
+    """
+    dataset = load_entry(name, [old])
     if isinstance(dataset, LlamaFactoryDataset):
         path = dataset.local_path
-        if path is not None and path.is_relative_to(folder.absolute()):
-            yield path.relative_to(folder.absolute())
-        return
-    for split in dataset.entry.splits.values():
-        if isinstance(split, FileSplit):
-            yield from (Path(split.source), Path(split.target))
+        given = [path] if path is not None and not Path(dataset.info.source()[1]).is_absolute() else []
+    else:
+        splits = [split for split in dataset.entry.splits.values() if isinstance(split, FileSplit)]
+        given = [old / side for split in splits for side in (split.source, split.target)]
+    for path in given:
+        source, target = resolved(path), resolved(new / os.path.relpath(path, old))
+        if not source.is_relative_to(resolved(old)) or not target.is_relative_to(resolved(new)):
+            raise _outside(name, path)
+        yield source, target
+    if (old / f"{name}.yaml").is_symlink():
+        raise _outside(name, old / f"{name}.yaml")
+
+
+def _outside(name: str, path: Path) -> SpecError:
+    return SpecError(
+        f"dataset {name} of the old workspace is not copied: {path} is outside its dataset_info/",
+        f"look at it, and write an entry {name} into this workspace's dataset_info/ by hand",
+    )

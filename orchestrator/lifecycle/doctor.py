@@ -1,10 +1,4 @@
-"""What is wrong with the installation, the machine and the workspace, each with the next step.
-
-Covered: LLaMA-Factory and what it runs with; GPUs, and whether its torch can use them; room on the disks; locks and
-renames tried out where they are needed; ORCHESTRATOR_* variables; runs whose owner is gone, and what they left.
-Not covered: a spec (check.py); whether llamafactory-cli works beyond its imports of torch.
-Changes nothing (left_over.py does, when it is told to).
-"""
+"""What is wrong with the installation, the machine and the workspace, each with the next step. Changes nothing."""
 
 import os
 import shutil
@@ -17,13 +11,11 @@ import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
 from orchestrator.files import cache_folder, expanded, file_system, storage_problem
+from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
 from orchestrator.runs import gpus, locks
-from orchestrator.runs.groups import Group, killed_owner, members
-from orchestrator.runs.left_over import left_over_processes, temporary_files
-from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import GroupDir
+from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace
 from orchestrator.upstream.installation import Installation, find_installation
 
@@ -40,9 +32,10 @@ VARIABLES = {
     "ORCHESTRATOR_COMET": "the environment of COMET",
 }
 _PREFIX = "ORCHESTRATOR_"
-_LOCAL_LOCKS = ("nolock", "local_lock=all", "local_lock=flock")  # nfs(5)
+_LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}  # nfs(5)
 _TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _TORCH_S = 120.0
+Severity = Literal["ok", "note", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Diagnosis:
     """One thing that was looked at."""
 
     area: Literal["installation", "machine", "settings", "workspace"]
-    severity: Literal["ok", "note", "warning", "error"]
+    severity: Severity
     message: str
     remedy: str = ""
 
@@ -73,13 +66,12 @@ def diagnose(workspace: Workspace | None) -> Iterator[Diagnosis]:
 
 
 def _installation(found: Installation) -> Iterator[Diagnosis]:
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     yield Diagnosis("installation", "ok", f"{found.cli}, Python {found.python_version}")
     if found.package is None or "llamafactory" not in found.versions:
-        yield Diagnosis(
-            "installation", "error", f"{found.python} has no package llamafactory", 'pip install "llamafactory>=0.9.5"'
-        )
-    if versions:
+        missing = f"{found.python} has no package llamafactory"
+        yield Diagnosis("installation", "error", missing, 'pip install "llamafactory>=0.9.5"')
+    if found.versions:
+        versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
         yield Diagnosis("installation", "ok", versions)
     if found.note:
         yield Diagnosis("installation", "warning", found.note)
@@ -87,18 +79,16 @@ def _installation(found: Installation) -> Iterator[Diagnosis]:
 
 def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     memory = psutil.virtual_memory()
-    yield Diagnosis(
-        "machine", "ok",
-        f"{gpus.processor()}; {_gib(memory.total)} of memory, {_gib(memory.available)} of it free",
-    )  # fmt: skip
+    sizes = f"{_gib(memory.total)} of memory, {_gib(memory.available)} of it free"
+    yield Diagnosis("machine", "ok", f"{gpus.processor()}; {sizes}")
     names = gpus.gpu_names()
-    if not names:
-        yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
-    else:
+    if names:
         cuda = f"; its driver takes CUDA up to {version}" if (version := gpus.driver_cuda()) else ""
         yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(names)}{cuda}")
         if found is not None and "torch" in found.versions:
             yield _torch(found, len(names))
+    else:
+        yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
     folder = locks.lock_folder()
     try:
         with locks.folder_open():
@@ -106,7 +96,8 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     except PrerequisiteError as error:
         yield Diagnosis("machine", "error", error.message, error.remedy)
         return
-    yield _tried("machine", "locks of devices", folder, problem, "ORCHESTRATOR_LOCKS names a folder on a local disk")
+    remedy = "ORCHESTRATOR_LOCKS names a folder on a local disk"
+    yield Diagnosis("machine", *_storage("locks of devices", str(folder), problem, remedy))
     for held_by in locks.busy_devices():
         yield Diagnosis("machine", "note", f"{held_by} is in use")
 
@@ -114,21 +105,21 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
 def _torch(found: Installation, count: int) -> Diagnosis:
     """Whether torch sees the GPUs that the driver lists. Its build may be for another CUDA, or for none."""
     built = found.cuda.get("torch's CUDA", "no CUDA")
-    try:
-        seen = int(run_short([str(found.python), "-c", _TORCH], timeout_s=_TORCH_S).strip().rpartition("\n")[2])
+    argv = [str(found.python), "-c", _TORCH]
+    try:  # in its own folder: Python takes a torch.py of the current one first
+        seen = int(run_short(argv, timeout_s=_TORCH_S, cwd=found.python.parent).strip().rpartition("\n")[2])
     except (StageError, PrerequisiteError) as error:
         return Diagnosis("machine", "error", f"torch cannot be imported: {error.message}", "reinstall torch")
     except ValueError:
         return Diagnosis("machine", "warning", "torch does not say how many GPUs it sees")
-    said = f"torch, built for {built}, sees {seen} of {count} GPUs"
+    message = f"torch, built for {built}, sees {seen} of {count} GPUs"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen == count or (seen and hidden is not None):
-        return Diagnosis("machine", "ok", said)
+        return Diagnosis("machine", "ok", message)
+    severity: Severity = "error" if seen == 0 and hidden is None else "warning"
     shown = f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else ""
-    return Diagnosis(
-        "machine", "error" if seen == 0 and hidden is None else "warning", f"{said}{shown}",
-        "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally",
-    )  # fmt: skip
+    remedy = "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally"
+    return Diagnosis("machine", severity, f"{message}{shown}", remedy)
 
 
 def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
@@ -141,32 +132,30 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
             continue
         value = "is set" if name.endswith("KEY") else f"= {environment[name]}"
         path = expanded(environment[name])
-        absent = not name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY")) and not path.exists()
-        yield Diagnosis(
-            "settings", "error" if absent else "ok", f"{name} {value} ({VARIABLES[name]})",
-            f"{path} does not exist: correct it, or unset {name}" if absent else "",
-        )  # fmt: skip
+        is_made = name.endswith(("KEY", "CACHE", "LOCKS", "LLAMAFACTORY"))
+        missing = "" if is_made or path.exists() else f"{path} does not exist: correct it, or unset {name}"
+        yield Diagnosis("settings", "error" if missing else "ok", f"{name} {value} ({VARIABLES[name]})", missing)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
     kind, options = file_system(workspace.runs)
     remedy = "move it to a local disk, or to NFS that is mounted without nolock"
-    yield _tried("workspace", "runs", workspace.runs, storage_problem(workspace.runs), remedy, kind)
-    if kind.startswith("nfs") and set(_LOCAL_LOCKS) & set(options.split(",")):
-        said = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
+    place = f"{workspace.runs} ({kind})" if kind else str(workspace.runs)
+    yield Diagnosis("workspace", *_storage("runs", place, storage_problem(workspace.runs), remedy))
+    if kind.startswith("nfs") and _LOCAL_LOCKS & set(options.split(",")):
+        message = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
         remedy = "start, stop and resume a run on one host only; or mount it without nolock and local_lock"
-        yield Diagnosis("workspace", "warning", said, remedy)
+        yield Diagnosis("workspace", "warning", message, remedy)
     for what, folder in (("runs", workspace.runs), ("the cache", cache_folder()), ("models of the hub", hub_cache())):
         yield _room(what, folder)
     yield from _runs(workspace)
-    yield from _groups(workspace)
-    for left in left_over_processes(workspace):
-        said = f"{left.run.id} has no owner, and left running: {left.names()}"
-        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean ends that")
-    if files := temporary_files(workspace, cache_folder()):
+    for left in orphans(workspace):
+        message = f"{left.run.id} has no owner, and left running: {left.names()}"
+        yield Diagnosis("workspace", "warning", message, "orchestrator doctor --clean ends that")
+    if files := unfinished_files(workspace, cache_folder()):
         shown = ", ".join(str(path) for path in files[:3]) + (", ..." if files[3:] else "")
-        said = f"files of writers that were killed, {len(files)} of them: {shown}"
-        yield Diagnosis("workspace", "warning", said, "orchestrator doctor --clean removes them")
+        message = f"files of writers that were killed, {len(files)} of them: {shown}"
+        yield Diagnosis("workspace", "warning", message, "orchestrator doctor --clean removes them")
 
 
 def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
@@ -174,52 +163,34 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
     yield Diagnosis("workspace", "ok", f"{workspace.root}, with {len(runs)} runs")
     for run in runs:
         try:
-            record = RunRecord.load(run)
+            record = current(run)
         except OrchestratorError as error:
-            yield Diagnosis(
-                "workspace", "error", error.message, f"to remove it as a whole: orchestrator rm --all {run.id}"
-            )
+            remedy = f"to remove all of it: orchestrator rm --all {run.id}"
+            yield Diagnosis("workspace", "error", error.message, remedy)
             continue
         if record.status == "interrupted":
-            yield Diagnosis("workspace", "note", f"{run.id} was interrupted", f"to go on: orchestrator resume {run.id}")
+            remedy = f"to continue: orchestrator resume {run.id}"
+            yield Diagnosis("workspace", "note", f"{run.id} was interrupted", remedy)
         elif record.is_active() and not record.is_here():
-            yield Diagnosis(
-                "workspace", "note", f"{run.id} is {record.status} on {record.host}, which cannot be seen from here",
-                f"where that is gone for good: orchestrator stop {run.id} --host-is-gone",
-            )  # fmt: skip
-
-
-def _groups(workspace: Workspace) -> Iterator[Diagnosis]:
-    """Those whose owner was killed. Of a damaged one `show` says what is wrong."""
-    for path in sorted(workspace.runs.glob("*/group.json")):
-        folder = GroupDir(path.parent)
-        try:
-            killed, group = killed_owner(folder), Group.load(folder)
-        except PrerequisiteError:
-            continue
-        left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
-        if killed is not None and left:
-            said = f"{folder.id} was interrupted: {left} of its {len(group.points)} runs are not done"
-            yield Diagnosis("workspace", "note", said, f"to go on: orchestrator resume {folder.id}")
+            message = f"{run.id} is {record.status} on {record.host}, which cannot be seen from here"
+            remedy = f"where that is gone for good: orchestrator stop {run.id} --host-is-gone"
+            yield Diagnosis("workspace", "note", message, remedy)
 
 
 def _room(what: str, folder: Path) -> Diagnosis:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    said = f"room for {what}, {folder}: {_gib(free)}"
+    message = f"room for {what}, {folder}: {_gib(free)}"
     if free >= ROOM_BYTES:
-        return Diagnosis("workspace", "ok", said)
+        return Diagnosis("workspace", "ok", message)
     remedy = "orchestrator gc --keep-last 1 moves old checkpoints to the trash; orchestrator gc --trash empties that"
-    return Diagnosis("workspace", "warning", said, remedy)
+    return Diagnosis("workspace", "warning", message, remedy)
 
 
-def _tried(
-    area: Literal["machine", "workspace"], what: str, folder: Path, problem: str | None, remedy: str, kind: str = ""
-) -> Diagnosis:
-    shown = f"{folder} ({kind})" if kind else str(folder)
+def _storage(what: str, place: str, problem: str | None, remedy: str) -> tuple[Severity, str, str]:
     if problem is None:
-        return Diagnosis(area, "ok", f"{what}: locks and renames work in {shown}")
-    return Diagnosis(area, "error", f"{what} cannot be kept in {shown}: {problem}", remedy)
+        return "ok", f"{what}: locks and renames work in {place}", ""
+    return "error", f"{what} cannot be kept in {place}: {problem}", remedy
 
 
 def _gib(size_bytes: int) -> str:

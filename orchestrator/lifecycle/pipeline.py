@@ -2,120 +2,121 @@
 
     spec -> check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record
 
-Covered: launch, rerun, going on with a run; what each does to the record, on every way out.
-Not covered: making its folder (new_run.py); benchmark and export of what was trained (targets.py); printing. Progress
-and warnings go to the log "orchestrator".
+Progress and warnings go to the log "orchestrator".
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.benchmark.benchmarking import run_benchmarks
-from orchestrator.benchmark.during import benchmarks_beside, choose_after
 from orchestrator.errors import Interrupted, OrchestratorError
-from orchestrator.lifecycle.cross_workspace import take_along
-from orchestrator.lifecycle.jobs import goes_on_later
-from orchestrator.lifecycle.new_run import How, Origin, devices_needed, new_run
-from orchestrator.lifecycle.rerun import Repeat, drift_from, say_drift
-from orchestrator.lifecycle.resume import end_left_over, heed_changes
+from orchestrator.lifecycle.cross_workspace import dependencies
+from orchestrator.lifecycle.executors.slurm import requeue_or_reason
+from orchestrator.lifecycle.new_run import Provenance, RunOptions, devices_needed, new_run
+from orchestrator.lifecycle.rerun import RerunComparison, drift_from, log_differences
+from orchestrator.lifecycle.resume import check_unchanged, terminate_orphans
 from orchestrator.lifecycle.train_stage import train_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.runs.locks import hold_devices
+from orchestrator.runs.owner import OwnedRun
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import Status
+from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.usage import timed
-from orchestrator.specs.spec import RunSpec
 
 log = logging.getLogger("orchestrator")
 
 
-def launch(session: Session, plan: Plan, origin: Origin, how: How) -> RunDir:
+def launch(session: Session, plan: Plan, provenance: Provenance, request: Request, options: RunOptions) -> RunDir:
     """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
-    run = new_run(session, plan, origin, how)
-    carry_out(session, run, how, plan)
-    return run
+    owned = new_run(session, plan, provenance, request, exclusive=options.exclusive)
+    carry_out(session, owned, options, plan)
+    return owned.run
 
 
-def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None) -> None:
-    """Do what is left to do of a run, as its owner. What is whole already is not done again.
+def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan | None = None) -> None:
+    """Do what is left to do of a run; stages that are complete are skipped. The ownership ends with it.
 
-    Args:
-        session: the workspace and its tools.
-        run: its folder, new or of a run that ended before it was done.
-        how: what of it, and from where.
-        plan: what its spec.yaml says, where that was just read.
+    The run's record holds the request. `plan` is what its spec.yaml says, where that was just read.
 
     Raises:
-        PrerequisiteError: another process owns the run, or its devices; or what it was made with has changed.
+        PrerequisiteError: another run holds its devices; or what it was made with has changed.
     """
-    record = RunRecord.load(run)
-    record.take_over(run, how.job)
-    with recorded(run, record, how.job):
-        end_left_over(run)
-        plan = plan or plan_run(session, session.load_spec(run.spec))
-        spec = plan.spec
-        changes = heed_changes(run, record, spec, plan.facts)
-        for line in changes:
-            log.warning("since the run began: %s", line)
-        if changes:
-            record.note_attempt(run, drift=changes)
-        if how.job and len(record.attempts) == 1:
-            record.update(run, facts=plan.facts)  # the machine that submitted it is another
-        with hold_devices(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
-            record.update(run, status="preparing", waits_for=None)
-            repeat = _repeat(session, record, spec)
-            with benchmarks_beside(session, run, spec, locks, wished=how.with_benchmarks) as wait_for_these:
-                if spec.train is not None:
-                    train_run(session, plan, run, record, how, repeat, locks)
-                if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
-                    asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                    with timed(run, record, "benchmark"):
-                        wait_for_these()
-                        choose_after(session, run, record, spec, asking)
-                        run_benchmarks(session, plan, run, record, asking)
-            if repeat is not None:
-                record.update(run, changed=repeat.changed())
-                repeat.scored(record.benchmarks)
-            status: Status = "done" if how.with_benchmarks or spec.train is None else "trained"
-            if how.job and record.benchmark_job is not None:
-                record.leave_to(run, record.benchmark_job, status, benchmark_job=None)
-            else:
-                record.end(run, status)
+    run = owned.run
+    with owned:
+        record = RunRecord.load(run)
+        record.begin_attempt(run, options.job)
+        with recorded(run, record, options.job):
+            terminate_orphans(run)
+            plan = plan or plan_run(session, session.load_spec(run.spec))
+            if options.job and len(record.attempts) == 1:
+                record.update(run, facts=plan.facts)  # the machine that submitted it is another
+            changes = check_unchanged(run, record, plan.spec, plan.facts)
+            for line in changes:
+                log.warning("since the run began: %s", line)
+
+            def on_wait(what: str) -> None:
+                log.info("waiting for %s; Ctrl-C gives it up", what)
+                record.update(run, waits_for=what)
+
+            needed = devices_needed(plan.spec, record.request, exclusive=options.exclusive)
+            with hold_devices(needed, run, on_wait=on_wait if record.request.wait else None) as locks:
+                record.update(run, waits_for=None)
+                record.note_attempt(run, status="running", drift=changes)
+                _stages(session, plan, run, record, options, locks)
 
 
-def plan_rerun(session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
-    """What would run a past run's saved spec again; what differs now is said.
+def _stages(
+    session: Session, plan: Plan, run: RunDir, record: RunRecord, options: RunOptions, locks: Sequence[int]
+) -> None:
+    spec = plan.spec
+    benchmark_job = record.benchmark_job if options.job else None
+    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
+    comparison = RerunComparison(session, past, spec, record) if past is not None else None
+    if spec.train is not None:
+        train_run(session, plan, run, record, comparison, locks, job=options.job)
+    is_benchmarked = record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None
+    if is_benchmarked and benchmark_job is None:
+        is_rerun = record.rerun_of is not None
+        evaluation = replace(options.evaluation, cached=False) if is_rerun else options.evaluation
+        with timed(run, record, "benchmark"):
+            run_benchmarks(session, plan, run, record, evaluation)
+    if comparison is not None:
+        record.update(run, changed=comparison.changed())
+        comparison.scored(record.benchmarks)
+    if benchmark_job is not None:
+        record.hand_to_job(run, benchmark_job, "trained", benchmark_job=None)
+    else:
+        record.end(run, "done")
 
-    Args:
-        session: the workspace and its tools.
-        past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
-        overrides: --set KEY=VALUE, in order.
-        strict: whether other data or another model end it.
+
+def plan_rerun(
+    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool
+) -> tuple[Plan, Provenance]:
+    """What would run a past run's saved spec again; what differs now is logged.
+
+    A spec.yaml without a record has nothing to be compared with.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
     """
     file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
-    overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
+    needed = dependencies(folder, session.load_spec(file), session)
+    overrides = [*needed.overrides, *overrides]
+    plan = plan_run(needed.session, session.load_spec(file, overrides), ask=True)
     if not isinstance(past, RunDir):
         log.warning("%s has no record beside it: there is nothing to compare with", past)
-        return plan_run(session, session.load_spec(past, overrides), ask=True), Origin(str(past), overrides)
-    plan = plan_run(session, session.load_spec(past.spec, overrides), ask=True)
-    found = drift_from(session, past, plan.spec, plan.facts, overrides)
-    say_drift(past, found, strict=strict)
+        needed.copy()
+        return plan, Provenance(str(past), overrides)
+    found = drift_from(needed.session, past, plan.spec, plan.facts, overrides)
+    log_differences(past, found, strict=strict)
+    needed.copy()
     name = past.id if past.path.parent == session.workspace.runs else str(past.path)
-    return plan, Origin(str(past.spec), overrides, name, [each.line() for each in found])
-
-
-def _repeat(session: Session, record: RunRecord, spec: RunSpec) -> Repeat | None:
-    """The comparison with the run that this one repeats, where that is still there."""
-    past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
-    return None if past is None else Repeat(session, past, spec, record)
+    return plan, Provenance(str(past.spec), overrides, name, [each.line() for each in found])
 
 
 @contextmanager
@@ -124,25 +125,13 @@ def recorded(run: RunDir, record: RunRecord, job: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if record.is_active():  # else a signal came just after it had said how it ended
-            _end(run, record, error, job)
+        if not record.is_active():  # a signal came just after it had said how it ended
+            raise
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            why = requeue_or_reason(run, record) if job else ""
+            if why is not None:
+                record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
+        else:
+            is_ours = isinstance(error, OrchestratorError)
+            record.end(run, "failed", str(error) if is_ours else f"{type(error).__name__}: {error}")
         raise
-
-
-def _end(run: RunDir, record: RunRecord, error: BaseException, job: str) -> None:
-    if isinstance(error, KeyboardInterrupt | Interrupted):
-        why = goes_on_later(run, record) if job else ""
-        if why is not None:
-            record.end(run, "stopped", "; ".join(filter(None, [str(error) or "Ctrl-C", why])))
-    elif isinstance(error, OrchestratorError):
-        record.end(run, "failed", error.message)
-    else:
-        record.end(run, "failed", f"{type(error).__name__}: {error}")
-
-
-def _waiting(run: RunDir, record: RunRecord) -> Callable[[str], None]:
-    def on_wait(what: str) -> None:
-        log.info("waiting for %s; Ctrl-C gives it up", what)
-        record.update(run, waits_for=what)
-
-    return on_wait

@@ -1,9 +1,4 @@
-"""A run beside the one that it repeats: what differs before it starts, its first losses while it trains, its scores.
-
-Covered: all of the comparison, from the two run folders.
-Not covered: what follows from it (pipeline.py).
-Writes nothing; what is found goes to the log "orchestrator".
-"""
+"""A run beside the one that it repeats: what differs before it starts, its first losses as it trains, its scores."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,23 +20,20 @@ from orchestrator.specs.spec_file import load_spec
 log = logging.getLogger("orchestrator")
 
 
-def drift_from(session: Session, past: RunDir, spec: RunSpec, facts: Facts, asked: Sequence[str]) -> list[Difference]:
+def drift_from(
+    session: Session, past: RunDir, spec: RunSpec, facts: Facts, overrides: Sequence[str]
+) -> list[Difference]:
     """All that differs from a past run now, arguments that neither spec sets and whose default changed included.
 
-    Args:
-        session: the workspace and its tools.
-        past: the run that is repeated.
-        spec: what is to run.
-        facts: what it reads and runs with.
-        asked: the KEY=VALUE of --set.
+    `overrides` are the KEY=VALUE of --set: what was wished for.
     """
     now = replace(spec_side(session, "now", spec), facts=facts)
-    found = differences(run_side(session, past), now, asked)
+    found = differences(run_side(session, past), now, overrides)
     return by_severity([each for each in found if each.then != each.now])
 
 
-def say_drift(past: RunDir, found: Sequence[Difference], *, strict: bool) -> None:
-    """Each thing that differs by its severity, in the log.
+def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) -> None:
+    """Log each thing that differs, by its severity.
 
     Raises:
         PrerequisiteError: strict, and the data or the model are others.
@@ -61,51 +53,44 @@ def say_drift(past: RunDir, found: Sequence[Difference], *, strict: bool) -> Non
         )
 
 
-class Repeat:
+class RerunComparison:
     """A run that repeats a past one, compared as it goes."""
 
     def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
-        """Compare the run of a record with a past one.
-
-        Args:
-            session: the workspace and its tools.
-            past: the run that is repeated.
-            spec: what runs.
-            record: its record; its facts and the --set that made it are there.
-        """
+        """Compare a run, by the facts and overrides of its record, with a past one."""
         self._session, self._spec, self._facts = session, spec, record.facts
         self._past = past
         self._then = RunRecord.load(past)
         self._drift = drift_from(session, past, spec, record.facts, record.overrides)
         self._band = _band(session, past, spec)
         losses = self._then.training.logged_losses if self._then.training else []
-        # Where it was resumed, the first losses are not those that come now.
+        # of a resumed run the first losses are not those that come now
         self._early = EarlyVerdict(losses, self._drift, self._band) if losses and not record.attempts[1:] else None
 
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take what the training logs, and say the verdict as soon as it is known."""
+        """Take what the training logs, and log the verdict as soon as it is known."""
         loss = event.get("loss")
         if self._early is not None and isinstance(loss, int | float):
             verdict = self._early.add(float(loss))
             if verdict is not None:
-                self._say(verdict)
+                self._log(verdict)
 
     def trained(self, training: Training) -> Verdict | None:
-        """The verdict on a finished training; said, if it is not yet. None where the past run trained nothing."""
+        """The verdict on a finished training; logged, if it is not yet. None where the past run trained nothing."""
         if self._then.training is None:
             return None
         then, now = self._then.training.logged_losses, training.logged_losses
         verdict = compare_losses(then, now, drift=self._drift, band=self._band)
         if self._early is None or self._early.end() is not None:
-            self._say(verdict)
+            self._log(verdict)
         weights = self._then.training.weights_sha256, training.weights_sha256
         if None not in weights and self._then.facts.hash_version == self._facts.hash_version:
-            said = "the same, to the last bit" if weights[0] == weights[1] else "others"
-            log.info("%s: the trained weights are %s", self._past.id, said)
+            same = "the same, to the last bit" if weights[0] == weights[1] else "others"
+            log.info("%s: the trained weights are %s", self._past.id, same)
         return verdict
 
     def changed(self) -> list[str]:
-        """What others changed of data, model and versions since the run started, in lines; said."""
+        """What others changed of data, model and versions since the run started, in lines; logged."""
         try:
             now = facts_now(self._session, self._spec)
         except OrchestratorError as error:
@@ -121,13 +106,13 @@ class Repeat:
         return lines
 
     def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> list[str]:
-        """The run's scores beside the past ones, in lines; said."""
+        """The run's scores beside the past ones, in lines; logged."""
         lines = compare_scores(self._then.benchmarks, benchmarks, drift=self._drift)
         for line in lines:
             log.info("%s: %s", self._past.id, line)
         return lines
 
-    def _say(self, verdict: Verdict) -> None:
+    def _log(self, verdict: Verdict) -> None:
         level = logging.WARNING if verdict.verdict == "different" else logging.INFO
         log.log(level, "%s: %s", self._past.id, verdict.message)
 

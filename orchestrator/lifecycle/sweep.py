@@ -1,32 +1,26 @@
 """A sweep: one spec at every point of some axes, each a plain run of its own, together a group.
 
-    --sweep KEY=A,B ... -> the points' specs, all checked -> run folders with their specs -> group.json -> records
-
-Covered: all that is wrong with any point, at once and before anything is made; points that are the same; a group whose
-runs are made and not begun, so that whatever carries them out (turns.py here, a scheduler elsewhere) finds them
-complete; making up for what a kill left unmade.
-Not covered: carrying the runs out (turns.py).
-Leaves runs/<name>-sweep-<YYYYMMDD-HHMMSS>/group.json, and a run folder for each point.
+`--sweep KEY=A,B ...` -> the points' specs, all checked -> planned runs -> group.json.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from textwrap import indent
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
-from orchestrator.lifecycle.new_run import How, Origin, devices_needed, first_record, reserve_run
+from orchestrator.lifecycle.new_run import Provenance, devices_needed, make_run
 from orchestrator.planning.ask_llamafactory import ask_llamafactory
 from orchestrator.planning.plan import Plan, plan_run, raise_or_log
 from orchestrator.planning.session import Session
 from orchestrator.runs.axes import Axis, point_overrides, points, read_axes
-from orchestrator.runs.groups import Group, Point, members
+from orchestrator.runs.groups import Group, Point
 from orchestrator.runs.locks import devices_of, hold_devices, is_free
 from orchestrator.runs.record import now
+from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import GroupDir
 from orchestrator.specs.spec import RunSpec, spec_sha256
 
@@ -50,12 +44,7 @@ class Sweep:
 
 
 def plan_sweep(
-    session: Session,
-    spec_file: Path,
-    overrides: Sequence[str],
-    words: Sequence[str],
-    *,
-    per_device: bool,
+    session: Session, spec_file: Path, overrides: Sequence[str], sweep: Sequence[str], *, per_device: bool
 ) -> Sweep:
     """Check every point of a sweep.
 
@@ -63,13 +52,13 @@ def plan_sweep(
         session: the workspace and its tools.
         spec_file: the spec.
         overrides: --set KEY=VALUE, for every point.
-        words: --sweep KEY=V1,V2,..., an axis each.
+        sweep: --sweep KEY=V1,V2,..., an axis each.
         per_device: one run at a time on each device.
 
     Raises:
         SpecError, PrerequisiteError: all that is wrong, by point.
     """
-    axes = read_axes(words)
+    axes = read_axes(sweep)
     for axis in axes:
         if any(each.partition("=")[0].strip() == axis.key for each in overrides):
             raise SpecError(f"{axis.key} is given to --set and to --sweep", "leave one of them out")
@@ -78,7 +67,9 @@ def plan_sweep(
     log.info("checking %d points", len(values))
     plans: list[Plan] = []
     errors: list[tuple[int, OrchestratorError]] = []
-    with _said_once():
+    once = _Once()
+    log.addFilter(once)
+    try:
         for number, own in enumerate(by_point):
             try:
                 plan = plan_run(session, session.load_spec(spec_file, own))
@@ -88,20 +79,20 @@ def plan_sweep(
                 errors.append((number, error))
                 continue
             plans.append(replace(plan, texts={}, datasets={}, own={}))
-    if not errors:
-        answers = ask_llamafactory(session, [plan.spec for plan in plans])
-        with _said_once():
-            for number, answer in enumerate(answers):
+        if not errors:
+            for number, answer in enumerate(ask_llamafactory(session, [plan.spec for plan in plans])):
                 try:
                     raise_or_log(answer.findings)
                 except OrchestratorError as error:
                     errors.append((number, error))
+    finally:
+        log.removeFilter(once)
     if errors:
-        raise _all_at_once(errors, axes, values)
+        raise _as_one_error(errors, axes, values)
     _refuse_the_same(plans, axes, values)
     if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
         raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
-    devices = _per_device(plans) if per_device else None
+    devices = _per_device([plan.spec for plan in plans]) if per_device else None
     if devices is not None:
         first = f'compute.devices="{devices[0]}"'
         by_point = [[*own, first] for own in by_point]
@@ -109,61 +100,40 @@ def plan_sweep(
     return Sweep(spec_file, axes, values, by_point, plans, devices)
 
 
-def make_group(session: Session, sweep: Sweep, how: How) -> GroupDir:
-    """Make a group and its runs, none of them begun: members() gives them, each `queued`.
-
-    What carries them out needs their folders alone. A kill in between leaves either no group, or one that make_missing
-    completes.
+def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
+    """Make a group and its runs, each `planned`. If it is killed the runs made so far stay, as planned ones.
 
     Raises:
         PrerequisiteError: the devices are in use, and it would not wait.
     """
-    if how.exclusive and not how.wait:
-        _refuse_taken(sweep, how)
+    if not request.wait and (sweep.devices is None or not any(map(is_free, sweep.devices))):
+        with hold_devices(sweep.devices or devices_needed(sweep.plans[0].spec, request), None):
+            pass
     folder = session.workspace.new_group(sweep.plans[0].spec.name, datetime.now())
-    runs = []
+    own = request.model_copy(update={"wait": True})  # for the run before it
+    made: list[Point] = []
     try:
-        for plan in sweep.plans:
-            runs.append(reserve_run(session, plan))
-        made = [
-            Point(run=run.id, values=list(values), overrides=own)
-            for run, values, own in zip(runs, sweep.values, sweep.overrides, strict=True)
-        ]
+        for plan, values, overrides in zip(sweep.plans, sweep.values, sweep.overrides, strict=True):
+            origin = Provenance(str(sweep.spec_file), overrides, group=folder.id, values=values)
+            with make_run(session, plan, origin, own, status="planned") as owned:
+                made.append(Point(run=owned.run.id, values=list(values)))
         group = Group(
             id=folder.id, created_at=now(), spec_file=str(sweep.spec_file), axes=sweep.axes, points=made,
-            with_benchmarks=how.with_benchmarks, devices=sweep.devices,
+            with_benchmarks=request.with_benchmarks, devices=sweep.devices,
         )  # fmt: skip
         group.save(folder)
     except BaseException:
-        if not folder.file.exists():  # they hold a spec each, and are no runs yet
-            for path in (folder.path, *(run.path for run in runs)):
-                shutil.rmtree(path)
+        for path in (folder.path, *(session.workspace.runs / point.run for point in made)):
+            shutil.rmtree(path, ignore_errors=True)
         raise
-    for run, plan, point in zip(runs, sweep.plans, made, strict=True):
-        origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
     log.info("group %s: %d runs", folder.id, len(made))
     return folder
 
 
-def make_missing(session: Session, folder: GroupDir, group: Group) -> None:
-    """Make the runs that a kill left unmade; one that cannot be made is said, and does not stop the others."""
-    for point, run, record in members(folder, group):
-        if record is not None or run.record.exists() or not run.spec.is_file():
-            continue
-        try:
-            plan = plan_run(session, session.load_spec(run.spec))
-        except OrchestratorError as error:
-            log.warning("%s cannot be made: %s", run.id, error.message)
-            continue
-        origin = Origin(group.spec_file, point.overrides, group=folder.id)
-        first_record(session, run, plan, origin, with_benchmarks=group.with_benchmarks, queued=True)
-
-
-def _all_at_once(
+def _as_one_error(
     errors: Sequence[tuple[int, OrchestratorError]], axes: Sequence[Axis], values: Sequence[tuple[str, ...]]
 ) -> OrchestratorError:
-    """The points' errors as one; what several have in common is said once."""
+    """The points' errors as one; what several have in common stands there once."""
     kind = SpecError if any(isinstance(error, SpecError) for _, error in errors) else PrerequisiteError
     alike: dict[tuple[str, str], list[int]] = {}
     for number, error in errors:
@@ -187,29 +157,27 @@ def _refuse_the_same(plans: Sequence[Plan], axes: Sequence[Axis], values: Sequen
             raise SpecError(f"two points are the same run: {' and '.join(both)}", "leave one of the values out")
 
 
-def _per_device(plans: Sequence[Plan]) -> list[str]:
+def _per_device(specs: Sequence[RunSpec]) -> list[str]:
     """The devices of a sweep that takes one for each run.
 
     Raises:
         SpecError: a run of it would want more than one device, or one that another has too.
         PrerequisiteError: there is none.
     """
-    for spec in (plan.spec for plan in plans):
-        compute = spec.compute
-        if (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1:
-            raise SpecError("--per-device is for runs on one device: compute.nproc_per_node and nnodes want more")
-        if compute.slurm is not None:
-            raise SpecError("--per-device is for this machine: Slurm gives each task of compute.slurm its devices")
-        if compute.devices != plans[0].spec.compute.devices:
-            raise SpecError("--per-device chooses the device: compute.devices cannot be swept")
-        if spec.serve.devices is not None:
-            raise SpecError("--per-device chooses the device: leave serve.devices out")
-        if spec.serve.port is not None and spec.benchmark:
-            raise SpecError(
-                f"--per-device starts a server for each run: they cannot all have serve.port {spec.serve.port}",
-                "leave it out: --set serve.port=null; then each takes a free one",
-            )
-    devices = devices_of([plans[0].spec.compute.devices])
+    for spec in specs:
+        compute, serve = spec.compute, spec.serve
+        is_wide = (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1
+        refused = [
+            (is_wide, "compute.nproc_per_node or nnodes: it is for runs on one device"),
+            (compute.slurm is not None, "compute.slurm: Slurm gives each task its devices"),
+            (compute.devices != specs[0].compute.devices, "a sweep of compute.devices: it chooses the device"),
+            (serve.devices is not None, "serve.devices: it chooses the device"),
+            (serve.port is not None and bool(spec.benchmark), "serve.port: each run starts a server of its own"),
+        ]
+        for is_so, what in refused:
+            if is_so:
+                raise SpecError(f"--per-device does not go with {what}", "leave one of the two out")
+    devices = devices_of([specs[0].compute.devices])
     if not devices:
         raise PrerequisiteError(
             "--per-device: there is no device here: nvidia-smi lists none, and none is named",
@@ -222,26 +190,15 @@ def _on_device(spec: RunSpec, device: str) -> RunSpec:
     return spec.model_copy(update={"compute": spec.compute.model_copy(update={"devices": device})})
 
 
-def _refuse_taken(sweep: Sweep, how: How) -> None:
-    if sweep.devices is None or not any(map(is_free, sweep.devices)):
-        wanted = sweep.devices or devices_needed(sweep.plans[0].spec, how)
-        with hold_devices(wanted, None):
-            pass
+class _Once(logging.Filter):
+    """Lets a line through that several points have alike, once."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
 
-@contextmanager
-def _said_once() -> Iterator[None]:
-    """What is said of several points alike is said once."""
-    said: set[str] = set()
-
-    def is_news(line: logging.LogRecord) -> bool:
-        text = line.getMessage()
-        is_new = text not in said
-        said.add(text)
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._seen
+        self._seen.add(text)
         return is_new
-
-    log.addFilter(is_news)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_news)

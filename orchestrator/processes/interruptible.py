@@ -1,8 +1,6 @@
-"""Ctrl-C and SIGTERM in order: heard wherever the program is, while a coroutine runs, and where a few lines must not be
-cut in two.
+"""Ctrl-C, SIGTERM and SIGHUP raise Interrupted wherever the program is, also in a coroutine or a destructor.
 
-Covered: signals whose handlers raise (the program's own, and Python's for Ctrl-C).
-Not covered: SIGKILL; a coroutine that refuses to be cancelled, which the second signal leaves behind.
+A signal that was ignored when the program began (nohup, a job in the background) stays ignored.
 """
 
 import signal
@@ -33,11 +31,11 @@ def raise_interrupted(*numbers: int) -> list[Interrupted]:
     Python drops what is raised in a destructor or a weak reference's callback ("Exception ignored in"), and the
     program would go on as if nobody had pressed Ctrl-C: the signal is sent again, until it is heard.
     """
-    came: list[Interrupted] = []
+    received: list[Interrupted] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(_Signalled(number))
-        raise came[-1]
+        received.append(_Signalled(number))
+        raise received[-1]
 
     def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
@@ -51,13 +49,14 @@ def raise_interrupted(*numbers: int) -> list[Interrupted]:
 
     before, sys.unraisablehook = sys.unraisablehook, send_again
     for number in numbers:
-        signal.signal(number, interrupt)
-    return came
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    return received
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A signal that comes within the block is heard at its end: a child that was just started is known by then.
+def defer_signals() -> Iterator[None]:
+    """A signal that comes within the block is raised at its end: a child that was just started is known by then.
 
     For blocks that end by themselves at once.
     """
@@ -65,16 +64,16 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     handlers = _raising_handlers()
-    came: list[int] = []
+    received: list[int] = []
     try:
         for number in handlers:
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, lambda number, frame: received.append(number))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if came:
-            handlers[came[0]](came[0], None)
+        if received:
+            handlers[received[0]](received[0], None)
 
 
 def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -82,8 +81,8 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
 
     What a handler raises while the event loop runs is raised in whatever the loop is doing: a task takes it for its
     own failure, or some library's `except` catches it; a callback's is logged and lost. So for as long as the loop
-    runs, SIGINT, SIGTERM and SIGHUP, where they have a Python handler, cancel the coroutine instead. When it has ended
-    and the loop is closed the handler is called, and raises what it wants to. A second signal reaches it at once.
+    runs, signals with a Python handler cancel the coroutine instead. When it has ended and the loop is closed the
+    handler is called, and raises what it wants to. A second signal reaches it at once.
 
     Raises:
         Interrupted: a signal came, and its handler raised nothing.
@@ -93,12 +92,12 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         return asyncio.run(coroutine)
     handlers = _raising_handlers()
-    came: list[int] = []
+    received: list[int] = []
     task: asyncio.Task[Any] | None = None
 
     def cancel(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
+        received.append(number)
+        if len(received) > 1:
             handlers[number](number, frame)
         elif task is not None and not task.done():
             task.cancel()
@@ -107,7 +106,7 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     async def main() -> T:
         nonlocal task
         task = asyncio.current_task()
-        if came:
+        if received:
             raise asyncio.CancelledError
         return await coroutine
 
@@ -119,9 +118,9 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.close()  # nothing to do, unless it never started
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if came:  # what is raised here takes the place of CancelledError
-            handlers[came[0]](came[0], None)
-            raise Interrupted(f"stopped by {signal.Signals(came[0]).name}")
+        if received:  # what is raised here takes the place of CancelledError
+            handlers[received[0]](received[0], None)
+            raise Interrupted(f"stopped by {signal.Signals(received[0]).name}")
 
 
 def _raising_handlers() -> dict[int, Handler]:

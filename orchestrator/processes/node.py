@@ -1,9 +1,6 @@
-"""One node's part of a training on several nodes of a job of Slurm: `srun python -m ...node RUN llamafactory-cli ...`.
+"""One node's part of a training on several nodes of a Slurm job: `srun python -m ...node RUN llamafactory-cli ...`.
 
-Covered: the node's rank; told to end, by srun, the ranks save a checkpoint before torchrun and the launcher go; the
-exit status is the training's.
-Not covered: what the job decides (runs/jobs.py).
-Leaves logs/train.log of the first node, logs/train-node1.log, ... of the others.
+On SIGTERM the ranks save a checkpoint before torchrun and the launcher go. The exit status is the training's.
 """
 
 import os
@@ -12,10 +9,9 @@ import sys
 from pathlib import Path
 
 from orchestrator.errors import Interrupted
-from orchestrator.processes.interruptible import raise_interrupted, uninterrupted
+from orchestrator.processes.interruptible import defer_signals, raise_interrupted
 from orchestrator.processes.process import start
-
-GRACE_S = 90  # as train.py has it, which is above this module
+from orchestrator.processes.process_tree import GRACE_S
 
 
 def main() -> None:
@@ -23,7 +19,7 @@ def main() -> None:
     raise_interrupted(signal.SIGTERM, signal.SIGINT)
     child = None
     try:
-        with uninterrupted():
+        with defer_signals():
             child = start(
                 argv,
                 log=run / "logs" / ("train.log" if rank == "0" else f"train-node{rank}.log"),
@@ -34,7 +30,7 @@ def main() -> None:
             )
         child.popen.wait()
     except Interrupted:
-        for number in (signal.SIGTERM, signal.SIGINT):  # it may be told twice, by srun and by the run's owner
+        for number in (signal.SIGTERM, signal.SIGINT):  # srun and the run's owner may both send one
             signal.signal(number, signal.SIG_IGN)
     status = child.stop(GRACE_S) if child is not None else 1
     sys.exit(status if status >= 0 else 128 - status)

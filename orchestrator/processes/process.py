@@ -1,34 +1,42 @@
 """Child processes: start, watch, stop. The only module that starts any.
 
-Covered: argv lists (never a shell); stdin closed; output appended to a log file, never a pipe that nobody reads;
-a session of its own, so that a terminal's Ctrl-C reaches us alone and we decide; on Linux a child gets a signal
-when we die, however we die; stopping reaches torchrun's workers, which live in sessions of their own, and what a
-child that ended by itself left behind in its session.
-Not covered: machines without sessions and process groups (Windows).
+A child is a session of its own, without a terminal and stdin, and its output goes to a log file: a pipe that nobody
+reads would block it. Never a shell.
 """
 
 import ctypes
+import errno
 import os
-import select
 import shlex
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.processes import family
+from orchestrator.processes.process_tree import CHILD_ENV, RUN_ENV, child_processes, terminate, wait_until_gone
 from orchestrator.text import escape_controls
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # They would change what LLaMA-Factory is (USE_V1), hide a wrong argument, or write elsewhere.
 _NOT_INHERITED = ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR")
+
+
+def own_argv(*words: str, module: str = "") -> list[str]:
+    """How this package starts itself.
+
+    Args:
+        words: the command's arguments.
+        module: one of its modules with a main of its own, such as processes.watch. '': the command line.
+    """
+    # -P: what lies in the current folder (a psutil.py, another orchestrator) is not imported
+    return [sys.executable, "-P", "-m", ".".join(filter(None, ["orchestrator", module])), *words]
 
 
 @dataclass
@@ -41,10 +49,9 @@ class Child:
     log_start_bytes: int
     """Where this child's output begins in the log."""
     popen: "subprocess.Popen[bytes]"
-    word: str
+    marker: str
     """In the environment of all that it starts."""
-    watcher: "subprocess.Popen[bytes] | None" = None
-    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the session."""
+    watcher: "Watcher | None" = None
 
     @property
     def pid(self) -> int:
@@ -55,22 +62,9 @@ class Child:
         return self.popen.poll()
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep, but not beyond the child's end; where the system cannot tell that end, the whole time."""
-        if self.poll() is not None:
-            return
-        try:
-            descriptor = os.pidfd_open(self.pid) if sys.platform == "linux" else None
-        except OSError:  # a kernel before 5.3, or a sandbox
-            descriptor = None
-        if descriptor is None:
-            time.sleep(timeout_s)
-            return
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(timeout_s * 1000)
-        finally:
-            os.close(descriptor)
+        """Sleep, but not beyond the child's end."""
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(timeout_s)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of this child's own output, control characters made visible."""
@@ -93,47 +87,79 @@ class Child:
 
         Args:
             grace_s: how long it is waited for.
-            is_enough: asked meanwhile whether there is nothing more to wait for.
+            is_enough: called meanwhile: whether there is nothing more to wait for.
 
         Returns:
             The exit status.
         """
         is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
-        left = family.end(lambda: family.child_family(self.pid if is_ours else None, self.word), grace_s, is_enough)
+        left = terminate(lambda: child_processes(self.pid if is_ours else None, self.marker), grace_s, is_enough)
         status = self.popen.wait()
-        family.wait_until_gone(left)
+        wait_until_gone(left)
         if self.watcher is not None:
-            self.watcher.communicate()
+            self.watcher.close()
         return status
+
+
+class Watcher:
+    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of a child."""
+
+    def __init__(self, leader: int, marker: str, run: str | None, locks: Sequence[int]) -> None:
+        self._leader, self._marker, self._run, self._locks = leader, marker, run, locks
+        self._popen, self._was_restarted = self._start(), False
+
+    def close(self) -> None:
+        self._popen.communicate()
+
+    def restart_if_dead(self) -> bool:
+        """Whether it had died, and was started again; not a second time."""
+        if self._popen.poll() is None or self._was_restarted:
+            return False
+        self._popen.communicate()
+        self._popen, self._was_restarted = self._start(), True
+        return True
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            own_argv(str(self._leader), self._marker, module="processes.watch"),
+            env={**os.environ, **({RUN_ENV: self._run} if self._run is not None else {})},
+            pass_fds=self._locks,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
+        )
 
 
 def start(
     argv: Sequence[str],
     *,
     log: Path,
-    cwd: Path,
+    cwd: Path | None,
     env: Mapping[str, str],
     death_signal: int | None,
     watched: bool = False,
-    held: Sequence[int] = (),
+    locks: Sequence[int] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start a child whose output goes to the end of a log file.
 
     Args:
         argv: program and arguments.
         log: file that stdout and stderr are appended to.
-        cwd: the child's working folder.
-        env: the child's whole environment.
+        cwd: the child's working folder; None: ours.
+        env: the child's environment, nothing of ours is added.
         death_signal: what the child gets when this process dies without stopping it (Linux only). None: nothing, it
             is meant to outlive us.
         watched: whether a second process waits for our death, to end what the child has started by then (torchrun
             and its ranks, which no death signal of ours reaches).
-        held: files that this second process keeps open until then: locks of what the child uses.
+        locks: files that this second process keeps open until then: locks of what the child uses.
+        pass_fds: files that the child itself keeps open.
 
     Raises:
-        PrerequisiteError: the program cannot be started.
+        PrerequisiteError: the program cannot be started, or the log is a link.
     """
-    parent, word = os.getpid(), uuid.uuid4().hex
+    parent, marker = os.getpid(), uuid.uuid4().hex
 
     def die_with_parent() -> None:
         if _LIBC is not None:
@@ -142,39 +168,37 @@ def start(
                 os._exit(1)
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with open(log, "ab", opener=_open_no_link) as output:  # a Path has no opener
         begin = output.tell()
         try:
             popen = subprocess.Popen(
                 list(argv),
                 cwd=cwd,
-                env={**env, family.CHILD_ENV: word},
+                env={**env, CHILD_ENV: marker},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=die_with_parent if death_signal is not None else None,
+                pass_fds=pass_fds,
             )
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
-    return Child(list(argv), cwd, log, begin, popen, word, _watch(popen.pid, word, env, held) if watched else None)
+    watcher = Watcher(popen.pid, marker, env.get(RUN_ENV), locks) if watched else None
+    return Child(list(argv), cwd or Path.cwd(), log, begin, popen, marker, watcher)
 
 
-def _watch(leader: int, word: str, env: Mapping[str, str], held: Sequence[int]) -> "subprocess.Popen[bytes]":
-    package = Path(__file__).resolve().parent.parent
-    run = {family.RUN_ENV: env[family.RUN_ENV]} if family.RUN_ENV in env else {}
-    return subprocess.Popen(
-        [sys.executable, "-m", f"{package.name}.processes.watch", str(leader), word],
-        env={**os.environ, **run, "PYTHONPATH": str(package.parent)},
-        pass_fds=held,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
-    )
+def _open_no_link(path: str, flags: int) -> int:
+    """A run folder that came from elsewhere may have a link in a log's place."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise PrerequisiteError(f"{path} is a link: no log is written through it", f"rm {shlex.quote(path)}") from error
 
 
-def by_hand(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
+def repro_command(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """The line for a shell that does again what a child was started for."""
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return f"to repeat it by hand: cd {shlex.quote(str(cwd))} && {' '.join([*assignments, shlex.join(argv)])}"
@@ -197,6 +221,7 @@ def run_short(
     cwd: Path | None = None,
     input_text: str = "",
     environment: Mapping[str, str] | None = None,
+    errors: str = "replace",
 ) -> str:
     """Run a program that answers at once; its stdout as text.
 
@@ -206,25 +231,12 @@ def run_short(
         cwd: its working folder; ours by default.
         input_text: what it reads from stdin.
         environment: variables set beside ours.
+        errors: what becomes of bytes that are no UTF-8, as for bytes.decode; "surrogateescape" loses none.
 
     Raises:
         PrerequisiteError: it is not there.
         StageError: it fails or takes too long.
     """
-    return run_short_bytes(argv, timeout_s=timeout_s, cwd=cwd, input_text=input_text, environment=environment).decode(
-        "utf-8", "replace"
-    )
-
-
-def run_short_bytes(
-    argv: Sequence[str],
-    *,
-    timeout_s: float = 30,
-    cwd: Path | None = None,
-    input_text: str = "",
-    environment: Mapping[str, str] | None = None,
-) -> bytes:
-    """The same; its stdout as it is."""
     try:
         done = subprocess.run(
             list(argv),
@@ -240,6 +252,6 @@ def run_short_bytes(
     except subprocess.TimeoutExpired as error:
         raise StageError(f"{argv[0]} did not answer within {timeout_s:g} s") from error
     if done.returncode != 0:
-        said = escape_controls(done.stderr.decode("utf-8", "replace").strip())[-400:]
-        raise StageError(f"{argv[0]} ended with status {done.returncode}: {said}")
-    return done.stdout
+        message = escape_controls(done.stderr.decode("utf-8", "replace").strip())[-400:]
+        raise StageError(f"{argv[0]} ended with status {done.returncode}: {message}")
+    return done.stdout.decode("utf-8", errors)

@@ -1,12 +1,12 @@
-"""How far a long stage is: a tqdm bar on a terminal, a plain line now and then elsewhere. All on stderr.
+"""How far a long stage is, on stderr: a tqdm bar on a terminal, elsewhere a plain line now and then.
 
-Covered: known and unknown totals; values shown beside the count; at most one plain line in 15 s, and one at the end.
-Not covered: what the stage prints itself (that goes to its log).
+Where nobody reads it any more (`launch | head`, a terminal that hung up) it goes quiet: the stage itself is well.
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -37,10 +37,8 @@ class Progress:
             clock: seconds.
         """
         self.count = self._initial = initial
-        self._total = total
-        self._desc, self._unit = desc, unit
-        self._stream = stream or sys.stderr
-        self._clock = clock
+        self._total, self._desc, self._unit = total, desc, unit
+        self._stream, self._clock = stream or sys.stderr, clock
         self._started = self._shown_at = clock()
         self._postfix: dict[str, object] = {}
         self._bar: Any = None
@@ -48,15 +46,10 @@ class Progress:
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=total,
-                desc=desc,
-                unit=f" {unit}",
-                initial=initial,
-                file=self._stream,
-                disable=None,
-                dynamic_ncols=True,
-            )
+            with self._unless_unread():
+                self._bar = tqdm(
+                    total=total, desc=desc, unit=f" {unit}", initial=initial, file=self._stream, dynamic_ncols=True
+                )
 
     @property
     def total(self) -> int | None:
@@ -67,28 +60,31 @@ class Progress:
         self._total = total
         if self._bar is not None:
             self._bar.total = total
-            self._bar.refresh()
+            with self._unless_unread():
+                self._bar.refresh()
 
     def update(self, n: int = 1, **postfix: object) -> None:
         """Count n more; keyword arguments are shown beside the count until they are given anew, or None."""
         self.count += n
         self._postfix = {name: value for name, value in (self._postfix | postfix).items() if value is not None}
-        if self._bar is not None:
-            if postfix:
-                self._bar.set_postfix(self._postfix, refresh=False)
-            self._bar.update(n)
-        elif self._clock() - self._shown_at >= PLAIN_INTERVAL_S:
-            self._plain_line()
+        with self._unless_unread():
+            if self._bar is not None:
+                if postfix:
+                    self._bar.set_postfix(self._postfix, refresh=False)
+                self._bar.update(n)
+            elif self._clock() - self._shown_at >= PLAIN_INTERVAL_S:
+                self._plain_line()
 
     def close(self) -> None:
         """Show the last state and end; more calls do nothing."""
         if self._closed:
             return
+        with self._unless_unread():
+            if self._bar is not None:
+                self._bar.close()
+            else:
+                self._plain_line()
         self._closed = True
-        if self._bar is not None:
-            self._bar.close()
-        else:
-            self._plain_line()
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +94,16 @@ class Progress:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _unless_unread(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # EPIPE, or EIO of a terminal that is gone
+            self._closed = True
+
     def _plain_line(self) -> None:
+        if self._closed:
+            return
         self._shown_at = self._clock()
         elapsed_s = self._shown_at - self._started
         of = f"/{self._total}" if self._total is not None else ""

@@ -1,9 +1,4 @@
-"""What a sweep varies: `--sweep KEY=V1,V2,...`, and the points of several such axes.
-
-Covered: values as a YAML flow list, so that text with a comma is quoted, and a list stands in brackets; each value kept
-as it was written, since it becomes a `--set` of its own; the product.
-Not covered: what a value means (yamlfile.py's set_value and spec_file.py tell).
-"""
+"""What a sweep varies: `--sweep KEY=V1,V2,...`, values as in a YAML flow list, and the points of several such axes."""
 
 import itertools
 from collections.abc import Sequence
@@ -30,16 +25,16 @@ class Axis(BaseModel):
     """YAML, as written on the command line."""
 
 
-def read_axes(words: Sequence[str]) -> list[Axis]:
+def read_axes(options: Sequence[str]) -> list[Axis]:
     """The axes of a sweep.
 
     Args:
-        words: KEY=V1,V2,... each.
+        options: KEY=V1,V2,... each.
 
     Raises:
         SpecError: one is no such text, a key stands there twice, or the product is too large.
     """
-    axes = [_read(word) for word in words]
+    axes = [_read(option) for option in options]
     keys = [axis.key for axis in axes]
     for key in keys:
         if keys.count(key) > 1:
@@ -65,21 +60,21 @@ def short_keys(axes: Sequence[Axis]) -> list[str]:
     return [short if last.count(short) == 1 else axis.key for axis, short in zip(axes, last, strict=True)]
 
 
-def _read(word: str) -> Axis:
-    key, equals, text = word.partition("=")
+def _read(option: str) -> Axis:
+    key, equals, text = option.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise SpecError(f"--sweep {word}: expected KEY=V1,V2,...", _EXAMPLE)
+        raise SpecError(f"--sweep {option}: expected KEY=V1,V2,...", _EXAMPLE)
     listed = f"[{text}]"
     remedy = f"""separate values by commas, and quote text that holds some: --sweep '{key}="a, b",c'"""
     try:
         node = yaml.compose(listed, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise SpecError(f"--sweep {word}: {text!r} is no list of YAML values", remedy) from error
-    # Its end is told: "1 #" or "1]" would end the list early.
+        raise SpecError(f"--sweep {option}: {text!r} is no list of YAML values", remedy) from error
+    # "1 #" or "1]" would end the list early
     if not isinstance(node, yaml.SequenceNode) or node.end_mark.index != len(listed):
-        raise SpecError(f"--sweep {word}: {text!r} is no list of YAML values", remedy)
+        raise SpecError(f"--sweep {option}: {text!r} is no list of YAML values", remedy)
     values = [listed[item.start_mark.index : item.end_mark.index].strip() for item in node.value]
     if not values or not all(values):
-        raise SpecError(f"--sweep {word}: {'a value is empty' if values else 'there is no value'}", _EXAMPLE)
+        raise SpecError(f"--sweep {option}: {'a value is empty' if values else 'there is no value'}", _EXAMPLE)
     return Axis(key=key, values=values)

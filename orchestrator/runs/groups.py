@@ -1,54 +1,37 @@
-"""A group of runs, a sweep: which runs belong to it, how far each is, and which process carries the group out.
+"""A group of runs, a sweep: group.json has its axes and its runs; how far it is stands in the runs' own records."""
 
-Covered: group.json, written whole before the first run begins and never again; the state of each run, read from its
-own record; one owner at a time, by a lock that the kernel frees with it, however it ends.
-Not covered: making a group and carrying it out (sweep.py).
-"""
-
-import fcntl
-import json
-import os
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
-import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write
-from orchestrator.processes.family import start_ticks
 from orchestrator.runs.axes import Axis, short_keys
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace
 
 SCHEMA_VERSION = 1
-_PATIENCE_S = 2.0  # for one who only looks whether somebody holds the lock
-_MAX_OWNER_BYTES = 10_000
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)  # a later version's field
+    model_config = ConfigDict(extra="allow", frozen=True)  # another version's field
 
 
 class Point(_Part):
     """One run of a group."""
 
     run: str
-    """Its id. Its folder, with its spec.yaml in it, is there before this is written."""
+    """Its id."""
     values: list[str]
     """Of the axes, in their order, as YAML."""
-    overrides: list[str]
-    """All that was set in its spec, these values among it."""
 
 
 class Group(_Part):
-    """group.json."""
+    """group.json, written once, after the runs were made."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -92,23 +75,28 @@ class Member(NamedTuple):
     point: Point
     run: RunDir
     record: RunRecord | None
-    """None: the run was not made yet, or was taken away, or its record is damaged."""
+    """None: the run was taken away, or its record is damaged."""
 
     @property
     def status(self) -> str:
         if self.record is not None:
             return self.record.status
-        return "damaged" if self.run.record.exists() else "not made" if self.run.spec.exists() else "removed"
+        return "damaged" if self.run.record.exists() else "removed"
 
-    def is_finished(self, with_benchmarks: bool) -> bool:
-        """Whether nothing is left to do of it."""
-        if self.record is None or self.record.is_active():
-            return False
-        return self.record.status == "done" or (self.record.status == "trained" and not with_benchmarks)
+    def is_active(self) -> bool:
+        return self.record is not None and self.record.is_active()
 
-    def is_to_do(self, with_benchmarks: bool) -> bool:
+    def is_finished(self) -> bool:
+        return self.status == "done"
+
+    def is_to_do(self) -> bool:
         """Whether there is something left to do of it that nobody does."""
-        return self.record is not None and not self.record.is_active() and not self.is_finished(with_benchmarks)
+        return self.record is not None and not self.is_active() and not self.is_finished()
+
+    def line(self) -> str:
+        """'failed: CUDA out of memory', or 'done'."""
+        error = self.record.error if self.record is not None else None
+        return f"{self.status}: {error.splitlines()[0]}" if error else self.status
 
 
 def members(folder: GroupDir, group: Group) -> list[Member]:
@@ -119,157 +107,56 @@ def members(folder: GroupDir, group: Group) -> list[Member]:
 def member(folder: GroupDir, point: Point) -> Member:
     run = RunDir(folder.path.parent / point.run)
     try:
-        record = RunRecord.load(run)
+        record = current(run)
     except PrerequisiteError:
         return Member(point, run, None)
     return Member(point, run, record if record.group == folder.id else None)
 
 
-def what_is_left(folder: GroupDir, group: Group) -> str:
+def remaining(folder: GroupDir, group: Group) -> str:
     """How many of a group's runs nobody works on that are not done, and the next step; '' where there is none."""
-    left = sum(each.is_to_do(group.with_benchmarks) for each in members(folder, group))
+    left = sum(each.is_to_do() for each in members(folder, group))
     if not left:
         return ""
-    return f"{left} of {len(group.points)} runs are not done; to go on: orchestrator resume {folder.id}"
+    return f"{left} of {len(group.points)} runs are not done; to continue: orchestrator resume {folder.id}"
 
 
 def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
     """What there is to know of a group, as plain JSON values."""
-    found = []
-    for point, run, record in members(folder, group):
-        values = dict(zip([axis.key for axis in group.axes], point.values, strict=True))
-        about: dict[str, Any] = {"run": run.id, "values": values, "status": member(folder, point).status}
-        if record is not None:
-            whole = record.as_json()
-            about |= {key: whole[key] for key in ("error", "training", "benchmarks")}
-        found.append(about)
+    found = members(folder, group)
+    runs = []
+    for each in found:
+        values = dict(zip([axis.key for axis in group.axes], each.point.values, strict=True))
+        about: dict[str, Any] = {"run": each.run.id, "values": values, "status": each.status}
+        if each.record is not None:
+            kept = each.record.as_json()
+            about |= {key: kept[key] for key in ("error", "training", "benchmarks")}
+        runs.append(about)
     described = group.model_dump(mode="json", exclude={"points"})
-    return {
-        **described,
-        "path": str(folder.path),
-        "under_way": owner(folder) is not None,
-        "interrupted": killed_owner(folder) is not None,
-        "runs": found,
-    }
+    under_way = any(each.is_active() for each in found)
+    return {**described, "path": str(folder.path), "under_way": under_way, "runs": runs}
 
 
-def find_group(workspace: Workspace, word: str) -> GroupDir:
-    """The group that a word means; SpecError where there is none."""
-    found = workspace.lookup_group(word)
+def find_group(workspace: Workspace, selector: str) -> GroupDir:
+    """The group of an id or a name; SpecError where there is none."""
+    found = workspace.lookup_group(selector)
     if found is None:
         known = sorted(path.parent.name for path in workspace.runs.glob("*/group.json"))
         near = {*known, *(name[:-16] for name in known)}  # with the time, and without
         raise SpecError(
-            f"no group {word!r} in {workspace.runs}{did_you_mean(word, near)}",
+            f"no group {selector!r} in {workspace.runs}{did_you_mean(selector, near)}",
             f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one",
         )
     return found
 
 
-def lookup_group(workspace: Workspace, word: str) -> GroupDir | None:
-    """The group that a word means where it means no run.
+def lookup_group(workspace: Workspace, selector: str) -> GroupDir | None:
+    """The group that a selector means where it means no run.
 
     Raises:
         SpecError: it may mean either.
     """
-    folder = workspace.lookup_group(word)
-    if folder is not None and word not in (folder.id, str(folder.path)) and word in workspace.run_words():
-        workspace.lookup_run(word)  # says so
+    folder = workspace.lookup_group(selector)
+    if folder is not None and selector not in (folder.id, str(folder.path)) and selector in workspace.run_words():
+        workspace.lookup_run(selector)  # raises
     return folder
-
-
-# Who carries it out
-
-
-class Owner(NamedTuple):
-    """The process that carries a group out."""
-
-    pid: int
-    host: str
-    start_ticks: int | None
-
-    def process(self) -> psutil.Process | None:
-        """The process itself; None where it is gone by now.
-
-        Raises:
-            PrerequisiteError: it is on another host.
-        """
-        if self.host != socket.gethostname():
-            raise PrerequisiteError(f"the group is carried out by process {self.pid} on {self.host}", "stop it there")
-        try:
-            found = psutil.Process(self.pid)
-        except psutil.NoSuchProcess:
-            return None
-        return found if start_ticks(self.pid) == self.start_ticks else None
-
-
-@contextmanager
-def owned(folder: GroupDir) -> Iterator[None]:
-    """Own a group for the length of the block.
-
-    Raises:
-        PrerequisiteError: another process owns it, or the file system has no locks.
-    """
-    with folder.owner_lock.open("a+b") as file:
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _lock(file.fileno(), fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                found = _said(file.fileno())
-                by = f" by process {found.pid}" if found else ""
-                raise PrerequisiteError(f"{folder.id} is carried out{by}", f"orchestrator stop {folder.id}")
-            time.sleep(0.05)
-        said = Owner(os.getpid(), socket.gethostname(), start_ticks(os.getpid()))
-        os.ftruncate(file.fileno(), 0)
-        os.pwrite(file.fileno(), json.dumps(said._asdict()).encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(file.fileno(), 0)  # what stands there when the lock is free, somebody who was killed has left
-
-
-def owner(folder: GroupDir) -> Owner | None:
-    """Who carries a group out now; None: nobody."""
-    try:
-        file = os.open(folder.owner_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _lock(file, fcntl.LOCK_SH):
-            found = _said(file)
-            if found is not None and start_ticks(found.pid) == found.start_ticks:
-                return found
-            if time.monotonic() > deadline:  # it is on another host, or in a container of its own
-                return found or Owner(0, "an unknown host", None)
-            time.sleep(0.05)
-        return None
-    finally:
-        os.close(file)
-
-
-def killed_owner(folder: GroupDir) -> Owner | None:
-    """Who carried a group out and is gone without a word; None: nobody, or it is carried out again."""
-    if owner(folder) is not None or not folder.owner_lock.exists():
-        return None
-    with folder.owner_lock.open("rb") as file:
-        return _said(file.fileno())
-
-
-def _lock(file: int, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise PrerequisiteError(
-            f"a group's lock cannot be had: {error.strerror}", "put the workspace on a file system with locks"
-        ) from error
-    return True
-
-
-def _said(file: int) -> Owner | None:
-    try:
-        found = Owner(**json.loads(os.pread(file, _MAX_OWNER_BYTES, 0)))
-    except (ValueError, TypeError):  # it is written just now
-        return None
-    return found if isinstance(found.pid, int) and isinstance(found.host, str) else None

@@ -1,59 +1,48 @@
-"""Which runs are at work: what is moved away under a training, or under a server, is lost to it.
-
-Covered: a run's owner; trainers and servers of a run whose owner is gone; servers that `serve` and `benchmark` started.
-Not covered: other users' processes, whose environment cannot be read; programs of others that read a run's files.
-"""
+"""Which runs are at work: what is moved away under a training, a server or an export is lost to it."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
-from orchestrator.runs.record import RunRecord
+from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV, environments, name_of
+from orchestrator.runs.owner import in_use, is_owned
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import current
 
 
 @dataclass(frozen=True)
-class User:
+class RunProcess:
     """A process that works on a run."""
 
     pid: int
     name: str
     folders: tuple[Path, ...]
-    """The folder of the run that it is a part of, and those that it serves from or writes to; without links."""
+    """The folder of the run that it is a part of, and those that it reads or writes; without links."""
 
 
-def process_users() -> list[User]:
-    """Every process of ours that trains or serves some run. Another user's can't be seen."""
+def process_users() -> list[RunProcess]:
+    """Every process of ours that trains, serves or exports some run. Another user's can't be seen."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            environment, name = process.environ(), process.name()
-        except (psutil.Error, OSError):
-            continue
-        folders = (*filter(None, [environment.get(RUN_ENV)]), *_listed(environment.get(FOLDERS_ENV, "[]")))
-        if folders and process.pid != os.getpid():
-            found.append(User(process.pid, name, tuple(Path(each).resolve() for each in folders)))
+    for process, environment in environments():
+        folders = [*filter(None, [environment.get(RUN_ENV)]), *_listed(environment.get(FOLDERS_ENV, "[]"))]
+        if folders:
+            found.append(RunProcess(process.pid, name_of(process), tuple(Path(each).resolve() for each in folders)))
     return found
 
 
-def refuse_if_in_use(run: RunDir, users: Iterable[User], *, damaged_too: bool = False) -> None:
+def refuse_if_in_use(run: RunDir, users: Iterable[RunProcess], *, damaged_too: bool = False) -> None:
     """PrerequisiteError where a run's owner lives, a process works on it, or, unless damaged_too, none can tell."""
     try:
-        record = RunRecord.load(run)
+        record = current(run)
     except PrerequisiteError as error:
         if not damaged_too:
-            raise PrerequisiteError(
-                error.message, f"to remove it as a whole: orchestrator rm --all {run.id}"
-            ) from error
+            remedy = f"to remove all of it: orchestrator rm --all {run.id}"
+            raise PrerequisiteError(error.message, remedy) from error
     else:
-        if record.is_active():  # not one that load() found interrupted
-            raise record.in_use()
+        if record.is_active() or is_owned(run):
+            raise in_use(record)
     place = run.path.resolve()
     for user in users:
         if any(folder.is_relative_to(place) for folder in user.folders):

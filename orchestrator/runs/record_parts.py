@@ -1,8 +1,4 @@
-"""What a run's record is made of: states, facts, attempts, what a training and a benchmark left.
-
-Covered: the shapes, as they stand in record.json; one that was written by a later version keeps its fields.
-Not covered: the record itself, and how it is kept (record.py); how anything of it is found.
-"""
+"""What a run's record is made of, as it stands in record.json; a field of a later version is kept."""
 
 from datetime import datetime
 from typing import Literal
@@ -13,21 +9,20 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.scoring.metrics import Score
 
 Status = Literal[
-    "created", "queued", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"
+    "planned", "queued", "preparing", "running", "trained", "benchmarking", "done", "failed", "stopped", "interrupted"
 ]
 STORED = ConfigDict(
-    extra="allow",  # a later version's field is kept
+    extra="allow",
     ser_json_inf_nan="strings",  # a loss can be NaN; null would not be read back as a number
 )
-ACTIVE = ("created", "queued", "preparing", "running", "trained", "benchmarking")
 
 
 def damage(error: OSError | PrerequisiteError | ValidationError) -> str:
     """Why a stored file cannot be read, in a line; of many problems the first three."""
-    if isinstance(error, PrerequisiteError):
-        return error.message.rpartition("cannot be read: ")[2]
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, PrerequisiteError):
+        return error.message.rpartition("cannot be read: ")[2]
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in problems[:3]]
     return "; ".join([*lines, *([f"and {len(problems) - 3} more"] if len(problems) > 3 else [])])
@@ -35,6 +30,19 @@ def damage(error: OSError | PrerequisiteError | ValidationError) -> str:
 
 class _Part(BaseModel):
     model_config = STORED
+
+
+class Request(_Part):
+    """What is to be done of a run, as the command line had it."""
+
+    with_benchmarks: bool = True
+    """Whether the spec's benchmarks follow the training."""
+    wait: bool = False
+    """Whether it waits for devices that another run holds."""
+    checkpoint: str | None = None
+    """checkpoint-N to resume from; None: the newest complete one."""
+    archives: str | None = None
+    """The folder that datasets' archives are taken from, absolute; None: the network."""
 
 
 class DataFacts(_Part):
@@ -64,20 +72,20 @@ class Facts(_Part):
     """Packages that compute, in LLaMA-Factory's environment; python, and orchestrator, which is ours."""
     platform: str = ""
     cpu: str | None = None
-    """Its name, and how many threads of it we may use. None: not known, as in records of before."""
+    """Its name, and how many threads of it we may use. None: not known."""
     gpus: list[str] = []
     """Name and driver of each NVIDIA GPU."""
     cuda: dict[str, str] | None = None
     """What the GPUs are used through: the CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that
-    the driver takes. None: a record of before."""
+    the driver takes."""
     environment: dict[str, str] | None = None
-    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out. None: a record of before."""
+    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out."""
     git_commit: str | None = None
     """Of the workspace; None outside git."""
     git_dirty: bool | None = None
     """Whether files that git tracks differed from that commit."""
     git_diff_sha256: str | None = None
-    """Of workspace.diff in the run folder; None: there was nothing to keep, or a record of before."""
+    """Of workspace.diff in the run folder; None: there was nothing to keep."""
     data: list[DataFacts] = []
     hash_version: int = 1
     """Of the two hashes below. 1: samples of a model's weights, as earlier versions took them. 2: every byte."""
@@ -100,13 +108,14 @@ class Training(_Part):
     steps: int
     total_steps: int
     train_loss: float | None = None
+    """None after a resume: transformers sums up the losses since then alone."""
     train_runtime_s: float | None = None
     tokens_seen: int | None = None
     """Input tokens, where include_num_input_tokens_seen counted them."""
     logged_losses: list[float] = []
     """The first ten losses that were logged: a rerun shows the same."""
     weights_sha256: str | None = None
-    """Of the weights that it left, as the facts' hash_version says. None: a record of an earlier version."""
+    """Of the weights that it left, as the facts' hash_version says."""
 
 
 class Streaming(BaseModel):
@@ -139,7 +148,7 @@ class Streaming(BaseModel):
 
 
 class BenchmarkSummary(_Part):
-    """One finished benchmark; the whole of it is in benchmarks/<id>/."""
+    """One finished benchmark; all of it is in benchmarks/<id>/."""
 
     id: str
     of: str
@@ -155,7 +164,7 @@ class BenchmarkSummary(_Part):
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
-    """By COMET's models, where that was asked for."""
+    """By COMET's models, where that was wished for."""
     streaming: Streaming | None = None
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
@@ -179,9 +188,9 @@ class Attempt(_Part):
     ended_at: datetime | None = None
     """None: it is under way, or its process was gone before it could say so."""
     status: Status
-    """How it ended, or what it is at."""
+    """preparing until the devices are held and nothing has changed, running then, and how it ended."""
     from_checkpoint: str | None = None
-    """The checkpoint that the training went on from; None: it began at step 0, or there was nothing left to train."""
+    """The checkpoint that the training was resumed from; None: it began at step 0, or nothing was left to train."""
     from_step: int | None = None
     """The step that the training began at; None: it did not begin."""
     log_start_bytes: int = 0

@@ -15,6 +15,7 @@ from orchestrator.runs.notes import Notes
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, Status
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import current
 from orchestrator.runs.trainer_log import TrainerLog, latest, step_of
 from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS, RANKED
@@ -158,7 +159,7 @@ def rows_json(workspace: Workspace, rows: Sequence[Row]) -> Iterator[dict[str, A
     for row in rows:
         run = RunDir(workspace.runs / row.id)
         try:
-            record = RunRecord.load(run)
+            record = current(run)
         except PrerequisiteError:
             continue
         yield run_json(run, record, _notes(run)[0])

@@ -1,9 +1,6 @@
 """What Slurm says of jobs, and what it is told: squeue, sacct, sbatch, scancel, scontrol, sinfo.
 
-Covered: one squeue call for all jobs of a user, kept for seconds, so that a list of many runs and a follower ask
-little; jobs that ended a while ago, by sacct where the cluster keeps accounts; a Slurm that cannot be asked, which is
-no answer.
-Not covered: what a job is of (jobs.py); several clusters.
+One squeue call answers for all jobs of a user, and is kept for some seconds: a list of many runs asks once.
 """
 
 import os
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError
 from orchestrator.processes.process import run_short
@@ -26,8 +23,8 @@ _ENDED = {
 }  # fmt: skip
 _FORMAT = "%i|%T|%L|%S|%N|%r"  # %r last: a reason may hold anything
 _started = time.monotonic()
-_asked: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
-"""By user: when Slurm was asked, and what it said."""
+_answers: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
+"""By user: when squeue was called, and its answer."""
 
 
 class Job(BaseModel):
@@ -35,7 +32,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str = ""
+    id: str = Field("", pattern=r"^([0-9]+(_[0-9]+)?)?$")  # a word of scancel's command line
     """ARRAY_TASK for a task of an array; '': it is being submitted."""
     uid: int
     """Whose it is."""
@@ -96,11 +93,11 @@ def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState
     return jobs.get(job) or JobState(job, "COMPLETED", "Slurm knows it no more")
 
 
-def last_words(job: str, uid: int) -> str:
+def final_state(job: str, uid: int) -> str:
     """What became of a job that has ended, as a part of a sentence."""
     found = job_state(job, uid)
     if found is None:
-        return f"Slurm job {job}, which cannot be asked for here"
+        return f"Slurm job {job}, of which Slurm says nothing here"
     if not found.reason.startswith("Slurm"):
         return found.words()
     try:
@@ -119,31 +116,31 @@ def submit(script: Path) -> str:
         PrerequisiteError: sbatch is not there.
         StageError: it refuses the script; with its words.
     """
-    said = run_short(["sbatch", "--parsable", str(script)], timeout_s=120).strip()
-    _asked.clear()
-    job = said.splitlines()[-1].partition(";")[0] if said else ""  # id;cluster
+    answer = run_short(["sbatch", "--parsable", str(script)], timeout_s=120).strip()
+    _answers.clear()
+    job = answer.splitlines()[-1].partition(";")[0] if answer else ""  # id;cluster
     if not job.isdecimal():
-        raise StageError(f"sbatch gave no id of a job: {said[:200]!r}")
+        raise StageError(f"sbatch gave no id of a job: {answer[:200]!r}")
     return job
 
 
-def ask_to_end(job: str) -> None:
-    """SIGTERM to the job's first process alone, which sees to the others."""
+def signal_term(job: str) -> None:
+    """Send SIGTERM to the job's first process alone, which ends the others."""
     run_short(["scancel", "--batch", "--signal=TERM", job])
 
 
-def cancel(job: str, *, at_once: bool = False) -> None:
+def cancel(job: str, *, kill: bool = False) -> None:
     """End a job: SIGTERM to all its processes, and after the cluster's KillWait SIGKILL; or that at once."""
-    if at_once:
+    if kill:
         run_short(["scancel", "--full", "--signal=KILL", job])
     run_short(["scancel", job])
-    _asked.clear()
+    _answers.clear()
 
 
 def requeue(job: str) -> None:
     """Put a job back into the queue; its processes are ended."""
     run_short(["scontrol", "requeue", job])
-    _asked.clear()
+    _answers.clear()
 
 
 def partitions() -> dict[str, str]:
@@ -170,17 +167,17 @@ def own_job(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _jobs_of(uid: int, max_age_s: float) -> dict[str, JobState] | None:
-    asked, jobs = _asked.get(uid, (0.0, None))
-    if not asked or time.monotonic() - asked > max_age_s:
-        jobs = _ask(uid)
-        _asked[uid] = (time.monotonic(), jobs)
+    moment, jobs = _answers.get(uid, (0.0, None))
+    if not moment or time.monotonic() - moment > max_age_s:
+        jobs = _squeue(uid)
+        _answers[uid] = (time.monotonic(), jobs)
     return jobs
 
 
-def _ask(uid: int) -> dict[str, JobState] | None:
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={uid}", f"--format={_FORMAT}"]
+def _squeue(uid: int) -> dict[str, JobState] | None:
+    argv = ["squeue", "--noheader", "--array", "--states=all", f"--user={uid}", f"--format={_FORMAT}"]
     try:
-        lines = run_short(words).splitlines()
+        lines = run_short(argv).splitlines()
     except OrchestratorError:
         return None
     return {found.id: found for line in lines if (found := _parsed(line.split("|", 5))) is not None}

@@ -1,28 +1,47 @@
-"""What a run is at now, in words: how far its training is, what it waits for, what a killed owner left running.
-
-Covered: runs that go on, that wait, that were interrupted.
-Not covered: what came of a run that ended (record.py has it).
-"""
+"""What a run is at now: its status where its owner may be gone, how far its training is, what it waits for."""
 
 import psutil
 
-from orchestrator.processes.family import run_family
+from orchestrator.processes.process_tree import run_processes
 from orchestrator.runs import slurm
+from orchestrator.runs.owner import is_owned, liveness
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import Event, TrainerLog, latest, step_of
 from orchestrator.text import escape_controls
 
 
+def current(run: RunDir) -> RunRecord:
+    """A run's record with the status that it has now, which may not be the one that was written last.
+
+    `interrupted` where the owner is gone without a result, `queued` where Slurm has its job wait. Where it cannot be
+    known, since the owner was on another host or Slurm does not answer, the written status holds.
+
+    Raises:
+        PrerequisiteError: there is no record, or it is damaged.
+    """
+    record = RunRecord.load(run)
+    if not record.is_active():
+        return record
+    found = liveness(run, record)
+    if found == "waiting":
+        record.status = "queued"
+    elif found == "ended":
+        record = RunRecord.load(run)  # it may just have written how it ended, and let go of the lock
+        if record.is_active() and not is_owned(run):
+            record.status = "interrupted"
+    return record
+
+
 def latest_event(run: RunDir, record: RunRecord) -> Event | None:
-    """What the training that goes on now has logged last; None where none does, or it has logged nothing yet."""
+    """What the training that is under way has logged last; None where none is, or it has logged nothing yet."""
     if record.status != "running" or not record.attempts:
         return None
     return latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
 
 
 def progress(run: RunDir, record: RunRecord) -> str:
-    """How far the training is that goes on now: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none does."""
+    """How far the training is that is under way: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none is."""
     if record.status != "running" or not record.attempts:
         return ""
     event = latest_event(run, record)
@@ -36,11 +55,16 @@ def progress(run: RunDir, record: RunRecord) -> str:
 
 
 def lines(run: RunDir, record: RunRecord) -> list[str]:
-    """What there is to say of a run that has not ended in order; nothing of others."""
+    """What there is to say of a run that has not ended in order; nothing of others.
+
+    Args:
+        run: the run.
+        record: its record as `current` gives it.
+    """
     if record.status == "interrupted":
         return [_after_interruption(run, record)]
-    if record.awaits_turn:
-        return [f"not begun: it waits for its turn in {record.group}; to begin it now: orchestrator resume {run.id}"]
+    if record.status == "planned":
+        return [f"planned: it waits for its turn in {record.group}; to begin it now: orchestrator resume {run.id}"]
     if not record.is_active():
         return []
     if record.status == "queued" and record.job is not None:
@@ -48,13 +72,13 @@ def lines(run: RunDir, record: RunRecord) -> list[str]:
         return [f"queued: {found.words() if found else f'Slurm job {record.job.id}'}"]
     where = "" if record.is_here() else f" on {record.host}"
     where += f", Slurm job {record.job.id}" if record.job is not None else ""
-    said = f"waits for {record.waits_for}" if record.waits_for else progress(run, record)
-    return [f"{record.status}, in process {record.pid}{where}{f': {said}' if said else ''}"]
+    doing = f"waits for {record.waits_for}" if record.waits_for else progress(run, record)
+    return [f"{record.status}, in process {record.pid}{where}{f': {doing}' if doing else ''}"]
 
 
-def left_running(run: RunDir, record: RunRecord) -> list[psutil.Process]:
-    """What an owner that is gone left running."""
-    return run_family(run.path) if record.is_here() and not (record.is_active() and record.owner_lives()) else []
+def orphaned_processes(run: RunDir, record: RunRecord) -> list[psutil.Process]:
+    """What an owner that is gone left running on this machine."""
+    return run_processes(run.path) if record.is_here() and not is_owned(run) else []
 
 
 def pids(processes: list[psutil.Process]) -> str:
@@ -62,9 +86,9 @@ def pids(processes: list[psutil.Process]) -> str:
 
 
 def _after_interruption(run: RunDir, record: RunRecord) -> str:
-    said = f"interrupted: its process {record.pid} is gone without a word"
+    why = f"its process {record.pid} has exited without recording a result"
     if record.job is not None and record.job.id:
-        said = f"interrupted: {slurm.last_words(record.job.id, record.job.uid)}"
-    if left := left_running(run, record):
-        return f"{said}; left running: {pids(left)}. To end that: orchestrator stop {run.id}"
-    return f"{said}; nothing of it is left running. To go on: orchestrator resume {run.id}"
+        why = slurm.final_state(record.job.id, record.job.uid)
+    if left := orphaned_processes(run, record):
+        return f"interrupted: {why}; still running: {pids(left)}. To end that: orchestrator stop {run.id}"
+    return f"interrupted: {why}; nothing of it is still running. To continue: orchestrator resume {run.id}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import lock
-from orchestrator.runs.in_use import User, process_users, refuse_if_in_use
+from orchestrator.runs.in_use import RunProcess, process_users, refuse_if_in_use
 from orchestrator.runs.run_checkpoints import best_and_last
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace, spec_name
@@ -75,7 +75,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run
 
 
 def take_checkpoints(
-    workspace: Workspace, run: RunDir, users: Iterable[User], *, keep_last: int, dry_run: bool = False
+    workspace: Workspace, run: RunDir, users: Iterable[RunProcess], *, keep_last: int, dry_run: bool = False
 ) -> Moved:
     """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
-from orchestrator.processes.process import run_short, run_short_bytes
+from orchestrator.processes.process import run_short
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 
@@ -46,7 +46,7 @@ def read_worktree(root: Path) -> Worktree:
     try:
         safe = _without_programs(git)
         commit = run_short([*git, "rev-parse", "HEAD"], environment=safe).strip()
-        patch = run_short_bytes([*git, *_DIFF, *_PREFIXES], environment=safe)
+        patch = _diff(git, safe)
         dirty = bool(patch)
         others = [*git, "ls-files", "-z", "--others", "--exclude-standard", "--", *_FOLDERS]
         listed = run_short(others, environment=safe).split("\0")
@@ -58,7 +58,7 @@ def read_worktree(root: Path) -> Worktree:
                 own = {**safe, "GIT_INDEX_FILE": str(shutil.copy(index, folder))}
                 add = [*git, "add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
                 run_short(add, input_text="\0".join(small), environment=own)
-                patch = run_short_bytes([*git, *_DIFF, *_PREFIXES], environment=own)
+                patch = _diff(git, own)
     except (PrerequisiteError, StageError, OSError):  # no git, no repository, no commit yet, or a git that is too slow
         return Worktree()
     notes = "".join(f"# new, not kept, over {MAX_NEW_FILE_BYTES:,} bytes: {name!a}\n" for name in large)
@@ -88,6 +88,11 @@ def _without_programs(git: list[str]) -> dict[str, str]:
     for number, (name, value) in enumerate(settings.items()):
         variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
     return variables
+
+
+def _diff(git: list[str], environment: dict[str, str]) -> bytes:
+    text = run_short([*git, *_DIFF, *_PREFIXES], environment=environment, errors="surrogateescape")
+    return text.encode(errors="surrogateescape")
 
 
 def _cut(patch: bytes) -> bytes:

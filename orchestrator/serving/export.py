@@ -7,7 +7,8 @@ from pathlib import Path
 from orchestrator.errors import Interrupted, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.models.model_files import model_problems
-from orchestrator.processes.process import by_hand, child_environment, start
+from orchestrator.processes.process import child_environment, repro_command, start
+from orchestrator.processes.process_tree import FOLDERS_ENV
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.target import EXPORT_NOTE
 from orchestrator.specs.render import Checkpoint, Renderer, export_arguments
@@ -35,7 +36,8 @@ def export(
         raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
     atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    environment = child_environment(installation.cli, {})
+    reads = [str(run.path), checkpoint.model.name_or_path, checkpoint.model.adapter_name_or_path or ""]
+    environment = child_environment(installation.cli, {FOLDERS_ENV: json.dumps([*reads, str(folder)])})
     child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
     try:
         while child.poll() is None:
@@ -49,7 +51,7 @@ def export(
     if problems:
         raise StageError(
             f"the export failed: {'; '.join(problems)}. Last lines of {run.export_log}:\n{child.log_tail()}",
-            by_hand(run.path, argv, {}),
+            repro_command(run.path, argv, {}),
         )
     note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}
     atomic_write(folder / EXPORT_NOTE, json.dumps(note, indent=2) + "\n")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
-from orchestrator.processes.family import FOLDERS_ENV, RUN_ENV
-from orchestrator.processes.interruptible import uninterrupted
-from orchestrator.processes.process import Child, by_hand, child_environment, start
+from orchestrator.processes.interruptible import defer_signals
+from orchestrator.processes.process import Child, child_environment, repro_command, start
+from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.spec import API_KEY_ENV, ServeSpec
 
@@ -115,7 +115,7 @@ def serve(plan: ServePlan) -> Iterator[Server]:
         own["CUDA_VISIBLE_DEVICES"] = serving.devices
     child = None
     try:
-        with uninterrupted():
+        with defer_signals():
             child = start(
                 plan.argv,
                 log=plan.log,
@@ -181,7 +181,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
     child = server.child
-    remedy = by_hand(child.cwd, child.argv, plan.environment)
+    remedy = repro_command(child.cwd, child.argv, plan.environment)
     deadline = time.monotonic() + plan.serving.settings.start_timeout_s
     while True:
         if ended := server.ended():

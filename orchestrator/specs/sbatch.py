@@ -4,11 +4,11 @@ Values are quoted for the shell, which is how sbatch reads its own lines too.
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import SpecError
+from orchestrator.processes.process import own_argv
 from orchestrator.specs.render import TEMPLATE_HINT, Renderer
 from orchestrator.specs.slurm_spec import SlurmResources, SlurmSpec
 
@@ -19,11 +19,9 @@ def sbatch_script(
     renderer: Renderer,
     slurm: SlurmSpec,
     runs: Sequence[Path],
-    words: Sequence[str],
     *,
     name: str,
     after: str = "",
-    at_once: int | None = None,
 ) -> str:
     """The script.
 
@@ -31,26 +29,24 @@ def sbatch_script(
         renderer: the workspace's templates.
         slurm: what the job asks for.
         runs: the runs' folders; of several each becomes a task of an array.
-        words: options of the hidden command `supervise`.
         name: the job's name.
         after: the job that has to succeed first.
-        at_once: how many tasks of an array may run at once; None: as many as there is room for.
 
     Raises:
         SpecError: a template of the workspace renders no such script.
     """
-    package = Path(__file__).resolve().parent.parent
     log = str(runs[0]).replace("%", "%%")  # in --output, % begins a job's id and such
     options = [*_options(slurm), f"--job-name={name}", f"--output={log}/logs/supervisor.log"]
-    options += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    if after:
+        kind = "aftercorr" if len(runs) > 1 else "afterok"  # each task after the same one of the other array
+        options += [f"--dependency={kind}:{after}", "--kill-on-invalid-dep=yes"]
     if len(runs) > 1:
-        options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")
-    program = [sys.executable, "-m", package.name, "supervise"]
-    folders = [*map(str, runs)]
-    context = {"options": options, "runs": folders, "folder": str(package.parent), "program": program, "words": words}
+        options.append(f"--array=0-{len(runs) - 1}")
+    program, folders = own_argv("supervise"), [*map(str, runs)]
+    # `folder` and `words` are for a site's own template of an earlier version.
+    context = {"options": options, "runs": folders, "program": program, "folder": str(runs[0].parent), "words": []}
     text = renderer.text(FILE, context)
-    # A site's own script may hold anything else.
-    missing = [word for word in [*program, *words, *folders] if shlex.quote(word) not in text]
+    missing = [word for word in [*program, *folders] if shlex.quote(word) not in text]
     if missing or not text.startswith("#!"):
         problem = f"lacks {', '.join(missing)}" if missing else "does not begin with #!"
         raise SpecError(f"templates/{FILE}.j2 does not carry out the run: it {problem}", TEMPLATE_HINT)

@@ -1,0 +1,173 @@
+"""Runs carried out by processes of this machine: supervisors, which outlive the terminal that they were started on."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError, SpecError, StageError
+from orchestrator.planning.session import Session
+from orchestrator.processes.interruptible import defer_signals
+from orchestrator.processes.process import Child, own_argv, start
+from orchestrator.processes.process_tree import (
+    GRACE_S,
+    RUN_ENV,
+    has_open,
+    run_processes,
+    send,
+    terminate_run,
+    wait_until,
+    wait_until_gone,
+)
+from orchestrator.runs.owner import OwnedRun, is_owned, lock_file, lock_run
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import pids
+from orchestrator.specs.spec import RunSpec
+
+POLL_S = 0.05
+SETTLE_S = 0.5
+"""For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
+OWNER_EXIT_S = 10
+"""For an owner to write its record once its children are gone."""
+STOP_GRACE_S = GRACE_S + OWNER_EXIT_S  # of `stop`: the owner's own, and that
+_KINDS: dict[int, type[OrchestratorError]] = {kind.exit_code: kind for kind in (SpecError, PrerequisiteError)}
+
+
+def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
+    """Start a supervisor for each run, and wait until it has begun, or waits for its devices.
+
+    Raises:
+        SpecError, PrerequisiteError, StageError: a supervisor ended before, and why.
+    """
+    for owned in runs:
+        child = start_supervisor(owned.run.path, owned.run.supervisor_log, owned)
+        try:
+            _wait_until_begun(owned.run, child)
+        except BaseException:
+            if child.poll() is None:  # we were stopped before it had begun
+                child.stop(5)
+            raise
+
+
+def start_supervisor(folder: Path, log: Path, owned: OwnedRun | None, death_signal: int | None = None) -> Child:
+    """Start `supervise` for a run, which this process owns no longer then, or for a group (`owned` is None).
+
+    Without a death signal it outlives us.
+    """
+    locks = [] if owned is None else [owned.file]
+    argv = own_argv("supervise", str(folder), *(f"--lock={file}" for file in locks))
+    env = {**os.environ, **({} if owned is None else {RUN_ENV: str(folder)})}
+    with defer_signals():
+        try:
+            return start(argv, log=log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
+        finally:
+            if owned is not None:
+                owned.release()
+
+
+def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
+    """Stop a run: its owner gets SIGTERM and the grace, then SIGKILL as all its processes.
+
+    Raises:
+        PrerequisiteError: it runs on another host, or its owner cannot be found.
+        StageError: a process of it cannot be ended.
+    """
+    if not record.is_here():
+        raise PrerequisiteError(
+            f"run {record.id} is {record.status} on {record.host}, which cannot be reached from here",
+            f"there: orchestrator stop {record.id}; if it is gone for good: orchestrator stop {record.id} "
+            "--host-is-gone",
+        )
+    owner = _owner(run)
+    if owner is None:
+        return stop_orphans(run)
+    record.update(run, stop_requested=True)
+    send(owner, signal.SIGTERM)
+    if not wait_until(lambda: not is_owned(run) and not run_processes(run.path), max(grace_s, SETTLE_S), 0.1):
+        _kill(run, owner)
+    _verify_none_left(run)
+    record_stopped(run, f"killed: it had not stopped within {grace_s:g} s")
+    return ["no process of it is left"]
+
+
+def stop_orphans(run: RunDir, grace_s: float = GRACE_S) -> list[str]:
+    """End what an owner that is gone left running."""
+    if not (left := run_processes(run.path)):
+        return []
+    terminate_run(lambda: run_processes(run.path), grace_s)
+    _verify_none_left(run)
+    return [f"its owner had left running, now ended: {pids(left)}", "no process of it is left"]
+
+
+def record_stopped(run: RunDir, why: str) -> None:
+    """Write that a run was stopped, where its owner is gone and did not."""
+    owned = lock_run(run)
+    if owned is None:  # somebody resumes it already
+        return
+    with owned:
+        record = RunRecord.load(run)
+        if record.is_active():
+            record.end(run, "stopped", why)
+
+
+def supervisor_error(what: str, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
+    """The error of a supervisor that ended before it had begun to carry out 'run demo-20261124-101500', say."""
+    why = error or f"last lines of {child.log}:\n{child.log_tail()}"
+    if status == Interrupted.exit_code:
+        return Interrupted(f"{what} was stopped: {why}")
+    return _KINDS.get(status, StageError)(f"{what} did not start: {why}", f"its log: {child.log}")
+
+
+def _wait_until_begun(run: RunDir, child: Child) -> None:
+    while True:
+        status = child.poll()  # before the record is read: what it wrote last is seen
+        record = RunRecord.load(run)
+        is_its = bool(record.attempts) and record.attempts[-1].pid == child.pid
+        if is_its and (record.waits_for or record.attempts[-1].status in ("running", "done")):
+            return
+        if status is not None:
+            raise supervisor_error(f"run {run.id}", child, record.error if is_its else None, status)
+        time.sleep(POLL_S)
+
+
+def _owner(run: RunDir) -> psutil.Process | None:
+    """The process that holds the run's lock and is named in its record; None where nobody holds it."""
+    for _ in range(40):  # one that has just become the owner is not in the record yet
+        if not is_owned(run):
+            return None
+        pid = RunRecord.load(run).pid
+        try:
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            process = None
+        if process is not None and has_open(process, lock_file(run)):
+            return process
+        time.sleep(POLL_S)
+    raise PrerequisiteError(
+        f"run {run.id} has an owner, but process {pid} is not it, or is another user's",
+        f"fuser {lock_file(run)} lists who holds its lock",
+    )
+
+
+def _kill(run: RunDir, owner: psutil.Process) -> None:
+    """The owner last: it writes into the record how the run ended."""
+    children = [process for process in run_processes(run.path) if process != owner]
+    for process in children:
+        send(process, signal.SIGKILL)
+    wait_until(lambda: not is_owned(run), OWNER_EXIT_S)
+    left = [*([owner] if is_owned(run) else []), *run_processes(run.path)]
+    for process in left:
+        send(process, signal.SIGKILL)
+    wait_until_gone(left)
+
+
+def _verify_none_left(run: RunDir) -> None:
+    if left := run_processes(run.path):
+        raise StageError(
+            f"processes of {run.id} cannot be ended: {pids(left)}",
+            "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",
+        )

@@ -1,0 +1,203 @@
+"""Runs as jobs of Slurm: submitted, signalled before their time limit, put back into the queue, stopped.
+
+Leaves sbatch.sh, and sbatch-benchmark.sh, in the run folder.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import OrchestratorError, SpecError, StageError
+from orchestrator.files import atomic_write
+from orchestrator.lifecycle.executors.local import record_stopped
+from orchestrator.planning.session import Session
+from orchestrator.processes.interruptible import defer_signals
+from orchestrator.processes.process import own_argv
+from orchestrator.processes.process_tree import wait_until
+from orchestrator.runs import slurm
+from orchestrator.runs.owner import OwnedRun
+from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.run_checkpoints import usable_checkpoints
+from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.slurm import Job
+from orchestrator.specs.sbatch import sbatch_script
+from orchestrator.specs.slurm_spec import SlurmSpec, seconds_of
+from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
+
+log = logging.getLogger("orchestrator")
+
+EARLY_S = 90  # a signal comes up to 60 s earlier than wished for (sbatch --signal), and up to 30 s are rounding
+KILL_WAIT_S = 60  # until what was cancelled is gone; Slurm's KillWait is 30 s
+POLL_S = 0.5
+
+
+def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
+    """Submit runs as one job, several as the tasks of an array; where the spec says so, a second for the benchmarks.
+
+    This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm.
+
+    Raises:
+        PrerequisiteError: there is no sbatch.
+        StageError: Slurm refuses it; the records are as before, those of new runs say `failed`.
+    """
+    wanted, folders = _slurm_of(spec), [owned.run for owned in runs]
+    before = [RunRecord.load(run) for run in folders]
+    is_second = wanted.benchmark is not None and before[0].request.with_benchmarks and spec.train is not None
+    ids: list[str] = []
+    with defer_signals():  # a job that was submitted is in the record
+        try:
+            for run, record in zip(folders, before, strict=True):
+                record.model_copy().submit_to_job(run)
+            ids.append(_submit(session, wanted, folders, folders[0].sbatch, name))
+            if is_second and spec.benchmark:
+                second = wanted.for_benchmark()
+                ids.append(_submit(session, second, folders, folders[0].sbatch_benchmark, name, after=ids[0]))
+            for task, (run, record) in enumerate(zip(folders, before, strict=True)):
+                jobs = [_job(f"{job}_{task}" if len(runs) > 1 else job) for job in ids]
+                record.update(run, job=jobs[0], benchmark_job=jobs[1] if jobs[1:] else None)
+        except OrchestratorError as error:
+            for job in ids:
+                slurm.cancel(job)
+            for run, record in zip(folders, before, strict=True):
+                status = "failed" if record.is_active() else record.status
+                ended_at = None if status == "planned" else record.ended_at or now()
+                record.update(run, status=status, error=error.message, ended_at=ended_at, job=record.job)
+            raise
+        finally:
+            for owned in runs:
+                owned.release()
+
+
+def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
+    """Stop a run that a job carries out, or is to; with a grace of 0 no checkpoint is saved.
+
+    Raises:
+        StageError: Slurm does not answer, so nothing was changed; or the job does not end.
+    """
+    jobs = [job for job in (record.benchmark_job, record.job) if job is not None and job.id]
+    job = jobs[-1]
+    found = slurm.job_state(job.id, job.uid, max_age_s=0)
+    if found is None:
+        raise no_answer(run, job)
+    record.update(run, stop_requested=True)  # first: from here on nothing is queued again
+    for other in jobs[:-1]:
+        slurm.cancel(other.id)
+    if found.state == "RUNNING" and grace_s > 0:
+        slurm.signal_term(job.id)
+        wait_until(lambda: _has_ended(job), grace_s, POLL_S)
+    is_forced = not found.waits and not _has_ended(job)
+    if is_forced or found.waits:
+        slurm.cancel(job.id, kill=is_forced)
+    if not wait_until(lambda: _has_ended(job), KILL_WAIT_S, POLL_S):
+        raise StageError(
+            f"Slurm job {job.id} of {run.id} has not ended: {slurm.final_state(job.id, job.uid)}",
+            f"its processes may wait for a file system: scontrol show job {job.id}",
+        )
+    why = f"it had not stopped within {grace_s:g} s" if is_forced else "before it ran"
+    record_stopped(run, f"Slurm job {job.id} was cancelled: {why}")
+    return [f"Slurm job {job.id} is over"]
+
+
+def no_answer(run: RunDir, job: Job) -> StageError:
+    """The error where it cannot be known whether a job is under way."""
+    message = f"Slurm does not say whether job {job.id} of {run.id} is under way: nothing was changed"
+    return StageError(message, "squeue says why; then try again")
+
+
+def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
+    """What a job does that got SIGTERM, once the training is stopped, with its checkpoint.
+
+    Where Slurm itself is ending the job (a preemption, a cancellation) what becomes of it is Slurm's to say. Where its
+    time limit is near it goes back into the queue.
+
+    Returns:
+        None where it is resumed later, which the record says then; else why not: '' where it was stopped by a user.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
+    job = record.job
+    if job is None or RunRecord.load(run).stop_requested:
+        return ""
+    spec = load_spec(run.spec)
+    found, wanted = slurm.job_state(job.id, job.uid, max_age_s=0), _slurm_of(spec)
+    if found is None:
+        return "Slurm does not say whether that was the time limit"
+    if found.state != "RUNNING":
+        log.warning("%s: Slurm ends it, or has it wait", found.words())
+        record.hand_to_job(run, job, "stopped")
+        return None
+    left = seconds_of(found.time_left)
+    if left is None or left > wanted.signal_s + EARLY_S:
+        return ""
+    if reason := _why_not_again(run, record, job, spec):
+        return f"the time limit of Slurm job {job.id} came, and it is not queued again: {reason}"
+    record.hand_to_job(run, job.model_copy(update={"requeues": job.requeues + 1}), "stopped")
+    try:
+        slurm.requeue(job.id)
+    except OrchestratorError as error:
+        return f"the time limit of Slurm job {job.id} came, and it could not be queued again: {error.message}"
+    log.warning("the time limit is near: Slurm job %s is queued again, and resumes from its checkpoint", job.id)
+    return None
+
+
+def across_nodes(spec: RunSpec, run: RunDir) -> tuple[list[str], dict[str, str]]:
+    """How a job starts the training on each of its nodes: the words before llamafactory-cli, and variables.
+
+    Nothing of either where it has one node.
+    """
+    wanted = spec.compute.slurm
+    if wanted is None or wanted.nodes == 1:
+        return [], {}
+    nodes = wanted.nodes
+    argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    if wanted.cpus_per_task is not None:  # not inherited since 22.05
+        argv.append(f"--cpus-per-task={wanted.cpus_per_task}")
+    argv += own_argv(str(run.path), module="processes.node")
+    first = os.environ.get("SLURMD_NODENAME", "")
+    port = spec.compute.master_port or 20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10_000
+    variables = {"MASTER_ADDR": slurm.node_address(first), "MASTER_PORT": str(port), "NNODES": str(nodes)}
+    return argv, {"FORCE_TORCHRUN": "1", **variables}
+
+
+def _slurm_of(spec: RunSpec) -> SlurmSpec:
+    if spec.compute.slurm is None:
+        raise SpecError(f"{spec.name} has no compute.slurm: it is no job of Slurm")
+    return spec.compute.slurm
+
+
+def _submit(
+    session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], script: Path, name: str, *, after: str = ""
+) -> str:
+    text = sbatch_script(session.renderer, wanted, [run.path for run in runs], name=name, after=after)
+    for run in runs:
+        run.supervisor_log.parent.mkdir(exist_ok=True)
+    atomic_write(script, text)
+    try:
+        return slurm.submit(script)
+    except StageError as error:
+        raise StageError(f"Slurm refuses the job: {error.message}", f"sbatch {script} says it again") from error
+
+
+def _job(job: str) -> Job:
+    return Job(id=job, uid=os.getuid(), submitted_at=now())
+
+
+def _why_not_again(run: RunDir, record: RunRecord, job: Job, spec: RunSpec) -> str:
+    wanted = _slurm_of(spec)
+    if not wanted.requeue:
+        return "requeue is false"
+    if job.requeues >= wanted.max_requeues:
+        return f"it was {job.requeues} times, and max_requeues is {wanted.max_requeues}"
+    begun = record.attempts[-1].from_step
+    if record.training is not None or spec.train is None:  # the benchmarks continue answer by answer
+        return ""
+    step = next((each.step for each in usable_checkpoints(run) if each.whole), 0)
+    return "" if begun is not None and step > begun else f"it came to no checkpoint beyond step {begun or 0}"
+
+
+def _has_ended(job: Job) -> bool:
+    """Whether Slurm says so; no answer is none."""
+    found = slurm.job_state(job.id, job.uid, max_age_s=0)
+    return found is not None and found.has_ended

@@ -1,0 +1,177 @@
+"""Which processes belong together, and how all of them are ended.
+
+A process is found by a variable in its environment, whatever session it is in and whoever its parents were. Processes
+of other users cannot be seen.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+RUN_ENV = "ORCHESTRATOR_RUN"
+"""In the environment of every process of a run: the run's folder, which is unique on a machine; a run's id is not."""
+FOLDERS_ENV = "ORCHESTRATOR_FOLDERS"
+"""In the environment of servers and exports: a JSON list of the folders that they read or write."""
+CHILD_ENV = "ORCHESTRATOR_CHILD"
+"""In the environment of a child of ours and of all that it starts: a marker of its own."""
+GRACE_S = 90
+"""For a training to save its checkpoint: transformers waits 3 s, then writes; a 7B model's optimizer takes longer."""
+NOTHING_TO_SAVE_S = 5
+"""For a torchrun without ranks: it waits for other machines, deaf to any signal."""
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.05) -> bool:
+    """Poll until a condition holds; whether it did in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(poll_s)
+    return True
+
+
+def alive(process: psutil.Process) -> bool:
+    return _unless_gone(lambda: process.is_running() and process.status() != psutil.STATUS_ZOMBIE, False)
+
+
+def send(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process that may be gone; psutil checks its start, so a reused pid is left alone."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def has_open(process: psutil.Process, path: Path) -> bool:
+    """Whether a process has a file open, by its inode: a run's owner has the run's lock."""
+    return _unless_gone(lambda: any(Path(file.path).samefile(path) for file in process.open_files()), False)
+
+
+def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Every process but ours whose environment can be read, and that."""
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, process.environ()
+        except (psutil.Error, OSError):  # gone, or another user's
+            continue
+
+
+def child_processes(leader: int | None, marker: str) -> list[psutil.Process]:
+    """A child of ours first, then what is left of its session, the descendants of each, and what bears its marker.
+
+    Args:
+        leader: the pid that the session is named after, which need not live any more; None where another has that pid.
+        marker: the child's CHILD_ENV. A rank of torchrun is in a session of its own; if torchrun is killed, it is
+            nobody's descendant either.
+    """
+    everyone = psutil.process_iter() if leader is not None else ()
+    members = [each for each in everyone if _unless_gone(partial(os.getsid, each.pid), None) == leader]
+    members.sort(key=lambda process: process.pid != leader)
+    descendants = [each for process in members for each in _descendants(process)]
+    return list(dict.fromkeys([*members, *descendants, *_marked(CHILD_ENV, marker)]))
+
+
+def run_processes(folder: Path) -> list[psutil.Process]:
+    """Every process of a run but the caller: its owner (where one was started for it), trainers, servers, watchers."""
+    return _marked(RUN_ENV, str(folder))
+
+
+def terminate(
+    find: Callable[[], Sequence[psutil.Process]], grace_s: float, is_enough: Callable[[], bool] = lambda: False
+) -> set[psutil.Process]:
+    """End some processes: SIGTERM, a grace, SIGKILL.
+
+    Where torchrun is at work its ranks get the SIGTERM: they save a checkpoint, and torchrun, asked itself, would kill
+    them half way. Else those get it that none of the others has started: a trainer whose data loader's workers got the
+    signal too would fail before its checkpoint is saved.
+
+    Args:
+        find: finds the processes; called again before SIGKILL, for what was started meanwhile.
+        grace_s: how long they may take.
+        is_enough: called all the while: whether there is nothing more to wait for.
+
+    Returns:
+        All that was found; what was killed may take a moment to be gone.
+    """
+    found = find()
+    try:
+        ranks = [process for process in found if _is_rank(process)]
+        for process in ranks or _roots(found):
+            send(process, signal.SIGTERM)
+        if not ranks and any(map(_is_torchrun, found)):
+            grace_s = min(grace_s, NOTHING_TO_SAVE_S)
+        wait_until(lambda: not any(map(alive, found)) or is_enough(), grace_s)
+    finally:  # a second Ctrl-C cuts the grace short
+        left = {*found, *find()}
+        for process in left:
+            send(process, signal.SIGKILL)
+    return left
+
+
+def terminate_run(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> None:
+    """End what the owner of a run left running, and wait until it is gone.
+
+    Where a watcher does that already it is given the time: a trainer that gets SIGTERM twice may die as it saves.
+    """
+    left = find()
+    if any(map(is_watcher, left)):
+        wait_until_gone(left, grace_s)
+    wait_until_gone(terminate(find, grace_s))
+
+
+def wait_until_gone(processes: Collection[psutil.Process], timeout_s: float = 5) -> bool:
+    """Until the kernel has ended what was killed: a GPU or a port is free only then. Whether all are gone."""
+    return wait_until(lambda: not any(map(alive, processes)), timeout_s, 0.01)
+
+
+def name_of(process: psutil.Process) -> str:
+    return _unless_gone(process.name, "gone")
+
+
+def is_watcher(process: psutil.Process) -> bool:
+    return "orchestrator.processes.watch" in command_line(process)
+
+
+def _roots(found: Sequence[psutil.Process]) -> list[psutil.Process]:
+    pids = {process.pid for process in found}
+    return [process for process in found if _unless_gone(process.ppid, None) not in pids]
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    return _unless_gone(lambda: process.children(recursive=True), [])
+
+
+def _marked(name: str, value: str) -> list[psutil.Process]:
+    return [process for process, environment in environments() if environment.get(name) == value]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    return _unless_gone(process.cmdline, [])
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
+    parent = _unless_gone(process.parent, None)
+    is_launcher = any(word.endswith("launcher.py") for word in command_line(process))
+    return is_launcher and parent is not None and _is_torchrun(parent)
+
+
+def _is_torchrun(process: psutil.Process) -> bool:
+    return any(word.endswith("torchrun") for word in command_line(process))
+
+
+def _unless_gone(read: Callable[[], T], otherwise: T) -> T:
+    """Something about a process; what is given instead where it is gone by now, or another user's."""
+    try:
+        return read()
+    except (psutil.Error, OSError):
+        return otherwise
