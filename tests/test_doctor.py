@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-
 from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.rundir import Workspace

@@ -78,7 +78,7 @@ def test_nothing_of_a_stranger_s_workspace_is_copied_but_what_lies_in_its_datase
         (folder / "own.yaml").rename(toy.root / "own.yaml")
         (folder / "own.yaml").symlink_to(toy.root / "own.yaml")
     place = other(toy, tmp_path / "new")
-    with pytest.raises(SpecError, match="dataset own of the old workspace is not copied: .* is outside"):
+    with pytest.raises(SpecError, match=r"dataset own of the old workspace is not copied: .* is outside"):
         Dependencies(Session.open(place.root), datasets=["own"], old=folder).copy()
     assert list((place.root / "dataset_info").iterdir()) == [] and not (place.root / "profile.jsonl").exists()
 

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import __main__ as main_module
 from orchestrator.errors import Interrupted
-from orchestrator.processes.interruptible import raise_interrupted, run_interruptible, defer_signals
+from orchestrator.processes.interruptible import defer_signals, raise_interrupted, run_interruptible
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""record.json: what is written, whose run it is, and that no writer loses another's. Run: pytest tests/test_record.py."""
+"""record.json: what is written, whose run it is, and that no write is lost. Run: pytest tests/test_record.py."""
 
 import json
 import math
