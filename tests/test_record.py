@@ -1,4 +1,4 @@
-"""record.json: what is written, whose run it is, and that no writer loses another's."""
+"""record.json: what is written, whose run it is, and that no write is lost."""
 
 import json
 import math

@@ -14,6 +14,7 @@ from tests.workshop import Done, Workshop, new_workshop, wait_for
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no Slurm: {missing()}")
 JOB: dict[str, Any] = {"slurm": {"time": 30, "partition": "all"}}
 SLOW = {"max_steps": 40, "save_steps": 10}
+slow = pytest.mark.integration  # Slurm takes its time
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,7 @@ def test_a_launch_submits_a_job_that_carries_the_run_out(shop, slurm, launched):
     assert "train: 5/5 steps" in (run / "logs" / "supervisor.log").read_text("utf-8")
 
 
+@slow
 def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, slurm):
     assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
     at_step(shop, 5)
@@ -80,7 +82,7 @@ def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, sl
     assert refused.code == 3 and f"Slurm job {job} owns it" in refused.err, refused.err
     done = shop.run("stop", "toy")
     assert done.code == 0, done.err
-    assert "the newest whole checkpoint: checkpoint-" in done.err and slurm.states()[job] in ("FAILED", "COMPLETED")
+    assert "the newest complete checkpoint: checkpoint-" in done.err and slurm.states()[job] in ("FAILED", "COMPLETED")
     assert shown(shop, run) == "stopped" and shop.left_over() == []
     again = shop.run("resume", "toy", FAKE_STEP_S="0")
     assert again.code == 0, again.err
@@ -105,6 +107,7 @@ def test_a_job_that_waits_is_queued_and_stop_takes_it_out(shop, slurm):
     assert (shown(shop, run), slurm.states()[job]) == ("stopped", "CANCELLED")
 
 
+@slow
 def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_end(shop, slurm, tmp_path, fake_cli):
     """Beside it one that makes no step: that is not queued again."""
     unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
@@ -124,7 +127,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     log = (run / "logs" / "supervisor.log").read_text("utf-8")
     assert record["status"] == "done", log
     assert [each["status"] for each in record["attempts"]] == ["stopped"] * record["job"]["requeues"] + ["done"]
-    assert "the time limit is near" in log and "the training goes on from checkpoint-" in log
+    assert "the time limit is near" in log and "the training resumes from checkpoint-" in log
     assert record["attempts"][1]["from_step"] == 20
     then = unbroken.record()["training"]
     assert record["training"] == then | {"train_loss": None}
@@ -135,6 +138,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     assert other["job"]["requeues"] == 0
 
 
+@slow
 @pytest.mark.parametrize("how", ["preempted", "node failure"])
 def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm, how):
     alone = {"slurm": {"time": 30, "partition": "all", "options": {"exclusive": True, "nodelist": "node2"}}}
@@ -158,6 +162,7 @@ def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm,
     assert record["job"]["requeues"] == 0
 
 
+@slow
 def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, slurm):
     assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
     at_step(shop, 5)
@@ -170,6 +175,7 @@ def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, sl
     assert ended(shop)["training"]["steps"] == 40
 
 
+@slow
 def test_benchmarks_can_be_a_second_job_that_waits_for_the_training(shop, slurm):
     two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10, "partition": "urgent"}}}
     done = launch(shop, compute=two, env={"FAKE_STEP_S": "0.3"})
@@ -183,6 +189,7 @@ def test_benchmarks_can_be_a_second_job_that_waits_for_the_training(shop, slurm)
     wait_for(lambda: slurm.states()[second] == "COMPLETED", "the second job's end")
 
 
+@slow
 def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop, slurm):
     two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10}}}
     assert launch(shop, compute=two, env={"FAKE_TRAIN": "dies"}).code == 0
@@ -191,22 +198,27 @@ def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop
     wait_for(lambda: slurm.states().get(second) in ("CANCELLED", None), "the second job's end")
 
 
-def test_a_sweep_is_one_job_array_and_a_resume_submits_what_is_not_done(shop, slurm):
-    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies", benchmark=None)
+@slow
+def test_a_sweep_is_a_job_array_with_one_for_its_benchmarks_and_a_resume_submits_what_is_not_done(shop, slurm):
+    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10}}}
+    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies", compute=two)
     assert done.code == 0 and "is Slurm job " in done.err, done.err
     (folder,) = shop.runs.glob("toy-sweep-*")
     assert done.out == f"{folder.name}\n"
     runs = [shop.runs / each["run"] for each in json.loads((folder / "group.json").read_bytes())["points"]]
+    jobs = [shop.record(run)["benchmark_job"]["id"].partition("_") for run in runs]
+    assert jobs[0][0] == jobs[1][0] and [each[2] for each in jobs] == ["0", "1"]
     wait_for(lambda: all(shop.record(run)["ended_at"] for run in runs), "the end of both")
-    assert [shop.record(run)["status"] for run in runs] == ["done", "failed"]
-    (array,) = {shop.record(run)["job"]["id"].partition("_")[0] for run in runs}
-    assert [shop.record(run)["job"]["id"] for run in runs] == [f"{array}_0", f"{array}_1"]
+    first, second = (shop.record(run) for run in runs)
+    assert (first["status"], len(first["benchmarks"]), second["status"]) == ("done", 1, "failed")
+    assert [each["status"] for each in first["attempts"]] == ["trained", "done"]
+    assert second["job"]["id"].endswith("_1") and int(first["job"]["id"].partition("_")[0]) == int(jobs[0][0])
     again = shop.run("resume", "toy-sweep")
     assert again.code == 0, again.err
     wait_for(
         lambda: len(shop.record(runs[1])["attempts"]) == 2 and shop.record(runs[1])["ended_at"], "the second's end"
     )
-    assert len(shop.record(runs[0])["attempts"]) == 1
+    assert len(shop.record(runs[0])["attempts"]) == 2
 
 
 def test_what_slurm_does_not_take_fails_with_its_words(shop):
@@ -227,6 +239,7 @@ def test_a_check_knows_the_partitions_and_their_time_limits(shop):
     assert nowhere.code == 3 and "sbatch is not here" in nowhere.err
 
 
+@slow
 def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, slurm):
     two = {"slurm": {"nodes": 2, "time": 10, "cpus_per_task": 2}, "env": {"OMP_NUM_THREADS": "1"}}
     assert launch(shop, compute=two, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
@@ -245,6 +258,7 @@ def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, sl
     assert files.code == 0 and files.out.count("fake train") == 2
 
 
+@slow
 def test_a_list_of_many_runs_asks_slurm_once_and_of_none_not_at_all(shop, slurm):
     asked = shop.root.parent / "asked"
     (shop.root.parent / "bin").mkdir()

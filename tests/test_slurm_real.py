@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from orchestrator.processes.process_tree import run_family
+from orchestrator.processes.process_tree import run_processes
 from tests.slurm_cluster import Cluster, cluster, missing
 from tests.workshop import Workshop, new_workshop, real_environment, wait_for
 
@@ -39,7 +39,7 @@ def log_of(run) -> str:
 
 def trainer_of(run) -> psutil.Process:
     """The process that takes the steps: the one of a run's that all others lead to."""
-    found = [each for each in run_family(run) if "llamafactory" in " ".join(each.cmdline())]
+    found = [each for each in run_processes(run) if "llamafactory" in " ".join(each.cmdline())]
     return max(found, key=lambda process: process.create_time())
 
 
