@@ -68,37 +68,38 @@ def serve(port: int) -> None:
 def ask_as_this_project(url: str, n: int, concurrency: int | None) -> None:
     import aiohttp  # noqa: F401 - before the clock starts, as in the bare loop
     import openai  # noqa: F401
-    import stamina  # noqa: F401
 
-    from orchestrator.benchmark.answers import AnswerCache, Journal
-    from orchestrator.benchmark.decoding import decode
-    from orchestrator.benchmark.evaluate import _ask, _Outcome
-    from orchestrator.benchmark.identity import Identity
-    from orchestrator.benchmark.question import Question
-    from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums
+    from orchestrator.benchmark.cache import AnswerCache, Identity
+    from orchestrator.benchmark.decoding import BACKENDS, decode
+    from orchestrator.benchmark.journal import Journal
+    from orchestrator.benchmark.requests import Hypothesis, translate
+    from orchestrator.processes.interruptible import run_interruptible
     from orchestrator.serving.endpoint import Endpoint
     from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
-    sums = Sums(source="0" * 64, target="0" * 64)
-    split = FileSplit(source="t/a", target="t/b", sha256=sums, pairs=n)
-    entry = Entry(
-        description="Made up.", license="CC0-1.0", source_lang="en", target_lang="de",
-        instruction=INSTRUCTION, splits={"test": split},
-    )  # fmt: skip
-    text = ParallelText(sentences(n), [REPLY] * n, blank_pairs=0, sha256="0" * 64)
-    bench = BenchmarkSpec(testset="made-up", concurrency=concurrency)
-    who = Identity(backend="openai", model_sha256="0" * 64)
-    question = Question("bench", Dataset("made-up", Path(), entry), text, n, bench, who)
-    decoding = decode("openai", bench)
-    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), text.sources, text.references) as journal:
+    asked = sentences(n)
+    who, decoding = (
+        Identity(backend="openai", model_sha256="0" * 64),
+        decode("openai", BenchmarkSpec(testset="made-up")),
+    )
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), asked, [REPLY] * n) as journal:
         cache = AnswerCache(who, decoding.sent, Path(folder) / "cache")
-        outcome = _Outcome(decoding)
-        indices = question.longest_first(range(n))
+
+        def take(result: object) -> None:
+            assert isinstance(result, Hypothesis)
+            journal.add(result)
+            cache.add(messages(asked[result.index]), result)
+
+        prompts = ((index, messages(sentence)) for index, sentence in enumerate(asked))
         with measured(n):
-            load = _ask(question, Endpoint(url, "", "stub"), decoding, journal, cache, indices, outcome)
+            run_interruptible(
+                translate(
+                    Endpoint(url, "", "stub"), prompts, decoding.sent, timeout_s=60, on_result=take,
+                    concurrency=concurrency or BACKENDS["openai"].concurrency,
+                )
+            )  # fmt: skip
+            cache.flush()
         assert len(journal.answers) == n
-        if concurrency is None:
-            print(json.dumps({"limit": load.limit.now, "phase": load.limit.phase, "most": load.most_in_flight}))
 
 
 def ask_in_a_bare_loop(url: str, n: int, concurrency: int) -> None:

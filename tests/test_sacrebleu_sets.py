@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from orchestrator.benchmark.finished import find_benchmarks
+from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.datasets import load_split
 from orchestrator.data.sacrebleu_sets import sacrebleu_set

@@ -29,7 +29,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LATE = (
     "aiohttp", "jinja2", "numpy", "omegaconf", "openai.resources.chat", "platformdirs", "sacrebleu.metrics",
-    "sacrebleu.significance", "stamina", "tqdm.contrib.logging", "urllib.request",
+    "sacrebleu.significance", "tqdm.contrib.logging", "urllib.request",
 )  # fmt: skip
 """What the orchestrator imports within functions."""
 CAN_FORK = hasattr(os, "pidfd_open")  # Linux

@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.benchmark.afterwards import score_by_comet
-from orchestrator.benchmark.benchmarking import benchmark_checkpoint, served_in_turn
-from orchestrator.benchmark.curve import Curve
-from orchestrator.benchmark.evaluate import Asking
-from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
+from orchestrator.benchmark.comet import add_comet
+from orchestrator.benchmark.evaluate import EvalOptions
+from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
+from orchestrator.benchmark.selection import Curve, plan_selection, select_checkpoint, watch_checkpoints
 from orchestrator.data.testset import with_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
@@ -36,7 +35,7 @@ log = logging.getLogger("orchestrator")
 
 
 def benchmark(
-    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, how: Asking
+    session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, options: EvalOptions
 ) -> list[Path]:
     """Benchmark a target; returns the benchmarks' folders. One that was cut short goes on where it was.
 
@@ -47,7 +46,7 @@ def benchmark(
         target: what is benchmarked.
         items: test sets; none: those of the run's spec.
         settings: how it is served, or the URL of a server that runs.
-        how: whether answers of before are used, and whether a part is scored.
+        options: whether answers of before are used, and whether a part is scored.
     """
     if not items and target.spec is not None:
         items = target.spec.benchmark
@@ -62,17 +61,17 @@ def benchmark(
     spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
-        run = None if how.fresh else _cut_short(session, plan.spec)
-        carried = How(exclusive=False, asking=how)
+        run = None if options.fresh else _cut_short(session, plan.spec)
+        carried = How(exclusive=False, evaluation=options)
         if run is None:
             run = launch(session, plan, Origin(), carried)
         else:
             log.info("run %s goes on", run.id)
             carry_out(session, run, carried, plan)
-        return sorted(run.benchmarks.iterdir())
+        return [run.benchmarks / item.id for item in RunRecord.load(run).benchmarks]
     record = RunRecord.load(target.run)
-    with served_in_turn(session, spec, target.run, record, [target.checkpoint]) as connect_to:
-        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, how, connect_to)
+    with checkpoint_servers(session, spec, target.run, record, [target.checkpoint]) as connect_to:
+        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, options, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
 
@@ -84,10 +83,11 @@ def benchmark_all(
     split: str | None,
     changes: Mapping[str, Any],
     settings: ServeSpec,
-    how: Asking,
+    options: EvalOptions,
     *,
     metric: str,
     with_base: bool,
+    watch: bool,
 ) -> Curve:
     """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
 
@@ -98,16 +98,25 @@ def benchmark_all(
         split: its split. None: validation.
         changes: fields of the validation set's benchmark.
         settings: how the checkpoints are served.
-        how: whether answers of before are used, and whether parts are scored.
+        options: whether answers of before are used, and whether parts are scored.
         metric: what is chosen by.
         with_base: the model before training too.
+        watch: benchmark checkpoints as they are saved, until the run has ended, and choose then.
     """
     if target.run is None or target.spec is None:
         raise SpecError(f"{target.name} is no run")
-    sets = sets_of(session, target.spec, testset, split, changes)
-    return benchmark_every_checkpoint(
-        session, target.run, target.spec, sets, settings, how, metric=metric, with_base=with_base
-    )
+    run, spec = target.run, target.spec
+    how = plan_selection(session, spec, testset, split, changes, metric=metric, with_base=with_base)
+    if watch:
+        watch_checkpoints(session, run, spec, how, settings, options)
+    return select_checkpoint(session, run, spec, how, settings, options)
+
+
+def add_comet_to(session: Session, folder: Path, model: str, devices: str | None) -> None:
+    """Score a finished benchmark by a model of COMET, without its server."""
+    run = RunDir(folder.parent.parent)
+    record = RunRecord.load(run) if run.record.is_file() else None
+    add_comet(folder, model, session.workspace.root, devices, record, run)
 
 
 def _cut_short(session: Session, spec: RunSpec) -> RunDir | None:

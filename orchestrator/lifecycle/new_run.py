@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from orchestrator.benchmark.evaluate import Asking
+from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import atomic_write
 from orchestrator.planning.plan import Plan
@@ -54,7 +54,7 @@ class How:
     """The job of Slurm that does it; '': none."""
     checkpoint: str | None = None
     """checkpoint-N to go on from; None: the newest whole one."""
-    asking: Asking = field(default_factory=Asking)
+    evaluation: EvalOptions = field(default_factory=EvalOptions)
     """Whether answers of before are used, and whether a part is scored."""
 
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.benchmark.benchmarking import run_benchmarks
-from orchestrator.benchmark.during import benchmarks_beside, choose_after
+from orchestrator.benchmark.run import run_benchmarks
 from orchestrator.errors import Interrupted, OrchestratorError
 from orchestrator.lifecycle.cross_workspace import take_along
 from orchestrator.lifecycle.jobs import goes_on_later
@@ -69,15 +68,12 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
         with held(devices_needed(spec, how), run, on_wait=_waiting(run, record) if how.wait else None) as locks:
             record.update(run, status="preparing", waits_for=None)
             repeat = _repeat(session, record, spec)
-            with benchmarks_beside(session, run, spec, locks, wished=how.with_benchmarks) as wait_for_these:
-                if spec.train is not None:
-                    train_run(session, plan, run, record, how, repeat, locks)
-                if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
-                    asking = how.asking if record.rerun_of is None else replace(how.asking, cached=False)
-                    with timed(run, record, "benchmark"):
-                        wait_for_these()
-                        choose_after(session, run, record, spec, asking)
-                        run_benchmarks(session, plan, run, record, asking)
+            if spec.train is not None:
+                train_run(session, plan, run, record, how, repeat, locks)
+            if how.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
+                options = how.evaluation if record.rerun_of is None else replace(how.evaluation, reuse_cache=False)
+                with timed(run, record, "benchmark"):
+                    run_benchmarks(session, plan, run, record, options)
             if repeat is not None:
                 record.update(run, changed=repeat.changed())
                 repeat.scored(record.benchmarks)

@@ -29,12 +29,11 @@ from orchestrator.models.model_files import (
 )
 from orchestrator.planning.compute import check_compute
 from orchestrator.planning.slurm import check_slurm
-from orchestrator.runs.locks import devices_of
 from orchestrator.runs.slurm import own_job
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, propose, read_templates
-from orchestrator.upstream.comet import find_comet, located
+from orchestrator.upstream.comet import find_comet, locate_comet_model
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 from orchestrator.upstream.vllm_arguments import read_flags
@@ -71,7 +70,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += [*check_compute(spec, installation), *_machine(spec), *_during(spec)]
+        findings += [*check_compute(spec, installation), *_machine(spec)]
     return findings
 
 
@@ -177,7 +176,7 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
         if item.comet is not None:
             try:
                 find_comet()
-                located(item.comet, root)
+                locate_comet_model(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
     return findings
@@ -282,28 +281,6 @@ def _machine(spec: RunSpec) -> list[Finding]:
         if reason:
             remedy = "stop what listens there, or leave serve.port out: then a free one is taken"
             findings.append(Finding("error", "missing", "serve.port", reason, remedy))
-    return findings
-
-
-def _during(spec: RunSpec) -> list[Finding]:
-    """Whether a server beside the training has a device of its own, and checkpoints to serve."""
-    if spec.train is None or not any(item.during for item in spec.benchmark):
-        return []
-    findings = []
-    if spec.train.arguments().get("save_strategy") == "no":
-        what = "no, so there is no checkpoint to benchmark during the training"
-        findings.append(Finding("warning", "spec", "train.save_strategy", what))
-    if not _has_accelerator(spec.compute.devices):
-        what = "no GPU is seen here: training and benchmarks (during: true) share the CPU, and both take longer"
-        return [*findings, Finding("note", "missing", "benchmark", what)]
-    if spec.serve.devices is None:
-        what = "not given, and a benchmark with during: true needs a device beside the training's"
-        remedy = """write serve.devices: "1", say, and compute.devices: "0\""""
-        return [*findings, Finding("error", "spec", "serve.devices", what, remedy)]
-    shared = set(devices_of([spec.compute.devices])) & set(devices_of([spec.serve.devices]))
-    if shared:
-        what = f"device {', '.join(sorted(shared))} is the training's too; during: true needs one of its own"
-        findings.append(Finding("error", "spec", "serve.devices", what, "part them: serve.devices, compute.devices"))
     return findings
 
 

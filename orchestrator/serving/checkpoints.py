@@ -12,13 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.errors import SpecError, StageError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import heed, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving.endpoint import Endpoint, list_models
+from orchestrator.serving import endpoint
+from orchestrator.serving.endpoint import Endpoint
 from orchestrator.serving.export import export
 from orchestrator.serving.llamafactory import llamafactory_plan
 from orchestrator.serving.server import ServePlan, Server, new_api_key, serve
@@ -163,20 +164,8 @@ def servable(session: Session, target: Target) -> Checkpoint:
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:
-    """A server that runs already, at settings.url.
-
-    Raises:
-        PrerequisiteError: it does not answer, or lists several models and none was named.
-    """
-    url = settings.url or ""
-    served = list_models(Endpoint(url, session.api_key, ""))
-    if served is None:
-        raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
-    if settings.model_name is None and len(served) != 1:
-        raise PrerequisiteError(
-            f"{url} serves {len(served)} models: {', '.join(served[:8])}", "name one: --model-name NAME"
-        )
-    return Endpoint(url, session.api_key, settings.model_name or served[0])
+    """A server that runs already, at settings.url; as endpoint.connect."""
+    return endpoint.connect(settings.url or "", session.api_key, settings.model_name)
 
 
 def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:

@@ -1,0 +1,105 @@
+"""The hash of a model's or an adapter's files: every byte, remembered for a file that did not change since.
+
+A file with the path, size, time of change and inode that it had is not read again.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.errors import PrerequisiteError
+from orchestrator.files import atomic_write, cache_folder, json_mapping
+from orchestrator.models.model_files import weight_files
+from orchestrator.processes.progress import Progress
+
+_CHUNK_BYTES = 1 << 22
+_WORTH_A_BAR_BYTES = 1 << 30
+_ADAPTER_CONFIG = "adapter_config.json"
+# Of a model, what decides an answer beside its weights and its code, which trust_remote_code runs.
+_SETTINGS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "tekken.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of every byte of the weights that a model's or an adapter's folder would be loaded from.
+
+    Raises:
+        PrerequisiteError: a file cannot be read, or was written to meanwhile.
+    """
+    return _sha256_of({path.name: file_sha256(path) for path in _weights(folder)})
+
+
+def model_sha256(folder: Path) -> str:
+    """Hash of all in a model's or an adapter's folder that decides answers: weights, configuration, tokenizer, code.
+
+    An adapter's configuration counts without its base model's path, and without the order of target_modules, which
+    LLaMA-Factory makes from a set.
+
+    Raises:
+        PrerequisiteError: as weights_sha256.
+    """
+    parts = {"weights": weights_sha256(folder)}
+    if config := json_mapping(folder / _ADAPTER_CONFIG):
+        modules = config.get("target_modules")
+        config["target_modules"] = sorted(map(str, modules)) if isinstance(modules, list) else modules
+        return _sha256_of({**parts, _ADAPTER_CONFIG: {**config, "base_model_name_or_path": None}})
+    paths = [folder / name for name in _SETTINGS] + sorted(folder.glob("*.py"))
+    return _sha256_of({**parts, **{path.name: file_sha256(path) for path in paths if path.is_file()}})
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file, in hex.
+
+    Raises:
+        PrerequisiteError: it cannot be read, or was written to meanwhile.
+    """
+    try:
+        path = path.resolve(strict=True)  # in the hub's cache a link to what has its hash as its name
+        state = _state(path)
+        name = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
+        kept = cache_folder() / "hashes" / f"{name}.json"
+        known = json_mapping(kept)
+        if known is not None and known.get("state") == state:
+            return str(known["sha256"])
+        digest = _digest(path)
+        if _state(path) != state:
+            raise PrerequisiteError(f"{path} was written to while it was read", "wait until that has ended")
+    except OSError as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
+    with suppress(OSError):  # a cache that cannot be written costs time alone
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(kept, json.dumps({"state": state, "sha256": digest}))
+    return digest
+
+
+def _weights(folder: Path) -> list[Path]:
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        return weight_files(folder)
+    paths = (folder / name for name in ("adapter_model.safetensors", "adapter_model.bin"))
+    return [path for path in paths if path.is_file()]
+
+
+def _state(path: Path) -> list[object]:
+    found = path.stat()
+    return [str(path), found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _digest(path: Path) -> str:
+    size_bytes = path.stat().st_size
+    if size_bytes < _WORTH_A_BAR_BYTES:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file, Progress(size_bytes >> 20, f"hashing {path.name}", "MiB") as bar:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            bar.update((file.tell() >> 20) - bar.count)
+    return digest.hexdigest()
+
+
+def _sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
