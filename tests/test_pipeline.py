@@ -54,7 +54,7 @@ def test_a_launch_leaves_the_files_that_the_design_names(launched):
     own = {"spec.yaml", "record.json", ".record.lock", "train.yaml", "api.yaml", "dataset_info.json", "command.txt"}
     own.add("defaults.json")
     own |= {"data/captions_en_de.jsonl", "logs/train.log"}
-    benchmark = ("benchmark.yaml", "hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
+    benchmark = ("hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
     for label in ("base", "output"):
         own |= {f"benchmarks/{label}-captions_en_de-test/{name}" for name in (*benchmark, "api.yaml", "api.log")}
     assert {name for name in files if not name.startswith("output/")} == own
@@ -137,9 +137,9 @@ def test_the_benchmark_asks_with_the_prompt_of_the_training(launched):
     workshop, _ = launched
     run = workshop.only_run()
     trained = json.loads((run / "data" / "captions_en_de.jsonl").read_text().splitlines()[0])
-    asked = yaml.safe_load((run / "benchmarks" / "output-captions_en_de-test" / "benchmark.yaml").read_text("utf-8"))
-    assert asked["instruction"] == trained["instruction"]
-    assert asked["sent"]["temperature"] == 0
+    result = json.loads((run / "benchmarks" / "output-captions_en_de-test" / "scores.json").read_bytes())
+    assert result["request"]["instruction"] == trained["instruction"]
+    assert result["request"]["sent"]["temperature"] == 0
 
 
 def test_each_server_is_private_has_a_key_of_its_own_and_says_what_it_serves(launched):
@@ -555,8 +555,8 @@ def test_a_rerun_of_a_rerun_and_of_a_benchmark_without_training_work(toy):
     ("mode", "counts", "said"),
     [
         ("500", "4 of 4", "HTTP 500"),
-        ("html", "4 of 4", "the reply is no chat completion"),
-        ("empty", "4 of 4", "the reply is no chat completion: choices"),
+        ("html", "4 of 4", "the reply is no JSON: <html>"),
+        ("empty", "4 of 4", "the reply is no chat completion: "),
         ("late-death", "2 of 4", "Segmentation fault"),
     ],
 )

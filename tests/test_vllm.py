@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.planning.spec_file import load_spec
@@ -273,7 +272,7 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
     text = (shop.only_run() / "record.json").read_text()
     assert all(call["environment"]["VLLM_API_KEY"] not in text for call in calls)
     folder = next((shop.only_run() / "benchmarks").glob("output-*"))
-    identity = yaml.safe_load((folder / "benchmark.yaml").read_text("utf-8"))["identity"]
+    identity = json.loads((folder / "scores.json").read_bytes())["identity"]
     assert (identity["backend"], identity["versions"]["vllm"]) == ("vllm", "0.33.0")
     assert identity["arguments"]["template"] == "smollm2" and identity["arguments"]["VLLM_LOGGING_LEVEL"] == "INFO"
 

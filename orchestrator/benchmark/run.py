@@ -3,7 +3,9 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
 from orchestrator.benchmark.journal import is_locked
 from orchestrator.benchmark.results import BenchmarkResult, has_result, read_result
 from orchestrator.data.testset import chosen, told
-from orchestrator.errors import PrerequisiteError
+from orchestrator.errors import OrchestratorError, PrerequisiteError
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
@@ -28,6 +30,8 @@ from orchestrator.specs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger("orchestrator")
 
+ABANDONED_S = 10
+"""An empty folder of this age is nobody's: it is locked, and scores.json is in it, at once."""
 Connect = Callable[[Checkpoint, Path], Endpoint]
 """Gives a server of a checkpoint; a new server's files go into the folder, a benchmark's."""
 
@@ -62,14 +66,19 @@ def benchmark_checkpoint(
     connect_to: Connect,
 ) -> list[Path]:
     """Benchmark a checkpoint on test sets; its server is started only if a sentence has not been answered yet."""
-    requests = [_build_request(session, plan, run, checkpoint, item) for item in items]
     folders: list[Path] = []
-    for item, request in zip(items, requests, strict=True):
+    for item in items:
+        request = _build_request(session, plan, run, checkpoint, item)
         name = re.sub(r"[:/]", "-", f"{checkpoint.label}-{item.testset}-{item.split}")
-        folders.append(_folder_for(run, name, request.key, fresh=options.fresh, taken=folders))
-    for request, folder in zip(requests, folders, strict=True):
-        log.info("benchmark %s: %s %s", checkpoint.label, request.dataset.name, request.bench.split)
-        result = evaluate(request, lambda: connect_to(checkpoint, folders[0]), folder, options)
+        folder = _folder_for(run, name, request.key, fresh=options.fresh)
+        folders.append(folder)
+        log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
+        try:
+            result = evaluate(request, lambda: connect_to(checkpoint, folders[0]), folder, options)
+        except OrchestratorError:
+            if not has_result(folder):  # it failed before it began
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         record.add_benchmark(run, result.summary(folder, checkpoint.label))
     return folders
 
@@ -133,16 +142,16 @@ def score_by_comet(
             add_comet(folder, item.comet, session.workspace.root, devices, record, run)
 
 
-def _folder_for(run: RunDir, name: str, key: str, *, fresh: bool, taken: Collection[Path]) -> Path:
+def _folder_for(run: RunDir, name: str, key: str, *, fresh: bool) -> Path:
     """Where a benchmark goes: the folder where it was cut short, one that a kill left empty, or a new one."""
     for folder, result in [] if fresh else _results(run):
         unfinished = result.status != "complete" or not result.scores
-        if result.request.get("key") == key and unfinished and folder not in taken and not is_locked(folder):
+        if result.request.get("key") == key and unfinished and not is_locked(folder):
             return folder
-    empty = run.benchmarks / name
-    if empty not in taken and empty.is_dir() and not is_locked(empty):
-        if not any(path.stat().st_size for path in empty.iterdir()):
-            return empty
+    left = run.benchmarks / name
+    if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED_S and not is_locked(left):
+        if not any(path.stat().st_size for path in left.iterdir()):
+            return left
     return run.new_benchmark(name)
 
 

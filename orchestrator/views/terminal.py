@@ -85,9 +85,12 @@ def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
         metrics = [score.metric for score in members[0].scores]
         columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
-            Text(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
+            Text(escape_controls(f"{testset} {split}, {n_segments} segments, with 95 % intervals:")),
             table(columns, [[item.of, *_cells(item)] for item in members]),
-            *(Text(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
+            *(
+                Text(escape_controls(f"{HEADINGS[name]}: {signature}"))
+                for name, signature in zip(metrics, signatures, strict=True)
+            ),
             *_comet_tables(members),
             *(Text(escape_controls(line)) for item in members for line in _remarks(item)),
             Text(""),
