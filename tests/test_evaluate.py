@@ -112,8 +112,12 @@ def test_the_prompt_is_that_of_the_training_and_the_longest_is_requested_first(s
     run(server, tmp_path / "b", concurrency=1)
     assert sources_of(server.bodies) == ["Two men talk.", "A dog runs.", "It rains."]
     assert server.bodies[1]["messages"] == [{"role": "user", "content": f"{INSTRUCTION}\nA dog runs."}]
-    run(server, tmp_path / "c", SENTENCES[:1], system="Be brief.")
-    assert server.bodies[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
+    plain = run(server, tmp_path / "c", SENTENCES[:1])
+    system = run(server, tmp_path / "d", SENTENCES[:1], system="Be brief.")
+    other = run(server, tmp_path / "e", [("A dog runs.", "Ein Hund rennt.")])
+    assert server.bodies[-2]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (system.prompts_sha256 != plain.prompts_sha256, system.text_sha256) == (True, plain.text_sha256)
+    assert (other.prompts_sha256, other.text_sha256 != plain.text_sha256) == (plain.prompts_sha256, True)
 
 
 @pytest.mark.parametrize(
@@ -203,17 +207,10 @@ def test_a_part_is_scored_where_that_is_wanted_and_it_says_over_how_many(server,
     assert (result.status, result.n_segments, result.n_requested, result.failed) == ("incomplete", 2, 3, 1)
     assert {score.n_segments for score in result.scores} == {2}
     assert (tmp_path / "references.txt").read_text("utf-8").splitlines() == ["Zwei Männer reden.", "Es regnet."]
-    assert result.diagnostics["empty"].indices == [1, 2]
+    assert result.diagnostics["empty"].indices == [1, 2], "an empty answer is an answer"
     server.replies = lambda source, attempt: stub.raw(b"", 500)
     with pytest.raises(StageError, match="3 of 3"):
         run(server, tmp_path / "none", allow_incomplete=True)
-
-
-def test_an_empty_answer_is_an_answer(server, tmp_path):
-    server.replies = lambda source, attempt: stub.completion(" \n")
-    result = run(server, tmp_path)
-    assert (result.status, result.diagnostics["empty"].count, result.scores[0].score) == ("complete", 3, 0)
-    assert (tmp_path / "hypotheses.txt").read_text() == "\n\n\n"
 
 
 def reply(finish_reason, completion_tokens=None, reasoning_tokens=0):
@@ -245,16 +242,6 @@ def test_an_answer_was_cut_off_where_the_server_says_so_and_llamafactorys_engine
     server.replies = lambda source, attempt: answer
     flagged = run(server, tmp_path, identity=identity, max_tokens=16).diagnostics["cut_off"]
     assert (flagged and flagged.count) == cut_off
-
-
-def test_another_prompt_or_text_has_another_hash(server, tmp_path):
-    server.replies = lambda source, attempt: stub.completion("x")
-    plain, again = run(server, tmp_path / "a"), run(server, tmp_path / "b")
-    system = run(server, tmp_path / "c", system="Be brief.")
-    other = run(server, tmp_path / "d", [*SENTENCES[:2], ("It rains.", "Es gießt.")])
-    assert (plain.prompts_sha256, plain.text_sha256) == (again.prompts_sha256, again.text_sha256)
-    assert (system.prompts_sha256 != plain.prompts_sha256, system.text_sha256) == (True, plain.text_sha256)
-    assert (other.prompts_sha256, other.text_sha256 != plain.text_sha256) == (plain.prompts_sha256, True)
 
 
 def test_what_cannot_be_benchmarked_is_refused_before_anything_is_written(server, tmp_path):
@@ -334,24 +321,10 @@ def test_the_same_answers_of_the_same_model_come_from_the_cache(server, tmp_path
     assert (fresh.n_cache_hits, len(server.bodies)) == (0, 6)
 
 
-def test_two_adapters_never_share_an_answer_whatever_the_server_calls_them(server, tmp_path):
-    for number, adapter in enumerate(("2" * 64, "3" * 64)):
-        server.replies = lambda source, attempt, number=number: stub.completion(f"{source} {number}")
-        result = run(server, tmp_path / adapter, identity=replace(WHO, adapter_sha256=adapter, has_adapter=True))
-        assert result.n_cache_hits == 0
-        assert {line["hypothesis"][-1] for line in lines_of(tmp_path / adapter)} == {str(number)}
-
-
 def test_sampled_answers_and_those_of_an_unknown_model_are_not_cached(server, tmp_path, cache):
     for name, identity, temperature in (("a", WHO, 0.7), ("b", Identity(), 0.0), ("c", Identity(backend="vllm"), 0.0)):
         run(server, tmp_path / name, identity=identity, temperature=temperature)
     assert len(server.bodies) == 9 and list(cache.rglob("*.jsonl")) == []
-
-
-def test_a_seeded_sample_is_said(server, tmp_path):
-    result = run(server, tmp_path, max_samples=2, sample_seed=1)
-    assert (result.n_requested, result.n_testset, result.sample_seed) == (2, 3, 1)
-    assert run(server, tmp_path / "all", max_samples=3, sample_seed=1).sample_seed is None
 
 
 def test_what_the_model_decides_beside_the_request_is_said(server, tmp_path, caplog):
@@ -491,9 +464,9 @@ def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(serve
 
 
 @pytest.mark.parametrize(
-    ("number", "printed"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Interrupted SIGTERM")]
+    ("number", "printed", "busy"),
+    [(signal.SIGINT, "KeyboardInterrupt", False), (signal.SIGTERM, "Interrupted SIGTERM", True)],
 )
-@pytest.mark.parametrize("busy", [False, True], ids=["waiting", "busy"])
 def test_a_signal_cancels_the_requests_and_keeps_the_answers(server, tmp_path, number, printed, busy):
     """While all requests wait for the server, and while answers come in without a pause."""
     folder = tmp_path / "b"

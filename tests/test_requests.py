@@ -4,7 +4,6 @@ import logging
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -158,7 +157,7 @@ def test_what_is_no_answer_costs_one_more_attempt_where_it_passes(server, fault)
     ("fault", "attempts", "words"),
     [
         (stub.raw(b"Internal\nServer\x1b[31m Error", 500), 4, r"HTTP 500: Internal Server\x1b[31m Error"),
-        (stub.raw(b"", 502), 4, "HTTP 502: (nothing)"),
+        (stub.raw(f"wrong key {KEY}".encode(), 502), 4, "HTTP 502: wrong key ***"),
         (stub.json_reply({"error": "busy"}, 429), 8, 'HTTP 429: {"error": "busy"}'),
         (stub.json_reply({"detail": "prompt too long"}, 400), 1, 'HTTP 400: {"detail": "prompt too long"}'),
         (stub.json_reply({"error": "Your input was flagged"}, 403), 1, "Your input was flagged"),
@@ -256,12 +255,6 @@ def test_a_refusal_after_an_answer_of_before_is_that_sentences_alone(server):
     assert ask(server, ["a"], n_answered=1)[0].error == 'HTTP 403: {"error": "flagged"}'
 
 
-def test_the_key_is_in_no_failure_and_no_repr(server):
-    server.replies = lambda *_: stub.json_reply({"error": f"wrong key {KEY}"}, 500)
-    assert "wrong key ***" in ask(server, ["a"])[0].error
-    assert KEY not in repr(Endpoint(server.base_url, KEY, "m"))
-
-
 @pytest.mark.parametrize("silent", [stub.hang, stub.drip])
 def test_a_server_that_sends_no_answer_in_time_is_waited_for_no_longer(server, silent):
     server.replies = bad_one(silent)
@@ -347,11 +340,3 @@ def test_a_proxy_of_the_environment_is_for_other_machines_alone_and_named(server
         endpoint_module.connect("http://gpu-7:6006/v1", KEY, None)
     monkeypatch.setenv("no_proxy", "gpu-7")
     assert far.described == "http://gpu-7:6006/v1"
-
-
-def test_requests_from_another_thread_work_too(server):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(ask(server, ["a"])))
-    thread.start()
-    thread.join()
-    assert found[0][0].hypothesis == "A"

@@ -104,13 +104,6 @@ def test_the_same_output_is_no_difference_though_sacrebleu_says_it_is():
         assert (test.difference, test.ci95) == (0, (0, 0))
 
 
-def test_one_sentence_alone_shows_nothing_though_sacrebleu_says_it_does():
-    other = ["Etwas ganz anderes.", *A[1:]]
-    for test in compared(REFERENCES, A, other, n_bootstrap=50, n_randomizations=200):
-        assert test.p_randomization < 0.01
-        assert (test.p_value, test.better) == (1, None)
-
-
 def test_a_clear_difference_is_shown_in_the_direction_that_the_metric_has():
     for test in compared(REFERENCES, C, REFERENCES, names=["bad", "good"], n_bootstrap=200, n_randomizations=1000):
         assert (test.better, test.difference > 0) == ("good", test.metric != "ter")
@@ -153,16 +146,6 @@ def test_holms_correction_by_hand():
     assert holm([]) == []
     assert holm([0.01, 0.04], n_comparisons=3) == pytest.approx([0.03, 0.08])
     assert [n_pairs(k) for k in (1, 2, 3, 8)] == [0, 1, 3, 28]
-
-
-@given(st.lists(st.floats(0, 1), max_size=20))
-def test_holms_correction_keeps_the_order_and_only_raises(p_values):
-    corrected = holm(p_values)
-    assert all(p <= q <= 1 for p, q in zip(p_values, corrected, strict=True))
-    assert all(q <= len(p_values) * p for p, q in zip(p_values, corrected, strict=True) if p == min(p_values))
-    for p, q in zip(p_values, corrected, strict=True):
-        for other, other_q in zip(p_values, corrected, strict=True):
-            assert q <= other_q or p > other
 
 
 def test_p_values_are_corrected_within_a_metric_and_for_all_pairs_where_the_data_picked_the_baseline():

@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,9 +51,7 @@ class EvalRequest:
     """A test set, and the model that translates it in one way."""
 
     target: str
-    """What is benchmarked."""
     dataset: Dataset
-    """Its instruction makes the prompts, its target language chooses BLEU's tokenizer."""
     text: ParallelText
     """The sentences that are requested."""
     n_testset: int
@@ -85,7 +84,7 @@ class EvalRequest:
         return sha256_of({
             "target": self.target, "server": self.server, "testset": self.dataset.name, "split": bench.split,
             "text": self.text.sha256, "prompts": self.prompts_sha256, "identity": self.identity.parts(),
-            "decoding": {**{name: getattr(bench, name) for name in DECODING_PARAMS}, "request": bench.request},
+            "decoding": [getattr(bench, name) for name in (*DECODING_PARAMS, "request")],
         })  # fmt: skip
 
 
@@ -137,9 +136,6 @@ class _Evaluation:
     endpoint: Endpoint | None = None
     models: list[str] = field(default_factory=list)
     """Those that a server of others lists."""
-    backend: Backend = "openai"
-    decoding: Decoding = field(default_factory=lambda: Decoding({}, {}, {}))
-    n_resumed: int = 0
     n_cache_hits: int = 0
     answered: list[Hypothesis] = field(default_factory=list)
     """What this attempt requested and got."""
@@ -147,11 +143,13 @@ class _Evaluation:
     speed: dict[str, float | None] | None = None
     warnings: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.n_resumed = len(self.journal.answers)
+        self.backend, self.decoding = self._choose_backend()
+
     def collect(self) -> None:
         """Answers from before, from the cache, and from the server; all of them are in the journal then."""
         request, bench, journal = self.request, self.request.bench, self.journal
-        self._choose_backend()
-        self.n_resumed = len(journal.answers)
         earlier = read_result(self.folder) if self.n_resumed and has_result(self.folder) else None
         self.result().save(self.folder)  # from now on the folder says what it is about
         n_requested = len(request.text.sources)
@@ -234,15 +232,10 @@ class _Evaluation:
             hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
         )
         cut_off = [_is_cut_off(answer, self.backend, self.decoding.max_tokens) for answer in answers]
-        issues = diagnose(
-            sources, references, hypotheses, cut_off, entry.source_lang, entry.target_lang,
-            instruction=entry.instruction,
-        )  # fmt: skip
-        for score in scores:
-            if score.metric == "bleu" and (
-                warning := tokenizer_warning(score.signature, references, entry.target_lang)
-            ):
-                self.warnings.append(warning)
+        languages = (entry.source_lang, entry.target_lang)
+        issues = diagnose(sources, references, hypotheses, cut_off, *languages, instruction=entry.instruction)
+        warnings = (tokenizer_warning(score.signature, references, entry.target_lang) for score in scores)
+        self.warnings += filter(None, warnings)
         self._note_models(answers)
         indices = [answer.index for answer in answers]  # of the test set: the answers' own differ where one is missing
         located = {issue: flagged and _relocate(flagged, indices) for issue, flagged in issues.items()}
@@ -257,22 +250,16 @@ class _Evaluation:
             "on with what is missing (--allow-incomplete: scores over what was answered)",
         )
 
-    def _choose_backend(self) -> None:
-        identity = self.request.identity
+    def _choose_backend(self) -> tuple[Backend, Decoding]:
+        identity, owners = self.request.identity, dict[str, object]()
         if identity.backend is None:  # a server of others, which says what it is
             self.endpoint = self.connect()
-            try:
+            with suppress(PrerequisiteError):  # the list is optional
                 owners = model_owners(self.endpoint) or {}
-            except PrerequisiteError:  # the list is optional
-                owners = {}
             self.models = sorted(owners)
-        self.backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
-        self.decoding = decode(
-            self.backend,
-            self.request.bench,
-            model_config=identity.generation_config,
-            server_arguments=identity.arguments,
-        )
+        backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
+        config, arguments = identity.generation_config, identity.arguments
+        return backend, decode(backend, self.request.bench, model_config=config, server_arguments=arguments)
 
     def _missing(self) -> list[int]:
         return [index for index in range(len(self.request.text.sources)) if index not in self.journal.answers]
@@ -289,11 +276,9 @@ class _Evaluation:
 
     def _request(self, missing: Collection[int], answers: AnswerCache | None, earlier: BenchmarkResult | None) -> None:
         """Have the missing sentences translated."""
-        request, bench, load_s = self.request, self.request.bench, None
+        request, bench = self.request, self.request.bench
         if self.endpoint is None:
-            began = time.monotonic()
             self.endpoint = self.connect()
-            load_s = time.monotonic() - began
             self.result().save(self.folder)
         elif earlier is not None:
             self._compare_with(earlier)
@@ -321,8 +306,7 @@ class _Evaluation:
                 if answers is not None:
                     answers.flush()
         if self.answered:
-            self.speed = _speed(self.answered, time.monotonic() - began, load_s, min(concurrency, len(missing)))
-            log.info("%s", _speed_line(self.speed))
+            self.speed = _speed(self.answered, time.monotonic() - began, min(concurrency, len(missing)))
 
     def _translate(
         self, indices: Sequence[int], concurrency: int, on_result: Callable[[Hypothesis | FailedSegment], None]
@@ -388,31 +372,19 @@ def _total(counts: Sequence[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(counts) else None
 
 
-def _speed(
-    answers: Sequence[Hypothesis], wall_s: float, load_s: float | None, concurrency: int
-) -> dict[str, float | None]:
-    latencies = sorted(answer.latency_s for answer in answers)
-    tokens = _total([answer.completion_tokens for answer in answers])
+def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, float | None]:
+    latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
+    p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
+    per_s, tokens_per_s = len(answers) / wall_s, None if tokens is None else round(tokens / wall_s, 1)
+    log.info(
+        "%d sentences in %.1f s: %.3g/s%s; latency %.3g s (95 %%: %.3g); %d requests at once",
+        len(answers), wall_s, per_s, "" if tokens_per_s is None else f", {tokens_per_s:.0f} output tokens/s",
+        p50_s, p95_s, concurrency,
+    )  # fmt: skip
     return {
-        "segments": len(answers),
-        "wall_s": round(wall_s, 3),
-        "load_s": None if load_s is None else round(load_s, 3),
-        "segments_per_s": round(len(answers) / wall_s, 3),
-        "tokens_per_s": None if tokens is None else round(tokens / wall_s, 1),
-        "latency_p50_s": latencies[math.ceil(0.50 * len(latencies)) - 1],
-        "latency_p95_s": latencies[math.ceil(0.95 * len(latencies)) - 1],
-        "concurrency": concurrency,
-    }
-
-
-def _speed_line(speed: dict[str, float | None]) -> str:
-    tokens = "" if speed["tokens_per_s"] is None else f", {speed['tokens_per_s']:.0f} output tokens/s"
-    loading = "" if speed["load_s"] is None else f", after {speed['load_s']:.0f} s of loading"
-    return (
-        f"{speed['segments']} sentences in {speed['wall_s']:.1f} s{loading}: {speed['segments_per_s']:.3g}/s{tokens}; "
-        f"latency {speed['latency_p50_s']:.3g} s (95 %: {speed['latency_p95_s']:.3g}); "
-        f"{speed['concurrency']} requests at once"
-    )
+        "segments": len(answers), "wall_s": round(wall_s, 3), "segments_per_s": round(per_s, 3),
+        "tokens_per_s": tokens_per_s, "latency_p50_s": p50_s, "latency_p95_s": p95_s, "concurrency": concurrency,
+    }  # fmt: skip
 
 
 @cache

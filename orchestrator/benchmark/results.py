@@ -70,8 +70,7 @@ class BenchmarkResult(BaseModel):
     """Over all answers; None where the server counts none."""
     completion_tokens: int | None = None
     speed: dict[str, float | None] | None = None
-    """Of the requests of the last attempt: segments, wall_s, load_s, segments_per_s, tokens_per_s, latency_p50_s,
-    latency_p95_s, concurrency."""
+    """Of the requests of the last attempt."""
     text_sha256: str
     """Hash of the sources and references."""
     prompts_sha256: str

@@ -7,7 +7,7 @@ worse" is not "as good", and taking the earlier one costs up to 2.5 BLEU where t
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,10 @@ from orchestrator.scoring.metrics import HEADINGS, Score, higher_is_better
 from orchestrator.scoring.significance import PairedTest, n_pairs, paired_tests
 from orchestrator.specs.benchmark_spec import BenchmarkSpec, Metric
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import ModelSpec, RunSpec, ServeSpec
+from orchestrator.specs.spec import RunSpec, ServeSpec
 
 log = logging.getLogger("orchestrator")
 
-SPLIT = "validation"
 POLL_S = 2.0
 RULE = (
     "the checkpoint of the best score; the others are compared with it by paired approximate randomization, Holm's "
@@ -52,20 +51,18 @@ class Point(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     label: str
-    """checkpoint-N, output or base."""
     same_as: list[str] = []
-    """Other labels with the same weights; they were not benchmarked."""
+    """Other labels with the same weights, which were not benchmarked."""
     step: int | None
     """None: its trainer_state.json does not say."""
     benchmark: str
     """Its folder in benchmarks/."""
     scores: list[Score]
     test: PairedTest | None = None
-    """Against the best one, in the metric that chooses. None: it is the best."""
+    """Against the chosen one, by the metric that chooses. None: it is the chosen one."""
 
     @property
     def worse(self) -> bool:
-        """Whether it is significantly worse than the best."""
         return self.test is not None and self.test.better == self.test.baseline
 
 
@@ -83,7 +80,6 @@ class Curve(BaseModel):
     text_sha256: str
     prompts_sha256: str
     metric: Metric
-    """What is chosen by."""
     signature: str
     rule: str = RULE
     points: list[Point]
@@ -134,111 +130,64 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """How a checkpoint is selected."""
+class SelectionOptions:
+    """What chooses a checkpoint."""
 
-    validation: BenchmarkSpec
-    """The set that chooses."""
-    tests: Sequence[BenchmarkSpec]
-    """Those that the chosen one is scored on."""
-    metric: Metric
+    testset: str | None = None
+    """The validation set's dataset. None: that of the spec's first benchmark."""
+    split: str = "validation"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the validation set's benchmark."""
+    metric: str = "bleu"
     with_base: bool = False
     """Whether the model before training is benchmarked too."""
-
-
-def plan_selection(
-    session: Session,
-    spec: RunSpec,
-    testset: str | None,
-    split: str | None,
-    changes: Mapping[str, Any],
-    *,
-    metric: str,
-    with_base: bool,
-) -> Selection:
-    """The validation set and the test sets of a run.
-
-    Args:
-        session: the workspace.
-        spec: the run's; its other benchmarks are the test sets.
-        testset: a dataset. None: that of the spec's first benchmark.
-        split: of it. None: validation.
-        changes: fields of the validation set's benchmark.
-        metric: what is chosen by.
-        with_base: whether the model before training is benchmarked too.
-
-    Raises:
-        SpecError: there is no such set, or it is not scored by that metric.
-    """
-    like = next((item for item in spec.benchmark if testset in (None, item.testset)), None)
-    if like is None and testset is None:
-        raise SpecError(f"which validation set? {spec.name} has no benchmark", "give one: --testset NAME")
-    item = (like or BenchmarkSpec(testset=str(testset))).model_copy(update={"split": split or SPLIT, **changes})
-    splits = load_testset(item, session.dataset_folders, spec.datasets).entry.splits
-    if item.split not in splits:
-        raise SpecError(
-            f"{item.testset} has no split {item.split} to choose a checkpoint by; it has: {', '.join(splits)}",
-            "name a set other than the one that the chosen checkpoint is scored on: --testset NAME --split SPLIT",
-        )
-    chosen_by = next((each for each in item.metrics if each == metric), None)
-    if chosen_by is None:
-        raise SpecError(
-            f"the validation set is not scored by {metric!r}{did_you_mean(metric, item.metrics)}; "
-            f"by: {', '.join(item.metrics)}",
-            "choose one of these: --metric NAME",
-        )
-    tests = [each for each in spec.benchmark if (each.testset, each.split) != (item.testset, item.split)]
-    return Selection(item, tests, chosen_by, with_base)
+    watch: bool = False
+    """Whether checkpoints are benchmarked as they are saved, until the run has ended, and one is chosen then."""
 
 
 def select_checkpoint(
-    session: Session, run: RunDir, spec: RunSpec, how: Selection, settings: ServeSpec, options: EvalOptions
+    session: Session, run: RunDir, spec: RunSpec, how: SelectionOptions, settings: ServeSpec, options: EvalOptions
 ) -> Curve:
-    """Benchmark all checkpoints of a run, choose one, and benchmark that one alone on the test sets.
+    """Benchmark all checkpoints of a run, choose one, and benchmark that one alone on the spec's other test sets.
 
     Raises:
         SpecError, PrerequisiteError: the run trains nothing, nothing can be served, a set cannot be had.
         StageError: a checkpoint got no score, so none was chosen, unless parts are allowed.
     """
-    plan, record = _plan(session, run, spec, how, settings), RunRecord.load(run)
-    curve = _choose(session, plan, run, record, how, options)
+    if spec.model is None or spec.train is None:
+        raise SpecError(f"{run.id} trains nothing, so it has no checkpoints", f"orchestrator benchmark {run.id}")
+    validation = _validation_set(session, spec, how)
+    metric = _metric(how.metric, validation)
+    tests = [each for each in spec.benchmark if (each.testset, each.split) != (validation.testset, validation.split)]
+    items = [with_instruction(item, session.dataset_folders, spec.datasets) for item in (validation, *tests)]
+    alone = RunSpec(  # the training's data are not read again, and it is carried out here
+        name=spec.name,
+        model=spec.model,
+        serve=settings,
+        benchmark=[item.model_copy(update={"during": False}) for item in items],
+        compute=spec.compute.model_copy(update={"slurm": None}),
+    )
+    plan, record = plan_run(session, alone), RunRecord.load(run)
+    base = base_checkpoint(spec.model, session.workspace.root)
+    if how.watch:
+        _watch(session, plan, run, record, base, items[:1], options)
+    candidates, left_out = _candidates(run, record, base)
+    curve = _choose(session, plan, run, record, base if how.with_base else None, candidates, left_out, metric, options)
     curve.save(run)
     record.update(run, chosen_checkpoint=curve.chosen)
-    if not how.tests:
+    if not tests:
         log.warning("the spec has no other set to score it on: the score here, which it was chosen by, is too good")
         return curve
-    found = next(each for each in _candidates(plan, session, run)[0] if each.label == curve.chosen)
+    found = next(each for each in candidates if each.label == curve.chosen)
     # The run's own benchmarks are of output: where that is the same, they are not done again.
     tested = replace(found.checkpoint, label="output") if "output" in found.same_as else found.checkpoint
-    folders, failed = evaluate_checkpoints(session, plan, run, record, [tested], plan.spec.benchmark[1:], options)
+    folders, failed = evaluate_checkpoints(session, plan, run, record, [tested], items[1:], options)
     if failed:
         raise failed[tested.label]
     ids = {folder.name for folder in folders[tested.label]}
     curve = curve.model_copy(update={"test": [item for item in record.benchmarks if item.id in ids]})
     curve.save(run)
     return curve
-
-
-def watch_checkpoints(
-    session: Session, run: RunDir, spec: RunSpec, how: Selection, settings: ServeSpec, options: EvalOptions
-) -> None:
-    """Benchmark a run's checkpoints on the validation set as they are saved, until the run has ended."""
-    plan, record, settled = _plan(session, run, spec, how, settings), RunRecord.load(run), set[str]()
-    while True:
-        trains = RunRecord.load(run).is_active()  # before the checkpoints are looked at: those of the end are seen
-        saved = [each for each in reversed(usable_checkpoints(run)) if each.label not in settled and is_saved(each)]
-        for each in saved[:1]:  # then look again: others may have come, or gone
-            settled.add(each.label)
-            checkpoint = trained_checkpoint(each.folder, base_checkpoint(_model(spec), session.workspace.root).model)
-            try:
-                evaluate_checkpoints(session, plan, run, record, [checkpoint], plan.spec.benchmark[:1], options)
-            except (OrchestratorError, OSError) as error:
-                gone = "it was removed meanwhile (save_total_limit)"
-                log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
-        if not saved and not trains:
-            return
-        if not saved:
-            time.sleep(POLL_S)
 
 
 def evaluate_checkpoints(
@@ -283,22 +232,68 @@ def evaluate_checkpoints(
     return done, failed
 
 
-def _plan(session: Session, run: RunDir, spec: RunSpec, how: Selection, settings: ServeSpec) -> Plan:
-    """A plan of benchmarks alone, the validation set's first: the training's data are not read again."""
-    if spec.model is None or spec.train is None:
-        raise SpecError(f"{run.id} trains nothing, so it has no checkpoints", f"orchestrator benchmark {run.id}")
-    compute = spec.compute.model_copy(update={"slurm": None})  # it is carried out here
-    items = [with_instruction(each, session.dataset_folders, spec.datasets) for each in (how.validation, *how.tests)]
-    alone = [item.model_copy(update={"during": False}) for item in items]
-    return plan_run(
-        session, RunSpec(name=spec.name, model=spec.model, serve=settings, benchmark=alone, compute=compute)
-    )
+def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> BenchmarkSpec:
+    like = next((item for item in spec.benchmark if how.testset in (None, item.testset)), None)
+    if like is None and how.testset is None:
+        raise SpecError(f"which validation set? {spec.name} has no benchmark", "give one: --testset NAME")
+    item = (like or BenchmarkSpec(testset=str(how.testset))).model_copy(update={"split": how.split, **how.changes})
+    splits = load_testset(item, session.dataset_folders, spec.datasets).entry.splits
+    if item.split not in splits:
+        raise SpecError(
+            f"{item.testset} has no split {item.split} to choose a checkpoint by; it has: {', '.join(splits)}",
+            "name a set other than the one that the chosen checkpoint is scored on: --testset NAME --split SPLIT",
+        )
+    return item
+
+
+def _metric(name: str, item: BenchmarkSpec) -> Metric:
+    for metric in item.metrics:
+        if metric == name:
+            return metric
+    hint = did_you_mean(name, item.metrics)
+    what = f"the validation set is not scored by {name!r}{hint}; by: {', '.join(item.metrics)}"
+    raise SpecError(what, "choose one of these: --metric NAME")
+
+
+def _watch(
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    base: Checkpoint,
+    items: Sequence[BenchmarkSpec],
+    options: EvalOptions,
+) -> None:
+    """Benchmark a run's checkpoints on the validation set as they are saved, until the run has ended."""
+    settled = set[str]()
+    while True:
+        trains = RunRecord.load(run).is_active()  # before the checkpoints are looked at: those of the end are seen
+        saved = [each for each in reversed(usable_checkpoints(run)) if each.label not in settled and is_saved(each)]
+        for each in saved[:1]:  # then look again: others may have come, or gone
+            settled.add(each.label)
+            checkpoint = trained_checkpoint(each.folder, base.model)
+            try:
+                evaluate_checkpoints(session, plan, run, record, [checkpoint], items, options)
+            except (OrchestratorError, OSError) as error:
+                gone = "it was removed meanwhile (save_total_limit)"
+                log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
+        if not saved and not trains:
+            return
+        if not saved:
+            time.sleep(POLL_S)
 
 
 def _choose(
-    session: Session, plan: Plan, run: RunDir, record: RunRecord, how: Selection, options: EvalOptions
+    session: Session,
+    plan: Plan,
+    run: RunDir,
+    record: RunRecord,
+    base: Checkpoint | None,
+    candidates: Sequence[Candidate],
+    left_out: dict[str, str],
+    metric: Metric,
+    options: EvalOptions,
 ) -> Curve:
-    candidates, left_out = _candidates(plan, session, run)
     for label, reason in left_out.items():
         log.warning("%s is passed over: %s", label, reason)
     if not candidates:
@@ -306,8 +301,8 @@ def _choose(
     for each in candidates:
         if each.same_as:
             log.info("%s: the same weights as %s, benchmarked once", ", ".join(each.same_as), each.label)
-    base = [base_checkpoint(_model(plan.spec), session.workspace.root)] if how.with_base else []
-    checkpoints = [*base, *(each.checkpoint for each in candidates)]
+    everything = [*([Candidate(base, 0)] if base else []), *candidates]
+    checkpoints = [each.checkpoint for each in everything]
     folders, failed = evaluate_checkpoints(session, plan, run, record, checkpoints, plan.spec.benchmark[:1], options)
     left_out |= {label: error.message.splitlines()[0] for label, error in failed.items()}
     if failed and not (options.allow_incomplete and folders):
@@ -317,20 +312,15 @@ def _choose(
             f"what was answered stays: orchestrator benchmark {run.id}@all goes on with what is missing "
             "(--allow-incomplete: chosen among those that were answered completely)",
         )
-    before = [Candidate(base[0], 0)] if "base" in folders else []
-    read = [
-        (each, Benchmark(each.label, folder, read_result(folder)))
-        for each in [*before, *candidates]
-        if each.label in folders
-        for folder in folders[each.label]
-    ]
-    complete = [(each, found) for each, found in read if found.result.status == "complete"]
-    left_out |= {
-        each.label: f"incomplete: {found.result.n_segments} answers"
-        for each, found in read
-        if found.result.status != "complete"
-    }
-    return _curve(run, complete, how.metric, left_out)
+    complete = []
+    for each in everything:
+        for folder in folders.get(each.label, []):
+            found = Benchmark(each.label, folder, read_result(folder))
+            if found.result.status == "complete":
+                complete.append((each, found))
+            else:
+                left_out[each.label] = f"incomplete: {found.result.n_segments} answers"
+    return _curve(run, complete, metric, left_out)
 
 
 def _curve(
@@ -379,9 +369,8 @@ def _curve(
     )
 
 
-def _candidates(plan: Plan, session: Session, run: RunDir) -> tuple[list[Candidate], dict[str, str]]:
+def _candidates(run: RunDir, record: RunRecord, base: Checkpoint) -> tuple[list[Candidate], dict[str, str]]:
     """The checkpoints of a run by step, output last, and what can't be served, with the reason."""
-    base = base_checkpoint(_model(plan.spec), session.workspace.root).model
     found: dict[str, Candidate] = {}  # by the hash of the weights
     left_out: dict[str, str] = {}
     steps: dict[Path, int | None] = {}
@@ -391,12 +380,12 @@ def _candidates(plan: Plan, session: Session, run: RunDir) -> tuple[list[Candida
         else:
             left_out[each.label] = "; ".join(each.problems)
     problems = weight_problems(run.output) if run.output.is_dir() else ["it is not there"]
-    if problems and RunRecord.load(run).training is not None:
+    if not problems:
+        steps[run.output] = (json_mapping(run.output / "trainer_state.json") or {}).get("global_step")
+    elif record.training is not None:
         left_out["output"] = "; ".join(problems)
-    state = json_mapping(run.output / "trainer_state.json") or {}
-    steps |= {} if problems else {run.output: state.get("global_step")}
     for folder, step in steps.items():
-        digest, checkpoint = model_sha256(folder), trained_checkpoint(folder, base)
+        digest, checkpoint = model_sha256(folder), trained_checkpoint(folder, base.model)
         same = found.get(digest)
         found[digest] = replace(same, same_as=(*same.same_as, folder.name)) if same else Candidate(checkpoint, step)
     return list(found.values()), left_out
@@ -407,9 +396,3 @@ def _score(benchmark: Benchmark, metric: Metric) -> Score:
     if score is None:
         raise SpecError(f"{benchmark.folder} has no score by {metric}", "benchmark it anew: --fresh")
     return score
-
-
-def _model(spec: RunSpec) -> ModelSpec:
-    if spec.model is None:
-        raise SpecError(f"{spec.name} has no model of ours", "RUN@all is for runs that train")
-    return spec.model

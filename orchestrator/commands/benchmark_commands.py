@@ -107,6 +107,7 @@ def benchmark(
     """
     from orchestrator.benchmark.evaluate import EvalOptions
     from orchestrator.benchmark.results import has_result
+    from orchestrator.benchmark.selection import SelectionOptions, select_checkpoint
     from orchestrator.data.sacrebleu_sets import is_sacrebleu
     from orchestrator.data.testset import SPLIT, FilePair
     from orchestrator.lifecycle import benchmark_target as targets
@@ -152,12 +153,10 @@ def benchmark(
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     settings = serve_settings(found, devices, port, model_name, backend, merge)
     options = EvalOptions(fresh=fresh, allow_incomplete=allow_incomplete)
-    if run is not None:
+    if run is not None and found.spec is not None:
+        how = SelectionOptions(testset, split or "validation", given, metric or "bleu", base, watch)
         with _nothing_is_lost(fresh):
-            curve = targets.benchmark_all(
-                session, found, testset, split, given, settings, options,
-                metric=metric or "bleu", with_base=base, watch=watch,
-            )  # fmt: skip
+            curve = select_checkpoint(session, run, found.spec, how, settings, options)
         _show_curve(curve, run.curve, as_json)
         return
     given |= {} if split is None else {"split": split}

@@ -6,15 +6,13 @@ Not covered: what a target is called (models/target.py); a run's own benchmarks 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.benchmark.comet import add_comet
 from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
-from orchestrator.benchmark.selection import Curve, plan_selection, select_checkpoint, watch_checkpoints
 from orchestrator.data.testset import with_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
@@ -74,42 +72,6 @@ def benchmark(
         folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, options, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
-
-
-def benchmark_all(
-    session: Session,
-    target: Target,
-    testset: str | None,
-    split: str | None,
-    changes: Mapping[str, Any],
-    settings: ServeSpec,
-    options: EvalOptions,
-    *,
-    metric: str,
-    with_base: bool,
-    watch: bool,
-) -> Curve:
-    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
-
-    Args:
-        session: the workspace and its tools.
-        target: the run.
-        testset: the validation set's dataset. None: that of the run's benchmarks.
-        split: its split. None: validation.
-        changes: fields of the validation set's benchmark.
-        settings: how the checkpoints are served.
-        options: whether answers of before are used, and whether parts are scored.
-        metric: what is chosen by.
-        with_base: the model before training too.
-        watch: benchmark checkpoints as they are saved, until the run has ended, and choose then.
-    """
-    if target.run is None or target.spec is None:
-        raise SpecError(f"{target.name} is no run")
-    run, spec = target.run, target.spec
-    how = plan_selection(session, spec, testset, split, changes, metric=metric, with_base=with_base)
-    if watch:
-        watch_checkpoints(session, run, spec, how, settings, options)
-    return select_checkpoint(session, run, spec, how, settings, options)
 
 
 def add_comet_to(session: Session, folder: Path, model: str, devices: str | None) -> None:
