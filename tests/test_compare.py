@@ -96,16 +96,6 @@ def test_a_verdict_is_as_sure_as_the_test_and_no_surer():
     assert verdict(alone, 1) == "b: -92.5 BLEU in one segment, which no test can say more of"
 
 
-def test_three_systems_are_each_compared_with_the_first(place):
-    add_benchmark(place, REFERENCES, run="best")
-    found = compared(place, "demo@base", "demo", "best", metrics=["bleu", "ter"])
-    assert [(test.metric, test.baseline, test.system) for test in found.tests] == [
-        (metric, "demo@base", system) for metric in ("bleu", "ter") for system in ("demo", "best")
-    ]
-    assert found.n_comparisons == 2, "within a metric"
-    assert [each.system for each in found.sentences] == ["demo", "best"]
-
-
 def test_sentences_are_shown_where_the_difference_is_biggest(place):
     [found] = compared(place, "demo@base", "demo", n_examples=2).sentences
     assert found.better + found.worse + found.equal == len(SOURCES)

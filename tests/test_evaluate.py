@@ -176,7 +176,7 @@ def test_scores_json_says_what_was_requested_and_no_secret(server, tmp_path):
         "source_lang": "en", "target_lang": "de", "system": None, "instruction": INSTRUCTION,
         "base_url": server.base_url, "model": "stub", "models": ["stub"],
         "sent": {"temperature": 0.0, "max_completion_tokens": 99},
-        "shadowed_defaults": {}, "effective_defaults": {}, "request_timeout_s": 600.0, "metrics": ["bleu"],
+        "effective_defaults": {}, "request_timeout_s": 600.0, "metrics": ["bleu"],
         "n_bootstrap": 20,
     }  # fmt: skip
     sent = {key: value for key, value in server.bodies[0].items() if key not in ("model", "messages")}
@@ -334,8 +334,7 @@ def test_what_the_model_decides_beside_the_request_is_said(server, tmp_path, cap
     assert result.request["effective_defaults"] == {"no_repeat_ngram_size": 3}
     assert "in force, though no request says so: no_repeat_ngram_size 3" in caplog.text
     result = run(server, tmp_path / "vllm", identity=Identity(backend="vllm", generation_config=own))
-    assert result.request["shadowed_defaults"] == {"repetition_penalty": 1.05}
-    assert "not as the model's generation_config.json has it, but as sent: repetition_penalty" in caplog.text
+    assert result.request["effective_defaults"] == {}
     assert "3 sentences in " in caplog.text and " requests at once" in caplog.text
 
 

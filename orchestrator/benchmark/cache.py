@@ -79,15 +79,7 @@ def identify(
     devices: str | None,
     installation: Installation | None,
 ) -> Identity:
-    """The identity of a checkpoint that is served here.
-
-    Args:
-        checkpoint: what is served.
-        settings: how.
-        root: the workspace.
-        facts: for the versions of what computes, and the GPUs.
-        devices: CUDA_VISIBLE_DEVICES of the server. None: as in our environment.
-        installation: LLaMA-Factory, whose chat templates are used.
+    """The identity of a checkpoint that is served here, on CUDA_VISIBLE_DEVICES `devices` (None: as it is).
 
     Raises:
         PrerequisiteError: a file of the model cannot be read.
@@ -124,13 +116,7 @@ class AnswerCache:
     """The answers of one identity under one decoding: a file of lines, which several processes may append to."""
 
     def __init__(self, identity: Identity, sent: Mapping[str, Any], folder: Path | None = None) -> None:
-        """Nothing is read or written yet.
-
-        Args:
-            identity: of the served model; it must be known.
-            sent: the fields of every request.
-            folder: where the cache is. None: answers/ in $ORCHESTRATOR_CACHE, or in the user's cache folder.
-        """
+        """Nothing is read or written yet; the folder is answers/ in the user's cache folder unless another is given."""
         self._about = {**identity.parts(), "sent": dict(sent)}
         key = sha256_of(self._about)
         self.path = (folder or cache_folder() / "answers") / key[:2] / f"{key}.jsonl"

@@ -21,14 +21,7 @@ from orchestrator.upstream.comet import COMMAND, find_comet, locate_comet_model
 def add_comet(folder: Path, model: str, root: Path, devices: str | None, record: RunRecord | None, run: RunDir) -> None:
     """Score a finished benchmark by a model of COMET, and put that into its scores.json and the run's record.
 
-    Args:
-        folder: the benchmark's.
-        model: COMET's name of it, such as Unbabel/wmt22-comet-da, or the path of a .ckpt file. One called kiwi or qe
-            takes no references, which the signature says.
-        root: the workspace.
-        devices: CUDA_VISIBLE_DEVICES. None: as it is.
-        record: the run's; None: it has none.
-        run: whose benchmark it is.
+    A model called kiwi or qe takes no references, which the signature says. `devices` is CUDA_VISIBLE_DEVICES.
 
     Source: Rei et al. (2020), https://aclanthology.org/2020.emnlp-main.213.
     """

@@ -72,14 +72,11 @@ BACKENDS: dict[Backend, BackendParams] = {
         constant={
             "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "skip_special_tokens": True,
         },
-        model_defaults=("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens",
-                        "presence_penalty", "frequency_penalty", "skip_special_tokens"),
         concurrency=256,
     ),
     # top_p: some refuse it beside a temperature
     "openai": BackendParams("an OpenAI-compatible server of which no more is known", {"top_p": None, "stop": None}),
 }  # fmt: skip
-_SENT_AS = {"max_new_tokens": "max_tokens"}  # generation_config.json's name: the request's
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,6 @@ class Decoding:
 
     sent: dict[str, Any]
     """Fields of every request, but model and messages."""
-    shadowed_defaults: dict[str, Any]
-    """Values of the model's generation_config.json that would have held, had others not been sent."""
     effective_defaults: dict[str, Any]
     """Values that no request says and that hold all the same."""
 
@@ -136,13 +131,11 @@ def decode(
     if backend == "openai" and bench.temperature > 0:
         sent.setdefault("top_p", 1.0)
     sent = {key: value for key, value in {**sent, **bench.request}.items() if value is not None}
-    theirs = {key: known[key] for key in sorted(params.model_defaults) if known.get(key) is not None}
-    shadowed = {key: value for key, value in theirs.items() if _SENT_AS.get(key, key) in sent}
-    effective = {key: value for key, value in theirs.items() if key not in shadowed}
+    unsent = [name for name in sorted(params.model_defaults) if name not in sent]
+    effective = {name: known[name] for name in unsent if known.get(name) is not None}
     if backend.startswith("llamafactory"):
         effective |= _server_settings(given, sampled=bench.temperature > 0)
-    differing = {key: value for key, value in shadowed.items() if sent[_SENT_AS.get(key, key)] != value}
-    return Decoding(sent, differing, effective)
+    return Decoding(sent, effective)
 
 
 def refuse_dropped(backend: Backend, bench: BenchmarkSpec) -> None:

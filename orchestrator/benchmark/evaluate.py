@@ -158,9 +158,6 @@ class _Evaluation:
         if self.decoding.effective_defaults:
             values = ", ".join(f"{name} {value}" for name, value in self.decoding.effective_defaults.items())
             log.info("in force, though no request says so: %s", values)
-        if self.decoding.shadowed_defaults:
-            names = ", ".join(sorted(self.decoding.shadowed_defaults))
-            log.info("not as the model's generation_config.json has it, but as sent: %s", names)
         answers = self._cache()
         if answers is not None and self.options.reuse_cache and not self.options.fresh:
             for answer in answers.look_up(request.prompts(self._missing())):
@@ -209,7 +206,6 @@ class _Evaluation:
                 "model": self.endpoint.model if self.endpoint else None,
                 "models": self.models,
                 "sent": self.decoding.sent,
-                "shadowed_defaults": self.decoding.shadowed_defaults,
                 "effective_defaults": self.decoding.effective_defaults,
                 "request_timeout_s": bench.request_timeout_s,
                 "metrics": list(bench.metrics),

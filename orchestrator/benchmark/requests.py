@@ -75,18 +75,10 @@ class FailedSegment(BaseModel):
 
 
 class RequestError(Exception):
-    """An attempt without an answer."""
+    """An attempt without an answer: the server is busy, fails, is silent, is not there, or refuses for good."""
 
     def __init__(self, kind: Kind, reason: str, retry_after_s: float | None = None, *, refused: int = 0) -> None:
-        """What happened.
-
-        Args:
-            kind: rate_limited (425, 429, 503), server_error (5xx, a cut connection, a reply that is no answer),
-                timeout, connect, or rejected (what no repetition mends).
-            reason: what happened, up to a colon, and the server's own words.
-            retry_after_s: how long the server says to wait.
-            refused: the status by which a server refuses every request alike; 0: not so.
-        """
+        """`reason`: what happened, a colon, the server's words; `refused`: a status that all requests would meet."""
         super().__init__(reason)
         self.kind, self.reason, self.retry_after_s, self.refused = kind, reason, retry_after_s, refused
 
