@@ -89,7 +89,6 @@ def outcome(folder: Path) -> dict[str, Any]:
         "weights": (folder / "output" / "adapter_model.safetensors").read_bytes().hex()[-16:],
         "steps": training.get("steps"),
         "losses": training.get("logged_losses"),
-        "train_loss": round(training.get("train_loss") or -1, 9),
         "hypotheses": [(each / "hypotheses.txt").read_text("utf-8") for each in benchmarks],
     }
 

@@ -9,7 +9,6 @@ import pytest
 from orchestrator import __version__
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
-from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import adapter_sha256, model_sha256
 from orchestrator.runs.facts import collect_facts, complete_facts, fact_differences
 from orchestrator.runs.record_parts import DataFacts, Facts
@@ -228,11 +227,6 @@ def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, root, t
         ),
         ({"cuda": {"triton": "3.1"}}, {"cuda": {"triton": "3.2"}}, "version of triton: 3.1 then, 3.2 now"),
         ({"environment": {}}, {"environment": {"OMP_NUM_THREADS": "2"}}, "variable OMP_NUM_THREADS: none then, 2 now"),
-        (
-            {"model_full_sha256": "7" * 64},
-            {"model_full_sha256": "8" * 64},
-            "model weights' full hash: 777777777777 then, 888888888888 now",
-        ),
     ],
 )
 def test_what_only_one_side_knows_is_not_compared(then, now, line):
@@ -261,14 +255,6 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only
     assert now.model_revision == commit
     assert complete_facts(then, spec, root) == now
     assert collect_facts(SPEC, root, None, {}).model_revision is None
-
-
-def test_every_byte_of_the_weights_is_hashed_where_that_is_asked_for(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    assert collect_facts(SPEC, root, None, {}).model_full_sha256 is None
-    facts = collect_facts(SPEC, root, None, {}, full_hash=True)
-    assert facts.model_full_sha256 == model_full_sha256(root / "models" / "tiny")
-    assert complete_facts(facts, SPEC, root) == facts
 
 
 def test_the_environment_that_matters_is_recorded_without_secrets(root, monkeypatch):

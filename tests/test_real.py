@@ -242,7 +242,7 @@ def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(brok
     first, second = whole.record()["training"], record["training"]
     assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (40, 40)
     assert second["logged_losses"] == first["logged_losses"]
-    assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-9)
+    assert second["train_loss"] is None  # transformers sums up the losses since the resume alone
     curves = [curve(each.only_run() / "output" / "trainer_log.jsonl") for each in (whole, broken)]
     losses = [[(event["current_steps"], event["loss"]) for event in each if "loss" in event] for each in curves]
     assert losses[0] == losses[1] and len(losses[0]) == 40

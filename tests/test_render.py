@@ -277,14 +277,13 @@ def test_nodes_are_told_in_the_words_of_llamafactory_s_launcher():
     """launcher.py reads these variables, and starts torchrun where FORCE_TORCHRUN is set."""
     compute = {
         "devices": "0,1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1",
-        "master_port": 29500, "rdzv_id": "x", "min_nnodes": 1, "max_nnodes": 3, "max_restarts": 0,
+        "master_port": 29500,
         "env": {"OMP_NUM_THREADS": "4"},
     }  # fmt: skip
     spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={}, compute=compute)
     assert train_environment(spec) == {
         "OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2",
-        "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RDZV_ID": "x",
-        "MIN_NNODES": "1", "MAX_NNODES": "3", "MAX_RESTARTS": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
     }  # fmt: skip
     assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
 

@@ -127,7 +127,7 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
     assert "the time limit is near" in log and "the training goes on from checkpoint-" in log
     assert record["attempts"][1]["from_step"] == 20
     then = unbroken.record()["training"]
-    assert record["training"] == then | {"train_loss": pytest.approx(then["train_loss"])}
+    assert record["training"] == then | {"train_loss": None}
     outputs = [path / "output" / "adapter_model.safetensors" for path in (run, unbroken.only_run())]
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     other = wait_for(lambda: shop.record(stuck_run)["ended_at"] and shop.record(stuck_run), "the end of the other", 150)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, curve, latest, logged_losses, restarted_at
+from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, curve, latest, logged_losses
 
 
 @pytest.fixture
@@ -74,15 +74,3 @@ def test_the_rate_of_a_resumed_training_is_that_of_its_own_steps():
     progress.update(50)
     progress.close()
     assert stream.getvalue().startswith("train: 150/200 steps in 10 s, 5/s")
-
-
-def test_where_torchrun_had_a_training_go_on_from_is_in_llamafactorys_log(tmp_path):
-    """One line of LLaMA-Factory's, whole; not what transformers says of the same, or a text of the data like it."""
-    said = "[INFO|2026-11-30 01:48:57] llamafactory.hparams.parser:144 >> Resuming training from output/checkpoint-"
-    (tmp_path / "train.log").write_text(
-        f"{said}10.\n[INFO|trainer.py:1482] >>   Resuming training from checkpoint with epoch 0 and global step 10\n"
-        f"example: {said}7.\n{said}8. And more\n{said}20.\n{said}2"
-    )
-    assert restarted_at(tmp_path / "train.log") == [10, 20]
-    assert restarted_at(tmp_path / "train.log", offset=len(said)) == [20]
-    assert restarted_at(tmp_path / "no.log") == []

@@ -343,7 +343,11 @@ class Workshop:
 
 def real_environment(folder: Path) -> dict[str, str]:
     """What the real LLaMA-Factory of a workspace runs with: one thread, its own place for temporary files."""
-    path = [str(Path(__file__).parent / "seldom_collected"), os.environ.get("PYTHONPATH")]
+    path = [
+        str(Path(__file__).parent / "seldom_collected"),
+        str(Path(__file__).parent / "cpu_ranks"),
+        os.environ.get("PYTHONPATH"),
+    ]
     return {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 

@@ -93,6 +93,6 @@ def stop(
         say(line)
     record = RunRecord.load(found)
     if record.status in ("stopped", "interrupted", "failed"):
-        say(f"to go on: orchestrator {f'join {record.joins}' if record.joins else f'resume {found.id}'}")
+        say(f"to go on: orchestrator resume {found.id}")
     if as_json:
         terminal.print_json(record.as_json())

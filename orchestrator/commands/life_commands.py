@@ -15,7 +15,6 @@ from orchestrator.commands.app import app
 from orchestrator.commands.options import (
     DetachOption,
     FromOption,
-    FullHashOption,
     JsonOption,
     NoBenchmarkOption,
     RunArgument,
@@ -54,7 +53,6 @@ def launch(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
-    full_hash: FullHashOption = False,
     workspace: WorkspaceOption = None,
     archives: FromOption = None,
     as_json: JsonOption = False,
@@ -73,7 +71,7 @@ def launch(
     session = open_session(workspace, archives)
     how = How(with_benchmarks=not no_benchmark, wait=wait)
     if sweep:
-        planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device, full_hash=full_hash)
+        planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device)
         if dry_run:
             sweeps.print_points(session, planned, as_json)
             return
@@ -81,7 +79,7 @@ def launch(
         sweeps.carry_out_group(session, group, how, words, detach=detach, as_json=as_json)
         return
     checked = session.load_spec(spec, overrides or ())
-    plan = plan_run(session, checked, full_hash=full_hash)
+    plan = plan_run(session, checked)
     if dry_run:
         files = render_files(session, plan.spec)
         if files:
@@ -128,29 +126,6 @@ def resume(
     _carry_out(session, found, how, plan, archives=None, detach=detach, as_json=as_json)
 
 
-@app.command(epilog="Example: orchestrator join latest")
-def join(
-    run: RunArgument,
-    detach: DetachOption = False,
-    wait: WaitOption = False,
-    workspace: WorkspaceOption = None,
-    archives: FromOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take part in an elastic training that another machine has begun, in a workspace that both see.
-
-    All of its machines go on from its last checkpoint then. What is trained stays in RUN.
-    """
-    from orchestrator.lifecycle.join import plan_join
-    from orchestrator.lifecycle.new_run import How, new_run
-
-    session = open_session(workspace, archives)
-    plan, origin = plan_join(session, session.workspace.find_run(run))
-    how = How(wait=wait)
-    part = new_run(session, plan, origin, how)
-    _carry_out(session, part, how, plan, archives=archives, detach=detach, as_json=as_json)
-
-
 @app.command(epilog="Example: orchestrator rerun demo --strict")
 def rerun(
     run: RunArgument,
@@ -159,7 +134,6 @@ def rerun(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
-    full_hash: FullHashOption = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -185,7 +159,7 @@ def rerun(
     except SpecError:  # a run that is named by its path needs none
         place = None
     past = saved_run(run, place)
-    plan, origin = plan_rerun(session, past, overrides or (), strict=strict, full_hash=full_hash)
+    plan, origin = plan_rerun(session, past, overrides or (), strict=strict)
     how = How(with_benchmarks=not no_benchmark, wait=wait)
     again = new_run(session, plan, origin, how)
     _carry_out(session, again, how, plan, archives=archives, detach=detach, as_json=as_json)

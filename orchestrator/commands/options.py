@@ -60,12 +60,6 @@ NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train o
 DetachOption = Annotated[
     bool, typer.Option("--detach", "-d", help="Carry it out in the background; it outlives the terminal.")
 ]
-FullHashOption = Annotated[
-    bool,
-    typer.Option(
-        "--full-hash", help="Hash every byte of the model's weights, not samples; what was hashed once is remembered."
-    ),
-]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for devices that another run holds.")]
 DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]

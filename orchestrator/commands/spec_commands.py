@@ -212,7 +212,6 @@ def show(
 
 def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: str | None, as_json: bool) -> None:
     from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve
-    from orchestrator.specs import cloud
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
     from orchestrator.views import terminal
@@ -221,11 +220,6 @@ def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: st
     files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
     if file == "dataset_info.json":  # the others can be shown without the datasets
         files |= render_dataset_info(session, spec)
-    if file in cloud.FILES:
-        installed = session.llamafactory_or_none()
-        version = installed.versions.get("llamafactory") if installed else None
-        task = cloud.task(file, spec, Path(what), session.workspace.root, overrides, version)
-        files[file] = session.renderer.task_yaml(file, task)
     if as_json:
         terminal.print_json(spec_json(spec))
     else:

@@ -38,7 +38,6 @@ class Origin:
     rerun_of: str | None = None
     drift: Sequence[str] = ()
     group: str | None = None
-    joins: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,6 @@ def first_record(
         rerun_of=origin.rerun_of,
         drift=list(origin.drift),
         group=origin.group,
-        joins=origin.joins,
         awaits_turn=queued,
         with_benchmarks=with_benchmarks,
         seed=plan.spec.seed,

@@ -84,9 +84,7 @@ def carry_out(session: Session, run: RunDir, how: How, plan: Plan | None = None)
                 record.end(run, status)
 
 
-def plan_rerun(
-    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool, full_hash: bool = False
-) -> tuple[Plan, Origin]:
+def plan_rerun(session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool) -> tuple[Plan, Origin]:
     """What would run a past run's saved spec again; what differs now is said.
 
     Args:
@@ -94,7 +92,6 @@ def plan_rerun(
         past: the run that is repeated; a spec.yaml without a record has nothing to be compared with.
         overrides: --set KEY=VALUE, in order.
         strict: whether other data or another model end it.
-        full_hash: whether every byte of the model's weights is hashed, as it is where that was done for the past run.
 
     Raises:
         PrerequisiteError: strict, and data or model differ.
@@ -103,11 +100,8 @@ def plan_rerun(
     overrides = [*take_along(folder, session.load_spec(file), session), *overrides]
     if not isinstance(past, RunDir):
         log.warning("%s has no record beside it: there is nothing to compare with", past)
-        return plan_run(session, session.load_spec(past, overrides), full_hash=full_hash), Origin(str(past), overrides)
-    record = RunRecord.load(past)
-    record.refuse_joined("rerun")
-    full_hash = full_hash or record.facts.model_full_sha256 is not None
-    plan = plan_run(session, session.load_spec(past.spec, overrides), full_hash=full_hash)
+        return plan_run(session, session.load_spec(past, overrides)), Origin(str(past), overrides)
+    plan = plan_run(session, session.load_spec(past.spec, overrides))
     found = drift_from(session, past, plan.spec, plan.facts, overrides)
     say_drift(past, found, strict=strict)
     name = past.id if past.path.parent == session.workspace.runs else str(past.path)

@@ -111,7 +111,7 @@ class Repeat:
     def changed(self) -> list[str]:
         """What others changed of data, model and versions since the run started, in lines; said."""
         try:
-            now = facts_now(self._session, self._spec, full_hash=self._facts.model_full_sha256 is not None)
+            now = facts_now(self._session, self._spec)
         except OrchestratorError as error:
             lines = [f"cannot be told any more: {error.message}"]
         else:

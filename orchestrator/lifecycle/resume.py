@@ -71,7 +71,6 @@ def plan_resume(session: Session, run: RunDir, label: str | None, *, no_benchmar
     record = RunRecord.load(run)
     if record.is_active():
         raise record.in_use()
-    record.refuse_joined("join")
     rerun = f"to run it again: orchestrator rerun {run.id}"
     if record.status == "done":
         raise SpecError(f"run {run.id} is done: there is nothing to go on with", rerun)
@@ -102,8 +101,7 @@ def find_start(run: RunDir, spec: RunSpec, facts: Facts, label: str | None = Non
         return Start(passed_over=[why])
     machine = this_machine(spec.compute, os.environ)
     ranks = own_ranks(spec.compute, machine)
-    shares = spec.compute.rdzv_id is not None  # those that joined find them here
-    if machine is not None and not shares and label is None and run.checkpoints():
+    if machine is not None and label is None and run.checkpoints():
         raise _all_from_the_same(run, machine, ranks)
     checkpoint, passed_over = choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks)
     return Start(checkpoint, passed_over)

@@ -55,7 +55,6 @@ def plan_sweep(
     words: Sequence[str],
     *,
     per_device: bool,
-    full_hash: bool = False,
 ) -> Sweep:
     """Check every point of a sweep.
 
@@ -65,7 +64,6 @@ def plan_sweep(
         overrides: --set KEY=VALUE, for every point.
         words: --sweep KEY=V1,V2,..., an axis each.
         per_device: one run at a time on each device.
-        full_hash: as plan_run has it.
 
     Raises:
         SpecError, PrerequisiteError: all that is wrong, by point.
@@ -82,7 +80,7 @@ def plan_sweep(
     with _said_once():
         for number, own in enumerate(by_point):
             try:
-                plan = plan_run(session, session.load_spec(spec_file, own), full_hash=full_hash)
+                plan = plan_run(session, session.load_spec(spec_file, own))
                 if plan.spec.train is None and not plan.spec.benchmark:
                     raise SpecError(f"{plan.spec.name} neither trains nor benchmarks")
             except OrchestratorError as error:

@@ -30,10 +30,7 @@ from orchestrator.runs.trainer_log import (
     StepBar,
     TrainerLog,
     close_torn_line,
-    curve,
     logged_losses,
-    restarted_at,
-    step_of,
 )
 from orchestrator.upstream.installation import Installation
 
@@ -85,9 +82,7 @@ def train(
     """
     argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     step = resumed_at[-1] if resumed_at else 0
-    joined = machine.joined if machine is not None else None
-    trainer_log = (joined or run).trainer_log
-    offset = close_torn_line(trainer_log) if joined is None else 0  # another's is not ours to mend
+    offset = close_torn_line(run.trainer_log)
     started = time.time()
     child = None
     try:
@@ -101,19 +96,17 @@ def train(
                 watched=True,
                 held=held,
             )
-        with StepBar(TrainerLog(trainer_log, offset), step, on_event) as bar:
+        with StepBar(TrainerLog(run.trainer_log, offset), step, on_event) as bar:
             _follow(child, bar, on_look)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started goes on
     except BaseException as error:
         if child is not None:
-            _stop(child, Settled(run), saves="RDZV_ID" not in environment)
+            _stop(child, Settled(run))
         if isinstance(error, KeyboardInterrupt | Interrupted):
             raise _stopped(run, machine) from error
         raise
-    again = _to_join(joined) if joined is not None else by_hand(run.path, argv, environment)
+    again = by_hand(run.path, argv, environment)
     if machine is not None and not machine.is_main and _is_elsewhere(run, child, machine, again):
-        if joined is not None:
-            return f"this machine is {machine.name} that train {joined.id}: the results are there"
         return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.meeting}"
     return _result(run, child, started, resumed_at, again, machine)
 
@@ -123,7 +116,7 @@ def finished(run: RunDir, resumed_at: Sequence[int] = ()) -> Training | None:
     state, results = _read_json(run.output / "trainer_state.json"), _read_json(run.output / "train_results.json")
     if state is None or results is None or _ended_early(state) or weight_problems(run.output):
         return None
-    return _training(run, state, results, [*resumed_at, *restarted_at(run.train_log)])
+    return _training(run, state, results, resumed_at)
 
 
 def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
@@ -157,8 +150,7 @@ def _failure(run: RunDir, child: Child, faults: Sequence[str], by_hand: str, mac
     if machine is not None and child.log_holds(*_LOST):
         said += f". It lost the connection to another machine, whose part had ended: this one is {machine.name}, and "
         said += "what happened is in the other's log"
-        if machine.joined is None:
-            by_hand = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
+        by_hand = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
     return StageError(f"the training failed: {said}. Last lines of {run.train_log}:\n{child.log_tail()}", by_hand)
 
 
@@ -180,7 +172,7 @@ def _result(
     faults += weight_problems(run.output)
     if faults or results is None or state is None:
         raise _failure(run, child, faults, by_hand, machine)
-    return _training(run, state, results, [*resumed_at, *restarted_at(run.train_log, child.log_start_bytes)])
+    return _training(run, state, results, resumed_at)
 
 
 def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[int]) -> Training:
@@ -188,31 +180,11 @@ def _training(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[in
     return Training(
         steps=int(state.get("global_step", 0)),
         total_steps=int(state.get("max_steps", 0)),
-        train_loss=_train_loss(run, state, results, resumed_at),
+        train_loss=None if resumed_at and resumed_at[-1] else results.get("train_loss"),
         train_runtime_s=results.get("train_runtime"),
         tokens_seen=tokens if isinstance(tokens, int) else None,
         logged_losses=logged_losses(run.trainer_log),
     )
-
-
-def _train_loss(run: RunDir, state: _Json, results: _Json, resumed_at: Sequence[int]) -> float | None:
-    """The mean loss over all steps.
-
-    transformers sums up the losses since the last resume and divides by all steps. What came before is taken from
-    trainer_log.jsonl: the log within a checkpoint that was saved because of a stop lacks the step that it stopped at.
-    Steps between the last line of a log and the checkpoint count nowhere.
-    """
-    loss, steps = results.get("train_loss"), state.get("global_step")
-    if not isinstance(loss, int | float) or not isinstance(steps, int) or not resumed_at or not resumed_at[-1]:
-        return loss
-    resumed = resumed_at[-1]
-    total, counted, last = loss * steps, steps - resumed, 0
-    for event in curve(run.trainer_log):
-        step = step_of(event)
-        if isinstance(event.get("loss"), int | float) and step <= resumed:
-            since = max([last, *(at for at in resumed_at if at < step)])
-            total, counted, last = total + event["loss"] * (step - since), counted + step - since, step
-    return float(total / counted) if counted else None
 
 
 def _ended_early(state: _Json) -> bool:
@@ -272,25 +244,16 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _stop(child: Child, settled: Settled, *, saves: bool) -> None:
+def _stop(child: Child, settled: Settled) -> None:
     try:
-        if saves:
-            log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
-        else:
-            log.warning("stopping: an elastic training saves no checkpoint then; what it saved before is kept")
+        log.warning("stopping: the training saves a checkpoint first; Ctrl-C again ends it without")
         child.stop(GRACE_S, settled)
     except BaseException:
         child.stop(0)
         raise
 
 
-def _to_join(joined: RunDir) -> str:
-    return f"to join again: orchestrator join {joined.id}"
-
-
 def _stopped(run: RunDir, machine: Machine | None) -> Interrupted:
-    if machine is not None and machine.joined is not None:
-        return Interrupted(f"this machine's part in {machine.joined.id} was stopped", _to_join(machine.joined))
     saved = [path.name for path in run.checkpoints() if (path / "trainer_state.json").is_file()]
     if machine is not None and not saved and not machine.is_main:
         said = f"the training was stopped here, on the machine that is {machine.name}; checkpoints are at rank 0"

@@ -8,21 +8,17 @@ Not covered: the process itself and how it ended (train.py); what comes before a
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from orchestrator.data.datasets import evaluated_split, write_training_file
 from orchestrator.files import atomic_write
-from orchestrator.lifecycle.cpu_ranks import cpu_ranks
 from orchestrator.lifecycle.jobs import across_nodes
 from orchestrator.lifecycle.new_run import How
 from orchestrator.lifecycle.rerun import Repeat
 from orchestrator.lifecycle.resume import Start, begin, kept_training, prepared_sha256
 from orchestrator.lifecycle.train_process import TRAIN_ARGV, train
 from orchestrator.models.model_files import base_checkpoint, weights_sha256
-from orchestrator.planning.compute import Placement
 from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
-from orchestrator.processes.process import Child
 from orchestrator.runs.diff import defaults_json
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.locks import devices_of
@@ -64,24 +60,20 @@ def train_run(
         record.update(run, status="trained", training=training)
         return
     start = begin(run, spec, record, plan.facts, how.checkpoint)
-    joined = session.workspace.find_run(record.joins) if record.joins else None
     if record.prepared_sha256 is None or record.prepared_sha256 != prepared_sha256(run):
         with timed(run, record, "prepare"):
-            _prepare(session, plan, run, joined)
+            _prepare(session, plan, run)
         record.update(run, prepared_sha256=prepared_sha256(run))
     if len(record.attempts) > 1:
         _render_again(session, spec, run, start)
     installation, environment = session.llamafactory(), train_environment(spec)
     machine = this_machine(spec.compute, os.environ)
     if machine is not None:
-        machine = replace(machine, joined=joined)
         rank = {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         environment = {**environment, **rank}
         log.info("this machine is %s; they meet at %s", machine.name, machine.meeting)
     prefix, variables = across_nodes(spec, run) if how.job else ([], {})
     environment |= variables
-    has_gpus, resumed = bool(plan.facts.gpus), start.path is not None
-    environment |= cpu_ranks(run, spec, environment, has_gpus=has_gpus, resumed=resumed)
     record.note_attempt(
         run, from_checkpoint=start.label, from_step=start.step, log_start_bytes=close_torn_line(run.trainer_log)
     )
@@ -89,21 +81,14 @@ def train_run(
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
     on_event = repeat.on_event if repeat else None
-    placement = Placement(spec.compute.ray_timeout_s) if spec.compute.ray else None
     with timed(run, record, "train"), metered(run, record, devices_of([spec.compute.devices])) as meter:
-
-        def on_look(child: Child) -> None:
-            meter.sample(child)
-            if placement is not None:
-                placement.look(child)
-
         trained = train(
             run,
             installation,
             environment,
             record.resumed_at(),
             on_event=on_event,
-            on_look=on_look,
+            on_look=meter.sample,
             held=locks,
             machine=machine,
             prefix=prefix,
@@ -124,13 +109,11 @@ def _render_again(session: Session, spec: RunSpec, run: RunDir, start: Start) ->
     if spec.model is None:
         return
     given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
-    # An elastic training finds the newest by itself, each time that torchrun starts its processes again.
-    named = start.path is not None and spec.compute.rdzv_id is None
-    resumed = {"resume_from_checkpoint": start.path} if named else {}
+    resumed = {"resume_from_checkpoint": start.path} if start.path is not None else {}
     atomic_write(run.train_yaml, session.renderer.train_yaml({**given, **resumed}))
 
 
-def _prepare(session: Session, plan: Plan, run: RunDir, joined: RunDir | None) -> None:
+def _prepare(session: Session, plan: Plan, run: RunDir) -> None:
     spec = plan.spec
     prepared = [(name, name, "train") for name in spec.datasets if name in plan.datasets]
     prepared += [
@@ -143,8 +126,7 @@ def _prepare(session: Session, plan: Plan, run: RunDir, joined: RunDir | None) -
         write_training_file(text, plan.datasets[name].entry.instruction, run.training_file(called))
         if text.blank_pairs:
             log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
-    output_dir = f"../{joined.id}/output" if joined else "output"
-    for name, content in {**render_files(session, spec, output_dir), **render_dataset_info(session, spec)}.items():
+    for name, content in {**render_files(session, spec), **render_dataset_info(session, spec)}.items():
         atomic_write(run.path / name, content)
     arguments = session.arguments()
     if arguments is not None:

@@ -70,7 +70,7 @@ def check(
     if spec.compute.slurm is not None and not own_job():
         findings += check_slurm(spec.compute.slurm)
     elif spec.serve.url is None:
-        findings += [*check_compute(spec, installation), *_machine(spec)]
+        findings += [*check_compute(spec), *_machine(spec)]
     return findings
 
 

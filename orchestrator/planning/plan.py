@@ -60,8 +60,8 @@ class Plan:
     """How the model's template was found; '' where the spec says it."""
 
 
-def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Plan:
-    """Check a spec and read what it needs; every byte of its model too, where full_hash says so.
+def plan_run(session: Session, spec: RunSpec) -> Plan:
+    """Check a spec and read what it needs.
 
     Raises:
         SpecError, PrerequisiteError: everything that is wrong with it, at once.
@@ -70,11 +70,11 @@ def plan_run(session: Session, spec: RunSpec, *, full_hash: bool = False) -> Pla
     heed(check(spec, root, session.dataset_folders, session.archives, session.installation))
     datasets, own, texts = _inputs(session, spec)
     spec, found = resolve(session, spec)
-    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own, full_hash=full_hash)
+    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
     return Plan(spec, datasets, own, texts, facts, found)
 
 
-def facts_now(session: Session, spec: RunSpec, *, full_hash: bool) -> Facts:
+def facts_now(session: Session, spec: RunSpec) -> Facts:
     """The facts of a run as they are now: data, model and LLaMA-Factory are looked at anew.
 
     Raises:
@@ -82,7 +82,7 @@ def facts_now(session: Session, spec: RunSpec, *, full_hash: bool) -> Facts:
     """
     _, own, texts = _inputs(session, spec)
     installation = find_installation() if session.llamafactory_or_none() else None
-    return collect_facts(spec, session.workspace.root, installation, texts, own, full_hash=full_hash)
+    return collect_facts(spec, session.workspace.root, installation, texts, own)
 
 
 def _inputs(

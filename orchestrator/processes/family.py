@@ -116,8 +116,7 @@ def end(
     family = find()
     try:
         ranks = [process for process in family if _is_rank(process)]
-        elastic = [process for process in family if _is_torchrun(process) and "--rdzv-id" in _words(process)]
-        for process in elastic or ranks or _roots(family):
+        for process in ranks or _roots(family):
             send(process, signal.SIGTERM)
         if not ranks and any(map(_is_torchrun, family)):
             grace_s = min(grace_s, NOTHING_TO_SAVE_S)

@@ -42,7 +42,7 @@ _ROUNDING = (
     *("use_cache", "low_cpu_mem_usage", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "deepspeed"),
     *("ddp_find_unused_parameters", "ddp_static_graph", "fsdp"),
 )
-_PROCESSES = ("nproc_per_node", "nnodes", "min_nnodes", "max_nnodes")
+_PROCESSES = ("nproc_per_node", "nnodes")
 _SCORING = ("sacrebleu", "openai")  # of the benchmarks only
 # Variables of the environment: which decide how many examples make a step, and which change no sum.
 _LAUNCHING = ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "MIN_NNODES", "MAX_NNODES", "USE_RAY", "USE_KT", "USE_MCA")

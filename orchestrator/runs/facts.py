@@ -17,7 +17,6 @@ from orchestrator import __version__
 from orchestrator.data.data_files import count_records, files_sha256, find_files
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
-from orchestrator.models.full_hash import model_full_sha256
 from orchestrator.models.model_files import adapter_sha256, hub_revision, locate_model, model_sha256
 from orchestrator.runs import machine
 from orchestrator.runs.environment import that_matter
@@ -33,8 +32,6 @@ def collect_facts(
     installation: Installation | None,
     texts: Mapping[tuple[str, str], ParallelText],
     own: Mapping[str, LlamaFactoryDataset] | None = None,
-    *,
-    full_hash: bool = False,
 ) -> Facts:
     """The facts of a run that is about to start.
 
@@ -44,7 +41,6 @@ def collect_facts(
         installation: LLaMA-Factory; None where only a server of others is asked.
         texts: (dataset, split) -> its text, for all that the run reads.
         own: name -> dataset in LLaMA-Factory's own formats, likewise.
-        full_hash: whether every byte of the model's weights is hashed too.
 
     Raises:
         PrerequisiteError: a file of such a dataset cannot be read.
@@ -72,13 +68,13 @@ def collect_facts(
             for (dataset, split), text in texts.items()
         ]
         + [_own_data(spec, dataset) for dataset in (own or {}).values()],
-        **_files(spec, root, full_hash),
+        **_files(spec, root),
     )
 
 
 def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
     """The facts with the hashes of what was on the hub when the run started, and has been downloaded since."""
-    found = _files(spec, root, full_hash=False)
+    found = _files(spec, root)
     return facts.model_copy(update={name: getattr(facts, name) or value for name, value in found.items()})
 
 
@@ -114,7 +110,6 @@ def differing_facts(then: Facts, now: Facts) -> list[DifferingFact]:
             for name in {**old_data, **new_data}
         ),
         DifferingFact("model", "", "model hash", then.model_sha256, now.model_sha256),
-        *_known("model", "model weights' full hash", then.model_full_sha256, now.model_full_sha256),
         DifferingFact("adapter", "", "adapter hash", then.adapter_sha256, now.adapter_sha256),
         *(
             DifferingFact("version", name, f"version of {name}", then.versions.get(name), now.versions.get(name))
@@ -207,14 +202,13 @@ def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
     )
 
 
-def _files(spec: RunSpec, root: Path, full_hash: bool) -> dict[str, str | None]:
+def _files(spec: RunSpec, root: Path) -> dict[str, str | None]:
     """Fields of Facts that tell the model's and the adapter's files, where these are on this machine."""
     if spec.model is None:
         return {}
     found: dict[str, str | None] = {}
     if folder := locate_model(spec.model.name_or_path, root, spec.model.revision):
         found = {"model_sha256": model_sha256(folder), "model_revision": hub_revision(folder)}
-        found |= {"model_full_sha256": model_full_sha256(folder)} if full_hash else {}
     start = spec.model.adapter_name_or_path
     if start is not None and (folder := locate_model(start, root, None)):
         found |= {"adapter_sha256": adapter_sha256(folder), "adapter_revision": hub_revision(folder)}

@@ -7,7 +7,6 @@ Not covered: how the machines meet and what they send each other (torchrun); one
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 
 
@@ -16,13 +15,11 @@ class Machine:
     """One of several machines that train together."""
 
     rank: int | None
-    """From 0. None: elastic, torchrun numbers the machines as they meet; or nothing says it."""
+    """From 0. None: nothing says it."""
     count: str
-    """How many there are: '2', or '1 to 3'."""
+    """How many there are, as text."""
     meeting: str
     """Where they meet: ADDRESS:PORT."""
-    joined: RunDir | None = None
-    """The run whose training this machine takes part in, and whose output/ it writes into. None: its own."""
 
     @property
     def is_main(self) -> bool:
@@ -41,16 +38,13 @@ def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machin
         compute: the compute section.
         environment: ours: NODE_RANK of it counts where the spec says none, as for LLaMA-Factory.
     """
-    elastic = compute.rdzv_id is not None
     count = str(compute.nnodes or 1)
-    if elastic and compute.min_nnodes is not None and compute.max_nnodes is not None:
-        count = f"{compute.min_nnodes} to {compute.max_nnodes}"
     if count == "1":
         return None
     rank = compute.node_rank
     if rank is None and environment.get("NODE_RANK", "").isdecimal():
         rank = int(environment["NODE_RANK"])
-    return Machine(None if elastic else rank, count, f"{compute.master_addr}:{compute.master_port}")
+    return Machine(rank, count, f"{compute.master_addr}:{compute.master_port}")
 
 
 def own_ranks(compute: ComputeSpec, machine: Machine | None) -> range | None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.errors import PrerequisiteError
 from orchestrator.files import atomic_write
 from orchestrator.processes.family import start_ticks, start_time
 from orchestrator.runs import slurm
@@ -86,8 +86,6 @@ class RunRecord(BaseModel):
     seed: int
     facts: Facts = Facts()
     training: Training | None = None
-    joins: str | None = None
-    """The run whose elastic training this machine has a part in, and whose output/ that part writes into."""
     results_elsewhere: str | None = None
     """Of a training on several machines: which of them this is, and where its results are. None: here."""
     benchmarks: list[BenchmarkSummary] = []
@@ -220,11 +218,6 @@ class RunRecord(BaseModel):
         """PrerequisiteError where a process or a job owns the run."""
         if self.is_active() and self._status_now() != "interrupted":
             raise self.in_use()
-
-    def refuse_joined(self, command: str) -> None:
-        """SpecError for what is done with the run that a machine joined, not with its part in it."""
-        if self.joins is not None:
-            raise SpecError(f"{self.id} is a machine's part in {self.joins}", f"orchestrator {command} {self.joins}")
 
     def resumed_at(self) -> list[int]:
         """The steps at which the training was resumed since it last began at step 0, in order."""

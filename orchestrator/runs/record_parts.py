@@ -74,8 +74,6 @@ class Facts(_Part):
     data: list[DataFacts] = []
     model_sha256: str | None = None
     """Configuration, tokenizer, code, and the weights' headers, sizes and samples; None: not on this machine."""
-    model_full_sha256: str | None = None
-    """Of every byte of the weights, where --full-hash asked for it."""
     model_revision: str | None = None
     """The hub's commit of the model, where it comes from there."""
     adapter_sha256: str | None = None

@@ -70,7 +70,7 @@ def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
     it is not known either: each may keep the states of its own processes alone.
     """
     nodes = compute.slurm.nodes if compute.slurm is not None else compute.nnodes
-    if nodes not in (None, 1) or compute.rdzv_id is not None:
+    if nodes not in (None, 1):
         return None
     if compute.nproc_per_node is not None:
         return compute.nproc_per_node

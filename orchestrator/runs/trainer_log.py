@@ -82,20 +82,6 @@ def step_of(event: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def restarted_at(train_log: Path, offset: int = 0) -> list[int]:
-    """The steps of the checkpoints that an elastic training went on from by itself, in order, by LLaMA-Factory's log.
-
-    Its trainer_log.jsonl shows only that steps were gone through again.
-    """
-    try:
-        with train_log.open("rb") as file:
-            file.seek(offset)
-            found = [_RESUMING.match(line) for line in file if b" >> Resuming training from " in line]
-    except FileNotFoundError:
-        return []
-    return [int(each[1]) for each in found if each]
-
-
 def close_torn_line(path: Path) -> int:
     """End a line that a killed writer left by half, so that the next one's is whole; the log's size then."""
     if not path.exists():

@@ -4,12 +4,15 @@ Covered: the fields, their limits, and the environment variables that have their
 Not covered: what LLaMA-Factory's launcher makes of them (train.py); whether the devices are there (check.py).
 """
 
+import logging
 import re
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.specs.slurm_spec import SlurmSpec
+
+log = logging.getLogger("orchestrator")
 
 # Variables that a spec says elsewhere, or that would change what LLaMA-Factory is.
 OWNED_VARIABLES: dict[str, str] = {
@@ -19,11 +22,6 @@ OWNED_VARIABLES: dict[str, str] = {
     "NODE_RANK": "write it as compute.node_rank",
     "MASTER_ADDR": "write it as compute.master_addr",
     "MASTER_PORT": "write it as compute.master_port",
-    "RDZV_ID": "write it as compute.rdzv_id",
-    "MIN_NNODES": "write it as compute.min_nnodes",
-    "MAX_NNODES": "write it as compute.max_nnodes",
-    "MAX_RESTARTS": "write it as compute.max_restarts",
-    "USE_RAY": "write it as compute.ray",
     "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
     "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
     "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
@@ -32,22 +30,9 @@ OWNED_VARIABLES: dict[str, str] = {
 # LLaMA-Factory's launcher splits torchrun's command at blanks.
 _ONE_WORD = r"^\S+$"
 # Fields that are known when the job has its nodes.
-_SLURM_SAYS = (
-    "devices", "nnodes", "node_rank", "master_addr", "rdzv_id", "min_nnodes", "max_nnodes",
-)  # fmt: skip
-
-
-class CloudSpec(BaseModel):
-    """What `show SPEC --file sky.yaml` or `--file dstack.yaml` asks SkyPilot or dstack for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    accelerators: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*(:[1-9][0-9]*)?$")
-    """The GPUs of each machine: A100:8, or H100 for one."""
-    secrets: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = []
-    """Names of variables that the run needs there, such as HF_TOKEN; their values are taken from your environment."""
-    install: str | None = Field(None, min_length=1)
-    """What pip installs there to have orchestrator, such as git+https://... None: the workspace, a checkout."""
+_SLURM_SAYS = ("devices", "nnodes", "node_rank", "master_addr")
+# Fields of earlier versions: a saved spec.yaml that has them stays readable.
+_GONE = ("rdzv_id", "min_nnodes", "max_nnodes", "max_restarts", "cloud", "ray", "ray_timeout_s")
 
 
 class ComputeSpec(BaseModel):
@@ -67,26 +52,20 @@ class ComputeSpec(BaseModel):
     """Name or address of the machine with rank 0."""
     master_port: int | None = Field(None, ge=1, le=65535)
     """A port that is free there."""
-    rdzv_id: str | None = Field(None, pattern=_ONE_WORD)
-    """Elastic training: an id that the machines share. Others take part by `orchestrator join RUN`; all go on from the
-    newest checkpoint as machines come and processes fail, and a stop saves none."""
-    min_nnodes: int | None = Field(None, ge=1)
-    """Elastic: how few machines are enough."""
-    max_nnodes: int | None = Field(None, ge=1)
-    """Elastic: how many there may be."""
-    max_restarts: int | None = Field(None, ge=0)
-    """Elastic: how often failed processes are started again."""
-    cloud: CloudSpec | None = None
-    """Machines that SkyPilot or dstack rent: only for the files that `show` writes for them."""
     slurm: SlurmSpec | None = None
     """The run is submitted to Slurm with these resources. None: it runs here."""
-    ray: bool = False
-    """Whether Ray places the processes, on the machines of its cluster (USE_RAY). LLaMA-Factory's four arguments for it
-    stand in train: ray_num_workers, ray_init_kwargs, master_addr, master_port."""
-    ray_timeout_s: float = Field(600, gt=0)
-    """How long Ray may take to place them, in seconds; LLaMA-Factory itself waits without end."""
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_fields_of_before(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in _GONE:
+                if name in value and value[name] not in (None, False, 600, 600.0):
+                    log.warning("compute.%s is dropped: this version has no such field", name)
+            return {key: item for key, item in value.items() if key not in _GONE}
+        return value
 
     @model_validator(mode="after")
     def _slurm_says_where(self) -> Self:
@@ -103,16 +82,6 @@ class ComputeSpec(BaseModel):
                 raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
             if is_secret(name):
                 raise ValueError(f"env holds {name}, by its name a secret: it would be kept with the run; export it")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_of_starting_processes(self) -> Self:
-        torchrun = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id")
-        if self.ray and (given := [name for name in torchrun if getattr(self, name) is not None]):
-            raise ValueError(
-                f"ray is on, and {given[0]} is torchrun's: Ray is told by train.ray_num_workers, train.master_addr and "
-                "train.master_port"
-            )
         return self
 
 

@@ -40,7 +40,6 @@ _WORD = "[A-Za-z_][A-Za-z0-9_]*"
 # Fields of the compute section that are variables of LLaMA-Factory's launcher.py, and mean torchrun.
 _LAUNCHER = (
     "nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port",
-    "rdzv_id", "min_nnodes", "max_nnodes", "max_restarts",
 )  # fmt: skip
 _METHOD = ("stage", "do_train", "finetuning_type")
 
@@ -138,17 +137,12 @@ def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -
 def train_environment(spec: RunSpec) -> dict[str, str]:
     """The environment variables that decide devices and processes of the training."""
     compute = spec.compute
-    # torchrun's processes meet in a store of torchrun's own, which it keeps when it starts them again: they find each
-    # other's old addresses in it, and wait (torch 2.14, dynamic_rendezvous.py). So each start has a store of its own.
-    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if compute.rdzv_id is not None else {}
-    environment |= compute.env
+    environment = dict(compute.env)
     if compute.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = compute.devices
     launcher = {name: getattr(compute, name) for name in _LAUNCHER if getattr(compute, name) is not None}
     if launcher:
         environment["FORCE_TORCHRUN"] = "1"
-    if compute.ray:
-        environment["USE_RAY"] = "1"
     return environment | {name.upper(): str(value) for name, value in launcher.items()}
 
 
@@ -170,10 +164,6 @@ class Renderer:
 
     def api_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("api.yaml", arguments, {"arguments": _named(arguments)})
-
-    def task_yaml(self, file: str, fields: Mapping[str, Any]) -> str:
-        """A task of SkyPilot or dstack (cloud.py)."""
-        return self._yaml(file, fields, {"fields": _named(fields)})
 
     def export_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})

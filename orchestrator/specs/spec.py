@@ -33,7 +33,7 @@ OWNED: dict[str, str] = {
     "resume_from_checkpoint": "each run starts in a new output folder",
     "do_train": "a spec with a train section trains",
     "seed": "write it as the spec's seed",
-    "enable_jit_checkpoint": "it is on, so that Ctrl-C leaves a checkpoint; off where a training is elastic",
+    "enable_jit_checkpoint": "it is on, so that Ctrl-C leaves a checkpoint",
     "infer_backend": "write it as serve.infer_backend",
     "export_dir": "write it as export.export_dir",
 }
@@ -193,7 +193,7 @@ class RunSpec(_Section):
             raise ValueError("benchmark.during is there twice: one set chooses the checkpoint")
         if during and self.train is None:
             raise ValueError("benchmark.during is for a run that trains, and there is no train section")
-        if during and (self.compute.nnodes not in (None, 1) or self.compute.rdzv_id is not None):
+        if during and (self.compute.nnodes not in (None, 1)):
             raise ValueError("benchmark.during is for a training on one machine: benchmark RUN@all afterwards")
         return self
 
@@ -268,7 +268,7 @@ def training_arguments(spec: RunSpec, model: ModelSpec | None, output_dir: str =
         "seed": spec.seed,
         # transformers: SIGTERM saves a checkpoint and ends the training in order. torchrun ends processes by SIGTERM to
         # start them again with other machines: what one of them saves then, alone, none of them can go on from.
-        "enable_jit_checkpoint": spec.compute.rdzv_id is None,
+        "enable_jit_checkpoint": True,
     }
 
 
