@@ -65,40 +65,41 @@ def serve(port: int) -> None:
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
 
 
-def ask_as_this_project(url: str, n: int, concurrency: int | None) -> None:
+def ask_as_this_project(url: str, n: int, concurrency: int) -> None:
     import aiohttp  # noqa: F401 - before the clock starts, as in the bare loop
     import openai  # noqa: F401
-    import stamina  # noqa: F401
 
-    from orchestrator.benchmark.answers import AnswerCache, Journal
+    from orchestrator.benchmark.cache import AnswerCache, Identity
     from orchestrator.benchmark.decoding import decode
-    from orchestrator.benchmark.evaluate import _ask, _Outcome
-    from orchestrator.benchmark.identity import Identity
-    from orchestrator.benchmark.question import Question
-    from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums
+    from orchestrator.benchmark.journal import Journal
+    from orchestrator.benchmark.requests import Hypothesis, translate
+    from orchestrator.processes.interruptible import run_interruptible
     from orchestrator.serving.endpoint import Endpoint
     from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
-    sums = Sums(source="0" * 64, target="0" * 64)
-    split = FileSplit(source="t/a", target="t/b", sha256=sums, pairs=n)
-    entry = Entry(
-        description="Made up.", license="CC0-1.0", source_lang="en", target_lang="de",
-        instruction=INSTRUCTION, splits={"test": split},
-    )  # fmt: skip
-    text = ParallelText(sentences(n), [REPLY] * n, blank_pairs=0, sha256="0" * 64)
-    bench = BenchmarkSpec(testset="made-up", concurrency=concurrency)
-    who = Identity(backend="openai", model_sha256="0" * 64)
-    question = Question("bench", Dataset("made-up", Path(), entry), text, n, bench, who)
-    decoding = decode("openai", bench)
-    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), text.sources, text.references) as journal:
+    asked = sentences(n)
+    who, decoding = (
+        Identity(backend="openai", model_sha256="0" * 64),
+        decode("openai", BenchmarkSpec(testset="made-up")),
+    )
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), asked, [REPLY] * n) as journal:
         cache = AnswerCache(who, decoding.sent, Path(folder) / "cache")
-        outcome = _Outcome(decoding)
-        indices = question.longest_first(range(n))
+
+        def take(result: object) -> None:
+            assert isinstance(result, Hypothesis)
+            journal.add(result)
+            cache.add(messages(asked[result.index]), result)
+
+        prompts = ((index, messages(sentence)) for index, sentence in enumerate(asked))
         with measured(n):
-            load = _ask(question, Endpoint(url, "", "stub"), decoding, journal, cache, indices, outcome)
+            run_interruptible(
+                translate(
+                    Endpoint(url, "", "stub"), prompts, decoding.sent, timeout_s=60, on_result=take,
+                    concurrency=concurrency,
+                )
+            )  # fmt: skip
+            cache.flush()
         assert len(journal.answers) == n
-        if concurrency is None:
-            print(json.dumps({"limit": load.limit.now, "phase": load.limit.phase, "most": load.most_in_flight}))
 
 
 def ask_in_a_bare_loop(url: str, n: int, concurrency: int) -> None:
@@ -177,10 +178,10 @@ def measured(n: int) -> Iterator[None]:
     print(json.dumps({"n": n, "wall_s": wall_s, "cpu_ms": 1000 * cpu_s / n, "peak_mib": peak_mib}))
 
 
-def run_client(name: str, url: str, n: int, concurrency: int | None) -> dict[str, Any]:
+def run_client(name: str, url: str, n: int, concurrency: int) -> dict[str, Any]:
     """A client in a process of its own; what it measured."""
     python = os.environ.get("LM_EVAL", "") if name == "lm-evaluation-harness" else sys.executable
-    argv = [python, __file__, "--client", name, "--url", url, "--n", str(n), "--concurrency", str(concurrency or 0)]
+    argv = [python, __file__, "--client", name, "--url", url, "--n", str(n), "--concurrency", str(concurrency)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -212,7 +213,7 @@ def server() -> Iterator[str]:
         child.wait()
 
 
-def compare(cases: list[tuple[int, int]], names: list[str], adaptive: list[int]) -> None:
+def compare(cases: list[tuple[int, int]], names: list[str]) -> None:
     heads = ["client", "at once", "sentences", "wall s", "ideal s", "ratio", "sentences/s", "CPU ms each", "peak MiB"]
     print(f"A server that answers after {1000 * DELAY_S:g} ms, however many ask.\n" + "  ".join(heads), flush=True)
     with server() as url:
@@ -220,17 +221,14 @@ def compare(cases: list[tuple[int, int]], names: list[str], adaptive: list[int])
             for name in names:
                 if name == "streaming, one by one" and concurrency != 1:
                     continue
-                show(name, str(concurrency), concurrency, run_client(name, url, n, concurrency))
-        for n in adaptive:
-            found = run_client("this project", url, n, None)
-            show("this project", f"adaptive, {found['most']} at most", found["most"], found)
+                show(name, concurrency, run_client(name, url, n, concurrency))
 
 
-def show(name: str, at_once: str, concurrency: int, found: dict[str, Any]) -> None:
+def show(name: str, concurrency: int, found: dict[str, Any]) -> None:
     ideal_s = math.ceil(found["n"] / concurrency) * DELAY_S
     wall_s, n = found["wall_s"], found["n"]
     print(
-        f"{name:22} {at_once:>7} {n:>7} {wall_s:8.2f} {ideal_s:8.2f} {wall_s / ideal_s:6.2f} {n / wall_s:8.0f} "
+        f"{name:22} {concurrency:>7} {n:>7} {wall_s:8.2f} {ideal_s:8.2f} {wall_s / ideal_s:6.2f} {n / wall_s:8.0f} "
         f"{found['cpu_ms']:7.3f} {found['peak_mib']:7.0f}",
         flush=True,
     )
@@ -246,7 +244,7 @@ def main() -> None:
     if given.serve:
         serve(int(given.serve))
     elif given.client:
-        CLIENTS[given.client](given.url, int(given.n), int(given.concurrency) or None)
+        CLIENTS[given.client](given.url, int(given.n), int(given.concurrency))
     else:
         names = [name for name in CLIENTS if name != "lm-evaluation-harness" or os.environ.get("LM_EVAL")]
         cases = [(3000, 32), (3000, 256)]
@@ -254,7 +252,7 @@ def main() -> None:
             cases = [(300, 1), (1000, 8), *cases, (1000, 32), (1000, 128), (1000, 256), (10_000, 128), (10_000, 256)]
         if given.large:
             cases.append((100_000, 256))
-        compare(cases, names, [3000] if given.quick else [1000, 10_000])
+        compare(cases, names)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from orchestrator.benchmark.results import SCHEMA_VERSION, BenchmarkResult
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
-from orchestrator.scoring.diagnostics import triage
+from orchestrator.scoring.diagnostics import diagnose
 from orchestrator.scoring.metrics import score_system
 from orchestrator.specs.benchmark_spec import METRICS
 
@@ -45,12 +45,14 @@ def add_benchmark(
     n_bootstrap: int = 20,
     prompts: str = "p",
     status: str = "complete",
-    version: int = 2,
-    changes: dict[str, Any] | None = None,
-    asked: dict[str, Any] | None = None,
+    version: int = SCHEMA_VERSION,
+    request: dict[str, Any] | None = None,
     sources: list[str] = SOURCES,
 ) -> Path:
-    """A benchmark of a run, which is made where it is not there yet; returns the benchmark's folder."""
+    """A benchmark of a run, which is made where it is not there yet; returns the benchmark's folder.
+
+    Versions 1 and 2 have what was requested in benchmark.yaml.
+    """
     sources = sources[: len(hypotheses)]
     folder = RunDir(place.runs / f"{run}-{STAMP}")
     folder.path.mkdir(exist_ok=True)
@@ -61,33 +63,34 @@ def add_benchmark(
         record = RunRecord(id=folder.id, name=run, created_at=at, ended_at=at, status="done", spec_sha256="0", seed=1)
         record.save(folder)
     path = folder.new_benchmark(f"{of}-{testset}-{split}")
-    found = score_system(hypotheses, [references], tgt_lang="de", metrics=metrics, n_bootstrap=n_bootstrap)
-    scores = json.loads(found.model_dump_json())
-    text = hashlib.sha256(repr((sources, references)).encode()).hexdigest()
-    result = {
-        "schema_version": version, "status": status, "target": f"{folder.id}@{of}", "testset": testset, "split": split,
-        "n_segments": len(hypotheses), "failed": 0, **scores, "text_sha256": text,
-        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(), **(changes or {}),
-    }  # fmt: skip
-    if version == 1:
-        del result["llamafactory_bleu4"]
-    else:
-        tokens = [3] * len(hypotheses)
-        result["triage"] = json.loads(triage(sources, references, hypotheses, tokens, 9, "en", "de").model_dump_json())
-    (path / "scores.json").write_text(json.dumps(result))
-    said = {"testset": testset, "source_lang": "en", "target_lang": "de", "instruction": "Say it in German.",
-            "sent": {"max_tokens": 9, "temperature": 0.0}, "model": f"{run}@{of}", **(asked or {})}  # fmt: skip
-    (path / "benchmark.yaml").write_text(yaml.safe_dump(said))
+    scores, mean, bleu4 = score_system(
+        hypotheses, [references], tgt_lang="de", metrics=metrics, n_bootstrap=n_bootstrap
+    )
+    issues = diagnose(sources, references, hypotheses, [False] * len(hypotheses), "en", "de")
+    said = {"source_lang": "en", "target_lang": "de", "instruction": "Say it in German.", "n_bootstrap": 20,
+            "sent": {"max_tokens": 9, "temperature": 0.0}, "model": f"{run}@{of}", **(request or {})}  # fmt: skip
+    result = BenchmarkResult(
+        schema_version=version, status=status, target=f"{folder.id}@{of}", testset=testset, split=split,
+        n_segments=len(hypotheses), n_requested=len(hypotheses), scores=scores, mean_sentence_bleu=mean,
+        llamafactory_bleu4=bleu4, diagnostics=issues, request=said,
+        text_sha256=hashlib.sha256(repr((sources, references)).encode()).hexdigest(),
+        prompts_sha256=hashlib.sha256(prompts.encode()).hexdigest(),
+    )  # fmt: skip
+    result.save(path)
+    if version < SCHEMA_VERSION:
+        _as_of_old(path, version)
     for name, lines in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
         (path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    summary = BenchmarkSummary(
-        id=path.name,
-        of=of,
-        testset=testset,
-        split=split,
-        status=status,
-        n_segments=len(hypotheses),
-        scores=found.scores,
-    )
-    record.add_benchmark(folder, summary)
+    record.add_benchmark(folder, result.summary(path, of))
     return path
+
+
+def _as_of_old(path: Path, version: int) -> None:
+    value = json.loads((path / "scores.json").read_bytes())
+    (path / "benchmark.yaml").write_text(yaml.safe_dump({**value.pop("request"), "n_asked": value["n_requested"]}))
+    value["triage"] = {**value.pop("diagnostics"), "numbers_lost": {"count": 9, "indices": [0]}}
+    value |= {"n_asked": value.pop("n_requested"), "speed": {"binds": "client"}, "streaming": None}
+    kept = ("schema_version", "status", "target", "testset", "split", "n_segments", "scores", "text_sha256",
+            "prompts_sha256")  # fmt: skip
+    value = {key: value[key] for key in kept} if version == 1 else value
+    (path / "scores.json").write_text(json.dumps(value))

@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TARGETS = ("owner", "llamafactory", "watcher", "all")
 LONGEST_S = 4.0  # of an attempt
 SETTLE_S = 30
-OURS = ("record.json", "spec.yaml", "train.yaml", "dataset_info.json", "api.yaml", "scores.json", "benchmark.yaml")
+OURS = ("record.json", "spec.yaml", "train.yaml", "dataset_info.json", "api.yaml", "scores.json")
 
 
 @dataclass

@@ -1,12 +1,11 @@
 """An environment with a `comet-score`: a real executable with the flags of unbabel-comet 2.2.7, and no model.
 
-A segment's score is the share of its words that the reference has. FAKE_COMET: dies, hangs, nan, short, other.
+A segment's score is the share of its words that the reference has. FAKE_COMET: dies, nan, short, silent.
 """
 
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("-s", "--sources", required=True)
     parser.add_argument("-t", "--translations", nargs="+", required=True)
-    parser.add_argument("-r", "--references", required=True)
+    parser.add_argument("-r", "--references")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--only_system", action="store_true")
@@ -37,13 +36,13 @@ def main() -> None:
     parser.add_argument("--model", default="Unbabel/wmt22-comet-da")
     given = parser.parse_args()
     mode = os.environ.get("FAKE_COMET", "")
-    print(f"scoring with {given.model}, devices {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
+    print(f"scoring with {given.model}, references {given.references}", flush=True)
     if mode == "dies":
         sys.exit("huggingface_hub.errors.GatedRepoError: 401 Client Error")
-    if mode == "hangs":
-        signal.pause()
+    if mode == "silent":
+        return
     [translations] = given.translations
-    sides = [_lines(name) for name in (given.sources, translations, given.references)]
+    sides = [_lines(name) for name in (given.sources, translations, given.references or given.sources)]
     assert len({len(side) for side in sides}) == 1, "not parallel"
     rows = [
         {"src": source, "mt": said, "ref": reference, "COMET": _score(said, reference)}
@@ -53,8 +52,6 @@ def main() -> None:
         rows[1]["COMET"] = float("nan")
     if mode == "short":
         rows.pop()
-    if mode == "other":
-        rows[0]["mt"] += " and more"
     Path(given.to_json).write_text(json.dumps({translations: rows}, ensure_ascii=False, indent=4), encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ it) to one.
 """
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -16,14 +17,14 @@ from typing import Any
 Reply = Callable[["_Handler"], None]
 
 
-def completion(text: Any, *, finish_reason: str = "stop", completion_tokens: int = 5) -> Reply:
+def completion(text: Any, *, finish_reason: str = "stop", completion_tokens: int = 5, model: str = "stub") -> Reply:
     """A chat completion as LLaMA-Factory's server writes it."""
     return json_reply(
         {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "created": 1,
-            "model": "stub",
+            "model": model,
             "choices": [
                 {
                     "index": 0,
@@ -149,9 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[StubServer]:
+def serving(context: ssl.SSLContext | None = None) -> Iterator[StubServer]:
+    """A server; with a context one that speaks TLS."""
     stub = StubServer()
     with _Server(("127.0.0.1", 0), _Handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         server.stub = stub
         stub.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -1,4 +1,4 @@
-"""`benchmark` as a user runs it: going on, the cache, parts, files. Run: pytest tests/test_benchmark_command.py."""
+"""`benchmark` as a user runs it: going on, the cache, parts, files."""
 
 import json
 import signal
@@ -46,10 +46,10 @@ def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, se
     server.replies = lambda source, attempt: stub.completion(source.upper())
     done = workshop.run(*words)
     assert done.code == 0, done.err
-    assert not saved & set(sources_of(server.bodies[asked:]))
+    assert len(saved & set(sources_of(server.bodies[asked:]))) == 1, "one, by which the server is known again"
     [folder] = folders(workshop)
     result = json.loads((folder / "scores.json").read_text())
-    assert (result["status"], result["from_before"]) == ("complete", len(saved))
+    assert (result["status"], result["n_resumed"]) == ("complete", len(saved))
     assert f"{len(saved)} sentences were answered before" in done.err
     record = workshop.record()
     assert (record["status"], record["error"], len(record["benchmarks"])) == ("done", None, 1)
@@ -65,9 +65,9 @@ def test_a_run_that_was_benchmarked_is_answered_from_the_cache_without_a_server(
     again = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--json")
     assert (again.code, len(toy.calls("api"))) == (0, calls), again.err
     [result] = again.json()
-    assert (result["from_cache"], result["speed"], result["n_segments"]) == (9, None, 9)
+    assert (result["n_cache_hits"], result["speed"], result["n_segments"]) == (9, None, 9)
     fresh = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--fresh", "--json")
-    assert fresh.json()[0]["from_cache"] == 0
+    assert fresh.json()[0]["n_cache_hits"] == 0
     assert len(toy.calls("api")) == calls + 1
     assert fresh.json()[0]["scores"] == result["scores"]
 
@@ -76,9 +76,9 @@ def test_the_base_model_and_the_adapter_share_no_answer(toy):
     words = (*CAPTIONS, "--max-samples", "9", "--json")
     [adapted] = toy.run("benchmark", "toy", *words).json()
     [base] = toy.run("benchmark", "toy@base", *words).json()
-    assert base["from_cache"] == 0
+    assert base["n_cache_hits"] == 0
     assert base["scores"] != adapted["scores"], "the fake answers in capitals where it has no adapter"
-    assert base["adapter_sha256"] is None and adapted["adapter_sha256"]
+    assert base["identity"]["adapter_sha256"] is None and adapted["identity"]["adapter_sha256"]
 
 
 def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, server):
@@ -96,11 +96,11 @@ def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, s
     part = workshop.run(*words, "--allow-incomplete")
     assert part.code == 0, part.err
     assert "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
-    assert len(server.attempts) == 1, "the five that were answered are not asked again"
+    assert len(server.attempts) == 2, "the one that failed, and one by which the server is known again"
     server.replies = lambda source, attempt: stub.completion(source)
     whole = workshop.run(*words, "--json")
     [result] = whole.json()
-    assert (result["status"], result["n_segments"], result["from_before"]) == ("complete", 6, 5)
+    assert (result["status"], result["n_segments"], result["n_resumed"]) == ("complete", 6, 5)
     assert [item["status"] for item in workshop.record()["benchmarks"]] == ["complete"], "the part's line is replaced"
 
 
@@ -111,7 +111,7 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
     done = toy.run("benchmark", "toy", *files, "--json")
     assert done.code == 0, done.err
     [result] = done.json()
-    assert (result["n_asked"], result["n_testset"]) == (2, 2)
+    assert (result["n_requested"], result["n_testset"]) == (2, 2)
     newest = max(folders(toy), key=lambda folder: folder.stat().st_mtime)
     assert [line["source"] for line in lines(newest)] == ["A dog runs.", "Two men talk."]
     half = toy.run("benchmark", "toy", "--source", tmp_path / "news.en")
@@ -125,11 +125,51 @@ def test_a_seeded_sample_is_said(workshop, server):
     assert done.code == 0, done.err
     assert "drawn with seed 3: 4 of" in done.err
     [result] = done.json()
-    assert (result["n_asked"], result["sample_seed"]) == (4, 3)
+    assert (result["n_requested"], result["sample_seed"]) == (4, 3)
     assert result["n_testset"] > 4
 
 
-def test_speed_is_said_beside_what_held_it_back(toy):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("toy", "--metrics", "chrf,blue"), "no metric 'blue'; did you mean 'bleu'"),
+        (("127.0.0.1:6006/v1",), "a server's address begins with http://"),
+        (("toy", "--watch"), "--watch are for RUN@all"),
+        (("toy", "--source", "a.en", "--reference", "b.de", "--target-lang", "de!"), "'de!' is no language code"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(toy, words, said):
+    done = toy.run("benchmark", *words)
+    assert done.code == 2 and said in done.err, done.err
+
+
+def test_metrics_and_language_codes_are_the_users(workshop, server, tmp_path):
+    """Japanese without MeCab: by chrF2 alone."""
+    for name, text in (("a.txt", "A dog runs.\n"), ("b.txt", "犬が走る。\n")):
+        (tmp_path / name).write_text(text, "utf-8")
+    words = ("--source", tmp_path / "a.txt", "--reference", tmp_path / "b.txt", "--source-lang", "EN", "--target-lang")
+    done = workshop.run(
+        "benchmark", server.base_url, *words, "JA_jp", "--instruction", "T.", "--metrics", "chrf,ter", "--json"
+    )
+    assert done.code == 0, done.err
+    [result] = done.json()
+    assert [score["metric"] for score in result["scores"]] == ["chrf", "ter"]
+    assert result["request"]["target_lang"] == "ja-jp"
+
+
+def test_a_first_try_without_a_server_leaves_nothing_that_is_in_the_way(workshop, server):
+    words = ("benchmark", server.base_url, *CAPTIONS, "--max-samples", "3", "--json")
+    server.models = stub.raw(b"", 500)
+    assert workshop.run(*words).code == 3
+    server.models = stub.json_reply({"data": [{"id": "stub"}]})
+    done = workshop.run(*words)
+    assert done.code == 0, done.err
+    [result] = done.json()
+    [folder] = folders(workshop)
+    assert (result["n_segments"], folder.name) == (3, "server-captions_en_de-test")
+
+
+def test_the_speed_is_said_in_one_line(toy):
     done = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "5")
-    assert "sentences in" in done.err and "one request at a time" in done.err
-    assert "serve.backend: vllm" in done.err
+    [line] = [line for line in done.err.splitlines() if " sentences in " in line and "latency" in line]
+    assert line.endswith("2 requests at once"), "the huggingface engine: MAX_CONCURRENT, and one that waits"

@@ -64,7 +64,7 @@ def test_a_launch_leaves_the_files_that_the_design_names_and_no_process(launched
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     own = {"spec.yaml", "record.json", ".record.lock", ".owner.lock", "train.yaml", "api.yaml", "dataset_info.json"}
     own |= {"command.txt", "defaults.json", "data/captions_en_de.jsonl", "logs/train.log"}
-    benchmark = ("benchmark.yaml", "hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
+    benchmark = ("hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
     for label in ("base", "output"):
         own |= {f"benchmarks/{label}-captions_en_de-test/{name}" for name in (*benchmark, "api.yaml", "api.log")}
     assert {name for name in files if not name.startswith("output/")} == own
@@ -115,8 +115,9 @@ def test_llamafactory_gets_the_data_as_prepared_and_each_server_is_private_and_h
     first = json.loads((run / "data" / "captions_en_de.jsonl").read_text().splitlines()[0])
     sides = [(CAPTIONS / f"train.{side}").read_text("utf-8").splitlines()[0] for side in ("en", "de")]
     assert [first["input"], first["output"]] == sides
-    asked = yaml.safe_load((run / "benchmarks" / "output-captions_en_de-test" / "benchmark.yaml").read_text("utf-8"))
-    assert asked["instruction"] == first["instruction"] and asked["sent"]["temperature"] == 0
+    result = json.loads((run / "benchmarks" / "output-captions_en_de-test" / "scores.json").read_text("utf-8"))
+    assert result["request"]["instruction"] == first["instruction"]
+    assert result["request"]["sent"]["temperature"] == 0
     servers = [call["environment"] for call in workshop.calls("api")]
     assert servers[0]["API_KEY"] != servers[1]["API_KEY"] and len(servers[0]["API_KEY"]) >= 20
     for label, environment in zip(("base", "output"), servers, strict=True):

@@ -79,7 +79,7 @@ def test_what_a_score_does_not_tell_stands_under_it():
     )
     assert shown(score_tables([item, summary("base", score("bleu", 1.0))])).splitlines()[-2:] == [
         "output: incomplete, 100 of 120 sentences were answered",
-        "output: answers with a fault: 2 empty, 1 repetition",
+        "output: hypotheses with issues: 2 empty, 1 repetition",
     ]
 
 

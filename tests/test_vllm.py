@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.checkpoints import group_by_server
@@ -264,7 +263,7 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
     text = (shop.only_run() / "record.json").read_text()
     assert all(call["environment"]["VLLM_API_KEY"] not in text for call in calls)
     folder = next((shop.only_run() / "benchmarks").glob("output-*"))
-    identity = yaml.safe_load((folder / "benchmark.yaml").read_text("utf-8"))["identity"]
+    identity = json.loads((folder / "scores.json").read_bytes())["identity"]
     assert (identity["backend"], identity["versions"]["vllm"]) == ("vllm", "0.33.0")
     assert identity["arguments"]["template"] == "smollm2" and identity["arguments"]["VLLM_LOGGING_LEVEL"] == "INFO"
 

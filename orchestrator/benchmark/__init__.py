@@ -1,1 +1,1 @@
-"""Test sets put to a model: answers, scores, comparisons."""
+"""Benchmarks: translations of a served model, scored, compared, and a checkpoint selected by them."""

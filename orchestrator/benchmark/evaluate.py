@@ -1,377 +1,388 @@
-"""A question and a server in, scores out.
+"""Translate a test set with a served model and score it.
 
-Covered: what was answered before, here or in the cache, is not asked again; every answer on disk as it comes; no
-score unless every sentence was answered, or it is asked for, and then it says over how many; files that sacrebleu's
-command line scores the same; how fast it was and what held it back.
-Not covered: starting the server (serve.py), what is asked (question.py).
-Leaves in its folder: benchmark.yaml (what was asked), hypotheses.jsonl (a line per sentence, as they come; in the
-test set's order at the end), scores.json, and with the scores sources.txt, references.txt and hypotheses.txt.
+No score unless every sentence was answered, or a part is wanted, which then says over how many; what was answered
+before, here or in the cache, is not requested again.
 """
 
-import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache as once
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from orchestrator.benchmark.answers import SYNC_S, AnswerCache, Journal
-from orchestrator.benchmark.client import Answer, Failure
-from orchestrator.benchmark.decoding import Backend, Decoding, decode
-from orchestrator.benchmark.question import Question
-from orchestrator.benchmark.speed import Speed, speed
-from orchestrator.benchmark.translate import Load, translate
-from orchestrator.data.testset import describe_subset
-from orchestrator.errors import SpecError, StageError
+from orchestrator.benchmark.cache import AnswerCache, Identity, sha256_of
+from orchestrator.benchmark.decoding import BACKENDS, DECODING_PARAMS, Backend, Decoding, decode
+from orchestrator.benchmark.journal import Journal
+from orchestrator.benchmark.requests import FailedSegment, Hypothesis, Message, translate
+from orchestrator.benchmark.results import BenchmarkResult, has_result, read_result
+from orchestrator.data.datasets import Dataset, ParallelText, prompt
+from orchestrator.data.testset import describe_subset as describe_subset
+from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.record_parts import Streaming
-from orchestrator.scoring.diagnostics import Triage, triage
-from orchestrator.scoring.metrics import NORMALIZATION, Score, check_metrics, normalize_segment, score_system
-from orchestrator.serving.endpoint import Endpoint, is_vllm
+from orchestrator.scoring.diagnostics import Flagged, diagnose
+from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, tokenizer_warning
+from orchestrator.serving.endpoint import Endpoint, model_owners
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 log = logging.getLogger("orchestrator")
 
-SCHEMA_VERSION = 2
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a benchmark is carried out; nothing of this changes an answer."""
 
-class BenchmarkResult(BaseModel):
-    """What scores.json holds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = SCHEMA_VERSION
-    status: Literal["complete", "incomplete"]
-    target: str
-    """What was benchmarked."""
-    testset: str
-    split: str
-    n_testset: int
-    """Sentences that the split has."""
-    sample_seed: int | None = None
-    """With which the asked ones were drawn. None: they are the first n_asked."""
-    n_asked: int
-    """Sentences of the test set, or of the part of it, that was asked for."""
-    n_segments: int
-    """Sentences that were answered; these are scored. Fewer than n_asked where the status is incomplete."""
-    failed: int
-    """Sentences without an answer."""
-    errors: dict[str, int] = {}
-    """What the failed ones met, and how many of them."""
-    scores: list[Score] = []
-    """Empty where a sentence failed, unless scores over a part were asked for."""
-    normalization: str = NORMALIZATION
-    """What was done to an answer before it was scored. It is what the model said, in all else."""
-    mean_sentence_bleu: Score | None = None
-    llamafactory_bleu4: Score | None = None
-    comet: list[Score] = []
-    """By COMET's models, where that was asked for: a scale of their own, and none of sacrebleu's numbers."""
-    triage: Triage | None = None
-    """Answers that are no translation, counted and listed. They are scored: the model did say them."""
-    sent: dict[str, Any]
-    """Fields of every request, but the prompt."""
-    overridden: dict[str, Any]
-    """Values of the model's generation_config.json that would have held, had ours not been sent."""
-    in_force: dict[str, Any]
-    """Values that nobody sent and that hold all the same."""
-    from_before: int
-    """Answers of an earlier attempt at this benchmark, which was cut short."""
-    from_cache: int
-    """Answers that an earlier benchmark had from the same model."""
-    retried: int
-    """Answers that took more than one attempt."""
-    prompt_tokens: int | None
-    """Over all answers; None where the server counts none."""
-    completion_tokens: int | None
-    speed: Speed | None = None
-    """Of what was asked now. None: nothing was."""
-    streaming: Streaming | None = None
-    """Time to first token and per output token, where that was asked for."""
-    text_sha256: str
-    """Hash of the sources and references that were asked."""
-    prompts_sha256: str
-    """Hash of all messages, in order."""
-    model_sha256: str | None = None
-    """Of the base model. None: not known here."""
-    adapter_sha256: str | None = None
+    fresh: bool = False
+    """Request every sentence anew: neither the cache nor an attempt that was cut short is used."""
+    reuse_cache: bool = True
+    """Whether what other benchmarks were answered counts. A rerun requests again: that is what it is for."""
+    allow_incomplete: bool = False
+    """Score what was answered, where some sentences were not."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How a benchmark goes about it; nothing of this changes an answer."""
+class EvalRequest:
+    """A test set, and the model that translates it in one way."""
 
-    fresh: bool = False
-    """Ask every sentence anew: neither the cache nor an attempt that was cut short is used."""
-    cached: bool = True
-    """Whether what other benchmarks were answered counts. A rerun asks again: that is what it is for."""
-    allow_incomplete: bool = False
-    """Score what was answered, where some sentences were not."""
-    streamed: bool = False
-    """Stream some sentences when all is scored, to take the time to first token."""
+    target: str
+    dataset: Dataset
+    text: ParallelText
+    """The sentences that are requested."""
+    n_testset: int
+    """How many the split has."""
+    bench: BenchmarkSpec
+    identity: Identity
+    server: str = ""
+    """Address of a server that runs already, and the model's name there; '' for one of ours."""
+    max_concurrent: int = 1
+    """What LLaMA-Factory's huggingface engine works on at once."""
+    system: str | None = None
+    """A system message. None: the server's own, if it has one."""
 
+    def messages(self, index: int) -> list[Message]:
+        user = {"role": "user", "content": prompt(self.dataset.entry.instruction, self.text.sources[index])}
+        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
 
-@dataclass
-class _Outcome:
-    """What came of asking."""
+    def prompts(self, indices: Iterable[int]) -> Iterator[tuple[int, list[Message]]]:
+        """(index, messages), made as they are needed."""
+        return ((index, self.messages(index)) for index in indices)
 
-    decoding: Decoding
-    from_before: int = 0
-    from_cache: int = 0
-    asked: list[Answer] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    speed: Speed | None = None
+    @cached_property
+    def prompts_sha256(self) -> str:
+        return sha256_of([self.messages(index) for index in range(len(self.text.sources))])
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that decides the answers: two benchmarks with the same key are the same."""
+        bench = self.bench
+        return sha256_of({
+            "target": self.target, "server": self.server, "testset": self.dataset.name, "split": bench.split,
+            "text": self.text.sha256, "prompts": self.prompts_sha256, "identity": self.identity.parts(),
+            "decoding": [getattr(bench, name) for name in (*DECODING_PARAMS, "request")],
+        })  # fmt: skip
 
 
 def evaluate(
-    question: Question, connect: Callable[[], Endpoint], folder: Path, how: Asking = Asking()
+    request: EvalRequest, connect: Callable[[], Endpoint], folder: Path, options: EvalOptions = EvalOptions()
 ) -> BenchmarkResult:
-    """Translate a test set and score it.
+    """Translate a test set and score it. Leaves scores.json, hypotheses.jsonl and the texts for sacrebleu in a folder.
 
     Args:
-        question: what is asked.
+        request: what is translated.
         connect: gives the server, and starts it if need be; not called where all is answered already.
         folder: the benchmark's folder, maybe one where it was cut short.
-        how: what may be taken from before, and what becomes of a part.
+        options: what may be taken from before, and whether a part is scored.
 
     Raises:
-        SpecError: there is no sentence; the server would drop something that the spec wishes for.
+        SpecError: there is no sentence; the server would drop something that the spec wants.
         PrerequisiteError: the server refuses every request alike (key, URL, model); a metric cannot be computed.
         StageError: a sentence got no answer, or the disk is full. What was answered stays: the same again goes on.
     """
-    bench, text = question.bench, question.text
-    if not text.sources:
-        raise SpecError(f"{question.dataset.name} {bench.split} has no sentence to translate")
-    check_metrics(bench.metrics, question.dataset.entry.target_lang)
-    decoding = _decoding(question, question.identity.backend) if question.identity.backend else None
+    entry = request.dataset.entry
+    if not request.text.sources:
+        raise SpecError(f"{request.dataset.name} {request.bench.split} has no sentence to translate")
+    for metric in request.bench.metrics:
+        load_metric(metric, entry.target_lang)
     folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder, text.sources, text.references) as journal:
-        outcome = _collect(question, connect, folder, journal, decoding, how)
-        journal.put_in_order(outcome.failures)
-        result = _result(question, journal, outcome)
-        if outcome.failures and not (how.allow_incomplete and journal.answers):
-            write_result(folder, result)
-            raise _incomplete(outcome.failures, len(text.sources), journal.path)
-        result = result.model_copy(update=_scores(question, journal, outcome.decoding, folder))
-        write_result(folder, result)
+    with Journal(folder, request.text.sources, request.text.references) as journal:
+        made = _Evaluation(request, connect, folder, journal, options)
+        made.collect()
+        journal.rewrite_sorted(made.failures)
+        if made.failures and not (options.allow_incomplete and journal.answers):
+            made.result().save(folder)
+            raise made.incomplete()
+        result = made.scored()
+        result.save(folder)
+    for warning in result.warnings:
+        log.warning("%s", warning)
     return result
 
 
-def _collect(
-    question: Question,
-    connect: Callable[[], Endpoint],
-    folder: Path,
-    journal: Journal,
-    decoding: Decoding | None,
-    how: Asking,
-) -> _Outcome:
-    """Answers from before, from the cache, and from the server; all of them are in the journal then."""
-    endpoint, load_s, backend = None, None, question.identity.backend
-    if decoding is None or backend is None:  # a server that runs already: it is asked what it is
-        endpoint = connect()
-        backend = "vllm" if is_vllm(endpoint) else "openai"
-        decoding = _decoding(question, backend)
-    n_asked, bench = len(question.text.sources), question.bench
-    which = describe_subset(n_asked, question.n_testset, bench.sample_seed)
-    log.info("%s %s: %s sentences", question.dataset.name, bench.split, which)
-    if decoding.in_force:
-        log.info("in force, though no request says so: %s", ", ".join(f"{k} {v}" for k, v in decoding.in_force.items()))
-    if decoding.overridden:
-        log.info(
-            "not as the model's generation_config.json has it, but as sent: %s", ", ".join(sorted(decoding.overridden))
+@dataclass
+class _Evaluation:
+    """One attempt at a benchmark."""
+
+    request: EvalRequest
+    connect: Callable[[], Endpoint]
+    folder: Path
+    journal: Journal
+    options: EvalOptions
+    endpoint: Endpoint | None = None
+    models: list[str] = field(default_factory=list)
+    """Those that a server of others lists."""
+    n_cache_hits: int = 0
+    answered: list[Hypothesis] = field(default_factory=list)
+    """What this attempt requested and got."""
+    failures: list[FailedSegment] = field(default_factory=list)
+    speed: dict[str, float | None] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n_resumed = len(self.journal.answers)
+        self.backend, self.decoding = self._choose_backend()
+
+    def collect(self) -> None:
+        """Answers from before, from the cache, and from the server; all of them are in the journal then."""
+        request, bench, journal = self.request, self.request.bench, self.journal
+        earlier = read_result(self.folder) if self.n_resumed and has_result(self.folder) else None
+        self.result().save(self.folder)  # from now on the folder says what it is about
+        n_requested = len(request.text.sources)
+        subset = describe_subset(n_requested, request.n_testset, bench.sample_seed)
+        log.info("%s %s: %s sentences", request.dataset.name, bench.split, subset)
+        if self.decoding.effective_defaults:
+            values = ", ".join(f"{name} {value}" for name, value in self.decoding.effective_defaults.items())
+            log.info("in force, though no request says so: %s", values)
+        answers = self._cache()
+        if answers is not None and self.options.reuse_cache and not self.options.fresh:
+            for answer in answers.look_up(request.prompts(self._missing())):
+                journal.add(answer)
+                self.n_cache_hits += 1
+        missing = self._missing()
+        if self.n_resumed or self.n_cache_hits:
+            log.info(
+                "%d sentences were answered before, %d more are in the cache; %d are requested",
+                self.n_resumed, self.n_cache_hits, len(missing),
+            )  # fmt: skip
+        if missing:
+            self._request(missing, answers, earlier)
+
+    def result(self, **scores: Any) -> BenchmarkResult:
+        """The result, without its scores unless they are given."""
+        request, bench, answers = self.request, self.request.bench, self.journal.answers.values()
+        entry, n_requested = request.dataset.entry, len(request.text.sources)
+        return BenchmarkResult(
+            status="complete" if len(answers) == n_requested else "incomplete",
+            target=request.target,
+            testset=request.dataset.name,
+            split=bench.split,
+            n_testset=request.n_testset,
+            sample_seed=bench.sample_seed if n_requested < request.n_testset else None,
+            n_requested=n_requested,
+            n_segments=len(answers),
+            failed=len(self.failures),
+            errors=dict(Counter(failure.error for failure in self.failures).most_common(10)),
+            warnings=self.warnings,
+            n_resumed=self.n_resumed,
+            n_cache_hits=self.n_cache_hits,
+            retried=sum(answer.attempts > 1 for answer in answers),
+            prompt_tokens=_total([answer.prompt_tokens for answer in answers]),
+            completion_tokens=_total([answer.completion_tokens for answer in answers]),
+            speed=self.speed,
+            text_sha256=request.text.sha256,
+            prompts_sha256=request.prompts_sha256,
+            request={
+                "key": request.key,
+                "source_lang": entry.source_lang,
+                "target_lang": entry.target_lang,
+                "system": request.system,
+                "instruction": entry.instruction,
+                "base_url": self.endpoint.base_url if self.endpoint else None,
+                "model": self.endpoint.model if self.endpoint else None,
+                "models": self.models,
+                "sent": self.decoding.sent,
+                "effective_defaults": self.decoding.effective_defaults,
+                "request_timeout_s": bench.request_timeout_s,
+                "metrics": list(bench.metrics),
+                "n_bootstrap": bench.n_bootstrap,
+            },
+            identity=request.identity.parts(),
+            **scores,
         )
-    outcome = _Outcome(decoding, from_before=len(journal.answers))
-    _write_question(question, folder, decoding, endpoint)
-    cache = _cache(question, decoding)
-    if cache is not None and how.cached and not how.fresh:
-        missing = [index for index in range(n_asked) if index not in journal.answers]
-        for answer in cache.look_up(question.prompts(missing)).values():
-            journal.add(answer)
-            outcome.from_cache += 1
-    missing = [index for index in range(n_asked) if index not in journal.answers]
-    if outcome.from_before or outcome.from_cache:
-        log.info(
-            "%d sentences were answered before, %d more are in the cache; %d are asked",
-            outcome.from_before, outcome.from_cache, len(missing),
-        )  # fmt: skip
-    if not missing:
-        return outcome
-    if endpoint is None:
+
+    def scored(self) -> BenchmarkResult:
+        """The result with scores of exactly the segments that are written for sacrebleu's command line."""
+        entry, bench, text = self.request.dataset.entry, self.request.bench, self.request.text
+        answers = [self.journal.answers[index] for index in sorted(self.journal.answers)]
+        hypotheses = [normalize_segment(answer.hypothesis) for answer in answers]
+        references = [normalize_segment(text.references[answer.index]) for answer in answers]
+        sources = [normalize_segment(text.sources[answer.index]) for answer in answers]
+        for name, segments in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
+            atomic_write(self.folder / f"{name}.txt", "".join(f"{segment}\n" for segment in segments))
+        scores, mean, bleu4 = score_system(
+            hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
+        )
+        cut_off = [_is_cut_off(answer, self.backend, self.decoding.max_tokens) for answer in answers]
+        languages = (entry.source_lang, entry.target_lang)
+        issues = diagnose(sources, references, hypotheses, cut_off, *languages, instruction=entry.instruction)
+        warnings = (tokenizer_warning(score.signature, references, entry.target_lang) for score in scores)
+        self.warnings += filter(None, warnings)
+        self._note_models(answers)
+        indices = [answer.index for answer in answers]  # of the test set: the answers' own differ where one is missing
+        located = {issue: flagged and _relocate(flagged, indices) for issue, flagged in issues.items()}
+        return self.result(scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=located)
+
+    def incomplete(self) -> StageError:
+        first = min((each for each in self.failures if each.attempts), default=self.failures[0], key=lambda f: f.index)
+        return StageError(
+            f"{len(self.failures)} of {len(self.request.text.sources)} sentences got no answer, so there is no score; "
+            f"the first, sentence {first.index + 1}: {first.error}",
+            f"the answers that came are in {self.journal.path}; when the server is well again, the same command goes "
+            "on with what is missing (--allow-incomplete: scores over what was answered)",
+        )
+
+    def _choose_backend(self) -> tuple[Backend, Decoding]:
+        identity, owners = self.request.identity, dict[str, object]()
+        if identity.backend is None:  # a server of others, which says what it is
+            self.endpoint = self.connect()
+            with suppress(PrerequisiteError):  # the list is optional
+                owners = model_owners(self.endpoint) or {}
+            self.models = sorted(owners)
+        backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
+        config, arguments = identity.generation_config, identity.arguments
+        return backend, decode(backend, self.request.bench, model_config=config, server_arguments=arguments)
+
+    def _missing(self) -> list[int]:
+        return [index for index in range(len(self.request.text.sources)) if index not in self.journal.answers]
+
+    def _cache(self) -> AnswerCache | None:
+        """None where another answer may be as right: sampled ones, and those of a model that nobody here has seen."""
+        if not self.decoding.greedy:
+            return None
+        if not self.request.identity.known:
+            who = self.request.server or self.request.target
+            _log_once(f"which weights answer as {who} is not known here: no cache of answers")
+            return None
+        return AnswerCache(self.request.identity, self.decoding.sent)
+
+    def _request(self, missing: Collection[int], answers: AnswerCache | None, earlier: BenchmarkResult | None) -> None:
+        """Have the missing sentences translated."""
+        request, bench = self.request, self.request.bench
+        if self.endpoint is None:
+            self.endpoint = self.connect()
+            self.result().save(self.folder)
+        elif earlier is not None:
+            self._compare_with(earlier)
+        concurrency = bench.concurrency or max(BACKENDS[self.backend].concurrency, 1 + request.max_concurrent)
+        longest_first = sorted(missing, key=lambda index: -len(request.text.sources[index]))
         began = time.monotonic()
-        endpoint = connect()
-        load_s = time.monotonic() - began
-        _write_question(question, folder, decoding, endpoint)
-    load = _ask(question, endpoint, decoding, journal, cache, question.longest_first(missing), outcome)
-    outcome.speed = speed(outcome.asked, load, backend, at_once=question.at_once, load_s=load_s)
-    if outcome.speed is not None:
-        log.info("%s", outcome.speed.line())
-        _say_once(outcome.speed.advice)
-    return outcome
+        with Progress(len(missing), "translate", "sentences") as progress:
 
+            def take(result: Hypothesis | FailedSegment) -> None:
+                if isinstance(result, Hypothesis):
+                    self.journal.add(result)
+                    self.answered.append(result)
+                    if answers is not None:
+                        answers.add(request.messages(result.index), result)
+                    progress.update()
+                    return
+                if result.attempts:
+                    self.journal.add(result)
+                self.failures.append(result)
+                progress.update(failed=len(self.failures))
 
-def _ask(
-    question: Question,
-    endpoint: Endpoint,
-    decoding: Decoding,
-    journal: Journal,
-    cache: AnswerCache | None,
-    missing: Sequence[int],
-    outcome: _Outcome,
-) -> Load:
-    """Put the missing sentences to the server."""
-    with Progress(len(missing), "translate", "sentences") as progress:
-
-        def take(result: Answer | Failure) -> None:
-            if isinstance(result, Answer):
-                journal.add(result)
-                outcome.asked.append(result)
-                if cache is not None:
-                    cache.add(question.messages(result.index), result)
-                progress.update()
-                return
-            if result.attempts:
-                journal.add(result)
-            outcome.failures.append(result)
-            progress.update(failed=len(outcome.failures))
-
-        async def keep() -> None:
-            while True:
-                await asyncio.sleep(SYNC_S)
-                await journal.sync_beside()
-                if cache is not None:
-                    cache.flush()
-
-        async def ask() -> Load:
-            keeping = asyncio.create_task(keep())
             try:
-                return await translate(
-                    endpoint,
-                    question.prompts(missing),
-                    decoding.sent,
-                    concurrency=question.bench.concurrency,
-                    timeout_s=question.bench.request_timeout_s,
-                    on_result=take,
-                )
+                self._translate(longest_first, concurrency, take)
             finally:
-                keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
+                if answers is not None:
+                    answers.flush()
+        if self.answered:
+            self.speed = _speed(self.answered, time.monotonic() - began, min(concurrency, len(missing)))
 
-        try:
-            return run_interruptible(ask())
-        finally:
-            if cache is not None:
-                cache.flush()
-
-
-def _decoding(question: Question, backend: Backend) -> Decoding:
-    identity = question.identity
-    return decode(backend, question.bench, model_config=identity.model_config, server_arguments=identity.arguments)
-
-
-def _cache(question: Question, decoding: Decoding) -> AnswerCache | None:
-    """None where another answer may be as right: sampled ones, and those of a model that nobody here has seen."""
-    if not decoding.greedy:
-        return None
-    if not question.identity.known:
-        _say_once(
-            f"which weights answer as {question.server or question.target} is not known here: no cache of answers"
+    def _translate(
+        self, indices: Sequence[int], concurrency: int, on_result: Callable[[Hypothesis | FailedSegment], None]
+    ) -> None:
+        assert self.endpoint is not None
+        run_interruptible(
+            translate(
+                self.endpoint,
+                self.request.prompts(indices),
+                self.decoding.sent,
+                concurrency=min(concurrency, len(indices)),
+                timeout_s=self.request.bench.request_timeout_s,
+                on_result=on_result,
+                n_answered=len(self.journal.answers),
+            )
         )
+
+    def _compare_with(self, earlier: BenchmarkResult) -> None:
+        """Warn where another model may answer at the address now than gave the answers of an earlier attempt."""
+        answers = sorted(self.journal.answers.values(), key=lambda answer: len(answer.hypothesis))
+        again: list[Hypothesis | FailedSegment] = []
+        self._translate([answers[0].index], 1, again.append)
+        signs = []
+        if earlier.request.get("models") not in (None, [], self.models):
+            signs.append(f"it listed {', '.join(earlier.request['models'])}, now {', '.join(self.models) or 'nothing'}")
+        if isinstance(again[0], Hypothesis):
+            if again[0].model != answers[0].model:
+                signs.append(f"its replies named {answers[0].model}, now {again[0].model}")
+            if self.decoding.greedy and again[0].hypothesis != answers[0].hypothesis:
+                signs.append(f"sentence {answers[0].index + 1} has another answer now")
+        if signs:
+            self.warnings.append(
+                f"{self.request.server} may be another model than the one that gave the first {len(answers)} answers: "
+                f"{'; '.join(signs)}. --fresh requests all of them anew"
+            )
+
+    def _note_models(self, answers: Sequence[Hypothesis]) -> None:
+        """Say which models the replies name, where it is not the one that was requested."""
+        if self.endpoint is None:
+            return
+        named = Counter(answer.model for answer in answers if answer.model not in (None, self.endpoint.model))
+        for model, number in named.items():
+            what = f"{number} of {len(answers)} replies name the model {model!r}; {self.endpoint.model!r} was requested"
+            self.warnings.append(what)
+
+
+def _is_cut_off(answer: Hypothesis, backend: Backend, max_tokens: int | None) -> bool | None:
+    """Whether an answer ended at max_tokens, or where the context was full."""
+    if answer.finish_reason is not None and backend != "llamafactory-huggingface":
+        return answer.finish_reason == "length"
+    # That engine says length for some models that did stop: its count of tokens knows better.
+    if answer.completion_tokens is None or max_tokens is None:
         return None
-    return AnswerCache(question.identity, decoding.sent)
+    return answer.completion_tokens - (answer.reasoning_tokens or 0) >= max_tokens
 
 
-@once
-def _say_once(text: str) -> None:
-    log.info("%s", text)
-
-
-def _write_question(question: Question, folder: Path, decoding: Decoding, endpoint: Endpoint | None) -> None:
-    question.write(folder, decoding, endpoint.base_url if endpoint else None, endpoint.model if endpoint else None)
-
-
-def _result(question: Question, journal: Journal, outcome: _Outcome) -> BenchmarkResult:
-    """The result without its scores."""
-    answers = journal.answers.values()
-    errors = Counter(failure.error for failure in outcome.failures)
-    return BenchmarkResult(
-        status="incomplete" if outcome.failures else "complete",
-        target=question.target,
-        testset=question.dataset.name,
-        split=question.bench.split,
-        n_testset=question.n_testset,
-        sample_seed=question.bench.sample_seed if len(question.text.sources) < question.n_testset else None,
-        n_asked=len(question.text.sources),
-        n_segments=len(answers),
-        failed=len(outcome.failures),
-        errors=dict(errors.most_common(10)),
-        sent=outcome.decoding.sent,
-        overridden=outcome.decoding.overridden,
-        in_force=outcome.decoding.in_force,
-        from_before=outcome.from_before,
-        from_cache=outcome.from_cache,
-        retried=sum(answer.attempts > 1 for answer in answers),
-        prompt_tokens=_total([answer.prompt_tokens for answer in answers]),
-        completion_tokens=_total([answer.completion_tokens for answer in answers]),
-        speed=outcome.speed,
-        text_sha256=question.text.sha256,
-        prompts_sha256=question.prompts_sha256,
-        model_sha256=question.identity.model_sha256,
-        adapter_sha256=question.identity.adapter_sha256,
-    )
-
-
-def _incomplete(failures: Sequence[Failure], n_asked: int, path: Path) -> StageError:
-    asked = [failure for failure in failures if failure.attempts] or failures
-    first = min(asked, key=lambda failure: failure.index)
-    return StageError(
-        f"{len(failures)} of {n_asked} sentences got no answer, so there is no score; "
-        f"the first, sentence {first.index + 1}: {first.error}",
-        f"the answers that came are in {path}; when the server is well again, the same command goes on with what is "
-        "missing (--allow-incomplete: scores over what was answered)",
-    )
-
-
-def _scores(question: Question, journal: Journal, decoding: Decoding, folder: Path) -> dict[str, object]:
-    """The scores, of exactly the segments that are written for sacrebleu's command line."""
-    entry, bench = question.dataset.entry, question.bench
-    answers = [journal.answers[index] for index in sorted(journal.answers)]
-    hypotheses = [normalize_segment(answer.hypothesis) for answer in answers]
-    references = [normalize_segment(question.text.references[answer.index]) for answer in answers]
-    sources = [normalize_segment(question.text.sources[answer.index]) for answer in answers]
-    for name, segments in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
-        atomic_write(folder / f"{name}.txt", "".join(f"{segment}\n" for segment in segments))
-    scores = score_system(
-        hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
-    )
-    found = triage(
-        sources, references, hypotheses, [answer.completion_tokens for answer in answers],
-        decoding.max_tokens, entry.source_lang, entry.target_lang, instruction=entry.instruction,
-    )  # fmt: skip
-    indices = [answer.index for answer in answers]
-    return {**{name: getattr(scores, name) for name in type(scores).model_fields}, "triage": _at(indices, found)}
-
-
-def _at(indices: Sequence[int], found: Triage) -> Triage:
-    """The same, by the test set's indices: those of the answers alone are others where one is missing."""
-    findings = {name: finding for name in type(found).model_fields if (finding := getattr(found, name)) is not None}
-    return found.model_copy(
-        update={
-            name: finding.model_copy(update={"indices": [indices[place] for place in finding.indices]})
-            for name, finding in findings.items()
-        }
-    )
-
-
-def write_result(folder: Path, result: BenchmarkResult) -> None:
-    """scores.json."""
-    atomic_write(folder / "scores.json", result.model_dump_json(indent=2) + "\n")
+def _relocate(flagged: Flagged, indices: Sequence[int]) -> Flagged:
+    return flagged.model_copy(update={"indices": [indices[place] for place in flagged.indices]})
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known and len(known) == len(counts) else None
+
+
+def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, float | None]:
+    latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
+    p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
+    per_s, tokens_per_s = len(answers) / wall_s, None if tokens is None else round(tokens / wall_s, 1)
+    log.info(
+        "%d sentences in %.1f s: %.3g/s%s; latency %.3g s (95 %%: %.3g); %d requests at once",
+        len(answers), wall_s, per_s, "" if tokens_per_s is None else f", {tokens_per_s:.0f} output tokens/s",
+        p50_s, p95_s, concurrency,
+    )  # fmt: skip
+    return {
+        "segments": len(answers), "wall_s": round(wall_s, 3), "segments_per_s": round(per_s, 3),
+        "tokens_per_s": tokens_per_s, "latency_p50_s": p50_s, "latency_p95_s": p95_s, "concurrency": concurrency,
+    }  # fmt: skip
+
+
+@cache
+def _log_once(text: str) -> None:
+    log.info("%s", text)

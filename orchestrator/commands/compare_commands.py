@@ -1,7 +1,4 @@
-"""The command that sets benchmarks against each other.
-
-Flags in, one call, results on stdout, everything else on stderr.
-"""
+"""The command that sets benchmarks against each other."""
 
 from typing import Annotated
 
@@ -37,15 +34,15 @@ def compare(
 
     The runs of a group are ranked, each compared with the best.
     """
-    from orchestrator.benchmark.compare import compare as compared
-    from orchestrator.benchmark.ranked import find_ranked
+    from orchestrator.benchmark.compare import compare as compare_benchmarks
+    from orchestrator.benchmark.results import find_compared
     from orchestrator.runs.workspace import find_workspace
     from orchestrator.views import terminal
     from orchestrator.views.comparison import comparison_text
 
-    found = find_ranked(systems, find_workspace(workspace), testset, metric or ())
+    found = find_compared(systems, find_workspace(workspace), testset, metric or ())
     n_examples = examples if examples is not None else 3 if found.group is None else 0
-    comparison = found.noted(compared(found.benchmarks, metric or (), n_examples=n_examples))
+    comparison = compare_benchmarks(found, metric or (), n_examples=n_examples)
     if as_json:
         terminal.print_json(comparison.model_dump(mode="json"))
     else:

@@ -88,8 +88,10 @@ def open_session(workspace: Path | None, archives: Path | None) -> "Session":
 
 
 def open_target(session: "Session", word: str, template: str | None) -> "Target":
+    from orchestrator.serving.endpoint import refuse_bare_address
     from orchestrator.serving.target import resolve_target, with_template
 
+    refuse_bare_address(word)
     return with_template(resolve_target(word, session.workspace), template)
 
 

@@ -1,19 +1,13 @@
-"""Talk with a served model on the terminal: streaming, with history and a system text.
+"""Talk with a served model on the terminal: streaming, with history and a system text."""
 
-Covered: `exit`, `退出`, Ctrl-D and end of input end it; Ctrl-C stops the answer, not the conversation; the model's
-text is shown with its control characters made visible.
-Not covered: tools, images.
-Leaves nothing.
-"""
-
+import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.benchmark.client import streamed_text
 from orchestrator.errors import StageError
-from orchestrator.serving.endpoint import Endpoint
+from orchestrator.serving.endpoint import Endpoint, connection_problem, excerpt, open_client
 from orchestrator.text import escape_controls
 
 LEAVE = ("exit", "退出")
@@ -22,7 +16,7 @@ SILENCE_S = 300  # between two pieces of an answer; a fault within the server's 
 
 @dataclass
 class Conversation:
-    """The messages so far, and how answers are asked for."""
+    """The messages so far, and how answers are requested."""
 
     endpoint: Endpoint
     max_tokens: int
@@ -36,57 +30,76 @@ class Conversation:
             StageError: the server fails, or what it sends is no stream of an answer. The message is taken back, so
                 that the conversation can go on.
         """
-        import openai  # here: it costs half a second
+        import aiohttp  # here: they cost half a second
+        import openai
 
         self.messages.append({"role": "user", "content": text})
-        answer = ""
-        is_stream = False
+        pieces: list[str] = []
         try:
-            with openai.OpenAI(
-                base_url=self.endpoint.base_url,
-                api_key=self.endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
-                # A proxy of the environment is not for 127.0.0.1, and a redirect would carry the key elsewhere.
-                http_client=openai.DefaultHttpxClient(trust_env=not self.endpoint.is_local, follow_redirects=False),
-                max_retries=0,
-                timeout=SILENCE_S,
-            ) as client:
-                client.organization = client.project = None  # of OPENAI_ORG_ID: not this server's business
-                messages: Any = self.messages
-                with client.chat.completions.create(
-                    model=self.endpoint.model,
-                    messages=messages,
-                    max_tokens=self.max_tokens,
-                    temperature=self.temperature,
-                    stream=True,
-                ) as stream:
-                    for chunk in stream:
-                        piece = streamed_text(chunk)
-                        is_stream = True
-                        if piece:
-                            answer += piece
-                            show("\n".join(escape_controls(line) for line in piece.split("\n")))
-            if not is_stream:
-                raise ValueError("not one event came")
+            asyncio.run(self._stream(pieces, show))
         except KeyboardInterrupt:
             show(" [stopped]")
-        except ValueError as error:  # of the client, where an event is no JSON, or no UTF-8
+        except (openai.OpenAIError, aiohttp.ClientError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
             self.messages.pop()
-            raise StageError(f"the reply is no stream of an answer: {escape_controls(str(error))[:300]}") from error
-        except openai.OpenAIError as error:
-            self.messages.pop()
-            raise StageError(f"the server did not answer: {escape_controls(str(error))[:300]}") from error
-        if answer:
+            raise StageError(self._words(error)) from error
+        if answer := "".join(pieces):
             self.messages.append({"role": "assistant", "content": answer})
         else:
             self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
-        return answer
+        return "".join(pieces)
+
+    async def _stream(self, pieces: list[str], show: Callable[[str], None]) -> None:
+        messages: Any = self.messages
+        async with open_client(self.endpoint, SILENCE_S) as client:
+            stream = await client.chat.completions.create(
+                model=self.endpoint.model,
+                messages=messages,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                stream=True,
+            )
+            n_events = 0
+            async for event in stream:
+                n_events += 1
+                if piece := streamed_text(event):
+                    pieces.append(piece)
+                    show("\n".join(map(escape_controls, piece.split("\n"))))
+        if not n_events:
+            raise ValueError("not one event came")
+
+    def _words(self, error: Exception) -> str:
+        import aiohttp
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            words = excerpt(self.endpoint, error.response.text)
+            return f"the server did not answer: HTTP {error.status_code}: {words}"
+        if isinstance(error, openai.APIConnectionError | aiohttp.ClientError):
+            return f"the server did not answer: {excerpt(self.endpoint, connection_problem(self.endpoint, error)[1])}"
+        return f"the reply is no stream of an answer: {excerpt(self.endpoint, str(error))}"
+
+
+def streamed_text(event: Any) -> str:
+    """The text in one event of a stream; '' where it has none. The openai client lets any JSON pass.
+
+    Raises:
+        ValueError: it is no event of a chat completion.
+    """
+    try:
+        delta = event.choices[0].delta if event.choices else None
+        text = None if delta is None else delta.content
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("an event is no part of a chat completion") from error
+    if not isinstance(text, str | None):
+        raise ValueError(f"an event holds {text!r} for text")
+    return text or ""
 
 
 def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[[str], None]) -> None:
     """Read messages and show answers until the user leaves.
 
     Args:
-        conversation: whom to ask, with the system text as its first message where there is one.
+        conversation: with the system text as its first message where there is one.
         read: gives the next line for a prompt; raises EOFError at the end (the built-in `input`).
         show: writes a piece of text.
     """

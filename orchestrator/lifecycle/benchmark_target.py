@@ -1,16 +1,13 @@
 """What is done with a target: a benchmark of a model, of every checkpoint of a run, an export."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.benchmark.afterwards import score_by_comet
-from orchestrator.benchmark.benchmarking import benchmark_checkpoint, served_in_turn
-from orchestrator.benchmark.curve import Curve
-from orchestrator.benchmark.evaluate import Asking as EvalOptions
-from orchestrator.benchmark.every_checkpoint import benchmark_every_checkpoint, sets_of
+from orchestrator.benchmark.comet import add_comet
+from orchestrator.benchmark.evaluate import EvalOptions
+from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
 from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
@@ -60,45 +57,19 @@ def benchmark(
         else:
             log.info("run %s is continued", run.id)
             carry_out(session, take_up(run, request), own, plan)
-        return sorted(run.benchmarks.iterdir())
+        return [run.benchmarks / item.id for item in RunRecord.load(run).benchmarks]
     record = RunRecord.load(target.run)
-    with served_in_turn(session, spec, target.run, record, [target.checkpoint]) as connect_to:
+    with checkpoint_servers(session, spec, target.run, record, [target.checkpoint]) as connect_to:
         folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, options, connect_to)
     score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
     return folders
 
 
-def benchmark_all(
-    session: Session,
-    target: Target,
-    testset: str | None,
-    split: str | None,
-    changes: Mapping[str, Any],
-    settings: ServeSpec,
-    options: EvalOptions,
-    *,
-    metric: str,
-    with_base: bool,
-) -> Curve:
-    """Every checkpoint of a run on a validation set, and the one that is chosen on the test sets of its spec.
-
-    Args:
-        session: the workspace and its tools.
-        target: the run.
-        testset: the validation set's dataset. None: that of the run's benchmarks.
-        split: its split. None: validation.
-        changes: fields of the validation set's benchmark.
-        settings: how the checkpoints are served.
-        options: whether earlier answers are used, and whether parts are scored.
-        metric: what the checkpoint is chosen by.
-        with_base: whether the model before training is benchmarked too.
-    """
-    if target.run is None or target.spec is None:
-        raise SpecError(f"{target.name} is no run")
-    sets = sets_of(session, target.spec, testset, split, changes)
-    return benchmark_every_checkpoint(
-        session, target.run, target.spec, sets, settings, options, metric=metric, with_base=with_base
-    )
+def add_comet_to(session: Session, folder: Path, model: str, devices: str | None) -> None:
+    """Score a finished benchmark by a model of COMET, without its server."""
+    run = RunDir(folder.parent.parent)
+    record = RunRecord.load(run) if run.record.is_file() else None
+    add_comet(folder, model, session.workspace.root, devices, record, run)
 
 
 def _unfinished(session: Session, spec: RunSpec) -> RunDir | None:

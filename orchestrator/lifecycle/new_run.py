@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from orchestrator.benchmark.evaluate import Asking as EvalOptions
+from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import atomic_write, storage_problem
 from orchestrator.planning.plan import Plan

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.benchmark.benchmarking import run_benchmarks
+from orchestrator.benchmark.run import run_benchmarks
 from orchestrator.errors import Interrupted, OrchestratorError
 from orchestrator.lifecycle.cross_workspace import dependencies
 from orchestrator.lifecycle.executors.slurm import requeue_or_reason
@@ -82,7 +82,7 @@ def _stages(
     is_benchmarked = record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None
     if is_benchmarked and benchmark_job is None:
         is_rerun = record.rerun_of is not None
-        evaluation = replace(options.evaluation, cached=False) if is_rerun else options.evaluation
+        evaluation = replace(options.evaluation, reuse_cache=False) if is_rerun else options.evaluation
         with timed(run, record, "benchmark"):
             run_benchmarks(session, plan, run, record, evaluation)
     if comparison is not None:

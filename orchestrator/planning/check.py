@@ -26,7 +26,7 @@ from orchestrator.planning.slurm import check_slurm
 from orchestrator.runs.slurm import own_job
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, read_templates, suggest_template
-from orchestrator.upstream.comet import find_comet, located
+from orchestrator.upstream.comet import find_comet, locate_comet_model
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 
@@ -167,7 +167,7 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
         if item.comet is not None:
             try:
                 find_comet()
-                located(item.comet, root)
+                locate_comet_model(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
     return findings

@@ -118,35 +118,6 @@ class Training(_Part):
     """Of the weights that it left, as the facts' hash_version says."""
 
 
-class Streaming(BaseModel):
-    """Of some sentences that were asked again, each by itself."""
-
-    model_config = ConfigDict(frozen=True)
-
-    sentences: int
-    """Streamed to their end. One more went before them, to warm the server up."""
-    ttft_p50_s: float | None = None
-    """Time to first token: from the request to the first piece of text. None: no sentence came."""
-    ttft_p95_s: float | None = None
-    tpot_p50_s: float | None = None
-    """Time per output token after the first: (end - first piece) / (tokens - 1). A stream counts no tokens; they are
-    those of the scored answer, where the text is the same. None: of no sentence known."""
-    tpot_p95_s: float | None = None
-    with_tpot: int = 0
-    """Sentences whose time per output token is known."""
-    error: str | None = None
-    """What ended it early."""
-
-    def line(self) -> str:
-        """In one line, for a person."""
-        parts = [f"{self.sentences} sentences streamed one at a time"]
-        if self.ttft_p50_s is not None:
-            parts.append(f"first token after {self.ttft_p50_s:.3g} s (95 %: {self.ttft_p95_s:.3g})")
-        if self.tpot_p50_s is not None and self.tpot_p95_s is not None:
-            parts.append(f"then {1000 * self.tpot_p50_s:.3g} ms a token (95 %: {1000 * self.tpot_p95_s:.3g})")
-        return ", ".join(parts) + (f"; ended early: {self.error}" if self.error else "")
-
-
 class BenchmarkSummary(_Part):
     """One finished benchmark; all of it is in benchmarks/<id>/."""
 
@@ -164,8 +135,7 @@ class BenchmarkSummary(_Part):
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
-    """By COMET's models, where that was wished for."""
-    streaming: Streaming | None = None
+    """By COMET's models, where that was asked for."""
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
 

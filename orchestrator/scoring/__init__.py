@@ -1,1 +1,1 @@
-"""Run specs: read, checked, rendered, compared."""
+"""Scores, paired tests and diagnostics of translations. Pure: no files, no network."""

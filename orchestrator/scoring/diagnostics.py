@@ -1,13 +1,7 @@
-"""What a score does not tell: answers that are no translation at all, counted and listed. Pure: no files, no network.
+"""What a score does not tell: hypotheses that are no translation, counted and listed. No score is changed by it.
 
-Covered: empty answers, copied sources, the wrong language, chatter around the translation, answers cut at max_tokens,
-repetition loops, lengths out of all proportion, lost numbers. Each is a hint for a reader, and no score is changed.
-What the reference does too (a name that stays the same, a line of dots) is no fault.
-Not covered: a third language in the script of the target language; whether a translation is right.
-
-Languages are told apart without a package for it, whose model would be one more thing to install and is least sure
-of a single short sentence. The test set itself says what its two languages look like: by the scripts of its
-references, and by the runs of three characters that its sources and its references are made of.
+Languages of one script are told apart by the test set's own runs of three characters: on a single short sentence no
+language-identification package is better, and its model would be one more thing to install.
 """
 
 import math
@@ -19,43 +13,39 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.scoring.metrics import base_language
+
 N_LISTED = 100
-"""So many indices of each fault are listed; the count is of all."""
+"""So many indices of each issue are listed; the count is of all."""
 N_TO_LEARN_FROM = 50
 """With fewer segments, what the two languages look like is not known well enough."""
 
-# How much more likely an answer has to be in the source language: e ** 10, over all of it. Runs of characters overlap,
-# so that this is less sure than it looks.
+# How much more likely a hypothesis has to be in the source language: e ** 10, over all of it. Runs of characters
+# overlap, so that this is less sure than it looks.
 _CLEARLY = 10.0
 _SURELY_A_SENTENCE = 15
 _TOO_LONG, _TOO_SHORT, _FEW_CHARACTERS = 2.0, 0.5, 15
 _LOOP = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _LOOP_CHARACTERS = 20
-# Not a plain space: 3 4 are two numbers.
-_NUMBER = re.compile(r"\d+(?:[.,'’\u00a0\u2009\u202f]\d+)*")
-_QUOTES = {'"': '"', "“": "”", "„": "“”", "«": "»", "»": "«", "「": "」", "『": "』", "‘": "’", "`": "`"}
+_CONTROL_TEXT = re.compile(
+    r"</?think(?:ing)?>|</?s>|<[|｜][^<>|｜]{1,40}[|｜]>|<(?:start|end)_of_turn>|<(?:eos|bos|pad|unk)>|\[/?INST\]", re.I
+)
 _CHATTER = re.compile(
-    r"""^(?:\W*(?:sure|certainly|of\ course|absolutely|okay)\b\W*(?:here\b|the\ translation|i\ (?:can|will)|i'll))
-      | ^\W*(?:sure|certainly|of\ course|absolutely)\ ?[!:]
-      | ^\W*(?:here(?:'s|’s|\ is|\ are)|below\ is)\ (?:the|your|a|my)\b[^.]{0,40}\b(?:translat|version)
-      | ^\W*this\ is\ (?:the|your|a|my)\b[^.]{0,40}\btranslat
-      | ^\W*(?:the\ )?(?:\w+\ )?translat(?:ion|ed\ (?:text|sentence))\b[^.:]{0,40}(?::|\ is\b)
-      | ^\W*(?:hier\ ist|dies\ ist)\ (?:die|eine|deine|ihre)\b[^.]{0,40}\bübersetz
-      | ^\W*(?:die\ )?(?:\w+\ )?übersetzung\b[^.:]{0,40}(?::|\ lautet\b|\ ist\b)
-      | ^\W*(?:voici|aquí\ (?:está|tienes)|ecco)\b[^.]{0,30}\btra(?:duction|ducción|duzione)
-      | ^\W*(?:la\ )?tra(?:duction|ducción|duzione)\b[^.:]{0,30}(?::|\ est\b|\ es\b|\ è\b)
-      | ^\W*(?:好的|当然|以下是|翻译|译文|这句话的)[^。]{0,20}[:：，,]
-      | \bin\ \w+,\ (?:the|this)\ (?:sentence|text|phrase)\ is\b
-      | \b(?:note|explanation|anmerkung|erklärung|hinweis)\ ?:
+    r"""^\W*(?:sure|certainly|of\ course|absolutely|okay)\b(?:\ ?[!:]|,?\ (?:here\b|the\ translation|i\ will|i'll))
+      | ^\W*(?:here(?:'s|’s|\ is|\ are)|below\ is|this\ is)\ (?:the|your|a|my)\b[^.]{0,40}\b(?:translat|version)
+      | ^\W*(?:(?:the|die|la|hier\ ist\ die|voici\ la|aquí\ está\ la|ecco\ la)\ )?(?:\w+\ )?
+        (?:translation|translated\ (?:text|sentence)|übersetzung|tra(?:duction|ducción|duzione))\b[^.:]{0,40}
+        (?::|\ (?:is|lautet|ist|est|es|è)\b)
+      | ^\W*(?:好的|当然|以下是|翻译|译文)[^。]{0,20}[:：，,]
+      | \bin\ \w+,\ (?:the|this)\ (?:sentence|text|phrase)\ is\b | \b(?:note|explanation|anmerkung|erklärung)\ ?:
       | \blet\ me\ know\ if\b | \bi\ hope\ this\ helps\b | \bas\ an\ ai\b | \bi'm\ sorry,\ but\b
-      | <think> | </?\|?im_(?:start|end)\|?>
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 
 
-class Finding(BaseModel):
-    """The answers with one fault."""
+class Flagged(BaseModel):
+    """The hypotheses with one issue."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,139 +54,92 @@ class Finding(BaseModel):
     """The first of them, by the index that hypotheses.jsonl has."""
 
 
-class Triage(BaseModel):
-    """Answers by fault; one answer may have several. None: it cannot be known here."""
-
-    model_config = ConfigDict(frozen=True)
-
-    empty: Finding
-    """Nothing, or only white space."""
-    copied_source: Finding
-    """The source as it was, letter case and punctuation aside, alone or with more around it, where the reference is
-    another text."""
-    wrong_language: Finding | None
-    """Mostly in scripts that the references do not use, or clearly nearer to the sources' language than to the
-    references'; of the latter nothing is said in a test set of fewer than 50. None: it is one language."""
-    chatter: Finding
-    """Words around the translation ("Here is the translation:"), quotes around it, or the instruction repeated."""
-    cut_off: Finding | None
-    """As many tokens as max_tokens allows. None: the server counts no tokens."""
-    repetition: Finding
-    """The same words four times running or more."""
-    length_outlier: Finding
-    """More than twice or less than half as long as the reference, and as the source lets expect."""
-    numbers_lost: Finding
-    """A number of the source, which the reference has, is missing; thousands' separators aside."""
-
-    def counts(self) -> dict[str, int | None]:
-        """The number of answers with each fault."""
-        found = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: None if finding is None else finding.count for name, finding in found.items()}
-
-
-def triage(
+def diagnose(
     sources: Sequence[str],
     references: Sequence[str],
     hypotheses: Sequence[str],
-    completion_tokens: Sequence[int | None],
-    max_tokens: int,
+    cut_off: Sequence[bool | None],
     source_lang: str,
     target_lang: str,
     *,
     instruction: str = "",
-) -> Triage:
-    """Look for answers that are no translation.
+) -> dict[str, Flagged | None]:
+    """Look for hypotheses that are no translation. What the reference does too is no issue.
 
     Args:
-        sources: as they were asked, in test-set order.
+        sources: in test-set order.
         references: one for each.
-        hypotheses: the answers, as they are scored.
-        completion_tokens: the length of each answer in the model's tokens; None where the server did not say.
-        max_tokens: the longest answer that was asked for.
-        source_lang: ISO 639-1 code; within one language nothing is a copy or in the wrong language.
+        hypotheses: as they are scored.
+        cut_off: whether each ended at the longest length that was allowed; None where that is not known.
+        source_lang: language code; within one language nothing is a copy or in the wrong language.
         target_lang: likewise.
-        instruction: what stood before each source.
+        instruction: what stood before each source in the prompt.
+
+    Returns:
+        By issue; None where it cannot be known. empty: nothing or white space. copied_source: the source, letter case
+        and punctuation aside, alone or with more around it. wrong_language: mostly in scripts that the references do
+        not use, or, in a test set of 50 or more, clearly nearer to the sources' language. chatter: words around the
+        translation, or the instruction repeated. control_text: reasoning tags or a chat template's marks. cut_off.
+        repetition: the same words four times running. length_outlier: twice or half as long as reference and source
+        let expect.
     """
     triples = list(zip(sources, references, hypotheses, strict=True))
-    translated = source_lang.partition("-")[0] != target_lang.partition("-")[0]
+    translated = base_language(source_lang) != base_language(target_lang)
     per_character = sum(map(len, references)) / max(1, sum(map(len, sources)))
-    tokens_known = any(number is not None for number in completion_tokens)
-    reached = [number is not None and number >= max_tokens for number in completion_tokens]
-    return Triage(
-        empty=_finding(not hypothesis.strip() for hypothesis in hypotheses),
-        copied_source=_finding(translated and _copied(*each) for each in triples),
-        wrong_language=_finding(_in_wrong_language(triples)) if translated and sources else None,
-        chatter=_finding(_has_chatter(*each, instruction) for each in triples),
-        cut_off=_finding(reached) if tokens_known else None,
-        repetition=_finding(_loops(text) and not _loops(ref) and not _loops(src) for src, ref, text in triples),
-        length_outlier=_finding(_is_out_of_proportion(*each, per_character) for each in triples),
-        numbers_lost=_finding(_lost_number(*each) for each in triples),
-    )
+    cut_off_known = any(flag is not None for flag in cut_off)
+    return {
+        "empty": _flagged(not hypothesis.strip() for hypothesis in hypotheses),
+        "copied_source": _flagged(translated and _is_copied(*each) for each in triples),
+        "wrong_language": _flagged(_in_wrong_language(triples)) if translated and triples else None,
+        "chatter": _flagged(_has_chatter(*each, instruction) for each in triples),
+        "control_text": _flagged(_has_only(_CONTROL_TEXT, *each) for each in triples),
+        "cut_off": _flagged(bool(flag) for flag in cut_off) if cut_off_known else None,
+        "repetition": _flagged(_loops(text) and not _loops(ref) and not _loops(src) for src, ref, text in triples),
+        "length_outlier": _flagged(_is_length_outlier(*each, per_character) for each in triples),
+    }
 
 
 def describe(counts: dict[str, int | None]) -> str:
-    """'2 empty, 1 copied source', or '' where there is no fault."""
-    words = (f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
-    return ", ".join(words)
+    """'2 empty, 1 copied source', or '' where there is no issue."""
+    return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
 
 
-def _finding(flags: Iterable[bool]) -> Finding:
+def _flagged(flags: Iterable[bool]) -> Flagged:
     found = [index for index, flag in enumerate(flags) if flag]
-    return Finding(count=len(found), indices=found[:N_LISTED])
+    return Flagged(count=len(found), indices=found[:N_LISTED])
 
 
-def _copied(source: str, reference: str, hypothesis: str) -> bool:
-    said, asked, meant = _folded(hypothesis), _folded(source), _folded(reference)
-    if said == asked:
-        return bool(asked) and asked != meant
-    return len(asked) >= _SURELY_A_SENTENCE and asked in said and asked not in meant
+def _is_copied(source: str, reference: str, hypothesis: str) -> bool:
+    source, reference, hypothesis = map(_letters_and_digits, (source, reference, hypothesis))
+    if hypothesis == source:
+        return bool(source) and source != reference
+    return len(source) >= _SURELY_A_SENTENCE and source in hypothesis and source not in reference
 
 
-def _folded(text: str) -> str:
+def _letters_and_digits(text: str) -> str:
     return "".join(char for char in text.casefold() if char.isalnum())
 
 
 def _has_chatter(source: str, reference: str, hypothesis: str, instruction: str) -> bool:
-    """Whether there is something around the translation that neither source nor reference has."""
-    if instruction.strip() and instruction.strip() in hypothesis:
-        return True
-    if _CHATTER.search(hypothesis):
-        return not _CHATTER.search(reference) and not _CHATTER.search(source)
-    return _is_quoted(hypothesis) and not _is_quoted(reference) and not _is_quoted(source)
+    repeated = bool(instruction.strip()) and instruction.strip() in hypothesis
+    return repeated or _has_only(_CHATTER, source, reference, hypothesis)
 
 
-def _is_quoted(text: str) -> bool:
-    text = text.strip().rstrip(".。")
-    return len(text) > 2 and text[-1] in _QUOTES.get(text[0], ())
+def _has_only(pattern: re.Pattern[str], source: str, reference: str, hypothesis: str) -> bool:
+    return bool(pattern.search(hypothesis)) and not pattern.search(reference) and not pattern.search(source)
 
 
 def _loops(text: str) -> bool:
     return any(match.end() - match.start() >= _LOOP_CHARACTERS for match in _LOOP.finditer(text))
 
 
-def _is_out_of_proportion(source: str, reference: str, hypothesis: str, per_character: float) -> bool:
+def _is_length_outlier(source: str, reference: str, hypothesis: str, per_character: float) -> bool:
     length = len(hypothesis.strip())
     if not length:
         return False  # that is `empty`
-    meant = (len(reference.strip()), len(source.strip()) * per_character)
-    too_long = all(length > _TOO_LONG * each and length - each >= _FEW_CHARACTERS for each in meant)
-    return too_long or all(length < _TOO_SHORT * each and each - length >= _FEW_CHARACTERS for each in meant)
-
-
-def _lost_number(source: str, reference: str, hypothesis: str) -> bool:
-    wanted = _numbers(source) & _numbers(reference)
-    if not wanted:
-        return False
-    # 1 000 000 is the same number as 1,000,000, where it stands for one.
-    joined = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", hypothesis)
-    return not wanted <= _numbers(hypothesis) | _numbers(joined)
-
-
-def _numbers(text: str) -> set[str]:
-    """Each number's digits, in ASCII and without separators."""
-    return {
-        "".join(str(unicodedata.digit(char)) for char in number if char.isdecimal()) for number in _NUMBER.findall(text)
-    }
+    expected = (len(reference.strip()), len(source.strip()) * per_character)
+    too_long = all(length > _TOO_LONG * each and length - each >= _FEW_CHARACTERS for each in expected)
+    return too_long or all(length < _TOO_SHORT * each and each - length >= _FEW_CHARACTERS for each in expected)
 
 
 def _in_wrong_language(triples: Sequence[tuple[str, str, str]]) -> list[bool]:
@@ -210,28 +153,28 @@ def _in_wrong_language(triples: Sequence[tuple[str, str, str]]) -> list[bool]:
         return flags
     like_source = _Language(source for source, _, _ in triples)
     like_target = _Language(reference for _, reference, _ in triples)
-    for index, (_, reference, hypothesis) in enumerate(triples):
-        if hypothesis != reference and not flags[index]:
-            evidence = like_source.likelihood(hypothesis) - like_target.likelihood(hypothesis)
-            flags[index] = evidence > _CLEARLY
-    return flags
+    return [
+        flag
+        or (
+            hypothesis != reference
+            and like_source.log_likelihood(hypothesis) - like_target.log_likelihood(hypothesis) > _CLEARLY
+        )
+        for flag, (_, reference, hypothesis) in zip(flags, triples, strict=True)
+    ]
 
 
 class _Language:
     """What a language looks like: how often each run of three characters comes in some texts of it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._counts: Counter[str] = Counter()
-        for text in texts:
-            self._counts.update(_runs(text))
+        self._counts = Counter(run for text in texts for run in _trigrams(text))
         self._total = self._counts.total() + 0.5 * (len(self._counts) + 1)
 
-    def likelihood(self, text: str) -> float:
-        """The logarithm of how likely a text is, its runs taken one by one."""
-        return sum(math.log((self._counts[run] + 0.5) / self._total) for run in _runs(text))
+    def log_likelihood(self, text: str) -> float:
+        return sum(math.log((self._counts[run] + 0.5) / self._total) for run in _trigrams(text))
 
 
-def _runs(text: str) -> list[str]:
+def _trigrams(text: str) -> list[str]:
     padded = f"  {' '.join(text.casefold().split())} "
     return [padded[start : start + 3] for start in range(len(padded) - 2)]
 

@@ -1,15 +1,14 @@
-"""Hypotheses and references -> scores, as sacrebleu's command line gives them. Pure: no files, no network.
+"""Hypotheses and references -> scores, digit for digit those of sacrebleu's command line.
 
-Covered: corpus BLEU, chrF2, chrF2++ and TER with signature and 95 % bootstrap interval, over one reference or several;
-the mean of sentence BLEUs and LLaMA-Factory's character BLEU-4 under their own names, because they are other numbers
-than BLEU; the counts that a score is made of, once for each text, so that intervals and paired tests (significance.py)
-come from the same ones; segments made fit for files of one line each.
-Not covered: significance between systems (significance.py); neural metrics (comet.py).
+sacrebleu is imported where it is used: it costs a fifth of a second, and every command imports this module.
 """
 
 import math
 import os
 import re
+import secrets
+import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,32 @@ from orchestrator.specs.benchmark_spec import METRICS, Metric
 if TYPE_CHECKING:
     import numpy as np
 
-# sacrebleu is imported where it is used: it costs a fifth of a second, and this module is imported by every command.
-
+HEADINGS: dict[str, str] = {
+    "bleu": "BLEU",
+    "chrf": "chrF2",
+    "chrf++": "chrF2++",
+    "ter": "TER",
+    "comet": "COMET",
+    "mean_sentence_bleu": "mean sentence BLEU",
+    "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
+}
+RANKED = ("bleu", "chrf", "ter")
+"""The metrics that runs can be sorted by."""
 NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"
-"""What happens to an answer before it is scored."""
+"""What happens to a hypothesis before it is scored."""
 
-_AT_ONCE = 1000
-
+_SEGMENTS_AT_ONCE = 1000
 # Whatever some reader takes for the end of a line: str.splitlines' list.
 _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+# Codes of ISO 639-2 and 639-3 for the languages that sacrebleu has a tokenizer of its own for; zh stands for all that
+# ISO 639-3 counts under the macrolanguage zho.
+_TOKENIZED = {
+    "zh": "zh zho chi cdo cjy cmn cnp cpx csp czh czo gan hak hnm hsn luh lzh mnp nan sjc wuu yue",
+    "ja": "ja jpn",
+    "ko": "ko kor",
+}
+_LANGUAGE_OF = {code: language for language, codes in _TOKENIZED.items() for code in codes.split()}
+_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class Score(BaseModel):
@@ -41,9 +57,9 @@ class Score(BaseModel):
 
     metric: Literal["bleu", "chrf", "chrf++", "ter", "mean_sentence_bleu", "llamafactory_bleu4", "comet"]
     score: float
-    """0-100 (TER may exceed 100); of COMET as its model has it, about 0-1. Higher is better; for TER lower."""
+    """0-100 (TER may exceed 100); COMET's scale is its model's, about 0-1. Higher is better; for TER lower."""
     ci95: tuple[float, float] | None = None
-    """95 % bootstrap interval: ci_mean - ci_half, ci_mean + ci_half. None: not resampled."""
+    """95 % bootstrap interval: ci_mean - ci_half, ci_mean + ci_half. None: not resampled, or one segment."""
     ci_mean: float | None = None
     """Mean of the resamples' scores, sacrebleu's μ."""
     ci_half: float | None = None
@@ -53,52 +69,44 @@ class Score(BaseModel):
     n_segments: int
 
 
-class Scores(BaseModel):
-    """Every score of one system on one test set."""
-
-    model_config = ConfigDict(frozen=True)
-
-    scores: list[Score]
-    """One for each metric, in the order asked for."""
-    mean_sentence_bleu: Score | None
-    """None where BLEU was not asked for."""
-    llamafactory_bleu4: Score
-
-
 @dataclass(frozen=True)
 class Statistics:
-    """What a metric counts in each segment of a system's output. Every score is computed from sums of these rows.
+    """The sufficient statistics of each segment by one of sacrebleu's metrics: every score is computed from their sums.
 
-    The rows are sacrebleu's sufficient statistics: n-gram matches and totals for BLEU and chrF, edits and reference
-    lengths for TER. Counting them is what costs; a score from given counts takes microseconds.
+    Counting n-grams or edits is what costs; a score from given counts takes microseconds.
     """
 
     metric: Any
-    """sacrebleu's metric."""
     rows: list[list[float]]
 
-    def score(self, indices: Sequence[int] | None = None) -> float:
-        """The corpus score of all segments, or of some."""
-        rows = self.rows if indices is None else [self.rows[index] for index in indices]
-        return float(self.metric._aggregate_and_compute(rows).score)
+    def score(self) -> float:
+        return float(self.metric._aggregate_and_compute(self.rows).score)
 
     def segment_scores(self) -> list[float]:
-        """Each segment scored by itself, as `sacrebleu --sentence-level` does; not for BLEU, whose sentences need
-        effective_order (sentence_bleus).
-        """
+        """Each segment's own score, as `sacrebleu --sentence-level` has it; BLEU needs effective_order for that."""
         return [float(self.metric._compute_score_from_stats(row).score) for row in self.rows]
 
-    def resampled(self, n_bootstrap: int) -> list[Any]:
-        """Sacrebleu's scores of bootstrap resamples: the same segments for every metric and system."""
+    def resampled(self, n_bootstrap: int, seed: int) -> list[float]:
+        """The scores of bootstrap resamples: with one seed the same segments for every metric and system."""
         import numpy as np
 
         rows = np.array(self.rows, dtype="float32")  # as sacrebleu has it: its digits come from this width
-        scored = self.metric._compute_score_from_stats
-        return [scored(rows[indices].sum(0)) for indices in resamples(len(rows), n_bootstrap)]
+        score = self.metric._compute_score_from_stats
+        return [score(rows[indices].sum(0)).score for indices in resamples(len(rows), n_bootstrap, seed)]
 
     @property
     def signature(self) -> str:
         return str(self.metric.get_signature())
+
+
+def higher_is_better(metric: str) -> bool:
+    return metric != "ter"
+
+
+def base_language(code: str) -> str:
+    """A language without script and region, in the code that sacrebleu knows: zh-Hans, zh_CN, ZH, zho, cmn -> zh."""
+    primary = re.split("[-_]", code.strip().lower())[0]
+    return _LANGUAGE_OF.get(primary, primary)
 
 
 def normalize_segment(text: str) -> str:
@@ -106,14 +114,16 @@ def normalize_segment(text: str) -> str:
     return _LINE_BREAK.sub(" ", text).strip()
 
 
-def check_metrics(metrics: Iterable[Metric], tgt_lang: str) -> None:
-    """See that the metrics can be computed, before hours go into the answers.
-
-    Raises:
-        PrerequisiteError: BLEU is one of them, tgt_lang needs MeCab, and it is not installed.
-    """
-    if "bleu" in metrics:
-        load_metric("bleu", tgt_lang)
+def tokenizer_warning(bleu_signature: str, references: Sequence[str], tgt_lang: str) -> str | None:
+    """Why a BLEU is about 0 for any translation: words without spaces between them, in the tokenizer for spaces."""
+    letters = [char for text in references[:500] for char in text if char.isalpha()]
+    unspaced = sum(unicodedata.name(char, "").startswith(_UNSPACED_SCRIPTS) for char in letters)
+    if "tok:13a" not in bleu_signature or 2 * unspaced <= len(letters):
+        return None
+    return (
+        f"BLEU is near 0 for any translation here: the references have no spaces between words, and target language "
+        f"{tgt_lang!r} has the tokenizer 13a; take chrF2, or correct the language (zh, ja, ko have tokenizers)"
+    )
 
 
 def score_system(
@@ -123,15 +133,15 @@ def score_system(
     tgt_lang: str,
     metrics: Iterable[Metric] = METRICS,
     n_bootstrap: int = 1000,
-) -> Scores:
-    """Score a system's output in every way, counting in each text once.
+) -> tuple[list[Score], Score | None, Score]:
+    """Score a system's output: by every metric, the mean of sentence BLEUs (None without BLEU), LLaMA-Factory's bleu-4.
 
     Args:
         hypotheses: detokenized output, one string per segment, in test-set order.
         references: one sequence per reference set, each as long as hypotheses.
-        tgt_lang: ISO 639-1 code; chooses BLEU's tokenizer (zh: zh, ja: ja-mecab, ko: ko-mecab, else 13a).
-        metrics: which; named twice counts once.
-        n_bootstrap: resamples for the 95 % interval; 1 turns it off.
+        tgt_lang: language code; chooses BLEU's tokenizer (zh: zh, ja: ja-mecab, ko: ko-mecab, else 13a).
+        metrics: one named twice counts once.
+        n_bootstrap: resamples for the 95 % interval; 1 turns it off, and so does a single segment.
 
     Raises:
         SpecError: lengths differ, or there is no segment.
@@ -142,20 +152,18 @@ def score_system(
     https://aclanthology.org/2006.amta-papers.25; bootstrap: Koehn (2004), https://aclanthology.org/W04-3250.
     """
     _check_lengths(hypotheses, references)
-    counted = {name: _count_one(name, tgt_lang, references, hypotheses) for name in dict.fromkeys(metrics)}
-    return Scores(
-        scores=[_score(name, statistics, n_bootstrap) for name, statistics in counted.items()],
-        mean_sentence_bleu=_mean_of_sentences(counted["bleu"], tgt_lang) if "bleu" in counted else None,
-        llamafactory_bleu4=llamafactory_bleu4(hypotheses, references[0]),
-    )
+    counted = {name: sufficient_statistics(name, tgt_lang, references, [hypotheses]) for name in dict.fromkeys(metrics)}
+    stats = {name: of_one for name, [of_one] in counted.items()}
+    mean = _mean_sentence_bleu(stats["bleu"], tgt_lang) if "bleu" in stats else None
+    scores = [_score(name, each, n_bootstrap) for name, each in stats.items()]
+    return scores, mean, llamafactory_bleu4(hypotheses, references[0])
 
 
 def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """What LLaMA-Factory calls bleu-4: the mean of every sentence's BLEU over characters, blanks among them.
+    """What LLaMA-Factory calls bleu-4, usually much higher than BLEU: the mean of sentences' BLEUs over characters.
 
     nltk's sentence_bleu with smoothing method 3, rounded to four digits for each sentence, as
     llamafactory/train/sft/metric.py (0.9.5) has it; jieba's words go into its ROUGE only. It has one reference.
-    Usually much higher than BLEU: most characters of a wrong translation are right.
     """
     _check_lengths(hypotheses, [references])
     each = [round(100 * _character_bleu(*pair), 4) for pair in zip(hypotheses, references, strict=True)]
@@ -181,30 +189,29 @@ def load_metric(name: Metric, tgt_lang: str) -> Any:
         return TER()
     if name != "bleu":
         return CHRF(word_order=2 if name == "chrf++" else 0)
-    language = tgt_lang.partition("-")[0]  # zh-Hans is Chinese too
+    language = base_language(tgt_lang)
     try:
         return BLEU(trg_lang=language)
     except RuntimeError as error:  # its tokenizer lacks MeCab
         raise PrerequisiteError(
-            f"BLEU for target language {language!r} needs MeCab, which is not installed",
-            f'pip install "sacrebleu[{language}]", or leave bleu out of the metrics',
+            f"BLEU for target language {tgt_lang!r} needs MeCab, which is not installed",
+            f'pip install "sacrebleu[{language}]", or leave BLEU out: --metrics chrf,ter',
         ) from error
 
 
-def count(
+def sufficient_statistics(
     name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], systems: Sequence[Sequence[str]]
 ) -> list[Statistics]:
-    """Count each system's output against the references, which are counted once for all of them.
-
-    Some segments at a time: a reference's n-grams are a hundred times as large as its text.
+    """A metric's statistics of each system's output; the references are counted once for all of them.
 
     Raises:
-        PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
+        PrerequisiteError: as load_metric.
     """
     metric = load_metric(name, tgt_lang)
     rows: list[list[list[float]]] = [[] for _ in systems]
-    for start in range(0, len(references[0]), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    # Some segments at a time: a reference's n-grams are a hundred times as large as its text.
+    for start in range(0, len(references[0]), _SEGMENTS_AT_ONCE):
+        part = slice(start, start + _SEGMENTS_AT_ONCE)
         metric._ref_cache = metric._cache_references([lines[part] for lines in references])
         for of_system, hypotheses in zip(rows, systems, strict=True):
             of_system += metric._extract_corpus_statistics(hypotheses[part], None)
@@ -212,82 +219,64 @@ def count(
     return [Statistics(metric, of_system) for of_system in rows]
 
 
-def sentence_bleus(bleu: Statistics, tgt_lang: str) -> tuple[list[float], str]:
-    """Every sentence's own BLEU, from the counts of the corpus's, and the signature."""
-    metric = load_metric("bleu", tgt_lang)
-    metric.effective_order = True  # as sacrebleu.sentence_bleu has it: no 0 for a sentence without a match of 4 words
-    metric.num_refs = bleu.metric.num_refs
-    return Statistics(metric, bleu.rows).segment_scores(), str(metric.get_signature())
+def seed() -> int:
+    """The seed of all resampling: sacrebleu's, 12345, or what SACREBLEU_SEED says; a number drawn now for none.
 
-
-def seed() -> int | None:
-    """The seed of all resampling: sacrebleu's, 12345, unless its SACREBLEU_SEED says otherwise; None: a new one."""
-    word = os.environ.get("SACREBLEU_SEED", "12345")
-    if word.lower() == "none":
-        return None
+    Whoever compares two systems resamples both with the same one.
+    """
+    text = os.environ.get("SACREBLEU_SEED", "12345")
     try:
-        return int(word)
+        return secrets.randbelow(1 << 32) if text.lower() == "none" else int(text)
     except ValueError as error:
         raise SpecError(
-            f"SACREBLEU_SEED is {word!r}, expected a whole number or none", "unset SACREBLEU_SEED"
+            f"SACREBLEU_SEED is {text!r}, expected a whole number or none", "unset SACREBLEU_SEED"
         ) from error
 
 
-def resamples(n_segments: int, n_bootstrap: int) -> "Iterator[np.ndarray[Any, Any]]":
+def resamples(n_segments: int, n_bootstrap: int, seed: int) -> "Iterator[np.ndarray[Any, Any]]":
     """The indices of each bootstrap resample: sacrebleu's, but one at a time, so that memory does not grow."""
     import numpy as np
 
-    random = np.random.default_rng(seed())
+    random = np.random.default_rng(seed)
     for _ in range(n_bootstrap):
         yield random.choice(n_segments, size=n_segments, replace=True)
 
 
-def _count_one(
-    name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], hypotheses: Sequence[str]
-) -> Statistics:
-    [statistics] = count(name, tgt_lang, references, [hypotheses])
-    return statistics
+def interval(resampled: Sequence[float]) -> tuple[float, float]:
+    """Mean of resamples' scores and half the width of their 95 % interval, as sacrebleu takes them."""
+    in_order = sorted(resampled)
+    low = len(in_order) // 40
+    half = 0.5 * (in_order[len(in_order) - low - 1] - in_order[low])
+    # In one type: of a 0 of Python's among NumPy's narrow floats the mean is a TypeError.
+    return float(statistics.mean(map(type(in_order[-1]), in_order))), float(half)
 
 
-def _score(name: Metric, statistics: Statistics, n_bootstrap: int) -> Score:
-    mean = half = interval = None
-    result = statistics.metric._aggregate_and_compute(statistics.rows)
-    if n_bootstrap > 1:
-        statistics.metric.n_bootstrap, statistics.metric.seed = n_bootstrap, str(seed()).lower()  # for the signature
-        result.estimate_ci(_of_one_kind(statistics.resampled(n_bootstrap)))
-        mean, half = float(result._mean), float(result._ci)
-        interval = (mean - half, mean + half)
+def _score(name: Metric, stats: Statistics, n_bootstrap: int) -> Score:
+    mean = half = ci95 = None
+    if n_bootstrap > 1 and len(stats.rows) > 1:
+        mean, half = interval(stats.resampled(n_bootstrap, seed()))
+        ci95 = (mean - half, mean + half)
+        stats.metric.n_bootstrap = n_bootstrap  # for the signature, as is the seed
+        stats.metric.seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
     return Score(
         metric=name,
-        score=float(result.score),
-        ci95=interval,
+        score=stats.score(),
+        ci95=ci95,
         ci_mean=mean,
         ci_half=half,
-        signature=statistics.signature,
-        n_segments=len(statistics.rows),
+        signature=stats.signature,
+        n_segments=len(stats.rows),
     )
 
 
-def _of_one_kind(scores: list[Any]) -> list[Any]:
-    """Scores whose mean sacrebleu can take: of a 0 of Python's among NumPy's narrow floats it is a TypeError."""
-    import numpy as np
-
-    if len({type(each.score) for each in scores}) > 1:
-        for each in scores:
-            each.score = np.float32(each.score)
-    return scores
-
-
-def _mean_of_sentences(bleu: Statistics, tgt_lang: str) -> Score:
-    """The mean of every sentence's own BLEU: what `sacrebleu.sentence_bleu` gives, averaged.
-
-    Widely reported as "BLEU", but another number: short sentences weigh as much as long ones, each is smoothed by
-    itself (effective_order, as sentence_bleu has it), and there is no brevity penalty over the corpus.
-    """
-    each, signature = sentence_bleus(bleu, tgt_lang)
-    return Score(
-        metric="mean_sentence_bleu", score=sum(each) / len(each), signature=signature, n_segments=len(bleu.rows)
-    )
+def _mean_sentence_bleu(bleu: Statistics, tgt_lang: str) -> Score:
+    """The mean of `sacrebleu.sentence_bleu`: often called BLEU, but short sentences weigh as much as long ones."""
+    metric = load_metric("bleu", tgt_lang)
+    metric.effective_order = True  # no 0 for a sentence without a match of four words
+    metric.num_refs = bleu.metric.num_refs
+    sentences = Statistics(metric, bleu.rows)
+    mean, n_segments = statistics.fmean(sentences.segment_scores()), len(bleu.rows)
+    return Score(metric="mean_sentence_bleu", score=mean, signature=sentences.signature, n_segments=n_segments)
 
 
 def _character_bleu(hypothesis: str, reference: str) -> float:
@@ -317,18 +306,3 @@ def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     for number, reference in enumerate(references):
         if len(reference) != len(hypotheses):
             raise SpecError(f"{len(hypotheses)} hypotheses, but reference set {number} has {len(reference)} segments")
-
-
-HEADINGS: dict[str, str] = {
-    "bleu": "BLEU",
-    "chrf": "chrF2",
-    "chrf++": "chrF2++",
-    "ter": "TER",
-    "comet": "COMET",
-    "mean_sentence_bleu": "mean sentence BLEU",
-    "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
-}
-
-
-RANKED = ("bleu", "chrf", "ter")
-"""Those that runs can be sorted by."""

@@ -1,15 +1,8 @@
-"""Is one system better than another on the same segments? The paired tests of sacrebleu's command line, and what
-follows from them. Pure: no files, no network.
+"""Is one system better than another on the same segments? sacrebleu's paired tests, with memory that does not grow.
 
-Covered: paired bootstrap and paired approximate randomization, digit for digit `sacrebleu --paired-bs` and
-`--paired-ar` at the same seed and numbers, but with memory that does not grow with the trials; the interval of the
-difference; Holm's correction; the smallest difference that the test set can show.
-Not covered: which benchmarks may be compared at all (compare.py).
-
-Verdicts rest on approximate randomization, with a shuffle that gives exactly the difference seen counted against it
-(p_value). sacrebleu leaves those out (p_randomization): where two systems differ in a few segments only, nearly every
-shuffle is such a one, and two systems with the same output would be "different" with p = 0.0001. Its paired bootstrap
-(p_bootstrap) is there to be looked up; for a clear difference it is near to a one-sided test.
+Verdicts rest on p_value: approximate randomization that counts ties as extreme, p = (#{|d*| >= |d|} + 1) / (n + 1).
+sacrebleu leaves ties out (p_randomization): where two systems differ in a few segments only, nearly every shuffle is a
+tie, and two systems with the same output would be "different" with p = 0.0001.
 """
 
 from collections.abc import Sequence
@@ -18,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.scoring.metrics import Statistics, seed
+from orchestrator.scoring.metrics import Statistics, higher_is_better
+from orchestrator.scoring.metrics import seed as default_seed
 from orchestrator.specs.benchmark_spec import Metric
 
 if TYPE_CHECKING:
@@ -31,9 +25,9 @@ N_RANDOMIZATIONS = 10_000
 """sacrebleu's own numbers."""
 ALPHA = 0.05
 POWER = 0.8
-SMALLEST_DIFFERENCE = (
-    "the difference that would be found at p < 0.05 in 80 % of cases: (z(1 - 0.05 / 2m) + z(0.8)) times the standard "
-    "deviation of the paired bootstrap's differences, m being the number of comparisons"
+MDE = (
+    "minimum detectable difference: what would be found at p < 0.05 in 80 % of cases, (z(1 - 0.05 / 2m) + z(0.8)) "
+    "times the standard deviation of the paired bootstrap's differences, m being the number of comparisons"
 )
 
 # Equal scores of other sums: the last digits of a double.
@@ -52,54 +46,75 @@ class PairedTest(BaseModel):
     score: float
     difference: float
     """score - baseline_score."""
-    ci95: tuple[float, float]
-    """Where 95 % of the paired bootstrap's differences are."""
+    ci95: tuple[float, float] | None
+    """Where 95 % of the paired bootstrap's differences are. None: one segment cannot be resampled."""
     p_bootstrap: float
-    """Of the paired bootstrap, as sacrebleu computes it."""
     p_randomization: float
-    """Of paired approximate randomization, as sacrebleu computes it."""
+    """Both as sacrebleu computes them; the bootstrap's is near to a one-sided test for a clear difference."""
     p_value: float
-    """The same, with shuffles that equal the difference seen counted against it. Before the correction."""
+    """Of paired approximate randomization with ties counted as extreme; before the correction."""
     p_holm: float
-    """p_value after Holm's correction over all comparisons made: what the verdict rests on."""
-    smallest_difference: float | None
-    """What this test set can show between two such systems; None where their counts are the same."""
+    """p_value after Holm's correction over the comparisons by this metric: what the verdict rests on."""
+    mde: float | None
+    """Minimum detectable difference. None: one segment, or the same statistics in each."""
     better: str | None
     """The better system's name; None: no difference shown."""
 
 
+def n_pairs(n_systems: int) -> int:
+    """The comparisons to correct for where the baseline is the best of the systems, picked by the same data."""
+    return n_systems * (n_systems - 1) // 2
+
+
 def paired_tests(
     names: Sequence[str],
-    counted: dict[Metric, list[Statistics]],
+    stats: dict[Metric, list[Statistics]],
     *,
+    n_comparisons: int | None = None,
     n_bootstrap: int = N_BOOTSTRAP,
     n_randomizations: int = N_RANDOMIZATIONS,
+    seed: int | None = None,
 ) -> list[PairedTest]:
-    """Every system but the first against the first, by every metric, corrected over all of these comparisons.
+    """Every system but the first against the first, by every metric; p values are corrected within a metric.
+
+    Args:
+        names: of the systems; the first is the baseline.
+        stats: for each metric the statistics of each system.
+        n_comparisons: to correct for. None: the systems but the first. n_pairs() where these data picked the baseline.
+        n_bootstrap: resamples.
+        n_randomizations: trials of approximate randomization.
+        seed: None: metrics.seed().
 
     Source: Koehn (2004), https://aclanthology.org/W04-3250; Riezler and Maxwell (2005),
     https://aclanthology.org/W05-0908; ties: Phipson and Smyth (2010), https://doi.org/10.2202/1544-6115.1585;
     Holm (1979), https://www.jstor.org/stable/4615733.
     """
+    import numpy as np
+
+    seed = default_seed() if seed is None else seed
+    m = n_comparisons or max(1, len(names) - 1)
     tests: list[PairedTest] = []
-    n_comparisons = len(counted) * (len(names) - 1)
-    for metric, (baseline, *systems) in counted.items():
-        resampled = _scores(baseline.resampled(n_bootstrap))
-        for name, system in zip(names[1:], systems, strict=True):
-            test = _paired(baseline, system, resampled, n_bootstrap, n_randomizations, n_comparisons)
-            tests.append(PairedTest(baseline=names[0], system=name, metric=metric, p_holm=1, better=None, **test))
-    corrected = holm([test.p_value for test in tests])
-    return [
-        test.model_copy(update={"p_holm": p, "better": _better(test, p)})
-        for test, p in zip(tests, corrected, strict=True)
-    ]
+    for metric, (baseline, *systems) in stats.items():
+        resampled = np.array(baseline.resampled(n_bootstrap, seed))
+        made = [_paired(baseline, system, resampled, n_bootstrap, n_randomizations, m, seed) for system in systems]
+        corrected = holm([each["p_value"] for each in made], m)
+        for name, test, p in zip(names[1:], made, corrected, strict=True):
+            better = None
+            if p < ALPHA and test["difference"]:
+                better = name if (test["difference"] > 0) is higher_is_better(metric) else names[0]
+            tests.append(PairedTest(baseline=names[0], system=name, metric=metric, p_holm=p, better=better, **test))
+    return tests
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number: reject what is below alpha, and false alarms stay below alpha in all."""
+def holm(p_values: Sequence[float], n_comparisons: int | None = None) -> list[float]:
+    """P values corrected for their number, or for more comparisons than were made.
+
+    Reject what is below alpha, and the chance of any false alarm stays below alpha.
+    """
+    m = n_comparisons or len(p_values)
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        highest = max(highest, min(1.0, (m - rank) * p_values[index]))
         corrected[index] = highest
     return corrected
 
@@ -111,59 +126,48 @@ def _paired(
     n_bootstrap: int,
     n_randomizations: int,
     n_comparisons: int,
+    seed: int,
 ) -> dict[str, Any]:
+    import numpy as np
     from sacrebleu.significance import _compute_p_value as p_value
 
     scores = baseline.score(), system.score()
-    seen = abs(scores[0] - scores[1])
-    differences = _scores(system.resampled(n_bootstrap)) - baseline_resampled
+    observed = abs(scores[0] - scores[1])
+    differences = np.array(system.resampled(n_bootstrap, seed)) - baseline_resampled
     sizes = abs(differences)
-    shuffled = _shuffled(baseline, system, n_randomizations)
+    shuffled = _shuffled(baseline, system, n_randomizations, seed)
     low = n_bootstrap // 40  # sacrebleu's bounds of 95 %
     in_order = sorted(map(float, differences))
-    spread = float(differences.std(ddof=1))
-    first_step = NormalDist().inv_cdf(1 - ALPHA / (2 * n_comparisons))
+    resampling_says_something = len(system.rows) > 1
+    spread = float(differences.std(ddof=1)) if resampling_says_something else 0.0
+    z = NormalDist().inv_cdf(1 - ALPHA / (2 * n_comparisons)) + NormalDist().inv_cdf(POWER)
     return {
         "baseline_score": scores[0],
         "score": scores[1],
         "difference": scores[1] - scores[0],
-        "ci95": (in_order[low], in_order[n_bootstrap - low - 1]),
-        "p_bootstrap": p_value(sizes - sizes.mean(), seen),
-        "p_randomization": p_value(shuffled, seen),
-        "p_value": p_value(shuffled, seen - _TIE),
-        "smallest_difference": (first_step + NormalDist().inv_cdf(POWER)) * spread if spread else None,
+        "ci95": (in_order[low], in_order[n_bootstrap - low - 1]) if resampling_says_something else None,
+        "p_bootstrap": p_value(sizes - sizes.mean(), observed),
+        "p_randomization": p_value(shuffled, observed),
+        "p_value": p_value(shuffled, observed - _TIE),
+        "mde": z * spread if spread else None,
     }
 
 
-def _shuffled(baseline: Statistics, system: Statistics, trials: int) -> "Floats":
+def _shuffled(baseline: Statistics, system: Statistics, trials: int, seed: int) -> "Floats":
     """The size of the difference when each segment's two outputs change sides by the toss of a coin, trial by trial."""
     import numpy as np
 
-    one, other = (np.array(each.rows, dtype="float64") for each in (baseline, system))
-    both, swing = one.sum(0) + other.sum(0), one - other
-    differing = np.flatnonzero(swing.any(axis=1))  # the other segments change nothing
+    a, b = (np.array(each.rows, dtype="float64") for each in (baseline, system))
+    both, delta = a.sum(0) + b.sum(0), a - b
+    differing = np.flatnonzero(delta.any(axis=1))  # the other segments change nothing
     score = baseline.metric._compute_score_from_stats
-    random = np.random.default_rng(seed())
+    random = np.random.default_rng(seed)
     # A multiple of 32 trials at a time: NumPy takes its coins 32 from a word, and drops a word's rest after each call.
-    chunk = 32 * max(1, 2_000_000 // (32 * len(one)))
+    chunk = 32 * max(1, 2_000_000 // (32 * len(a)))
     sizes = []
     for start in range(0, trials, chunk):
-        coins = random.integers(2, size=(min(chunk, trials - start), len(one)), dtype=bool)
-        sums = other.sum(0) + coins[:, differing].astype("float64") @ swing[differing]
-        rests = both - sums
-        pairs = zip(sums.tolist(), rests.tolist(), strict=True)  # Python's floats: the same, and faster one by one
-        sizes += [abs(score(mine).score - score(yours).score) for mine, yours in pairs]
+        coins = random.integers(2, size=(min(chunk, trials - start), len(a)), dtype=bool)
+        sums = b.sum(0) + coins[:, differing].astype("float64") @ delta[differing]
+        pairs = zip(sums.tolist(), (both - sums).tolist(), strict=True)  # Python's floats: faster one by one
+        sizes += [abs(score(one).score - score(other).score) for one, other in pairs]
     return np.array(sizes)
-
-
-def _scores(resampled: Sequence[Any]) -> "Floats":
-    import numpy as np
-
-    return np.array([each.score for each in resampled])
-
-
-def _better(test: PairedTest, p: float) -> str | None:
-    if p >= ALPHA or not test.difference:
-        return None
-    higher_is_better = test.metric != "ter"
-    return test.system if (test.difference > 0) is higher_is_better else test.baseline

@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.errors import SpecError, StageError
 from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import raise_or_log, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving.endpoint import Endpoint, list_models
+from orchestrator.serving import endpoint
+from orchestrator.serving.endpoint import Endpoint
 from orchestrator.serving.export import export
 from orchestrator.serving.llamafactory import llamafactory_plan
 from orchestrator.serving.server import ServePlan, Server, Serving, serve
@@ -119,20 +120,8 @@ def servable(session: Session, target: Target) -> Checkpoint:
 
 
 def connect(session: Session, settings: ServeSpec) -> Endpoint:
-    """A server that runs already, at settings.url.
-
-    Raises:
-        PrerequisiteError: it does not answer, or lists several models and none was named.
-    """
-    url = settings.url or ""
-    models = list_models(Endpoint(url, session.api_key, ""))
-    if models is None:
-        raise PrerequisiteError(f"no server answers at {url}", "start it, or correct the address (most end in /v1)")
-    if settings.model_name is None and len(models) != 1:
-        raise PrerequisiteError(
-            f"{url} serves {len(models)} models: {', '.join(models[:8])}", "name one: --model-name NAME"
-        )
-    return Endpoint(url, session.api_key, settings.model_name or models[0])
+    """A server that runs already, at settings.url; as endpoint.connect."""
+    return endpoint.connect(settings.url or "", session.api_key, settings.model_name)
 
 
 def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:

@@ -1,28 +1,39 @@
-"""An OpenAI-compatible server: its address and key, and the models that it has."""
+"""An OpenAI-compatible server: its address, the one client that all requests go through, and the models that it lists.
 
-import ssl
-import urllib.error
-import urllib.request
+openai is imported where it is used: it costs most of a second, and every command imports this module.
+"""
+
+import asyncio
+import os
+import re
 from dataclasses import dataclass, field
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.specs.spec import API_KEY_ENV
 from orchestrator.text import escape_controls
+
+if TYPE_CHECKING:
+    import openai
+
+CONNECT_TIMEOUT_S = 30.0
+MAX_REPLY_BYTES = 1 << 25
+_BARE_ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[0-9a-f:]+\]|[\w.-]+(?=:\d))(:\d+)?(/\S*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server, and the model to ask there."""
+    """An OpenAI-compatible server, and one of its models."""
 
     base_url: str
     """Up to and including /v1."""
     api_key: str = field(repr=False)
-    """'' where the server asks for none."""
+    """'' where the server wants none."""
     model: str
 
     def __post_init__(self) -> None:
@@ -48,79 +59,120 @@ class Endpoint:
     def is_local(self) -> bool:
         return urlsplit(self.base_url).hostname in ("127.0.0.1", "localhost", "::1")
 
+    @property
+    def described(self) -> str:
+        """The address, and the proxy between, where the environment names one for it."""
+        parts = urlsplit(self.base_url)
+        if self.is_local or parts.scheme not in getproxies() or proxy_bypass(parts.netloc):
+            return self.base_url
+        return f"{self.base_url} (through {parts.scheme}_proxy; NO_PROXY={parts.hostname} leaves it out)"
+
+
+def refuse_bare_address(text: str) -> None:
+    """SpecError where a target is an address without http://, which would be taken for a hub id."""
+    if _BARE_ADDRESS.fullmatch(text):
+        raise SpecError(f"{text}: a server's address begins with http:// or https://", f"write http://{text}")
+
+
+def open_client(endpoint: Endpoint, silence_s: float | None = None) -> "openai.AsyncOpenAI":
+    """A client for `async with`: one set of rules on proxies, certificates, redirects and sizes for every request.
+
+    Args:
+        endpoint: the server.
+        silence_s: longest time between two pieces of a stream. None: replies come in one piece, of a bounded size, and
+            the caller has a time-out over all.
+
+    Raises:
+        PrerequisiteError: SSL_CERT_FILE or SSL_CERT_DIR names no certificates.
+    """
+    import openai
+
+    http_client = openai.DefaultAioHttpClient(
+        trust_env=not endpoint.is_local,  # a proxy of the environment is not for this machine, whatever NO_PROXY forgot
+        verify=_certificates(),
+        follow_redirects=False,  # they would turn POST into GET, and carry the key to wherever the server says
+        event_hooks={"response": [_read_limited] if silence_s is None else []},
+    )
+    client = openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=http_client,
+        timeout=openai.Timeout(silence_s, connect=CONNECT_TIMEOUT_S),
+        max_retries=0,  # ours are counted
+    )
+    client.organization = client.project = None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID: not this server's business
+    return client
+
+
+def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
+    """A server that runs already; its list of models is needed only where no model is named.
+
+    Raises:
+        PrerequisiteError: it does not answer; or no model was named, and it does not list exactly one.
+    """
+    endpoint = Endpoint(url, api_key, model_name or "")
+    try:
+        names = list_models(endpoint)
+    except PrerequisiteError as error:
+        if model_name is not None:
+            return endpoint
+        raise PrerequisiteError(error.message, f"{error.remedy}; or name the model: --model-name NAME") from error
+    if names is None:
+        what = f"no server answers at {endpoint.described}"
+        raise PrerequisiteError(what, "start it, or correct the address (most end in /v1)")
+    if model_name is None and len(names) != 1:
+        what = f"{url} serves {len(names)} models: {escape_controls(', '.join(names[:8]))}"
+        raise PrerequisiteError(what, "name one: --model-name NAME")
+    return Endpoint(url, api_key, model_name or names[0])
+
 
 def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
-    """Names of the models that a server has (GET /models), in one attempt; None where nobody answers (yet).
+    """Names of the models that a server lists; None where nobody answers (yet).
 
     Raises:
-        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
+        PrerequisiteError: it answers, but refuses, or it is no OpenAI-compatible server.
     """
-    cards = _cards(endpoint, timeout_s)
-    return None if cards is None else [card.id for card in cards]
+    owners = model_owners(endpoint, timeout_s)
+    return None if owners is None else list(owners)
 
 
-def is_vllm(endpoint: Endpoint) -> bool:
-    """Whether a server says that it is `vllm serve`: its list of models does (owned_by)."""
-    return any(card.owned_by == "vllm" for card in _cards(endpoint, timeout_s=10) or ())
+def model_owners(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] | None:
+    """The models of GET /models, each with its `owned_by` (`vllm serve` says vllm); as list_models."""
+    return run_interruptible(_get_models(endpoint, timeout_s))
 
 
-def _cards(endpoint: Endpoint, timeout_s: float) -> "list[_ModelCard] | None":
-    """Entries of the list of models; None where nobody answers.
+async def _get_models(endpoint: Endpoint, timeout_s: float) -> dict[str, object] | None:
+    import aiohttp
+    import openai
 
-    Raises:
-        PrerequisiteError: it answers, but refuses the key, or it is no OpenAI-compatible server.
-    """
-    url = f"{endpoint.base_url.rstrip('/')}/models"
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-    # No redirects: they would carry the key to wherever the server says.
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-    if endpoint.is_local:
-        handlers.append(urllib.request.ProxyHandler({}))
     try:
-        request = urllib.request.Request(url, headers=headers)
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
-            return _ModelList.model_validate_json(reply.read(1 << 24)).data
-    except urllib.error.HTTPError as error:
-        with error:
-            said = excerpt(endpoint, error.read(4096).decode("utf-8", "replace"))
-        raise refusal(endpoint, error.code, said) from None
-    except OSError as error:
-        if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            message = f"no safe connection to {endpoint.base_url}: {error}"
-            raise PrerequisiteError(message, "SSL_CERT_FILE names a file with the certificate to trust") from error
-        return None  # refused, unknown host, timeout, cut off
-    except (HTTPException, ValidationError) as error:
+        async with asyncio.timeout(timeout_s), open_client(endpoint) as client:
+            content = await client.get("/models", cast_to=bytes)
+        return {str(card["id"]): card.get("owned_by") for card in from_json(content)["data"]}
+    except openai.APIStatusError as error:
+        raise refusal(endpoint, error.status_code, excerpt(endpoint, error.response.text)) from None
+    except openai.APIConnectionError as error:
+        connection_problem(endpoint, error)
+        return None
+    except TimeoutError:
+        return None
+    except (aiohttp.ClientError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise PrerequisiteError(
-            f"what answers at {endpoint.base_url} is no OpenAI-compatible server: GET /models gave no list of models",
+            f"what answers at {endpoint.described} is no OpenAI-compatible server: GET /models gave no list of models",
             "check the address (most end in /v1)",
         ) from error
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _ModelCard(Strict):
-    id: str
-    owned_by: Any = None
-
-
-class _ModelList(Strict):
-    data: list[_ModelCard]
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
-    """What every request would meet: no use to go on."""
-    message = f"{endpoint.base_url} refuses the requests: HTTP {status}: {said}"
+def refusal(endpoint: Endpoint, status: int, words: str) -> PrerequisiteError:
+    """What every request would meet: a wrong key, address or model."""
+    message = f"{endpoint.described} refuses the requests: HTTP {status}: {words}"
     if status in (401, 403):
         return PrerequisiteError(message, f"set {API_KEY_ENV} to the server's key")
     if status < 400:
         return PrerequisiteError(message, "give the address that the server redirects to")
+    if status >= 500:
+        return PrerequisiteError(message, "try again when it has loaded its model")
     return PrerequisiteError(
         message, f"check the address (most end in /v1) and the model's name on the server ({endpoint.model!r})"
     )
@@ -128,7 +180,53 @@ def refusal(endpoint: Endpoint, status: int, said: str) -> PrerequisiteError:
 
 def excerpt(endpoint: Endpoint, text: str) -> str:
     """The beginning of what a server said, on one line, without our key in it."""
-    line = " ".join(text.split())
+    line = " ".join(text[:100_000].split())
     if endpoint.api_key:
         line = line.replace(endpoint.api_key, "***")
     return escape_controls(line[:300]) or "(nothing)"
+
+
+def connection_problem(endpoint: Endpoint, error: BaseException) -> tuple[Literal["connect", "server_error"], str]:
+    """Whether there was no connection, or one that broke, and why.
+
+    Raises:
+        PrerequisiteError: the server's certificate is not trusted, which no repetition mends.
+    """
+    import aiohttp
+
+    # The client's transport calls a cut connection a timeout: aiohttp, beneath it, knows better.
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, aiohttp.ClientError | TimeoutError):
+        cause = cause.__cause__
+    if isinstance(cause, aiohttp.ClientSSLError):
+        raise PrerequisiteError(
+            f"no safe connection to {endpoint.described}: {cause}",
+            "SSL_CERT_FILE names a file with the certificate to trust",
+        ) from error
+    if isinstance(cause, TimeoutError):
+        return "connect", f"no connection within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        return "connect", f"no connection: {cause}"
+    return "server_error", f"the connection broke: {cause or error}"
+
+
+def _certificates() -> Any:
+    """What a server's certificate is checked by: the client itself leaves SSL_CERT_FILE out where it takes no proxy."""
+    import ssl
+
+    cafile, capath = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+    try:
+        return ssl.create_default_context(cafile=cafile, capath=capath) if cafile or capath else True
+    except OSError as error:
+        what = f"SSL_CERT_FILE={cafile}, SSL_CERT_DIR={capath}: no certificates there: {error}"
+        raise PrerequisiteError(what, "correct them, or unset them") from error
+
+
+async def _read_limited(response: Any) -> None:
+    """Read a reply as far as a reply may go, and no further, where its end does not come."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():  # not unpacked: nothing packed was asked for
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            raise ValueError(f"the reply has more than {MAX_REPLY_BYTES >> 20} MiB")
+    response._content = bytes(body)  # where aread() keeps it

@@ -4,9 +4,9 @@ Covered: the fields and their limits.
 Not covered: which of them a server honours (decoding.py).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Metric = Literal["bleu", "chrf", "chrf++", "ter"]
 METRICS: tuple[Metric, ...] = ("bleu", "chrf", "chrf++", "ter")
@@ -49,9 +49,21 @@ class BenchmarkSpec(BaseModel):
     """Above 1: words that were said are less likely again. None: 1 where the server can be told, so no penalty."""
     stop: list[str] | None = Field(None, min_length=1, max_length=4)
     """Texts that end an answer. None: only the model's own end."""
+    request: dict[str, Any] = {}
+    """Fields of each request for a server that wants others, merged in last; null takes one out.
+
+    {max_tokens: null, max_completion_tokens: 256}, say, or {chat_template_kwargs: {enable_thinking: false}}."""
     concurrency: int | None = Field(None, ge=1)
-    """Requests under way at once. None: adapted to the server, from 16 up to 256."""
+    """Requests under way at once. None: what suits the backend (LLaMA-Factory's huggingface engine: max_concurrent and
+    one; vllm: 256; else 32). Halved while the server says that it is busy."""
     request_timeout_s: float = Field(600, gt=0)
-    """How long one request may take, in seconds. The wait behind others, at a server that is busy, is not counted."""
+    """How long one request may take, in seconds, its wait in the server's queue included."""
     n_bootstrap: int = Field(1000, ge=2)
     """Resamples for the 95 % interval."""
+
+    @field_validator("request")
+    @classmethod
+    def _leaves_alone_what_is_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if owned := sorted(value.keys() & {"model", "messages", "stream", "n"}):
+            raise ValueError(f"{', '.join(owned)}: the benchmark itself says that")
+        return value

@@ -26,7 +26,7 @@ from orchestrator.text import escape_controls
 
 # What these take to import, a list of 10,000 runs takes to print.
 if TYPE_CHECKING:
-    from orchestrator.benchmark.curve import Curve
+    from orchestrator.benchmark.selection import Curve
     from orchestrator.runs.differences import Side
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
@@ -67,7 +67,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table; cells are text, never markup."""
     made = _Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(Text(escape_controls(column)), overflow="fold")
     for row in rows:
         made.add_row(*(Text(escape_controls(cell)) for cell in row))
     return made
@@ -84,9 +84,12 @@ def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
         metrics = [score.metric for score in members[0].scores]
         columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
-            Text(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
+            Text(escape_controls(f"{testset} {split}, {n_segments} segments, with 95 % intervals:")),
             table(columns, [[item.of, *_cells(item)] for item in members]),
-            *(Text(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
+            *(
+                Text(escape_controls(f"{HEADINGS[name]}: {signature}"))
+                for name, signature in zip(metrics, signatures, strict=True)
+            ),
             *_comet_tables(members),
             *(Text(escape_controls(line)) for item in members for line in _remarks(item)),
             Text(""),
@@ -209,9 +212,7 @@ def _remarks(item: "BenchmarkSummary") -> list[str]:
     if item.status == "incomplete" and item.n_asked is not None:
         lines.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
     if faults := describe(item.faults):
-        lines.append(f"{item.of}: answers with a fault: {faults}")
-    if item.streaming is not None:
-        lines.append(f"{item.of}: {item.streaming.line()}")
+        lines.append(f"{item.of}: hypotheses with issues: {faults}")
     return lines
 
 
@@ -250,18 +251,27 @@ def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
 
 def print_curve(curve: "Curve") -> None:
     """A run's checkpoints by step, and the one that was chosen."""
-    from orchestrator.benchmark.curve import chosen_words, curve_lines
-
     heading = HEADINGS[curve.metric]
-    of = f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:"
-    columns = ["step", "checkpoint", heading, "", "against the best", ""]
+    rows = []
+    for point in [*([curve.base] if curve.base else []), *curve.points]:
+        score = next(each for each in point.scores if each.metric == curve.metric)
+        interval = f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else ""
+        difference = "" if point.test is None else f"{point.test.difference:+.1f}, p = {point.test.p_holm:.2g}"
+        remarks = ["before training"] if point is curve.base else ["chosen"] if point.label == curve.chosen else []
+        rows.append((
+            "?" if point.step is None else str(point.step),
+            " = ".join([point.label, *point.same_as]),
+            f"{score.score:.1f}{interval}",
+            difference,
+            ", ".join([*remarks, *["worse"] * point.worse]),
+        ))  # fmt: skip
     parts: list[RenderableType] = [
-        Text(escape_controls(of)),
-        table(columns, curve_lines(curve)),
+        Text(escape_controls(f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:")),
+        table(["step", "checkpoint", heading, "against the best", ""], rows),
         Text(f"{heading}: {curve.signature}"),
     ]
     parts += [Text(escape_controls(f"{label} is left out: {reason}")) for label, reason in curve.left_out.items()]
-    console().print(Group(*parts, Text(escape_controls(chosen_words(curve)))))
+    console().print(Group(*parts, Text(escape_controls(curve.words()))))
 
 
 def print_differences(one: "Side", other: "Side", as_json: bool) -> None:

@@ -1,0 +1,321 @@
+"""scores.json, the one document of a benchmark, and the finished benchmarks that names on the command line mean."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from orchestrator.data.testset import PREFIX, is_sacrebleu
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import atomic_write
+from orchestrator.runs.groups import Group, lookup_group, members
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import BenchmarkSummary, damage
+from orchestrator.runs.workspace import Workspace
+from orchestrator.scoring.diagnostics import Flagged
+from orchestrator.scoring.metrics import HEADINGS, NORMALIZATION, Score, higher_is_better
+from orchestrator.specs.benchmark_spec import METRICS
+from orchestrator.specs.yamlfile import read_yaml
+
+NAME = "scores.json"
+SCHEMA_VERSION = 3
+_RENAMED = {"n_asked": "n_requested", "from_before": "n_resumed", "from_cache": "n_cache_hits", "triage": "diagnostics"}
+_COMPARABLE = {
+    "testset": "test set", "split": "split", "n_segments": "number of segments",
+    "text_sha256": "hash of the test set's text", "prompts_sha256": "hash of the prompts",
+}  # fmt: skip
+
+
+class BenchmarkResult(BaseModel):
+    """What scores.json holds. Those of versions 1 and 2 are read too, with the benchmark.yaml beside them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["complete", "incomplete"]
+    target: str
+    testset: str
+    split: str
+    n_testset: int | None = None
+    """Sentences that the split has."""
+    sample_seed: int | None = None
+    """With which the requested ones were drawn. None: they are the first n_requested."""
+    n_requested: int | None = None
+    n_segments: int = 0
+    """Sentences that were answered; these are scored. Fewer than n_requested where the status is incomplete."""
+    failed: int = 0
+    errors: dict[str, int] = {}
+    """What the failed ones met, and how many of them."""
+    scores: list[Score] = []
+    """Empty where a sentence failed, unless scores over a part were wanted."""
+    normalization: str = NORMALIZATION
+    mean_sentence_bleu: Score | None = None
+    llamafactory_bleu4: Score | None = None
+    comet: list[Score] = []
+    """One for each of COMET's models and versions."""
+    diagnostics: dict[str, Flagged | None] = {}
+    """Hypotheses with an issue, by issue (scoring/diagnostics.py); they are scored as they are. None: not known."""
+    warnings: list[str] = []
+    """What a reader of the scores should know."""
+    n_resumed: int = 0
+    """Answers of an earlier attempt at this benchmark, which was cut short."""
+    n_cache_hits: int = 0
+    """Answers that an earlier benchmark had from the same model."""
+    retried: int = 0
+    """Answers that took more than one attempt."""
+    prompt_tokens: int | None = None
+    """Over all answers; None where the server counts none."""
+    completion_tokens: int | None = None
+    speed: dict[str, float | None] | None = None
+    """Of the requests of the last attempt."""
+    text_sha256: str
+    """Hash of the sources and references."""
+    prompts_sha256: str
+    """Hash of all messages, in order."""
+    request: dict[str, Any] = {}
+    """What was requested, and how: key, languages, instruction, server and model, fields sent, metrics."""
+    identity: dict[str, Any] = {}
+    """What decides an answer beside the prompt: hashes of the weights and of the chat template, backend, versions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, value: Any) -> Any:
+        version = value.get("schema_version") if isinstance(value, dict) else None
+        if not isinstance(version, int) or version >= SCHEMA_VERSION:
+            return value
+        value = {_RENAMED.get(key, key): each for key, each in value.items()}
+        value["speed"] = None
+        value["diagnostics"] = {k: v for k, v in (value.get("diagnostics") or {}).items() if k != "numbers_lost"}
+        return value
+
+    def save(self, folder: Path) -> None:
+        atomic_write(folder / NAME, self.model_dump_json(indent=2) + "\n")
+
+    def summary(self, folder: Path, label: str) -> BenchmarkSummary:
+        """What the run's record keeps."""
+        return BenchmarkSummary(
+            id=folder.name,
+            of=label,
+            testset=self.testset,
+            split=self.split,
+            status=self.status,
+            n_segments=self.n_segments,
+            n_asked=self.n_requested,
+            scores=self.scores,
+            mean_sentence_bleu=self.mean_sentence_bleu.score if self.mean_sentence_bleu else None,
+            llamafactory_bleu4=self.llamafactory_bleu4.score if self.llamafactory_bleu4 else None,
+            comet=self.comet,
+            faults={issue: flagged and flagged.count for issue, flagged in self.diagnostics.items()},
+        )
+
+
+def read_result(folder: Path) -> BenchmarkResult:
+    """A benchmark's scores.json.
+
+    Raises:
+        PrerequisiteError: it is damaged, or of a later version.
+    """
+    path, old = folder / NAME, folder / "benchmark.yaml"
+    try:
+        if not path.is_file():  # a pipe of that name would be waited for
+            raise FileNotFoundError(2, "No such file")
+        result = BenchmarkResult.model_validate_json(path.read_bytes())
+        if result.schema_version < SCHEMA_VERSION and old.is_file():
+            request = read_yaml(old).value
+            result = result.model_copy(update={"request": request if isinstance(request, dict) else {}})
+    except (OSError, ValidationError) as error:
+        raise PrerequisiteError(f"{path} cannot be read: {damage(error)}", "repeat the benchmark") from error
+    if result.schema_version > SCHEMA_VERSION:
+        what = f"{path} is of version {result.schema_version}; {SCHEMA_VERSION} is the newest known here"
+        raise PrerequisiteError(what, "pip install --upgrade orchestrator")
+    return result
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a path is a benchmark's folder with a result in it."""
+    return os.path.isfile(folder / NAME)  # noqa: PTH113 - Path.is_file raises on long names
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A finished benchmark under the name that the user gave it."""
+
+    name: str
+    folder: Path
+    result: BenchmarkResult
+
+    @property
+    def comparable_by(self) -> tuple[Any, ...]:
+        """What two benchmarks must have in common."""
+        return tuple(getattr(self.result, key) for key in _COMPARABLE)
+
+    def score(self, metric: str) -> Score | None:
+        return next((score for score in self.result.scores if score.metric == metric), None)
+
+    def lines(self, name: str) -> list[str]:
+        """The segments of sources, references or hypotheses, as they were scored."""
+        path = self.folder / f"{name}.txt"
+        try:
+            lines = path.read_bytes().decode().split("\n")[:-1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise PrerequisiteError(f"{path} cannot be read: {error}", "repeat the benchmark") from error
+        if len(lines) != self.result.n_segments:
+            what = f"{path} has {len(lines)} lines, but {self.result.n_segments} segments were scored"
+            raise PrerequisiteError(what, "repeat the benchmark")
+        return lines
+
+
+@dataclass(frozen=True)
+class Found:
+    """Benchmarks in the order in which they are compared."""
+
+    benchmarks: list[Benchmark]
+    group: str | None = None
+    """The group among them, whose runs are ranked."""
+    values: dict[str, dict[str, str]] = field(default_factory=dict)
+    """A benchmark's name -> what was swept, by key."""
+    best_is_baseline: bool = False
+    """Whether the data that compare the systems picked the first of them."""
+    notes: list[str] = field(default_factory=list)
+
+
+def find_compared(
+    names: Sequence[str], workspace: Workspace, testset: str | None, metrics: Sequence[str] = ()
+) -> Found:
+    """The benchmarks that names mean, a group's runs the best first in the place of the group.
+
+    Args:
+        names: runs, RUN@LABEL, benchmark folders; one of them may be a group.
+        workspace: where the runs are.
+        testset: NAME or NAME:SPLIT; None: the newest that all of them have.
+        metrics: the first of them ranks a group; none: the first that all were scored by.
+
+    Raises:
+        SpecError: one has no complete benchmark, or none that can be compared with the others'; two groups.
+        PrerequisiteError: a benchmark's files are damaged.
+    """
+    groups = {name: folder for name in names if (folder := lookup_group(workspace, name)) is not None}
+    if not groups:
+        return Found(find_benchmarks(names, workspace, testset))
+    if len(groups) > 1 or len(groups) < sum(name in groups for name in names):
+        raise SpecError(f"one group at a time: {', '.join(names)}", "orchestrator compare GROUP; or name single runs")
+    ((name, folder),) = groups.items()
+    group, place = Group.load(folder), names.index(name)
+    labels: dict[str, str] = {}
+    values: dict[str, dict[str, str]] = {}
+    notes = []
+    for each in members(folder, group):
+        label = group.label(each.point)
+        try:
+            candidates(each.run.id, workspace, testset)
+        except SpecError:
+            notes.append(f"not ranked: {each.run.id} ({label}), {each.status}: it has no complete benchmark")
+            continue
+        labels[each.run.id] = label
+        values[label] = dict(zip((axis.key for axis in group.axes), each.point.values, strict=True))
+    if not labels or len(labels) + len(names) < 3:
+        raise SpecError(
+            f"{len(labels)} of {len(group.points)} runs of {folder.id} have a complete benchmark"
+            f"{f' of {testset}' if testset else ''}: a comparison takes two",
+            f"orchestrator resume {folder.id} finishes them; orchestrator show {folder.id} says how far they are",
+        )
+    found = find_benchmarks([*names[:place], *labels, *names[place + 1 :]], workspace, testset)
+    shared = [metric for metric in METRICS if all(each.score(metric) for each in found)]
+    metric = next((each for each in metrics if each in shared), shared[0] if shared else METRICS[0])
+    ranked = [replace(each, name=labels[each.name]) for each in found[place : place + len(labels)]]
+    ranked.sort(key=lambda each: _value(each, metric), reverse=higher_is_better(metric))
+    notes.insert(0, f"ranked by {HEADINGS[metric]}; the best of {len(ranked)} was chosen by the very sentences that "
+                    "score it, which flatters it: say its score on another test set")  # fmt: skip
+    all_of_them = [*found[:place], *ranked, *found[place + len(labels) :]]
+    return Found(all_of_them, folder.id, values, best_is_baseline=place == 0, notes=notes)
+
+
+def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | None) -> list[Benchmark]:
+    """The newest complete benchmark of each, all of the same test set and prompt; as find_compared."""
+    if len(names) < 2:
+        raise SpecError("compare takes two benchmarks or more", "orchestrator compare RUN@base RUN")
+    of_each = [candidates(name, workspace, testset) for name in names]
+    shared = set.intersection(*({each.comparable_by for each in of_one} for of_one in of_each))
+    if not shared:
+        newest = [of_one[0] for of_one in of_each]
+        raise SpecError(
+            "these cannot be compared:\n" + "\n".join(_differences(newest)), "benchmark them alike, then again"
+        )
+    wanted = next(each.comparable_by for each in of_each[0] if each.comparable_by in shared)
+    found = [next(each for each in of_one if each.comparable_by == wanted) for of_one in of_each]
+    for number, one in enumerate(found):
+        for other in found[:number]:
+            if one.folder == other.folder:
+                raise SpecError(f"{other.name} and {one.name} are the same benchmark: {one.folder}")
+    return found
+
+
+def candidates(name: str, workspace: Workspace, testset: str | None) -> list[Benchmark]:
+    """The complete benchmarks that a name may mean, newest first."""
+    folder = next((path for path in (Path(name), workspace.root / name) if name and has_result(path)), None)
+    if folder is not None:
+        folder = folder.resolve()
+        of_run = folder.parent.name == "benchmarks"
+        full_name = f"{folder.parent.parent.name}/{folder.name}" if of_run else folder.name
+        found = [Benchmark(full_name, folder, read_result(folder))]
+    else:
+        found = _of_run(name, workspace)
+    known = PREFIX if is_sacrebleu(testset or "") else ""  # a name of sacrebleu's has a colon in it
+    short, _, split = (testset or "").removeprefix(known).partition(":")
+    wanted = (known + short or None, split or None)
+    kept = [
+        each
+        for each in found
+        if each.result.status == "complete"
+        and wanted[0] in (None, each.result.testset)
+        and wanted[1] in (None, each.result.split)
+    ]
+    if kept:
+        return kept
+    have = sorted({f"{each.result.testset}:{each.result.split} ({each.result.status})" for each in found})
+    hint = did_you_mean(wanted[0], {each.result.testset for each in found}) if wanted[0] else ""
+    raise SpecError(
+        f"{name} has no complete benchmark{f' of {testset}' if testset else ''}{hint}"
+        + (f"; it has: {', '.join(have)}" if have else ""),
+        f"orchestrator benchmark {name}" + (f" --testset {wanted[0]}" if wanted[0] else "")
+        + (f" --split {split}" if split else ""),
+    )  # fmt: skip
+
+
+def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
+    """A run's benchmarks of one label, newest first."""
+    run_name, _, label = name.partition("@")
+    run = workspace.find_run(run_name)
+    summaries = RunRecord.load(run).benchmarks
+    labels = list(dict.fromkeys(summary.of for summary in summaries))
+    if not label:
+        label = "output" if "output" in labels else labels[0] if len(labels) == 1 else ""
+        if labels and not label:
+            raise SpecError(f"which of {run_name}?", f"one of: {', '.join(f'{run_name}@{each}' for each in labels)}")
+    elif labels and label not in labels:
+        raise SpecError(
+            f"{run_name} has no benchmark of {label}{did_you_mean(label, labels)}; it has: {', '.join(labels)}",
+            f"orchestrator benchmark {name}",
+        )
+    folders = [run.benchmarks / summary.id for summary in reversed(summaries) if summary.of == label]
+    return [Benchmark(name, folder, read_result(folder)) for folder in folders if has_result(folder)]
+
+
+def _value(benchmark: Benchmark, metric: str) -> float:
+    score = benchmark.score(metric)
+    return score.score if score else 0.0
+
+
+def _differences(benchmarks: Sequence[Benchmark]) -> list[str]:
+    """What differs from the first, a line each."""
+    first, lines = benchmarks[0], []
+    for other in benchmarks[1:]:
+        for (key, words), a, b in zip(_COMPARABLE.items(), first.comparable_by, other.comparable_by, strict=True):
+            if a != b:
+                shown = [str(each)[:12] if key.endswith("sha256") else str(each) for each in (a, b)]
+                lines.append(f"  {words}: {first.name} {shown[0]}, {other.name} {shown[1]}")
+    # Any two may have one in common, but not all together.
+    return list(dict.fromkeys(lines)) or ["  no test set with the same prompts that all of them have"]

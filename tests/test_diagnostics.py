@@ -1,0 +1,157 @@
+"""Hypotheses that are no translation are found, and translations are left alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.scoring.diagnostics import N_LISTED, N_TO_LEARN_FROM, describe, diagnose
+
+SOURCE, REFERENCE = "A man in a red jacket is standing.", "Ein Mann in einer roten Jacke steht."
+GOOD = "Ein Mann mit roter Jacke steht da."
+SUBJECTS = [("A man", "Ein Mann"), ("A woman", "Eine Frau"), ("The child", "Das Kind"), ("A dog", "Ein Hund")]
+VERBS = [("is walking", "läuft"), ("is sitting", "sitzt"), ("waits", "wartet"), ("is sleeping", "schläft")]
+PLACES = [("on the street", "auf der Straße"), ("in the water", "im Wasser"), ("near a house", "bei einem Haus")]
+PAIRS = [
+    (f"{s[0]} {v[0]} {p[0]}, and there are more of them.", f"{s[1]} {v[1]} {p[1]}, und es gibt noch mehr davon.")
+    for s in SUBJECTS for v in VERBS for p in [*PLACES, ("again and again", "immer wieder")]
+]  # fmt: skip
+
+
+def look(hypothesis, source=SOURCE, reference=REFERENCE, *, languages=("en", "de"), **keywords) -> set[str]:
+    """The issues of one hypothesis."""
+    found = diagnose([source], [reference], [hypothesis], [None], *languages, **keywords)
+    return {name for name, flagged in found.items() if flagged and flagged.count}
+
+
+def counts(found):
+    return {name: flagged and flagged.count for name, flagged in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "issues"),
+    [
+        (GOOD, set()), (REFERENCE, set()),
+        ("", {"empty"}), ("\t\u3000", {"empty"}),
+        (SOURCE.upper(), {"copied_source"}), (f"“{SOURCE[:-1]}!”", {"copied_source"}),
+        (f"{SOURCE} {GOOD}", {"copied_source"}),
+        ("ein Mann " * 4, {"repetition"}), ("哈" * 20, {"repetition", "wrong_language"}),
+        ("ha ha ha ha", {"length_outlier"}), ("Ein Mann.", {"length_outlier"}),
+        ("Sehr, sehr, sehr gut, wirklich sehr gut.", set()),
+        (GOOD + " Dort drüben, wo die anderen auch alle stehen.", {"length_outlier"}),
+    ],
+)  # fmt: skip
+def test_a_hypothesis_has_exactly_the_issues_that_it_shows(hypothesis, issues):
+    assert look(hypothesis) == issues
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "hypothesis", "languages"),
+    [
+        ("Angela Merkel", "Angela Merkel", "Angela Merkel", ("en", "de")),
+        ("Angela Merkel kam", "Angela", "Angela Merkel ist da", ("en", "de")),
+        (SOURCE, REFERENCE, SOURCE, ("en", "en-GB")),
+        (SOURCE, REFERENCE, SOURCE, ("zho", "zh-Hans")),
+        ("Chapter 1 " + "." * 40, "Kapitel 1 " + "." * 40, "Kapitel 1 " + "." * 40, ("en", "de")),
+        ("Nein, danke.", "No.", "Nein.", ("de", "en")),
+        ("Note: it rains.", "Hinweis: Es regnet.", "Anmerkung: Es regnet.", ("en", "de")),
+        ("The translation is bad.", "Die Übersetzung ist schlecht.", "Die Übersetzung ist nicht gut.", ("en", "de")),
+        ("He is sure.", "Er ist sicher.", "Er ist sich sicher, hier.", ("en", "de")),
+        ("Use </s> here.", "Nimm </s> hier.", "Nimm hier </s>.", ("en", "de")),
+    ],
+)
+def test_what_source_or_reference_have_too_is_no_issue(source, reference, hypothesis, languages):
+    assert look(hypothesis, source, reference, languages=languages) == set()
+
+
+@pytest.mark.parametrize(
+    ("languages", "reference", "right", "wrong"),
+    [
+        (("en", "ru"), "Мужчина стоит.", "Человек стоит.", "Mann steht hier."),
+        (("en", "ja"), "男の人が立っています。", "男が立っている。", "Der Mann steht."),
+        (("en", "zh"), "一个男人站着。", "男人站着 (OK)。", "Mann steht."),
+        (("en", "ko"), "남자가 서 있다.", "남자가 있다.", "男人站着。"),
+    ],
+)
+def test_another_script_than_the_references_is_the_wrong_language(languages, reference, right, wrong):
+    assert "wrong_language" not in look(right, "A man stands.", reference, languages=languages)
+    assert "wrong_language" in look(wrong, "A man stands.", reference, languages=languages)
+
+
+def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_like():
+    answers = [f"Here {en.lower()}" if i % 3 == 0 else f"Hier {de.lower()}" for i, (en, de) in enumerate(PAIRS)]
+    assert len(answers) >= N_TO_LEARN_FROM
+    found = diagnose(*zip(*PAIRS, strict=True), answers, [None] * len(answers), "en", "de")["wrong_language"]
+    assert found.indices == list(range(0, len(answers), 3))
+    n = N_TO_LEARN_FROM - 1
+    sources, references = zip(*PAIRS[:n], strict=True)
+    assert diagnose(sources, references, sources, [None] * n, "en", "de")["wrong_language"].count == 0
+
+
+@pytest.mark.parametrize(
+    "hypothesis",
+    [
+        f"Here is the translation: {GOOD}",
+        f"Here's the German translation of the sentence: {GOOD}",
+        f"Sure! {GOOD}",
+        f"Sure, here you go: {GOOD}",
+        f"Translation: {GOOD}",
+        f"**German translation:** {GOOD}",
+        f"Die Übersetzung lautet: {GOOD}",
+        f"Hier ist die Übersetzung: {GOOD}",
+        f"{SOURCE} In German, the sentence is: {GOOD}",
+        f"{GOOD} (Anmerkung: wörtlich)",
+        f"{GOOD} Let me know if you need more.",
+        "I'm sorry, but I can't do that.",
+        "以下是翻译：一个男人",
+        "Voici la traduction : Un homme",
+        f"Translate this into German. {SOURCE} {GOOD}",
+    ],
+)
+def test_words_around_the_translation_are_chatter(hypothesis):
+    assert "chatter" in look(hypothesis, instruction="Translate this into German.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["so it is ...</think>\n\n{}", "<think>\n\n</think>{}", "{}</s>", "{}<|eot_id|>", "{}<|im_end|>", "[/INST] {}",
+     "{}<｜end▁of▁sentence｜>", "{}<end_of_turn>"],
+)  # fmt: skip
+def test_reasoning_and_marks_of_a_chat_template_are_control_text(text):
+    assert "control_text" in look(text.format(GOOD))
+
+
+def test_a_hypothesis_of_unknown_end_among_known_ones_is_not_cut_off():
+    assert diagnose([SOURCE] * 3, [REFERENCE] * 3, [GOOD] * 3, [None, True, False], "en", "de")["cut_off"].indices == [
+        1
+    ]
+    assert diagnose([SOURCE], [REFERENCE], [GOOD], [None], "en", "de")["cut_off"] is None
+
+
+def test_a_length_is_judged_by_reference_and_source():
+    """The last reference is the odd one here: the hypothesis is as long as the source lets expect."""
+    sources, references = ["a" * 40] * 9 + ["b" * 40], ["c" * 40] * 9 + ["d" * 5]
+    hypotheses = [*references[:9], "e" * 40]
+    assert diagnose(sources, references, hypotheses, [None] * 10, "en", "de")["length_outlier"].count == 0
+
+
+def test_many_indices_are_counted_and_the_first_listed():
+    n = N_LISTED + 5
+    found = diagnose([SOURCE] * n, [REFERENCE] * n, [""] * n, [None] * n, "en", "de")["empty"]
+    assert (found.count, found.indices) == (n, list(range(N_LISTED)))
+
+
+def test_counts_in_words():
+    assert describe({"empty": 1, "copied_source": 2, "chatter": 0, "cut_off": None}) == "1 empty, 2 copied source"
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.text(), st.text(), st.none() | st.booleans()), max_size=60),
+    st.sampled_from(["en", "de", "zh-Hans", "xx"]),
+    st.text(max_size=5),
+)
+def test_any_text_is_looked_at_and_a_reference_has_no_issue(rows, language, instruction):
+    sources, references, hypotheses, cut_off = ([row[column] for row in rows] for column in range(4))
+    found = diagnose(sources, references, hypotheses, cut_off, "en", language, instruction=instruction)
+    assert all(number is None or 0 <= number <= len(rows) for number in counts(found).values())
+    of_references = counts(diagnose(sources, references, references, [False] * len(rows), "en", "de"))
+    assert {name for name, number in of_references.items() if number} <= {"empty"}

@@ -1,0 +1,113 @@
+"""A server's address, and the models that it lists."""
+
+import socket
+import time
+
+import openai_stub as stub
+import pytest
+
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.serving.endpoint import Endpoint, connect, list_models, model_owners, refuse_bare_address
+
+KEY = "sk-secret-of-the-test"
+BUSY = stub.json_reply({"error": "loading the model"}, 503, Retry_After="9")
+
+
+@pytest.fixture
+def server():
+    with stub.serving() as running:
+        yield running
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:6006", "ftp://host/v1", "http://", "http://host:port/v1", "http://[::1"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(SpecError):
+        Endpoint(url, "", "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [("127.0.0.1/v1", True), ("127.0.0.1:6006", True), ("localhost:8000/v1", True), ("[::1]:80/v1", True),
+     ("gpu-7:6006/v1", True), ("http://127.0.0.1/v1", False), ("Qwen/Qwen2.5-7B", False), ("demo@base", False),
+     ("runs/a.yaml", False), ("latest", False)],
+)  # fmt: skip
+def test_an_address_without_http_is_told_from_other_targets(text, bare):
+    if bare:
+        with pytest.raises(SpecError, match="begins with http://") as error:
+            refuse_bare_address(text)
+        assert f"http://{text}" in error.value.remedy
+    else:
+        refuse_bare_address(text)
+
+
+@pytest.mark.parametrize("key", ["abc\n", "a b", "schlüssel", "\x00"])
+def test_a_key_that_no_header_carries_is_refused_without_showing_it(key):
+    with pytest.raises(PrerequisiteError) as error:
+        Endpoint("http://127.0.0.1:1/v1", key, "m")
+    assert key not in error.value.message
+
+
+@pytest.mark.parametrize(
+    "url", ["https://user:pw@host:8000/v1", "https://host/v1?key=pw", "https://host/v1#pw", "ftp://u:pw@host"]
+)
+def test_an_address_that_may_hold_a_secret_is_refused_without_showing_it(url):
+    with pytest.raises(SpecError) as error:
+        Endpoint(url, "", "m")
+    assert "pw" not in error.value.message
+    assert "ORCHESTRATOR_API_KEY" in error.value.remedy
+
+
+def test_a_server_lists_its_models_and_says_that_it_is_vllm(server):
+    endpoint = Endpoint(server.base_url, KEY, "m")
+    assert list_models(endpoint) == ["stub"]
+    assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
+    server.models = stub.json_reply({"data": [{"id": "a", "owned_by": "vllm"}, {"id": "b", "owned_by": ["vllm"]}]})
+    assert model_owners(endpoint) == {"a": "vllm", "b": ["vllm"]}
+
+
+def test_there_is_no_list_where_nobody_answers_in_time(server):
+    assert list_models(Endpoint(f"http://127.0.0.1:{free_port()}/v1", KEY, "m")) is None
+    for silent in (stub.cut_connection, stub.hang, stub.drip):
+        server.models = silent
+        began = time.monotonic()
+        assert list_models(Endpoint(server.base_url, KEY, "m"), timeout_s=0.3) is None
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (stub.json_reply({"detail": f"Invalid API key {KEY}."}, 401), "HTTP 401"),
+        (stub.raw(b"<html>"), "no OpenAI-compatible server"),
+        (stub.json_reply({"data": None}), "no OpenAI-compatible server"),
+        (stub.json_reply({"data": [1]}), "no OpenAI-compatible server"),
+        (stub.no_http, "no OpenAI-compatible server"),
+        (stub.raw(b"", 302, Location="http://elsewhere.invalid/v1/models"), "HTTP 302"),
+        (stub.raw(b"", 404), "HTTP 404"),
+        (BUSY, "loading the model"),
+    ],
+)
+def test_a_list_that_is_refused_says_why_and_is_needed_only_without_a_models_name(server, reply, words):
+    server.models = reply
+    with pytest.raises(PrerequisiteError, match=words) as error:
+        connect(server.base_url, KEY, None)
+    assert server.base_url in error.value.message and KEY not in error.value.message
+    assert "--model-name NAME" in error.value.remedy
+    assert connect(server.base_url, KEY, "mine").model == "mine"
+
+
+def test_a_server_is_connected_to_where_it_answers_and_its_model_is_clear(server):
+    assert connect(server.base_url, KEY, None) == Endpoint(server.base_url, KEY, "stub")
+    server.models = stub.json_reply({"data": [{"id": "a"}, {"id": "b"}]})
+    with pytest.raises(PrerequisiteError, match="serves 2 models: a, b"):
+        connect(server.base_url, KEY, None)
+    with pytest.raises(PrerequisiteError, match="no server answers"):
+        connect(f"http://127.0.0.1:{free_port()}/v1", KEY, "mine")

@@ -1,0 +1,246 @@
+"""Answers on disk: the journal of a benchmark, and the cache across benchmarks."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.benchmark.cache import AnswerCache, Identity, identify
+from orchestrator.benchmark.journal import Journal, is_locked
+from orchestrator.benchmark.requests import FailedSegment, Hypothesis
+from orchestrator.errors import StageError
+from orchestrator.runs.record_parts import Facts
+from orchestrator.specs.render import Checkpoint
+from orchestrator.specs.spec import ModelSpec, ServeSpec
+from orchestrator.upstream import template_text
+from orchestrator.upstream.template_text import chat_template_sha256
+from tests.model_folders import model_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES, REFERENCES = ["A dog.", "Two men\u2028talk.", "Rain."], ["Ein Hund.", "Zwei Männer reden.", "Regen."]
+WHO = Identity(
+    backend="llamafactory-huggingface", model_sha256="1" * 64, adapter_sha256="2" * 64, has_adapter=True,
+    chat_template_sha256="5" * 64, arguments={"template": "qwen", "infer_dtype": "auto"}, versions={"torch": "2.9"},
+    device="cpu",
+)  # fmt: skip
+SENT = {"temperature": 0.0, "max_tokens": 256}
+FAILED = FailedSegment(index=1, error="HTTP 500", attempts=4)
+
+
+def answer(index, text="Ja.", **fields):
+    return Hypothesis(index=index, hypothesis=text, latency_s=0.25, attempts=1, completion_tokens=3, **fields)
+
+
+def journal(folder):
+    return Journal(folder, SOURCES, REFERENCES)
+
+
+def prompt(text):
+    return [{"role": "user", "content": text}]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_what_was_written_is_there_again_and_a_failure_is_not(tmp_path):
+    with journal(tmp_path) as first:
+        first.add(answer(1, "Zwei\nMänner \u2028\x85"))
+        first.add(FAILED)
+        assert lines(tmp_path)[0]["hypothesis"] == "Zwei\nMänner \u2028\x85", "in the file before add returns"
+    with journal(tmp_path) as second:
+        assert second.answers == {1: answer(1, "Zwei\nMänner \u2028\x85")}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30, 120])
+def test_a_torn_last_line_is_requested_again_and_spoils_no_other(tmp_path, cut):
+    with journal(tmp_path) as first:
+        first.add(answer(0))
+        first.add(answer(1))
+    path = tmp_path / "hypotheses.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    with journal(tmp_path) as second:
+        assert list(second.answers) == [0]
+        second.add(answer(2))
+    with journal(tmp_path) as third:
+        assert sorted(third.answers) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 50, b"[]", b"null", b"[" * 5000, b'{"index": 0}', b"\xff\xfe"]
+)  # fmt: skip
+def test_a_damaged_line_is_left_out(tmp_path, damage):
+    with journal(tmp_path) as first:
+        first.add(answer(0))
+    path = tmp_path / "hypotheses.jsonl"
+    path.write_bytes(damage + b"\n" + path.read_bytes())
+    with journal(tmp_path) as second:
+        assert list(second.answers) == [0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"index": 3}, {"index": -1}, {"index": "0"}, {"index": True}, {"source": "Another."}, {"hypothesis": None},
+     {"latency_s": "fast"}, {"attempts": None}, {"completion_tokens": "3"}],
+)  # fmt: skip
+def test_a_line_that_is_no_answer_to_this_sentence_is_left_out(tmp_path, change):
+    with journal(tmp_path) as first:
+        first.add(answer(0))
+    [line] = lines(tmp_path)
+    (tmp_path / "hypotheses.jsonl").write_text(json.dumps({**line, **change}) + "\n")
+    with journal(tmp_path) as second:
+        assert second.answers == {}
+
+
+def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
+    with journal(tmp_path) as book:
+        book.add(FAILED)
+        book.add(answer(2))
+        book.add(answer(0))
+        book.rewrite_sorted([FAILED])
+    assert [(line["index"], line.get("error")) for line in lines(tmp_path)] == [(0, None), (1, "HTTP 500"), (2, None)]
+    assert [line["reference"] for line in lines(tmp_path)] == REFERENCES
+
+
+def test_two_processes_never_share_a_journal(tmp_path):
+    with journal(tmp_path):
+        assert is_locked(tmp_path)
+        code = f"from tests.test_journal import *; journal(Path({str(tmp_path)!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+        )
+        assert b"StageError: another process is at work" in done.stderr
+        with pytest.raises(StageError, match="another process is at work"):
+            journal(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+def filled(folder, who=WHO, sent=SENT):
+    made = AnswerCache(who, sent, folder)
+    made.add(prompt("A dog."), answer(0))
+    made.flush()
+    return made
+
+
+def found(folder, messages, who=WHO, sent=SENT):
+    return AnswerCache(who, sent, folder).look_up([(5, messages)])
+
+
+def test_the_cache_gives_what_was_put_in_under_another_index(tmp_path):
+    path = filled(tmp_path).path
+    assert found(tmp_path, prompt("A dog.")) == [answer(5, cached=True)]
+    assert found(tmp_path, prompt("A cat.")) == []
+    assert found(tmp_path, [{"role": "system", "content": "Be brief."}, *prompt("A dog.")]) == []
+    about = path.read_text("utf-8")
+    assert "A dog." not in about and json.loads(about.splitlines()[0])["about"]["adapter_sha256"] == "2" * 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_sha256": "3" * 64}, {"adapter_sha256": "3" * 64}, {"adapter_sha256": None, "has_adapter": False},
+        {"chat_template_sha256": "6" * 64}, {"backend": "llamafactory-vllm"}, {"versions": {"torch": "2.10"}},
+        {"device": "gpu"}, {"arguments": {"template": "llama3", "infer_dtype": "auto"}},
+        {"arguments": {**WHO.arguments, "default_system": "Be brief."}},
+    ],
+)  # fmt: skip
+def test_whatever_decides_an_answer_decides_where_it_is_found(tmp_path, changes):
+    filled(tmp_path)
+    assert found(tmp_path, prompt("A dog."), replace(WHO, **changes)) == []
+
+
+@pytest.mark.parametrize("sent", [{**SENT, "max_tokens": 128}, {**SENT, "top_p": 1.0}, {**SENT, "temperature": 0.5}])
+def test_another_decoding_has_other_answers(tmp_path, sent):
+    filled(tmp_path)
+    assert found(tmp_path, prompt("A dog."), sent=sent) == []
+
+
+def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
+    with filled(tmp_path).path.open("ab") as file:
+        file.write(b'\xff\n{"key": "' + b"0" * 64 + b'", "hypo')
+    again = AnswerCache(WHO, SENT, tmp_path)
+    again.add(prompt("A cat."), answer(0, "Katze"))
+    again.flush()
+    assert [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))] == [
+        "Ja.",
+        "Katze",
+    ]
+
+
+def test_many_processes_append_at_once_and_no_line_is_lost(tmp_path):
+    code = """
+import sys
+from tests.test_journal import *
+made = AnswerCache(WHO, SENT, Path(sys.argv[1]))
+for number in range(200):
+    made.add(prompt(f"{sys.argv[2]} {number}"), answer(0, "x" * 200))
+    if number % 7 == 0:
+        made.flush()
+made.flush()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    children = [subprocess.Popen([*argv, name], cwd=ROOT, env=environment) for name in "abc"]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    wanted = [prompt(f"{name} {number}") for name in "abc" for number in range(200)]
+    assert len(AnswerCache(WHO, SENT, tmp_path).look_up(enumerate(wanted))) == 600
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    made = AnswerCache(WHO, SENT, tmp_path / "file")
+    for text in "ab":
+        made.add(prompt(text), answer(0))
+        made.flush()
+    assert caplog.text.count("the cache of answers is not used") == 1
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch, installation):
+    """The identity of a model that is served here, by what is given."""
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    folder = model_folder(tmp_path / "model")
+
+    def identity(gpus=(), devices=None, template="qwen"):
+        checkpoint = Checkpoint("base", ModelSpec(name_or_path=str(folder), template=template))
+        facts = Facts(versions={"torch": "2.9", "orchestrator": "1"}, gpus=list(gpus))
+        return identify(checkpoint, ServeSpec(), tmp_path, facts, devices, installation)
+
+    return identity
+
+
+def test_cpu_or_gpu_counts_and_not_which_gpu(served, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    one, other = served(["H100, 550.1"], "0"), served(["A100, 560.2"], "1")
+    assert one.parts() == other.parts() and one.device == "gpu"
+    assert served().device == served(["H100, 550.1"], "").device == "cpu"
+    assert "orchestrator" not in one.versions and one.known
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert served(["H100, 550.1"]).device == "cpu"
+
+
+def test_the_chat_templates_text_counts_under_one_name(served, installation, tmp_path, monkeypatch):
+    before = served().chat_template_sha256
+    assert before and before != served(template="llama3").chat_template_sha256
+    source = (installation.package / "data" / "template.py").read_text("utf-8")
+    changed = tmp_path / "llamafactory" / "data" / "template.py"
+    changed.parent.mkdir(parents=True)
+    changed.write_text("# a comment\n" + source, "utf-8")
+    other = replace(installation, package=tmp_path / "llamafactory")
+    assert chat_template_sha256("qwen", None, other) == before
+    changed.write_text(source.replace('name="qwen",', 'name="qwen", efficient_eos=True,'), "utf-8")
+    template_text._registered.cache_clear()
+    assert chat_template_sha256("qwen", None, other) not in (before, None)
+    assert chat_template_sha256("none-such", None, other) is None
+
+
+def test_without_a_template_the_tokenizers_own_text_counts(tmp_path, installation):
+    seen = {chat_template_sha256(None, tmp_path, installation)}
+    for name, text in (("tokenizer_config.json", '{"chat_template": "a"}'), ("chat_template.jinja", "b")):
+        (tmp_path / name).write_text(text)
+        seen.add(chat_template_sha256(None, tmp_path, installation))
+    assert len(seen) == 3 and chat_template_sha256(None, None, installation) is None

@@ -1,0 +1,342 @@
+"""Many requests against a real server with real faults."""
+
+import logging
+import socket
+import ssl
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import openai_stub as stub
+import pytest
+
+from orchestrator.benchmark import requests
+from orchestrator.benchmark.requests import (
+    ATTEMPTS,
+    FAILED_IN_A_ROW,
+    SILENT_IN_A_ROW,
+    FailedSegment,
+    Hypothesis,
+    translate,
+)
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.processes.interruptible import run_interruptible
+from orchestrator.serving import endpoint as endpoint_module
+from orchestrator.serving.endpoint import Endpoint
+
+KEY = "sk-secret-of-the-test"
+
+
+@pytest.fixture
+def server():
+    with stub.serving() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr(requests, "FIRST_WAIT_S", 0.0)
+
+
+def ask(server, sentences, *, concurrency=4, timeout_s=20, on_result=None, base_url=None, n_answered=0):
+    """Results by index."""
+    results = {}
+
+    def keep(result):
+        assert result.index not in results, "one result for each prompt"
+        results[result.index] = result
+        if on_result:
+            on_result(result)
+
+    prompts = [(index, [{"role": "user", "content": f"Translate.\n{text}"}]) for index, text in enumerate(sentences)]
+    run_interruptible(
+        translate(
+            Endpoint(base_url or server.base_url, KEY, "the-model"),
+            prompts,
+            {"temperature": 0.0, "max_tokens": 77},
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            on_result=keep,
+            n_answered=n_answered,
+        )
+    )
+    assert sorted(results) == list(range(len(sentences)))
+    return results
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def bad_one(fault):
+    """A server that has one sentence meet a fault, always."""
+    return lambda source, attempt: fault if source == "bad" else stub.completion(source.upper())
+
+
+def choice(**fields):
+    return stub.json_reply({"choices": [{"index": 0, **fields}]})
+
+
+THOUGHTS = stub.json_reply({
+    "choices": [{"message": {"content": None, "reasoning_content": "hm"}, "finish_reason": "length"}],
+    "usage": {"completion_tokens": 256},
+})  # fmt: skip
+
+
+def test_each_prompt_gets_its_own_answer_with_counts_and_time(server):
+    results = ask(server, [f"satz {number}" for number in range(50)], concurrency=8)
+    for index, answer in results.items():
+        assert (answer.hypothesis, answer.finish_reason, answer.model) == (f"SATZ {index}", "stop", "stub")
+        assert (answer.prompt_tokens, answer.completion_tokens, answer.attempts) == (10, 5, 1)
+        assert answer.latency_s > 0
+    assert ask(server, []) == {}
+
+
+def test_a_request_says_what_is_requested_and_no_more(server, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1/of-openai")
+    ask(server, ["a"])
+    messages = [{"role": "user", "content": "Translate.\na"}]
+    assert server.bodies == [{"model": "the-model", "messages": messages, "temperature": 0.0, "max_tokens": 77}]
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert "of-openai" not in str(server.headers)
+
+
+def test_no_more_requests_are_under_way_than_wanted_and_prompts_are_made_as_they_are_needed(server):
+    made = []
+
+    def prompts():
+        for index in range(40):
+            made.append(index)
+            assert len(made) <= len(server.bodies) + 3 + 1
+            yield index, [{"role": "user", "content": str(index)}]
+
+    run_interruptible(
+        translate(Endpoint(server.base_url, "", "m"), prompts(), {}, concurrency=3, timeout_s=20, on_result=made.count)
+    )
+    assert len(made) == 40 and 1 <= server.most_under_way <= 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        stub.raw(b"Internal Server Error", 500),
+        stub.json_reply({"error": "slow down"}, 429, Retry_After="0"),
+        stub.raw(b"", 408),
+        stub.cut_connection,
+        stub.cut_body,
+        stub.no_http,
+        stub.raw(b'{"choices": [{"mess'),
+        stub.raw(b"<html>Bad gateway</html>"),
+        stub.raw(b"\xff\xfe"),
+        stub.raw(b"[" * 100_000),
+        stub.raw(b"garbage", Content_Encoding="gzip"),
+        stub.json_reply(None),
+        stub.json_reply([]),
+        stub.json_reply({"choices": []}),
+        choice(message="hello"),
+        choice(message={"content": None}),
+        choice(message={"content": ["hello"]}),
+        choice(message={"content": ""}, finish_reason="content_filter"),
+        choice(message={"content": "x"}, finish_reason="error"),
+        choice(message={"content": "x"}, error={"code": 502}),
+        stub.json_reply({"error": {"message": "overloaded"}}),
+        stub.completion("half an emoji: \ud83d"),
+    ],
+)
+def test_what_is_no_answer_costs_one_more_attempt_where_it_passes(server, fault):
+    server.replies = lambda source, attempt: fault if attempt == 1 else stub.completion(source.upper())
+    answer = ask(server, ["a"])[0]
+    assert (answer.hypothesis, answer.attempts) == ("A", 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "attempts", "words"),
+    [
+        (stub.raw(b"Internal\nServer\x1b[31m Error", 500), 4, r"HTTP 500: Internal Server\x1b[31m Error"),
+        (stub.raw(f"wrong key {KEY}".encode(), 502), 4, "HTTP 502: wrong key ***"),
+        (stub.json_reply({"error": "busy"}, 429), 8, 'HTTP 429: {"error": "busy"}'),
+        (stub.json_reply({"detail": "prompt too long"}, 400), 1, 'HTTP 400: {"detail": "prompt too long"}'),
+        (stub.json_reply({"error": "Your input was flagged"}, 403), 1, "Your input was flagged"),
+        (stub.cut_connection, 4, "the connection broke: Server disconnected"),
+        (stub.json_reply({"error": {"message": "CUDA\nerror"}}), 4, "the reply is an error: CUDA error"),
+        (stub.json_reply({"error": {"message": "slow", "code": 429}}), 8, "the reply is an error: slow"),
+        (choice(message={"content": "x"}, finish_reason="error"), 4, "finish_reason error"),
+        (stub.raw(b'data: {"x": 1}\n\n'), 4, 'a stream of events, which was not requested: data: {"x": 1}'),
+        (stub.raw(b"<html><title>Log in</title>" + b"x" * 999), 4, "no JSON: <html><title>Log in</title>xxx"),
+        (stub.json_reply({"ok": True}), 4, 'the reply is no chat completion: {"ok": true}'),
+        (THOUGHTS, 1, "no text, 256 tokens went into reasoning: raise max_tokens"),
+    ],
+)  # fmt: skip
+def test_a_sentence_that_fails_says_why_and_the_others_are_answered(server, fault, attempts, words):
+    server.replies = bad_one(fault)
+    results = ask(server, ["a", "bad", "b", "c"], concurrency=1)
+    assert [type(results[index]) for index in range(4)] == [Hypothesis, FailedSegment, Hypothesis, Hypothesis]
+    assert words in results[1].error and len(results[1].error) < 340
+    assert results[1].attempts == server.attempts["bad"] == attempts
+
+
+@pytest.mark.parametrize("number", [9, 9.0, "9"])
+def test_tokens_count_however_they_are_written(server, number):
+    usage = {
+        "prompt_tokens": number,
+        "completion_tokens": 20,
+        "completion_tokens_details": {"reasoning_tokens": number},
+    }
+    choices = [{"message": {"content": "x"}, "finish_reason": 7}]
+    server.replies = lambda *_: stub.json_reply({"choices": choices, "usage": usage, "model": None})
+    answer = ask(server, ["a"])[0]
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens) == (9, 20, 9)
+    assert (answer.finish_reason, answer.model) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], {"prompt_tokens": "many"}, {"prompt_tokens": -1}, {"prompt_tokens": "inf"}]
+)
+def test_tokens_that_are_no_number_cost_no_answer(server, usage):
+    server.replies = lambda *_: stub.json_reply({"choices": [{"message": {"content": "x"}}], "usage": usage})
+    assert (ask(server, ["a"])[0].hypothesis, ask(server, ["a"])[0].prompt_tokens) == ("x", None)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [("2", 2), ("0.5", 0.5), ("-3", 0), ("86400", 60), ("inf", 60), ("nan", None), ("soon", None), ("", None),
+     ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Fri, 31 Dec 9999 23:59:59 -2359", None)],
+)  # fmt: skip
+def test_how_long_the_server_says_to_wait_is_bounded(header, wait_s):
+    assert requests._retry_after_s(header) == wait_s
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 20 < requests._retry_after_s(date) <= 30
+
+
+def test_the_server_may_say_how_long_to_wait(server):
+    well = bad_one(None)
+    server.replies = lambda *at: stub.json_reply({}, 429, Retry_After="0.4") if at[1] == 1 else well(*at)
+    began = time.monotonic()
+    ask(server, ["a"])
+    assert time.monotonic() - began >= 0.4
+
+
+def test_repeated_requests_are_said_in_one_line_with_their_reasons(server, caplog):
+    def replies(source, attempt):
+        return stub.json_reply({"n": source}, 503 if int(source) % 2 else 500) if attempt == 1 else stub.completion("x")
+
+    server.replies = replies
+    with caplog.at_level(logging.INFO):
+        ask(server, [str(number) for number in range(9)])
+    [line] = [record.message for record in caplog.records if record.name == "orchestrator"]
+    assert line == "9 requests were repeated: 5 x HTTP 500, 4 x HTTP 503"
+
+
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        (stub.json_reply({"detail": f"wrong key {KEY}"}, 401), "ORCHESTRATOR_API_KEY"),
+        (stub.json_reply({"detail": "Forbidden"}, 403), "ORCHESTRATOR_API_KEY"),
+        (stub.json_reply({"detail": "Not Found"}, 404), "/v1"),
+        (stub.raw(b"", 307, Location="http://elsewhere.invalid/v1"), "redirects"),
+    ],
+)
+@pytest.mark.parametrize("sentences", [2, 500])
+def test_a_server_that_answers_nothing_and_refuses_all_is_an_error_with_its_remedy(server, reply, remedy, sentences):
+    server.replies = lambda *_: reply
+    with pytest.raises(PrerequisiteError) as error:
+        ask(server, [str(number) for number in range(sentences)])
+    assert server.base_url in error.value.message and remedy in error.value.remedy
+    assert KEY not in error.value.message
+    assert len(server.bodies) <= FAILED_IN_A_ROW + 4
+
+
+def test_a_refusal_after_an_answer_of_before_is_that_sentences_alone(server):
+    server.replies = lambda *_: stub.json_reply({"error": "flagged"}, 403)
+    assert ask(server, ["a"], n_answered=1)[0].error == 'HTTP 403: {"error": "flagged"}'
+
+
+@pytest.mark.parametrize("silent", [stub.hang, stub.drip])
+def test_a_server_that_sends_no_answer_in_time_is_waited_for_no_longer(server, silent):
+    server.replies = bad_one(silent)
+    results = ask(server, ["bad", "a"], timeout_s=0.3)
+    assert results[0] == FailedSegment(index=0, error="no answer within 0.3 s", attempts=ATTEMPTS["timeout"])
+    assert results[1].hypothesis == "A"
+
+
+def test_an_answer_without_end_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "MAX_REPLY_BYTES", 100_000)
+    server.replies = bad_one(stub.raw(b" " * 200_000))
+    assert "the reply has more than" in ask(server, ["bad", "a"])[0].error
+
+
+def test_a_server_that_is_gone_is_given_up_on(server):
+    results = ask(server, ["a"] * 100, concurrency=2, base_url=f"http://127.0.0.1:{free_port()}/v1")
+    tried = [result for result in results.values() if result.error.startswith("no connection: Cannot connect")]
+    assert SILENT_IN_A_ROW <= len(tried) <= SILENT_IN_A_ROW + 1, "what is under way may end"
+    assert results[99].attempts == 0 and results[99].error.startswith("not requested: ")
+
+
+def test_a_server_that_fails_whatever_it_is_asked_is_given_up_on_and_an_answer_keeps_it_in_use(server):
+    server.replies = lambda *_: stub.raw(b"CUDA error", 500)
+    results = ask(server, [str(number) for number in range(60)], concurrency=1)
+    assert sum(result.attempts > 0 for result in results.values()) == FAILED_IN_A_ROW
+    server.replies = lambda source, attempt: (
+        stub.cut_connection if int(source) % FAILED_IN_A_ROW else stub.completion("A")
+    )
+    assert all(result.attempts for result in ask(server, [str(n) for n in range(60)], concurrency=1).values())
+
+
+def test_an_error_in_on_result_ends_all_and_is_raised_as_it_is(server):
+    def full(result):
+        raise StageError("disk full")
+
+    with pytest.raises(StageError, match="disk full"):
+        ask(server, [str(number) for number in range(100)], on_result=full)
+    assert len(server.bodies) < 50
+
+
+def test_a_busy_server_is_sent_half_as_many_at_once(server):
+    def replies(source, attempt):
+        time.sleep(0.01)
+        return stub.json_reply({}, 429) if server.under_way > 4 else stub.completion(source)
+
+    server.replies = replies
+    results = ask(server, [str(number) for number in range(200)], concurrency=32)
+    assert all(isinstance(result, Hypothesis) for result in results.values())
+    assert len(server.bodies) < 330, "few are turned away, once it is known how many it takes"
+
+
+def test_a_certificate_that_is_not_trusted_is_final_and_ssl_cert_file_makes_it_so(tmp_path, monkeypatch):
+    pem = tmp_path / "it's a.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    argv += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(pem), "-out", str(tmp_path / "cert")]
+    subprocess.run(argv, check=True, capture_output=True)
+    pem.write_bytes(pem.read_bytes() + (tmp_path / "cert").read_bytes())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with stub.serving(context) as server:
+        url = f"https://localhost:{server.port}/v1"
+        with pytest.raises(PrerequisiteError, match="no safe connection") as error:
+            ask(server, ["a"], base_url=url)
+        assert "SSL_CERT_FILE" in error.value.remedy
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+        assert ask(server, ["a"], base_url=url)[0].hypothesis == "A"
+        assert endpoint_module.list_models(Endpoint(url, KEY, "m")) == ["stub"]
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    with pytest.raises(PrerequisiteError, match=r"SSL_CERT_FILE=.*none"):
+        ask(server, ["a"], base_url=url)
+
+
+def test_a_proxy_of_the_environment_is_for_other_machines_alone_and_named(server, monkeypatch):
+    proxy = free_port()
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
+    assert isinstance(ask(server, ["a"])[0], Hypothesis)
+    assert endpoint_module.list_models(Endpoint(server.base_url, KEY, "m")) == ["stub"]
+    far = Endpoint("http://gpu-7:6006/v1", KEY, "m")
+    assert far.described == "http://gpu-7:6006/v1 (through http_proxy; NO_PROXY=gpu-7 leaves it out)"
+    with pytest.raises(PrerequisiteError, match="through http_proxy"):
+        endpoint_module.connect("http://gpu-7:6006/v1", KEY, None)
+    monkeypatch.setenv("no_proxy", "gpu-7")
+    assert far.described == "http://gpu-7:6006/v1"
