@@ -113,17 +113,11 @@ def test_a_comment_cannot_become_anything_else(make, workspace):
 
 
 @pytest.mark.parametrize("value", [None, False, "true", 1])
-def test_a_command_that_does_not_train_is_refused_with_its_notes(value, make):
+def test_what_trains_nothing_or_names_no_model_is_refused_with_the_notes(value, make):
     with pytest.raises(SpecError, match=r"does not train: do_train is .*\n  line 2: why"):
         make({**LEAST, "do_train": value}, notes=["line 2: why"])
-
-
-def test_a_command_without_a_model_is_refused(make):
-    with pytest.raises(SpecError, match="names no model"):
-        make({"do_train": True, "dataset": "toy"})
-
-
-# datasets
+    with pytest.raises(SpecError, match=r"names no model: .*\n  line 2: why"):
+        make({"do_train": True, "dataset": "toy"}, notes=["line 2: why"])
 
 
 def test_datasets_of_dataset_info_json_become_entries_with_absolute_files(make, workspace, origin):
@@ -160,12 +154,9 @@ def test_a_dataset_that_nobody_knows_is_noted(changes, note, make):
     assert re.search(note, found.notes[0])
 
 
-def test_a_dataset_of_the_hub_becomes_an_entry(make):
+def test_datasets_of_the_hub_and_of_media_have_what_llamafactory_would_take(make, workspace, origin):
     found = make({**LEAST, "dataset": "org/data", "dataset_dir": "ONLINE"})
     assert list(found.entries) == ["org-data"] and "org/data" in found.entries["org-data"]
-
-
-def test_media_are_looked_for_where_llamafactory_would(make, workspace, origin):
     spec = spec_of(make({**LEAST, "dataset": "pics"}), workspace)
     assert spec.train is not None and spec.train.arguments()["media_dir"] == str(origin / "data")
 
@@ -175,9 +166,6 @@ def test_a_damaged_dataset_info_json_is_an_error(text, reason, make, origin):
     (origin / "data" / "dataset_info.json").write_text(text)
     with pytest.raises(SpecError, match=f"dataset_info.json {reason}"):
         make(LEAST)
-
-
-# paths and variables
 
 
 def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_went(make, workspace, origin):
@@ -239,16 +227,6 @@ def test_a_server_s_variables_go_to_the_serve_section(make, workspace):
     assert (spec.serve.infer_backend, spec.serve.port, spec.serve.max_concurrent) == ("vllm", 8000, 4)
     assert (spec.serve.devices, spec.serve.extra_arguments()) == ("1", {"vllm_maxlen": 9})
     assert len(found.notes) == 2 and "hush" not in found.spec + "".join(found.notes)
-
-
-def test_an_export_has_its_section(make, workspace, origin):
-    arguments = {"model_name_or_path": "org/model", "template": "qwen", "export_dir": "out", "export_size": 5}
-    spec = spec_of(make(arguments, "export"), workspace)
-    assert spec.export.export_dir == str(origin / "out")
-    assert spec.export.extra_arguments() == {"export_size": 5}
-
-
-# files
 
 
 def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, workspace):

@@ -76,20 +76,7 @@ def test_what_does_not_start_llamafactory_is_passed_over_and_its_line_explained(
     assert reason is None or reason in unread_lines(text, "x")[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "command", "config"),
-    [
-        ("python src/api.py x.yml", "api", "x.yml"),
-        ("llamafactory-cli webchat x.json", "webchat", "x.json"),
-        ("python src/webui.py", "webui", None),
-        ("llamafactory-cli eval x.yaml", "eval", "x.yaml"),
-        ("llamafactory-cli version", "version", None),
-        ("llamafactory-cli", "help", None),
-        ("USE_V1=1 llamafactory-cli sft", "sft", None),
-        ("llamafactory-cli train $1", "train", "$1"),
-        ('llamafactory-cli train "$CONFIG" seed=1', "train", "$CONFIG"),
-    ],
-)
+@pytest.mark.parametrize(("text", "command", "config"), CASES["commands"])
 def test_other_commands(text: str, command: str, config: str | None) -> None:
     found = only(text, {})
     assert (found.command, found.config) == (command, config)
@@ -113,26 +100,7 @@ def test_several_commands_of_a_script_each_with_its_line_and_comments(installed:
     ]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected", "notes"),
-    [
-        ("--stage sft --do_train --lora_r 4 --cutoff-len=1024 --bf16 true --plot_loss yes --seed -1",
-         {"stage": "sft", "do_train": True, "lora_rank": 4, "cutoff_len": 1024, "bf16": True, "plot_loss": True,
-          "seed": -1}, []),
-        ("--no_use_fast_tokenizer --packing False --lora_target q,v --learning_rate 1e-4 --label_names a b c",
-         {"use_fast_tokenizer": False, "packing": False, "lora_target": "q,v", "learning_rate": 1e-4,
-          "label_names": ["a", "b", "c"]}, []),
-        ("--lora_rnk 8 --overwrite-cash --evaluation_strategy=steps --fresh a b -x 1",
-         {"lora_rnk": "8", "overwrite_cash": True, "evaluation_strategy": "steps", "fresh": ["a", "b"], "x": "1"}, []),
-        ("--max_samples 1e5 --lora_rank eight", {"max_samples": "1e5", "lora_rank": "eight"}, []),
-        ("stray --stage sft pt lora_rank=8 --seed 1 -- more", {"stage": "sft", "seed": 1},
-         ["'stray': belongs", "'pt': belongs", "'lora_rank=8': key=value is read only after", "'more': belongs"]),
-        ("--lora_rank 4 --lora_r 8", {"lora_rank": 8}, ["lora_rank is given twice, '4' and '8': the last counts"]),
-        ("--do_train $A --lora_rank $R --label_names a $L --fresh $N \"$S\" --seed 1 $T",
-         {"do_train": True, "lora_rank": "$R", "label_names": ["a"], "fresh": "$S", "seed": 1},
-         ["$A: cannot", "$L: cannot", "$N: cannot", "$T: cannot", "$R: cannot", "$S: cannot"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "expected", "notes"), CASES["flags"])
 def test_flags_and_their_forms(
     words: str, expected: dict[str, Any], notes: list[str], installed: dict[str, Argument]
 ) -> None:
@@ -147,16 +115,7 @@ def test_an_argument_of_training_alone_is_none_of_export(installed: dict[str, Ar
     assert found.arguments == {"learning_rate": "1e-4", "export_dir": "out", "export_size": 5}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--lora", "ambiguous option: --lora could match"),
-        ("--lora_rank --do_train", "argument --lora_rank/--lora-rank: expected one argument"),
-        ("--packing", "argument --packing: expected one argument"),
-        ("--label_names --do_train", "argument --label_names/--label-names: expected at least one argument"),
-        ("--no_use_fast_tokenizer=true", "ignored explicit argument 'true'"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), CASES["refused"])
 def test_words_with_which_llamafactory_would_not_start_are_an_error(
     words: str, message: str, installed: dict[str, Argument]
 ) -> None:
@@ -251,21 +210,6 @@ for words in table:
 print()
 print(json.dumps(answers, default=lambda value: getattr(value, "value", str(value))))
 """
-LINES = [
-    "--do_train", "--do_train --do_eval", "--do_train=no", "--do_train T", "--do_train maybe", "--do_train --lora_r 8",
-    "--no_use_fast_tokenizer", "--no-use-fast-tokenizer", "--no_use_fast_tokenizer --use_fast_tokenizer true",
-    "--no_do_train", "--packing true", "--packing --do_train", "--enable_thinking", "--enable_thinking 0",
-    "--no_enable_thinking", "--lora-r 4", "--lora", "--lora_rank", "--lora_rank 8 --lora_rank 16", "--lora_rank=",
-    "--lora_rank 8.0", "--lora_rank 1_000", "--lora_rank -8", "--lora_rank ' 8 '", "--lora_rank ٣",
-    "--learning_rate .1", "--learning_rate -1e-4", "--learning_rate=-1e-4", "--learning_rate nan",
-    "--learning_rate None", "--max_samples null", "--label_names a b c", "--label_names=a b", "--label_names",
-    "--debug underflow_overflow tpu_metrics_debug", "--report_to a b", "--lr_scheduler_type cosin", "--stage foo",
-    "--fsdp 'full_shard auto_wrap'", "--lr_scheduler_kwargs '{\"a\": 1}'", "--default_system ''",
-    "--default_system '-x y'", "--default_system=-x", "--default_system -x", "--default_system --x", "stray", "a=b",
-    "--stage sft stray", "--unknown", "--unknown 1", "--unknown=1 --seed 2", "-x 1 --seed 2",
-    "--seed 1 -- --lora_rank 8", "--eval_steps 0.1", "--bf16 1 --fp16 0", "--resize_vocab=True", "--local_rank 0",
-    "--add_tokens '<a>,<b>'", "--ddp_backend x", "--quantization_bit four", "--hub_private_repo true",
-]  # fmt: skip
 TEXTS = ("1", "-2", "1.5", "No", "x", "", '{"a": 1}')
 
 
@@ -277,7 +221,7 @@ def test_values_are_those_of_hfargumentparser(
     taken = [name for name, each in installed.items() if "train" in each.commands]
     # '' is {} where a mapping is declared: not worth a rule
     odd = {name for name in taken if installed[name].kinds <= {"dict"}}
-    table = [shlex.split(line) for line in LINES]
+    table = [shlex.split(line) for line in CASES["hfargumentparser"]]
     table += [[f"--{name}={text}"] for name in taken for text in TEXTS if text or name not in odd]
     table += [[f"--{name}", text] for name in taken for text in ("-2", "-x")]
     path = tmp_path / "table.json"

@@ -18,33 +18,7 @@ from tests.imported_once import Imported
 from tests.workshop import CAPTIONS
 
 # Of transformers 5.6 and peft 0.18, shortened.
-CARD = """---
-library_name: peft
-base_model: owner/base
-tags:
-- base_model:adapter:owner/base
-- llama-factory
-- lora
----
-
-# train_1
-
-This model is a fine-tuned version of [owner/base](https://huggingface.co/owner/base) on the one dataset.
-
-### Training hyperparameters
-
-The following hyperparameters were used during training:
-- learning_rate: 0.0003
-- train_batch_size: 2
-- eval_batch_size: 3
-- seed: 7
-- optimizer: Use OptimizerNames.ADAMW_TORCH with betas=(0.9,0.95) and epsilon=1e-08 and optimizer_args=a=1
-- lr_scheduler_type: cosine
-- num_epochs: 3.0
-- mixed_precision_training: Native AMP
-
-### Training results
-"""
+CARD = (Path(__file__).parent / "data" / "model_card.md").read_text(encoding="utf-8")
 ADAPTER = {
     "base_model_name_or_path": "owner/base", "peft_type": "LORA", "r": 4, "lora_alpha": 12, "lora_dropout": 0.05,
     "target_modules": ["v_proj", "q_proj"], "modules_to_save": None, "use_dora": False,
@@ -92,7 +66,7 @@ def test_each_argument_has_the_file_that_it_comes_from(read: Read) -> None:
         "trainer_state.json": {"logging_steps": 2, "save_steps": 5, "per_device_train_batch_size": 2},
         "README.md": {
             "dataset": "one", "per_device_eval_batch_size": 3, "learning_rate": 0.0003, "seed": 7,
-            "lr_scheduler_type": "cosine", "num_train_epochs": 3.0, "gradient_accumulation_steps": 1, "warmup_steps": 0,
+            "lr_scheduler_type": "cosine", "num_train_epochs": 3.0,
             "fp16": True, "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-08,
             "optim_args": "a=1",
         },

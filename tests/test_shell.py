@@ -112,40 +112,19 @@ def test_a_value_that_is_the_same_on_every_way_is_known(text: str) -> None:
     assert only(text).words == ["run", "a"]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('A="--stage sft"; [ -n "$X" ] && A="$A --bf16 True"; run $A b', ["--stage", "sft", "$A", "b"]),
-        ('A="--lr 1e-4 --x"; if x; then A="--lr 1e-5 --x"; fi; run $A', ["--lr", "$A"]),
-        ('A=(--a 1); if x; then A+=(--b); else A+=(--c 2); fi; run "${A[@]}" z', ["--a", "1", "$A", "z"]),
-        ('if x; then A+=(--b); fi; run "${A[@]}"', ["$A"]),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), CASES["common_beginning"])
 def test_of_values_that_differ_the_common_beginning_is_kept(text: str, words: list[str]) -> None:
     command = only(text)
     assert command.words[1:] == words
     assert [word for word in command.words if word.is_open] == ["$A"]
 
 
-@pytest.mark.parametrize(
-    ("text", "is_open"),
-    [("$A", True), ('"$A"', False), ('"$@"', True), ('"${A[@]}"', True), ("x$A", False), ('"${A:-b}"', False),
-     ("$(a)", True), ('"$(a)"', False)],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "is_open"), CASES["open"])
 def test_an_unknown_word_may_be_several_but_in_quotes_or_beside_text(text: str, is_open: bool) -> None:
     assert only(f"run {text}").words[1].is_open is is_open
 
 
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ('"$(cd "$(dirname "$0")" && pwd)"/x', "/s/scripts/x"),
-        ('$( cd -- "$( dirname -- "${BASH_SOURCE[0]}" )" &> /dev/null && pwd )/x', "/s/scripts/x"),
-        ('"$(cd "$(dirname "$0")/.."; pwd -P)/x"', "/s/x"),
-        ('$(dirname "$(readlink -f "$0")")/x', "/s/scripts/x"),
-        ("`dirname $0`/x", "/s/scripts/x"),
-    ],
-)
+@pytest.mark.parametrize(("text", "path"), CASES["own_folder"])
 def test_the_folder_of_the_script_itself_is_known(text: str, path: str) -> None:
     assert only(f"D={text}; run $D", Path("/s/scripts")).words == ["run", path]
     assert unknown(only(f"run {text}")), "a pasted text has no folder"

@@ -145,15 +145,9 @@ def test_what_is_no_command_is_refused_with_the_reason(words, read, tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_something_else_is_refused_with_the_reason(name, read, tmp_path):
     (tmp_path / name).write_bytes(FILES[name][0])
-    with pytest.raises(SpecError, match=re.escape(FILES[name][1])):
+    with pytest.raises(SpecError, match=re.escape(FILES[name][1])) as error:
         read(tmp_path / name)
-
-
-def test_a_form_of_llama_board_is_refused_with_the_ways_that_remain(read, tmp_path):
-    (tmp_path / "board.yaml").write_bytes(FILES["board.yaml"][0])
-    with pytest.raises(SpecError) as error:
-        read(tmp_path / "board.yaml")
-    assert "training_args.yaml" in error.value.remedy and "Preview command" in error.value.remedy
+    assert name != "board.yaml" or re.search("training_args.yaml.*Preview command", error.value.remedy)
 
 
 def test_the_reason_why_nothing_trains_is_in_the_error(workspace):

@@ -35,13 +35,7 @@ class Given:
 
 
 def parse_words(words: Sequence[str], command: str, arguments: Mapping[str, Argument], where: str) -> Given:
-    """What a command's words say.
-
-    Args:
-        words: those after the command; a Word may have parts that are not known.
-        command: train, api, export, chat, ...
-        arguments: LLaMA-Factory's, by name.
-        where: what errors call the place.
+    """What the words after a command say; a Word may have parts that are not known.
 
     Raises:
         SpecError: LLaMA-Factory would not have started: a beginning of several arguments, a flag without its value.

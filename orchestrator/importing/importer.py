@@ -34,10 +34,10 @@ _PATHS = dict.fromkeys((
     "tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir", "export_dir",
 ), True)  # fmt: skip
 # Fields that are variables of LLaMA-Factory's launcher and of its server.
+_COMPUTE = "write it as compute."
 _FIELDS = {
     "train": {
-        "CUDA_VISIBLE_DEVICES": "devices", "NPROC_PER_NODE": "nproc_per_node", "NNODES": "nnodes",
-        "NODE_RANK": "node_rank", "MASTER_ADDR": "master_addr", "MASTER_PORT": "master_port",
+        name: place.removeprefix(_COMPUTE) for name, place in OWNED_VARIABLES.items() if place.startswith(_COMPUTE)
     },
     "api": {
         "API_HOST": "host", "API_PORT": "port", "MAX_CONCURRENT": "max_concurrent", "CUDA_VISIBLE_DEVICES": "devices",
@@ -219,7 +219,7 @@ class _Import:
         if is_torchrun and self.expected.get("compute", {}).keys() - {"devices"}:
             del variables["FORCE_TORCHRUN"]  # these fields say it
         for name, value in variables.items():
-            reason = _RESERVED.get(name) if name != "USE_RAY" else None
+            reason = _RESERVED.get(name)
             if is_secret(name):
                 self.notes.append(f"not taken over: {name}, a secret by its name (export it yourself)")
             elif _unknown(value):

@@ -71,12 +71,6 @@ def read_invocations(
 ) -> list[Invocation]:
     """Those of a shell text's commands that start LLaMA-Factory, in order.
 
-    Args:
-        text: one command line, or a script.
-        place: what it is called in errors: a file's name, say.
-        arguments: LLaMA-Factory's, by name.
-        folder: of the script, where it is a file.
-
     Raises:
         SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
     """

@@ -149,14 +149,7 @@ class _Folder:
             self.notes.append(f"nothing here shows that LLaMA-Factory made it, {reason}")
         for key, name in {**_CARD, **(_BATCH_SIZES if is_llamafactory else {})}.items():
             self._add(name, self._typed(name, listed.get(key)), source)
-        if listed:  # the list leaves them out where they are 1, 0 and off
-            implied = {"gradient_accumulation_steps": 1} | (
-                {} if "warmup_ratio" in self.values else {"warmup_steps": 0}
-            )
-            for name, value in implied.items():
-                if name not in self.values:
-                    self._add(name, value, source)
-            self._add("fp16", True if listed.get("mixed_precision_training") == "Native AMP" else None, source)
+        self._add("fp16", True if listed.get("mixed_precision_training") == "Native AMP" else None, source)
         if found := _ADAM.fullmatch(listed.get("optimizer", "")):
             self._add("optim", found[1].removeprefix("OptimizerNames.").lower(), source)
             for name, text in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), found.groups()[1:4], strict=True):
