@@ -245,7 +245,7 @@ GIVEN: dict[str, Any] = {
     "use_rslora": True, "max_steps": 4, "gradient_accumulation_steps": 3, "warmup_steps": 2, "val_size": 0.2,
     "per_device_eval_batch_size": 3, "adam_beta2": 0.98, "dataset_dir": "data", "output_dir": "out",
 }  # fmt: skip
-# Given, and of no weight for what comes out; or said by the folder's being there.
+# Given, and of no weight for what comes out; or clear from the folder's being there.
 OF_NO_WEIGHT = {"do_train", "output_dir", "report_to", "use_cpu"}
 
 

@@ -214,15 +214,15 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
         environment |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
         del given["include"]
     host, _, port = given.pop("rdzv_endpoint", "").partition(":")
-    meeting = {"NODE_RANK": given.pop("node_rank", ""), "MASTER_ADDR": given.pop("master_addr", host)}
+    rendezvous = {"NODE_RANK": given.pop("node_rank", ""), "MASTER_ADDR": given.pop("master_addr", host)}
     own_port = given.pop("master_port", "")
     least, _, most = nodes.partition(":")
     if least in ("1", "-1") and most in ("", "1"):  # how machines meet means nothing to one
         environment |= {"MASTER_PORT": own_port} if own_port not in ("", "0") else {}
     else:
         is_elastic = most not in ("", least)
-        meeting |= {"NNODES": "" if is_elastic else least, "MASTER_PORT": own_port or port or "29400" * bool(host)}
-        environment |= {name: value for name, value in meeting.items() if value}
+        rendezvous |= {"NNODES": "" if is_elastic else least, "MASTER_PORT": own_port or port or "29400" * bool(host)}
+        environment |= {name: value for name, value in rendezvous.items() if value}
         dropped = [f"nnodes {nodes}"] * is_elastic + [f"{name} {given[name]}" for name in _ELASTIC if name in given]
         reason = "nothing is elastic here: the run is launched on each machine, with its compute.node_rank"
         notes += [f"{launcher}'s {', '.join(dropped)}: {reason}"] if dropped else []

@@ -59,7 +59,7 @@ def read_source(
         cwd: the folder that the command was run in. None: the current one, or one above the file.
         line: which of several commands of a script.
         arguments: LLaMA-Factory's, by name.
-        installation: LLaMA-Factory, whose accelerate is asked what its options mean.
+        installation: LLaMA-Factory, whose accelerate answers what its options mean.
 
     Raises:
         SpecError: it is none of these, or cannot be read.
@@ -118,7 +118,7 @@ class _Reader:
         return Draft(command, values, str(path), self.bases, comments, environment, notes)
 
     def commands(self, text: str, place: str, folder: Path | None = None) -> Draft:
-        """A command, or the one of a script that is meant."""
+        """A command, or one of the commands of a script."""
         found = read_invocations(text, place, self.arguments, folder)
         usable = [each for each in found if each.command in ("train", "export", *_SERVING)]
         if not usable:
