@@ -1,6 +1,8 @@
-"""A draft of arguments as a spec: each thing in its place, nothing lost unsaid. Run: pytest tests/test_importer.py."""
+"""A draft of arguments as a spec: each thing in its place, nothing lost in silence."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
+from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.render import Renderer, train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
 LEAST = {"model_name_or_path": "org/model", "do_train": True, "dataset": "toy", "template": "qwen"}
+Make = Callable[..., Imported]
 
 
 @pytest.fixture
@@ -42,12 +46,16 @@ def origin(tmp_path) -> Path:
     return folder
 
 
-def imported(
-    workspace: Workspace, origin: Path, arguments: dict[str, Any], command: str = "train", **draft: Any
-) -> Imported:
-    given = Draft(command, arguments, "here", [origin], **draft)
-    folders = entry_folders(workspace.dataset_info)
-    return import_draft(given, "x", workspace=workspace, folders=folders, renderer=Renderer())
+@pytest.fixture
+def make(workspace, origin) -> Make:
+    """The import of these arguments."""
+
+    def import_them(arguments: dict[str, Any], command: str = "train", **draft: Any) -> Imported:
+        given = Draft(command, arguments, "here", [origin], **draft)
+        folders = entry_folders(workspace.dataset_info)
+        return import_draft(given, "x", workspace=workspace, folders=folders, renderer=Renderer())
+
+    return import_them
 
 
 def spec_of(found: Imported, workspace: Workspace) -> RunSpec:
@@ -55,13 +63,13 @@ def spec_of(found: Imported, workspace: Workspace) -> RunSpec:
     return load_spec(path)
 
 
-def test_arguments_go_where_a_spec_has_them(workspace, origin):
+def test_arguments_go_where_a_spec_has_them(make, workspace):
     arguments = {
         **LEAST, "adapter_name_or_path": "org/adapter", "default_system": "s", "enable_thinking": False,
         "trust_remote_code": True, "model_revision": "r", "eval_dataset": "toy", "seed": 7, "stage": "sft",
         "learning_rate": 1e-4, "lora_target": ["a", "b"],
     }  # fmt: skip
-    spec = spec_of(imported(workspace, origin, arguments), workspace)
+    spec = spec_of(make(arguments), workspace)
     assert spec.model is not None and spec.train is not None
     assert spec.model.model_dump() == {
         "name_or_path": "org/model", "template": "qwen", "adapter_name_or_path": "org/adapter", "default_system": "s",
@@ -73,59 +81,47 @@ def test_arguments_go_where_a_spec_has_them(workspace, origin):
     }  # fmt: skip
 
 
-def test_a_template_that_is_left_out_stays_left_out(workspace, origin):
+def test_a_template_that_is_left_out_stays_left_out(make, workspace):
     """A spec without one would look it up; LLaMA-Factory takes the tokenizer's own."""
-    found = imported(workspace, origin, {key: value for key, value in LEAST.items() if key != "template"})
-    spec = spec_of(found, workspace)
+    spec = spec_of(make({key: value for key, value in LEAST.items() if key != "template"}), workspace)
     assert spec.model is not None and "template" in spec.model.model_fields_set and spec.model.template is None
 
 
-def test_what_the_run_layer_decides_is_said_with_the_reason(workspace, origin):
+def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
     arguments = {**LEAST, "output_dir": "saves/x", "overwrite_output_dir": True, "resume_from_checkpoint": None}
-    assert imported(workspace, origin, arguments).notes == [
-        'not taken over: output_dir: "saves/x", overwrite_output_dir: true '
-        "(each run has a new output folder of its own)"
+    assert make({**arguments, "infer_backend": "huggingface"}).notes == [
+        'not taken over: output_dir: "saves/x" (it is output/ in the run folder)',
+        "not taken over: overwrite_output_dir: true (each run has a new output folder)",
+        'not taken over: infer_backend: "huggingface" (it is the default)',
     ]
 
 
-def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(workspace, origin):
-    comments = Comments(
-        ["# head"],
-        {"model_name_or_path": ["### model"], "output_dir": ["### output"]},
-        {"output_dir": "# beside", "dataset": "# which"},
-        ["# tail"],
-    )
-    arguments = {**LEAST, "output_dir": "o", "logging_steps": 5}
-    text = imported(workspace, origin, arguments, comments=comments).spec
+def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make):
+    before = {"model_name_or_path": ["### model"], "output_dir": ["### output"]}
+    comments = Comments(["# head"], before, {"output_dir": "# beside", "dataset": "# which"}, ["# tail"])
+    text = make({**LEAST, "output_dir": "o", "logging_steps": 5}, comments=comments).spec
     assert text.splitlines()[1:] == [
         "# head", "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
         "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "  # tail",
     ]  # fmt: skip
 
 
-def test_a_comment_cannot_become_anything_else(workspace, origin):
-    comments = Comments(["# a\nseed: 1"], {}, {"dataset": "# b\rseed: 2\x1b[2J"}, [])
-    text = imported(workspace, origin, LEAST, comments=comments).spec
-    assert spec_of(imported(workspace, origin, LEAST, comments=comments), workspace).seed == 42
-    assert "\x1b" not in text and "\\x1b" in text
+def test_a_comment_cannot_become_anything_else(make, workspace):
+    found = make(LEAST, comments=Comments(["# a\nseed: 1"], {}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
+    assert spec_of(found, workspace).seed == 42
+    assert "\x1b" not in found.spec and "\\x1b" in found.spec
 
 
 @pytest.mark.parametrize("value", [None, False, "true", 1])
-def test_a_command_that_does_not_train_is_refused(value, workspace, origin):
-    with pytest.raises(SpecError, match="does not train"):
-        imported(workspace, origin, {**LEAST, "do_train": value})
+def test_what_trains_nothing_or_names_no_model_is_refused_with_the_notes(value, make):
+    with pytest.raises(SpecError, match=r"does not train: do_train is .*\n  line 2: why"):
+        make({**LEAST, "do_train": value}, notes=["line 2: why"])
+    with pytest.raises(SpecError, match=r"names no model: .*\n  line 2: why"):
+        make({"do_train": True, "dataset": "toy"}, notes=["line 2: why"])
 
 
-def test_a_command_without_a_model_is_refused(workspace, origin):
-    with pytest.raises(SpecError, match="names no model"):
-        imported(workspace, origin, {"do_train": True, "dataset": "toy"})
-
-
-# datasets
-
-
-def test_datasets_of_dataset_info_json_become_entries_with_absolute_files(workspace, origin):
-    found = imported(workspace, origin, {**LEAST, "dataset": "toy, with sha"})
+def test_datasets_of_dataset_info_json_become_entries_with_absolute_files(make, workspace, origin):
+    found = make({**LEAST, "dataset": "toy, with sha"})
     spec = spec_of(found, workspace)
     assert spec.datasets == ["toy", "with-sha"]
     folders = entry_folders(workspace.dataset_info)
@@ -135,120 +131,111 @@ def test_datasets_of_dataset_info_json_become_entries_with_absolute_files(worksp
     assert any("is called with-sha here" in note for note in found.notes)
 
 
-def test_an_entry_that_is_the_same_is_used_and_another_of_its_name_is_kept(workspace, origin):
-    first = imported(workspace, origin, LEAST)
-    write_imported(first, "x", workspace)
-    assert imported(workspace, origin, LEAST).entries == {}
+def test_an_entry_that_is_the_same_is_used_and_another_of_its_name_is_kept(make, workspace, origin):
+    write_imported(make(LEAST), "x", workspace)
+    assert make(LEAST).entries == {}
     (origin / "data" / "dataset_info.json").write_text('{"toy": {"file_name": "other.json"}}')
-    again = imported(workspace, origin, LEAST)
-    assert list(again.entries) == ["toy-2"]
-    assert "dataset: toy-2" in again.spec
-
-
-def test_a_dataset_that_nobody_knows_is_said(workspace, origin):
-    assert "does not have it" in imported(workspace, origin, {**LEAST, "dataset": "gone"}).notes[0]
-    (found,) = imported(workspace, origin, {**LEAST, "dataset_dir": "elsewhere"}).notes[:1]
-    assert "elsewhere/dataset_info.json was not found" in found
-
-
-def test_hub_folders_of_datasets(workspace, origin):
-    online = imported(workspace, origin, {**LEAST, "dataset": "org/data", "dataset_dir": "ONLINE"})
-    assert list(online.entries) == ["org-data"] and "org/data" in online.entries["org-data"]
-    remote = imported(workspace, origin, {**LEAST, "dataset_dir": "REMOTE:org/demo"})
-    assert remote.entries == {} and "REMOTE:org/demo" in remote.notes[0]
-
-
-def test_media_are_looked_for_where_llamafactory_would(workspace, origin):
-    spec = spec_of(imported(workspace, origin, {**LEAST, "dataset": "pics"}), workspace)
-    assert spec.train is not None and spec.train.arguments()["media_dir"] == str(origin / "data")
+    again = make(LEAST)
+    assert list(again.entries) == ["toy-2"] and "dataset: toy-2" in again.spec
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("[1]", "holds no mapping of datasets"), ("{", "cannot be read"), ("null", "holds no mapping of datasets")],
+    ("changes", "note"),
+    [
+        ({"dataset": "gone"}, "dataset gone has no entry: .*/data/dataset_info.json does not have it"),
+        ({"dataset_dir": "elsewhere"}, "elsewhere/dataset_info.json was not found from .*; --cwd names the folder"),
+        ({"dataset_dir": "REMOTE:org/demo"}, "dataset_dir 'REMOTE:org/demo' was not read"),
+        ({"dataset_dir": {"toy": 3}}, "dataset toy has no entry"),
+    ],
 )
-def test_a_damaged_dataset_info_json_is_an_error(text, said, workspace, origin):
+def test_a_dataset_that_nobody_knows_is_noted(changes, note, make):
+    found = make({**LEAST, **changes})
+    assert found.entries == {}
+    assert re.search(note, found.notes[0])
+
+
+def test_datasets_of_the_hub_and_of_media_have_what_llamafactory_would_take(make, workspace, origin):
+    found = make({**LEAST, "dataset": "org/data", "dataset_dir": "ONLINE"})
+    assert list(found.entries) == ["org-data"] and "org/data" in found.entries["org-data"]
+    spec = spec_of(make({**LEAST, "dataset": "pics"}), workspace)
+    assert spec.train is not None and spec.train.arguments()["media_dir"] == str(origin / "data")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("[1]", "holds no mapping of datasets"), ("{", "cannot be read")])
+def test_a_damaged_dataset_info_json_is_an_error(text, reason, make, origin):
     (origin / "data" / "dataset_info.json").write_text(text)
-    with pytest.raises(SpecError, match=f"dataset_info.json {said}"):
-        imported(workspace, origin, LEAST)
+    with pytest.raises(SpecError, match=f"dataset_info.json {reason}"):
+        make(LEAST)
 
 
-def test_an_entry_that_is_none_is_said(workspace, origin):
-    (origin / "data" / "dataset_info.json").write_text('{"toy": 3}')
-    assert "does not have it" in imported(workspace, origin, LEAST).notes[0]
-
-
-# paths
-
-
-def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_went(workspace, origin):
+def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_went(make, workspace, origin):
     (origin / "ds.json").write_text("{}")
     (origin / "models" / "m").mkdir(parents=True)
-    arguments = {**LEAST, "model_name_or_path": "models/m", "deepspeed": "ds.json", "tokenized_path": "tok"}
-    spec = spec_of(imported(workspace, origin, arguments), workspace)
+    paths = {
+        "model_name_or_path": "models/m",
+        "deepspeed": "ds.json",
+        "tokenized_path": "tok",
+        "fsdp_config": "no.json",
+    }
+    found = make({**LEAST, **paths})
+    spec = spec_of(found, workspace)
     assert spec.model is not None and spec.train is not None
     assert spec.model.name_or_path == str(origin / "models" / "m")
-    given = spec.train.arguments()
-    assert (given["deepspeed"], given["tokenized_path"]) == (str(origin / "ds.json"), str(origin / "tok"))
+    arguments = spec.train.arguments()
+    assert [arguments[key] for key in ("deepspeed", "tokenized_path", "fsdp_config")] == [
+        str(origin / "ds.json"), str(origin / "tok"), "no.json",
+    ]  # fmt: skip
+    assert any("fsdp_config: 'no.json' is not there" in note for note in found.notes)
 
 
-def test_a_file_that_is_not_there_is_said(workspace, origin):
-    found = imported(workspace, origin, {**LEAST, "deepspeed": "gone.json"})
-    assert any("'gone.json' is not there" in note for note in found.notes)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NNODES": "2", "NODE_RANK": "1",
+         "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "4"},
+        {"FORCE_TORCHRUN": "1"},
+        {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0"},
+    ],
+)  # fmt: skip
+def test_variables_go_to_the_compute_section_and_mean_the_same(environment, make, workspace):
+    assert train_environment(spec_of(make(LEAST, environment=environment), workspace)) == environment
 
 
-# environment
+def test_secrets_what_a_spec_refuses_and_what_is_not_known_are_noted_and_not_written(make):
+    unknown = Word(f"/x:{ONE}$PATH{ONE}")
+    environment = {"WANDB_API_KEY": "hush", "ALLOW_EXTRA_ARGS": "1", "RDZV_ID": "a", "PATH": unknown}
+    found = make(LEAST, environment=environment)
+    assert "hush" not in found.spec + "".join(found.notes) and "compute" not in found.spec
+    assert [note.partition(" (")[0].removeprefix("not taken over: ") for note in found.notes] == [
+        "WANDB_API_KEY, a secret by its name", "ALLOW_EXTRA_ARGS=1", "RDZV_ID=a", "PATH=/x:$PATH",
+    ]  # fmt: skip
+    assert "elastic" in found.notes[2] and "only running the script" in found.notes[3]
 
 
-def test_variables_go_to_the_compute_section(workspace, origin):
-    environment = {
-        "CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NNODES": "2", "NODE_RANK": "1",
-        "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "4",
-    }  # fmt: skip
-    found = imported(workspace, origin, LEAST, environment=environment)
-    assert train_environment(spec_of(found, workspace)) == environment
+def test_a_number_that_is_not_known_is_kept_as_written_for_the_specs_check_to_name(make, workspace):
+    found = make(LEAST, environment={"NNODES": Word(f"{ONE}$N{ONE}"), "MASTER_ADDR": Word(f"{ONE}$M{ONE}")})
+    with pytest.raises(SpecError, match=r"compute\.nnodes: .*integer"):
+        spec_of(found, workspace)
+    assert "master_addr" not in found.spec and any("MASTER_ADDR=$M" in note for note in found.notes)
 
 
-def test_torchrun_on_one_machine_stays_torchrun(workspace, origin):
-    spec = spec_of(imported(workspace, origin, LEAST, environment={"FORCE_TORCHRUN": "1"}), workspace)
-    assert train_environment(spec) == {"FORCE_TORCHRUN": "1"}
-
-
-def test_secrets_and_what_a_spec_refuses_are_said_and_not_written(workspace, origin):
-    environment = {"WANDB_API_KEY": "hush", "ALLOW_EXTRA_ARGS": "1"}
-    found = imported(workspace, origin, LEAST, environment=environment)
-    assert "hush" not in found.spec + "".join(found.notes)
-    assert any("WANDB_API_KEY" in note for note in found.notes)
-    assert any("ALLOW_EXTRA_ARGS=1" in note for note in found.notes)
-
-
-def test_a_server_s_variables_go_to_the_serve_section(workspace, origin):
+def test_a_server_s_variables_go_to_the_serve_section(make, workspace):
     environment = {"API_PORT": "8000", "MAX_CONCURRENT": "4", "CUDA_VISIBLE_DEVICES": "1", "API_KEY": "hush", "X": "1"}
     arguments = {"model_name_or_path": "org/model", "template": "qwen", "infer_backend": "vllm", "vllm_maxlen": 9}
-    found = imported(workspace, origin, arguments, "api", environment=environment)
+    found = make(arguments, "api", environment=environment)
     spec = spec_of(found, workspace)
     assert (spec.serve.infer_backend, spec.serve.port, spec.serve.max_concurrent) == ("vllm", 8000, 4)
     assert (spec.serve.devices, spec.serve.extra_arguments()) == ("1", {"vllm_maxlen": 9})
     assert len(found.notes) == 2 and "hush" not in found.spec + "".join(found.notes)
 
 
-def test_an_export_has_its_section(workspace, origin):
-    arguments = {"model_name_or_path": "org/model", "template": "qwen", "export_dir": "out", "export_size": 5}
-    spec = spec_of(imported(workspace, origin, arguments, "export"), workspace)
-    assert spec.export.export_dir == str(origin / "out")
-    assert spec.export.extra_arguments() == {"export_size": 5}
-
-
-# files
-
-
-def test_nothing_that_is_there_is_overwritten(workspace, origin):
-    found = imported(workspace, origin, LEAST)
-    write_imported(found, "x", workspace)
-    before = (workspace.runs / "x.yaml").read_text()
-    with pytest.raises(SpecError, match="is there already"):
+def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, workspace):
+    found = make(LEAST)
+    (workspace.dataset_info / "toy.yaml").write_text("mine")
+    with pytest.raises(SpecError, match=r"toy\.yaml already exists"):
         write_imported(found, "x", workspace)
-    assert (workspace.runs / "x.yaml").read_text() == before
+    assert list(workspace.runs.glob("*.yaml")) == []
+    assert (workspace.dataset_info / "toy.yaml").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -276,12 +263,11 @@ anything = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.from_regex("[a-z_]{1,12}", fullmatch=True), anything, max_size=4))
-def test_any_value_of_any_argument_is_written_as_it_is(values, workspace, origin):
+def test_any_value_of_any_argument_is_written_as_it_is(values, make, workspace):
     ours = {"seed", "name", "stage", "max_samples", "lora_target", "finetuning_type"}
     given = {key: value for key, value in values.items() if key not in ours and "${" not in json.dumps(value)}
-    found = imported(workspace, origin, {**LEAST, **given})
     path = workspace.runs / "x.yaml"
-    path.write_text(found.spec, encoding="utf-8")
+    path.write_text(make({**LEAST, **given}).spec, encoding="utf-8")
     spec = load_spec(path)
     assert spec.train is not None
     assert {key: value for key, value in spec.train.arguments().items() if key in given} == given

@@ -1,7 +1,4 @@
-"""Every example configuration of LLaMA-Factory 0.9.5, imported and rendered: the same arguments as the original.
-
-Run: pytest tests/test_round_trip.py -s prints the table. The examples are in tests/data/llamafactory-0.9.5.
-"""
+"""Every example configuration of LLaMA-Factory 0.9.5, imported and rendered: the same arguments as the original."""
 
 import json
 import re
@@ -24,23 +21,23 @@ from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.installation import find_installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
-EXAMPLES = sorted(path.relative_to(PUBLISHED / "examples") for path in (PUBLISHED / "examples").rglob("*.yaml"))
-V1 = "a configuration of LLaMA-Factory's v1"
-ACCELERATE = "accelerate's configuration, not LLaMA-Factory's"
+EXAMPLES = [str(path.relative_to(PUBLISHED / "examples")) for path in (PUBLISHED / "examples").rglob("*.yaml")]
 # What cannot be imported, and why: the beginning of a path, and what the refusal says.
 REFUSED = {
-    "accelerate/": ACCELERATE,
-    "ktransformers/accelerate/": ACCELERATE,
-    "v1/": V1,
+    "accelerate/": "accelerate's configuration, not LLaMA-Factory's",
+    "ktransformers/accelerate/": "accelerate's configuration, not LLaMA-Factory's",
+    "v1/": "a configuration of LLaMA-Factory's v1",
     "extras/multi_tokens/tokens_cfg.yaml": "holds none of LLaMA-Factory's arguments",
     "extras/nlg_eval/llama3_lora_predict.yaml": "does not train: do_train is null",
 }
-# What is imported, but has arguments that this LLaMA-Factory does not have: the spec's check names them.
+# What is imported, but has arguments that this LLaMA-Factory does not have, of mcore_adapter and of transformers 4: the
+# spec's check names them.
 UNKNOWN = {
-    "megatron/qwen2_vl_full.yaml": "arguments of the package mcore_adapter",
-    "megatron/qwen3_moe_full.yaml": "arguments of the package mcore_adapter",
-    "extras/fp8/llama3_fp8_fsdp_sft.yaml": "fsdp_transformer_layer_cls_to_wrap, which transformers 5 removed",
+    "megatron/qwen2_vl_full.yaml",
+    "megatron/qwen3_moe_full.yaml",
+    "extras/fp8/llama3_fp8_fsdp_sft.yaml",
 }
+IMPORTED = sorted(name for name in EXAMPLES if not name.startswith(tuple(REFUSED)))
 # The run layer's own; and media_dir, which is the dataset_dir of the original where it is not given.
 OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset_dir", "enable_jit_checkpoint"}
 
@@ -62,21 +59,19 @@ class Case:
 def cases(tmp_path_factory, arguments) -> dict[str, Case | SpecError]:
     """Each example imported and rendered, or the refusal."""
     found: dict[str, Case | SpecError] = {}
-    for number, name in enumerate(EXAMPLES):
+    for name in EXAMPLES:
         try:
-            found[str(name)] = round_trip(
-                tmp_path_factory.mktemp(f"w{number}"), PUBLISHED / "examples" / name, arguments
-            )
+            found[name] = round_trip(tmp_path_factory.mktemp("w"), PUBLISHED / "examples" / name, arguments)
         except SpecError as error:
-            found[str(name)] = error
+            found[name] = error
     return found
 
 
 def round_trip(root: Path, path: Path, arguments: dict[str, Argument]) -> Case:
-    workspace = Workspace(root)
+    workspace, renderer = Workspace(root), Renderer()
     workspace.runs.mkdir()
     workspace.dataset_info.mkdir()
-    folders, renderer = entry_folders(workspace.dataset_info), Renderer()
+    folders = entry_folders(workspace.dataset_info)
     draft = read_source([str(path)], cwd=PUBLISHED, line=None, arguments=arguments, installation=find_installation())
     imported = import_draft(draft, "example", workspace=workspace, folders=folders, renderer=renderer)
     written, _ = write_imported(imported, "example", workspace)
@@ -89,23 +84,18 @@ def round_trip(root: Path, path: Path, arguments: dict[str, Argument]) -> Case:
     assert spec.model is not None
     start = Checkpoint("base", spec.model)  # the models are not here: paths stay as they are
     if draft.command == "train":
-        rendered = yaml.safe_load(renderer.train_yaml(train_arguments(spec, start)))
+        text = renderer.train_yaml(train_arguments(spec, start))
     elif draft.command == "export":
-        rendered = yaml.safe_load(
-            renderer.export_yaml(export_arguments(start, spec.export, Path(spec.export.export_dir)))
-        )
+        text = renderer.export_yaml(export_arguments(start, spec.export, Path(spec.export.export_dir)))
     else:
-        rendered = yaml.safe_load(renderer.api_yaml(api_arguments(start, spec.serve)))
-    return Case(original, draft.command, rendered, "", imported.notes, imported.spec)
+        text = renderer.api_yaml(api_arguments(start, spec.serve))
+    return Case(original, draft.command, yaml.safe_load(text), "", imported.notes, imported.spec)
 
 
 def comparable(given: dict[str, Any], arguments: dict[str, Argument], command: str) -> dict[str, Any]:
     """Arguments with defaults filled in, the run layer's own left out, names of datasets and paths in one form."""
-    defaults = {
-        name: each.default
-        for name, each in arguments.items()
-        if command in each.commands and each.default is not COMPUTED
-    }
+    taken = {name: each for name, each in arguments.items() if command in each.commands}
+    defaults = {name: each.default for name, each in taken.items() if each.default is not COMPUTED}
     values = {key: value for key, value in {**defaults, **given}.items() if key not in OURS}
     for key in ("dataset", "eval_dataset"):
         if isinstance(values.get(key), str):
@@ -118,43 +108,34 @@ def comparable(given: dict[str, Any], arguments: dict[str, Argument], command: s
     return values
 
 
-def refusal(name: str) -> str | None:
-    return next((why for begin, why in REFUSED.items() if name.startswith(begin)), None)
-
-
-@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if refusal(str(name))])
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - set(IMPORTED)))
 def test_what_is_no_configuration_of_a_training_is_refused_with_the_reason(name, cases):
-    case = cases[name]
-    assert isinstance(case, SpecError)
-    assert refusal(name) in str(case)
+    assert isinstance(cases[name], SpecError)
+    assert next(why for begin, why in REFUSED.items() if name.startswith(begin)) in str(cases[name])
 
 
-@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if not refusal(str(name))])
+@pytest.mark.parametrize("name", IMPORTED)
 def test_an_example_is_rendered_with_the_arguments_of_the_original(name, cases, arguments):
     case = cases[name]
-    if isinstance(case, SpecError):
-        raise case
+    assert isinstance(case, Case)
     if name in UNKNOWN:
         unknown = set(case.original) - set(arguments)
         assert unknown and case.rendered is None
         assert all(f"train.{key}: " in case.error for key in unknown), case.error
-        return
-    assert case.rendered is not None, case.error
-    expected = comparable(case.original, arguments, case.command)
-    assert comparable(case.rendered, arguments, case.command) == expected
+    else:
+        assert case.rendered is not None, case.error
+        expected = comparable(case.original, arguments, case.command)
+        assert comparable(case.rendered, arguments, case.command) == expected
 
 
-@pytest.mark.parametrize("name", [str(name) for name in EXAMPLES if not refusal(str(name))])
+@pytest.mark.parametrize("name", IMPORTED)
 def test_no_comment_and_no_value_of_an_example_is_lost_without_a_word(name, cases):
     case = cases[name]
-    assert isinstance(case, Case)
     text = (PUBLISHED / "examples" / name).read_text()
     comments = [line[line.index("#") :].strip() for line in text.splitlines() if "#" in line]
     assert [each for each in comments if each not in case.spec] == []
-    said = "\n".join(case.notes)
-    for key, value in case.original.items():
-        if key in OURS and value not in (None, False):
-            assert key in said
+    dropped = [key for key, value in case.original.items() if key in OURS and value not in (None, False)]
+    assert [key for key in dropped if key not in "\n".join(case.notes)] == []
 
 
 PARSE = """
@@ -182,44 +163,26 @@ os.write(out, json.dumps(answers).encode())
 def test_llamafactory_s_own_parser_makes_the_same_of_original_and_rendered(llamafactory, cases, tmp_path, arguments):
     """Or refuses both with the same words: what needs a package or a GPU that is not here."""
     names = [name for name, case in cases.items() if isinstance(case, Case) and case.rendered is not None]
-    asked = []
+    questions = []
     for name in names:
         case = cases[name]
-        assert isinstance(case, Case) and case.rendered is not None
-        pair = [
-            {key: value for key, value in each.items() if key not in OURS} for each in (case.original, case.rendered)
-        ]
+        pair = [{key: each[key] for key in each if key not in OURS} for each in (case.original, case.rendered)]
         for each in pair:
             each |= {key: value for key, value in comparable(each, arguments, case.command).items() if key in each}
             each.pop("media_dir", None)
             if case.command == "train":
                 each["output_dir"] = str(tmp_path / "out")
-        asked.append([case.command, *pair])
-    done = llamafactory.run(PARSE, cwd=PUBLISHED, input=json.dumps(asked))
+        questions.append([case.command, *pair])
+    done = llamafactory.run(PARSE, cwd=PUBLISHED, input=json.dumps(questions))
     assert done.returncode == 0, done.stderr[-4000:]
-    outcomes: dict[str, str] = {}
-    for name, (one, other) in zip(names, json.loads(done.stdout), strict=True):
-        assert one == other, name
-        outcomes[name] = one if isinstance(one, str) else "equal"
-    table(cases, outcomes)
-    refused = {outcome for outcome in outcomes.values() if outcome != "equal"}
+    answers = json.loads(done.stdout)
+    assert [name for name, (one, other) in zip(names, answers, strict=True) if one != other] == []
+    refused = [one for one, _ in answers if isinstance(one, str)]
     needs = "No package metadata was found for|This device does not support `pure_bf16`"
-    assert [outcome for outcome in refused if not re.search(needs, outcome)] == []
-    assert len(outcomes) - sum(outcome != "equal" for outcome in outcomes.values()) >= 39
+    assert [error for error in refused if not re.search(needs, error)] == []
+    assert len(answers) - len(refused) >= 39
 
 
-def table(cases: dict[str, Case | SpecError], outcomes: dict[str, str]) -> None:
-    for name, case in cases.items():
-        if isinstance(case, SpecError):
-            print(f"{name}: not imported: {str(case).splitlines()[0].rpartition(name)[2].strip()}")
-        elif case.rendered is None:
-            print(f"{name}: imported; the spec's check names {UNKNOWN[name]}")
-        else:
-            said = outcomes[name]
-            print(f"{name}: {'equal' if said == 'equal' else 'both refused by LLaMA-Factory here: ' + said[:100]}")
-
-
-def test_the_lists_of_exceptions_hold_nothing_else():
-    assert all(any(str(name).startswith(begin) for name in EXAMPLES) for begin in REFUSED)
-    assert set(UNKNOWN) <= {str(name) for name in EXAMPLES}
-    assert len(EXAMPLES) == 82
+def test_57_of_the_82_examples_are_imported_and_54_of_them_whole():
+    assert all(any(name.startswith(begin) for name in EXAMPLES) for begin in REFUSED)
+    assert (len(EXAMPLES), len(IMPORTED), len(set(IMPORTED) - UNKNOWN)) == (82, 57, 54)

@@ -1,8 +1,6 @@
-"""A YAML file that was written for LLaMA-Factory: its values as LLaMA-Factory reads them, and its comments.
+"""A YAML file that was written for LLaMA-Factory: values as its reader, OmegaConf, takes them, and the comments.
 
-Covered: OmegaConf's YAML (1.1, in which `no` is false, but 1e-5 a number) and its interpolation; which comment belongs
-to which argument.
-Not covered: what the arguments mean (importer.py).
+OmegaConf reads YAML 1.1, in which `no` is false, but 1e-5 a number; ${name} in it stands for another value.
 """
 
 from bisect import bisect_right
@@ -31,17 +29,8 @@ class Comments:
     """After the last argument."""
 
 
-@dataclass(frozen=True)
-class ConfigFile:
-    """A mapping of arguments, in the file's order."""
-
-    path: Path
-    values: dict[str, Any]
-    comments: Comments
-
-
-def read_config(path: Path) -> ConfigFile:
-    """Read a file of arguments.
+def read_config(path: Path) -> tuple[dict[str, Any], Comments]:
+    """Read a file of arguments, in its order, and its comments.
 
     Raises:
         SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
@@ -58,7 +47,7 @@ def read_config(path: Path) -> ConfigFile:
     if not isinstance(values, dict):
         raise SpecError(f"{path} holds no mapping of arguments")
     text = path.read_text(encoding="utf-8-sig")
-    return ConfigFile(path, {str(key): value for key, value in values.items()}, _comments(text))
+    return {str(key): value for key, value in values.items()}, _comments(text)
 
 
 def _comments(text: str) -> Comments:
@@ -72,14 +61,15 @@ def _comments(text: str) -> Comments:
     for line, column, words in _found(text):
         while following < len(keys) and keys[following][2] < line:
             following += 1
+        name, first, last = keys[following] if following < len(keys) else ("", -1, -1)
         if line <= head_ends:
             comments.head.append(words)
-        elif following == len(keys):
+        elif not name:
             comments.tail.append(words)
-        elif column > 0 and line == keys[following][1] == keys[following][2]:
-            comments.beside[keys[following][0]] = words
+        elif column > 0 and line == first == last:
+            comments.beside[name] = words
         else:
-            comments.before.setdefault(keys[following][0], []).append(words)
+            comments.before.setdefault(name, []).append(words)
     return comments
 
 

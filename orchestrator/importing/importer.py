@@ -1,12 +1,10 @@
-"""What ran with LLaMA-Factory as it is, as a spec: the same arguments in the places that a spec has for them.
+"""A draft of what ran with LLaMA-Factory as the text of a spec, and of entries for its datasets, comments kept.
 
-Covered: a draft of arguments (sources.py reads commands, scripts, YAML files, LLaMA Board's files and output folders)
-turned into the text of a spec and of the datasets' entries, comments kept. What has no place in a spec is said.
-Not covered: whether the arguments are right: the spec's own check says so, at its place.
-Writes nothing: it returns texts.
+What has no place in a spec is noted with the reason. Whether the arguments are right is the spec's check to say.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,41 +16,39 @@ from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_in
 from orchestrator.errors import SpecError
 from orchestrator.files import expanded
 from orchestrator.importing.config_file import Comments
+from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
 from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.schema import modeline
-from orchestrator.specs.spec import MODEL_PLACES
+from orchestrator.specs.spec import MODEL_PLACES, OWNED
 
 MAX_INFO_BYTES = 16 << 20
-# What a run decides itself. The reason is said where the original asked for something.
-_RUN_LAYER = {
-    "output_dir": "each run has a new output folder of its own",
-    "overwrite_output_dir": "each run has a new output folder of its own",
-    "resume_from_checkpoint": "each run begins in a new output folder",
-    "do_train": "a spec with a train section trains",
-    "dataset_dir": "the datasets' entries are in dataset_info/",
-    "enable_jit_checkpoint": "it is on, but where a training is elastic",
-}
-# Files and folders that LLaMA-Factory opens where it is started: in a run that is the run folder.
-_PATHS = frozenset({
-    "deepspeed", "fsdp_config", "tokenized_path", "media_dir", "cache_dir", "offload_folder",
-    "new_special_tokens_config", "reward_model", "reward_model_adapters", "ref_model", "ref_model_adapters",
-    "export_quantization_dataset", "kt_weight_path", "kt_expert_checkpoint_path", "generation_config",
-    "accelerator_config", "logging_dir", "profiler_output_dir", "swanlab_logdir", "adapter_folder",
-})  # fmt: skip
-_MADE = frozenset({"tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir"})
-"""Of these, what LLaMA-Factory makes where it is not there."""
-_SERVER = {
-    "API_HOST": "host",
-    "API_PORT": "port",
-    "MAX_CONCURRENT": "max_concurrent",
-    "CUDA_VISIBLE_DEVICES": "devices",
-}
-_TOP = ("name", "dataset", "eval_dataset", "seed")
+# Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run. True: it makes it.
+_PATHS = dict.fromkeys((
+    "deepspeed", "fsdp_config", "media_dir", "new_special_tokens_config", "reward_model", "reward_model_adapters",
+    "ref_model", "ref_model_adapters", "export_quantization_dataset", "kt_weight_path", "kt_expert_checkpoint_path",
+    "generation_config", "accelerator_config", "swanlab_logdir", "adapter_folder",
+), False) | dict.fromkeys((
+    "tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir", "export_dir",
+), True)  # fmt: skip
+# Fields that are variables of LLaMA-Factory's launcher and of its server.
+_COMPUTE = "write it as compute."
+_FIELDS = {
+    "train": {
+        name: place.removeprefix(_COMPUTE) for name, place in OWNED_VARIABLES.items() if place.startswith(_COMPUTE)
+    },
+    "api": {
+        "API_HOST": "host", "API_PORT": "port", "MAX_CONCURRENT": "max_concurrent", "CUDA_VISIBLE_DEVICES": "devices",
+    },
+}  # fmt: skip
+_TEXTS = ("devices", "host", "master_addr")
+_NO_ELASTIC = "an elastic training has no place in a spec"
+_RESERVED = OWNED_VARIABLES | dict.fromkeys(("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), _NO_ELASTIC)
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
-_MEDIA = ("images", "videos", "audios")
+_TOP = ("name", "dataset", "eval_dataset", "seed")
+_ORDER = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
 
 
 @dataclass
@@ -65,7 +61,7 @@ class Draft:
     """Under LLaMA-Factory's names, in the order of the source."""
     place: str
     """Where they stand, for messages."""
-    bases: Sequence[Path]
+    bases: Sequence[Path] = (Path(),)
     """The folders that relative paths may be relative to, the likeliest first."""
     comments: Comments = field(default_factory=Comments)
     environment: dict[str, str] = field(default_factory=dict)
@@ -96,13 +92,12 @@ def import_draft(
         renderer: the templates.
 
     Raises:
-        SpecError: it trains nothing, or cannot be said in a spec.
+        SpecError: it trains nothing, or cannot be written as a spec.
     """
     if draft.command == "train" and draft.arguments.get("do_train") is not True:
-        raise SpecError(
-            f"{draft.place} does not train: do_train is {json.dumps(draft.arguments.get('do_train'))}",
-            "a model's translations are scored by `orchestrator benchmark`; to train, write do_train: true",
-        )
+        heads = f"{draft.place} does not train: do_train is {json.dumps(draft.arguments.get('do_train'))}"
+        remedy = "a model's translations are scored by `orchestrator benchmark`; to train, write do_train: true"
+        raise SpecError("\n  ".join([heads, *draft.notes]), remedy)
     return _Import(draft, workspace, folders).spec(name, renderer)
 
 
@@ -110,26 +105,33 @@ def name_of(words: Sequence[str], draft: Draft) -> str:
     """A name for a spec that none was given for: the file's, else the old output folder's."""
     word = Path(words[0]).stem if len(words) == 1 and not any(map(str.isspace, words[0])) and words[0] != "-" else ""
     parts = Path(str(draft.arguments.get("output_dir") or "imported")).parts[-3:]
-    text = word or "-".join(part for part in parts if part not in ("saves", "/", "."))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64] or "imported"
+    return _file_name(word or "-".join(part for part in parts if part not in ("saves", "/", ".")), 64) or "imported"
 
 
 def write_imported(imported: Imported, name: str, workspace: Workspace) -> tuple[Path, list[Path]]:
     """Write runs/NAME.yaml and the entries; nothing that is there is overwritten.
 
     Raises:
-        SpecError: one of the files is there already.
+        SpecError: one of the files already exists.
     """
     check_name(name)
-    texts = {workspace.dataset_info / f"{each}.yaml": text for each, text in imported.entries.items()}
     spec = workspace.runs / f"{name}.yaml"
-    for path, text in {spec: imported.spec, **texts}.items():
-        try:
+    entries = {workspace.dataset_info / f"{each}.yaml": text for each, text in imported.entries.items()}
+    written: list[Path] = []
+    try:
+        for path, text in {spec: imported.spec, **entries}.items():
             with path.open("x", encoding="utf-8") as file:
+                written.append(path)
                 file.write(text)
-        except FileExistsError as error:
-            raise SpecError(f"{path} is there already", "give another name: --name NAME, or remove it") from error
-    return spec, list(texts)
+    except OSError as error:
+        for path in written:  # half an import would be in the way of the next try
+            path.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise SpecError(
+                f"{error.filename} already exists", "give another name: --name NAME, or remove it"
+            ) from error
+        raise
+    return spec, list(entries)
 
 
 class _Import:
@@ -137,149 +139,120 @@ class _Import:
 
     def __init__(self, draft: Draft, workspace: Workspace, folders: Sequence[Path]) -> None:
         self.draft = draft
+        self.section = _SECTIONS[draft.command]
         self.root = workspace.root
         self.modeline = modeline(workspace.schema.name)
         self.folders = folders
         self.notes = list(draft.notes)
         self.entries: dict[str, str] = {}
         self.media_dir: Path | None = None
+        self.lines: dict[str, list[Line]] = {self.section: []}
+        self.expected: dict[str, Any] = {self.section: {}, "model": {}}
+        """What the text must say once it is read back."""
 
     def spec(self, name: str, renderer: Renderer) -> Imported:
-        top: dict[str, list[Line]] = {"name": [Line("name", name)]}
-        meant: dict[str, Any] = {"name": name}
-        pending: list[str] = []
-        dropped: list[str] = []
+        comments, pending, dropped = self.draft.comments, list[str](), dict[str, list[str]]()
+        self._put("name", "name", name)
         for key, value in self.draft.arguments.items():
-            comments = [*pending, *self.draft.comments.before.get(key, [])]
-            beside = self.draft.comments.beside.get(key)
-            section, field_name, value = self._place(key, value)
-            if section is None:
-                dropped += [key] if value not in (None, False) else []
-                pending = [*comments, *([beside] if beside else [])]
+            above, beside = [*pending, *comments.before.get(key, [])], comments.beside.get(key)
+            reason, pending = self._reason_to_drop(key, value), []
+            if not reason:
+                self._put(*self._placed(key, value), above, beside)
                 continue
-            pending = []
-            _put(meant, section, field_name, value)
-            line = Line(field_name, value, tuple(map(Comment, comments)), Comment(beside) if beside else None)
-            top.setdefault(section, []).append(line)
-        self._say_dropped(dropped)
-        self._complete(top, meant)
-        order = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
-        below = {_SECTIONS[self.draft.command]: [Comment(line) for line in [*pending, *self.draft.comments.tail]]}
-        sections = [Section(None if key in _TOP else key, top[key], below.get(key, ())) for key in order if key in top]
-        heads = [self.modeline, *self.draft.comments.head]
-        text = renderer.imported_yaml(heads, sections, meant)
+            pending = [*above, *([beside] if beside else [])]  # they go to the next argument
+            if value not in (None, False) and key != "do_train":  # the spec says that it trains
+                dropped.setdefault(reason, []).append(f"{key}: {json.dumps(value, default=str)}")
+        self.notes += [f"not taken over: {', '.join(each)} ({reason})" for reason, each in dropped.items()]
+        self._add_defaults()
+        self._add_environment("serve" if self.draft.command == "api" else "compute")
+        below = {self.section: [Comment(line) for line in [*pending, *comments.tail]]}
+        keys = [key for key in _ORDER if key in self.lines]
+        sections = [Section(None if key in _TOP else key, self.lines[key], below.get(key, ())) for key in keys]
+        text = renderer.imported_yaml([self.modeline, *comments.head], sections, self.expected)
         return Imported(text, self.entries, self.notes)
 
-    def _place(self, key: str, value: Any) -> tuple[str | None, str, Any]:
-        """Section, field and value in the spec; no section where a spec has no place for it."""
-        command = self.draft.command
+    def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
+        if section == key:
+            self.expected[key] = value
+        else:
+            self.expected.setdefault(section, {})[key] = value
+        line = Line(key, value, tuple(map(Comment, above)), Comment(beside) if beside else None)
+        self.lines.setdefault(section, []).append(line)
+
+    def _reason_to_drop(self, key: str, value: Any) -> str:
+        reason = OWNED.get(key, "") if self.draft.command == "train" else ""
+        if key == "infer_backend" and value == "huggingface":
+            return reason and "it is the default"
+        return "" if reason.startswith("write it as") else reason
+
+    def _placed(self, key: str, value: Any) -> tuple[str, str, Any]:
+        """Section, field and value in the spec."""
         if key in MODEL_PLACES:
-            return "model", MODEL_PLACES[key], self._model_value(key, value)
-        if command == "train":
-            if key in ("dataset", "eval_dataset"):
-                return key, key, self._datasets(key, value)
-            if key == "seed":
-                return "seed", "seed", value
-            if key in _RUN_LAYER or (key == "infer_backend" and value == "huggingface"):
-                return None, key, value
-        section = _SECTIONS[command]
-        if key == "export_dir":
-            return section, key, self._absolute(key, value) if self.draft.bases[0] != self.root else value
-        return section, key, self._absolute(key, value) if key in _PATHS else value
+            is_path = key in ("model_name_or_path", "adapter_name_or_path") and isinstance(value, str)
+            found = self._found(value) if is_path else None
+            is_here = found is None or found == self.root / value
+            return "model", MODEL_PLACES[key], value if is_here else str(found)
+        if self.draft.command == "train" and key in _TOP:
+            return key, key, value if key == "seed" else self._datasets(value)
+        return self.section, key, self._absolute(key, value) if key in _PATHS else value
 
-    def _say_dropped(self, keys: Sequence[str]) -> None:
-        reasons: dict[str, list[str]] = {}
-        for key in keys:
-            if key != "do_train":  # what it asks for is what the spec says
-                shown = f"{key}: {json.dumps(self.draft.arguments[key], default=str)}"
-                reasons.setdefault(_RUN_LAYER.get(key, "it is the default"), []).append(shown)
-        self.notes += [f"not taken over: {', '.join(each)} ({reason})" for reason, each in reasons.items()]
+    def _add_defaults(self) -> None:
+        """What the original leaves to defaults that a spec has other ones for."""
+        if "name_or_path" not in self.expected["model"]:
+            heads = f"{self.draft.place} names no model: model_name_or_path is missing"
+            raise SpecError("\n  ".join([heads, *self.draft.notes]))
+        if "template" not in self.expected["model"]:  # left out, a spec would look one up
+            reason = "# none given: LLaMA-Factory takes the tokenizer's own, or none at all"
+            self._put("model", "template", None, beside=reason)
+        if self.media_dir is not None and "media_dir" not in self.expected[self.section]:
+            reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
+            self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
 
-    def _complete(self, top: dict[str, list[Line]], meant: dict[str, Any]) -> None:
-        """What the original leaves to defaults that a spec has other ones for, and its environment."""
-        model = meant.get("model", {})
-        if "name_or_path" not in model:
-            raise SpecError(f"{self.draft.place} names no model: model_name_or_path is missing")
-        if "template" not in model:  # left out, a spec would look one up
-            _put(meant, "model", "template", None)
-            said = Comment("# none given: LLaMA-Factory takes the tokenizer's own, or none at all")
-            top["model"].append(Line("template", None, (), said))
-        section = _SECTIONS[self.draft.command]
-        if section not in top:
-            top[section], meant[section] = [], {}
-        if self.media_dir is not None and "media_dir" not in meant["train"]:
-            _put(meant, "train", "media_dir", str(self.media_dir))
-            said = Comment("# LLaMA-Factory's default is the folder of dataset_info.json")
-            top["train"].append(Line("media_dir", str(self.media_dir), (), said))
-        for target, key, value in self._environment():
-            _put(meant, target, key, value)
-            top.setdefault(target, []).append(Line(key, value, (), None))
-
-    def _environment(self) -> list[tuple[str, str, Any]]:
-        variables = dict(self.draft.environment)
-        places: list[tuple[str, str, Any]] = []
-        own = _SERVER if self.draft.command == "api" else {}
-        for variable, field_name in own.items():
-            if variable in variables:
-                places.append(("serve", field_name, _value_of_variable(field_name, variables.pop(variable))))
-        launcher = {
-            variable: where.rpartition(".")[2]
-            for variable, where in OWNED_VARIABLES.items()
-            if where.startswith("write it as compute.") and self.draft.command == "train"
-        }
-        for variable, field_name in launcher.items():
-            if variable in variables:
-                places.append(("compute", field_name, _value_of_variable(field_name, variables.pop(variable))))
-        started_by_torchrun = any(key not in ("devices", "ray") for _, key, _ in places)
-        if started_by_torchrun and variables.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1"):
+    def _add_environment(self, section: str) -> None:
+        variables, kept = dict(self.draft.environment), dict[str, str]()
+        for name, key in _FIELDS.get(self.draft.command, {}).items():
+            if name in variables and not (key in _TEXTS and _unknown(variables[name])):
+                text = str(variables.pop(name))
+                is_number = key not in _TEXTS and text.isdecimal() and text.isascii()
+                self._put(section, key, int(text) if is_number else text)
+        is_torchrun = variables.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")
+        if is_torchrun and self.expected.get("compute", {}).keys() - {"devices"}:
             del variables["FORCE_TORCHRUN"]  # these fields say it
-        kept: dict[str, str] = {}
-        for variable, value in variables.items():
-            if variable in OWNED_VARIABLES:
-                self.notes.append(f"not taken over: {variable}={value} ({OWNED_VARIABLES[variable]})")
-            elif is_secret(variable):
-                self.notes.append(f"not taken over: {variable}, a secret by its name (export it yourself)")
-            elif self.draft.command != "train":
-                self.notes.append(f"not taken over: {variable}={value} (export it before `orchestrator`)")
+        for name, value in variables.items():
+            reason = _RESERVED.get(name)
+            if is_secret(name):
+                self.notes.append(f"not taken over: {name}, a secret by its name (export it yourself)")
+            elif _unknown(value):
+                self.notes.append(f"not taken over: {name}={value} (only running the script would tell its value)")
+            elif reason or self.draft.command != "train":
+                self.notes.append(f"not taken over: {name}={value} ({reason or 'export it before `orchestrator`'})")
             else:
-                kept[variable] = value
-        return places + ([("compute", "env", kept)] if kept else [])
+                kept[name] = str(value)
+        if kept:
+            self._put("compute", "env", kept)
 
     # paths
 
-    def _model_value(self, key: str, value: Any) -> Any:
-        if key not in ("model_name_or_path", "adapter_name_or_path") or not isinstance(value, str):
-            return value
-        found = self._found(value)
-        return value if found is None or found == self.root / value else str(found)
-
     def _absolute(self, key: str, value: Any) -> Any:
-        if (
-            not isinstance(value, str)
-            or not value.strip()
-            or value.lstrip().startswith("{")
-            or Path(value).is_absolute()
-        ):
+        is_json = isinstance(value, str) and value.lstrip().startswith("{")
+        if not isinstance(value, str) or not value.strip() or is_json or Path(value).is_absolute():
             return value
         found = self._found(value)
-        if found is None and (key in _MADE or key == "export_dir"):
-            found = self.draft.bases[0] / value
-        if found is None:
-            if key in ("deepspeed", "fsdp_config") or value.startswith("."):
-                self.notes.append(f"{key}: {value!r} is not there, looked for from {_shown(self.draft.bases)}")
+        if key == "export_dir" and self.draft.bases[0] == self.root:
             return value
-        return str(found)
+        if found is None and _PATHS[key]:
+            found = self.draft.bases[0] / value
+        if found is None and (key in ("deepspeed", "fsdp_config") or value.startswith(".")):
+            self.notes.append(f"{key}: {value!r} is not there, looked for from {_shown(self.draft.bases)}")
+        return value if found is None else str(found)
 
     def _found(self, value: str) -> Path | None:
-        for base in self.draft.bases:
-            path = base / expanded(value)
-            if _exists(path):
-                return path
-        return None
+        paths = (base / expanded(value) for base in self.draft.bases)
+        return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110 - Path's raises for long names
 
     # datasets
 
-    def _datasets(self, key: str, value: Any) -> Any:
+    def _datasets(self, value: Any) -> Any:
         names = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             return value
@@ -293,80 +266,60 @@ class _Import:
             return name
         entry, notes = entry_from_info(name, raw, folder)
         self.notes += [f"dataset {name}: {note}" for note in notes]
-        if any(entry.llamafactory.column(kind) for kind in _MEDIA):
+        if any(entry.llamafactory.column(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:56] or "dataset"
-        for number in range(1, 1000):
-            free = stem if number == 1 else f"{stem}-{number}"
-            same = self._same_entry(free, entry)
-            if same is None:
-                self.entries[free] = entry_yaml(entry)
-            if same is not False:
-                if free != name:
-                    why = f"{stem} in dataset_info/ is another" if number > 1 else f"{name!r} can be no file's name"
-                    self.notes.append(f"dataset {name} is called {free} here: {why}")
-                return free
-        raise SpecError(f"dataset_info/ has 999 datasets that are called like {stem}")
+        stem = _file_name(name, 56) or "dataset"
+        free, number = stem, 1
+        while (same := self._is_same(free, entry)) is False:
+            number += 1
+            free = f"{stem}-{number}"
+        if same is None:
+            self.entries[free] = entry_yaml(entry)
+        if free != name:
+            why = f"{stem} in dataset_info/ is another" if number > 1 else f"{name!r} can be no file's name"
+            self.notes.append(f"dataset {name} is called {free} here: {why}")
+        return free
 
-    def _same_entry(self, name: str, entry: LlamaFactoryEntry) -> bool | None:
+    def _is_same(self, name: str, entry: LlamaFactoryEntry) -> bool | None:
         """Whether a dataset of that name is this one; None: there is none."""
-        if name in self.entries:
-            return self.entries[name] == entry_yaml(entry)
-        if not any((folder / f"{name}.yaml").exists() for folder in self.folders):
-            return None
+        if name in self.entries or not self._has_entry(name):
+            return self.entries[name] == entry_yaml(entry) if name in self.entries else None
         found = load_entry(name, self.folders)
         return isinstance(found.entry, LlamaFactoryEntry) and found.entry.llamafactory == entry.llamafactory
 
+    def _has_entry(self, name: str) -> bool:
+        return any((folder / f"{name}.yaml").exists() for folder in self.folders)
+
     def _info(self, name: str) -> tuple[Mapping[str, Any] | None, Path]:
-        """What dataset_info.json has on a dataset, and the folder of that file; nothing, and it is said."""
-        given = self.draft.arguments.get("dataset_dir", "data")
-        base = self.draft.bases[0]
-        if isinstance(given, Mapping):
-            return self._value_of(name, given, "dataset_dir"), base
+        """What dataset_info.json has on a dataset, else None and a note; and the folder of that file."""
+        given, folder = self.draft.arguments.get("dataset_dir", "data"), self.draft.bases[0]
         if given == "ONLINE":
-            return {"hf_hub_url": name}, base
-        if not isinstance(given, str) or given.startswith("REMOTE:"):
-            self.notes.append(f"dataset {name} is in dataset_dir {given!r}, which was not read: write its entry")
-            return None, base
-        found = next((each for each in self.draft.bases if (each / given / "dataset_info.json").is_file()), None)
-        if found is None:
-            where = f"{given}/dataset_info.json was not found from {_shown(self.draft.bases)}"
-            if not any((folder / f"{name}.yaml").exists() for folder in self.folders):
-                self.notes.append(f"dataset {name} has no entry: {where}; --cwd names the folder it was started in")
-            return None, base
-        path = found / given / "dataset_info.json"
-        return self._value_of(name, _read_info(path), str(path)), path.parent.absolute()
-
-    def _value_of(self, name: str, info: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
+            return {"hf_hub_url": name}, folder
+        info: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        reason = f"dataset_dir {given!r} was not read"
+        if isinstance(given, str) and not given.startswith("REMOTE:"):
+            paths = [base / given / "dataset_info.json" for base in self.draft.bases]
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
+                place = f"{given}/dataset_info.json was not found from {_shown(self.draft.bases)}"
+                reason = f"{place}; --cwd names the folder it was started in"
+                if self._has_entry(name):
+                    return None, folder
+            else:
+                info, folder, reason = _read_info(path), path.parent.absolute(), f"{path} does not have it"
         value = info.get(name)
-        if not isinstance(value, Mapping):
-            self.notes.append(f"dataset {name} has no entry: {where} does not have it")
-            return None
-        return value
+        if isinstance(value, Mapping):
+            return value, folder
+        self.notes.append(f"dataset {name} has no entry: {reason}")
+        return None, folder
 
 
-_TEXT_FIELDS = ("devices", "host", "master_addr", "rdzv_id")
+def _unknown(value: str) -> bool:
+    return isinstance(value, Word) and bool(value.unknown)
 
 
-def _put(meant: dict[str, Any], section: str, key: str, value: Any) -> None:
-    if section == key:
-        meant[key] = value
-    else:
-        meant.setdefault(section, {})[key] = value
-
-
-def _value_of_variable(field_name: str, text: str) -> Any:
-    """A variable's text as its field has it; what is no number stays as it is, for the spec's check to name."""
-    if field_name == "ray":
-        return text.lower() in ("true", "y", "1")  # as LLaMA-Factory's is_env_enabled
-    return int(text) if field_name not in _TEXT_FIELDS and text.isdecimal() and text.isascii() else text
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long a name, say
-        return False
+def _file_name(text: str, length: int) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:length]
 
 
 def _shown(folders: Sequence[Path]) -> str:

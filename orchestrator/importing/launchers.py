@@ -1,63 +1,49 @@
-"""The commands of a shell's text that start LLaMA-Factory, however they start it.
+"""The commands of a shell text that start LLaMA-Factory, however they start it. Nothing is run, no file is opened."""
 
-Covered: llamafactory-cli and lmf, python with a module or a script of the repository, torchrun, deepspeed and
-accelerate in all their forms, what commonly stands before them (env, sudo, srun, nohup, ...), `bash -c`; the variables
-that the launchers' options mean to LLaMA-Factory's own launcher.py.
-Not covered: what the arguments mean (importer.py); containers.
-Nothing of the text is run, no file that it names is opened.
-"""
-
+import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.importing.accelerate_config import accelerate_environment
-from orchestrator.importing.command_line import parse_words
-from orchestrator.importing.launch_options import (
-    ACCELERATE,
-    DEEPSPEED,
-    TORCHRUN,
-    Launcher,
-    deepspeed_environment,
-    torchrun_environment,
-)
+from orchestrator.importing.command_line import UNRESOLVED, parse_words
 from orchestrator.importing.shell import Command, read_commands
+from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.specs.arguments import Argument
 
-__all__ = ["Invocation", "accelerate_environment", "read_invocations"]
-
 _PROGRAMS = frozenset({"llamafactory-cli", "lmf"})
-# Scripts of LLaMA-Factory's repository, old names included, and the command that each is.
+_READS_ARGUMENTS = frozenset({"train", "api", "chat", "export", "webchat", "eval"})
+_COMMANDS = _READS_ARGUMENTS | {"webui", "env", "version", "help"}
+# Scripts of LLaMA-Factory's repository, old names included: the command that each is, and where it lies.
 _SCRIPTS = {
-    "train.py": "train", "train_bash.py": "train", "launcher.py": "train", "api.py": "api", "api_demo.py": "api",
-    "webui.py": "webui", "train_web.py": "webui", "cli_demo.py": "chat", "web_demo.py": "webchat",
-    "export_model.py": "export", "evaluate.py": "eval",
+    "train.py": ("train", {"src", ""}), "train_bash.py": ("train", {"src", ""}), "api.py": ("api", {"src", ""}),
+    "launcher.py": ("train", {"llamafactory"}), "webui.py": ("webui", {"src"}), "cli_demo.py": ("chat", {"src"}),
+    "web_demo.py": ("webchat", {"src"}), "export_model.py": ("export", {"src"}), "evaluate.py": ("eval", {"src"}),
 }  # fmt: skip
-# Where they are; of these names other projects have scripts too.
-_FOLDERS = {
-    "launcher.py": {"llamafactory"},
-    "train.py": {"src", ""},
-    "train_bash.py": {"src", ""},
-    "api.py": {"src", ""},
-}
-_MODULES = {"llamafactory.launcher": "train", "llamafactory.train.tuner": "train"}
-_TORCHRUN_MODULES = frozenset({"torch.distributed.run", "torch.distributed.launch"})
-# What may stand before a program, and whether that is worth a note.
-_WRAPPERS = {
-    "nohup": "", "time": "", "exec": "", "command": "", "env": "", "$": "", "setsid": "", "stdbuf": "", "unbuffer": "",
-    "sudo": "the run has your own rights", "srun": "how Slurm starts it is not kept", "nice": "", "ionice": "",
-    "mpirun": "how MPI starts it is not kept", "mpiexec": "how MPI starts it is not kept",
-    "numactl": "it is not kept", "taskset": "it is not kept", "timeout": "a run has no time limit",
-    "uv": "the orchestrator's own LLaMA-Factory is used", "poetry": "the orchestrator's own LLaMA-Factory is used",
-    "conda": "the orchestrator's own LLaMA-Factory is used", "pixi": "the orchestrator's own LLaMA-Factory is used",
+_MODULES = {
+    "llamafactory": "", "llamafactory.cli": "", "llamafactory.launcher": "train", "llamafactory.train.tuner": "train",
+}  # fmt: skip
+_LAUNCHERS = {
+    "torchrun": "torchrun", "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun",
+    "deepspeed": "deepspeed", "accelerate": "accelerate", "accelerate-launch": "accelerate",
+    "accelerate.commands.launch": "accelerate",
 }  # fmt: skip
 _SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
+# What stands before a program without changing what it does.
+_SILENT = _SHELLS | {"nohup", "time", "exec", "command", "env", "$", "setsid", "stdbuf", "unbuffer", "eval", "-m"}
 _PYTHON = re.compile(r"pythonw?[0-9.]*")
-_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_ALL_WORDS = re.compile(r"\$[@*]|\$\{[@*](:.*)?\}")  # any number of words, and nobody knows which
-_KNOWN = frozenset({"train", "api", "chat", "export", "webchat", "webui", "eval", "env", "version", "help"})
+_LOOKED_UP = re.compile(r"(?:\$\(|`)\s*(?:which|command -v|type -p)\s+(\S+?)\s*[)`]")
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_ODD_BLANK = re.compile("[\u00a0\u2007\u202f\u3000]")
+_MENTION = re.compile(r"llamafactory-cli|\blmf\s|\btrain(?:_bash)?\.py\b|llamafactory\.(?:cli|launcher)\b")
+# Options of torchrun and deepspeed that have a variable, or need none.
+_HARMLESS = ("standalone", "use_env", "user_args", "force_multi", "no_local_rank")
+_ELASTIC = ("rdzv_backend", "rdzv_id", "rdzv_conf", "max_restarts")
+_OPTIONS = (
+    "nnodes", "num_nodes", "nproc_per_node", "num_gpus", "num_accelerators", "node_rank", "master_addr", "master_port",
+    "rdzv_endpoint", "include", *_HARMLESS, *_ELASTIC,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +53,7 @@ class Invocation:
     command: str
     """train, api, chat, export, webchat, webui, ..."""
     config: str | None
-    """The YAML or JSON file that stands first, as written."""
+    """The YAML or JSON file that stands first, as written; a Word may have parts that are not known."""
     arguments: dict[str, Any]
     """By name, in the type that LLaMA-Factory gives them; what does not fit its type is text."""
     environment: dict[str, str]
@@ -76,231 +62,172 @@ class Invocation:
     """What was on the command and has no place here, each with its reason."""
     comments: list[str]
     line: int
-    accelerate_config: str | None = None
-    """The --config_file of `accelerate launch`: accelerate_environment(its values, accelerate_options) has the rest."""
-    accelerate_options: dict[str, Any] = field(default_factory=dict)
-    """Where there is such a file: the other options of `accelerate launch`."""
+    accelerate: tuple[str | None, list[str]] | None
+    """Of `accelerate launch` its --config_file and its other options."""
 
 
-def read_invocations(text: str, place: str, arguments: Mapping[str, Argument]) -> list[Invocation]:
+def read_invocations(
+    text: str, place: str, arguments: Mapping[str, Argument], folder: Path | None = None
+) -> list[Invocation]:
     """Those of a shell text's commands that start LLaMA-Factory, in order.
-
-    Args:
-        text: one command line, or a whole script.
-        place: what it is called in errors: a file's name, say.
-        arguments: LLaMA-Factory's, by name.
 
     Raises:
         SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
     """
-    return [
-        found
-        for command in read_commands(text, place)
-        for found in _Start(command, dict(command.environment)).read(command.words, place, arguments)
-    ]
+    found: list[Invocation] = []
+    before, ended = None, ""
+    for command, outer in _unwrapped(read_commands(text, place, folder), place):
+        if command.is_rest and before is not None:
+            words, reason = " ".join(command.words), "not taken over, as the command before it had ended"
+            before.notes.append(f"line {command.line}: {words}: {reason} ({ended})")
+        elif not command.is_rest:
+            before = _invocation(command, outer, place, arguments)
+            found += [before] if before else []
+        ended = command.ended
+    return found
 
 
-@dataclass
-class _Start:
-    """What is known of a command while its words are read from the left."""
+def unread_lines(text: str, place: str) -> list[str]:
+    """Why the first lines that name LLaMA-Factory start it in no way that was understood."""
+    commands, reasons = read_commands(text, place), []
+    for number, line in enumerate(text.split("\n"), 1):
+        found = next((each for each in commands if each.line <= number <= each.last_line), None)
+        reason = f"it is read as words of `{found.words[0]}`" if found else "it is a part of something else"
+        if line.lstrip().startswith("#"):
+            reason = "it is a comment"
+        elif _ODD_BLANK.search(line):
+            reason = "it holds a no-break space, which is no blank to a shell"
+        if _MENTION.search(line):
+            reasons.append(f"line {number} names LLaMA-Factory, but {reason}")
+    return reasons[:3]
 
-    command: Command
-    environment: dict[str, str]
-    notes: list[str] = field(default_factory=list)
-    accelerate_config: str | None = None
-    accelerate_options: dict[str, Any] = field(default_factory=dict)
 
-    def read(self, words: list[str], place: str, arguments: Mapping[str, Argument]) -> list[Invocation]:
-        words = self._unwrapped(words)
-        if len(words) > 1 and _name(words[0]) in _SHELLS:
-            return self._inner(words, place, arguments)
-        found = self._command(words)
-        if found is None:
-            return []
-        name, rest = found
-        where = f"{place}, line {self.command.line}"
-        if name in _KNOWN - {"env", "version", "help", "webui"}:
-            rest = [word for word in rest if not _ALL_WORDS.fullmatch(word)]
-            given = parse_words(rest, name, arguments, where, self.command.unresolved)
-        else:
-            given = parse_words([], name, arguments, where)
-            if name in _KNOWN:
-                given.notes += [f"{word!r}: llamafactory-cli {name} reads no arguments" for word in rest]
-            else:
-                given.notes.append(f"{' '.join([name, *rest])}: {name!r} is no command of LLaMA-Factory")
-        parts = [f"{part}: what it stands for is known only when the text runs" for part in self.command.unresolved]
-        return [
-            Invocation(
-                command=name,
-                config=given.config,
-                arguments=given.arguments,
-                environment=self.environment,
-                notes=[*self.notes, *given.notes, *parts],
-                comments=self.command.comments,
-                line=self.command.line,
-                accelerate_config=self.accelerate_config,
-                accelerate_options=self.accelerate_options,
-            )
-        ]
+def _unwrapped(commands: Sequence[Command], place: str, depth: int = 0) -> Iterator[tuple[Command, list[str]]]:
+    """Each command, or those within `bash -c TEXT` and `eval TEXT`; and the words before that TEXT."""
+    for command in commands:
+        words, where = command.words, f"{place}, line {command.line}"
+        is_eval = words[0] == "eval"
+        at = next((at for at, word in enumerate(words) if is_eval or _name(word) in _SHELLS), len(words)) + 1
+        while not is_eval and at < len(words) and words[at].startswith("-"):
+            at += 1
+        if at >= len(words) or not (is_eval or re.fullmatch("-[a-z]*c", words[at - 1])) or depth == 3:
+            yield command, []
+            continue
+        text = " ".join(words[at:]) if is_eval else words[at]
+        for inner, outer in _unwrapped(read_commands(text, where), where, depth + 1):
+            environment, comments = command.environment | inner.environment, [*command.comments, *inner.comments]
+            moved = replace(inner, environment=environment, comments=comments, line=command.line)
+            yield moved, [*words[:at], *outer]
 
-    def _inner(self, words: list[str], place: str, arguments: Mapping[str, Argument]) -> list[Invocation]:
-        """The commands of `bash -c TEXT`."""
-        at = next((at for at, word in enumerate(words) if re.fullmatch("-[a-z]*c", word)), len(words))
-        if at + 1 >= len(words):
-            return []
-        found = []
-        for inner in read_commands(words[at + 1], f"{place}, line {self.command.line}"):
-            outer = Command(
-                {**self.environment, **inner.environment},
-                inner.words,
-                [*self.command.comments, *inner.comments],
-                self.command.line,
-                list(dict.fromkeys([*self.command.unresolved, *inner.unresolved])),
-            )
-            start = _Start(outer, dict(outer.environment), list(self.notes))
-            if _name(inner.words[0]) not in _SHELLS:  # one within another is nobody's command
-                found += start.read(inner.words, place, arguments)
-        return found
 
-    def _unwrapped(self, words: list[str]) -> list[str]:
-        """The words from the program on, what stands before it read or noted."""
-        while words and (_name(words[0]) in _WRAPPERS or _ASSIGNMENT.fullmatch(words[0])):
-            wrapper, at = _name(words[0]), 1
-            if wrapper not in _WRAPPERS:
-                self._assign(words[0])
-                words = words[1:]
-                continue
-            while at < len(words) and not self._begins(words[at]):
-                at += 1
-            between = words[1:at]
-            for word in between:
-                self._assign(word)
-            if _WRAPPERS[wrapper]:
-                shown = " ".join(word for word in words[:at] if not _ASSIGNMENT.fullmatch(word))
-                self.notes.append(f"{shown}: {_WRAPPERS[wrapper]}")
-            elif wrapper == "env":
-                self._heed_env(between)
-            words = words[at:]
-        return words
-
-    @staticmethod
-    def _begins(word: str) -> bool:
-        """Whether a word after a wrapper is what it starts, or another wrapper, and not an option of its own."""
-        name = _name(word)
-        starts = name in _PROGRAMS or name in _WRAPPERS or name in _SHELLS or name in ("torchrun", "deepspeed")
-        return starts or name in ("accelerate", "accelerate-launch") or bool(_PYTHON.fullmatch(name))
-
-    def _assign(self, word: str) -> None:
-        found = _ASSIGNMENT.fullmatch(word)
-        if found:
-            self.environment[found[1]] = found[2]
-
-    def _heed_env(self, words: list[str]) -> None:
-        for option, name in zip(words, [*words[1:], ""], strict=True):
-            if option in ("-u", "--unset"):
-                self.environment.pop(name, None)
-            elif option.startswith("--unset="):
-                self.environment.pop(option.partition("=")[2], None)
-            elif option in ("-i", "-", "--ignore-environment"):
-                self.notes.append(f"env {option}: the run has your environment")
-
-    def _command(self, words: list[str]) -> tuple[str, list[str]] | None:
-        """LLaMA-Factory's command and the words after it; None where these words do not start it."""
-        if not words:
-            return None
-        name, rest = _name(words[0]), words[1:]
-        if words[0] in self.command.unresolved:  # $PYTHON src/train.py
-            return self._script(rest) or self._command(rest)
-        if name in _PROGRAMS:
-            return _subcommand(rest)
-        if _PYTHON.fullmatch(name):
-            return self._python(rest)
-        if name == "torchrun":
-            return self._launched("torchrun", TORCHRUN, rest)
-        if name == "deepspeed":
-            return self._launched("deepspeed", DEEPSPEED, rest)
-        if name == "accelerate-launch" or (name == "accelerate" and rest[:1] == ["launch"]):
-            return self._launched("accelerate", ACCELERATE, rest[1:] if name == "accelerate" else rest)
+def _invocation(command: Command, outer: list[str], place: str, arguments: Mapping[str, Argument]) -> Invocation | None:
+    found = _start(command.words)
+    if found is None:
         return None
+    at, name, rest = found
+    before, notes = command.words[:at], list[str]()
+    launched = max((at for at, word in enumerate(before) if _name(word) in _LAUNCHERS), default=len(before))
+    launcher = _LAUNCHERS[_name(before[launched])] if launched < len(before) else ""
+    options = [word for word in before[launched + 1 :] if word not in ("launch", "-m", "--module", "--no_python")]
+    left = outer + [word for word in before[:launched] if not _ASSIGNMENT.match(word)]
+    assigned = [word.marked.partition("=") for word in before[:launched] if _ASSIGNMENT.match(word)]
+    environment: dict[str, str] = {**command.environment, **{name: Word(value) for name, _, value in assigned}}
+    if not all(map(_is_silent, left)):
+        notes.append(f"not taken over: {' '.join(left)} (it stands before LLaMA-Factory's command)")
+    if launcher in ("torchrun", "deepspeed"):
+        variables, more = _launcher_environment(launcher, options)
+        environment |= variables
+        notes += more
+    given = parse_words(rest if name in _READS_ARGUMENTS else [], name, arguments, f"{place}, line {command.line}")
+    if name not in _READS_ARGUMENTS and (rest or name not in _COMMANDS):
+        notes.append(f"{' '.join([name, *rest])}: no command of LLaMA-Factory that reads arguments")
+    notes += [f"{word!r} holds a no-break space, which ends no word" for word in rest if _ODD_BLANK.search(word)]
+    parts = dict.fromkeys(part for word in [*command.words, *command.environment.values()] for part in word.unknown)
+    texts = "\n".join(given.notes)
+    notes += [*given.notes, *(text for part in parts if (text := f"{part}: {UNRESOLVED}") not in texts)]
+    for variable, value in environment.items():  # an option's --name=VALUE has lost the marks
+        if any(part in value for part in parts) and not isinstance(value, Word):
+            environment[variable] = Word(f"{ONE}{value}{ONE}")
+    if command.defaults:
+        notes.append(f"read with the default in it: {', '.join(command.defaults)}")
+    accelerate = _config_file(options) if launcher == "accelerate" else None
+    comments, line = command.comments, command.line
+    return Invocation(name, given.config, given.arguments, environment, notes, comments, line, accelerate)
 
-    def _python(self, words: list[str]) -> tuple[str, list[str]] | None:
-        at = 0
-        while at < len(words) and words[at].startswith("-"):
-            option = words[at]
-            at += 2 if option in ("-X", "-W") else 1
-            if option == "-m" and at < len(words):
-                found = self._module(words[at], words[at + 1 :])
-                return self._noting(words[: at - 1], found)
-        return self._noting(words[:at], self._script(words[at:]))
 
-    def _noting(self, options: list[str], found: tuple[str, list[str]] | None) -> tuple[str, list[str]] | None:
-        if found is not None and options:
-            self.notes.append(f"python {' '.join(options)}: options of Python have no place")
-        return found
+def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
+    """Where the words that start LLaMA-Factory begin, its command, and what follows that."""
+    for at, word in enumerate(words):
+        rest, path, before = words[at + 1 :], PurePosixPath(word), words[:at]
+        is_first = all(_is_silent(each) or _ASSIGNMENT.match(each) for each in before)
+        is_module = word in ("-m", "--module") and bool(rest) and rest[0] in _MODULES
+        is_program = _name(word) in _PROGRAMS or path.parts[-2:] == ("llamafactory", "cli.py")
+        if is_module and _MODULES[rest[0]]:
+            return at, _MODULES[rest[0]], rest[1:]
+        names_command = bool(rest) and rest[0] in _COMMANDS and words[0] not in ("echo", "printf")
+        if is_module or (is_program and (is_first or names_command)):
+            rest = rest[is_module:]
+            return at, *((rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("help", rest))
+        command, folders = _SCRIPTS.get(path.name, ("", set[str]()))
+        is_there = path.parent.name in folders or ("$" in path.parent.name and "" in folders)
+        starts = any(each == "run" or each.unknown or _is_silent(each) or _name(each) in _LAUNCHERS for each in before)
+        if is_there and (is_first or (starts and not any(each.endswith(".py") for each in before))):
+            return at, command, rest
+    return None
 
-    def _module(self, module: str, rest: list[str]) -> tuple[str, list[str]] | None:
-        if module in ("llamafactory.cli", "llamafactory"):
-            return _subcommand(rest)
-        if module in _MODULES:
-            return _MODULES[module], rest
-        if module in _TORCHRUN_MODULES:
-            return self._launched("torchrun", TORCHRUN, rest)
-        if module == "deepspeed.launcher.runner":
-            return self._launched("deepspeed", DEEPSPEED, rest)
-        if module == "accelerate.commands.launch":
-            return self._launched("accelerate", ACCELERATE, rest)
-        if module == "accelerate.commands.accelerate_cli" and rest[:1] == ["launch"]:
-            return self._launched("accelerate", ACCELERATE, rest[1:])
-        return None
 
-    @staticmethod
-    def _script(words: list[str]) -> tuple[str, list[str]] | None:
-        if not words:
-            return None
-        path = PurePosixPath(words[0])
-        if path.name in _PROGRAMS or (path.name == "cli.py" and path.parent.name == "llamafactory"):
-            return _subcommand(words[1:])
-        if path.name in _SCRIPTS and path.parent.name in _FOLDERS.get(path.name, {"src"}):
-            return _SCRIPTS[path.name], words[1:]
-        return None
-
-    def _launched(self, name: str, launcher: Launcher, words: list[str]) -> tuple[str, list[str]] | None:
-        options = launcher.read(words, frozenset(self.command.unresolved))
-        values, rest = options.values, options.rest
-        if "module" in values and rest:
-            found = self._module(rest[0], rest[1:])
-        else:
-            found = self._command(rest) if "no_python" in values else self._script(rest)
-        if found is None:
-            return None
-        if name == "accelerate":
-            self._accelerate(values)
-            return found
-        read = {"torchrun": torchrun_environment, "deepspeed": deepspeed_environment}[name]
-        environment, notes = read(values)
-        self.environment |= environment
-        self.notes += notes
-        return found
-
-    def _accelerate(self, values: Mapping[str, str]) -> None:
-        given: dict[str, Any] = {key: value if value else True for key, value in values.items()}
-        for key in ("module", "no_python"):
-            given.pop(key, None)
-        self.accelerate_config = values.get("config_file")
-        given.pop("config_file", None)
-        if self.accelerate_config is not None:
-            self.accelerate_options = given
-            return
-        environment, notes = accelerate_environment({}, given)
-        self.environment |= environment
-        self.notes += notes
-        self.notes.append("accelerate launch without --config_file also reads its default_config.yaml: not taken over")
+def _is_silent(word: str) -> bool:
+    name = _name(word)
+    is_unknown = isinstance(word, Word) and bool(word.unknown)  # which is noted by itself
+    return name in _SILENT or bool(_PYTHON.fullmatch(name) or re.fullmatch("-[a-z]*c", word)) or is_unknown
 
 
 def _name(word: str) -> str:
     """A program's name without its folder."""
-    return word.rpartition("/")[2]
+    found = _LOOKED_UP.fullmatch(word)
+    return (found[1] if found else word).rpartition("/")[2]
 
 
-def _subcommand(words: list[str]) -> tuple[str, list[str]]:
-    return (words[0], words[1:]) if words and not words[0].startswith("-") else ("help", list(words))
+def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
+    """The --config_file of `accelerate launch`, and its other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config_file", "--config-file", nargs="?")
+    given, rest = parser.parse_known_args(options)
+    return given.config_file, [str(word) for word in rest if not (isinstance(word, Word) and word.is_open)]
+
+
+def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
+    """LLaMA-Factory's variables for the options of torchrun or deepspeed, and a note for what has none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in _OPTIONS:
+        parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
+    namespace, extra = parser.parse_known_args(words)
+    given: dict[str, str] = vars(namespace)
+    environment, notes = {"FORCE_TORCHRUN": "1"}, list[str]()
+    nodes = given.pop("nnodes", given.get("num_nodes", "1"))
+    processes = given.pop("nproc_per_node", given.get("num_gpus", given.get("num_accelerators", "")))
+    processes = processes or ("1" if launcher == "torchrun" else "-1")
+    if processes not in ("gpu", "auto", "-1"):  # else all devices, as LLaMA-Factory's launcher takes of itself
+        environment["NPROC_PER_NODE"] = processes
+    devices = re.fullmatch(r"(?:localhost|127\.0\.0\.1):([0-9]+(?:,[0-9]+)*)", given.get("include", ""))
+    if devices:
+        environment |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
+        del given["include"]
+    host, _, port = given.pop("rdzv_endpoint", "").partition(":")
+    rendezvous = {"NODE_RANK": given.pop("node_rank", ""), "MASTER_ADDR": given.pop("master_addr", host)}
+    own_port = given.pop("master_port", "")
+    least, _, most = nodes.partition(":")
+    if least in ("1", "-1") and most in ("", "1"):  # how machines meet means nothing to one
+        environment |= {"MASTER_PORT": own_port} if own_port not in ("", "0") else {}
+    else:
+        is_elastic = most not in ("", least)
+        rendezvous |= {"NNODES": "" if is_elastic else least, "MASTER_PORT": own_port or port or "29400" * bool(host)}
+        environment |= {name: value for name, value in rendezvous.items() if value}
+        dropped = [f"nnodes {nodes}"] * is_elastic + [f"{name} {given[name]}" for name in _ELASTIC if name in given]
+        reason = "nothing is elastic here: the run is launched on each machine, with its compute.node_rank"
+        notes += [f"{launcher}'s {', '.join(dropped)}: {reason}"] if dropped else []
+    own = ("num_nodes", "num_gpus", "num_accelerators", *_HARMLESS, *_ELASTIC)
+    left = [f"{name} {value}" for name, value in given.items() if name not in own]
+    left += [word for word in extra if not (isinstance(word, Word) and word.is_open)]
+    notes += [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
+    return environment, notes

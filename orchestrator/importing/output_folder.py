@@ -1,399 +1,256 @@
-"""An output folder of an earlier training, as the arguments that can be read from it, and those that cannot.
+"""An output folder of an earlier training, as the arguments that its files tell, and a list of those that none tells.
 
-Covered: training_args.yaml, which LLaMA Board leaves and which is whole; without it adapter_config.json, README.md,
-trainer_state.json and the rest of what LLaMA-Factory 0.9 leaves; a checkpoint-N.
-Not covered: training_args.bin: it is pickled, and unpickling runs code. Whether the arguments are right.
-Reads a bounded part of each file; opens no weights; writes nothing.
+training_args.yaml, which LLaMA Board leaves, is complete. Without it: adapter_config.json, trainer_state.json and the
+model card. training_args.bin is never opened: it is pickled, and unpickling runs code.
 """
 
+import json
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from orchestrator.errors import SpecError
-from orchestrator.importing.board import find_user_config, launcher_environment, read_board, without_secrets
-from orchestrator.importing.config_file import read_config
-from orchestrator.importing.model_card import ModelCard, read_card, read_optimizer
-from orchestrator.importing.output_files import MAX_STATE_BYTES, Claims, OutputFiles
+from orchestrator.importing.config_file import Comments, read_config
+from orchestrator.importing.importer import Draft
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.arguments import Argument
-from orchestrator.upstream.installation import Installation
+from orchestrator.specs.arguments import Argument, argument_problem
 
-_LOOKED_FOR = ("training_args.yaml", "llamaboard_config.yaml", "adapter_config.json", "README.md", "trainer_state.json")
-_METHODS = ("lora", "oft", "freeze", "full")
-# A card's names, where they are not the argument's.
-_HYPERPARAMETERS = {
-    "learning_rate": "learning_rate",
-    "seed": "seed",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "lr_scheduler_type": "lr_scheduler_type",
-    "lr_scheduler_warmup_steps": "warmup_steps",
-    "lr_scheduler_warmup_ratio": "warmup_ratio",
-    "num_epochs": "num_train_epochs",
-    "training_steps": "max_steps",
+MAX_TEXT_BYTES = 1 << 20
+MAX_STATE_BYTES = 32 << 20  # trainer_state.json has an entry for each logged step
+MAX_VALUE_CHARS = 1000
+_OF_A_TRAINING = ("trainer_log.jsonl", "trainer_state.json", "training_args.yaml")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
+# What is read of each file: its name there, and the argument's.
+_ADAPTER = {
+    "r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora",
+    "use_dora": "use_dora", "target_modules": "lora_target", "modules_to_save": "additional_target",
+}  # fmt: skip
+_CARD = {
+    "learning_rate": "learning_rate", "seed": "seed", "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "lr_scheduler_type": "lr_scheduler_type", "lr_scheduler_warmup_steps": "warmup_steps",
+    "lr_scheduler_warmup_ratio": "warmup_ratio", "num_epochs": "num_train_epochs", "training_steps": "max_steps",
     "label_smoothing_factor": "label_smoothing_factor",
-}
-_ADAPTERS = {
-    "LORA": {
-        "r": "lora_rank",
-        "lora_alpha": "lora_alpha",
-        "lora_dropout": "lora_dropout",
-        "use_rslora": "use_rslora",
-        "use_dora": "use_dora",
-    },
-    "OFT": {"r": "oft_rank", "oft_block_size": "oft_block_size", "module_dropout": "module_dropout"},
-}
-_COMMAND = "see the command of then"
-_PICKLED = "in no file but training_args.bin"
-# What no file tells, with the reason; the key is what it depends on.
-_UNKNOWN = {
-    "": (
-        "template: in no file; chat_template.jinja or tokenizer_config.json may show what it looks like",
-        f"cutoff_len, packing, max_samples, dataset_dir: in no file; {_COMMAND}",
-        f"bf16, pure_bf16, weight_decay, max_grad_norm: {_PICKLED}; {_COMMAND}",
-        f"neftune_noise_alpha, use_galore, use_badam and such: in no file; {_COMMAND}",
-    ),
-    "adapter": (
-        f"quantization_bit: in no file whether the base model was quantized (QLoRA); {_COMMAND}",
-        f"adapter_name_or_path: in no file whether it went on from another adapter; {_COMMAND}",
-    ),
-    "freeze": (f"freeze_trainable_layers, freeze_trainable_modules, freeze_extra_modules: in no file; {_COMMAND}",),
-    "dpo": (f"pref_loss, pref_beta, pref_ftx, ref_model: in no file; {_COMMAND}",),
-    "kto": (f"pref_beta, kto_chosen_weight, kto_rejected_weight, ref_model: in no file; {_COMMAND}",),
-    "ppo": (f"reward_model, reward_model_type: in no file; {_COMMAND}",),
-    "devices": (f"deepspeed, fsdp: {_PICKLED} whether one of them was used; {_COMMAND}",),
-    "evaluated": (f"val_size, eval_dataset: it was evaluated, but in no file with what; {_COMMAND}",),
-}
+}  # fmt: skip
+_BATCH_SIZES = {f"{kind}_batch_size": f"per_device_{kind}_batch_size" for kind in ("train", "eval")}
+_HEADING = "The following hyperparameters were used during training:\n"
+_ADAM = re.compile(r"Use (\S+) with betas=\(([^,()]+),([^,()]+)\) and epsilon=(\S+)(?: and optimizer_args=(.*))?")
+_NEEDED = ("model_name_or_path", "finetuning_type", "dataset", "learning_rate", "seed")
+# What no file tells, for the reader to fill in.
+UNKNOWN = (
+    "stage: in no file; a spec's default is sft",
+    "template: in no file; chat_template.jinja or tokenizer_config.json may show what it looks like",
+    "cutoff_len, packing, max_samples, dataset_dir, val_size, eval_dataset: in no file",
+    "bf16, pure_bf16, weight_decay, max_grad_norm, deepspeed, fsdp: only in training_args.bin, which is not opened",
+    "quantization_bit, adapter_name_or_path, settings of freeze, dpo, kto and ppo: in no file",
+)
 
 
-@dataclass(frozen=True)
-class FolderRun:
-    """What a folder tells about the training that it came from."""
-
-    arguments: dict[str, Any]
-    """Of `llamafactory-cli train`. From training_args.yaml: all that was given, as it stands there."""
-    sources: dict[str, str]
-    """Argument -> the file that it was read from, as seen from the folder."""
-    unknown: list[str]
-    """Arguments that matter for a rerun and are in no file: which, why, and where to look."""
-    notes: list[str]
-    own_run: Path | None = None
-    """The run folder of ours that the folder belongs to: its spec.yaml has everything, so nothing was read."""
-    num_devices: int | None = None
-    """Processes that it was trained with, where a file says so."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables that LLaMA Board starts it with."""
-    is_whole: bool = False
-    """Whether the arguments are all that were given. Else they are those of a training, without do_train."""
-
-
-def read_output_folder(
-    folder: Path, arguments: Mapping[str, Argument], installation: Installation | None = None
-) -> FolderRun:
-    """What an output folder, or a checkpoint within one, tells.
+def read_output_folder(folder: Path, arguments: Mapping[str, Argument]) -> Draft:
+    """What an output folder, or a checkpoint within one, tells: each argument with a comment that names its file.
 
     Args:
         folder: the output folder.
-        arguments: what read_arguments found.
-        installation: LLaMA-Factory, for a llamaboard_config.yaml beside which training_args.yaml is missing.
+        arguments: LLaMA-Factory's, by name.
 
     Raises:
-        SpecError: no such folder, or nothing in it tells of a training.
+        SpecError: nothing in it tells of a training, or it belongs to a run of ours.
     """
-    folder = Path(folder).absolute()
-    if not folder.is_dir():
-        raise SpecError(f"{folder} is no folder", "give the output_dir of an earlier training")
-    own = _own_run(folder)
-    if own is not None:
-        return FolderRun({}, {}, [], [f"{folder} belongs to the run {own.name}, whose spec has everything"], own)
+    folder = folder.absolute()
+    for run in map(RunDir, (folder, folder.parent, folder.parent.parent)):
+        if run.record.is_file() and run.spec.is_file() and {folder, folder.parent} & {run.path, run.output}:
+            message = f"{folder} belongs to the run {run.path.name}, which has its spec"
+            raise SpecError(message, f"orchestrator rerun {run.path.name}, or copy {run.spec}")
     try:
-        return _Folder(folder, arguments, installation).read()
+        return _Folder(folder, arguments).read()
     except OSError as error:  # a folder that may not be looked into
         raise SpecError(f"{folder} cannot be read: {error}") from error
 
 
-def _own_run(folder: Path) -> Path | None:
-    """The run folder that holds a folder, where that is its output, a checkpoint, its export, or itself."""
-    for candidate in (folder, folder.parent, folder.parent.parent):
-        run = RunDir(candidate)
-        if run.record.is_file() and run.spec.is_file():
-            return candidate if any(each in (folder, folder.parent) for each in (candidate, run.output)) else None
-    return None
-
-
 class _Folder:
-    """One folder, while it is read."""
+    """One folder, while it is read. The first file that has an argument is believed."""
 
-    def __init__(self, folder: Path, arguments: Mapping[str, Argument], installation: Installation | None) -> None:
-        self.files = OutputFiles(folder)
-        self.claims = Claims(arguments)
-        self.installation = installation
-        self.matters = [""]  # keys of _UNKNOWN
-        self.unknown: list[str] = []
-        self.num_devices: int | None = None
+    def __init__(self, folder: Path, arguments: Mapping[str, Argument]) -> None:
+        self.folder = folder
+        self.known = arguments
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+        self.notes: list[str] = []
         self.environment: dict[str, str] = {}
-        self.card, self.card_label = self._card()
-        logged = any((each / "trainer_log.jsonl").is_file() for each in self.files.folders)
-        self.is_llamafactory = logged or "llama-factory" in self.card.tags
+        around = [folder.parent] if any((folder.parent / name).is_file() for name in _OF_A_TRAINING) else []
+        found = {int(match[1]): each for each in folder.iterdir() if (match := _CHECKPOINT.fullmatch(each.name))}
+        newest = [found[max(found)]] if found else []
+        self.folders = [folder, *(around if _CHECKPOINT.fullmatch(folder.name) else newest)]
 
-    def read(self) -> FolderRun:
-        self._whole()
+    def read(self) -> Draft:
+        place, path = str(self.folder), self._find("training_args.yaml")
+        if path is not None:
+            try:
+                return Draft("train", read_config(path)[0], place)
+            except SpecError as error:
+                self.notes.append(f"{self._label(path)} was not read: {error.message}")
         self._adapter()
-        self._state()  # before the card: the steps that it has are those of a resumed run, too
-        self._from_card()
-        self._base_of_config()
-        if not self.claims.values:
-            said = "".join(f"; {each}" for each in self._notes())
-            looked_for = ", ".join((*_LOOKED_FOR[:-1], f"or {_LOOKED_FOR[-1]} with anything about a training"))
-            raise SpecError(f"{self.files.folder} has no {looked_for}{said}", "give the output_dir of a training")
-        self._remarks()
-        unknown = [] if self.claims.is_whole else [*self.unknown, *self._unknown()]
-        return FolderRun(
-            self.claims.values,
-            self.claims.sources,
-            unknown,
-            self._notes(),
-            num_devices=self.num_devices,
-            environment=self.environment,
-            is_whole=self.claims.is_whole,
-        )
-
-    def _notes(self) -> list[str]:
-        return list(dict.fromkeys([*self.files.notes, *self.claims.notes]))
-
-    def note(self, text: str) -> None:
-        self.claims.notes.append(text)
-
-    def _whole(self) -> None:
-        """LLaMA Board's files, which have all that was given."""
-        path = self.files.find("training_args.yaml")
-        form = self.files.find("llamaboard_config.yaml")
-        try:
-            if path is not None:
-                values, secrets = without_secrets(read_config(path).values)
-                self.claims.take_whole(values, self.files.label(path))
-                self.claims.notes += secrets
-                self.environment = launcher_environment(values)
-            elif form is not None and self.installation is not None:
-                config = find_user_config(form.absolute().parents)
-                run = read_board(read_config(form).values, self.installation, config)
-                self.claims.take_whole(run.arguments, self.files.label(form))
-                self.claims.notes += run.notes
-                self.environment = run.environment
-            elif form is not None:
-                self.note(f"{self.files.label(form)} has all that was given: import it itself")
-        except SpecError as error:
-            self.note(f"LLaMA Board's file was not read: {error.message}")
+        state, source = self._mapping("trainer_state.json", MAX_STATE_BYTES)
+        for name in ("logging_steps", "save_steps"):
+            self._add(name, state.get(name), source)
+        self._card(state.get("train_batch_size"), source)
+        if self._find("llamaboard_config.yaml"):
+            self.notes.append("llamaboard_config.yaml, a form of LLaMA Board, was not read")
+        if not self.values:
+            looked_for = (
+                "training_args.yaml, adapter_config.json, trainer_state.json or README.md that tells of a training"
+            )
+            raise SpecError("\n  ".join([f"{place} has no {looked_for}", *self.notes]), "give a training's output_dir")
+        missing = ", ".join(name for name in _NEEDED if name not in self.values)
+        unknown = [*([f"{missing}: in no file here"] if missing else []), *UNKNOWN]
+        beside = {name: f"# from {source}" for name, source in self.sources.items()}
+        comments = Comments(beside=beside, tail=[f"# not known: {each}" for each in unknown])
+        values = {**self.values, "do_train": True}
+        return Draft("train", values, place, comments=comments, environment=self.environment, notes=self.notes)
 
     def _adapter(self) -> None:
-        path = self.files.find("adapter_config.json")
-        if path is None:
-            return
-        self.matters.append("adapter")
-        config, source = self.files.mapping(path), self.files.label(path)
-        self.claims.add("model_name_or_path", config.get("base_model_name_or_path") or None, source)
-        self.claims.add("model_revision", config.get("revision"), source)
-        kind = config.get("peft_type")
-        if not isinstance(kind, str) or kind not in _ADAPTERS:
-            self.note(f"{source} has peft_type {str(kind)[:40]}, which LLaMA-Factory does not train")
-            return
-        self.claims.add("finetuning_type", kind.lower(), source)
-        for key, name in _ADAPTERS[kind].items():
-            self.claims.add(name, config.get(key), source)
-        self._modules(config, source)
-        init = config.get("init_lora_weights")
-        if found := re.fullmatch(r"pissa(?:_niter_(\d{1,9}))?", init if isinstance(init, str) else ""):
-            self.claims.add("pissa_init", True, source)
-            self.claims.add("pissa_iter", int(found[1] or -1), source)
-            if (path.parent / "pissa_converted").is_dir():
-                self.claims.add("pissa_convert", True, "pissa_converted/")
+        config, source = self._mapping("adapter_config.json", MAX_TEXT_BYTES)
+        self._add("model_name_or_path", config.get("base_model_name_or_path") or None, source)
+        self._add("model_revision", config.get("revision"), source)
+        if config.get("peft_type") == "LORA":
+            self._add("finetuning_type", "lora", source)
+            for key, name in _ADAPTER.items():
+                value = config.get(key)
+                is_words = isinstance(value, list) and all(isinstance(each, str) for each in value)
+                if is_words or name not in ("lora_target", "additional_target"):
+                    self._add(name, sorted(value or []) if is_words else value, source)
+            self.notes.append("lora_target: the modules that were trained; it may have been written as 'all'")
+        elif config:
+            kind = str(config.get("peft_type"))[:40]
+            self.notes.append(f"{source} has peft_type {kind}, whose settings were not read")
 
-    def _modules(self, config: Mapping[str, Any], source: str) -> None:
-        target, saved = config.get("target_modules"), config.get("modules_to_save")
-        if isinstance(target, list) and all(isinstance(each, str) for each in target):
-            self.claims.add("lora_target", sorted(target), source)
-            if not self.claims.is_whole:
-                self.note("lora_target: these modules; it may have been written as 'all'")
-            if any("." in each for each in target):
-                self.unknown.append(f"use_llama_pro: single layers were trained, maybe by it; {_COMMAND}")
-        elif target is not None:
-            self.unknown.append(f"lora_target: {source} has a pattern, which LLaMA-Factory makes itself; {_COMMAND}")
-        if isinstance(saved, list) and all(isinstance(each, str) for each in saved):
-            self.claims.add("additional_target", sorted(saved), source)
+    def _card(self, state_batch_size: Any, state_source: str) -> None:
+        """README.md, the card that transformers and peft write; that of a checkpoint has no list."""
+        paths = [each / "README.md" for each in self.folders]
+        texts = [(self._text(path), self._label(path)) for path in paths if path.is_file()]
+        text, source = next((each for each in texts if _HEADING in each[0]), texts[0] if texts else ("", ""))
+        base_model, tags = _head(text)
+        listed = _list(text)
+        self._add("model_name_or_path", base_model or None, source)
+        is_llamafactory = "llama-factory" in tags or any(
+            (each / "trainer_log.jsonl").is_file() for each in self.folders
+        )
+        if is_llamafactory:  # each process has one device, so that a process's batch size is a device's
+            method = next((tag for tag in ("lora", "freeze", "full") if tag in tags), None)
+            self._add("finetuning_type", method, source)
+            self._add("dataset", _datasets(text) or None, source)
+            self._add("per_device_train_batch_size", state_batch_size, state_source)
+        else:
+            reason = "so dataset and batch sizes were not read, and other names may mean other things"
+            self.notes.append(f"nothing here shows that LLaMA-Factory made it, {reason}")
+        for key, name in {**_CARD, **(_BATCH_SIZES if is_llamafactory else {})}.items():
+            self._add(name, self._typed(name, listed.get(key)), source)
+        self._add("fp16", True if listed.get("mixed_precision_training") == "Native AMP" else None, source)
+        if found := _ADAM.fullmatch(listed.get("optimizer", "")):
+            self._add("optim", found[1].removeprefix("OptimizerNames.").lower(), source)
+            for name, text in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), found.groups()[1:4], strict=True):
+                self._add(name, self._typed(name, text), source)
+            self._add("optim_args", None if found[5] == "No additional optimizer arguments" else found[5], source)
+        elif "optimizer" in listed:
+            self.notes.append(f"optim: {source} has {_shown(listed['optimizer'])}, which was not read")
+        if re.fullmatch(r"[2-9]|\d{2,4}", devices := listed.get("num_devices", "")):
+            self.environment["NPROC_PER_NODE"] = devices
+            self.notes.append(f"it was trained with {devices} processes: compare compute.nproc_per_node and nnodes")
 
-    def _state(self) -> None:
-        path = self.files.find("trainer_state.json")
-        if path is None:
+    def _add(self, name: str, value: Any, source: str) -> None:
+        """One argument; a value that does not fit is noted and dropped."""
+        if value is None:
             return
-        state, source = self.files.mapping(path, MAX_STATE_BYTES), self.files.label(path)
-        history = state.get("log_history")
-        entries = [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
-        keys = {key for entry in entries for key in entry}
-        stage = self._stage(keys, source)
-        if stage != "ppo":  # its own loop leaves transformers' defaults there
-            for name in ("logging_steps", "save_steps"):
-                self.claims.add(name, state.get(name), source)
-            self._evaluations(state, entries, source)
-        self._batch_size("per_device_train_batch_size", state.get("train_batch_size"), source)
-        callbacks = state.get("stateful_callbacks")
-        stopping = callbacks.get("EarlyStoppingCallback") if isinstance(callbacks, dict) else None
-        if isinstance(stopping, dict) and isinstance(stopping.get("args"), dict):
-            self.claims.add("early_stopping_steps", stopping["args"].get("early_stopping_patience"), source)
-        if not self.card.hyperparameters:
-            total = f"{str(state.get('max_steps'))[:20]} steps, {str(state.get('num_train_epochs'))[:20]} epochs"
-            self.unknown.append(
-                f"num_train_epochs, max_steps: {source} has {total} (rounded up), but not which was given"
+        argument = self.known.get(name)
+        value = argument.typed(value) if argument else value
+        texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+        problem = argument_problem(name, value, "train", self.known) or ""
+        if isinstance(value, float) and not math.isfinite(value):
+            problem = "it is no finite number"
+        elif any(len(each) > MAX_VALUE_CHARS or not each.isprintable() for each in texts):
+            problem = "it is no text of one line"
+        if problem:
+            self.notes.append(
+                f"{source} has {name}: {_shown(value)}, not taken over: {' '.join(problem.split())[:200]}"
             )
+        elif name not in self.values:
+            self.values[name], self.sources[name] = value, source
+        elif self.values[name] != value:
+            first = f"{self.sources[name]} has {_shown(self.values[name])}"
+            self.notes.append(f"{name}: {first}, but {source} has {_shown(value)}: the first is taken")
 
-    def _stage(self, keys: set[str], source: str) -> str:
-        """What the logged values give away."""
-        said = {each.removeprefix("eval_") for each in keys}
-        stage = ""
-        if "rewards/accuracies" in said:
-            stage = "dpo"
-        elif "rewards/chosen" in said and "kl" in said:
-            stage = "kto"
-        elif "reward" in said:
-            stage = "ppo"
-        elif head := self.files.find("value_head.safetensors") or self.files.find("value_head.bin"):
-            stage, source = "rm", self.files.label(head)
-        elif (results := self.files.find("all_results.json")) and "eval_perplexity" in self.files.mapping(results):
-            stage, source = "pt", self.files.label(results)
-        if not stage:
-            self.unknown.append(f"stage: sft or pt, which leave the same files; {_COMMAND}")
-            return stage
-        self.claims.add("stage", stage, source)
-        self.matters.append(stage)
-        if "odds_ratio_loss" in said:
-            self.claims.add("pref_loss", "orpo", source)
-        return stage
+    def _typed(self, name: str, text: str | None) -> Any:
+        """A card's text as a number, where it is one."""
+        kinds = self.known[name].kinds if name in self.known else frozenset[str]()
+        try:
+            return text if text is None or len(text) > 40 else float(text) if "float" in kinds else int(text)
+        except ValueError:
+            return text
 
-    def _evaluations(self, state: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], source: str) -> None:
-        found = [each for each in entries if "eval_loss" in each]
-        if not found:
-            return
-        self.matters.append("evaluated")
-        steps = {step for each in found if isinstance(step := each.get("step"), int) and step > 0}
-        epochs = [each.get("epoch") for each in found]
-        every, last = state.get("eval_steps"), state.get("global_step")
-        if not isinstance(every, int) or not isinstance(last, int) or every < 1:
-            return
-        if len(steps) == last // every and all(step % every == 0 for step in steps):
-            self.claims.add("eval_strategy", "steps", source)
-            self.claims.add("eval_steps", every, source)
-        elif all(isinstance(each, int | float) and each % 1 == 0 for each in epochs):
-            self.claims.add("eval_strategy", "epoch", source)
+    def _find(self, name: str) -> Path | None:
+        """The file, in the first of the folders that has it."""
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
-    def _card(self) -> tuple[ModelCard, str]:
-        """The card with the hyperparameters: that of a checkpoint has none."""
-        cards = [
-            (read_card(self.files.text(path)), self.files.label(path))
-            for folder in self.files.folders
-            if (path := folder / "README.md").is_file()
-        ]
-        told = [each for each in cards if each[0].hyperparameters]
-        return (told or cards or [(ModelCard(), "")])[0]
+    def _label(self, path: Path) -> str:
+        return os.path.relpath(path, self.folder)
 
-    def _from_card(self) -> None:
-        card, source, claims = self.card, self.card_label, self.claims
-        claims.add("model_name_or_path", card.base_model or None, source)
-        if self.is_llamafactory and card.datasets:
-            names = list(card.datasets)
-            claims.add("dataset", names if len(names) > 1 else names[0], source)
-        if self.is_llamafactory and "finetuning_type" not in claims.values:
-            method = next((tag for tag in _METHODS if tag in card.tags), None)
-            claims.add("finetuning_type", method, source)
-            self.matters += [method] if method else []
-        for tag, name in (("unsloth", "use_unsloth"), ("kt-kernel", "use_kt")):
-            if self.is_llamafactory and tag in card.tags:
-                claims.add(name, True, source)
-        self._quantization()
-        listed = card.hyperparameters
-        if not listed:
-            return
-        for key, name in _HYPERPARAMETERS.items():
-            claims.add_text(name, listed.get(key), source)
-        # Left out of the list where they are 1 and 0.
-        if "gradient_accumulation_steps" not in listed:
-            claims.add("gradient_accumulation_steps", 1, source)
-        if not {"lr_scheduler_warmup_steps", "lr_scheduler_warmup_ratio"} & listed.keys():
-            claims.add("warmup_steps", 0, source)
-        if listed.get("mixed_precision_training") == "Native AMP":
-            claims.add("fp16", True, source)
-        for key in ("train", "eval"):
-            text = listed.get(f"{key}_batch_size", "")
-            size = int(text) if re.fullmatch(r"\d{1,9}", text) else None
-            self._batch_size(f"per_device_{key}_batch_size", size, source)
-        self._optimizer(listed.get("optimizer", ""))
-        if re.fullmatch(r"\d{1,6}", listed.get("num_devices", "")):
-            self.num_devices = int(listed["num_devices"])
-            self.matters.append("devices")
-            kind = listed.get("distributed_type", "")[:40]
-            self.note(
-                f"it was trained with {self.num_devices} processes ({kind}): see compute.nproc_per_node and nnodes"
-            )
+    def _text(self, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+        """A file's text; '' and a note where it is too large."""
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            self.notes.append(f"{self._label(path)} was not read: it has more than {max_bytes:,} bytes")
+            return ""
+        return data.decode("utf-8", "replace")
 
-    def _batch_size(self, name: str, value: Any, source: str) -> None:
-        """The files count for a process: with LLaMA-Factory each has one device, so it is a device's too."""
-        if self.is_llamafactory and "kt-kernel" not in self.card.tags:
-            self.claims.add(name, value, source)
-        elif value is not None:
-            reason = "is a process's, whose number of devices is not known"
-            self.unknown.append(f"{name}: {str(value)[:20]} of {source} {reason}")
+    def _mapping(self, name: str, max_bytes: int) -> tuple[dict[str, Any], str]:
+        """A JSON file's mapping and what the file is called; {} and a note where it has none."""
+        path = self._find(name)
+        if path is None or not (text := self._text(path, max_bytes)):
+            return {}, name
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self.notes.append(f"{self._label(path)} was not read: it holds no JSON mapping")
+            found = {}
+        return found, self._label(path)
 
-    def _optimizer(self, line: str) -> None:
-        found, source = read_optimizer(line), self.card_label
-        if found is None or not found.name:
-            shown = f"{source} has {line[:80]!r}" if line else f"{source} has none"
-            self.unknown.append(f"optim: {shown}; {_COMMAND}")
-        if found is not None:
-            self.claims.add("optim", found.name or None, source)
-            self.claims.add_text("optim_args", found.args, source)
-            for name, text in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), found.adam, strict=False):
-                self.claims.add_text(name, text, source)
 
-    def _quantization(self) -> None:
-        """Settings of bitsandbytes, which peft wrote into cards before its 0.10."""
-        told, source = self.card.quantization, self.card_label
-        bits = 4 if told.get("load_in_4bit") == "True" else 8 if told.get("load_in_8bit") == "True" else None
-        if bits is None:
-            return
-        self.claims.add("quantization_bit", bits, source)
-        if bits == 4:
-            self.claims.add_text("quantization_type", told.get("bnb_4bit_quant_type"), source)
-            self.claims.add_text("double_quantization", told.get("bnb_4bit_use_double_quant"), source)
+def _head(text: str) -> tuple[str, list[str]]:
+    """base_model and tags of a card's YAML head, a stranger's text: nothing of it is constructed."""
+    found = re.match(r"---\n(.{0,20000}?)\n---\n", text, re.DOTALL)
+    try:
+        root = yaml.compose(found[1], Loader=yaml.SafeLoader) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        root = None
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    values = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
+    base, tags = values.get("base_model"), values.get("tags")
+    listed = tags.value if isinstance(tags, yaml.SequenceNode) else []
+    texts = [str(each.value) for each in listed if isinstance(each, yaml.ScalarNode)]
+    return str(base.value) if isinstance(base, yaml.ScalarNode) else "", texts
 
-    def _base_of_config(self) -> None:
-        """A full model's config.json names what it was loaded from; transformers 5 leaves that out."""
-        path = self.files.find("config.json") if self.claims.values else None
-        if path is not None and "model_name_or_path" not in self.claims.values:
-            name = self.files.mapping(path).get("_name_or_path")
-            self.claims.add("model_name_or_path", name or None, self.files.label(path))
 
-    def _remarks(self) -> None:
-        if self.files.find("training_loss.png"):
-            self.claims.add("plot_loss", True, "training_loss.png")
-        if not self.is_llamafactory and not self.claims.is_whole:
-            self.note("nothing here says that LLaMA-Factory made it: another program may have meant other things")
-        if self.files.find("training_args.bin"):
-            said = "it is pickled, and unpickling runs code; it holds the arguments of transformers alone"
-            self.note(f"training_args.bin was not opened: {said}")
-        if self.files.find("predict_results.json"):
-            self.note("predict_results.json is of a prediction (do_predict): `orchestrator benchmark` does that")
-        if self.card.versions:
-            shown = ", ".join(f"{name[:20]} {version[:30]}" for name, version in list(self.card.versions.items())[:8])
-            self.note(f"it was trained with {shown}")
+def _datasets(text: str) -> str | list[str]:
+    """'... on the a dataset.', '... on the a, the b and the c datasets.' of the sentence about a card's model."""
+    sentence = next((line for line in text.splitlines() if line.startswith("This model ") and len(line) < 4000), "")
+    found = re.search(r".*(?:\)|from scratch) on the (.*) (datasets?)\.$", sentence)
+    first, _, last = found[1].rpartition(" and the ") if found else ("", "", "")
+    return [] if found is None else found[1] if found[2] == "dataset" else [*first.split(", the "), last]
 
-    def _unknown(self) -> list[str]:
-        lines = [line for key in dict.fromkeys(self.matters) for line in _UNKNOWN.get(key, ())]
-        known = self.claims.values.keys() | ({"bf16", "pure_bf16"} if self.claims.values.get("fp16") else set())
-        needed = ["model_name_or_path", "finetuning_type", "dataset", "learning_rate", "seed"]
-        lines.insert(0, f"{', '.join(needed)}: in no file here; {_COMMAND}")
-        found = []
-        for line in lines:  # without those of its names that are known after all
-            names, _, reason = line.partition(":")
-            left = [name for name in names.split(", ") if name not in known]
-            found += [f"{', '.join(left)}:{reason}"] if left else []
-        return found
+
+def _list(text: str) -> dict[str, str]:
+    """The '- name: value' lines below the heading of a card's hyperparameters."""
+    lines = text.partition(_HEADING)[2].lstrip("\n").partition("\n\n")[0].splitlines()
+    return {key: value for key, mark, value in (line[2:].partition(": ") for line in lines if line[:2] == "- ") if mark}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

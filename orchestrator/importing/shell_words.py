@@ -1,275 +1,205 @@
-"""What the words of a POSIX shell's text say, without their quotes and with their variables.
+"""The words of a shell text with quotes removed and variables put in; what only running it would tell is marked."""
 
-Covered: quotes, escapes; variables and arrays with their defaults and cut ends (`${X:-a}`, `${X##*/}`); the splitting
-of what stands unquoted.
-Not covered: what only running the text would tell: it is kept as written and listed. So are patterns of file names and
-brace expansions.
-Pure: nothing is run, opened or read from the environment.
-"""
-
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from pathlib import Path
 
-from orchestrator.importing.shell_tokens import (
-    NAME,
-    PARAMETER,
-    ShellError,
-    continuation,
-    is_process_substitution,
-    list_end,
-    quoted_end,
+from orchestrator.errors import SpecError
+from orchestrator.specs.excerpt import block, excerpt
+
+MAX_WORK = 1 << 21  # characters read and written while variables are put in and loops followed: about a second
+MAX_DEPTH = 40
+NAME = "[A-Za-z_][A-Za-z0-9_]*"
+# Marks in texts. An unknown part stands between two ONE, or two MANY where it may be any number of words.
+ONE, MANY, BREAK, EMPTY = "\0\1\2\3"
+MARKED = re.compile("[\0\1]([^\0\1]*)[\0\1]")
+BLANK_OR_MARKED = re.compile("([\0\1][^\0\1]*+[\0\1])|[ \t\n]++")
+
+_NAME = rf"{NAME}(?:\\\r?\n[A-Za-z0-9_]+)*"  # a line may end within it
+_PIECE = re.compile(
+    rf"""(?P<plain>(?:[^ \t\r\n\\'"`$;&|()<>]|\r(?!\n))++) | '(?P<single>[^']*+)'
+    | \\(?P<escaped>\r\n|.?) | (?P<quote>\$?") | (?P<nested>\$\(|\$\{{|`|[<>]\()
+    | (?P<ansi>\$'(?:[^'\\]|\\.)*+') | \$(?P<name>{_NAME}|[0-9@*#?$!-]) | (?P<dollar>\$)""",
+    re.VERBOSE | re.DOTALL,
+)
+_QUOTED_PIECE = re.compile(
+    rf"""(?P<plain>[^\\`"$]++) | \\(?P<escaped>[$`"\\\n]|\r\n) | (?P<slash>\\) | (?P<nested>\$\(|\$\{{|`)
+    | \$(?P<name>{_NAME}|[0-9@*#?$!-]) | (?P<dollar>\$)""",
+    re.VERBOSE,
+)
+# What opens, closes or hides something within $(...) and ${...}; and within double quotes.
+_INNER = re.compile(
+    r"\\.|'[^']*+'|\$'(?:[^'\\]|\\.)*+'|`(?:[^`\\]|\\.)*+`|\$?[\"(]|\$\{|[)}]|(?<=[\s;])#[^\n]*+|['`]", re.DOTALL
+)
+_QUOTED_INNER = re.compile(r"\\.|`(?:[^`\\]|\\.)*+`|\$[({]|[\"}`]", re.DOTALL)
+_PARAMETER = re.compile(rf"\$\{{?({NAME}|[0-9@*]+)(?:\[([@*])\])?(?:(:?[-=+?])(.*))?\}}?", re.DOTALL)
+_MANY_WORDS = re.compile(r"\$\{?(?:[@*]|\w+\[[@*]\])")
+_FILES = re.compile(r"[*?]|\{[^{},]*+,[^{}]*+\}|\{[^{}.]*+\.\.[^{}]*+\}")
+_SELF = r"(?:\$0|\$\{?BASH_SOURCE(?:\[0\])?(?::-\$0)?\}?)"
+_DIRNAME = rf"\$\(\s*dirname\s+(?:--\s+)?(?:{_SELF}|\$\(\s*(?:readlink\s+-f|realpath)\s+{_SELF}\s*\))\s*\)"
+# The script's own folder, quotes left out: $(cd $(dirname $0)/.. && pwd), $(dirname $(readlink -f $0)).
+_OWN_FOLDER = re.compile(
+    rf"\$\(\s*cd\s+(?:--\s+)?{_DIRNAME}(/[./]*)?(?:\s*&?>\s*/dev/null(?:\s*2>&1)?)?\s*(?:&&|;)\s*pwd(?:\s+-P)?\s*\)"
+    rf"|{_DIRNAME}"
 )
 
-MAX_EXPANDED = 1 << 23  # characters that all words of a text may have together: variables can double each time
-MAX_CUT = 4096  # characters of a value that ${X##PATTERN} is tried on
 
-_BRACED = re.compile(rf"\$\{{({NAME})(?:\[([@*]|[0-9]{{1,6}})\])?(?:(:?[-=+?]|##?|%%?)(.*))?\}}", re.ASCII | re.DOTALL)
-_BRACES = re.compile(r"\{[^{}\s]*\}")
-_ANSI = re.compile(
-    r"\\(?:([0-7]{1,3})|x([0-9A-Fa-f]{1,2})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8})|c(.)|(.))", re.DOTALL
-)
-_ANSI_CHARS = {"a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+class Word(str):
+    """A word as the program gets it, or as it is written where that is not known."""
 
+    marked: str
 
-@dataclass(frozen=True)
-class Variable:
-    """What the text gives a variable."""
+    def __new__(cls, marked: str) -> "Word":
+        word = super().__new__(cls, re.sub(f"[{ONE}-{EMPTY}]", "", marked))
+        word.marked = marked
+        return word
 
-    value: str | tuple[str, ...] | None
-    """Text, or the words of an array, which may hold what is unresolved. None: not known without running the text."""
-    written: str = ""
-    """The text, with what cannot be known as it is written."""
-    unresolved: tuple[str, ...] = ()
-    exported: bool = False
+    @property
+    def unknown(self) -> list[str]:
+        """The parts that only running the text would tell."""
+        return MARKED.findall(self.marked)
 
-
-@dataclass
-class Expander:
-    """Words with their quotes removed and their variables put in."""
-
-    variables: dict[str, Variable] = field(default_factory=dict)
-    unresolved: list[str] = field(default_factory=list)
-    """What could not be known in the words so far, each as written; whoever reads the words takes them."""
-    spent: int = 0
-    _fields: list[str] = field(default_factory=list)
-    _current: list[str] | None = None
-    _splits: bool = True
-    _pattern: bool = False
-    _last_bracket: int = -1
-
-    def fields(self, raw: str) -> list[str]:
-        """The words that one word as written becomes: none, one or several."""
-        self._read_word(raw, splits=True)
-        return self._fields
-
-    def text(self, raw: str) -> str:
-        """What an assignment makes of its right side: one text."""
-        self._read_word(raw, splits=False)
-        return " ".join(self._fields)
-
-    def _read_word(self, raw: str, splits: bool) -> None:
-        self._fields, self._current, self._splits, self._pattern = [], None, splits, False
-        self._last_bracket = raw.rfind("]")
-        tilde = re.match(r"~[^/'\"\\$`:]*", raw)
-        if tilde:
-            self.unresolved.append(tilde[0])
-        self._read(raw, within=False, expanded=False)
-        self._end_field()
-        if self._pattern and splits:
-            self.unresolved.append(raw)
-
-    def _read(self, raw: str, within: bool, expanded: bool) -> None:
-        at = 0
-        while at < len(raw):
-            char = raw[at]
-            end = at + 1
-            if char == "\\":
-                end = at + (continuation(raw, at) or 2)
-                if not continuation(raw, at):
-                    self._put(_escaped(raw[at:end], within))
-            elif char in "$`" or (char == '"') or (char == "'" and not within):
-                end = quoted_end(raw, at, 0, within)
-                self._read_quoted(raw[at:end], within)
-            elif within:
-                end = re.compile(r"[^\\$`\"]+").match(raw, at).end()  # type: ignore[union-attr]
-                self._put(raw[at:end])
-            elif is_process_substitution(raw, at):
-                end = list_end(raw, at + 2, 0)
-                self._leave(raw[at:end])
-            else:
-                literal = re.compile(r"[^\\$`\"'*?\[{<>]+").match(raw, at)
-                end = literal.end() if literal else end
-                self._pattern |= char in "*?" or _is_brace_expansion(raw, at)
-                # key=[a,b] is what OmegaConf reads; no file is called so
-                self._pattern |= char == "[" and at < self._last_bracket and not re.match(rf"{NAME}=", raw)
-                (self._split if expanded else self._put)(raw[at:end])
-            at = end
-
-    def _read_quoted(self, raw: str, within: bool) -> None:
-        if raw[0] == "'":
-            self._put(raw[1:-1])
-        elif raw[0] == '"' or (raw[:2] == '$"' and not within and len(raw) > 2):
-            inner = raw[raw.index('"') + 1 : -1]
-            if not self._is_empty_array(inner):
-                self._put("")  # "" is a word
-            self._read(inner, within=True, expanded=False)
-        elif raw[:2] == "$'" and not within and len(raw) > 2:
-            self._put(_ANSI.sub(_ansi_char, raw[2:-1]))
-        elif raw == "$":
-            self._put(raw)
-        else:
-            self._read_parameter(raw, within)
-
-    def _is_empty_array(self, inner: str) -> bool:
-        """Whether a text in double quotes is "${A[@]}" of an empty array, which is no word at all."""
-        found = _BRACED.fullmatch(inner)
-        given = self.variables.get(found[1]) if found and found[2] == "@" and not found[3] else None
-        return given is not None and given.value == ()
-
-    def _read_parameter(self, raw: str, within: bool) -> None:
-        plain, braced = PARAMETER.fullmatch(raw), _BRACED.fullmatch(raw)
-        if plain and plain[1]:
-            name, index, operator, rest = re.sub(r"\\\r?\n", "", plain[1]), "", "", ""
-        elif braced:
-            name, index, operator, rest = braced.groups("")
-        else:
-            self._leave(raw)
-            return
-        given = self.variables.get(name)
-        value = None if given is None else _item(given.value, index)
-        if given is not None and isinstance(given.value, tuple):
-            self._take_over(given)
-        kind = operator.lstrip(":")
-        is_empty = value is None or (operator != kind and not "".join(value))
-        if given is not None and given.value is None:
-            self._leave_unknown(raw, given, within, is_whole=not (index or operator))
-        elif ("IFS" in self.variables and not within and self._splits) or (kind == "?" and is_empty):
-            self._leave(raw)
-        elif kind in ("-", "=") and is_empty:
-            self._read_default(name, rest, within, assigns=kind == "=")
-        elif given is None:  # our own environment is not asked
-            self._leave(raw)
-        elif kind == "+" and not is_empty:
-            self._read(rest, within, expanded=not within)
-        elif kind != "+" and value is not None:
-            if kind[:1] in ("#", "%"):
-                self._put_cut(raw, value, kind, rest, within)
-            else:
-                self._put_value(value, within, joined=index == "*")
-
-    def _leave_unknown(self, raw: str, given: Variable, within: bool, is_whole: bool) -> None:
-        """Of what the text gives a variable, at least the parts that can be known: saves/$(date)."""
-        if not is_whole or raw in (given.written, f"${{{given.written[1:]}}}"):
-            self._leave(raw)
-            return
-        self._take_over(given)
-        parts = sorted(given.unresolved, key=len, reverse=True)
-        for number, piece in enumerate(re.split("(" + "|".join(map(re.escape, parts)) + ")", given.written)):
-            (self._put if within or number % 2 else self._split)(piece)
-
-    def _take_over(self, given: Variable) -> None:
-        """What a variable holds of unknown parts, the word that it stands in holds too."""
-        self.unresolved += given.unresolved
-        self._spend(len(given.unresolved))
-
-    def _put_cut(self, raw: str, value: str | tuple[str, ...], kind: str, pattern: str, within: bool) -> None:
-        if isinstance(value, str) and len(value) <= MAX_CUT and not re.search(r"[\\'\"`$]", pattern):
-            self._spend(16 * len(value))  # that many tries
-            self._put_value(_cut(value, kind, pattern), within, joined=False)
-        else:
-            self._leave(raw)
-
-    def _read_default(self, name: str, rest: str, within: bool, assigns: bool) -> None:
-        if assigns:
-            inner = Expander(self.variables, spent=self.spent)
-            written = inner.text(rest)
-            self.spent = inner.spent
-            known = None if inner.unresolved else written
-            self.variables[name] = Variable(known, written, tuple(inner.unresolved))
-        self._read(rest, within, expanded=not within)
-
-    def _put_value(self, value: str | tuple[str, ...], within: bool, joined: bool) -> None:
-        if isinstance(value, tuple) and (joined or not self._splits):
-            value = " ".join(value)
-        for number, item in enumerate((value,) if isinstance(value, str) else value):
-            if number:
-                self._end_field()
-            (self._put if within else self._split)(item)
-
-    def _leave(self, raw: str) -> None:
-        """Keep what cannot be known as it is written."""
-        self.unresolved.append(raw)
-        self._put(raw)
-
-    def _put(self, text: str) -> None:
-        self._current = self._current if self._current is not None else []
-        self._current.append(text)
-        self._spend(len(text))
-
-    def _split(self, text: str) -> None:
-        """Put in what stands unquoted: blanks in it end a word."""
-        self._pattern |= bool(re.search(r"[*?]", text))
-        for number, part in enumerate(re.split(r"[ \t\n]+", text) if self._splits else [text]):
-            if number:
-                self._end_field()
-            if part or not self._splits:
-                self._put(part)
-
-    def _end_field(self) -> None:
-        if self._current is not None:
-            self._fields.append("".join(self._current))
-            self._spend(1)
-        self._current = None
-
-    def _spend(self, count: int) -> None:
-        self.spent += count
-        if self.spent > MAX_EXPANDED:
-            raise ShellError(f"its variables written out are more than {MAX_EXPANDED} characters", 0)
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be any number of words: "$@", or an unknown variable without quotes."""
+        return self.marked[:1] == MANY and MARKED.fullmatch(self.marked) is not None
 
 
-def _is_brace_expansion(raw: str, at: int) -> bool:
-    found = _BRACES.match(raw, at)
-    return found is not None and ("," in found[0] or ".." in found[0])
+class WordReader:
+    """Reads the words of a text from `at` on."""
 
+    def __init__(self, text: str, place: str, folder: Path | None) -> None:
+        self.text = text
+        self.at = 0
+        self.values: dict[str, list[str]] = {}
+        """What the text has set, with marks: one text, or an array's items. The environment is not read."""
+        self.defaults: dict[str, None] = {}
+        """Expansions whose default was taken."""
+        self._place = place
+        self._folder = folder
+        self._work = 0
 
-def _item(value: str | tuple[str, ...] | None, index: str) -> str | tuple[str, ...] | None:
-    """An array's item, or all of them for @ and *; None where there is none."""
-    if value is None or (isinstance(value, str) and index in ("", "@", "*", "0")):
-        return value
-    if index in ("@", "*"):
-        return value
-    items = value if isinstance(value, tuple) else (value,)
-    number = int(index or "0")
-    return items[number] if number < len(items) else None
+    def fail(self, message: str, at: int) -> SpecError:
+        row, column = self.text.count("\n", 0, at), at - (self.text.rfind("\n", 0, at) + 1)
+        shown = excerpt(self.text.split("\n"), row, column)
+        heads = f"not a shell text that can be read: {message}"
+        return SpecError("\n".join(block(heads, f"{self._place}:{row + 1}:{column + 1}", shown, [])))
 
+    def charge(self, count: int) -> None:
+        """Count what is done: variables can double, and loops repeat."""
+        self._work += count + 20
+        if self._work > MAX_WORK:
+            raise self.fail("its variables and loops make more of it than any sensible script", self.at)
 
-def _cut(value: str, kind: str, pattern: str) -> str:
-    """The value without the shortest (#, %) or longest (##, %%) beginning or end that a pattern fits."""
-    lengths: Iterator[int] = iter(range(len(value) + 1) if len(kind) == 1 else range(len(value), -1, -1))
-    for length in lengths:
-        if kind[0] == "#" and fnmatchcase(value[:length], pattern):
-            return value[length:]
-        if kind[0] == "%" and fnmatchcase(value[len(value) - length :], pattern):
-            return value[: len(value) - length]
-    return value
+    def words(self) -> list[Word]:
+        """The words that the word which stands here becomes: none, one or several."""
+        start, expanded = self.at, self.expand(len(self.text))
+        if self.at == start:
+            raise self.fail(f"unexpected `{self.text[start : start + 1]}`", start)
+        return [Word(marked) for marked in expanded.split(BREAK) if marked]
 
+    def expand(self, end: int, quoted: bool = False, splits: bool = True) -> str:
+        """Read pieces of a word, or of a text in double quotes, up to what is none.
 
-def _escaped(pair: str, within: bool) -> str:
-    if len(pair) == 1 or (within and pair[1] not in '$`"\\'):
-        return pair
-    return pair[1]
+        Args:
+            end: where to stop at the latest.
+            quoted: whether they stand in double quotes.
+            splits: whether blanks in a variable end a word; not in an assignment.
 
+        Returns:
+            What they stand for, with marks: BREAK between words, EMPTY for a word without text.
+        """
+        pattern, parts = _QUOTED_PIECE if quoted else _PIECE, list[str]()
+        while self.at < end and (found := pattern.match(self.text, self.at, end)):
+            start, self.at = self.at, found.end()
+            self.charge(self.at - start)
+            kind = found.lastgroup or ""
+            piece = found[kind]
+            if kind == "quote":
+                parts.append(self.expand(end, quoted=True, splits=splits))
+                if not self.text.startswith('"', self.at):
+                    raise self.fail('" is never closed', start)
+                parts += [EMPTY] if self.text[self.at - 1] == '"' else []
+                self.at += 1
+            elif kind == "name":
+                parts.append(self._parameter(start, self.at, quoted, splits))
+            elif kind == "nested":
+                self.at = self.closing(start)
+                read = self._parameter if piece == "${" else self._substitution
+                parts.append(read(start, self.at, quoted, splits))
+            elif kind == "ansi" or (kind == "plain" and not quoted and splits and _FILES.search(piece)):
+                parts.append(f"{ONE}{piece}{ONE}")
+            elif kind == "single":
+                parts.append(piece or EMPTY)
+            elif kind != "escaped" or piece not in ("\n", "\r\n"):  # after a backslash it is nothing
+                parts.append(piece or "\\")
+        if not quoted and self.at < end and self.text[self.at] == "'":
+            raise self.fail("' is never closed", self.at)
+        return "".join(parts)
 
-def _ansi_char(found: re.Match[str]) -> str:
-    octal, *hexadecimal, control, plain = found.groups()
-    for digits in hexadecimal:
-        if digits:
-            code = int(digits, 16)
-            return chr(code) if code <= 0x10FFFF else found[0]
-    if octal:
-        return chr(int(octal, 8) & 0xFF)
-    if control:
-        return chr(ord(control) & 0x1F)
-    return _ANSI_CHARS.get(plain, plain if plain in "\\'\"?" else found[0])
+    def closing(self, at: int) -> int:
+        """Where what begins at a character ends: $(...), ${...}, (...), `...`."""
+        begin, stack = at, list[str]()
+        while True:
+            is_quoted = next((mark for mark in reversed(stack) if mark != "}"), "") == '"'
+            found = (_QUOTED_INNER if is_quoted else _INNER).search(self.text, at)
+            if found is None or found[0] in ("'", "`"):
+                opened = found.start() if found else begin
+                raise self.fail(f"{self.text[opened : opened + 2].rstrip()} is never closed", opened)
+            self.charge(found.end() - at)
+            token, at = found[0], found.end()
+            if stack and token == stack[-1]:
+                stack.pop()
+            elif token in ('"', '$"', "$(", "${") or (token == "(" and stack[-1:] != ["}"]):
+                stack.append({'"': '"', "(": ")", "{": "}"}[token[-1]])
+            if not stack:
+                return at
+            if len(stack) > MAX_DEPTH:
+                raise self.fail(f"more than {MAX_DEPTH} constructs within each other", at)
+
+    def _substitution(self, start: int, end: int, quoted: bool, splits: bool) -> str:
+        """$(...) is not known, but where it is the script's own folder."""
+        raw = self.text[start:end]
+        plain = re.sub("[\"']", "", f"$({raw[1:-1]})" if raw[0] == "`" else raw)
+        found = _OWN_FOLDER.fullmatch(plain) if self._folder and len(raw) < 200 else None
+        mark = ONE if quoted else MANY
+        return os.path.normpath(f"{self._folder}{found[1] or ''}") if found else f"{mark}{raw}{mark}"
+
+    def _parameter(self, start: int, end: int, quoted: bool, splits: bool) -> str:
+        """What $NAME or ${NAME...} stands for, with marks."""
+        raw, found = self.text[start:end], _PARAMETER.fullmatch(self.text, start, end)
+        name, index, operator = (found[1], found[2] or "", found[3] or "") if found else ("", "", "")
+        value = self.values.get(name)
+        value = value if value is None or index else value[:1] or [""]
+        text = " ".join(value or []).replace(EMPTY, "")
+        kind, rest = operator.lstrip(":"), (found.start(4) if found else end, end - 1)
+        self.charge(len(text))
+        if kind in ("-", "=") and (value is None or (operator != kind and not text)):
+            self.defaults |= {raw: None} if value is None else {}
+            if kind == "=":
+                self.values[name] = [self._default(*rest, quoted, splits=False)]
+            return self._default(*rest, quoted, splits)
+        if value is None or (kind == "+" and MARKED.fullmatch(text)):
+            mark = ONE if quoted and not _MANY_WORDS.match(raw) else MANY
+            return f"{mark}{raw}{mark}"
+        if kind == "+":
+            return self._default(*rest, quoted, splits) if text or operator == kind else ""
+        if quoted and index != "@":
+            value = [text.replace(MANY, ONE) or EMPTY]
+        text = (BREAK if splits else " ").join(value)
+        if quoted or not splits:
+            return text
+        text = text.replace(EMPTY, "")
+        return BLANK_OR_MARKED.sub(lambda each: each[1].replace(ONE, MANY) if each[1] else BREAK, text)
+
+    def _default(self, at: int, end: int, quoted: bool, splits: bool) -> str:
+        """The WORD of ${NAME:-WORD}, in which blanks and operators are nothing special."""
+        back, parts = self.at, list[str]()
+        self.at = at
+        while self.at < end:
+            parts.append(self.expand(end, quoted, splits))
+            char = self.text[self.at] if self.at < end else ""
+            parts.append("" if char == '"' else BREAK if char.isspace() and splits and not quoted else char)
+            self.at += 1
+        self.at = back
+        return "".join(parts)
