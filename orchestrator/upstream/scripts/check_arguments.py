@@ -211,36 +211,38 @@ def model_problems(model_args: Any, *, is_trainable: bool) -> Iterator[Problem]:
         pass  # there is no GPU here, say
 
 
-def records(arguments: Any, limit: int) -> Any:
-    from datasets_probe import probe
+def inputs(command: str, given: dict[str, Any], torchrun: bool | None, limit: int) -> tuple[list[Problem], Any]:
+    """What the model's files and the first records show, of arguments that the parser takes."""
+    arguments = parsed(command, given, torchrun)
+    problems = list(model_problems(arguments[0], is_trainable=command == "train"))
+    if problems or command != "train" or not limit:
+        return problems, None
+    try:
+        from datasets_probe import probe
 
-    model_args, data_args, training_args, finetuning_args, _ = arguments
-    return probe(model_args, data_args, training_args, finetuning_args, limit)
+        return [], probe(*arguments[:4], limit)
+    except Exception as error:
+        message = f"the records were not read: {type(error).__name__}: {error}"
+        return [{"arguments": ["dataset"], "kind": "unknown", "message": message}], None
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     problems: list[Problem] = []
-    found: list[Any] = []
-    read: dict[str, Any] = {}
-    of_data = {each.name for each in (*dataclasses.fields(ModelArguments), *dataclasses.fields(DataArguments))}
+    found: list[Any] = [None] * len(question["points"])
+    known: dict[str, tuple[list[Problem], Any]] = {}  # the points of a sweep have most of it in common
+    decisive = {each.name for each in (*dataclasses.fields(ModelArguments), *dataclasses.fields(DataArguments))}
+    decisive |= {"stage", "deepspeed"}
     for number, point in enumerate(question["points"]):
-        found.append(None)
         for command in ("train", "api", "export"):
-            given = point.get(command)
+            given, torchrun = point.get(command), point.get("torchrun")
             if given is None:
                 continue
-            own = list(refusals(command, given, point.get("torchrun")))
+            own = list(refusals(command, given, torchrun))
             if not own and (command == "train" or point.get("train") is None):
-                arguments = parsed(command, given, point.get("torchrun"))
-                own = list(model_problems(arguments[0], is_trainable=command == "train"))
-                if command == "train" and question["limit"] and not own:
-                    same = json.dumps([{name: given[name] for name in given if name in of_data}, given.get("stage")])
-                    try:
-                        read[same] = read[same] if same in read else records(arguments, question["limit"])
-                        found[-1] = read[same]
-                    except Exception as error:
-                        message = f"the records were not read: {type(error).__name__}: {error}"
-                        own.append({"arguments": ["dataset"], "kind": "unknown", "message": message})
+                key = json.dumps([command, {name: given[name] for name in given if name in decisive}])
+                if key not in known:
+                    known[key] = inputs(command, given, torchrun, question["limit"])
+                own, found[number] = known[key]
             problems += [{"point": number, "command": command, **each} for each in own]
     return {"problems": problems, "datasets": found}
 
