@@ -37,7 +37,7 @@ class Identity:
     """Cache key of a served model: weights, chat template, backend and what computes; no name."""
 
     backend: Backend | None = None
-    """None: the server runs already; it says what it is when it is asked."""
+    """None: the server runs already; its list of models says what it is."""
     model_sha256: str | None = None
     """Of the base model. None: not known."""
     adapter_sha256: str | None = None

@@ -140,7 +140,7 @@ class _Evaluation:
     answered: list[Hypothesis] = field(default_factory=list)
     """What this attempt requested and got."""
     failures: list[FailedSegment] = field(default_factory=list)
-    speed: dict[str, float | None] | None = None
+    speed: dict[str, int | float | None] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -368,7 +368,7 @@ def _total(counts: Sequence[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(counts) else None
 
 
-def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, float | None]:
+def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
     p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
     per_s, tokens_per_s = len(answers) / wall_s, None if tokens is None else round(tokens / wall_s, 1)

@@ -69,7 +69,7 @@ class BenchmarkResult(BaseModel):
     prompt_tokens: int | None = None
     """Over all answers; None where the server counts none."""
     completion_tokens: int | None = None
-    speed: dict[str, float | None] | None = None
+    speed: dict[str, int | float | None] | None = None
     """Of the requests of the last attempt."""
     text_sha256: str
     """Hash of the sources and references."""

@@ -275,7 +275,8 @@ def _mean_sentence_bleu(bleu: Statistics, tgt_lang: str) -> Score:
     metric.effective_order = True  # no 0 for a sentence without a match of four words
     metric.num_refs = bleu.metric.num_refs
     sentences = Statistics(metric, bleu.rows)
-    mean, n_segments = statistics.fmean(sentences.segment_scores()), len(bleu.rows)
+    n_segments = len(bleu.rows)
+    mean = sum(sentences.segment_scores()) / n_segments
     return Score(metric="mean_sentence_bleu", score=mean, signature=sentences.signature, n_segments=n_segments)
 
 
