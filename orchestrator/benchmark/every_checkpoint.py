@@ -23,10 +23,9 @@ from orchestrator.benchmark.evaluate import Asking
 from orchestrator.data.datasets import load_parallel
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.models.checkpoints import can_be_served
+from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import (
-    adapter_sha256,
     base_checkpoint,
-    model_sha256,
     trained_checkpoint,
     weight_problems,
 )
@@ -265,7 +264,7 @@ def _put_all(
 def _add_candidate(found: dict[str, Candidate], checkpoint: Checkpoint, step: int | None) -> None:
     model = checkpoint.model
     adapter = model.adapter_name_or_path
-    digest = adapter_sha256(Path(adapter)) if adapter is not None else model_sha256(Path(model.name_or_path))
+    digest = model_sha256(Path(adapter or model.name_or_path))
     if digest not in found:
         found[digest] = Candidate(checkpoint, step)
         return

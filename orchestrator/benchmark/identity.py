@@ -14,7 +14,8 @@ from typing import Any
 
 from orchestrator.benchmark.decoding import Backend
 from orchestrator.errors import PrerequisiteError
-from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.models.hashes import model_sha256
+from orchestrator.models.model_files import locate_model
 from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
@@ -90,7 +91,7 @@ def identity_of(checkpoint: Checkpoint, settings: ServeSpec, root: Path, facts: 
     return Identity(
         backend=backend,  # type: ignore[arg-type]
         model_sha256=model_sha256(base) if base else None,
-        adapter_sha256=adapter_sha256(adapter) if adapter else None,
+        adapter_sha256=model_sha256(adapter) if adapter else None,
         has_adapter=model.adapter_name_or_path is not None,
         arguments={key: value for key, value in arguments.items() if key not in _PATHS},
         versions={name: version for name, version in versions.items() if name not in _OURS},

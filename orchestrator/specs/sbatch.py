@@ -25,16 +25,9 @@ def sbatch_script(
     after: str = "",
     at_once: int | None = None,
 ) -> str:
-    """The script.
+    """The script; `runs` are folders, and several become tasks of an array, at most `at_once` at a time.
 
-    Args:
-        renderer: the workspace's templates.
-        slurm: what the job asks for.
-        runs: the runs' folders; of several each becomes a task of an array.
-        words: options of the hidden command `supervise`.
-        name: the job's name.
-        after: the job that has to succeed first.
-        at_once: how many tasks of an array may run at once; None: as many as there is room for.
+    `words` are options of the hidden command `supervise`; `after` is the job that has to succeed first.
 
     Raises:
         SpecError: a template of the workspace renders no such script.
