@@ -47,14 +47,8 @@ def probe(
     data_args.streaming, data_args.tokenized_path, data_args.overwrite_cache = False, None, True
     data_args.preprocessing_num_workers = None
     data_args.max_samples = min(limit, data_args.max_samples or limit)
-    asked = _Probe(model_args, data_args, training_args, finetuning_args.stage)
-    answers = {name: asked.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
-    trained = [answers[name] for name in data_args.dataset or []]
-    n_records = sum(answer["read"] for answer in trained)
-    if data_args.val_size > 1 and 0 < n_records <= data_args.val_size and all(answer["all"] for answer in trained):
-        what = f"val_size holds {data_args.val_size} records out, and there are {n_records}"
-        trained[0]["problems"].append(_problem(None, what))
-    return answers
+    made = _Probe(model_args, data_args, training_args, finetuning_args.stage)
+    return {name: made.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
 
 
 class _Probe:
@@ -69,10 +63,8 @@ class _Probe:
         self.vocabulary = UNCUT if resized else getattr(load_config(model_args).get_text_config(), "vocab_size", UNCUT)
 
     def answer(self, name: str) -> Answer:
-        answer: Answer = {
-            "from": None, "read": 0, "all": False, "kept": 0, "problems": [], "tokens": None, "over_cutoff": 0,
-            "first": None,
-        }  # fmt: skip
+        answer: Answer = {"from": None, "read": 0, "all": False, "kept": 0, "over_cutoff": 0, "problems": []}
+        answer |= {"tokens": None, "first": None}
         try:
             (attr,) = loader.get_dataset_list([name], self.data_args.dataset_dir)
             answer["from"] = attr.load_from
