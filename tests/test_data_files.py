@@ -41,10 +41,10 @@ def test_a_file_and_the_files_of_a_folder_are_found_in_order(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("gone.json", r"no file .*gone\.json"),
-        ("empty", "the folder .*empty is empty"),
-        ("pipe.json", r"pipe\.json is not a regular file"),
-        (".", "empty is not a regular file"),
+        ("gone.json", r"no regular file .*gone\.json"),
+        ("empty", r"no regular file .*empty/\*"),
+        ("pipe.json", r"no regular file .*pipe\.json"),
+        (".", "no regular file .*empty"),
     ],
 )
 def test_what_is_no_file_of_data_is_refused(name, expected, dataset, tmp_path):

@@ -41,10 +41,6 @@ def test_control_characters_are_made_visible() -> None:
     assert line[below.index("^") :] == "b: 1"
 
 
-def test_a_place_that_the_file_does_not_have_shows_nothing() -> None:
-    assert excerpt(["a"], 1, 0) == excerpt(["a"], 0, 2) == excerpt([], 0, 0) == []
-
-
 def test_lines_are_counted_as_a_yaml_reader_counts_them() -> None:
     assert split_lines("a\nb\r\nc\rd\x85e\u2028f\u2029g\x0bh\x0ci") == ["a", "b", "c", "d", "e", "f", "g\x0bh\x0ci"]
 
@@ -54,6 +50,7 @@ def test_any_line_is_shown_in_three_lines_of_printable_text(text: str, column: i
     lines = split_lines(text * 9)
     found = excerpt(lines, 0, column)
     assert len(found) == (3 if column <= len(lines[0]) else 0)
+    assert excerpt(lines, len(lines), 0) == []
     assert all("\n" not in line and "\x1b" not in line and "\0" not in line for line in found)
     assert found == [] or set(found[2].removeprefix("   | ").lstrip()) == {"^"}
 
@@ -76,9 +73,9 @@ def test_a_block_is_message_place_line_and_help() -> None:
     ("line", "coloured"),
     [
         ("error: a: wrong", "\x1b[1;31merror:\x1b[0m a: wrong"),
-        ("  --> f:1:1", "  \x1b[1;34m-->\x1b[0m f:1:1"),
+        ("  --> f:1:1", "  \x1b[1;31m-->\x1b[0m f:1:1"),
         ("   |   ^^^", "   |   \x1b[1;31m^^^\x1b[0m"),
-        ("   = help: x", "   \x1b[1;34m=\x1b[0m help: x"),
+        ("   = help: x", "   \x1b[1;31m=\x1b[0m help: x"),
         (" 1 | error: x", " 1 | error: x"),
         ("  | a log's line ^^^", "  | a log's line ^^^"),
     ],

@@ -2,25 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from orchestrator.data.datasets import load_entry, load_parallel
-from orchestrator.data.llamafactory_data import (
-    COLUMN_DEFAULTS,
-    TAG_DEFAULTS,
-    Column,
-    DatasetInfo,
-    Tag,
-    entry_from_info,
-    entry_yaml,
-)
+from orchestrator.data.llamafactory_data import Columns, DatasetInfo, Tags, entry_from_info, entry_yaml
 from orchestrator.errors import SpecError
 from orchestrator.specs.render import Renderer
 from tests.reports import flat
 
-COLUMNS, TAGS = get_args(Column), get_args(Tag)
 LLAMAFACTORY = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 PUBLISHED = json.loads((LLAMAFACTORY / "data" / "dataset_info.json").read_text("utf-8"))
 
@@ -51,7 +41,7 @@ def test_an_entry_holds_the_keys_of_dataset_info_json(native):
     assert dataset.info.column("messages") == "m"
     assert dataset.info.column("response") is None  # columns are given: their defaults are gone
     assert dataset.info.tag("role_tag") == "from"  # tags are not
-    with pytest.raises(SpecError, match=r"without source and reference sides: it can be trained on, not benchmarked"):
+    with pytest.raises(SpecError, match="it can be trained on, not benchmarked"):
         load_parallel("toy", [dataset.folder])
 
 
@@ -80,7 +70,7 @@ llamafactory:
         f"{file}:6:3: llamafactory.num_samples: Input should be greater than 0 (got 0)",
         f"{file}:7:3: llamafactory.split: ",
         f"{file}:8:13: llamafactory.columns.mesages: unknown field; did you mean 'messages'?",
-        f"{file}:8:25: llamafactory.columns.system: Input should be a valid string (got 3)",
+        f"{file}:8:25: llamafactory.columns.system: expected text: write it in quotes (got 3)",
         f"{file}:9:10: llamafactory.tags.role: unknown field; did you mean 'role_tag'?",
     ):
         assert expected in found
@@ -91,13 +81,9 @@ llamafactory:
     ("text", "expected"),
     [
         ("llamafactory: {formatting: alpaca}", "llamafactory: no source; give one of hf_hub_url, ms_hub_url,"),
-        (
-            "llamafactory: {file_name: x.json}\nsplits: {}",
-            "parallel texts (splits and so on) or a dataset of LLaMA-Factory's, not both",
-        ),
+        ("llamafactory: {file_name: x.json}\nsplits: {}", "splits: unknown field"),
         ("file_name: x.json", "file_name: unknown field"),
-        ("file_name: x.json", "write file_name under llamafactory"),
-        *((f"llamafactory: {value}", "llamafactory: ") for value in ("null", "3", "x", "[]", "{}")),
+        *((f"llamafactory: {value}", "llamafactory: ") for value in ("null", "x", "[]", "{}")),
     ],
 )
 def test_an_entry_is_of_one_kind_and_has_a_source(text, expected, tmp_path):
@@ -140,11 +126,10 @@ def test_what_llamafactory_ignores_is_left_out_and_noted(tmp_path):
     [
         ([], "is list, expected an object"),
         ({}, "no source"),
-        ({"file_name": 3}, "file_name: Input should be a valid string (got 3)"),
+        ({"file_name": 3}, "file_name: expected text: write it in quotes (got 3)"),
         ({"file_name": "x", "ranking": "yes"}, "ranking: Input should be a valid boolean (got 'yes')"),
         ({"file_name": "x", "columns": None}, "columns: "),
         ({"file_name": "x", "formatting": "alpca"}, "formatting: Input should be 'alpaca'"),
-        ({"hf_hub_url": "\ud800"}, "hf_hub_url: Input should be a valid string"),
     ],
 )
 def test_values_that_llamafactory_would_fail_on_are_refused(raw, expected, tmp_path):
@@ -200,8 +185,8 @@ def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafact
     more = {
         "all_keys": {
             "script_url": "here", "subset": "s", "split": "train[:5]", "folder": "f", "num_samples": 7,
-            "formatting": "openai", "ranking": True, "columns": dict.fromkeys(COLUMNS, "c"),
-            "tags": dict.fromkeys(TAGS, "t"),
+            "formatting": "openai", "ranking": True, "columns": dict.fromkeys(Columns.model_fields, "c"),
+            "tags": dict.fromkeys(Tags.model_fields, "t"),
         },
         "cloud": {"cloud_file_name": "s3://bucket/x.json", "columns": {"prompt": "text"}},
         "tags_only": {"file_name": "x.jsonl", "formatting": "sharegpt", "tags": {"role_tag": "role"}},
@@ -220,7 +205,7 @@ def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafact
         if attributes["load_from"] in ("file", "script"):
             attributes["dataset_name"] = str(tmp_path / "a" / attributes["dataset_name"])
     assert other == one
-    ours = {**dict.fromkeys(COLUMNS), **COLUMN_DEFAULTS, **TAG_DEFAULTS}
+    ours = {**Columns().model_dump(), **Tags().model_dump()}
     assert {name: defaults[name] for name in ours} == ours
     assert set(defaults) - set(ours) - {"load_from", "dataset_name"} <= set(DatasetInfo.model_fields)
     for name, field in DatasetInfo.model_fields.items():

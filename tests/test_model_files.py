@@ -1,25 +1,25 @@
-"""Model and adapter folders: found, whole or not, and hashed."""
+"""Model and adapter folders: found, complete or not, and hashed."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from model_folders import MODULES, adapter_folder, model_folder, safetensors, sharded_folder
 
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.models import hashes
+from orchestrator.models.hashes import model_sha256, weights_sha256
 from orchestrator.models.model_files import (
     adapter_problems,
-    adapter_sha256,
     locate_model,
     lora_target_problem,
     model_problems,
-    model_sha256,
     unchecked_weights,
     weight_problems,
 )
 
 CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def test_a_folder_is_found_relative_absolute_and_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,24 +30,18 @@ def test_a_folder_is_found_relative_absolute_and_at_home(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "name", ["./gone", "../gone", "/gone", "~/gone", "a/b/gone", "models/ti ny", "x" * 300, "~nobody-at-all/x"]
+    ("name", "said"),
+    [
+        *((name, "no folder") for name in ("./gone", "../gone", "~/gone", "a/b/gone", "ti ny", "~nobody-at-all/x")),
+        ("x" * 300, "cannot be looked up"),
+        ("./tiny-lama", "did you mean 'tiny-llama'"),
+        ("tiny-llama/config.json", "is a file"),
+    ],
 )
-def test_a_path_that_leads_nowhere_is_no_hub_id(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SpecError):
+def test_a_path_that_leads_nowhere_is_no_hub_id(name: str, said: str, tmp_path: Path) -> None:
+    model_folder(tmp_path / "tiny-llama")
+    with pytest.raises(SpecError, match=said):
         locate_model(name, tmp_path)
-
-
-def test_a_misspelt_folder_gets_its_nearest_neighbour(tmp_path: Path) -> None:
-    model_folder(tmp_path / "models" / "tiny-llama")
-    with pytest.raises(SpecError, match="did you mean 'tiny-llama'"):
-        locate_model("./models/tiny-lama", tmp_path)
-
-
-def test_a_file_is_not_a_model(tmp_path: Path) -> None:
-    model_folder(tmp_path / "tiny")
-    with pytest.raises(SpecError, match="is a file") as error:
-        locate_model("tiny/model.safetensors", tmp_path)
-    assert error.value.remedy == f"write {tmp_path / 'tiny'}"
 
 
 @pytest.mark.parametrize(
@@ -65,70 +59,55 @@ def test_a_hub_id_is_found_in_the_local_cache(
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc123")
-    assert locate_model("Owner/Name", tmp_path) == snapshot
-    assert locate_model("Owner/Name", tmp_path, "abc123") == snapshot
-    assert locate_model("Owner/Name", tmp_path, "other") is None
-    assert locate_model("Owner/Other", tmp_path) is None
+    assert locate_model("Owner/Name", tmp_path) == locate_model("Owner/Name", tmp_path, "abc123") == snapshot
+    assert locate_model("Owner/Name", tmp_path, "other") is locate_model("Owner/Other", tmp_path) is None
 
 
-def test_whole_folders_have_no_problems(tmp_path: Path) -> None:
-    assert model_problems(model_folder(tmp_path / "one")) == []
-    assert model_problems(sharded_folder(tmp_path / "two")) == []
-    assert adapter_problems(adapter_folder(tmp_path / "adapter")) == []
-    assert weight_problems(tmp_path / "adapter") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("config.json", "config.json is missing"),
-        ("tokenizer.json", "no tokenizer"),
-        ("model.safetensors", "no weights"),
-    ],
-)
-def test_each_missing_part_is_named(name: str, said: str, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "tiny")
-    (folder / name).unlink()
-    (problem,) = model_problems(folder)
-    assert said in problem
-
-
-def test_all_problems_come_at_once(tmp_path: Path) -> None:
+def test_complete_folders_have_no_problems(tmp_path: Path) -> None:
+    model, adapter = model_folder(tmp_path / "one"), adapter_folder(tmp_path / "adapter")
+    assert model_problems(model) == model_problems(sharded_folder(tmp_path / "two")) == []
+    assert adapter_problems(adapter) == weight_problems(adapter) == []
+    assert "an adapter, not a model" in model_problems(adapter)[0]
+    assert "a full model, not an adapter" in adapter_problems(model)[0]
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no weights" in adapter_problems(adapter)[0]
     (tmp_path / "empty").mkdir()
     assert len(model_problems(tmp_path / "empty")) == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("name", "content", "said"),
     [
-        ("version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[]", "no JSON mapping"),
+        ("config.json", None, "config.json is missing"),
+        ("config.json", "{", "config.json is no JSON mapping"),
+        ("config.json", "[]", "config.json is no JSON mapping"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("model.safetensors", None, "has no weights"),
     ],
 )
-def test_a_damaged_configuration_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_each_missing_or_damaged_part_is_named(name: str, content: str | None, said: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "tiny")
-    (folder / "config.json").write_text(text)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
     (problem,) = model_problems(folder)
-    assert said in problem and "config.json" in problem
+    assert said in problem
 
 
-def test_a_missing_shard_and_a_cut_one_are_both_named(tmp_path: Path) -> None:
+def test_what_is_wrong_with_shards_is_named(tmp_path: Path) -> None:
     folder = sharded_folder(tmp_path / "tiny")
-    (folder / "model-00001-of-00002.safetensors").unlink()
-    shard = folder / "model-00002-of-00002.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1])
+    (folder / FIRST).unlink()
+    content = (folder / SECOND).read_bytes()
+    (folder / SECOND).write_bytes(content[:-1])
     missing, cut = model_problems(folder)
-    assert "lacks 1 of 2 shards: model-00001-of-00002.safetensors" in missing
-    assert "1 of" in cut and "bytes are missing" in cut
-
-
-def test_a_shard_without_a_tensor_of_the_index_is_named(tmp_path: Path) -> None:
-    folder = sharded_folder(tmp_path / "tiny")
-    safetensors(folder / "model-00002-of-00002.safetensors", {f"{MODULES[1]}.weight": (4, 6)})
+    assert f"lacks 1 of 2 files: {FIRST}" in missing and "bytes are missing" in cut
+    safetensors(folder / FIRST, {f"{MODULES[0]}.weight": (4, 6)})
+    safetensors(folder / SECOND, {f"{MODULES[1]}.weight": (4, 6)})
     (problem,) = model_problems(folder)
     assert f"lacks 1 tensors of the index, such as {MODULES[2]}.weight" in problem
+    (folder / "model.safetensors.index.json").unlink()
+    (problem,) = model_problems(folder)
+    assert "has no weights" in problem
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b", 7, "", ".."])
@@ -137,19 +116,8 @@ def test_an_index_cannot_point_out_of_its_folder(name: object, tmp_path: Path) -
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
     (problem,) = model_problems(folder)
     assert "no file beside it" in problem
-
-
-def test_weights_without_their_index_are_named(tmp_path: Path) -> None:
-    folder = sharded_folder(tmp_path / "tiny")
-    (folder / "model.safetensors.index.json").unlink()
-    (problem,) = model_problems(folder)
-    assert "its index" in problem and "model-00001-of-00002.safetensors" in problem
-
-
-def test_one_file_goes_before_an_index(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "tiny")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
-    assert model_problems(folder) == []
+    safetensors(folder / "model.safetensors", {})
+    assert model_problems(folder) == []  # one file goes before an index
 
 
 def test_pickled_weights_are_left_alone_and_named(tmp_path: Path) -> None:
@@ -162,19 +130,6 @@ def test_pickled_weights_are_left_alone_and_named(tmp_path: Path) -> None:
     adapter = adapter_folder(tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert adapter_problems(adapter) == [] and unchecked_weights(adapter) == ["adapter_model.bin"]
-
-
-def test_a_model_and_an_adapter_are_told_apart(tmp_path: Path) -> None:
-    model, adapter = model_folder(tmp_path / "tiny"), adapter_folder(tmp_path / "adapter")
-    assert "an adapter, not a model" in model_problems(adapter)[0]
-    assert "a full model, not an adapter" in adapter_problems(model)[0]
-
-
-def test_an_adapter_without_weights_is_named(tmp_path: Path) -> None:
-    adapter = adapter_folder(tmp_path / "adapter")
-    (adapter / "adapter_model.safetensors").unlink()
-    (problem,) = adapter_problems(adapter)
-    assert "adapter_model.safetensors is missing" in problem
 
 
 @pytest.mark.parametrize(
@@ -193,51 +148,70 @@ def test_targets_that_the_model_lacks_are_named_with_those_that_it_has(target: s
         assert "did you mean 'q_proj'" in problem
 
 
+# Hashes
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+
+
 def test_a_models_hash_is_that_of_its_files_not_of_their_place(tmp_path: Path) -> None:
     first, second = model_folder(tmp_path / "one"), model_folder(tmp_path / "two")
     (second / "README.md").write_text("notes")
     assert model_sha256(first) == model_sha256(second)
+    assert weights_sha256(first) != weights_sha256(sharded_folder(tmp_path / "three"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "modeling_x.py"])
 def test_a_models_hash_sees_configuration_tokenizer_and_code(name: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "tiny")
-    before = model_sha256(folder)
+    before, weights = model_sha256(folder), weights_sha256(folder)
     with (folder / name).open("a") as file:
         file.write(" ")
-    assert model_sha256(folder) != before
+    assert model_sha256(folder) != before and weights_sha256(folder) == weights
 
 
-def test_a_models_hash_tells_two_trainings_of_one_shape_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [0.5, 1])
+def test_every_byte_of_the_weights_counts(at: float, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "tiny")
-    big = {"x.weight": (1 << 10, 1 << 10)}
-    safetensors(folder / "model.safetensors", big)
-    before = model_sha256(folder)
-    safetensors(folder / "model.safetensors", big, fill=b"\1")
-    assert model_sha256(folder) != before
-    shards = sharded_folder(tmp_path / "shards")
-    before = model_sha256(shards)
-    os.truncate(shards / "model-00002-of-00002.safetensors", 100)
-    assert model_sha256(shards) != before
+    path = safetensors(folder / "model.safetensors", {"x.weight": (1 << 10, 1 << 10)})
+    before = model_sha256(folder), weights_sha256(folder)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at) - 1] ^= 1
+    path.write_bytes(content)
+    assert model_sha256(folder) != before[0] and weights_sha256(folder) != before[1]
 
 
-def test_an_adapters_hash_leaves_out_the_order_of_its_targets(tmp_path: Path) -> None:
+def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "tiny")
+    read: list[str] = []
+    digest = hashes._digest
+    monkeypatch.setattr(hashes, "_digest", lambda path: read.append(path.name) or digest(path))
+    assert model_sha256(folder) == model_sha256(folder)
+    assert sorted(read) == ["config.json", "model.safetensors", "tokenizer.json"]
+    (folder / "tokenizer.json").write_text("[ ]")
+    model_sha256(folder)
+    assert read[3:] == ["tokenizer.json"]
+
+
+def test_an_adapters_hash_leaves_out_the_order_of_its_targets_and_the_path_of_its_model(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "adapter")
-    before = adapter_sha256(folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["v_proj", "q_proj"]}))
-    assert adapter_sha256(folder) == before
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["v_proj"]}))
-    assert adapter_sha256(folder) != before
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    before = model_sha256(folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "target_modules": ["v_proj", "q_proj"], "base_model_name_or_path": "x"}))
+    assert model_sha256(folder) == before
+    path.write_text(json.dumps({**config, "target_modules": ["v_proj"]}))
+    assert model_sha256(folder) != before
+    path.write_text(json.dumps(config))
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    assert adapter_sha256(folder) != before
+    assert model_sha256(folder) != before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "tiny")
-    (folder / "config.json").chmod(0)
-    with pytest.raises(PrerequisiteError, match=r"config\.json"):
+def test_a_damaged_index_is_an_error_of_the_hash(tmp_path: Path) -> None:
+    folder = sharded_folder(tmp_path / "tiny")
+    (folder / FIRST).unlink()
+    with pytest.raises(PrerequisiteError, match=FIRST):
         model_sha256(folder)

@@ -50,12 +50,11 @@ def test_the_schema_is_one_and_describes_every_field(schema: dict[str, Any]) -> 
         assert [key for key, field in section.get("properties", {}).items() if not field.get("description")] == [], name
 
 
-@pytest.mark.parametrize("path", SPECS, ids=[path.stem for path in SPECS])
-def test_specs_that_load_are_accepted(path: Path, schema: dict[str, Any], arguments: dict[str, Argument]) -> None:
+def test_specs_that_load_are_accepted(schema: dict[str, Any], arguments: dict[str, Argument]) -> None:
     """As they are written, and with every default written out."""
-    spec = load_spec(path, (), arguments)
-    assert problems(schema, read_yaml(path).value) == []
-    assert problems(schema, spec.model_dump(mode="json")) == []
+    for path in SPECS:
+        spec = load_spec(path, (), arguments)
+        assert problems(schema, read_yaml(path).value) == problems(schema, spec.model_dump(mode="json")) == []
 
 
 @pytest.mark.parametrize(

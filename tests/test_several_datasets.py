@@ -69,16 +69,6 @@ def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
     assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_a_rerun_says_that_a_file_of_one_s_own_has_changed(workshop):
-    file = entry(workshop, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
-    assert workshop.run("launch", workshop.spec(dataset="toy", benchmark=None)).code == 0
-    done = workshop.run("rerun", "toy", "--strict")
-    assert done.code == 0 and "nothing differs" in done.err, done.err
-    file.write_text(json.dumps(ALPACA[0]) + "\n")
-    done = workshop.run("rerun", "toy", "--strict")
-    assert done.code == 3 and "data toy train: " in done.err, done.err
-
-
 def test_what_an_entry_gets_wrong_is_said_before_a_run_folder_is_made(workshop):
     entry(workshop, "toy", {"ranking": True}, ALPACA)
     done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
@@ -120,23 +110,6 @@ def losses(workshop):
     found = record["training"]["logged_losses"]
     assert len(found) == 3 and all(map(math.isfinite, found))
     return run
-
-
-@pytest.mark.integration
-def test_a_real_dpo_on_a_sharegpt_dataset_of_one_s_own(real):
-    question, answer = {"speaker": "person", "text": "Say one."}, {"speaker": "model", "text": "one"}
-    turns = [{"turns": [question], "good": answer, "bad": {"speaker": "model", "text": "no"}}] * 12
-    tags = {"role_tag": "speaker", "content_tag": "text", "user_tag": "person", "assistant_tag": "model"}
-    columns = {"messages": "turns", "chosen": "good", "rejected": "bad"}
-    entry(real, "pairs", {"formatting": "sharegpt", "ranking": True, "columns": columns, "tags": tags}, turns)
-    spec = real.spec(dataset="pairs", benchmark=None, train={**TRAIN, "stage": "dpo"})
-    done = real.run("launch", spec, timeout_s=150)
-    assert done.code == 0, done.err
-    run = losses(real)
-    log = (run / "logs" / "train.log").read_text("utf-8")
-    assert "Num examples = 12" in log and "Dropped invalid example" not in log
-    history = json.loads((run / "output" / "trainer_state.json").read_bytes())["log_history"]
-    assert any("rewards/chosen" in each for each in history), history
 
 
 @pytest.mark.integration

@@ -43,7 +43,7 @@ def test_a_time_is_read_as_slurm_reads_it(text, seconds):
         ({"slurm": {"partition": "a\nb"}}, "compute.slurm.partition"),
         ({"slurm": {"options": {"mem": "1G"}}}, "options holds mem: write it as mem"),
         ({"slurm": {"options": {"requeue": True}}}, "options holds requeue: write it as requeue"),
-        ({"slurm": {"options": {"array": "0-3"}}}, "options holds array: it is managed by orchestrator"),
+        ({"slurm": {"options": {"array": "0-3"}}}, "options holds array, which is managed by orchestrator"),
         ({"slurm": {"options": {"Mail-Type": "END"}}}, "compute.slurm.options"),
         ({"slurm": {}, "devices": "0"}, "devices is set by Slurm"),
         ({"slurm": {}, "nnodes": 2}, "nnodes is set by Slurm"),
@@ -59,10 +59,10 @@ def test_a_time_limit_that_leaves_a_second_is_enough():
     assert SlurmSpec(time="infinite").time_limit_s is None
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED_SBATCH))
-def test_reserved_options_are_refused(name):
-    with pytest.raises(ValueError, match=f"options holds {name}: "):
-        SlurmSpec(options={name: "x"})
+def test_reserved_options_are_refused():
+    for name in RESERVED_SBATCH:
+        with pytest.raises(ValueError, match=f"options holds {name}, "):
+            SlurmSpec(options={name: "x"})
 
 
 def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None, **keywords) -> str:

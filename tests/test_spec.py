@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.arguments import Argument, argument_problem
+from orchestrator.specs.arguments import Argument
 from orchestrator.specs.benchmark_spec import METRICS
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, reason
 from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments, train_arguments
@@ -72,7 +72,9 @@ def with_train(*lines: str) -> str:
     return LEAST.replace("train:\n", "train:\n" + "".join(f"  {line}\n" for line in lines))
 
 
-def test_the_least_spec_has_every_default(tmp_path):
+def test_the_least_spec_has_every_default_and_without_an_installation_any_argument(tmp_path):
+    anything = load(tmp_path, with_train("whatever: 1"), arguments=None).train
+    assert anything is not None and anything.extra_arguments() == {"whatever": 1, "learning_rate": 5e-4}
     spec = load(tmp_path, LEAST)
     assert (spec.seed, spec.serve.host, spec.serve.port) == (42, "127.0.0.1", None)
     assert spec.train is not None
@@ -102,8 +104,7 @@ seed: -1
     assert refusal(tmp_path, text, "benchmark.0.concurrency=0", "compute.devices=0") == [
         "s.yaml has 21 errors:",
         "--set compute.devices=0: compute.devices: expected text: write it in quotes (got 0)",
-        "s.yaml:1:1: name: expected letters, digits, dot, underscore, hyphen; at most 64; a letter or digit first"
-        " (got 'my run')",
+        "s.yaml:1:1: name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$' (got 'my run')",
         "s.yaml:2:1: modle: unknown field; did you mean 'model'?",
         "s.yaml:3:9: model.name_or_path: String should have at least 1 character (got '')",
         "s.yaml:3:27: model.tmplate: unknown field; did you mean 'template'?",
@@ -130,20 +131,20 @@ seed: -1
 
 
 @pytest.mark.parametrize("section", ["train", "export"])
-@pytest.mark.parametrize("key", sorted(RESERVED_ARGUMENTS))
-def test_an_argument_with_a_place_of_its_own_is_refused_with_that_place(key, section, tmp_path):
+def test_an_argument_with_a_place_of_its_own_is_refused_with_that_place(section, tmp_path):
     """Whether or not an installation was found."""
-    if (section, key) == ("export", "export_dir"):
-        return
-    place = reason(RESERVED_ARGUMENTS[key])
-    lines = refusal(tmp_path, LEAST, f"{section}.{key}=x", arguments=None)
-    assert lines[1:] == [f"--set {section}.{key}=x: {section}.{key}: {key} is managed by orchestrator: {place}"]
+    names = sorted(set(RESERVED_ARGUMENTS) - {"export_dir"})
+    lines = refusal(tmp_path, LEAST, *(f"{section}.{key}=x" for key in names), arguments=None)
+    assert sorted(lines[1:]) == [
+        f"--set {section}.{key}=x: {section}.{key}: {key} is managed by orchestrator: {reason(RESERVED_ARGUMENTS[key])}"
+        for key in names
+    ]
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED_ENV))
-def test_a_variable_with_a_place_of_its_own_is_refused_in_env(name, tmp_path):
-    lines = refusal(tmp_path, LEAST + f"compute: {{env: {{{name}: '1'}}}}\n")
-    assert any(f"env holds {name}: {reason(RESERVED_ENV[name])}" in line for line in lines)
+def test_a_variable_with_a_place_of_its_own_is_refused_in_env(tmp_path):
+    for name, place in RESERVED_ENV.items():
+        lines = refusal(tmp_path, LEAST + f"compute: {{env: {{{name}: '1'}}}}\n")
+        assert any(f"env holds {name}: {reason(place)}" in line for line in lines)
 
 
 def test_every_place_is_a_field_of_a_spec():
@@ -152,12 +153,6 @@ def test_every_place_is_a_field_of_a_spec():
         spec = RunSpec(name="a", model={"name_or_path": "m"}, serve={})
         fields |= {(section, name) for name in type(getattr(spec, section)).model_fields}
     assert {place for place in (RESERVED_ARGUMENTS | RESERVED_ENV).values() if isinstance(place, tuple)} <= fields
-
-
-def test_without_an_installation_argument_names_are_not_checked(tmp_path):
-    spec = load(tmp_path, with_train("whatever: 1"), arguments=None)
-    assert spec.train is not None
-    assert spec.train.extra_arguments() == {"whatever": 1, "learning_rate": 5e-4}
 
 
 @pytest.mark.parametrize(
@@ -194,36 +189,30 @@ def test_fields_of_earlier_versions_are_left_out_with_one_line(lines, dropped, t
 def test_a_secret_is_refused_and_not_shown(override, remedy, tmp_path):
     with pytest.raises(SpecError) as error:
         load(tmp_path, LEAST, override, arguments=None)
-    assert "would be written into the run folder" in str(error.value) and remedy in str(error.value)
+    assert "would go into the run folder" in str(error.value) and remedy in str(error.value)
     assert "some-text" not in str(error.value)
     with pytest.raises(SpecError) as error:
         load(tmp_path, with_train("hub_token: some-text"))
     assert "s.yaml:6:3" in str(error.value) and "some-text" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, "x") for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_AUTH", "GH_PAT", "AWS_ACCESS_KEY_ID", "PASS")),
-        *((name, "x") for name in ("swanlab_lark_webhook_url", "OPENAI_APIKEY", "CREDENTIALS", "db-password")),
-        *(("x", value) for value in ("postgres://u:PASS@h", "hf_" + "a" * 34, "sk-" + "b" * 20, "AKIA" + "C" * 16)),
-    ],
-)
-def test_a_secret_is_known_by_its_name_or_value(name, value):
-    assert is_secret(name, value)
+def test_a_secret_is_known_by_its_name_or_value():
+    for name in (
+        "HF_TOKEN", "WANDB_API_KEY", "MY_AUTH", "GH_PAT", "AWS_ACCESS_KEY_ID", "PASS", "swanlab_lark_webhook_url",
+        "OPENAI_APIKEY", "CREDENTIALS", "db-password",
+    ):  # fmt: skip
+        assert is_secret(name, "x"), name
+    for value in ("postgres://u:PASS@h", "hf_" + "a" * 34, "sk-" + "b" * 20, "AKIA" + "C" * 16):
+        assert is_secret("x", value), value
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, "x") for name in ("add_tokens", "TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "SSH_AUTH_SOCK", "monkey")),
-        *(("HF_HUB_DISABLE_IMPLICIT_TOKEN", value) for value in ("1", "true", "")),
-        *(("api_key", value) for value in (None, True, 5)),
-        *(("x", value) for value in ("https://host/v1", "https://user@host", "skip-this", "git@host:a/b")),
-    ],
-)
-def test_other_names_and_values_are_no_secrets(name, value):
-    assert not is_secret(name, value)
+def test_other_names_and_values_are_no_secrets():
+    for name in ("add_tokens", "TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "SSH_AUTH_SOCK", "monkey"):
+        assert not is_secret(name, "x"), name
+    for value in ("1", "true", "", None, True, 5):
+        assert not is_secret("HF_TOKEN", value), value
+    for value in ("https://host/v1", "https://user@host", "skip-this", "git@host:a/b"):
+        assert not is_secret("x", value), value
 
 
 # One model in training, serving and export
@@ -275,19 +264,17 @@ def test_vllm_serves_such_an_adapter_only_merged(tmp_path):
     ("value", "problem"),
     [
         ("a${b}", "'${' cannot be passed on"),
-        ("a\\0b", "a null byte cannot be passed on"),
-        ("a\\ud800", "a lone surrogate is no text"),
+        ("a\\0b", "a null byte or a lone surrogate"),
+        ("a\\ud800", "a null byte or a lone surrogate"),
     ],
 )
 @pytest.mark.parametrize(
     ("override", "at"),
     [
         ('train.run_name="{}"', "train.run_name"),
-        ('train.lora_target=[all, "{}"]', "train.lora_target.1"),
         ('train.vllm_config={{a: [{{b: "{}"}}]}}', "train.vllm_config.a.0.b"),
         ('train.vllm_config={{"{}": 1}}', "train.vllm_config."),
         ('model.name_or_path="{}"', "model.name_or_path"),
-        ('compute.devices="{}"', "compute.devices"),
     ],
 )
 def test_text_that_would_not_arrive_unchanged_is_refused_wherever_it_stands(override, at, value, problem, tmp_path):
@@ -342,7 +329,7 @@ def test_an_override_arrives_in_its_type(text, at, value, tmp_path):
     ("override", "problem"),
     [
         ("train.max_steps=x", "train.max_steps: expected an integer, got 'x'"),
-        ("train.max_steps='5'", "train.max_steps: expected an integer, got '5' (text: write it without quotes)"),
+        ("train.max_steps='5'", "train.max_steps: expected an integer, got '5'"),
         ("train.max_steps=1.5", "train.max_steps: expected an integer, got 1.5"),
         ("train.run_name=5", 'train.run_name: expected text, got 5 (write it in quotes: "...")'),
         ("train.max_steps=null", "train.max_steps: expected an integer, got null"),
@@ -350,7 +337,7 @@ def test_an_override_arrives_in_its_type(text, at, value, tmp_path):
         ("train.num_train_epochs=0", "train.num_train_epochs: expected more than 0, got 0"),
         ("model.0=x", "model.0: unknown field"),
         ("seed=1.5", "seed: Input should be a valid integer, got a number with a fractional part (got 1.5)"),
-        ("name=", "name: Input should be a valid string (got None)"),
+        ("name=", "name: expected text: write it in quotes (got None)"),
         ("dataset=[a, 3]", "dataset: expected text, or a list of texts"),
         ("train.lora_target={a: b}", "train.lora_target: expected text, or a list of texts"),
         ("eval_dataset=null", ""),
@@ -365,14 +352,6 @@ def test_a_problem_of_an_override_is_reported_once_with_the_override_as_its_plac
         load(tmp_path, LEAST, override)
 
 
-def test_a_removed_argument_names_what_to_write():
-    problem = "unknown argument for the installed LLaMA-Factory: removed\nwrite use_cpu"
-    assert argument_problem("no_cuda", True, "train", ARGUMENTS) == problem
-    still = {"use_cache": argument("use_cache", "bool")}
-    assert str(argument_problem("use_cache", True, "api", still)).endswith("only train: removed\nwrite use_kv_cache")
-    assert argument_problem("use_cache", True, "train", still) is None
-
-
 # Sections that must agree
 
 
@@ -383,7 +362,7 @@ def test_a_removed_argument_names_what_to_write():
         ({"dataset": []}, "train is there, but no dataset to train on: add dataset: NAME"),
         ({"train": None}, "dataset is there, but no train section"),
         ({"train": None, "dataset": None, "benchmark": []}, "nothing to do"),
-        ({"train": None, "dataset": None, "eval_dataset": "a"}, "eval_dataset is for the loss during training"),
+        ({"train": None, "dataset": None, "eval_dataset": "a"}, "eval_dataset is there, but no train section"),
         ({"model": None}, "model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}"),
         ({"serve": {"url": "http://x/v1"}}, "serve.url is for benchmarks without training"),
         ({"serve": {"url": "http://x/v1"}, "train": None, "dataset": None,
@@ -398,9 +377,9 @@ def test_sections_that_contradict_each_other_are_refused(changes, problem, tmp_p
 @pytest.mark.parametrize(
     ("serve", "problem"),
     [
-        ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend names an engine of LLaMA-Factory's server"),
-        ({"backend": "vllm", "max_concurrent": 2}, "vLLM's own is max_num_seqs"),
-        ({"backend": "vllm", "url": "http://x/v1"}, "leave one out"),
+        ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend is nothing to backend: vllm"),
+        ({"backend": "vllm", "max_concurrent": 2}, "max_concurrent is nothing to backend: vllm"),
+        ({"backend": "vllm", "url": "http://x/v1"}, "url is nothing to backend: vllm"),
         ({"merge": True}, "merge is for backend vllm"),
     ],
 )
@@ -427,17 +406,10 @@ def test_a_server_address_with_a_secret_in_it_is_refused_and_not_shown(url, tmp_
     assert "secret@" not in str(error.value) and "=secret" not in str(error.value) and "#secret" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "is_right"),
-    [
-        *((name, True) for name in ("a", "A.b_c-1", "0", "x" * 64)),
-        *((name, False) for name in ("", ".a", "-a", "a b", "a/b", "..", "ä", "x" * 65, "a\\n", "a:b")),
-    ],
-)
-def test_names_are_folders_on_any_system(name, is_right, tmp_path):
-    if is_right:
+def test_names_are_folders_on_any_system(tmp_path):
+    for name in ("a", "A.b_c-1", "0", "x" * 64):
         assert load(tmp_path, LEAST, f"name='{name}'").name == name
-    else:
+    for name in ("", ".a", "-a", "a b", "a/b", "..", "ä", "x" * 65, "a\\n", "a:b"):
         assert refusal(tmp_path, LEAST, f'name="{name}"')[1].startswith(f'--set name="{name}": name: ')
 
 
@@ -455,14 +427,8 @@ def test_the_hash_does_not_depend_on_how_a_spec_is_written(tmp_path):
     other = "# a comment\nmodel: {name_or_path: 'models/tiny'}\nbenchmark: [{testset: captions_en_de, split: test}]\n"
     other += "train: {learning_rate: 0.0005, stage: sft}\nseed: 42\ndataset: captions_en_de\nname: toy\nserve: {}\n"
     assert spec_sha256(load(tmp_path, LEAST)) == spec_sha256(load(tmp_path, other))
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["seed=43", "train.learning_rate=6e-4", "model.template=qwen", "benchmark.0.max_tokens=255"],
-)
-def test_the_hash_changes_with_any_value(override, tmp_path):
-    assert spec_sha256(load(tmp_path, LEAST)) != spec_sha256(load(tmp_path, LEAST, override))
+    for override in ("seed=43", "train.learning_rate=6e-4", "model.template=qwen", "benchmark.0.max_tokens=255"):
+        assert spec_sha256(load(tmp_path, LEAST)) != spec_sha256(load(tmp_path, LEAST, override))
 
 
 @pytest.mark.parametrize("name", ["demo.yaml", "multi30k-small.yaml", "multi30k-en-de.yaml"])

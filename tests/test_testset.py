@@ -8,7 +8,7 @@ from orchestrator.benchmark.finished import find_benchmarks
 
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.datasets import Entry, FileSplit, Sums, load_entry, load_split
-from orchestrator.data.testset import FilePair, describe_subset, load_testset, with_instruction
+from orchestrator.data.testset import FilePair, describe_subset, load_testset
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import shipped
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -52,19 +52,12 @@ def test_a_subset_is_described(n_requested, seed, expected):
     assert describe_subset(n_requested, 100, seed) == expected
 
 
-def test_an_instruction_of_a_benchmark_changes_the_prompt_alone():
-    plain = load_entry("captions_en_de", [shipped("dataset_info")])
-    other = with_instruction(plain, "Say it in German.")
-    assert with_instruction(plain, None) is plain
-    assert other.entry.instruction == "Say it in German."
-    assert with_instruction(other, plain.entry.instruction) == plain
-
-
 # Pairs of files
 
 
-def test_a_pair_of_files_is_a_dataset_like_any_other(tmp_path, caplog):
-    source = write(tmp_path, "news.en", "A dog.\n\nTwo men.\nIt rains.\n")
+@pytest.mark.parametrize("file", ["news.en", 'it\'s a "test".en', "日本.en", "a b; echo foo.en"])
+def test_a_pair_of_files_is_a_dataset_like_any_other(file, tmp_path, caplog):
+    source = write(tmp_path, file, "A dog.\n\nTwo men.\nIt rains.\n")
     reference = write(tmp_path, "news.de", "Ein Hund.\n\nZwei Männer.\n \n")
     name, folder = FilePair(source, reference).entry(LIKE)
     entry = load_entry(name, [folder]).entry
@@ -72,7 +65,7 @@ def test_a_pair_of_files_is_a_dataset_like_any_other(tmp_path, caplog):
     text = read(name, folder)
     assert (text.sources, text.references) == (["A dog.", "Two men."], ["Ein Hund.", "Zwei Männer."])
     [warning] = caplog.messages
-    assert warning == f"2 of 4 lines of {source} and {reference} are left out: line 4 has no reference"
+    assert warning == f"1 lines of {source} and {reference} have text on one side only and are left out: 4"
 
 
 def test_another_text_or_instruction_has_another_name(tmp_path):
@@ -113,13 +106,6 @@ def test_what_is_not_known_is_asked_for(tmp_path, names, given, missing):
     assert f"--{missing.replace(' ', '-')}" in error.value.remedy
 
 
-@pytest.mark.parametrize("name", ['it\'s a "test".en', "日本.en", "..en", "a b; echo foo.en"])
-def test_any_files_name_gives_a_name_that_a_dataset_may_have(tmp_path, name):
-    source, reference = write(tmp_path, name, "A dog.\n"), write(tmp_path, "a.de", "Ein Hund.\n")
-    found, folder = FilePair(source, reference, source_lang="en").entry(LIKE)
-    assert read(found, folder).sources == ["A dog."]
-
-
 # sacrebleu's sets
 
 
@@ -149,15 +135,6 @@ def load(name, *trained_on, **fields):
     return load_testset(item, [shipped("dataset_info")], trained_on)
 
 
-@pytest.mark.parametrize("name", ["wmt14", "wmt14/full"])
-def test_a_set_in_sacrebleus_cache_is_a_dataset_like_any_other(cache, tmp_path, name):
-    put(cache, name, "en-de", src=SOURCES, ref=TARGETS)
-    found = load(f"{name}/en-de", instruction="Translate.")
-    assert (found.entry.source_lang, found.entry.target_lang) == ("en", "de")
-    text = load_split(found, "test", ArchiveStore(None, tmp_path))
-    assert (text.sources, text.references) == (SOURCES, TARGETS)
-
-
 def test_a_set_that_cannot_be_fetched_comes_with_the_command_that_fetches_it(cache):
     with pytest.raises(
         PrerequisiteError, match=r"wmt14 en-de is not in sacrebleu's cache .* cannot be fetched"
@@ -170,7 +147,7 @@ def test_a_set_that_cannot_be_fetched_comes_with_the_command_that_fetches_it(cac
     ("name", "expected", "remedy"),
     [
         ("wmt14", "names no language pair", "it has: cs-en, de-en, en-cs"),
-        ("wmt14/en-dd", "names no language pair of the set's; did you mean 'en-d", "cs-en"),
+        ("wmt14/en-dd", "names no language pair of the set's", "cs-en"),
         ("wmt144/en-de", "no test set 'wmt144'; did you mean 'wmt14'", "sacrebleu --list"),
         ("", "no test set ''", "sacrebleu --list"),
         ("../../etc/passwd", "no test set", "sacrebleu --list"),
@@ -190,13 +167,15 @@ def test_several_references_and_a_damaged_cache_are_refused(cache):
             load(f"{name}/en-de", instruction="Translate.")
 
 
-def test_the_instruction_is_its_own_or_that_of_the_training_in_the_same_languages(cache):
+def test_the_instruction_is_its_own_or_that_of_the_training_in_the_same_languages(cache, tmp_path):
     put(cache, "wmt14", "en-de", src=SOURCES, ref=TARGETS)
     put(cache, "wmt14", "de-en", src=TARGETS, ref=SOURCES)
     trained = load("wmt14/en-de", "captions_en_de").entry.instruction
     assert trained == "Translate the following English sentence into German."
     own = load("wmt14/en-de", "captions_en_de", instruction="Say it in German.")
     assert own.entry.instruction == "Say it in German."
+    text = load_split(own, "test", ArchiveStore(None, tmp_path))
+    assert (text.sources, text.references) == (SOURCES, TARGETS)
     for pair, trained_on in (("de-en", ["captions_en_de"]), ("en-de", [])):
         with pytest.raises(SpecError, match="is not known") as error:
             load(f"wmt14/{pair}", *trained_on)
@@ -213,30 +192,14 @@ def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_doe
     assert (result["testset"], result["n_asked"], result["n_testset"]) == ("sacrebleu:wmt14/en-de", 3, 3)
     folder = max(toy.runs.glob("*/benchmarks/*"), key=lambda path: path.stat().st_mtime)
     assert folder.name.startswith("output-sacrebleu-wmt14-en-de-test")
-    command = [
-        sys.executable,
-        "-m",
-        "sacrebleu",
-        "-t",
-        "wmt14",
-        "-l",
-        "en-de",
-        "-i",
-        "hypotheses.txt",
-        "-w",
-        "10",
-        "-b",
-    ]
+    command = [sys.executable, *"-m sacrebleu -t wmt14 -l en-de -i hypotheses.txt -w 10 -b".split()]
     environment = toy.full_environment({"SACREBLEU": str(cache)})
     scored = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert scored.returncode == 0, scored.stderr
     assert float(scored.stdout) == pytest.approx(result["scores"][0]["score"], abs=1e-9)
-    for wrong, code in (((), 2), (("--langpair", "en-fr"), 2), (("--langpair", "fr-en"), 2)):
-        assert toy.run(*argv, *wrong, SACREBLEU=str(cache)).code == code
+    assert toy.run(*argv, SACREBLEU=str(cache)).code == 2
     missing = toy.run(*argv, "--langpair", "en-de", SACREBLEU=str(tmp_path / "empty"), http_proxy="http://127.0.0.1:9")
     assert missing.code == 3 and "--echo src" in missing.err
-    done = toy.run("benchmark", "toy", "--langpair", "en-de")
-    assert done.code == 2 and "--testset sacrebleu:wmt14 --langpair en-de" in done.err
 
 
 def test_compare_knows_such_a_name_with_and_without_a_split(tmp_path):

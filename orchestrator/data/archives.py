@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import atomic_write, cache_folder, expanded
+from orchestrator.files import atomic_write, cache_folder, expanded, sha256_file
 
 MAX_BYTES = 256 << 20
 """Most that a member may have: it is held in memory."""
@@ -52,22 +52,20 @@ class ArchiveStore:
         """A verified archive, fetched into the cache where it is not on this machine.
 
         Raises:
-            PrerequisiteError: the folder given does not exist, the archive cannot be fetched, or it is another file.
+            PrerequisiteError: it cannot be fetched or read, or it is another file.
         """
+        remedy = f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
         path = self.cache / archive.sha256 / name
-        if self.from_folder is not None:
-            if not self.from_folder.is_dir():
-                raise PrerequisiteError(f"the folder of archives {self.from_folder} does not exist", _remedy(name))
-            given = self.from_folder / name
-            path = given if given.exists() else path
-        if not path.exists():
-            _fetch(name, archive, path)
-            return path
+        if self.from_folder is not None and (given := self.from_folder / name).exists():
+            path = given
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise PrerequisiteError(f"{path} cannot be read: {error.strerror}", _remedy(name)) from error
+            if not path.exists():
+                _fetch(name, archive, path)
+            found = sha256_file(path)
+        except (OSError, ValueError) as error:
+            raise PrerequisiteError(
+                f"{path} is not there and cannot be had from {archive.url}: {error}", remedy
+            ) from error
         if found != archive.sha256:
             what = f"{path} is not the archive that the entry means: its sha256 is {found}, not {archive.sha256}"
             raise PrerequisiteError(what, f"rm '{path}' to have it fetched, or put the right one there")
@@ -98,10 +96,6 @@ def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -
     return contents
 
 
-def _remedy(name: str) -> str:
-    return f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
-
-
 def _fetch(name: str, archive: Archive, target: Path) -> None:
     from http.client import HTTPException  # here: seldom needed, and slow to import
     from urllib.error import HTTPError
@@ -111,14 +105,14 @@ def _fetch(name: str, archive: Archive, target: Path) -> None:
     try:
         with urlopen(archive.url, timeout=_TIMEOUT_S) as answer:
             data = answer.read(archive.size_bytes + 1)
-        if (found := hashlib.sha256(data).hexdigest()) != archive.sha256:
-            at_least = "at least " if len(data) > archive.size_bytes else ""
-            sizes = f"{at_least}{len(data)} bytes, expected {archive.size_bytes}"
-            raise ValueError(f"it is another file, of sha256 {found}, not {archive.sha256} ({sizes})")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(target, data)
-    except (OSError, ValueError, HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it holds the connection
-        what = f"{name} is not on this machine and cannot be fetched from {archive.url} into {target.parent}: {error}"
-        raise PrerequisiteError(what, _remedy(name)) from error
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
+    except HTTPException as error:
+        raise ValueError(str(error)) from error
+    if (found := hashlib.sha256(data).hexdigest()) != archive.sha256:
+        raise ValueError(
+            f"it is another file, of sha256 {found}, not {archive.sha256}; expected {archive.size_bytes} bytes"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, data)

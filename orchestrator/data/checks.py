@@ -16,7 +16,7 @@ from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, from_error
 from orchestrator.specs.spec import RunSpec, TrainSpec
 
-_AS_TRANSLATIONS = DatasetInfo(file_name="-", columns={"prompt": "instruction", "query": "input", "response": "output"})
+_AS_TRANSLATIONS = DatasetInfo(file_name="-")  # with its default columns
 Trained = ParallelText | LlamaFactoryDataset
 Test = tuple[str, ParallelText]  # the spec's field, and the sentences
 
@@ -26,15 +26,16 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
     findings: list[Finding] = []
     trained: list[Trained] = []
     tests: list[Test] = []
-    if spec.train is not None:
-        for field, name in [*_numbered("dataset", spec.datasets), *_numbered("eval_dataset", spec.eval_datasets)]:
-            try:
-                data, found = _load(field, name, spec.train, folders, archives)
-            except OrchestratorError as error:
-                findings.append(from_error(field, error))
-                continue
-            findings += found
-            trained += [data] if field.startswith("dataset") else []
+    sections = {"dataset": spec.datasets, "eval_dataset": spec.eval_datasets} if spec.train is not None else {}
+    for section, number, name in [(each, n, name) for each, names in sections.items() for n, name in enumerate(names)]:
+        field = section if len(sections[section]) == 1 else f"{section}.{number}"
+        try:
+            data, found = _load(field, name, spec.train or TrainSpec(), folders, archives)
+        except OrchestratorError as error:
+            findings.append(from_error(field, error))
+            continue
+        findings += found
+        trained += [data] if section == "dataset" else []
     for number, item in enumerate(spec.benchmark):
         field = f"benchmark.{number}.testset"
         try:
@@ -44,10 +45,6 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
             findings.append(from_error(field, error))
     limit = spec.train.max_samples if spec.train is not None else None
     return findings + [found for data in trained for found in _overlaps(data, tests, limit)]
-
-
-def _numbered(field: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    return [(field if len(names) == 1 else f"{field}.{number}", name) for number, name in enumerate(names)]
 
 
 def _load(
@@ -82,16 +79,6 @@ def _entry_errors(info: DatasetInfo, stage: str) -> Iterator[str]:
         yield "ranking: true needs columns chosen and rejected"
     if (stage == "kto") is not bool(info.column("kto_tag")) and stage in ("kto", "sft"):
         yield "stage kto needs a column kto_tag, and stage sft drops each record that has one"
-    if info.formatting == "alpaca":
-        if stage in ("kto", "sft") and not info.ranking and not info.column("response"):
-            turns = "; for turns in messages write formatting: sharegpt" if info.column("messages") else ""
-            yield f"columns without response: no record has an answer{turns}"
-        return
-    if not info.column("messages"):
-        yield f"columns without messages, where formatting {info.formatting} has the turns"
-    missing = [name for name in ("role_tag", "content_tag", "user_tag", "assistant_tag") if not info.tag(name)]
-    if missing:
-        yield f"tags without {', '.join(missing)}: once there are tags, those left out are none, not their defaults"
 
 
 def _overlaps(data: Trained, tests: Sequence[Test], max_samples: int | None) -> list[Finding]:

@@ -7,19 +7,16 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.progress import Progress
+from orchestrator.models.hashes import file_sha256
 
 MAX_READ_BYTES = 256 << 20
 """Most that is counted and searched: a file is held in memory."""
 _READABLE = (".csv", ".json", ".jsonl", ".txt")
-_CHUNK_BYTES = 1 << 20
-_SHOWN_FROM_BYTES = 1 << 30
 
 
 def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
@@ -32,12 +29,9 @@ def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
     if path is None or dataset.info.source()[0] == "script_url":
         return []
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    wrong = [
-        f"{file} is not a regular file" if file.exists() else f"no file {file}" for file in files if not file.is_file()
-    ]
-    if wrong or not files:
-        what = wrong[0] if wrong else f"the folder {path} is empty"
-        raise PrerequisiteError(what, f"put the data there, or edit {dataset.path}")
+    wrong = [file for file in files or [path / "*"] if not file.is_file()]
+    if wrong:
+        raise PrerequisiteError(f"no regular file {wrong[0]}", f"put the data there, or edit {dataset.path}")
     return files
 
 
@@ -47,23 +41,9 @@ def files_sha256(dataset: LlamaFactoryDataset, files: Sequence[Path]) -> str:
     Raises:
         PrerequisiteError: one cannot be read.
     """
-    size = sum(file.stat().st_size for file in files)
-    sums = {}
-    with Progress(size, f"hashing {dataset.name}", "bytes") if size >= _SHOWN_FROM_BYTES else nullcontext() as bar:
-        for path in files:
-            digest = hashlib.sha256()
-            try:
-                with path.open("rb") as file:
-                    while chunk := file.read(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        if bar is not None:
-                            bar.update(len(chunk))
-            except OSError as error:
-                raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
-            sums[path.name] = digest.hexdigest()
     if dataset.local_path in files:
-        return next(iter(sums.values()))
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+        return file_sha256(files[0])
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 

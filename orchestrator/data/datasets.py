@@ -12,19 +12,25 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from orchestrator.data.archives import Archive, Sha256, read_members
+from orchestrator.data.archives import MAX_BYTES, Archive, Sha256, read_members
 from orchestrator.data.archives import ArchiveStore as ArchiveStore
-from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, checked_entry, validated
+from orchestrator.data.llamafactory_data import (
+    Columns,
+    DatasetInfo,
+    LlamaFactoryDataset,
+    LlamaFactoryEntry,
+    Tags,
+    validated,
+)
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import atomic_write, shipped
+from orchestrator.files import atomic_write, read_file, sha256_json, shipped
 from orchestrator.specs.yamlfile import read_yaml
 
 log = logging.getLogger("orchestrator")
 
 
 def _stays_inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+    if not path or path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path:
         raise ValueError("expected a path inside dataset_info/, such as NAME/train.en")
     return path
 
@@ -127,32 +133,25 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
         raise SpecError(f"no dataset {name!r}{did_you_mean(name, entries)}", known)
     source, folder = read_yaml(entries[name]), entries[name].parent
     if "llamafactory" in source.value:
-        return LlamaFactoryDataset(name, folder, checked_entry(source))
-    models = (Entry, FileSplit, Archive)
-    hints = {
-        key: f"for a dataset in LLaMA-Factory's own format, write {key} under llamafactory"
-        for key in DatasetInfo.model_fields
-    }
-    return Dataset(
-        name, folder, validated(Entry, source, [field for model in models for field in model.model_fields], hints)
-    )
+        entry = validated(LlamaFactoryEntry, source, (LlamaFactoryEntry, DatasetInfo, Columns, Tags))
+        return LlamaFactoryDataset(name, folder, entry)
+    return Dataset(name, folder, validated(Entry, source, (Entry, FileSplit, Sums, Archive)))
 
 
 def load_parallel(name: str, folders: Sequence[Path]) -> Dataset:
     """The same for what only parallel texts can be used for; SpecError too where it is in another format."""
     dataset = load_entry(name, folders)
     if isinstance(dataset, LlamaFactoryDataset):
-        what = f"{name} is in LLaMA-Factory's own format, without source and reference sides"
-        raise SpecError(f"{what}: it can be trained on, not benchmarked", "name a dataset of parallel texts")
+        what = f"{name} is in LLaMA-Factory's own format: it can be trained on, not benchmarked"
+        raise SpecError(what, "name a dataset of parallel texts")
     return dataset
 
 
 def evaluated_split(dataset: Dataset) -> str:
     """The split that an eval_dataset means; SpecError where the entry has none of that name."""
     if "validation" not in dataset.entry.splits:
-        what = f"{dataset.name} has no split validation, which its loss during training is taken on"
-        has = ", ".join(dataset.entry.splits)
-        raise SpecError(f"{what}; it has: {has}", "train.val_size holds rows of the training data out")
+        what = f"{dataset.name} has no split validation; it has: {', '.join(dataset.entry.splits)}"
+        raise SpecError(what, "train.val_size holds rows of the training data out")
     return "validation"
 
 
@@ -163,22 +162,25 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         SpecError: no such split; the texts are not UTF-8, not parallel, or not what the entry says.
         PrerequisiteError: a file or an archive is missing, is another one, or cannot be had.
     """
-    splits = dataset.entry.splits
+    splits, known = dataset.entry.splits, dataset.entry.archives
     if split not in splits:
         hint = did_you_mean(split, splits)
         raise SpecError(f"{dataset.name} has no split {split!r}{hint}", f"its splits: {', '.join(splits)}")
-    part, known = splits[split], dataset.entry.archives
+    part = splits[split]
     sides = (part.source, part.target)
     if part.sha256 is not None:
-        raw = [_verified(dataset, *side) for side in zip(sides, (part.sha256.source, part.sha256.target), strict=True)]
         places = [str(dataset.folder / name) for name in sides]
+        raw = [read_regular(Path(place)) for place in places]
+        for place, data, sha256 in zip(places, raw, (part.sha256.source, part.sha256.target), strict=True):
+            if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                what = f"{place} is not the file that {dataset.path} means: its sha256 is {found}, not {sha256}"
+                raise PrerequisiteError(what, "restore it, or, if the change is meant, put the new sum into the entry")
     elif part.archive in known:
         archive = archives.path(part.archive, known[part.archive])
         raw = read_members(archive, sides)
         places = [f"{archive}, {name}" for name in sides]
     else:
-        what = f"{dataset.path}: splits.{split}.archive: archives has no {part.archive!r}"
-        raise SpecError(what + did_you_mean(str(part.archive), known), f"edit {dataset.path}")
+        raise SpecError(f"{dataset.path}: archives has no {part.archive!r}, of split {split}", f"edit {dataset.path}")
     sources, references, n_blank = read_pairs(raw, places)
     if len(sources) != part.pairs:
         found = f"expected {part.pairs} pairs, found {len(sources)} (and {n_blank} with a blank side)"
@@ -190,29 +192,21 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
 def read_pairs(raw: Sequence[bytes], places: Sequence[str]) -> tuple[list[str], list[str], int]:
     """Sources, references, and how many pairs were left out because a side is blank.
 
-    Args:
-        raw: the content of the source's and of the reference's file.
-        places: what the two are called in messages.
+    `raw` is the content of the source's and of the reference's file, `places` what the two are called in messages.
 
     Raises:
         SpecError: one is not UTF-8, or they have not the same number of lines.
     """
     sources, references = (_lines(data, place) for data, place in zip(raw, places, strict=True))
     if len(sources) != len(references):
-        counts = f"{places[0]} has {len(sources)} lines, {places[1]} has {len(references)}"
-        raise SpecError(f"the sides are not parallel: {counts}", "line N of one must be the translation of the other's")
+        raise SpecError(f"{places[0]} has {len(sources)} lines, {places[1]} has {len(references)}: not parallel")
     pairs = list(zip(sources, references, strict=True))
     kept = [(source, reference) for source, reference in pairs if source.strip() and reference.strip()]
-    n_blank = len(pairs) - len(kept)
-    half = [
-        f"line {number} has no {'reference' if source.strip() else 'source'}"
-        for number, (source, reference) in enumerate(pairs, start=1)
-        if bool(source.strip()) is not bool(reference.strip())
-    ]
+    half = [str(n) for n, pair in enumerate(pairs, start=1) if len([side for side in pair if side.strip()]) == 1]
     if half:
-        named = ", ".join([*half[:3], *([f"and {len(half) - 3} more"] if len(half) > 3 else [])])
-        _warn(f"{n_blank} of {len(pairs)} lines of {places[0]} and {places[1]} are left out: {named}")
-    return [source for source, _ in kept], [reference for _, reference in kept], n_blank
+        lines = ", ".join(half[:3]) + (", ..." if len(half) > 3 else "")
+        _warn(f"{len(half)} lines of {places[0]} and {places[1]} have text on one side only and are left out: {lines}")
+    return [source for source, _ in kept], [reference for _, reference in kept], len(pairs) - len(kept)
 
 
 @cache
@@ -234,7 +228,7 @@ def sample_pairs(text: ParallelText, max_samples: int | None, seed: int | None =
 
 def text_sha256(sources: Sequence[str], references: Sequence[str]) -> str:
     """Hash of the sentences of a text, in order."""
-    return hashlib.sha256(json.dumps([list(sources), list(references)]).encode()).hexdigest()
+    return sha256_json([list(sources), list(references)])
 
 
 def prompt(instruction: str, source: str) -> str:
@@ -247,10 +241,8 @@ def write_training_file(text: ParallelText, instruction: str, path: Path) -> Non
 
     Pure ASCII, so that no reader's locale or idea of a line end matters. OSError where it cannot be written.
     """
-    records = (
-        {"instruction": instruction, "input": source, "output": reference}
-        for source, reference in zip(text.sources, text.references, strict=True)
-    )
+    pairs = zip(text.sources, text.references, strict=True)
+    records = ({"instruction": instruction, "input": source, "output": reference} for source, reference in pairs)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
 
@@ -263,21 +255,9 @@ def normalize(sentence: str) -> str:
 def read_regular(path: Path) -> bytes:
     """A file's content; PrerequisiteError where it cannot be read, or would never end, such as a pipe."""
     try:
-        if path.exists() and not path.is_file():
-            raise PrerequisiteError(f"{path} is not a regular file")
-        return path.read_bytes()
-    except OSError as error:
+        return read_file(path, MAX_BYTES)
+    except FileNotFoundError as error:
         raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _verified(dataset: Dataset, name: str, sha256: str) -> bytes:
-    path = dataset.folder / name
-    data = read_regular(path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        what = f"{path} is not the file that {dataset.path} means: its sha256 is {found}, not {sha256}"
-        raise PrerequisiteError(what, f"restore it, or, if the change is meant, put the new sum into {dataset.path}")
-    return data
 
 
 def _lines(data: bytes, place: str) -> list[str]:
@@ -285,8 +265,7 @@ def _lines(data: bytes, place: str) -> list[str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        byte = f"byte {error.object[error.start]:#04x}"
-        raise SpecError(f"{place}, line {line}: not UTF-8 text ({byte}: {error.reason})") from error
+        raise SpecError(f"{place}, line {line}: not UTF-8 text ({error.reason})") from error
     # Not splitlines(): U+0085, U+2028 and the like are text, and one side may have them where the other has not.
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]

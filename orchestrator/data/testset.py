@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orchestrator.data.datasets import Dataset, Entry, load_entry, load_parallel, read_pairs, read_regular
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import atomic_write, cache_folder
+from orchestrator.files import atomic_write, cache_folder, sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.render import quoted_yaml
 
 PREFIX = "sacrebleu:"
 SPLIT = "test"
@@ -99,8 +98,7 @@ def _set_and_pair(name: str) -> tuple[str, str]:
     if pair in known.get(testset, ()):
         return testset, pair
     if pairs := known.get(given) or known.get(testset):
-        hint = did_you_mean(pair, pairs) if testset in known else ""
-        raise SpecError(f"{name} names no language pair of the set's{hint}", f"it has: {', '.join(sorted(pairs))}")
+        raise SpecError(f"{name} names no language pair of the set's", f"it has: {', '.join(sorted(pairs))}")
     hint = did_you_mean(testset or given, known)
     raise SpecError(f"sacrebleu has no test set {(testset or given)!r}{hint}", "sacrebleu --list names them")
 
@@ -128,15 +126,12 @@ class FilePair:
     def entry(self, like: Entry | None) -> tuple[str, Path]:
         """Make an entry of them in the cache, with copies of their lines that have text on both sides.
 
-        Args:
-            like: an entry whose instruction and languages are taken where the pair does not say its own.
-
-        Returns:
-            Its name and the folder that it is in, to be looked into like dataset_info/.
+        The instruction and languages that the pair does not say are those of `like`. Returns the entry's name and the
+        folder that it is in, to be looked into like dataset_info/.
 
         Raises:
             SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
-            PrerequisiteError: a file cannot be read.
+            PrerequisiteError: a file cannot be read, or the cache cannot be written.
         """
         raw = [read_regular(self.source), read_regular(self.reference)]
         *sides, _ = read_pairs(raw, [str(self.source), str(self.reference)])
@@ -147,18 +142,16 @@ class FilePair:
             "target_lang": self.target_lang or _language(self.reference) or (like.target_lang if like else None),
             "instruction": self.instruction or (like.instruction if like else None),
         }
-        for field, value in given.items():
-            if not value:
-                what = f"{field.replace('_', ' ')} of {self.source} is not known"
-                raise SpecError(what, f"give it: --{field.replace('_', '-')}")
-        digests = [hashlib.sha256(data).hexdigest() for data in raw]
+        for field in [field for field, value in given.items() if not value]:
+            what = f"{field.replace('_', ' ')} of {self.source} is not known"
+            raise SpecError(what, f"give it: --{field.replace('_', '-')}")
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", self.source.stem).strip("._-") or "pair"
-        name = f"{stem[:40]}-{hashlib.sha256(repr((digests, given)).encode()).hexdigest()[:8]}"
+        name = f"{stem[:40]}-{sha256_json([sides, given])[:8]}"
         folder = cache_folder() / "testsets" / name
         texts = ["".join(f"{line}\n" for line in side).encode() for side in sides]
         copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
         description = f"{self.source.name} and {self.reference.name}, given on the command line"
-        entry = yaml.safe_dump(_entry(description, given, copies, len(sides[0])), allow_unicode=True, sort_keys=False)
+        entry = quoted_yaml(_entry(description, given, copies, len(sides[0])))
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
             for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():

@@ -11,7 +11,8 @@ from orchestrator.lifecycle.rerun import RerunComparison
 from orchestrator.lifecycle.resume import ResumePoint, prepare_output
 from orchestrator.lifecycle.train_process import TRAIN_ARGV, train
 from orchestrator.lifecycle.training_results import completed_training
-from orchestrator.models.model_files import base_checkpoint, weights_sha256
+from orchestrator.models.hashes import weights_sha256
+from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
 from orchestrator.runs.differences import defaults_json

@@ -1,7 +1,4 @@
-"""The hash of a model's or an adapter's files: every byte, remembered for a file that did not change since.
-
-A file with the path, size, time of change and inode that it had is not read again.
-"""
+"""The hash of a model's or an adapter's files: every byte, remembered for a file that did not change since."""
 
 import hashlib
 import json
@@ -9,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.files import atomic_write, cache_folder, json_mapping
+from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json
 from orchestrator.models.model_files import weight_files
 from orchestrator.processes.progress import Progress
 
@@ -30,7 +27,7 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         PrerequisiteError: a file cannot be read, or was written to meanwhile.
     """
-    return _sha256_of({path.name: file_sha256(path) for path in _weights(folder)})
+    return sha256_json({path.name: file_sha256(path) for path in weight_files(folder)})
 
 
 def model_sha256(folder: Path) -> str:
@@ -46,13 +43,13 @@ def model_sha256(folder: Path) -> str:
     if config := json_mapping(folder / _ADAPTER_CONFIG):
         modules = config.get("target_modules")
         config["target_modules"] = sorted(map(str, modules)) if isinstance(modules, list) else modules
-        return _sha256_of({**parts, _ADAPTER_CONFIG: {**config, "base_model_name_or_path": None}})
+        return sha256_json({**parts, _ADAPTER_CONFIG: {**config, "base_model_name_or_path": None}})
     paths = [folder / name for name in _SETTINGS] + sorted(folder.glob("*.py"))
-    return _sha256_of({**parts, **{path.name: file_sha256(path) for path in paths if path.is_file()}})
+    return sha256_json({**parts, **{path.name: file_sha256(path) for path in paths if path.is_file()}})
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file, in hex.
+    """Hash of a file, in hex; one with the path, size, time of change and inode that it had is not read again.
 
     Raises:
         PrerequisiteError: it cannot be read, or was written to meanwhile.
@@ -76,13 +73,6 @@ def file_sha256(path: Path) -> str:
     return digest
 
 
-def _weights(folder: Path) -> list[Path]:
-    if not (folder / _ADAPTER_CONFIG).is_file():
-        return weight_files(folder)
-    paths = (folder / name for name in ("adapter_model.safetensors", "adapter_model.bin"))
-    return [path for path in paths if path.is_file()]
-
-
 def _state(path: Path) -> list[object]:
     found = path.stat()
     return [str(path), found.st_size, found.st_mtime_ns, found.st_ino]
@@ -99,7 +89,3 @@ def _digest(path: Path) -> str:
             digest.update(chunk)
             bar.update((file.tell() >> 20) - bar.count)
     return digest.hexdigest()
-
-
-def _sha256_of(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,6 @@ import json
 import re
 
 from orchestrator.data.datasets import Dataset, load_entry
-from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.planning.session import Session
 from orchestrator.specs.render import Comment
@@ -16,35 +15,23 @@ from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 # What `new --from` takes, and its training stage; templates/new.yaml.j2 has the rest.
-KINDS = {
-    "lora-sft": "sft",
-    "full-sft": "sft",
-    "freeze-sft": "sft",
-    "qlora": "sft",
-    "dpo": "dpo",
-    "kto": "kto",
-    "rm": "rm",
-    "pt": "pt",
+KINDS = dict.fromkeys(("lora-sft", "full-sft", "freeze-sft", "qlora"), "sft") | {
+    k: k for k in ("dpo", "kto", "rm", "pt")
 }
 
 
 def check_name(name: str) -> None:
     """SpecError where no spec and no run can have this name."""
-    if name.endswith((".yaml", ".yml")):
-        raise SpecError(f"{name!r}: the name without its ending", f"orchestrator new {name.rpartition('.')[0]}")
-    if not re.fullmatch(NAME.strip("^$"), name):
-        raise SpecError(
-            f"{name!r} is no name of a spec: letters, digits, dot, underscore, hyphen; at most 64; "
-            "a letter or digit first",
-            "orchestrator new my-spec",
-        )
+    if not re.fullmatch(NAME.strip("^$"), name) or name.endswith((".yaml", ".yml")):
+        rule = "letters, digits, dot, underscore, hyphen; at most 64; a letter or digit first; without .yaml"
+        raise SpecError(f"{name!r} is no name of a spec: {rule}", "orchestrator new my-spec")
 
 
 def new_spec(session: Session, name: str, kind: str, model: str | None, dataset: str) -> str:
-    """The text of runs/NAME.yaml.
+    """The text of runs/NAME.yaml; without LLaMA-Factory the model's chat template is not looked up.
 
     Args:
-        session: of the command; without LLaMA-Factory the model's chat template is not looked up.
+        session: of the command.
         name: of the spec.
         kind: one of KINDS.
         model: a folder or a hub id; None: one that goes with the kind.
@@ -56,14 +43,18 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
     check_name(name)
     if kind not in KINDS:
         raise SpecError(f"no kind {kind!r} to start from{did_you_mean(kind, KINDS)}", f"one of {', '.join(KINDS)}")
-    if model is not None and not model.strip():
-        raise SpecError("--model is empty", "name a folder or a hub id, such as " + _LARGE)
-    stage, workspace, installation = KINDS[kind], session.workspace, session.llamafactory_or_none()
-    held_out = _held_out(load_entry(dataset, session.dataset_folders))
-    resolved = ModelSpec(name_or_path=model or (_SMALL if kind in ("full-sft", "freeze-sft") else _LARGE))
+    entry, stage = load_entry(dataset, session.dataset_folders), KINDS[kind]
+    splits = list(entry.entry.splits) if isinstance(entry, Dataset) else ["train"]
+    if "train" not in splits:
+        raise SpecError(f"dataset {dataset} has no split train to train on; it has: {', '.join(splits)}")
+    held_out = sorted(set(splits) - {"train"}, key=lambda split: (not split.startswith("test"), splits.index(split)))
+    given = model if model is not None else (_SMALL if kind in ("full-sft", "freeze-sft") else _LARGE)
+    if not given.strip():
+        raise SpecError("--model is empty", f"name a folder or a hub id, such as {_LARGE}")
+    resolved, installation = ModelSpec(name_or_path=given), session.llamafactory_or_none()
     found, thinks = "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:
-        resolved, found = resolve_template(resolved, workspace.root, installation)
+        resolved, found = resolve_template(resolved, session.workspace.root, installation)
         thinks = resolved.template in read_templates(installation).reasoning
     values = {
         "name": name,
@@ -75,8 +66,8 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
         "kind": kind,
         "stage": stage,
         "starts_from_adapter": stage in ("dpo", "kto"),
-        "modeline": Comment(modeline(workspace.schema.name)),
-        "file": Comment(f"{workspace.runs.name}/{name}.yaml"),
+        "modeline": Comment(modeline(session.workspace.schema.name)),
+        "file": Comment(f"{session.workspace.runs.name}/{name}.yaml"),
         "found": Comment(found),
     }
     return session.renderer.text("new.yaml", values)
@@ -89,13 +80,3 @@ def schema_text(installation: Installation) -> str:
     made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
     made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-
-
-def _held_out(dataset: Dataset | LlamaFactoryDataset) -> list[str]:
-    """The splits that can be benchmarked, test sets first; none of LLaMA-Factory's own formats."""
-    if isinstance(dataset, LlamaFactoryDataset):
-        return []
-    splits = list(dataset.entry.splits)
-    if "train" not in splits:
-        raise SpecError(f"dataset {dataset.name} has no split train to train on; it has: {', '.join(splits)}")
-    return [split for split in splits if split.startswith("test")] or [each for each in splits if each != "train"]

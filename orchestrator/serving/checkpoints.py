@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import SpecError, StageError
-from orchestrator.models.model_files import adapter_sha256, locate_model, model_sha256
+from orchestrator.models.hashes import model_sha256
+from orchestrator.models.model_files import locate_model
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import raise_or_log, resolve_model
 from orchestrator.planning.session import Session
@@ -132,7 +133,7 @@ def model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
     """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of the weights."""
     model = checkpoint.model
     if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
-        return f"{name}:{adapter_sha256(folder)[:12]}"
+        return f"{name}:{model_sha256(folder)[:12]}"
     if folder := locate_model(model.name_or_path, root, model.revision):
         return f"{name}:{model_sha256(folder)[:12]}"
     return f"{name}:hub"

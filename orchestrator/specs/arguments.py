@@ -15,6 +15,25 @@ class Computed(Enum):
 
 
 COMPUTED = Computed.COMPUTED
+_MAX_LISTED = 12
+
+# In JSON Schema's words. Below these nothing is trained, or the training fails after the model is loaded.
+MINIMUMS: dict[str, dict[str, int]] = {
+    "per_device_train_batch_size": {"minimum": 1},
+    "per_device_eval_batch_size": {"minimum": 1},
+    "gradient_accumulation_steps": {"minimum": 1},
+    "lora_rank": {"minimum": 1},
+    "cutoff_len": {"minimum": 1},
+    "num_train_epochs": {"exclusiveMinimum": 0},
+}
+_KIND_NAMES = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
 
 
 @dataclass(frozen=True)
@@ -42,42 +61,6 @@ class Argument:
         return value
 
 
-# In JSON Schema's words. Below these nothing is trained, or the training fails after the model is loaded.
-MINIMUMS: dict[str, dict[str, int]] = {
-    "per_device_train_batch_size": {"minimum": 1},
-    "per_device_eval_batch_size": {"minimum": 1},
-    "gradient_accumulation_steps": {"minimum": 1},
-    "lora_rank": {"minimum": 1},
-    "cutoff_len": {"minimum": 1},
-    "num_train_epochs": {"exclusiveMinimum": 0},
-}
-
-# Names that old scripts have and "did you mean" cannot find; one that the installation still has is not looked up.
-_REMOVED: dict[str, str] = {
-    "adafactor": "write optim: adafactor",
-    "chunk_size": "KTransformers is set up by use_kt and kt_weight_path",
-    "cpu_infer": "KTransformers is set up by use_kt and kt_weight_path",
-    "fp16_backend": "leave it out",
-    "fp16_opt_level": "leave it out",
-    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config: {transformer_layer_cls_to_wrap: [NAME]}",
-    "group_by_length": "write train_sampling_strategy: group_by_length",
-    "new_special_tokens": "write add_special_tokens",
-    "no_cuda": "write use_cpu",
-    "save_safetensors": "leave it out: weights are always saved so",
-    "use_cache": "write use_kv_cache",
-    "use_ipex": "leave it out",
-}
-
-_KIND_NAMES = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "dict": "a mapping",
-}
-
-
 def kind_of(value: object) -> str:
     """The value's type, under the name that Argument.kinds has for it."""
     return type(value).__name__
@@ -86,70 +69,44 @@ def kind_of(value: object) -> str:
 def argument_problem(
     key: str, value: Any, command: str, arguments: Mapping[str, Argument], also_known: Iterable[str] = ()
 ) -> str | None:
-    """What is wrong with one argument, or None; a second line is what to do.
+    """What is wrong with an argument of a command (train, api, export), or None.
 
-    Args:
-        key: its name.
-        value: its value, as YAML gave it.
-        command: train, api or export.
-        arguments: LLaMA-Factory's, by name.
-        also_known: names that the place takes beside these, for "did you mean".
+    `also_known` are names that the place takes beside LLaMA-Factory's, for "did you mean".
     """
     argument = arguments.get(key)
-    removed = _REMOVED.get(key)
     if argument is None:
-        unknown = "unknown argument for the installed LLaMA-Factory"
-        if removed:
-            return f"{unknown}: removed\n{removed}"
-        return unknown + did_you_mean(
-            key, [*also_known, *(k for k, each in arguments.items() if command in each.commands)]
-        )
+        names = [name for name, each in arguments.items() if command in each.commands]
+        return "unknown argument for the installed LLaMA-Factory" + did_you_mean(key, [*also_known, *names])
     if command not in argument.commands:  # use_cache, say: transformers uses the name for something else
-        problem = f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
-        return f"{problem}: removed\n{removed}" if removed else problem
+        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
+    kinds = " or ".join(_KIND_NAMES[kind] for kind in _KIND_NAMES if kind in plain_kinds(argument))
     if value is None:
-        return None if argument.optional or not argument.kinds else f"expected {_kinds(argument)}, got null"
+        return None if argument.optional or not argument.kinds else f"expected {kinds}, got null"
     if argument.choices is not None:
         return _choice_problem(value, argument.choices)
     kind = kind_of(argument.typed(value))
     if argument.kinds and kind not in argument.kinds and not (kind == "int" and "float" in argument.kinds):
-        return f"expected {_kinds(argument)}, got {_shown(value)}{_quoting_hint(value, argument.kinds)}"
+        in_quotes = "str" in argument.kinds and not isinstance(value, list | dict)
+        return f"expected {kinds}, got {_shown(value)}" + (' (write it in quotes: "...")' if in_quotes else "")
     for bound, limit in MINIMUMS.get(key, {}).items():
         if isinstance(value, int | float) and (value < limit or (value == limit and bound == "exclusiveMinimum")):
             return f"expected {'more than' if bound == 'exclusiveMinimum' else 'at least'} {limit}, got {_shown(value)}"
     return None
 
 
+def plain_kinds(argument: Argument) -> frozenset[str]:
+    """Its kinds, without int where any number will do."""
+    return argument.kinds - {"int"} if "float" in argument.kinds else argument.kinds
+
+
 def _choice_problem(value: Any, choices: tuple[str | int | float | bool, ...]) -> str | None:
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return None
+    listed = [*map(_shown, choices[:_MAX_LISTED]), *(["..."] if len(choices) > _MAX_LISTED else [])]
     near = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
-    if near and len(choices) > 12:
-        return f"{_shown(value)} is none of its {len(choices)} choices{near}"
-    return f"expected one of {', '.join(map(_shown, choices))}; got {_shown(value)}{near}"
-
-
-def _quoting_hint(value: Any, kinds: frozenset[str]) -> str:
-    if isinstance(value, str) and not kinds & {"str", "list", "dict"}:
-        return " (text: write it without quotes)" if _is_number(value) or value in ("true", "false") else ""
-    return ' (write it in quotes: "...")' if "str" in kinds and not isinstance(value, list | dict) else ""
-
-
-def _kinds(argument: Argument) -> str:
-    kinds = argument.kinds - ({"int"} if "float" in argument.kinds else set())
-    return " or ".join(name for kind, name in _KIND_NAMES.items() if kind in kinds) or "a value"
+    return f"expected one of {', '.join(listed)}; got {_shown(value)}{near}"
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

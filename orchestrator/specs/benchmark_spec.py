@@ -1,8 +1,4 @@
-"""The benchmark section of a spec: which test set, how it is asked, how it is scored.
-
-Covered: the fields and their limits.
-Not covered: which of them a server honours (decoding.py).
-"""
+"""The benchmark section of a spec: which test set, how it is asked, how it is scored."""
 
 from typing import Any, Literal
 

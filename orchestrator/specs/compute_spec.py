@@ -4,12 +4,11 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from orchestrator.specs import places
+from orchestrator.specs.places import RESERVED_ENV, reason
 from orchestrator.specs.secrets import is_secret as is_secret
 from orchestrator.specs.slurm_spec import SlurmSpec
 
-# Under the name that callers had before places.py.
-OWNED_VARIABLES: dict[str, str] = {name: places.reason(place) for name, place in places.RESERVED_ENV.items()}
+OWNED_VARIABLES: dict[str, str] = {name: reason(place) for name, place in RESERVED_ENV.items()}
 
 
 class ComputeSpec(BaseModel):
@@ -35,15 +34,10 @@ class ComputeSpec(BaseModel):
     """Other environment variables of the training, such as OMP_NUM_THREADS. Secrets stay in your own environment."""
 
     @model_validator(mode="after")
-    def _reject_slurm_fields(self) -> Self:
+    def _check_slurm_and_env(self) -> Self:
         for name in ("devices", "nnodes", "node_rank", "master_addr") if self.slurm is not None else ():
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is set by Slurm: leave it out beside slurm")
-        return self
-
-    @model_validator(mode="after")
-    def _reject_reserved_env(self) -> Self:
-        for name in self.env:
-            if name in OWNED_VARIABLES:
-                raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
+        for name in self.env.keys() & OWNED_VARIABLES.keys():
+            raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
         return self

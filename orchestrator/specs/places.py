@@ -60,15 +60,14 @@ LAUNCHER_ENV = {
 }
 
 _PROMPT = "the prompt is the one of training: model.template, model.default_system"
+_TOKENIZER = "it is the model's own"
 _ADDRESS = "the server is reached at http://HOST:PORT/v1"
 # Arguments of `vllm serve`. api_key and hf_token are secrets.
 RESERVED_VLLM: dict[str, Place] = {
     "model": ("model", "name_or_path"),
     "trust_remote_code": ("model", "trust_remote_code"),
     "revision": ("model", "revision"),
-    **dict.fromkeys(
-        ("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), "it is the model's own"
-    ),
+    **dict.fromkeys(("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), _TOKENIZER),
     **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
     **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
     **dict.fromkeys(("generation_config", "override_generation_config"), "the benchmark sets temperature and such"),

@@ -50,13 +50,12 @@ def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output"
     """
     if spec.train is None or not spec.datasets:
         raise SpecError(f"{spec.name} trains nothing: it has no train section")
-    evaluated = {"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}
     return {
         **model_arguments(start.model),
         "do_train": True,
         **spec.train.arguments(),
         "dataset": ",".join(spec.datasets),
-        **evaluated,
+        **({"eval_dataset": ",".join(spec.eval_names.values())} if spec.eval_names else {}),
         "dataset_dir": ".",
         "output_dir": output_dir,
         "seed": spec.seed,
@@ -75,15 +74,12 @@ def export_arguments(checkpoint: Checkpoint, export: ExportSpec, folder: Path) -
 
 
 def train_environment(spec: RunSpec) -> dict[str, str]:
-    """The environment variables that decide devices and processes of the training."""
+    """The environment variables of the training: its own, its devices, and what launcher.py gives to torchrun."""
     compute = spec.compute
-    environment = dict(compute.env)
-    if compute.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = compute.devices
-    fields = {field: getattr(compute, field) for field in LAUNCHER_ENV if getattr(compute, field) is not None}
-    if fields:
-        environment["FORCE_TORCHRUN"] = "1"
-    return environment | {LAUNCHER_ENV[field]: str(value) for field, value in fields.items()}
+    devices = {} if compute.devices is None else {"CUDA_VISIBLE_DEVICES": compute.devices}
+    given = {name: getattr(compute, field) for field, name in LAUNCHER_ENV.items()}
+    launcher = {name: str(value) for name, value in given.items() if value is not None}
+    return {**compute.env, **devices, **({"FORCE_TORCHRUN": "1"} if launcher else {}), **launcher}
 
 
 class _Raw(str):
@@ -108,24 +104,21 @@ class _Name(_Raw):
 
 @dataclass(frozen=True)
 class Line:
-    """One field of a spec that is written as people write it, with its comments."""
+    """One field of a spec that is written as people write it, with comments on lines above it and beside it."""
 
     key: str
     value: Any
     before: Sequence[Comment] = ()
-    """On lines of their own above it."""
     beside: Comment | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """Fields that stand together: of one section, or of the top level."""
+    """Fields of one section, or of the top level (key None), with comments on lines below them."""
 
     key: str | None
-    """None: the top level."""
     lines: Sequence[Line]
     after: Sequence[Comment] = ()
-    """On lines of their own below them."""
 
     @property
     def indent(self) -> _Raw:
@@ -146,9 +139,8 @@ class _QuotedDumper(yaml.SafeDumper):
         return node
 
 
-_QuotedDumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-)
+_STRING = "tag:yaml.org,2002:str"
+_QuotedDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_STRING, text, style='"'))
 
 
 class Renderer:
@@ -159,13 +151,10 @@ class Renderer:
         self._loader = FileSystemLoader([str(folder) for folder in folders])
 
     def train_yaml(self, arguments: Mapping[str, Any]) -> str:
-        sections = {
-            section: [(_Name(name), arguments[name]) for name in names if name in arguments]
-            for section, names in _SECTIONS.items()
-        }
-        rest = {name: arguments[name] for name in arguments if not any(name in names for names in _SECTIONS.values())}
-        sections["train"] = _named(rest)
-        return self._yaml("train.yaml", arguments, sections)
+        rest, sections = dict(arguments), {}
+        for section, names in _SECTIONS.items():
+            sections[section] = _named({name: rest.pop(name) for name in names if name in rest})
+        return self._yaml("train.yaml", arguments, {**sections, "train": _named(rest)})
 
     def api_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("api.yaml", arguments, {"arguments": _named(arguments)})
@@ -185,37 +174,34 @@ class Renderer:
         return _read_back(file, text, json.loads, expected)
 
     def command(
-        self,
-        command: str,
-        arguments: Mapping[str, Any],
-        environment: Mapping[str, str],
-        lists: Collection[str] = (),
+        self, command: str, arguments: Mapping[str, Any], environment: Mapping[str, str], lists: Collection[str] = ()
     ) -> str:
-        """The same as one line for a shell: `NAME=VALUE llamafactory-cli train --stage sft ...`.
-
-        `lists` names the arguments that LLaMA-Factory declares as lists.
-        """
+        """One line for a shell. `lists` names the arguments that LLaMA-Factory declares as lists."""
         words = [word for key, value in arguments.items() for word in command_words(key, value, several=key in lists)]
         context = {"command": _Name(command), "words": words, "environment": _named(environment)}
-        text = self.text("command.txt", context)
         variables = [f"{key}={value}" for key, value in environment.items()]
-        expected = [*variables, "llamafactory-cli", command, *map(str, words)]
-        return _read_back(
-            "command.txt", text, lambda text: {"words": shlex.split(text, comments=True)}, {"words": expected}
-        )
+        expected = {"words": [*variables, "llamafactory-cli", command, *map(str, words)]}
+        text = self.text("command.txt", context)
+        return _read_back("command.txt", text, lambda text: {"words": shlex.split(text, comments=True)}, expected)
 
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
         return _read_back(file, self.text(file, context), yaml.safe_load, arguments)
 
     def text(self, file: str, context: Mapping[str, Any]) -> str:
-        """A template's text; whoever asks reads it back.
+        """A template's text, which the caller reads back.
 
         api.yaml and export.yaml have one template, arguments.yaml.j2, unless the workspace has one for them.
         """
+        quote = _QUOTES.get(file) or _QUOTES[Path(file).suffix]
+
+        def finalize(value: Any) -> Any:
+            # str() of an undefined variable raises, with its name
+            return str(value) if isinstance(value, Undefined | _Raw) else quote(value)
+
         environment = ImmutableSandboxedEnvironment(
             loader=self._loader,
             undefined=StrictUndefined,
-            finalize=_finalize(_QUOTES.get(file) or _QUOTES[Path(file).suffix]),
+            finalize=finalize,
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
@@ -224,10 +210,16 @@ class Renderer:
         names = [f"{file}.j2", *(["arguments.yaml.j2"] if file in ("api.yaml", "export.yaml") else [])]
         try:
             return environment.select_template(names).render(context)
-        except RecursionError as error:
-            raise SpecError(f"templates/{file}.j2 includes itself", TEMPLATE_HINT) from error
-        except (TemplateError, yaml.YAMLError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # ValueError: not UTF-8, say; YAMLError: something that is no value of the spec, such as a loop
+        except (
+            TemplateError,
+            yaml.YAMLError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
+            # ValueError: not UTF-8, say; YAMLError: no value of the spec; RuntimeError: it includes itself
             raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", TEMPLATE_HINT) from error
 
 
@@ -238,30 +230,28 @@ def spec_yaml(spec: RunSpec, found: str = "") -> str:
     """
     head = "# The resolved spec of this run.\n"
     head += f"# model.template was not given: {Comment(found)}\n" if found else ""
-    return head + yaml.dump(
-        spec_json(spec), Dumper=_QuotedDumper, allow_unicode=True, sort_keys=False, width=float("inf")
-    )
+    return head + quoted_yaml(spec_json(spec))
+
+
+def quoted_yaml(value: Any, *, in_one_line: bool = False) -> str:
+    """A value as YAML that every reader takes for the same: each text in double quotes."""
+    options: dict[str, Any] = {"allow_unicode": True, "sort_keys": False, "width": float("inf")}
+    return str(yaml.dump(value, Dumper=_QuotedDumper, default_flow_style=in_one_line, **options))
 
 
 def command_words(key: str, value: object, *, several: bool = False) -> list[str]:
-    """One argument as words of a llamafactory-cli command line.
+    """One argument as words of a llamafactory-cli command line; None has none: the argument is left out.
 
-    None has no words there: the argument is left out, which is the same for all whose default is null. Mappings become
-    JSON, which HfArgumentParser reads. A list becomes LLaMA-Factory's comma-separated text, or `several` words where
-    the argument is declared as a list.
+    A mapping becomes JSON, a list LLaMA-Factory's comma-separated text, or `several` words where it is declared so.
     """
     flag = _Name(f"--{key}")
     if value is None:
         return []
     if isinstance(value, list) and several:
         return [flag, *map(str, value)]
-    if isinstance(value, dict):
-        text = json.dumps(value)
-    else:
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if text.startswith("-"):
-        return [f"{flag}={text}"]  # argparse would take it for the next flag
-    return [flag, text]
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else text
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]  # argparse would take it for the next flag
 
 
 def _key(name: str) -> str:
@@ -275,47 +265,22 @@ def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
 
 
 def _read_back(file: str, text: str, read: Callable[[str], Any], expected: Mapping[Any, Any]) -> str:
-    """The text, if it says what is expected.
-
-    Raises:
-        SpecError: a template changes, loses or adds something.
-    """
+    """The text, if it says what is expected; SpecError where a template changes, loses or adds something."""
     try:
         value = read(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = {".json": "JSON", ".txt": "command"}.get(Path(file).suffix, "YAML")
         reason = " ".join(str(error).split())
-        raise SpecError(f"templates/{file}.j2 renders no {kind}: {reason}", TEMPLATE_HINT) from error
+        raise SpecError(f"templates/{file}.j2 renders no {file}: {reason}", TEMPLATE_HINT) from error
     found = value if isinstance(value, Mapping) else {}
-    wrong = sorted(str(key) for key in {*found, *expected} if not _same(found.get(key, ...), expected.get(key, ...)))
+    # repr: equal in type too, 1 is neither true nor 1.0
+    wrong = sorted(str(key) for key in {*found, *expected} if repr(found.get(key, ...)) != repr(expected.get(key, ...)))
     if wrong:
         raise SpecError(f"templates/{file}.j2 does not say what the spec says: {', '.join(wrong)}", TEMPLATE_HINT)
     return text
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal in type too: 1 is neither true nor 1.0."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(item, other[key]) for key, item in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and bool(one == other)
-
-
-def _finalize(quote: Callable[[Any], str]) -> Callable[[Any], Any]:
-    def finalize(value: Any) -> Any:
-        if isinstance(value, Undefined):
-            return str(value)  # StrictUndefined raises here, with the variable's name
-        return str(value) if isinstance(value, _Raw) else quote(value)
-
-    return finalize
-
-
 def _yaml_quote(value: Any) -> str:
-    text: str = yaml.dump(
-        value, Dumper=_QuotedDumper, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
-    )
-    return text.removesuffix("\n").removesuffix("\n...")
+    return quoted_yaml(value, in_one_line=True).removesuffix("\n").removesuffix("\n...")
 
 
 def _spec_quote(value: Any) -> str:
@@ -331,6 +296,5 @@ _QUOTES: dict[str, Callable[[Any], str]] = {
     "imported.yaml": _spec_quote,
     ".yaml": _yaml_quote,
     ".json": lambda value: json.dumps(value, ensure_ascii=True, allow_nan=False),  # opened in the locale's encoding
-    ".txt": lambda value: shlex.quote(str(value)),
-    ".sh": lambda value: shlex.quote(str(value)),
+    **dict.fromkeys((".txt", ".sh"), lambda value: shlex.quote(str(value))),
 }

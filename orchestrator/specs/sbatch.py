@@ -23,14 +23,9 @@ def sbatch_script(
     name: str,
     after: str = "",
 ) -> str:
-    """The script.
+    """The script; `runs` are folders, and several become tasks of an array.
 
-    Args:
-        renderer: the workspace's templates.
-        slurm: what the job asks for.
-        runs: the runs' folders; of several each becomes a task of an array.
-        name: the job's name.
-        after: the job that has to succeed first.
+    `after` is the job that has to succeed first.
 
     Raises:
         SpecError: a template of the workspace renders no such script.

@@ -6,7 +6,6 @@ where a spec takes it for 8.
 
 import ast
 import inspect
-import textwrap
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument
+from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument, plain_kinds
 from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
 from orchestrator.specs.secrets import is_secret
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, TrainSpec
@@ -30,26 +29,16 @@ class _Described(GenerateJsonSchema):
         return False
 
     def model_schema(self, schema: Any) -> Any:
-        made = super().model_schema(schema)
-        for name, text in _field_docstrings(schema["cls"]).items():
-            made["properties"][name].setdefault("description", text)
+        # Pydantic's use_attribute_docstrings would read the source at each start of the program.
+        made, properties = super().model_schema(schema), schema["cls"].model_fields
+        for each in schema["cls"].__mro__[: schema["cls"].__mro__.index(BaseModel)]:
+            (node,) = ast.parse(inspect.getsource(each)).body
+            assert isinstance(node, ast.ClassDef)
+            for field, below in pairwise(node.body):
+                name = ast.unparse(field.target) if isinstance(field, ast.AnnAssign) else ""
+                if name in properties and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    made["properties"][name].setdefault("description", inspect.cleandoc(str(below.value.value)))
         return made
-
-
-def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """A class's fields and the docstrings below them.
-
-    Pydantic's use_attribute_docstrings reads the source too, but whenever the class is made: a twelfth of the time of
-    a command that shows none of them.
-    """
-    docstrings: dict[str, str] = {}
-    for each in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
-        (node,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-        for field, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
-                docstrings[ast.unparse(field.target)] = inspect.cleandoc(text.value)
-    return {name: text for name, text in docstrings.items() if name in model.model_fields}
 
 
 def modeline(schema: str) -> str:
@@ -60,13 +49,7 @@ def modeline(schema: str) -> str:
 def spec_schema(
     arguments: Mapping[str, Argument], templates: Collection[str] = (), made_for: str = "LLaMA-Factory"
 ) -> dict[str, Any]:
-    """The schema of a spec.
-
-    Args:
-        arguments: LLaMA-Factory's, by name.
-        templates: names of its chat templates; none: any text is taken.
-        made_for: what it is the schema of, for the title.
-    """
+    """The schema of a spec, with LLaMA-Factory's arguments and the names of its chat templates, if any are given."""
     schema = RunSpec.model_json_schema(schema_generator=_Described)
     for model, command in _COMMANDS.items():
         section = schema["$defs"][model.__name__]
@@ -98,8 +81,8 @@ def argument_schema(argument: Argument) -> dict[str, Any]:
     if argument.choices is not None:
         schema["enum"] = [*argument.choices, *([None] if argument.optional else [])]
     elif argument.kinds:
-        kinds = argument.kinds - ({"int"} if "float" in argument.kinds else set())
-        types = [name for kind, name in _TYPES.items() if kind in kinds] + (["null"] if argument.optional else [])
+        kinds = [name for kind, name in _TYPES.items() if kind in plain_kinds(argument)]
+        types = kinds + (["null"] if argument.optional else [])
         schema["type"] = types[0] if len(types) == 1 else types
     if argument.default is not COMPUTED:
         schema["default"] = argument.default

@@ -26,23 +26,12 @@ _INSTEAD = {
 
 
 def is_secret(name: str, value: object = "?") -> bool:
-    """Whether an argument or a variable holds a secret.
-
-    Args:
-        name: its name.
-        value: its value, where it is known; a number, true or false is never a secret.
-    """
+    """Whether an argument or a variable holds a secret; a number, true or false is never one."""
     if not isinstance(value, str) or _PLAIN.fullmatch(value):
         return False
-    return bool(_NAME.search(name) and not _PATH.search(name)) or holds_secret(value)
-
-
-def holds_secret(text: str) -> bool:
-    """Whether a text is, or contains, what looks like a key, a token or an address with a password."""
-    return bool(_VALUE.search(text))
+    return bool(_NAME.search(name) and not _PATH.search(name)) or bool(_VALUE.search(value))
 
 
 def secret_remedy(name: str) -> str:
     """What to do instead of writing a secret into a spec."""
-    variable = _INSTEAD.get(name)
-    return f"remove it here, and export {variable} instead" if variable else "remove it here, and export it instead"
+    return f"remove it here, and export {_INSTEAD.get(name, 'it')} instead"

@@ -8,10 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # One line, and no pattern of sbatch's own for its files' names.
 _Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
 _Count = Annotated[int, Field(ge=1)]
-_Memory = Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | Annotated[int, Field(ge=0)]
-_TIME = re.compile(
-    r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+)(?::(?P<third>\d+))?)?"  # sbatch --time
-)
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+)(?::(\d+))?)?")  # sbatch --time
 SIGNAL_MARGIN_S = 60  # sbatch(1), --signal: up to 60 s earlier than specified
 # Options of sbatch that the run sets, or that would take the job out of its hands.
 RESERVED_SBATCH = frozenset(
@@ -39,7 +36,7 @@ class SlurmResources(BaseModel):
     """Generic resources on each node, such as gpu:4, where the cluster has no gpus_per_node."""
     cpus_per_task: _Count | None = None
     """CPU cores on each node."""
-    mem: _Memory | None = None
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | Annotated[int, Field(ge=0)] | None = None
     """Memory on each node, such as 64G; a number without a unit is in MB. 0: all of it."""
     time: Annotated[str, Field(max_length=30)] | _Count | None = None
     """Time limit: minutes, HH:MM:SS, or DAYS-HH:MM:SS."""
@@ -50,12 +47,10 @@ class SlurmResources(BaseModel):
     def _check_options_and_time(self) -> Self:
         for name in self.options:
             field = name.replace("-", "_")
-            if field in type(self).model_fields or field in ("nodes", "requeue"):
+            if field in (*SlurmSpec.model_fields, *type(self).model_fields):
                 raise ValueError(f"options holds {name}: write it as {field}")
             if name in RESERVED_SBATCH:
-                raise ValueError(
-                    f"options holds {name}: it is managed by orchestrator, or would keep the job from running"
-                )
+                raise ValueError(f"options holds {name}, which is managed by orchestrator: leave it out")
         if self.time is not None and self.time_limit_s == 0:
             raise ValueError(f"time is {self.time!r}, which is no time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS")
         return self
@@ -87,10 +82,8 @@ class SlurmSpec(SlurmResources):
     def _check_time_limit(self) -> Self:
         for limit in (self.time_limit_s, self.benchmark.time_limit_s if self.benchmark else None):
             if limit is not None and limit <= self.signal_s + SIGNAL_MARGIN_S:
-                raise ValueError(
-                    f"a time limit of {limit} s with signal_s {self.signal_s}: Slurm may send the signal a minute "
-                    "early, before the run has begun; raise time, or lower signal_s"
-                )
+                what = f"a time limit of {limit} s with signal_s {self.signal_s}: the signal may come before the run"
+                raise ValueError(f"{what} has begun; raise time, or lower signal_s")
         return self
 
     def for_benchmark(self) -> "SlurmSpec":
@@ -109,12 +102,10 @@ def parse_slurm_time(text: str) -> int | None:
     match = _TIME.fullmatch(text)
     if match is None:
         return None
-    first, second, third = (int(match[name] or 0) for name in ("first", "second", "third"))
-    if match["days"] is not None:
-        return ((int(match["days"]) * 24 + first) * 60 + second) * 60 + third
-    if match["third"] is not None:
-        return (first * 60 + second) * 60 + third
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] is not None or match[4] is not None:
+        return ((days * 24 + first) * 60 + second) * 60 + third
     return first * 60 + second
 
 
-seconds_of = parse_slurm_time  # the name that callers had before
+seconds_of = parse_slurm_time  # its earlier name

@@ -1,20 +1,16 @@
 """The run spec: its sections, and what they have to agree on."""
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from orchestrator.specs import places
+from orchestrator.files import sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec as BenchmarkSpec
 from orchestrator.specs.compute_spec import ComputeSpec
-from orchestrator.specs.places import MODEL_ARGUMENTS
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, reason
 from orchestrator.specs.places import MODEL_PLACES as MODEL_PLACES
 
-# Under the names that callers had before places.py.
-OWNED: dict[str, str] = {name: places.reason(place) for name, place in places.RESERVED_ARGUMENTS.items()}
-
+OWNED: dict[str, str] = {name: reason(place) for name, place in RESERVED_ARGUMENTS.items()}
 API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -126,14 +122,9 @@ class ServeSpec(_OpenSection):
 
     @model_validator(mode="after")
     def _check_backend_options(self) -> Self:
-        if self.backend == "vllm" and self.infer_backend != "huggingface":
-            raise ValueError(
-                "infer_backend names an engine of LLaMA-Factory's server, and backend is vllm: leave it out"
-            )
-        if self.backend == "vllm" and self.max_concurrent != 1:
-            raise ValueError("max_concurrent is for LLaMA-Factory's server; vLLM's own is max_num_seqs")
-        if self.backend == "vllm" and self.url is not None:
-            raise ValueError("backend is for a server that is started here, and url names one that runs: leave one out")
+        for name in ("infer_backend", "max_concurrent", "url") if self.backend == "vllm" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is nothing to backend: vllm; leave one of them out")
         if self.merge and self.backend != "vllm":
             raise ValueError("merge is for backend vllm; LLaMA-Factory's huggingface engine merges as it loads")
         return self
@@ -188,27 +179,26 @@ class RunSpec(_Section):
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> Self:
-        if self.train is not None and not self.datasets:
-            raise ValueError("train is there, but no dataset to train on: add dataset: NAME")
-        if self.train is None and self.dataset is not None:
-            raise ValueError("dataset is there, but no train section: add train: {} with at least the learning rate")
-        if self.eval_dataset is not None and self.train is None:
-            raise ValueError("eval_dataset is for the loss during training, and there is no train section")
-        if self.train is None and not self.benchmark and not {"serve", "export"} & self.model_fields_set:
-            raise ValueError("nothing to do: add a train section, a benchmark list, or serve or export")
-        if self.serve.url is None and self.model is None:
-            raise ValueError("model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}")
-        if self.serve.url is not None and any(mark in self.serve.url for mark in "@?#"):  # not shown: it may hold a key
-            raise ValueError("serve.url holds a user, a ? or a #: leave that out; a key goes into ORCHESTRATOR_API_KEY")
-        if self.serve.url is not None and self.train is not None:
-            raise ValueError("serve.url is for benchmarks without training: what is trained here is served from here")
-        if self.serve.url is not None and any(item.base_model for item in self.benchmark):
-            raise ValueError("benchmark.base_model cannot be had from serve.url")
+        trains, url, model = self.train is not None, self.serve.url, self.model
+        is_idle = not trains and not self.benchmark and not {"serve", "export"} & self.model_fields_set
+        needs_base = any(item.base_model for item in self.benchmark)
         is_whole = self.train is not None and self.train.finetuning_type in ("full", "freeze")
-        if self.serve.backend == "vllm" and not self.serve.merge and not is_whole:
-            own = [name for name, value in (self.model.arguments if self.model else {}).items() if value]
-            if own:
-                raise ValueError(f"vLLM knows nothing of {own[0]}, which makes another model: add serve.merge: true")
+        own = [name for name, value in (model.arguments if model else {}).items() if value]
+        lost = own and self.serve.backend == "vllm" and not self.serve.merge and not is_whole
+        for is_wrong, problem in (
+            (trains and not self.datasets, "train is there, but no dataset to train on: add dataset: NAME"),
+            (not trains and self.dataset is not None, "dataset is there, but no train section: add one, train: {}"),
+            (not trains and self.eval_dataset is not None, "eval_dataset is there, but no train section"),
+            (is_idle, "nothing to do: add a train section, a benchmark list, or serve or export"),
+            (url is None and model is None, "model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}"),
+            # The address is not shown: it may hold a key.
+            (set("@?#") & set(url or ""), f"serve.url holds a user, a ? or a #: a key goes into {API_KEY_ENV}"),
+            (url is not None and trains, "serve.url is for benchmarks without training"),
+            (url is not None and needs_base, "benchmark.base_model cannot be had from serve.url"),
+            (lost, f"vLLM knows nothing of {', '.join(own)}, which makes another model: add serve.merge: true"),
+        ):
+            if is_wrong:
+                raise ValueError(problem)
         return self
 
     @property
@@ -261,4 +251,4 @@ def spec_json(spec: RunSpec) -> dict[str, Any]:
 
 def spec_sha256(spec: RunSpec) -> str:
     """Hash of the resolved spec; equal specs hash equally, however they were written."""
-    return hashlib.sha256(json.dumps(spec_json(spec), sort_keys=True).encode()).hexdigest()
+    return sha256_json(spec_json(spec))

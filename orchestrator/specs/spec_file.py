@@ -3,34 +3,39 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
-from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument, argument_problem
+from orchestrator.specs.benchmark_spec import BenchmarkSpec
+from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, RESERVED_VLLM, drop_retired, reason
 from orchestrator.specs.secrets import is_secret, secret_remedy
-from orchestrator.specs.spec import OPEN_SECTIONS, RunSpec
-from orchestrator.specs.yamlfile import MAX_PROBLEMS, Location, read_yaml, set_value
+from orchestrator.specs.slurm_spec import SlurmSpec
+from orchestrator.specs.spec import OPEN_SECTIONS, ModelSpec, RunSpec
+from orchestrator.specs.yamlfile import Location, explain, read_yaml, set_value
 
 log = logging.getLogger("orchestrator")
-
+_MODELS: tuple[type[BaseModel], ...] = (
+    RunSpec,
+    ModelSpec,
+    *OPEN_SECTIONS.values(),
+    BenchmarkSpec,
+    ComputeSpec,
+    SlurmSpec,
+)
+_FIELDS = list(dict.fromkeys(name for model in _MODELS for name in model.model_fields))
 _Problem = tuple[Location, str]
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str, Argument] | None = None) -> RunSpec:
     """Read a spec file and check all that it says by itself.
 
-    Whether arguments fit together is LLaMA-Factory's to say, and vLLM's arguments are vLLM's to check.
-
-    Args:
-        path: the YAML file, at most 1 MiB, UTF-8.
-        overrides: KEY=VALUE pairs of `--set`: KEY a dotted path, VALUE read as YAML.
-        arguments: LLaMA-Factory's arguments by name; None leaves their names and values unchecked.
+    Whether arguments fit together is LLaMA-Factory's to say, and vLLM's arguments are vLLM's to check. `overrides` are
+    KEY=VALUE pairs of `--set`; without `arguments`, LLaMA-Factory's by name, their names and values are unchecked.
 
     Raises:
         SpecError: every problem at once, each with file:line:column and dotted path.
@@ -41,14 +46,20 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
         log.warning("%s: fields of an earlier version are left out: %s", path, ", ".join(dropped))
     for override in overrides:
         set_value(source, override)
-    secrets = list(_secrets(source.value, ()))
-    source.hidden |= {at for at, _ in secrets}
-    problems = [*secrets, *_value_problems(source.value, ()), *_check_arguments(source.value, arguments or {})]
+    problems: list[_Problem] = []
+    for at, value in _walk(source.value):
+        name = str(at[-1])
+        if is_secret(name, value):
+            source.hidden.add(at)
+            problems.append((at, f"holds a secret, which would go into the run folder\n{secret_remedy(name)}"))
+        elif problem := _unwritable(name) or _unwritable(value):
+            problems.append((at, problem))
+    problems += _check_arguments(source.value, arguments or {})
     spec = None
     try:
         spec = RunSpec.model_validate(source.value)
     except ValidationError as error:
-        problems += [_explain(detail) for detail in error.errors()[:MAX_PROBLEMS]]
+        problems += explain(error, _FIELDS)
     if problems or spec is None:
         first = dict(reversed(problems))  # of several at one place, the first says it best
         raise SpecError(source.report(list(first.items())), f"edit {path}")
@@ -59,37 +70,24 @@ def _items(value: object) -> Iterator[tuple[str | int, Any]]:
     yield from value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
 
 
-def _secrets(value: object, at: Location) -> Iterator[_Problem]:
+def _walk(value: object, at: Location = ()) -> Iterator[tuple[Location, Any]]:
     for key, item in _items(value):
-        name = key if isinstance(key, str) else ""
-        if is_secret(name, item):
-            yield (*at, key), f"holds a secret, which would be written into the run folder\n{secret_remedy(name)}"
-        yield from _secrets(item, (*at, key))
+        yield (*at, key), item
+        yield from _walk(item, (*at, key))
 
 
-def _value_problems(value: object, at: Location) -> Iterator[_Problem]:
-    """Values that LLaMA-Factory's reader, or any file or command line, would change."""
-    for key, item in _items(value):
-        if isinstance(key, str) and (problem := _text_problem(key)):
-            yield (*at, key), problem
-        yield from _value_problems(item, (*at, key))
-    if isinstance(value, str) and (problem := _text_problem(value)):
-        yield at, problem
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield at, f"{value} is no number that could be passed on"
-    elif value is not None and not isinstance(value, bool | int | float | str | list | Mapping):
-        kind = "a date" if isinstance(value, date) else "something with a type of its own"
-        yield at, f'YAML takes it for {kind}; for text write it in quotes: "..."'
-
-
-def _text_problem(text: str) -> str:
-    if "${" in text:
-        return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, however it is quoted"
-    if "\0" in text:
-        return "a null byte cannot be passed on"
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        return "a lone surrogate is no text that could be written to a file"
-    return ""
+def _unwritable(value: object) -> str:
+    """Why LLaMA-Factory's reader, a file or a command line would change a value; '' where none would."""
+    if isinstance(value, str):
+        if "${" in value:
+            return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, even in quotes"
+        is_text = "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+        return "" if is_text else "a null byte or a lone surrogate cannot be passed on"
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"{value} is no number that could be passed on"
+    if value is None or isinstance(value, int | list | Mapping):
+        return ""
+    return f'YAML takes it for a {type(value).__name__}; for text write it in quotes: "..."'
 
 
 def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument]) -> Iterator[_Problem]:
@@ -103,7 +101,7 @@ def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument])
             continue
         by_vllm = section == "serve" and values.get("backend") == "vllm"
         known, reserved = ({}, RESERVED_VLLM) if by_vllm else (arguments, RESERVED_ARGUMENTS)
-        for key in islice((key for key in values if key not in fields), MAX_PROBLEMS):
+        for key in [key for key in values if key not in fields]:
             if key in reserved:
                 yield (section, key), f"{key} is managed by orchestrator: {reason(reserved[key])}"
             elif known and (problem := argument_problem(key, values[key], command, known, fields)):
@@ -116,38 +114,3 @@ def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument])
             yield ("model", "arguments", key), f"expected one of {', '.join(MODEL_ARGUMENTS)}"
         elif arguments and (problem := argument_problem(str(key), value, "train", arguments)):
             yield ("model", "arguments", key), problem
-
-
-def _explain(detail: Any) -> _Problem:
-    """A problem of Pydantic's in the words of a spec."""
-    at: Location = tuple(detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return at, "unknown field" + did_you_mean(str(at[-1]), _fields_of(at[:-1]))
-    if detail["type"] == "missing":
-        return at, "missing"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "model_type":
-        message = "expected a mapping of fields"
-    elif detail["type"] == "string_type" and isinstance(detail["input"], int | float):
-        message = "expected text: write it in quotes"
-    elif at == ("name",) and detail["type"] == "string_pattern_mismatch":
-        message = "expected letters, digits, dot, underscore, hyphen; at most 64; a letter or digit first"
-    got = repr(detail["input"])
-    is_scalar = not isinstance(detail["input"], dict | list) and len(got) <= 80
-    return at, f"{message} (got {got})" if at and is_scalar else message
-
-
-def _fields_of(at: Location) -> list[str]:
-    """The fields of the section that a place is in."""
-    model: type[BaseModel] = RunSpec
-    for key in at:
-        if isinstance(key, str) and key in model.model_fields:
-            model = next(_sections_in(model.model_fields[key].annotation), model)
-    return list(model.model_fields)
-
-
-def _sections_in(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections_in(part)

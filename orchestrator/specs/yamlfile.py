@@ -3,30 +3,35 @@
 YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
 """
 
-import stat
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
-from ruamel.yaml.reader import ReaderError
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import read_file
 from orchestrator.specs.excerpt import block, excerpt, split_lines
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-MAX_PROBLEMS = 50  # of each kind that are looked for, and of all that are shown
-MAX_DEPTH = 50  # steps in the KEY of a --set; a spec has six at most
-MAX_VALUES = 100_000  # aliases of aliases can make a small file hold billions
-MAX_BITS = 1024  # of an integer; one of thousands of digits cannot even be shown
+MAX_PROBLEMS = 50
+"""Most that are shown."""
+MAX_VALUES = 100_000
+"""Of a file: aliases of aliases can make a small one hold billions."""
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
+_MESSAGES = {
+    "missing": "missing",
+    "model_type": "expected a mapping of fields",
+    "string_type": "expected text: write it in quotes",
+}
 
 
 @dataclass
@@ -54,10 +59,9 @@ class YamlSource:
         return f"{self.path}:{line + 1}:{column + 1}"
 
     def report(self, problems: Sequence[tuple[Location, str]]) -> str:
-        """All problems in the order of the file, each with its place, the line, and help.
+        """All problems in the order of the file, each with its place and line.
 
-        Args:
-            problems: where, and what. '; did you mean ...?' at its end, and each line after the first, is help.
+        Of a problem's text, '; did you mean ...?' at its end and each line after the first are shown as help.
         """
         in_order = sorted(problems, key=lambda each: (_position(self.nodes, each[0]), str(each)))
         total = f"{len(problems)} error{'s' if len(problems) != 1 else ''}"
@@ -70,10 +74,8 @@ class YamlSource:
         message, mark, near = message.partition("; did you mean ")
         in_file = self._override(at) is None and bool(at) and at[0] in self.nodes and at not in self.hidden
         lines = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
-        helps = [f"did you mean {near}"] * bool(mark) + helps
         name = ".".join(map(str, at)) or "spec"
-        name = name if len(name) <= 200 else f"{name[:197]}..."
-        return block(f"{name}: {message}", self.place(at), lines, helps)
+        return block(f"{name[:200]}: {message}", self.place(at), lines, [f"did you mean {near}"] * bool(mark) + helps)
 
     def _override(self, at: Location) -> str | None:
         above = (at[:length] for length in range(len(at), 0, -1))
@@ -87,28 +89,26 @@ def read_yaml(path: Path) -> YamlSource:
         SpecError: no such file, no regular one, too large, not UTF-8, not YAML, or no mapping.
     """
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):  # a FIFO would be waited for
-            kind = "a folder, not a file" if stat.S_ISDIR(info.st_mode) else "no regular file"
-            raise SpecError(f"{path} is {kind}", _specs_near(path))
-        if info.st_size > MAX_BYTES:
-            raise SpecError(f"{path} is larger than {MAX_BYTES} bytes, more than any sensible spec")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, MAX_BYTES).decode("utf-8-sig")
+        nodes, value = _load(text)
     except FileNotFoundError as error:
-        raise SpecError(f"{path}: no such file", _specs_near(path)) from error
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
+        specs = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml"))[:8]) or "none"
+        raise SpecError(f"{path}: no such file", f"YAML files in {path.parent}: {specs}") from error
+    except PrerequisiteError as error:
+        raise SpecError(error.message) from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    try:
-        nodes, value = _load(text)
+    except MarkedYAMLError as error:
+        message = f"not valid YAML: {' '.join(str(error.problem or error.context).split())}"
+        mark = error.problem_mark or error.context_mark
+        shown = excerpt(split_lines(text), mark.line, mark.column)
+        lines = block(message, f"{path}:{mark.line + 1}:{mark.column + 1}", shown, [])
+        raise SpecError("\n".join(lines), f"edit {path}") from error
     except YAMLError as error:
-        raise _refusal(path, text, *_diagnosis(error, text)) from error
-    if nodes is None:
-        raise SpecError(f"{path} is empty", f"edit {path}")
+        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
     if not isinstance(nodes, CommentedMap):
-        kind = "a list" if isinstance(nodes, CommentedSeq) else "a single value"
-        raise _refusal(path, text, f"expected a mapping of fields, found {kind}", (0, 0))
+        kind = "nothing" if nodes is None else "a list" if isinstance(nodes, list) else "a single value"
+        raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
     return YamlSource(path, value, nodes, split_lines(text))
 
 
@@ -126,8 +126,6 @@ def set_value(source: YamlSource, override: str) -> None:
     except YAMLError as error:
         raise SpecError(f"--set {override}: {text!r} is not YAML; quote it, such as {key}='\"...\"'") from error
     steps: list[str | int] = [int(step) if step.isdecimal() else step for step in key.strip().split(".")]
-    if len(steps) > MAX_DEPTH:
-        raise SpecError(f"--set {override[:60]}...: KEY has {len(steps)} parts; no spec is that deep")
     parent: Any = source.value
     at: Location = ()
     for number, step in enumerate(steps):
@@ -149,12 +147,24 @@ def set_value(source: YamlSource, override: str) -> None:
     source.overridden[at] = override
 
 
-def _load(text: str) -> tuple[Any, Any]:
-    """A text's nodes, and its plain values.
+def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Location, str]]:
+    """Each problem that Pydantic found: its place, and what is wrong; an unknown field with the nearest of `fields`."""
+    found = []
+    known = list(fields)
+    for detail in error.errors():
+        at: Location = tuple(step for step in detail["loc"] if step != "[key]")  # of a mapping's key
+        text = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+        given = repr(detail["input"])
+        if detail["type"] == "extra_forbidden" or (detail["type"] == "literal_error" and at != detail["loc"]):
+            text = "unknown field" + did_you_mean(str(at[-1]), known)
+        elif at and text != "missing" and not isinstance(detail["input"], dict | list) and len(given) <= 80:
+            text += f" (got {given})"
+        found.append((at, text))
+    return found
 
-    Raises:
-        YAMLError: it is no YAML, or not a sensible one.
-    """
+
+def _load(text: str) -> tuple[Any, Any]:
+    """A text's nodes, and its plain values; YAMLError where it is no YAML, or not a sensible one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # an anchor that is used twice, say: YAML allows it
@@ -173,54 +183,19 @@ def _plain(node: Any, counter: Iterator[int]) -> Any:
         return {str(key): _plain(item, counter) for key, item in node.items()}
     if isinstance(node, list):
         return [_plain(item, counter) for item in node]
-    if isinstance(node, int) and node.bit_length() > MAX_BITS:
-        raise YAMLError(f"an integer of {node.bit_length()} bits")
     for kind in (int, float, str):  # ScalarInt, ScalarFloat, quoted strings
         if isinstance(node, kind) and not isinstance(node, bool):
             return bool(node) if type(node).__name__ == "ScalarBoolean" else kind(node)
     return node
 
 
-def _diagnosis(error: YAMLError, text: str) -> tuple[str, tuple[int, int] | None]:
-    """What is wrong with a text that is no YAML, and at which line and column, 0-based."""
-    if isinstance(error, ReaderError):  # a control character
-        before = split_lines(text[: error.position])
-        return f"not valid YAML: {error}", (len(before) - 1, len(before[-1]))
-    mark = (error.problem_mark or error.context_mark) if isinstance(error, MarkedYAMLError) else None
-    problem = error.problem or error.context if isinstance(error, MarkedYAMLError) else error
-    return f"not valid YAML: {problem}", (mark.line, mark.column) if mark else None
-
-
-def _refusal(path: Path, text: str, problem: str, at: tuple[int, int] | None) -> SpecError:
-    message = " ".join(problem.split())
-    if at is None:
-        return SpecError(f"{path}: {message}", f"edit {path}")
-    place = f"{path}:{at[0] + 1}:{at[1] + 1}"
-    return SpecError("\n".join(block(message, place, excerpt(split_lines(text), *at), [])), f"edit {path}")
-
-
-def _position(nodes: Any, at: Location) -> tuple[int, int]:
+def _position(node: Any, at: Location) -> tuple[int, int]:
     """Line and column, 0-based, of the deepest node on the way to a location that the file has."""
     position: tuple[int, int] = (0, 0)
-    node = nodes
     for step in at:
         try:
-            if isinstance(node, CommentedMap) and step in node:
-                position = tuple(node.lc.key(step))
-            elif isinstance(node, CommentedSeq) and isinstance(step, int) and step < len(node):
-                position = tuple(node.lc.item(step))
-            else:
-                break
-        except (KeyError, TypeError):  # a merged key ('<<') has no place of its own
+            position = tuple(node.lc.item(step) if isinstance(node, CommentedSeq) else node.lc.key(step))
+            node = node[step]
+        except (AttributeError, LookupError, TypeError):  # a merged key ('<<') has no place of its own
             break
-        node = node[step]
     return position
-
-
-def _specs_near(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    try:
-        specs = sorted(entry.name for entry in folder.glob("*.yaml"))[:8]
-    except OSError:
-        specs = []
-    return f"specs in {folder}: {', '.join(specs)}" if specs else "give the path of a spec, such as runs/demo.yaml"

@@ -6,6 +6,7 @@ Runs in LLaMA-Factory's Python. Written against 0.9.5 (llamafactory/data/loader.
 import copy
 import logging
 import statistics
+from itertools import groupby
 from typing import Any
 
 import datasets
@@ -15,12 +16,9 @@ from llamafactory.extras.logging import add_handler, remove_handler
 from llamafactory.model import load_config, load_tokenizer
 
 Answer = dict[str, Any]
-UNCUT = 1 << 30
-"""A cutoff_len that no record reaches, in tokens."""
-MAX_MEDIA = 10
-"""Records that are tried where each opens images, videos or sounds."""
-MAX_CHARS = 500
-"""Of a message: LLaMA-Factory shows the record in it, however long that is."""
+UNCUT = 1 << 30  # a cutoff_len that no record reaches, in tokens
+MAX_MEDIA = 10  # records that are tried where each opens images, videos or sounds
+MAX_CHARS = 500  # of a message: LLaMA-Factory shows the record in it, however long that is
 NEEDS = {
     "sft": "turns that end with an answer",
     "rm": "a chosen and a rejected answer",
@@ -33,33 +31,24 @@ def probe(
 ) -> dict[str, Answer]:
     """Convert and tokenize the first `limit` records of `dataset` and `eval_dataset` for the stage of the training.
 
-    Takes what LLaMA-Factory's get_train_args gives. Returns by name of the dataset, as JSON can hold it:
+    Takes what LLaMA-Factory's get_train_args gives, and raises its errors. Returns by name of the dataset:
         from: file, hf_hub, ms_hub, om_hub, cloud_file or script; None where the dataset is not known.
         read, kept: how many records were read, and how many of these are trained on.
         all: whether there are no others.
-        problems: a list of {record, message, fatal}. record: its number from 1; None where it is not of one record.
-            fatal: the training would end there; otherwise the record is left out of it.
-        tokens: {min, median, max} of the kept ones, before they are cut; None where none is kept.
+        problems: {record, message, fatal}. record: its number from 1, if it is of one. fatal: the training would end
+            there; otherwise the record is left out of it.
+        tokens: {min, median, max} of the kept ones, before they are cut.
         over_cutoff: how many of these are longer than cutoff_len.
         first: {text: [[text, is trained on], ...]}, the first one kept, cut to cutoff_len. Of two answers the rejected
-            one is under `rejected`, in the same form. None where none is kept.
-
-    Raises:
-        Exception: LLaMA-Factory's own, where the tokenizer or the template cannot be loaded.
+            one is under `rejected`.
     """
     datasets.disable_progress_bars()
     data_args = copy.copy(data_args)
     data_args.streaming, data_args.tokenized_path, data_args.overwrite_cache = False, None, True
     data_args.preprocessing_num_workers = None
     data_args.max_samples = min(limit, data_args.max_samples or limit)
-    asked = _Probe(model_args, data_args, training_args, finetuning_args.stage)
-    answers = {name: asked.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
-    trained = [answers[name] for name in data_args.dataset or []]
-    n_records = sum(answer["read"] for answer in trained)
-    if data_args.val_size > 1 and 0 < n_records <= data_args.val_size and all(answer["all"] for answer in trained):
-        what = f"val_size holds {data_args.val_size} records out, and there are {n_records}"
-        trained[0]["problems"].append(_problem(None, what))
-    return answers
+    made = _Probe(model_args, data_args, training_args, finetuning_args.stage)
+    return {name: made.answer(name) for name in [*(data_args.dataset or []), *(data_args.eval_dataset or [])]}
 
 
 class _Probe:
@@ -74,10 +63,8 @@ class _Probe:
         self.vocabulary = UNCUT if resized else getattr(load_config(model_args).get_text_config(), "vocab_size", UNCUT)
 
     def answer(self, name: str) -> Answer:
-        answer: Answer = {
-            "from": None, "read": 0, "all": False, "kept": 0, "problems": [], "tokens": None, "over_cutoff": 0,
-            "first": None,
-        }  # fmt: skip
+        answer: Answer = {"from": None, "read": 0, "all": False, "kept": 0, "over_cutoff": 0, "problems": []}
+        answer |= {"tokens": None, "first": None}
         try:
             (attr,) = loader.get_dataset_list([name], self.data_args.dataset_dir)
             answer["from"] = attr.load_from
@@ -87,7 +74,12 @@ class _Probe:
             answer["read"] = len(rows)
             self._each(attr, rows, answer)
             if not any(problem["fatal"] for problem in answer["problems"]):
-                self._together(attr, rows, answer["kept"])
+                # All at once: what only shows between records, and whether any is left.
+                aligned = converter.align_dataset(rows, attr, self.data_args, self.training_args)
+                if not answer["kept"]:
+                    raise RuntimeError("Cannot find valid samples, check `data/README.md` for the data format.")
+                processor = loader._get_dataset_processor(self.data_args, self.stage, self.template, **self.module)
+                aligned.map(processor.preprocess_dataset, batched=True, remove_columns=aligned.column_names)
         except Exception as error:
             answer["problems"].append(_problem(None, _text(error)))
         return answer
@@ -128,9 +120,15 @@ class _Probe:
                     encoded = uncut.preprocess_dataset(batch)
                     texts = [encoded[key][0] for key in encoded if key.endswith("input_ids") and encoded[key]]
                     if not texts:
-                        answer["problems"].append(_problem(number, self._why(warnings.texts), fatal=False))
+                        needs = NEEDS.get(self.stage, "what its stage needs")
+                        why = f"it lacks {needs}: {' '.join(warnings.texts[:1])}"
+                        answer["problems"].append(_problem(number, why, fatal=False))
                         continue
-                    self._check_vocabulary(max(max(ids, default=0) for ids in texts))
+                    if (largest := max(max(ids, default=0) for ids in texts)) >= self.vocabulary:
+                        # The template's tokens are added to a tokenizer that lacks them; the model has no row for them.
+                        token = self.module["tokenizer"].convert_ids_to_tokens(largest)
+                        what = f"token {token!r} is number {largest}, and the model knows {self.vocabulary}"
+                        raise IndexError(f"{what}: it is of another template, or needs resize_vocab: true")
                     if answer["first"] is None:
                         answer["first"] = self._pieces(cut.preprocess_dataset(batch))
                     lengths.append(max(map(len, texts)))
@@ -142,28 +140,10 @@ class _Probe:
         if lengths:
             answer["tokens"] = {"min": min(lengths), "median": statistics.median(lengths), "max": max(lengths)}
 
-    def _together(self, attr: Any, rows: Any, n_kept: int) -> None:
-        """All at once: what only shows between records, and whether any is left."""
-        aligned = converter.align_dataset(rows, attr, self.data_args, self.training_args)
-        if not n_kept:
-            raise RuntimeError("Cannot find valid samples, check `data/README.md` for the data format.")
-        processor = loader._get_dataset_processor(self.data_args, self.stage, self.template, **self.module)
-        aligned.map(processor.preprocess_dataset, batched=True, remove_columns=aligned.column_names)
-
     def _processor(self, cutoff_len: int) -> Any:
         data_args = copy.copy(self.data_args)
         data_args.cutoff_len, data_args.packing = cutoff_len, False
         return loader._get_dataset_processor(data_args, self.stage, self.template, **self.module)
-
-    def _check_vocabulary(self, largest: int) -> None:
-        """The template's tokens are added to a tokenizer that lacks them, and the model has no row for them."""
-        if largest >= self.vocabulary:
-            token = self.module["tokenizer"].convert_ids_to_tokens(largest)
-            what = f"token {token!r} is number {largest}, and the model knows {self.vocabulary}"
-            raise IndexError(f"{what}: it is of another template, or needs resize_vocab: true")
-
-    def _why(self, warnings: list[str]) -> str:
-        return f"it lacks {NEEDS.get(self.stage, 'what its stage needs')}: {' '.join(warnings[:1])}"
 
     def _pieces(self, encoded: Any) -> dict[str, list[list[Any]]]:
         """An example as text, cut where it begins or ends to be trained on."""
@@ -174,32 +154,28 @@ class _Probe:
             labels = encoded[f"{prefix}labels"][0] if f"{prefix}labels" in encoded else ids
             if self.stage == "ppo":  # its labels are another text, the answer in the data, which is not trained on
                 labels = [IGNORE_INDEX] * len(ids)
-            pieces: list[list[Any]] = []
-            for token, label in zip(ids, labels):  # noqa: B905
-                if not pieces or pieces[-1][1] is not (label != IGNORE_INDEX):
-                    pieces.append([[], label != IGNORE_INDEX])
-                pieces[-1][0].append(token)
-            decode = self.module["tokenizer"].decode
-            found[side] = [[decode(part, skip_special_tokens=False), trained] for part, trained in pieces]
+            pairs = [(label != IGNORE_INDEX, token) for token, label in zip(ids, labels)]  # noqa: B905
+            groups = [
+                (is_trained, [pair[1] for pair in group]) for is_trained, group in groupby(pairs, lambda pair: pair[0])
+            ]
+            found[side] = [[self.module["tokenizer"].decode(part), is_trained] for is_trained, part in groups]
         return found
 
 
 class _Warnings(logging.Handler):
     """What LLaMA-Factory warns of within a block."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
     def __enter__(self) -> "_Warnings":
+        self.texts: list[str] = []
+        self.setLevel(logging.WARNING)
         add_handler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         remove_handler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def _problem(record: int | None, message: str, *, fatal: bool = True) -> Answer:
