@@ -43,11 +43,7 @@ class Checkpoint:
 
 
 def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:
-    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started.
-
-    Raises:
-        SpecError: the spec trains nothing.
-    """
+    """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
     if spec.train is None or not spec.datasets:
         raise SpecError(f"{spec.name} trains nothing: it has no train section")
     return {

@@ -28,9 +28,6 @@ def sbatch_script(
     """The script; `runs` are folders, and several become tasks of an array, at most `at_once` at a time.
 
     `words` are options of the hidden command `supervise`; `after` is the job that has to succeed first.
-
-    Raises:
-        SpecError: a template of the workspace renders no such script.
     """
     package = Path(__file__).resolve().parent.parent
     log = str(runs[0]).replace("%", "%%")  # in --output, % begins a job's id and such
