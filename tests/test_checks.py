@@ -65,11 +65,6 @@ def test_translations_are_for_no_stage_that_learns_from_choices(stage, check):
     assert found.severity == "error" and f"stage {stage} " in found.message
 
 
-def test_formatting_openai_changes_the_system_text(check):
-    [found] = check("[]", info={"formatting": "openai", "columns": {"messages": "m"}, "tags": TAGS})
-    assert found.severity == "warning" and "detailed thinking off" in found.message
-
-
 def test_each_dataset_is_checked_under_its_own_place(check, tmp_path):
     entry = (SHIPPED / "captions_en_de.yaml").read_text("utf-8")
     (tmp_path / "bare.yaml").write_text(entry.partition("  validation:\n")[0], "utf-8")

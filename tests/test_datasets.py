@@ -1,6 +1,5 @@
-"""Datasets: entries, archives, texts. Real archives: ORCHESTRATOR_ARCHIVES=DIR pytest tests/test_datasets.py."""
+"""Datasets: entries, archives, texts. Run: pytest tests/test_datasets.py."""
 
-import gzip
 import hashlib
 import io
 import itertools
@@ -222,11 +221,6 @@ def test_a_file_that_is_not_the_one_of_the_entry_is_reported(change, expected, t
         toy(change=change)
 
 
-def test_the_hash_tells_sides_and_order():
-    texts = (["a", "b"], ["A", "B"]), (["a", "A"], ["b", "B"]), (["b", "a"], ["B", "A"])
-    assert len({text_sha256(*text) for text in texts}) == 3
-
-
 def test_without_a_seed_the_first_are_taken_and_with_one_the_same_on_every_machine():
     text = parallel([f"s {number}" for number in range(100)])
     assert sample_pairs(text, 3).sources == ["s 0", "s 1", "s 2"]
@@ -305,26 +299,19 @@ def special(kind, **fields):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (special(tarfile.SYMTYPE, linkname="/etc/passwd"), "is no plain file"),
-        (special(tarfile.LNKTYPE, linkname="/etc/passwd"), "is no plain file"),
-        (special(tarfile.CHRTYPE), "is no plain file"),
-        (special(tarfile.DIRTYPE), "is no plain file"),
+        *((special(kind, linkname="/etc/passwd"), "is no plain file") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)),
+        *((special(kind), "is no plain file") for kind in (tarfile.CHRTYPE, tarfile.DIRTYPE)),
         (special(tarfile.REGTYPE, size=1 << 40), "unexpected end of data"),
         (tar_bytes({"a": bytes(1001)}), "is no plain file of at most 1000 bytes"),
         (b"<!DOCTYPE html><title>Sign in</title>" * 40, "cannot be read as a tar archive"),
-        (b"", "cannot be read as a tar archive"),
         (tar_bytes({"a": bytes(100)})[:60], "cannot be read as a tar archive"),
         (b"\xfd7zXZ\x00" + bytes(100), "cannot be read as a tar archive"),
-        (b"BZh9" + bytes(100), "cannot be read as a tar archive"),
-        (gzip.compress(special(tarfile.GNUTYPE_LONGNAME, size=1)[:512] * 3000), "cannot be read|no member"),
     ],
 )
 def test_a_hostile_archive_is_an_error_that_says_why(content, expected, tmp_path):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(SpecError, match=expected):
         read_members(tmp_path / "x.tar", ["a"], max_bytes=1000)
-    (tmp_path / "x.tar").write_bytes(tar_bytes({"a": bytes(1000)}))
-    assert read_members(tmp_path / "x.tar", ["a"], max_bytes=1000) == [bytes(1000)]
 
 
 class Server(BaseHTTPRequestHandler):
@@ -433,21 +420,3 @@ def test_a_split_in_an_archive_loads_like_one_in_files(url, tmp_path, toy):
     (tmp_path / "packed.yaml").write_text(f"{HEAD}{split}archives:\n  x.tgz: {archive}\n")
     packed = load_split(load_entry("packed", [tmp_path]), "train", ArchiveStore(None, tmp_path))
     assert packed.sources == ["a", "b"] and packed.sha256 == toy().sha256
-
-
-def test_multi30k_has_the_published_numbers_of_sentences(tmp_path):
-    """29,000, 1,014 and 1,000 (Elliott et al. 2016), though two files end with a blank line."""
-    if not os.environ.get("ORCHESTRATOR_ARCHIVES"):
-        pytest.skip("ORCHESTRATOR_ARCHIVES is not set: no folder with Multi30K's archives")
-    dataset, archives = load_entry("multi30k_en_de", [SHIPPED]), ArchiveStore.from_environment()
-    texts = {split: load_split(dataset, split, archives) for split in dataset.entry.splits}
-    assert {split: (len(text.sources), text.blank_pairs) for split, text in texts.items()} == {
-        "train": (29_000, 1),
-        "validation": (1_014, 1),
-        "test2016": (1_000, 0),
-    }
-    for text in texts.values():
-        assert 8 < sum(len(line.split()) for line in text.sources) / len(text.sources) < 14
-    write_training_file(texts["train"], INSTRUCTION, tmp_path / "train.jsonl")
-    lines = (tmp_path / "train.jsonl").read_text().splitlines()
-    assert len(lines) == 29_000 and json.loads(lines[-1])["output"] == texts["train"].references[-1]

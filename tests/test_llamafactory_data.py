@@ -40,7 +40,6 @@ def test_an_entry_holds_the_keys_of_dataset_info_json(native):
     assert dataset.local_path == dataset.folder / "a" / "x.json"
     assert dataset.info.column("messages") == "m"
     assert dataset.info.column("response") is None  # columns are given: their defaults are gone
-    assert dataset.info.tag("role_tag") == "from"  # tags are not
     with pytest.raises(SpecError, match="it can be trained on, not benchmarked"):
         load_parallel("toy", [dataset.folder])
 
@@ -156,15 +155,6 @@ def absolute(raw, dataset_dir):
 def test_every_published_entry_comes_through_unchanged(tmp_path):
     for name, raw in PUBLISHED.items():
         assert through_a_file(name, raw, tmp_path / "data", tmp_path / "x") == absolute(raw, tmp_path / "data")
-
-
-@pytest.mark.parametrize(
-    "word", ["no", "1e-4", "a: b # c", 'l\'été "q"', "日本語 😀", "line\nbreak", "\x85", "{{ x }}", " "]
-)
-def test_any_word_comes_through_unchanged(word, tmp_path):
-    raw = {"hf_hub_url": word, "subset": word, "split": word, "folder": None, "num_samples": 2**60, "tags": {}}
-    raw |= {"columns": {"prompt": word, "query": None}}
-    assert through_a_file("toy", raw, tmp_path, tmp_path / "x") == raw
 
 
 ATTRIBUTES = """

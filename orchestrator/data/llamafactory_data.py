@@ -97,16 +97,8 @@ class DatasetInfo(_Part):
 
     def column(self, name: str) -> str | None:
         """What a column is called; None: there is none."""
-        return self._given("columns", name)
-
-    def tag(self, name: str) -> str | None:
-        """The word for a tag; None: there is none."""
-        return self._given("tags", name)
-
-    def _given(self, section: str, name: str) -> str | None:
-        values = getattr(self, section)
-        is_left_out = section in self.model_fields_set and name not in values.model_fields_set
-        return None if is_left_out else getattr(values, name)
+        is_left_out = "columns" in self.model_fields_set and name not in self.columns.model_fields_set
+        return None if is_left_out else getattr(self.columns, name)
 
 
 class LlamaFactoryEntry(_Part):

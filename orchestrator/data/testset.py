@@ -19,23 +19,14 @@ SPLIT = "test"
 
 
 def load_testset(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> Dataset:
-    """The dataset that a benchmark means: an entry in one of the folders, or a set of sacrebleu's, which it fetches.
-
-    Raises:
-        SpecError: there is no such dataset, or no instruction for it (see resolve_instruction).
-        PrerequisiteError: it is one of sacrebleu's, and cannot be fetched.
-    """
+    """The dataset that a benchmark means: an entry in one of the folders, or a set of sacrebleu's, which it fetches."""
     if not is_sacrebleu(item.testset):
         return load_parallel(item.testset, folders)
     return _sacrebleu_set(item.testset, resolve_instruction(item, folders, trained_on).instruction)
 
 
 def resolve_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> BenchmarkSpec:
-    """The benchmark with the instruction that a set of sacrebleu's lacks: of the first dataset in the same languages.
-
-    Raises:
-        SpecError: it was trained on none.
-    """
+    """The benchmark with the instruction that a set of sacrebleu lacks: of the first dataset in the same languages."""
     if item.instruction is not None or not is_sacrebleu(item.testset):
         return item
     _, pair = _set_and_pair(item.testset)

@@ -22,11 +22,7 @@ _SETTINGS = (
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash of every byte of the weights that a model's or an adapter's folder would be loaded from.
-
-    Raises:
-        PrerequisiteError: a file cannot be read, or was written to meanwhile.
-    """
+    """Hash of every byte of the weights that a folder would be loaded from; PrerequisiteError as file_sha256."""
     return sha256_json({path.name: file_sha256(path) for path in weight_files(folder)})
 
 
@@ -34,10 +30,7 @@ def model_sha256(folder: Path) -> str:
     """Hash of all in a model's or an adapter's folder that decides answers: weights, configuration, tokenizer, code.
 
     An adapter's configuration counts without its base model's path, and without the order of target_modules, which
-    LLaMA-Factory makes from a set.
-
-    Raises:
-        PrerequisiteError: as weights_sha256.
+    LLaMA-Factory makes from a set. PrerequisiteError as file_sha256.
     """
     parts = {"weights": weights_sha256(folder)}
     if config := json_mapping(folder / _ADAPTER_CONFIG):

@@ -28,17 +28,9 @@ def check_name(name: str) -> None:
 
 
 def new_spec(session: Session, name: str, kind: str, model: str | None, dataset: str) -> str:
-    """The text of runs/NAME.yaml; without LLaMA-Factory the model's chat template is not looked up.
+    """The text of runs/NAME.yaml, for a kind of KINDS; model None: one that goes with the kind.
 
-    Args:
-        session: of the command.
-        name: of the spec.
-        kind: one of KINDS.
-        model: a folder or a hub id; None: one that goes with the kind.
-        dataset: an entry of dataset_info/ with a split train, or in LLaMA-Factory's own format.
-
-    Raises:
-        SpecError: a name, kind or dataset that is none.
+    SpecError where the name, kind or dataset is none. Without LLaMA-Factory the chat template is not looked up.
     """
     check_name(name)
     if kind not in KINDS:

@@ -14,7 +14,8 @@ from orchestrator.files import read_json
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.arguments import COMPUTED, Argument
-from orchestrator.specs.spec import OWNED, RunSpec, spec_json
+from orchestrator.specs.places import RESERVED_ARGUMENTS
+from orchestrator.specs.spec import RunSpec, spec_json
 from orchestrator.text import escape_controls
 
 Severity = Literal["error", "warning", "note"]
@@ -203,7 +204,7 @@ def _changed_defaults(one: Side, other: Side, packs: bool) -> Iterator[Differenc
     """Arguments of the training that neither spec sets, with another default on either side."""
     if one.spec.train is None or other.spec.train is None or one.defaults is None or other.defaults is None:
         return
-    given = {*one.spec.train.arguments(), *other.spec.train.arguments(), *OWNED}
+    given = {*one.spec.train.arguments(), *other.spec.train.arguments(), *RESERVED_ARGUMENTS}
     for name, then in one.defaults.items():
         if name in other.defaults and name not in given and then != other.defaults[name]:
             path = f"train.{name}"

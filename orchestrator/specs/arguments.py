@@ -69,10 +69,7 @@ def kind_of(value: object) -> str:
 def argument_problem(
     key: str, value: Any, command: str, arguments: Mapping[str, Argument], also_known: Iterable[str] = ()
 ) -> str | None:
-    """What is wrong with an argument of a command (train, api, export), or None.
-
-    `also_known` are names that the place takes beside LLaMA-Factory's, for "did you mean".
-    """
+    """What is wrong with an argument of train, api or export, or None; `also_known` names may be meant too."""
     argument = arguments.get(key)
     if argument is None:
         names = [name for name, each in arguments.items() if command in each.commands]

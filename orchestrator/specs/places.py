@@ -27,9 +27,8 @@ RESERVED_ARGUMENTS: dict[str, Place] = {
 }
 MODEL_PLACES = {name: place[1] for name, place in RESERVED_ARGUMENTS.items() if place[0] == "model"}
 
-# Of LLaMA-Factory's ModelArguments, what decides the vocabulary, how text becomes tokens, and their positions: what
-# its patch_tokenizer, resize_embedding_layer and configure_rope read. A model that was trained with one of these is
-# another model without it.
+# What patch_tokenizer, resize_embedding_layer and configure_rope of LLaMA-Factory read: a model trained with one
+# of these is another model without it.
 MODEL_ARGUMENTS = (
     "add_tokens",
     "add_special_tokens",
@@ -55,9 +54,7 @@ RESERVED_ENV: dict[str, Place] = {
     "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
 # Of these, what LLaMA-Factory's launcher.py gives to torchrun, by field of the compute section.
-LAUNCHER_ENV = {
-    place[1]: name for name, place in RESERVED_ENV.items() if place[0] == "compute" and place[1] != "devices"
-}
+LAUNCHER_ENV = {at[1]: name for name, at in RESERVED_ENV.items() if at[0] == "compute" and at[1] != "devices"}
 
 _PROMPT = "the prompt is the one of training: model.template, model.default_system"
 _TOKENIZER = "it is the model's own"

@@ -83,11 +83,7 @@ class YamlSource:
 
 
 def read_yaml(path: Path) -> YamlSource:
-    """Read a YAML file that holds one mapping.
-
-    Raises:
-        SpecError: no such file, no regular one, too large, not UTF-8, not YAML, or no mapping.
-    """
+    """Read a YAML file that holds one mapping; SpecError for any other."""
     try:
         text = read_file(path, MAX_BYTES).decode("utf-8-sig")
         nodes, value = _load(text)
@@ -113,11 +109,7 @@ def read_yaml(path: Path) -> YamlSource:
 
 
 def set_value(source: YamlSource, override: str) -> None:
-    """Apply one `--set KEY=VALUE`: KEY is a dotted path (list items by number), VALUE is read as YAML.
-
-    Raises:
-        SpecError: no '=', an empty key, a VALUE that is no YAML, or a path through something that is no mapping.
-    """
+    """Apply one `--set KEY=VALUE`: KEY is a dotted path (list items by number), VALUE is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise SpecError(f"--set {override}: expected KEY=VALUE, such as --set train.num_train_epochs=1")

@@ -19,11 +19,6 @@ Answer = dict[str, Any]
 UNCUT = 1 << 30  # a cutoff_len that no record reaches, in tokens
 MAX_MEDIA = 10  # records that are tried where each opens images, videos or sounds
 MAX_CHARS = 500  # of a message: LLaMA-Factory shows the record in it, however long that is
-NEEDS = {
-    "sft": "turns that end with an answer",
-    "rm": "a chosen and a rejected answer",
-    "kto": "an answer that is marked true or false",
-}
 
 
 def probe(
@@ -34,7 +29,6 @@ def probe(
     Takes what LLaMA-Factory's get_train_args gives, and raises its errors. Returns by name of the dataset:
         from: file, hf_hub, ms_hub, om_hub, cloud_file or script; None where the dataset is not known.
         read, kept: how many records were read, and how many of these are trained on.
-        all: whether there are no others.
         problems: {record, message, fatal}. record: its number from 1, if it is of one. fatal: the training would end
             there; otherwise the record is left out of it.
         tokens: {min, median, max} of the kept ones, before they are cut.
@@ -63,14 +57,14 @@ class _Probe:
         self.vocabulary = UNCUT if resized else getattr(load_config(model_args).get_text_config(), "vocab_size", UNCUT)
 
     def answer(self, name: str) -> Answer:
-        answer: Answer = {"from": None, "read": 0, "all": False, "kept": 0, "over_cutoff": 0, "problems": []}
+        answer: Answer = {"from": None, "read": 0, "kept": 0, "over_cutoff": 0, "problems": []}
         answer |= {"tokens": None, "first": None}
         try:
             (attr,) = loader.get_dataset_list([name], self.data_args.dataset_dir)
             answer["from"] = attr.load_from
             if (self.stage == "rm") is not bool(attr.ranking):  # as _get_merged_dataset has it
                 raise ValueError("The dataset is not applicable in the current training stage.")
-            rows, answer["all"] = self._rows(attr)
+            rows = self._rows(attr)
             answer["read"] = len(rows)
             self._each(attr, rows, answer)
             if not any(problem["fatal"] for problem in answer["problems"]):
@@ -84,9 +78,9 @@ class _Probe:
             answer["problems"].append(_problem(None, _text(error)))
         return answer
 
-    def _rows(self, attr: Any) -> tuple[Any, bool]:
-        """The first records as LLaMA-Factory reads them, not converted yet, and whether they are all."""
-        n_drawn, attr.num_samples = attr.num_samples, None  # drawn at random, they would not be the first
+    def _rows(self, attr: Any) -> Any:
+        """The first records as LLaMA-Factory reads them, not converted yet."""
+        attr.num_samples = None  # drawn at random, they would not be the first
         data_args = copy.copy(self.data_args)
         if attr.images or attr.videos or attr.audios:
             data_args.max_samples = min(data_args.max_samples, MAX_MEDIA)
@@ -103,8 +97,7 @@ class _Probe:
         replaced = loader.load_dataset, loader.align_dataset
         loader.load_dataset, loader.align_dataset = first_rows, lambda dataset, *_: dataset
         try:
-            rows = loader._load_single_dataset(attr, self.model_args, data_args, self.training_args)
-            return rows, n_drawn is None and len(rows) < data_args.max_samples
+            return loader._load_single_dataset(attr, self.model_args, data_args, self.training_args)
         finally:
             loader.load_dataset, loader.align_dataset = replaced
 
@@ -120,8 +113,7 @@ class _Probe:
                     encoded = uncut.preprocess_dataset(batch)
                     texts = [encoded[key][0] for key in encoded if key.endswith("input_ids") and encoded[key]]
                     if not texts:
-                        needs = NEEDS.get(self.stage, "what its stage needs")
-                        why = f"it lacks {needs}: {' '.join(warnings.texts[:1])}"
+                        why = f"it is no example for stage {self.stage}: {' '.join(warnings.texts[:1])}"
                         answer["problems"].append(_problem(number, why, fatal=False))
                         continue
                     if (largest := max(max(ids, default=0) for ids in texts)) >= self.vocabulary:
@@ -154,11 +146,9 @@ class _Probe:
             labels = encoded[f"{prefix}labels"][0] if f"{prefix}labels" in encoded else ids
             if self.stage == "ppo":  # its labels are another text, the answer in the data, which is not trained on
                 labels = [IGNORE_INDEX] * len(ids)
-            pairs = [(label != IGNORE_INDEX, token) for token, label in zip(ids, labels)]  # noqa: B905
-            groups = [
-                (is_trained, [pair[1] for pair in group]) for is_trained, group in groupby(pairs, lambda pair: pair[0])
-            ]
-            found[side] = [[self.module["tokenizer"].decode(part), is_trained] for is_trained, part in groups]
+            groups = groupby(zip(ids, labels), lambda pair: pair[1] != IGNORE_INDEX)  # noqa: B905
+            decode = self.module["tokenizer"].decode
+            found[side] = [[decode([token for token, _ in group]), is_trained] for is_trained, group in groups]
         return found
 
 
