@@ -270,8 +270,9 @@ def _become(argv: list[str], cwd: str, env: dict[str, str], streams: list[int]) 
     sys.path[0] = cwd
     sys.argv = argv
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # strict, as in most locales
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    # The same objects: a logger that was made before writes to them, and must not do so in between.
+    sys.stdout.reconfigure(encoding="utf-8")
+    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     tempfile.tempdir = None
 
 

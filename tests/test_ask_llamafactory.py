@@ -89,6 +89,7 @@ def test_the_question_is_what_llamafactory_will_be_given_and_the_first_records(
     (environment,) = asked.environments
     assert environment["DISABLE_VERSION_CHECK"] == "1" and not environment.keys() & {"PYTHONPATH", "LD_PRELOAD"}
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["HF_HUB_OFFLINE"]) == ("", "1")
+    assert environment["USE_MODELSCOPE_HUB"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,12 @@ def test_an_answer_with_errors_or_none_at_all_is_not_kept(answer: Any, workshop:
     if isinstance(answer, AskError):
         assert found[0].severity == "warning" and "could not be asked" in found[0].message
         assert "torch is broken" in found[0].message
+
+
+def test_a_server_of_others_is_nothing_to_ask_about(workshop: Workshop, asked: Asked) -> None:
+    changes = {"dataset": None, "train": None, "serve": {"url": "http://127.0.0.1:9/v1"}}
+    assert ask_llamafactory(*specs_of(workshop, changes, {**changes, "model": None})) == [Answer(), Answer()]
+    assert asked.questions == []
 
 
 def test_deepspeed_itself_is_said_not_to_be_asked(workshop: Workshop, asked: Asked) -> None:

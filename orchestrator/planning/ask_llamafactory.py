@@ -48,7 +48,10 @@ RECORDS = 100
 """How many of each dataset are read."""
 TIMEOUT_S, TIMEOUT_PER_SPEC_S = 180, 3
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
-_NO_NETWORK = {name: "1" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")}
+_NO_NETWORK = {
+    **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
+    **dict.fromkeys(("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"), "0"),  # they download what is not here
+}
 
 Sample = dict[str, Any]
 """What upstream/scripts/datasets_probe.py found in one dataset."""
@@ -146,7 +149,7 @@ def _question(session: Session, spec: RunSpec) -> dict[str, Any]:
         command: {name: value for name, value in arguments.items() if not is_secret(name, value)}
         for command, arguments in commands.items()
     }
-    return {**question, "torchrun": uses_torchrun(spec)}
+    return {**question, "torchrun": uses_torchrun(spec)} if question else {}
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:
