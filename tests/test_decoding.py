@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark.decoding import BACKENDS, decode
+from orchestrator.benchmark.decoding import SUPPORTED, decode
 from orchestrator.errors import SpecError
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.upstream.installation import find_installation
 
 QWEN = {"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "do_sample": True, "eos_token_id": 7}
-OURS = [name for name in BACKENDS if name.startswith("llamafactory")]
+OURS = [name for name in SUPPORTED if name.startswith("llamafactory")]
 
 
 def bench(**fields):
     return BenchmarkSpec(testset="t", **fields)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SUPPORTED)
 def test_it_is_greedy_unless_the_spec_samples_and_says_so_itself(backend):
     decoding = decode(backend, bench())
     assert decoding.greedy
@@ -29,14 +29,14 @@ def test_it_is_greedy_unless_the_spec_samples_and_says_so_itself(backend):
 @pytest.mark.parametrize(
     ("backend", "wish", "sent"),
     [
-        *((backend, {"top_p": 0.9}, {"top_p": 0.9}) for backend in BACKENDS),
+        *((backend, {"top_p": 0.9}, {"top_p": 0.9}) for backend in SUPPORTED),
         *((backend, {"repetition_penalty": 1.2}, {"presence_penalty": 1.2}) for backend in OURS),
         ("vllm", {"repetition_penalty": 1.2}, {"repetition_penalty": 1.2, "presence_penalty": 0.0}),
         ("openai", {"repetition_penalty": 1.2}, None),
         ("llamafactory-huggingface", {"stop": ["\n"]}, None),
         *(
             (backend, {"stop": ["\n"]}, {"stop": ["\n"]})
-            for backend in BACKENDS
+            for backend in SUPPORTED
             if backend != "llamafactory-huggingface"
         ),
     ],
@@ -44,9 +44,9 @@ def test_it_is_greedy_unless_the_spec_samples_and_says_so_itself(backend):
 def test_a_parameter_is_sent_or_refused_and_never_dropped(backend, wish, sent):
     if sent is None:
         [name] = wish
-        with pytest.raises(SpecError, match=f"benchmark.{name}: .* drops {name}") as error:
+        with pytest.raises(SpecError, match=f"benchmark.{name}: .* drops it") as error:
             decode(backend, bench(**wish))
-        assert "vllm serve" in error.value.remedy
+        assert "vllm" in error.value.remedy
     else:
         assert decode(backend, bench(**wish)).sent.items() >= sent.items()
 
@@ -70,7 +70,7 @@ def test_the_specs_request_is_merged_in_last_and_null_takes_a_field_out():
     assert not decode("openai", bench(request={"temperature": None})).greedy, (
         "the server's own temperature is not known"
     )
-    with pytest.raises(SpecError, match="drops max_completion_tokens"):
+    with pytest.raises(SpecError, match="max_completion_tokens: "):
         decode("llamafactory-vllm", bench(request=wanted))
     for name in ("model", "messages", "stream", "n"):
         with pytest.raises(ValueError, match=f"{name}: the benchmark itself says that"):

@@ -15,11 +15,10 @@ import openai_stub as stub
 import pytest
 
 from orchestrator.benchmark import requests
-from orchestrator.benchmark.cache import Identity
+from orchestrator.benchmark.answers import Identity
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
 from orchestrator.benchmark.results import BenchmarkResult, read_result
-from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, text_sha256
-from orchestrator.data.testset import chosen
+from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, sample_pairs, text_sha256
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -29,7 +28,7 @@ KEY = "sk-secret-of-the-test"
 SENTENCES = [("A dog runs.", "Ein Hund läuft."), ("Two men talk.", "Zwei Männer reden."), ("It rains.", "Es regnet.")]
 INSTRUCTION = "Translate the following English sentence into German."
 UNKNOWN = Identity()
-WHO = Identity(backend="llamafactory-huggingface", model_sha256="1" * 64, arguments={"template": "qwen"})
+WHO = Identity(backend="llamafactory-huggingface", known=True, model_sha256="1" * 64, arguments={"template": "qwen"})
 KILLS = int(os.environ.get("KILLS", "4"))
 WORDS = "a dog runs over the green meadow and barks at two men in blue shirts who talk".split()
 
@@ -54,9 +53,9 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def run(server, folder, pairs=SENTENCES, *, identity=UNKNOWN, connect=None, target_lang="de", **bench):
-    """evaluate; `bench` may have EvalOptions' fields and EvalRequest's `system` too."""
+    """evaluate; `bench` may have EvalOptions' fields and EvalRequest's too."""
     options = {name: bench.pop(name) for name in ("fresh", "allow_incomplete") if name in bench}
-    own = {name: bench.pop(name) for name in ("system", "max_concurrent") if name in bench}
+    own = {name: bench.pop(name) for name in ("max_concurrent",) if name in bench}
     sources, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     text = ParallelText(sources, references, blank_pairs=0, sha256=text_sha256(sources, references))
     split = FileSplit(source="t/test.en", target="t/test.de", sha256=Sums(source="0" * 64, target="0" * 64), pairs=3)
@@ -65,7 +64,7 @@ def run(server, folder, pairs=SENTENCES, *, identity=UNKNOWN, connect=None, targ
         instruction=INSTRUCTION, splits={"test": split},
     )  # fmt: skip
     spec = BenchmarkSpec(testset="three", **{"n_bootstrap": 20, "concurrency": 4, **bench})
-    part = chosen(text, spec.max_samples, spec.sample_seed)
+    part = sample_pairs(text, spec.max_samples, spec.sample_seed)
     request = EvalRequest(
         "demo-1", Dataset("three", Path(), entry), part, len(sources), spec, identity, server.base_url, **own
     )
@@ -113,10 +112,7 @@ def test_the_prompt_is_that_of_the_training_and_the_longest_is_requested_first(s
     assert sources_of(server.bodies) == ["Two men talk.", "A dog runs.", "It rains."]
     assert server.bodies[1]["messages"] == [{"role": "user", "content": f"{INSTRUCTION}\nA dog runs."}]
     plain = run(server, tmp_path / "c", SENTENCES[:1])
-    system = run(server, tmp_path / "d", SENTENCES[:1], system="Be brief.")
     other = run(server, tmp_path / "e", [("A dog runs.", "Ein Hund rennt.")])
-    assert server.bodies[-2]["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (system.prompts_sha256 != plain.prompts_sha256, system.text_sha256) == (True, plain.text_sha256)
     assert (other.prompts_sha256, other.text_sha256 != plain.text_sha256) == (plain.prompts_sha256, True)
 
 
@@ -173,7 +169,7 @@ def test_scores_json_says_what_was_requested_and_no_secret(server, tmp_path):
     request = dict(result.request)
     assert len(request.pop("key")) == 64 and result.identity["model_sha256"] is None
     assert request == {
-        "source_lang": "en", "target_lang": "de", "system": None, "instruction": INSTRUCTION,
+        "source_lang": "en", "target_lang": "de", "instruction": INSTRUCTION,
         "base_url": server.base_url, "model": "stub", "models": ["stub"],
         "sent": {"temperature": 0.0, "max_completion_tokens": 99},
         "effective_defaults": {}, "request_timeout_s": 600.0, "metrics": ["bleu"],
@@ -249,7 +245,7 @@ def test_what_cannot_be_benchmarked_is_refused_before_anything_is_written(server
         run(server, tmp_path / "b", [])
     with pytest.raises(PrerequisiteError, match="needs MeCab"):
         run(server, tmp_path / "b", target_lang="jpn")
-    with pytest.raises(SpecError, match="drops stop"):
+    with pytest.raises(SpecError, match=r"benchmark\.stop: "):
         run(server, tmp_path / "c", identity=WHO, connect=no_server, stop=["x"])
     assert not (tmp_path / "b").exists() and not (tmp_path / "c" / "scores.json").exists()
 

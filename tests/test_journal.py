@@ -9,21 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark.cache import AnswerCache, Identity, identify
-from orchestrator.benchmark.journal import Journal, is_locked
+from orchestrator.benchmark.answers import AnswerCache, Identity, Journal, identify, is_locked
 from orchestrator.benchmark.requests import FailedSegment, Hypothesis
 from orchestrator.errors import StageError
 from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
-from orchestrator.upstream import template_text
-from orchestrator.upstream.template_text import chat_template_sha256
 from tests.model_folders import model_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES, REFERENCES = ["A dog.", "Two men\u2028talk.", "Rain."], ["Ein Hund.", "Zwei Männer reden.", "Regen."]
 WHO = Identity(
-    backend="llamafactory-huggingface", model_sha256="1" * 64, adapter_sha256="2" * 64, has_adapter=True,
+    backend="llamafactory-huggingface", model_sha256="1" * 64, adapter_sha256="2" * 64, known=True,
     chat_template_sha256="5" * 64, arguments={"template": "qwen", "infer_dtype": "auto"}, versions={"torch": "2.9"},
     device="cpu",
 )  # fmt: skip
@@ -122,7 +119,7 @@ def test_two_processes_never_share_a_journal(tmp_path):
 def filled(folder, who=WHO, sent=SENT):
     made = AnswerCache(who, sent, folder)
     made.add(prompt("A dog."), answer(0))
-    made.flush()
+
     return made
 
 
@@ -142,7 +139,7 @@ def test_the_cache_gives_what_was_put_in_under_another_index(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_sha256": "3" * 64}, {"adapter_sha256": "3" * 64}, {"adapter_sha256": None, "has_adapter": False},
+        {"model_sha256": "3" * 64}, {"adapter_sha256": "3" * 64}, {"adapter_sha256": None},
         {"chat_template_sha256": "6" * 64}, {"backend": "llamafactory-vllm"}, {"versions": {"torch": "2.10"}},
         {"device": "gpu"}, {"arguments": {"template": "llama3", "infer_dtype": "auto"}},
         {"arguments": {**WHO.arguments, "default_system": "Be brief."}},
@@ -164,7 +161,7 @@ def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
         file.write(b'\xff\n{"key": "' + b"0" * 64 + b'", "hypo')
     again = AnswerCache(WHO, SENT, tmp_path)
     again.add(prompt("A cat."), answer(0, "Katze"))
-    again.flush()
+
     assert [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))] == [
         "Ja.",
         "Katze",
@@ -178,9 +175,6 @@ from tests.test_journal import *
 made = AnswerCache(WHO, SENT, Path(sys.argv[1]))
 for number in range(200):
     made.add(prompt(f"{sys.argv[2]} {number}"), answer(0, "x" * 200))
-    if number % 7 == 0:
-        made.flush()
-made.flush()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", code, str(tmp_path)]
@@ -195,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(tmp_path, capl
     made = AnswerCache(WHO, SENT, tmp_path / "file")
     for text in "ab":
         made.add(prompt(text), answer(0))
-        made.flush()
+
     assert caplog.text.count("the cache of answers is not used") == 1
 
 
@@ -223,24 +217,9 @@ def test_cpu_or_gpu_counts_and_not_which_gpu(served, monkeypatch):
     assert served(["H100, 550.1"]).device == "cpu"
 
 
-def test_the_chat_templates_text_counts_under_one_name(served, installation, tmp_path, monkeypatch):
-    before = served().chat_template_sha256
-    assert before and before != served(template="llama3").chat_template_sha256
-    source = (installation.package / "data" / "template.py").read_text("utf-8")
-    changed = tmp_path / "llamafactory" / "data" / "template.py"
-    changed.parent.mkdir(parents=True)
-    changed.write_text("# a comment\n" + source, "utf-8")
-    other = replace(installation, package=tmp_path / "llamafactory")
-    assert chat_template_sha256("qwen", None, other) == before
-    changed.write_text(source.replace('name="qwen",', 'name="qwen", efficient_eos=True,'), "utf-8")
-    template_text._registered.cache_clear()
-    assert chat_template_sha256("qwen", None, other) not in (before, None)
-    assert chat_template_sha256("none-such", None, other) is None
-
-
-def test_without_a_template_the_tokenizers_own_text_counts(tmp_path, installation):
-    seen = {chat_template_sha256(None, tmp_path, installation)}
-    for name, text in (("tokenizer_config.json", '{"chat_template": "a"}'), ("chat_template.jinja", "b")):
-        (tmp_path / name).write_text(text)
-        seen.add(chat_template_sha256(None, tmp_path, installation))
-    assert len(seen) == 3 and chat_template_sha256(None, None, installation) is None
+def test_the_chat_templates_text_counts_under_one_name(served):
+    assert (
+        served().chat_template_sha256
+        and served().chat_template_sha256 != served(template="llama3").chat_template_sha256
+    )
+    assert served(template=None).chat_template_sha256 is None, "the tokenizer's own is a part of the model's hash"

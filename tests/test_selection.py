@@ -174,7 +174,7 @@ def test_another_metric_and_another_set_can_choose(place):
         (("benchmark", "toy@al"), 2, "did you mean 'all'?"),
         (("benchmark", "toy", "--base"), 2, "--metric, --base and --watch are for RUN@all"),
         (("benchmark", "toys@all"), 2, "no run 'toys'"),
-        (("serve", "toy@all"), 2, "means every checkpoint: that is for benchmark alone"),
+        (("serve", "toy@all"), 2, "means every checkpoint: only benchmark takes that"),
         (("benchmark", "toy@all", "--template", "qwen"), 2, "leave it out"),
     ],
 )

@@ -5,17 +5,16 @@ import math
 import re
 import signal
 import statistics
-import time
 from pathlib import Path
 
 from orchestrator.benchmark.results import read_result
 from orchestrator.errors import SpecError, StageError
-from orchestrator.models.hashes import file_sha256
+from orchestrator.files import sha256_file
 from orchestrator.processes.process import child_environment, repro_command, start
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.scoring.metrics import Score, interval, resamples, seed
-from orchestrator.upstream.comet import COMMAND, find_comet, locate_comet_model
+from orchestrator.upstream.comet import find_comet, locate_comet_model
 
 
 def add_comet(folder: Path, model: str, root: Path, devices: str | None, record: RunRecord | None, run: RunDir) -> None:
@@ -28,33 +27,31 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
     result, model, (program, version) = read_result(folder), locate_comet_model(model, root), find_comet()
     if not result.scores:
         raise SpecError(f"{folder} is no benchmark with scores", "name one that is complete")
-    path, name = Path(model), model
-    if path.is_absolute():
-        name = f"{path.name}@{file_sha256(path)[:12]}"
+    name = f"{Path(model).name}@{sha256_file(Path(model))[:12]}" if Path(model).is_absolute() else model
     n_refs = 0 if re.search(r"kiwi|\bqe\b", name, re.IGNORECASE) else 1
     if any(f"|model:{name}|version:{version}" in score.signature for score in result.comet):
         return
     output = folder / f"comet-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[-80:]}.json"
-    output.unlink(missing_ok=True)  # of an attempt before: what is read afterwards is of this one
+    output.unlink(missing_ok=True)  # of an attempt before
     argv = [str(program), "-s", "sources.txt", "-t", "hypotheses.txt", *["-r", "references.txt"][: 2 * n_refs]]
     argv += ["--model", model, "--only_system", "--to_json", output.name]
     extra = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    child = start(
-        argv, log=output.with_suffix(".log"), cwd=folder, env=child_environment(program, extra),
-        death_signal=signal.SIGKILL, watched=True,
-    )  # fmt: skip
+    environment = child_environment(program, extra)
+    log = output.with_suffix(".log")
+    child = start(argv, log=log, cwd=folder, env=environment, death_signal=signal.SIGKILL, watched=True)
     try:
         while child.poll() is None:
-            time.sleep(0.1)
-        rows = json.loads(output.read_bytes())["hypotheses.txt"] if child.poll() == 0 else []
-        segments = [float(row["COMET"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError(f"{COMMAND} left no scores in {output}: {error!r}") from error
+            child.wait(0.2)
+        segments = [float(row["COMET"]) for row in json.loads(output.read_bytes())["hypotheses.txt"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        segments = []
     finally:
         child.stop(5)
-    if len(segments) != result.n_segments or not all(map(math.isfinite, segments)):
-        what = f"{COMMAND} ended with status {child.poll()} and {len(segments)} of {result.n_segments} segments scored"
-        raise StageError(f"{what}; last lines of {child.log}:\n{child.log_tail()}", repro_command(folder, argv, extra))
+    if child.poll() != 0 or len(segments) != result.n_segments or not all(map(math.isfinite, segments)):
+        what = (
+            f"comet-score ended with status {child.poll()} and {len(segments)} of {result.n_segments} segments scored"
+        )
+        raise StageError(f"{what}; last lines of {log}:\n{child.log_tail()}", repro_command(folder, argv, extra))
     n_bootstrap = int(result.request.get("n_bootstrap", 1000))
     means = [statistics.fmean(segments[i] for i in draw) for draw in resamples(len(segments), n_bootstrap, seed())]
     mean, half = interval(means)

@@ -4,7 +4,6 @@ All of it from the text files that a benchmark leaves, whose scores must be thos
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,11 +52,10 @@ class Example(_Part):
 
 
 class Sentences(_Part):
-    """A system and the baseline, sentence by sentence, by chrF2."""
+    """A system and the baseline, sentence by sentence, by chrF2: where the system is better, worse, the same."""
 
     system: str
     better: int
-    """Sentences where the system's chrF2 is higher than the baseline's."""
     worse: int
     equal: int
     where_better: list[Example]
@@ -91,7 +89,6 @@ class Comparison(_Part):
     """One for each test, in words."""
     sentences: list[Sentences]
     notes: list[str]
-    """What a reader should know besides."""
 
 
 def compare(
@@ -102,32 +99,31 @@ def compare(
     n_bootstrap: int = N_BOOTSTRAP,
     n_randomizations: int = N_RANDOMIZATIONS,
 ) -> Comparison:
-    """Compare benchmarks of one test set: each with the first.
-
-    Args:
-        found: the benchmarks.
-        metrics: which; none: those that all of them were scored by.
-        n_examples: how many sentences to show where each wins.
-        n_bootstrap: resamples.
-        n_randomizations: trials of approximate randomization.
+    """Compare benchmarks of one test set, each with the first, by metrics (none: those that all were scored by).
 
     Raises:
         SpecError: the signatures differ, or a metric is none.
         PrerequisiteError: the files are not what was scored; or BLEU needs MeCab, which is not installed.
     """
     benchmarks, drawn = found.benchmarks, seed()
-    names, first = [each.name for each in benchmarks], benchmarks[0]
+    names, result = [each.name for each in benchmarks], benchmarks[0].result
     chosen = _metrics(benchmarks, metrics)
     stats, notes = load_statistics(benchmarks, chosen)
     m = n_pairs(len(names)) if found.best_is_baseline else len(names) - 1
     tests = paired_tests(
         names, stats, n_comparisons=m, n_bootstrap=n_bootstrap, n_randomizations=n_randomizations, seed=drawn
     )
-    of_sentences = stats if "chrf" in stats else load_statistics(benchmarks, ["chrf"])[0]
-    chrf = [each.segment_scores() for each in of_sentences["chrf"]]
-    texts = [each.lines("hypotheses") for each in benchmarks]
-    sides = (first.lines("sources"), first.lines("references"), texts[0])
-    result = first.result
+    systems = [
+        System(
+            name=each.name,
+            target=each.result.target,
+            folder=str(each.folder),
+            values=found.values.get(each.name, {}),
+            scores={metric: stats[metric][number].score() for metric in chosen},
+            issues={issue: flagged and flagged.count for issue, flagged in each.result.diagnostics.items()},
+        )
+        for number, each in enumerate(benchmarks)
+    ]
     return Comparison(
         testset=result.testset,
         split=result.split,
@@ -135,18 +131,8 @@ def compare(
         text_sha256=result.text_sha256,
         prompts_sha256=result.prompts_sha256,
         group=found.group,
-        baseline=first.name,
-        systems=[
-            System(
-                name=each.name,
-                target=each.result.target,
-                folder=str(each.folder),
-                values=found.values.get(each.name, {}),
-                scores={metric: stats[metric][number].score() for metric in chosen},
-                issues={issue: flagged and flagged.count for issue, flagged in each.result.diagnostics.items()},
-            )
-            for number, each in enumerate(benchmarks)
-        ],
+        baseline=names[0],
+        systems=systems,
         signatures={metric: stats[metric][0].signature for metric in chosen},
         seed=drawn,
         n_bootstrap=n_bootstrap,
@@ -154,10 +140,7 @@ def compare(
         n_comparisons=m,
         tests=tests,
         verdicts=[verdict(test, m) for test in tests],
-        sentences=[
-            _sentences(names[number], list(zip(*sides, texts[number], strict=True)), chrf[0], chrf[number], n_examples)
-            for number in range(1, len(names))
-        ],
+        sentences=_sentences(benchmarks, stats, n_examples),
         notes=[*_decoding_notes(benchmarks), *notes, *found.notes],
     )
 
@@ -243,7 +226,10 @@ def _comparable(signature: str) -> str:
 
 def _decoding_notes(benchmarks: Sequence[Benchmark]) -> list[str]:
     """What was requested otherwise than of the first, such as max_tokens: part of what the scores differ by."""
-    first, *others = (_decoding(each.result.request) for each in benchmarks)
+    first, *others = (
+        {**each.result.request.get("effective_defaults", {}), **each.result.request.get("sent", {})}
+        for each in benchmarks
+    )
     return [
         f"{key} differs: {benchmarks[0].name} {first[key]}, {benchmark.name} {other[key]}"
         for benchmark, other in zip(benchmarks[1:], others, strict=True)
@@ -252,34 +238,39 @@ def _decoding_notes(benchmarks: Sequence[Benchmark]) -> list[str]:
     ]
 
 
-def _decoding(request: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the requests, and what held besides; in the first version's files they stand by themselves."""
-    found: dict[str, Any] = {name: request[name] for name in ("temperature", "max_tokens") if name in request}
-    for part in ("in_force", "effective_defaults", "sent"):
-        found |= request.get(part) or {}
-    return found
-
-
 def _sentences(
-    system: str, rows: list[tuple[str, ...]], baseline_chrf: list[float], chrf: list[float], n_examples: int
-) -> Sentences:
-    deltas = [score - baseline for score, baseline in zip(chrf, baseline_chrf, strict=True)]
-    better = sorted((index for index, delta in enumerate(deltas) if delta > 0), key=lambda index: -deltas[index])
-    worse = sorted((index for index, delta in enumerate(deltas) if delta < 0), key=lambda index: deltas[index])
-
-    def examples(indices: list[int]) -> list[Example]:
-        names = ("source", "reference", "baseline_hypothesis", "hypothesis")
-        return [
-            Example(index=index, **dict(zip(names, rows[index], strict=True)),
-                    baseline_chrf=baseline_chrf[index], chrf=chrf[index])
-            for index in indices[:n_examples]
-        ]  # fmt: skip
-
-    return Sentences(
-        system=system,
-        better=len(better),
-        worse=len(worse),
-        equal=len(rows) - len(better) - len(worse),
-        where_better=examples(better),
-        where_worse=examples(worse),
-    )
+    benchmarks: Sequence[Benchmark], stats: dict[Metric, list[Statistics]], n_examples: int
+) -> list[Sentences]:
+    by_chrf = stats if "chrf" in stats else load_statistics(benchmarks, ["chrf"])[0]
+    baseline, *others = (each.segment_scores() for each in by_chrf["chrf"])
+    sources, references = benchmarks[0].lines("sources"), benchmarks[0].lines("references")
+    before, *texts = (each.lines("hypotheses") for each in benchmarks)
+    made = []
+    for benchmark, lines, chrf in zip(benchmarks[1:], texts, others, strict=True):
+        deltas = [score - other for score, other in zip(chrf, baseline, strict=True)]
+        in_order = sorted(range(len(deltas)), key=deltas.__getitem__)
+        worse = [index for index in in_order if deltas[index] < 0]
+        better = [index for index in reversed(in_order) if deltas[index] > 0]
+        examples = {
+            index: Example(
+                index=index,
+                source=sources[index],
+                reference=references[index],
+                baseline_hypothesis=before[index],
+                hypothesis=lines[index],
+                baseline_chrf=baseline[index],
+                chrf=chrf[index],
+            )
+            for index in (*better[:n_examples], *worse[:n_examples])
+        }
+        made.append(
+            Sentences(
+                system=benchmark.name,
+                better=len(better),
+                worse=len(worse),
+                equal=len(deltas) - len(better) - len(worse),
+                where_better=[examples[index] for index in better[:n_examples]],
+                where_worse=[examples[index] for index in worse[:n_examples]],
+            )
+        )
+    return made

@@ -3,17 +3,13 @@
 What is supported is sent with every request, also where it is the default, so that no server's own default decides;
 what would be dropped is refused.
 
-Sources. LLaMA-Factory 0.9.5: api/chat.py (presence_penalty becomes repetition_penalty; do_sample, temperature, top_p,
-max_tokens, stop are passed on; api/protocol.py has no other field, and unknown ones are dropped in silence);
-chat/hf_engine.py, _process_args (temperature 0 turns sampling off and takes top_p with it; stop: a warning, no more);
-chat/vllm_engine.py and chat/sglang_engine.py, _generate (do_sample is ignored, stop is honoured).
-vLLM: entrypoints/openai/protocol.py, ChatCompletionRequest.to_sampling_params; config/model.py,
-get_diff_sampling_param (what is not sent comes from the model's generation_config.json). Transformers 5.6: values that
-GenerationConfig is not given come from the model's generation_config.json.
+Sources. LLaMA-Factory 0.9.5: api/chat.py (presence_penalty becomes repetition_penalty), api/protocol.py (unknown fields
+are dropped in silence), chat/hf_engine.py (temperature 0 turns sampling off; stop: a warning, no more). vLLM:
+config/model.py, get_diff_sampling_param (what is not sent comes from the model's generation_config.json).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.errors import SpecError
@@ -23,11 +19,10 @@ Backend = Literal["llamafactory-huggingface", "llamafactory-vllm", "llamafactory
 
 DECODING_PARAMS = ("temperature", "max_tokens", "top_p", "repetition_penalty", "stop")
 """The spec's."""
-_LLAMAFACTORY_FIELDS = (
-    "model", "messages", "tools", "do_sample", "temperature", "top_p", "n", "presence_penalty", "max_tokens", "stop",
-    "stream",
-)  # fmt: skip
-# Of GenerationConfig, those that change a text and that LLaMA-Factory's huggingface engine does not set itself.
+_RENAMED = {"repetition_penalty": "presence_penalty"}
+"""By LLaMA-Factory's server."""
+_LLAMAFACTORY_FIELDS = ("tools", "do_sample", "temperature", "top_p", "presence_penalty", "max_tokens", "stop")
+# Of generation_config.json, what changes a text and LLaMA-Factory's huggingface engine does not set itself.
 _UNSET_BY_HF = (
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "encoder_no_repeat_ngram_size",
     "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty",
@@ -35,48 +30,20 @@ _UNSET_BY_HF = (
     "no_repeat_ngram_size", "num_beam_groups", "penalty_alpha", "renormalize_logits", "sequence_bias", "stop_strings",
     "suppress_tokens", "top_h", "typical_p",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BackendParams:
-    """A kind of server."""
-
-    described: str
-    neutral: Mapping[str, Any]
-    """The spec's parameters that it supports besides temperature and max_tokens -> what is sent where the spec has
-    none; None: nothing. The others it drops without a word."""
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    constant: Mapping[str, Any] = field(default_factory=dict)
-    """What is sent besides, so that nothing else decides."""
-    model_defaults: tuple[str, ...] = ()
-    """The values of the model's generation_config.json that reach the answers unless they are sent."""
-    concurrency: int = 32
-    """Requests under way at once, unless the spec says it."""
-
-
-_LLAMAFACTORY = {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None}
-_RENAMED = {"repetition_penalty": "presence_penalty"}
-BACKENDS: dict[Backend, BackendParams] = {
-    "llamafactory-huggingface": BackendParams(
-        "LLaMA-Factory's huggingface engine",
-        {"top_p": 1.0, "repetition_penalty": 1.0},
-        renamed=_RENAMED,
-        model_defaults=_UNSET_BY_HF,
-        concurrency=2,  # it works on MAX_CONCURRENT at a time: that and one that waits
-    ),
-    "llamafactory-vllm": BackendParams("LLaMA-Factory's vllm engine", _LLAMAFACTORY, renamed=_RENAMED, concurrency=256),
-    "llamafactory-sglang": BackendParams("LLaMA-Factory's sglang engine", _LLAMAFACTORY, renamed=_RENAMED),
-    "vllm": BackendParams(
-        "vllm serve",
-        _LLAMAFACTORY,
-        constant={
-            "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "skip_special_tokens": True,
-        },
-        concurrency=256,
-    ),
-    # top_p: some refuse it beside a temperature
-    "openai": BackendParams("an OpenAI-compatible server of which no more is known", {"top_p": None, "stop": None}),
+SUPPORTED: dict[Backend, dict[str, Any]] = {
+    "llamafactory-huggingface": {"top_p": 1.0, "repetition_penalty": 1.0},
+    "llamafactory-vllm": {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None},
+    "llamafactory-sglang": {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None},
+    "vllm": {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None},
+    "openai": {"top_p": None, "stop": None},  # some refuse top_p beside a temperature
+}
+"""The spec's parameters besides temperature and max_tokens; what is sent where the spec has none (None: nothing)."""
+_VLLM_CONSTANT = {
+    "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "skip_special_tokens": True,
 }  # fmt: skip
+# LLaMA-Factory's huggingface engine works on MAX_CONCURRENT at a time: that and one that waits.
+CONCURRENCY: dict[Backend, int] = {"llamafactory-huggingface": 2, "llamafactory-vllm": 256, "vllm": 256}
+"""Requests under way at once, unless the spec says it; of the others 32."""
 
 
 @dataclass(frozen=True)
@@ -105,59 +72,50 @@ def decode(
     model_config: Mapping[str, Any] | None = None,
     server_arguments: Mapping[str, Any] | None = None,
 ) -> Decoding:
-    """What a benchmark sends to a kind of server.
+    """What a benchmark sends to a kind of server; the spec's `request` is merged in last.
 
     Args:
         backend: the kind.
-        bench: the spec's parameters, and its `request`, which is merged into the request last.
+        bench: the spec.
         model_config: the model's generation_config.json.
         server_arguments: what the server was started with. Its own repetition_penalty is kept where the spec has none.
 
     Raises:
         SpecError: the server would drop something of it.
     """
-    params, given, known = BACKENDS[backend], server_arguments or {}, model_config or {}
-    refuse_dropped(backend, bench)
+    given, is_ours, samples = server_arguments or {}, backend.startswith("llamafactory"), bench.temperature > 0
+    _refuse_dropped(backend, bench)
     sent: dict[str, Any] = {"temperature": bench.temperature, "max_tokens": bench.max_tokens}
-    for name, neutral in params.neutral.items():
-        value = getattr(bench, name)
-        if value is None:
-            value = given.get(name, neutral) if name in params.renamed else neutral
-        if value is not None:
-            sent[params.renamed.get(name, name)] = value
-    sent |= params.constant
-    if backend == "llamafactory-huggingface":
-        sent["do_sample"] = bench.temperature > 0  # with the server's do_sample false, a temperature alone samples not
-    if backend == "openai" and bench.temperature > 0:
-        sent.setdefault("top_p", 1.0)
+    for name, value in SUPPORTED[backend].items():
+        if is_ours and name in _RENAMED:
+            name, value = _RENAMED[name], bench.repetition_penalty or given.get(name, value)
+        else:
+            value = value if getattr(bench, name) is None else getattr(bench, name)
+        sent[name] = value
+    if backend == "vllm":
+        sent |= _VLLM_CONSTANT
+    elif backend == "openai" and samples and sent["top_p"] is None:
+        sent["top_p"] = 1.0
+    elif backend == "llamafactory-huggingface":
+        sent["do_sample"] = samples  # with the server's do_sample false, a temperature alone samples not
     sent = {key: value for key, value in {**sent, **bench.request}.items() if value is not None}
-    unsent = [name for name in sorted(params.model_defaults) if name not in sent]
-    effective = {name: known[name] for name in unsent if known.get(name) is not None}
+    effective: dict[str, Any] = {}
+    if backend == "llamafactory-huggingface":
+        effective = {name: value for name, value in (model_config or {}).items() if name in _UNSET_BY_HF}
+    if is_ours:  # what no request can say
+        effective |= {name: given.get(name) for name in ("num_beams", "length_penalty", "skip_special_tokens")}
+        effective |= {"top_k": given.get("top_k", 50)} if samples else {}  # hparams/generating_args.py
+    return Decoding(sent, {name: value for name, value in effective.items() if value is not None and name not in sent})
+
+
+def _refuse_dropped(backend: Backend, bench: BenchmarkSpec) -> None:
+    dropped = {
+        f"benchmark.{name}": f"it works with {', '.join(each for each, able in SUPPORTED.items() if name in able)}"
+        for name in ("top_p", "repetition_penalty", "stop")
+        if name not in SUPPORTED[backend] and getattr(bench, name) is not None
+    }
     if backend.startswith("llamafactory"):
-        effective |= _server_settings(given, sampled=bench.temperature > 0)
-    return Decoding(sent, effective)
-
-
-def refuse_dropped(backend: Backend, bench: BenchmarkSpec) -> None:
-    """SpecError where a kind of server would drop something of a benchmark without a word."""
-    params = BACKENDS[backend]
-    for name in ("top_p", "repetition_penalty", "stop"):
-        if name not in params.neutral and getattr(bench, name) is not None:
-            able = [other.described for other in BACKENDS.values() if name in other.neutral]
-            raise SpecError(
-                f"benchmark.{name}: {params.described} drops {name} without a word",
-                f"leave it out; it works with {', '.join(able)}",
-            )
-    dropped = [key for key in bench.request if backend.startswith("llamafactory") and key not in _LLAMAFACTORY_FIELDS]
-    if dropped:
-        raise SpecError(
-            f"benchmark.request: {params.described} drops {', '.join(dropped)} without a word",
-            f"leave it out; LLaMA-Factory's server reads {', '.join(_LLAMAFACTORY_FIELDS[2:])}",
-        )
-
-
-def _server_settings(given: Mapping[str, Any], *, sampled: bool) -> dict[str, Any]:
-    """What LLaMA-Factory's server was started with and no request can say, where it changes a text."""
-    names = ["num_beams", "length_penalty", "skip_special_tokens", *(["top_k"] if sampled else [])]
-    default = {"top_k": 50} if sampled else {}  # hparams/generating_args.py
-    return {name: value for name in names if (value := given.get(name, default.get(name))) is not None}
+        takes = f"LLaMA-Factory's server takes {', '.join(_LLAMAFACTORY_FIELDS)}"
+        dropped |= {f"benchmark.request.{name}": takes for name in bench.request if name not in _LLAMAFACTORY_FIELDS}
+    for place, remedy in dropped.items():
+        raise SpecError(f"{place}: a server of kind {backend} drops it without a word", f"leave it out; {remedy}")

@@ -8,25 +8,24 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.benchmark.cache import AnswerCache, Identity, sha256_of
-from orchestrator.benchmark.decoding import BACKENDS, DECODING_PARAMS, Backend, Decoding, decode
-from orchestrator.benchmark.journal import Journal
+from orchestrator.benchmark.answers import AnswerCache, Identity, Journal
+from orchestrator.benchmark.decoding import CONCURRENCY, DECODING_PARAMS, decode
 from orchestrator.benchmark.requests import FailedSegment, Hypothesis, Message, translate
 from orchestrator.benchmark.results import BenchmarkResult, has_result, read_result
 from orchestrator.data.datasets import Dataset, ParallelText, prompt
-from orchestrator.data.testset import describe_subset as describe_subset
+from orchestrator.data.testset import describe_subset
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
-from orchestrator.files import atomic_write
+from orchestrator.files import atomic_write, sha256_json
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
-from orchestrator.scoring.diagnostics import Flagged, diagnose
+from orchestrator.scoring.diagnostics import diagnose
 from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, tokenizer_warning
 from orchestrator.serving.endpoint import Endpoint, model_owners
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -62,12 +61,9 @@ class EvalRequest:
     """Address of a server that runs already, and the model's name there; '' for one of ours."""
     max_concurrent: int = 1
     """What LLaMA-Factory's huggingface engine works on at once."""
-    system: str | None = None
-    """A system message. None: the server's own, if it has one."""
 
     def messages(self, index: int) -> list[Message]:
-        user = {"role": "user", "content": prompt(self.dataset.entry.instruction, self.text.sources[index])}
-        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+        return [{"role": "user", "content": prompt(self.dataset.entry.instruction, self.text.sources[index])}]
 
     def prompts(self, indices: Iterable[int]) -> Iterator[tuple[int, list[Message]]]:
         """(index, messages), made as they are needed."""
@@ -75,13 +71,13 @@ class EvalRequest:
 
     @cached_property
     def prompts_sha256(self) -> str:
-        return sha256_of([self.messages(index) for index in range(len(self.text.sources))])
+        return sha256_json([self.messages(index) for index in range(len(self.text.sources))])
 
     @cached_property
     def key(self) -> str:
         """Hash of all that decides the answers: two benchmarks with the same key are the same."""
         bench = self.bench
-        return sha256_of({
+        return sha256_json({
             "target": self.target, "server": self.server, "testset": self.dataset.name, "split": bench.split,
             "text": self.text.sha256, "prompts": self.prompts_sha256, "identity": self.identity.parts(),
             "decoding": [getattr(bench, name) for name in (*DECODING_PARAMS, "request")],
@@ -104,11 +100,10 @@ def evaluate(
         PrerequisiteError: the server refuses every request alike (key, URL, model); a metric cannot be computed.
         StageError: a sentence got no answer, or the disk is full. What was answered stays: the same again goes on.
     """
-    entry = request.dataset.entry
     if not request.text.sources:
         raise SpecError(f"{request.dataset.name} {request.bench.split} has no sentence to translate")
     for metric in request.bench.metrics:
-        load_metric(metric, entry.target_lang)
+        load_metric(metric, request.dataset.entry.target_lang)
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder, request.text.sources, request.text.references) as journal:
         made = _Evaluation(request, connect, folder, journal, options)
@@ -137,23 +132,28 @@ class _Evaluation:
     models: list[str] = field(default_factory=list)
     """Those that a server of others lists."""
     n_cache_hits: int = 0
-    answered: list[Hypothesis] = field(default_factory=list)
-    """What this attempt requested and got."""
     failures: list[FailedSegment] = field(default_factory=list)
     speed: dict[str, int | float | None] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_resumed = len(self.journal.answers)
-        self.backend, self.decoding = self._choose_backend()
+        identity, owners = self.request.identity, dict[str, object]()
+        if identity.backend is None:  # a server of others, which says what it is
+            self.endpoint = self.connect()
+            with suppress(PrerequisiteError):  # the list is optional
+                owners = model_owners(self.endpoint) or {}
+            self.models = sorted(owners)
+        self.backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
+        config, arguments = identity.generation_config, identity.arguments
+        self.decoding = decode(self.backend, self.request.bench, model_config=config, server_arguments=arguments)
 
     def collect(self) -> None:
         """Answers from before, from the cache, and from the server; all of them are in the journal then."""
         request, bench, journal = self.request, self.request.bench, self.journal
         earlier = read_result(self.folder) if self.n_resumed and has_result(self.folder) else None
         self.result().save(self.folder)  # from now on the folder says what it is about
-        n_requested = len(request.text.sources)
-        subset = describe_subset(n_requested, request.n_testset, bench.sample_seed)
+        subset = describe_subset(len(request.text.sources), request.n_testset, bench.sample_seed)
         log.info("%s %s: %s sentences", request.dataset.name, bench.split, subset)
         if self.decoding.effective_defaults:
             values = ", ".join(f"{name} {value}" for name, value in self.decoding.effective_defaults.items())
@@ -170,7 +170,12 @@ class _Evaluation:
                 self.n_resumed, self.n_cache_hits, len(missing),
             )  # fmt: skip
         if missing:
-            self._request(missing, answers, earlier)
+            if self.endpoint is None:
+                self.endpoint = self.connect()
+                self.result().save(self.folder)
+            elif earlier is not None:
+                self._compare_with(self.endpoint, earlier)
+            self._request(self.endpoint, missing, answers)
 
     def result(self, **scores: Any) -> BenchmarkResult:
         """The result, without its scores unless they are given."""
@@ -200,7 +205,6 @@ class _Evaluation:
                 "key": request.key,
                 "source_lang": entry.source_lang,
                 "target_lang": entry.target_lang,
-                "system": request.system,
                 "instruction": entry.instruction,
                 "base_url": self.endpoint.base_url if self.endpoint else None,
                 "model": self.endpoint.model if self.endpoint else None,
@@ -219,23 +223,28 @@ class _Evaluation:
         """The result with scores of exactly the segments that are written for sacrebleu's command line."""
         entry, bench, text = self.request.dataset.entry, self.request.bench, self.request.text
         answers = [self.journal.answers[index] for index in sorted(self.journal.answers)]
+        indices = [answer.index for answer in answers]
         hypotheses = [normalize_segment(answer.hypothesis) for answer in answers]
-        references = [normalize_segment(text.references[answer.index]) for answer in answers]
-        sources = [normalize_segment(text.sources[answer.index]) for answer in answers]
+        references = [normalize_segment(text.references[index]) for index in indices]
+        sources = [normalize_segment(text.sources[index]) for index in indices]
         for name, segments in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
             atomic_write(self.folder / f"{name}.txt", "".join(f"{segment}\n" for segment in segments))
         scores, mean, bleu4 = score_system(
             hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
         )
-        cut_off = [_is_cut_off(answer, self.backend, self.decoding.max_tokens) for answer in answers]
-        languages = (entry.source_lang, entry.target_lang)
-        issues = diagnose(sources, references, hypotheses, cut_off, *languages, instruction=entry.instruction)
-        warnings = (tokenizer_warning(score.signature, references, entry.target_lang) for score in scores)
-        self.warnings += filter(None, warnings)
-        self._note_models(answers)
-        indices = [answer.index for answer in answers]  # of the test set: the answers' own differ where one is missing
-        located = {issue: flagged and _relocate(flagged, indices) for issue, flagged in issues.items()}
-        return self.result(scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=located)
+        cut_off = [self._is_cut_off(answer) for answer in answers]
+        issues = diagnose(
+            sources, references, hypotheses, cut_off, entry.source_lang, entry.target_lang,
+            instruction=entry.instruction, indices=indices,
+        )  # fmt: skip
+        tokenizers = (tokenizer_warning(score.signature, references, entry.target_lang) for score in scores)
+        self.warnings += filter(None, tokenizers)
+        requested = self.endpoint.model if self.endpoint else None
+        named = Counter(each.model for each in answers if requested and each.model not in (None, requested))
+        for model, number in named.items():
+            what = f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
+            self.warnings.append(what)
+        return self.result(scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=issues)
 
     def incomplete(self) -> StageError:
         first = min((each for each in self.failures if each.attempts), default=self.failures[0], key=lambda f: f.index)
@@ -246,17 +255,6 @@ class _Evaluation:
             "on with what is missing (--allow-incomplete: scores over what was answered)",
         )
 
-    def _choose_backend(self) -> tuple[Backend, Decoding]:
-        identity, owners = self.request.identity, dict[str, object]()
-        if identity.backend is None:  # a server of others, which says what it is
-            self.endpoint = self.connect()
-            with suppress(PrerequisiteError):  # the list is optional
-                owners = model_owners(self.endpoint) or {}
-            self.models = sorted(owners)
-        backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
-        config, arguments = identity.generation_config, identity.arguments
-        return backend, decode(backend, self.request.bench, model_config=config, server_arguments=arguments)
-
     def _missing(self) -> list[int]:
         return [index for index in range(len(self.request.text.sources)) if index not in self.journal.answers]
 
@@ -265,28 +263,21 @@ class _Evaluation:
         if not self.decoding.greedy:
             return None
         if not self.request.identity.known:
-            who = self.request.server or self.request.target
-            _log_once(f"which weights answer as {who} is not known here: no cache of answers")
+            _log_once(f"the weights behind {self.request.server or self.request.target} are not known: no cache")
             return None
         return AnswerCache(self.request.identity, self.decoding.sent)
 
-    def _request(self, missing: Collection[int], answers: AnswerCache | None, earlier: BenchmarkResult | None) -> None:
-        """Have the missing sentences translated."""
+    def _request(self, endpoint: Endpoint, missing: Sequence[int], answers: AnswerCache | None) -> None:
+        """Have the missing sentences translated, the longest first."""
         request, bench = self.request, self.request.bench
-        if self.endpoint is None:
-            self.endpoint = self.connect()
-            self.result().save(self.folder)
-        elif earlier is not None:
-            self._compare_with(earlier)
-        concurrency = bench.concurrency or max(BACKENDS[self.backend].concurrency, 1 + request.max_concurrent)
-        longest_first = sorted(missing, key=lambda index: -len(request.text.sources[index]))
-        began = time.monotonic()
+        most = bench.concurrency or max(CONCURRENCY.get(self.backend, 32), 1 + request.max_concurrent)
+        concurrency, began, new = min(most, len(missing)), time.monotonic(), list[Hypothesis]()
         with Progress(len(missing), "translate", "sentences") as progress:
 
             def take(result: Hypothesis | FailedSegment) -> None:
                 if isinstance(result, Hypothesis):
                     self.journal.add(result)
-                    self.answered.append(result)
+                    new.append(result)
                     if answers is not None:
                         answers.add(request.messages(result.index), result)
                     progress.update()
@@ -296,71 +287,57 @@ class _Evaluation:
                 self.failures.append(result)
                 progress.update(failed=len(self.failures))
 
-            try:
-                self._translate(longest_first, concurrency, take)
-            finally:
-                if answers is not None:
-                    answers.flush()
-        if self.answered:
-            self.speed = _speed(self.answered, time.monotonic() - began, min(concurrency, len(missing)))
+            longest_first = sorted(missing, key=lambda index: -len(request.text.sources[index]))
+            self._translate(endpoint, longest_first, concurrency, take)
+        if new:
+            self.speed = _speed(new, time.monotonic() - began, concurrency)
 
     def _translate(
-        self, indices: Sequence[int], concurrency: int, on_result: Callable[[Hypothesis | FailedSegment], None]
+        self,
+        endpoint: Endpoint,
+        indices: Sequence[int],
+        concurrency: int,
+        on_result: Callable[[Hypothesis | FailedSegment], None],
     ) -> None:
-        assert self.endpoint is not None
         run_interruptible(
             translate(
-                self.endpoint,
+                endpoint,
                 self.request.prompts(indices),
                 self.decoding.sent,
-                concurrency=min(concurrency, len(indices)),
+                concurrency=concurrency,
                 timeout_s=self.request.bench.request_timeout_s,
                 on_result=on_result,
                 n_answered=len(self.journal.answers),
             )
         )
 
-    def _compare_with(self, earlier: BenchmarkResult) -> None:
+    def _compare_with(self, endpoint: Endpoint, earlier: BenchmarkResult) -> None:
         """Warn where another model may answer at the address now than gave the answers of an earlier attempt."""
-        answers = sorted(self.journal.answers.values(), key=lambda answer: len(answer.hypothesis))
+        before = min(self.journal.answers.values(), key=lambda answer: len(answer.hypothesis))
         again: list[Hypothesis | FailedSegment] = []
-        self._translate([answers[0].index], 1, again.append)
+        self._translate(endpoint, [before.index], 1, again.append)
         signs = []
         if earlier.request.get("models") not in (None, [], self.models):
             signs.append(f"it listed {', '.join(earlier.request['models'])}, now {', '.join(self.models) or 'nothing'}")
         if isinstance(again[0], Hypothesis):
-            if again[0].model != answers[0].model:
-                signs.append(f"its replies named {answers[0].model}, now {again[0].model}")
-            if self.decoding.greedy and again[0].hypothesis != answers[0].hypothesis:
-                signs.append(f"sentence {answers[0].index + 1} has another answer now")
+            if again[0].model != before.model:
+                signs.append(f"its replies named {before.model}, now {again[0].model}")
+            if self.decoding.greedy and again[0].hypothesis != before.hypothesis:
+                signs.append(f"sentence {before.index + 1} has another answer now")
         if signs:
             self.warnings.append(
-                f"{self.request.server} may be another model than the one that gave the first {len(answers)} answers: "
-                f"{'; '.join(signs)}. --fresh requests all of them anew"
+                f"{self.request.server} may be another model than the one that gave the first {self.n_resumed} "
+                f"answers: {'; '.join(signs)}. --fresh requests all of them anew"
             )
 
-    def _note_models(self, answers: Sequence[Hypothesis]) -> None:
-        """Say which models the replies name, where it is not the one that was requested."""
-        if self.endpoint is None:
-            return
-        named = Counter(answer.model for answer in answers if answer.model not in (None, self.endpoint.model))
-        for model, number in named.items():
-            what = f"{number} of {len(answers)} replies name the model {model!r}; {self.endpoint.model!r} was requested"
-            self.warnings.append(what)
-
-
-def _is_cut_off(answer: Hypothesis, backend: Backend, max_tokens: int | None) -> bool | None:
-    """Whether an answer ended at max_tokens, or where the context was full."""
-    if answer.finish_reason is not None and backend != "llamafactory-huggingface":
-        return answer.finish_reason == "length"
-    # That engine says length for some models that did stop: its count of tokens knows better.
-    if answer.completion_tokens is None or max_tokens is None:
-        return None
-    return answer.completion_tokens - (answer.reasoning_tokens or 0) >= max_tokens
-
-
-def _relocate(flagged: Flagged, indices: Sequence[int]) -> Flagged:
-    return flagged.model_copy(update={"indices": [indices[place] for place in flagged.indices]})
+    def _is_cut_off(self, answer: Hypothesis) -> bool | None:
+        """Whether an answer ended at max_tokens, or where the context was full."""
+        if answer.finish_reason is not None and self.backend != "llamafactory-huggingface":
+            return answer.finish_reason == "length"
+        # That engine says length for some models that did stop: its count of tokens knows better.
+        if answer.completion_tokens is None or self.decoding.max_tokens is None:
+            return None
+        return answer.completion_tokens - (answer.reasoning_tokens or 0) >= self.decoding.max_tokens
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
@@ -371,16 +348,18 @@ def _total(counts: Sequence[int | None]) -> int | None:
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
     p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
-    per_s, tokens_per_s = len(answers) / wall_s, None if tokens is None else round(tokens / wall_s, 1)
-    log.info(
-        "%d sentences in %.1f s: %.3g/s%s; latency %.3g s (95 %%: %.3g); %d requests at once",
-        len(answers), wall_s, per_s, "" if tokens_per_s is None else f", {tokens_per_s:.0f} output tokens/s",
-        p50_s, p95_s, concurrency,
-    )  # fmt: skip
+    rate = f"{len(answers) / wall_s:.3g}/s" + ("" if tokens is None else f", {tokens / wall_s:.0f} output tokens/s")
+    latency = f"latency {p50_s:.3g} s (95 %: {p95_s:.3g})"
+    log.info("%d sentences in %.1f s: %s; %s; %d requests at once", len(answers), wall_s, rate, latency, concurrency)
     return {
-        "segments": len(answers), "wall_s": round(wall_s, 3), "segments_per_s": round(per_s, 3),
-        "tokens_per_s": tokens_per_s, "latency_p50_s": p50_s, "latency_p95_s": p95_s, "concurrency": concurrency,
-    }  # fmt: skip
+        "segments": len(answers),
+        "wall_s": round(wall_s, 3),
+        "segments_per_s": round(len(answers) / wall_s, 3),
+        "tokens_per_s": None if tokens is None else round(tokens / wall_s, 1),
+        "latency_p50_s": p50_s,
+        "latency_p95_s": p95_s,
+        "concurrency": concurrency,
+    }
 
 
 @cache

@@ -8,21 +8,16 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.serving.endpoint import Endpoint, connection_problem, excerpt, open_client, refusal
-
-if TYPE_CHECKING:
-    import openai
 
 log = logging.getLogger("orchestrator")
 
@@ -31,13 +26,10 @@ Message = dict[str, str]
 
 ATTEMPTS: Mapping[Kind, int] = {"rate_limited": 8, "server_error": 4, "connect": 4, "timeout": 3, "rejected": 1}
 """Attempts at one sentence, by what it met."""
-SILENT_IN_A_ROW = 3
-"""Sentences in a row that found no server, or one that says nothing: it is given up on."""
-FAILED_IN_A_ROW = 20
-"""Sentences in a row that failed in any way: the same."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
-"""Between two attempts: 0.5, 2, 8, 8, ... s, or as long as the server says."""
-RETRY_AFTER_MAX_S = 60.0
+SILENT_IN_A_ROW, FAILED_IN_A_ROW = 3, 20
+"""Sentences in a row that found no server or a silent one, or that failed in any way: it is given up on."""
+FIRST_WAIT_S, LONGEST_WAIT_S, RETRY_AFTER_MAX_S = 0.5, 8.0, 60.0
+"""Between two attempts: 0.5, 2, 8, 8, ... s, or as long as the server says, within bounds."""
 
 
 class Hypothesis(BaseModel):
@@ -75,10 +67,9 @@ class FailedSegment(BaseModel):
 
 
 class RequestError(Exception):
-    """An attempt without an answer: the server is busy, fails, is silent, is not there, or refuses for good."""
+    """An attempt without an answer. `refused`: a status that every request would meet."""
 
-    def __init__(self, kind: Kind, reason: str, retry_after_s: float | None = None, *, refused: int = 0) -> None:
-        """`reason`: what happened, a colon, the server's words; `refused`: a status that all requests would meet."""
+    def __init__(self, kind: Kind, reason: str, retry_after_s: float | None = None, refused: int = 0) -> None:
         super().__init__(reason)
         self.kind, self.reason, self.retry_after_s, self.refused = kind, reason, retry_after_s, refused
 
@@ -101,18 +92,23 @@ async def translate(
         fields: sent with each request.
         concurrency: requests under way at once; halved where the server says that it is busy, or does not answer.
         timeout_s: for one attempt.
-        on_result: called once for each prompt, as results come, in the event loop's thread; what it raises ends all.
+        on_result: called once for each prompt, as results come; what it raises ends all.
         n_answered: answers that this server gave before: a refusal is then that sentence's alone.
 
     Raises:
         PrerequisiteError: the server answered nothing and refuses every request alike: a wrong key, URL or model.
     """
+    pool, remaining = _Pool(endpoint, fields, timeout_s, concurrency, n_answered), iter(prompts)
+
+    async def work(client: Any) -> None:
+        for index, messages in remaining:
+            on_result(await pool.answer(client, index, messages))
+
     async with open_client(endpoint) as client:
-        pool = _Pool(endpoint, client, fields, iter(prompts), timeout_s, on_result, n_answered, _Slots(concurrency))
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(concurrency):
-                    workers.create_task(pool.work())
+                    workers.create_task(work(client))
         except ExceptionGroup as group:
             raise group.exceptions[0] from group.exceptions[0].__cause__
         finally:
@@ -123,69 +119,42 @@ async def translate(
         raise pool.refused
 
 
-class _Slots(asyncio.Semaphore):
-    """As many requests at once as the server takes."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit, self.surplus = limit, 0
-        self.halved_at = 0.0
-
-    def halve(self, began: float) -> None:
-        """Half as many; of requests that were under way together, once."""
-        if began > self.halved_at:
-            self.surplus += self.limit - max(1, self.limit // 2)
-            self.limit, self.halved_at = max(1, self.limit // 2), time.monotonic()
-
-    def release(self) -> None:
-        if self.surplus:
-            self.surplus -= 1
-        else:
-            super().release()
-
-
-@dataclass
 class _Pool:
-    """What the workers share."""
+    """What the requests to one server share."""
 
-    endpoint: Endpoint
-    client: "openai.AsyncOpenAI"
-    fields: Mapping[str, Any]
-    prompts: Iterator[tuple[int, list[Message]]]
-    timeout_s: float
-    on_result: Callable[[Hypothesis | FailedSegment], None]
-    n_answered: int
-    slots: _Slots
-    failed: int = 0
-    """Sentences in a row, since the last answer; of them `silent` at the end found no server, or a silent one."""
-    silent: int = 0
-    given_up: str = ""
-    """Why; '' while the server is in use."""
-    refused: PrerequisiteError | None = None
-    repeated: Counter[str] = field(default_factory=Counter)
-    """Reason -> attempts that were followed by another one."""
+    def __init__(
+        self, endpoint: Endpoint, fields: Mapping[str, Any], timeout_s: float, limit: int, n_answered: int
+    ) -> None:
+        self.endpoint, self.fields, self.timeout_s, self.n_answered = endpoint, fields, timeout_s, n_answered
+        self.slots, self.limit, self.surplus, self.halved_at = asyncio.Semaphore(limit), limit, 0, 0.0
+        self.failed = self.silent = 0  # sentences in a row, since the last answer
+        self.given_up = ""  # why
+        self.refused: PrerequisiteError | None = None
+        self.repeated = Counter[str]()  # reason -> attempts that were followed by another one
 
-    async def work(self) -> None:
-        for index, messages in self.prompts:
-            self.on_result(await self._answer(index, messages))
-
-    async def _answer(self, index: int, messages: list[Message]) -> Hypothesis | FailedSegment:
-        met: Counter[Kind] = Counter()
+    async def answer(self, client: Any, index: int, messages: list[Message]) -> Hypothesis | FailedSegment:
+        met = Counter[Kind]()
         while True:
-            async with self.slots:
+            await self.slots.acquire()
+            try:
                 if self.given_up:
                     return FailedSegment(index=index, error=self.given_up, attempts=met.total())
                 began = time.monotonic()
-                try:
-                    found = await self._attempt(messages)
-                    self.n_answered, self.failed, self.silent = self.n_answered + 1, 0, 0
-                    latency_s = round(time.monotonic() - began, 6)
-                    return Hypothesis(index=index, latency_s=latency_s, attempts=met.total() + 1, **found)
-                except RequestError as caught:
-                    error = caught
+                found = await self._attempt(client, messages)
+                self.n_answered, self.failed, self.silent = self.n_answered + 1, 0, 0
+                latency_s = round(time.monotonic() - began, 6)
+                return Hypothesis(index=index, latency_s=latency_s, attempts=met.total() + 1, **found)
+            except RequestError as caught:
+                error = caught
+                if error.kind in ("rate_limited", "timeout") and began > self.halved_at:  # once for a batch
+                    self.surplus += self.limit - max(1, self.limit // 2)
+                    self.limit, self.halved_at = max(1, self.limit // 2), time.monotonic()
+            finally:
+                if self.surplus:
+                    self.surplus -= 1
+                else:
+                    self.slots.release()
             met[error.kind] += 1
-            if error.kind in ("rate_limited", "timeout"):
-                self.slots.halve(began)
             if met[error.kind] >= ATTEMPTS[error.kind]:
                 self._note_failure(error)
                 return FailedSegment(index=index, error=error.reason, attempts=met.total())
@@ -201,28 +170,23 @@ class _Pool:
         if error.refused and self.refused is None:
             self.refused = refusal(self.endpoint, error.refused, error.reason.partition(": ")[2])
 
-    async def _attempt(self, messages: list[Message]) -> dict[str, Any]:
-        """The fields of an answer.
-
-        Raises:
-            RequestError: there is none.
-        """
+    async def _attempt(self, client: Any, messages: list[Message]) -> dict[str, Any]:
+        """The fields of an answer; RequestError where there is none."""
         import aiohttp
         import openai
 
         body = {"model": self.endpoint.model, **self.fields, "messages": messages}
         try:
             async with asyncio.timeout(self.timeout_s):
-                # Not chat.completions.create: it takes as long again to look through messages that are plain text, and
-                # to build objects of a reply that has to be checked anyway.
-                return read_reply(await self.client.post("/chat/completions", cast_to=bytes, body=body))
+                # Not chat.completions.create: it takes as long again to look through messages that are plain text.
+                return read_reply(await client.post("/chat/completions", cast_to=bytes, body=body))
         except RequestError as error:
             raise RequestError(error.kind, excerpt(self.endpoint, error.reason)) from error
         except openai.APIStatusError as error:
             status, words = error.status_code, excerpt(self.endpoint, error.response.text)
             wait_s = _retry_after_s(error.response.headers.get("retry-after", ""))
             refused = status if status in (401, 403, 404, 405) or status < 400 else 0
-            raise RequestError(_kind_of(status), f"HTTP {status}: {words}", wait_s, refused=refused) from error
+            raise RequestError(_kind_of(status), f"HTTP {status}: {words}", wait_s, refused) from error
         except TimeoutError as error:
             raise RequestError("timeout", f"no answer within {self.timeout_s:g} s") from error
         except ValueError as error:
@@ -238,42 +202,35 @@ def read_reply(content: bytes) -> dict[str, Any]:
     Raises:
         RequestError: the reply holds no answer; its own words are in the reason.
     """
+    raw = content.decode("utf-8", "replace")
     try:
-        reply = from_json(content)
+        reply = _mapping(from_json(content))
     except ValueError:
-        text = content.decode("utf-8", "replace")
-        what = "a stream of events, which was not requested" if text.lstrip().startswith("data:") else "no JSON"
-        raise RequestError("server_error", f"the reply is {what}: {text}") from None
-    reply = _mapping(reply)
-    choices = reply.get("choices")
+        what = "a stream of events, which was not requested" if raw.lstrip().startswith("data:") else "no JSON"
+        raise RequestError("server_error", f"the reply is {what}: {raw}") from None
+    choices, usage, model = reply.get("choices"), _mapping(reply.get("usage")), reply.get("model")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
-    error, finish, message = (
-        choice.get("error") or reply.get("error"),
-        choice.get("finish_reason"),
-        choice.get("message"),
-    )
+    message, finish = _mapping(choice.get("message")), choice.get("finish_reason")
+    text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    error = choice.get("error") or reply.get("error")
+    tokens = _count(usage.get("completion_tokens"))
     if error or finish in ("error", "content_filter"):
-        words = _mapping(error).get("message") or error or f"finish_reason {finish}"
         code = _mapping(error).get("code")
         kind = _kind_of(code) if isinstance(code, int) and 400 <= code < 600 else "server_error"
+        words = _mapping(error).get("message") or error or f"finish_reason {finish}"
         raise RequestError(kind, f"the reply is an error: {words}")
-    if not isinstance(message, dict) or "content" not in message:
-        words = content.decode("utf-8", "replace")
-        raise RequestError("server_error", f"the reply is no chat completion: {words}")
-    text, reasoning = message["content"], message.get("reasoning_content") or message.get("reasoning")
-    usage = _mapping(reply.get("usage"))
-    completion_tokens = _count(usage.get("completion_tokens"))
+    if "content" not in message:
+        raise RequestError("server_error", f"the reply is no chat completion: {raw}")
     if not text and (reasoning or (text is None and finish == "length")):
-        spent = "everything" if completion_tokens is None else f"{completion_tokens} tokens"
+        spent = "everything" if tokens is None else f"{tokens} tokens"
         raise RequestError("rejected", f"no text, {spent} went into reasoning: raise max_tokens, or turn thinking off")
     if not isinstance(text, str):
         raise RequestError("server_error", f"the reply has no text: content is {text!r}")
-    model = reply.get("model")
     return {
         "hypothesis": text,
         "finish_reason": finish if isinstance(finish, str) else None,
         "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": completion_tokens,
+        "completion_tokens": tokens,
         "reasoning_tokens": _count(_mapping(usage.get("completion_tokens_details")).get("reasoning_tokens")),
         "model": model if isinstance(model, str) else None,
     }
@@ -283,13 +240,13 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(value: object) -> int | None:
+def _count(value: Any) -> int | None:
     """A number of tokens, however it is written: 9, 9.0 or "9"; None where it is no such number."""
     try:
-        number = float(value) if isinstance(value, int | float | str) else -1.0
-    except (ValueError, OverflowError):
+        number = int(float(value))
+    except (TypeError, ValueError, OverflowError):
         return None
-    return int(number) if isfinite(number) and number >= 0 else None
+    return number if number >= 0 else None
 
 
 def _kind_of(status: int) -> Kind:

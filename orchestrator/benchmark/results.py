@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.data.testset import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import atomic_write
+from orchestrator.files import atomic_write, read_file, read_json
 from orchestrator.runs.groups import Group, lookup_group, members
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, damage
@@ -22,7 +22,10 @@ from orchestrator.specs.yamlfile import read_yaml
 
 NAME = "scores.json"
 SCHEMA_VERSION = 3
-_RENAMED = {"n_asked": "n_requested", "from_before": "n_resumed", "from_cache": "n_cache_hits", "triage": "diagnostics"}
+_RENAMED = {
+    "n_asked": "n_requested", "from_before": "n_resumed", "from_cache": "n_cache_hits", "triage": "diagnostics",
+    "in_force": "effective_defaults",
+}  # fmt: skip
 _COMPARABLE = {
     "testset": "test set", "split": "split", "n_segments": "number of segments",
     "text_sha256": "hash of the test set's text", "prompts_sha256": "hash of the prompts",
@@ -30,7 +33,7 @@ _COMPARABLE = {
 
 
 class BenchmarkResult(BaseModel):
-    """What scores.json holds. Those of versions 1 and 2 are read too, with the benchmark.yaml beside them."""
+    """What scores.json holds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +48,7 @@ class BenchmarkResult(BaseModel):
     """With which the requested ones were drawn. None: they are the first n_requested."""
     n_requested: int | None = None
     n_segments: int = 0
-    """Sentences that were answered; these are scored. Fewer than n_requested where the status is incomplete."""
+    """Sentences that were answered; these are scored."""
     failed: int = 0
     errors: dict[str, int] = {}
     """What the failed ones met, and how many of them."""
@@ -59,11 +62,9 @@ class BenchmarkResult(BaseModel):
     diagnostics: dict[str, Flagged | None] = {}
     """Hypotheses with an issue, by issue (scoring/diagnostics.py); they are scored as they are. None: not known."""
     warnings: list[str] = []
-    """What a reader of the scores should know."""
     n_resumed: int = 0
-    """Answers of an earlier attempt at this benchmark, which was cut short."""
+    """Answers of an earlier attempt at this benchmark."""
     n_cache_hits: int = 0
-    """Answers that an earlier benchmark had from the same model."""
     retried: int = 0
     """Answers that took more than one attempt."""
     prompt_tokens: int | None = None
@@ -79,17 +80,6 @@ class BenchmarkResult(BaseModel):
     """What was requested, and how: key, languages, instruction, server and model, fields sent, metrics."""
     identity: dict[str, Any] = {}
     """What decides an answer beside the prompt: hashes of the weights and of the chat template, backend, versions."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, value: Any) -> Any:
-        version = value.get("schema_version") if isinstance(value, dict) else None
-        if not isinstance(version, int) or version >= SCHEMA_VERSION:
-            return value
-        value = {_RENAMED.get(key, key): each for key, each in value.items()}
-        value["speed"] = None
-        value["diagnostics"] = {k: v for k, v in (value.get("diagnostics") or {}).items() if k != "numbers_lost"}
-        return value
 
     def save(self, folder: Path) -> None:
         atomic_write(folder / NAME, self.model_dump_json(indent=2) + "\n")
@@ -118,20 +108,32 @@ def read_result(folder: Path) -> BenchmarkResult:
     Raises:
         PrerequisiteError: it is damaged, or of a later version.
     """
-    path, old = folder / NAME, folder / "benchmark.yaml"
+    path = folder / NAME
     try:
-        if not path.is_file():  # a pipe of that name would be waited for
-            raise FileNotFoundError(2, "No such file")
-        result = BenchmarkResult.model_validate_json(path.read_bytes())
-        if result.schema_version < SCHEMA_VERSION and old.is_file():
-            request = read_yaml(old).value
-            result = result.model_copy(update={"request": request if isinstance(request, dict) else {}})
-    except (OSError, ValidationError) as error:
+        value = read_json(path)
+        version = value.get("schema_version", 1)
+        if version < SCHEMA_VERSION:
+            value = _upgraded(value, folder)
+        result = BenchmarkResult.model_validate(value)
+    except (OSError, PrerequisiteError, ValidationError) as error:
         raise PrerequisiteError(f"{path} cannot be read: {damage(error)}", "repeat the benchmark") from error
-    if result.schema_version > SCHEMA_VERSION:
-        what = f"{path} is of version {result.schema_version}; {SCHEMA_VERSION} is the newest known here"
+    except (AttributeError, TypeError) as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error}", "repeat the benchmark") from error
+    if version > SCHEMA_VERSION:
+        what = f"{path} is of version {version}; {SCHEMA_VERSION} is the newest known here"
         raise PrerequisiteError(what, "pip install --upgrade orchestrator")
     return result
+
+
+def _upgraded(value: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A scores.json of version 1 or 2, which had what was requested in a benchmark.yaml beside it."""
+    value = {_RENAMED.get(key, key): each for key, each in value.items()}
+    value["diagnostics"] = {k: v for k, v in (value.get("diagnostics") or {}).items() if k != "numbers_lost"}
+    path = folder / "benchmark.yaml"
+    request = read_yaml(path).value if path.is_file() else {}
+    request = {_RENAMED.get(key, key): each for key, each in request.items()} if isinstance(request, dict) else {}
+    sent = request.get("sent") or {name: request[name] for name in ("temperature", "max_tokens") if name in request}
+    return {**value, "speed": None, "request": {"effective_defaults": {}, **request, "sent": sent}}
 
 
 def has_result(folder: Path) -> bool:
@@ -159,7 +161,7 @@ class Benchmark:
         """The segments of sources, references or hypotheses, as they were scored."""
         path = self.folder / f"{name}.txt"
         try:
-            lines = path.read_bytes().decode().split("\n")[:-1]
+            lines = read_file(path).decode().split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:
             raise PrerequisiteError(f"{path} cannot be read: {error}", "repeat the benchmark") from error
         if len(lines) != self.result.n_segments:
@@ -197,13 +199,13 @@ def find_compared(
         SpecError: one has no complete benchmark, or none that can be compared with the others'; two groups.
         PrerequisiteError: a benchmark's files are damaged.
     """
-    groups = {name: folder for name in names if (folder := lookup_group(workspace, name)) is not None}
+    groups = [(place, folder) for place, name in enumerate(names) if (folder := lookup_group(workspace, name))]
     if not groups:
         return Found(find_benchmarks(names, workspace, testset))
-    if len(groups) > 1 or len(groups) < sum(name in groups for name in names):
+    if len(groups) > 1:
         raise SpecError(f"one group at a time: {', '.join(names)}", "orchestrator compare GROUP; or name single runs")
-    ((name, folder),) = groups.items()
-    group, place = Group.load(folder), names.index(name)
+    ((place, folder),) = groups
+    group = Group.load(folder)
     labels: dict[str, str] = {}
     values: dict[str, dict[str, str]] = {}
     notes = []
@@ -223,14 +225,15 @@ def find_compared(
             f"orchestrator resume {folder.id} finishes them; orchestrator show {folder.id} says how far they are",
         )
     found = find_benchmarks([*names[:place], *labels, *names[place + 1 :]], workspace, testset)
-    shared = [metric for metric in METRICS if all(each.score(metric) for each in found)]
-    metric = next((each for each in metrics if each in shared), shared[0] if shared else METRICS[0])
-    ranked = [replace(each, name=labels[each.name]) for each in found[place : place + len(labels)]]
-    ranked.sort(key=lambda each: _value(each, metric), reverse=higher_is_better(metric))
+    shared = [metric for metric in METRICS if all(each.score(metric) for each in found)] or METRICS[:1]
+    metric = next((each for each in metrics if each in shared), shared[0])
+    end, sign = place + len(labels), 1 if higher_is_better(metric) else -1
+    ranked = [replace(each, name=labels[each.name]) for each in found[place:end]]
+    ranked.sort(key=lambda each: sign * (score.score if (score := each.score(metric)) else 0.0), reverse=True)
     notes.insert(0, f"ranked by {HEADINGS[metric]}; the best of {len(ranked)} was chosen by the very sentences that "
                     "score it, which flatters it: say its score on another test set")  # fmt: skip
-    all_of_them = [*found[:place], *ranked, *found[place + len(labels) :]]
-    return Found(all_of_them, folder.id, values, best_is_baseline=place == 0, notes=notes)
+    everything = [*found[:place], *ranked, *found[end:]]
+    return Found(everything, folder.id, values, best_is_baseline=place == 0, notes=notes)
 
 
 def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | None) -> list[Benchmark]:
@@ -240,16 +243,15 @@ def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | N
     of_each = [candidates(name, workspace, testset) for name in names]
     shared = set.intersection(*({each.comparable_by for each in of_one} for of_one in of_each))
     if not shared:
-        newest = [of_one[0] for of_one in of_each]
-        raise SpecError(
-            "these cannot be compared:\n" + "\n".join(_differences(newest)), "benchmark them alike, then again"
-        )
+        lines = ["these cannot be compared:", *_differences([of_one[0] for of_one in of_each])]
+        raise SpecError("\n".join(lines), "benchmark them alike, then again")
     wanted = next(each.comparable_by for each in of_each[0] if each.comparable_by in shared)
     found = [next(each for each in of_one if each.comparable_by == wanted) for of_one in of_each]
-    for number, one in enumerate(found):
-        for other in found[:number]:
-            if one.folder == other.folder:
-                raise SpecError(f"{other.name} and {one.name} are the same benchmark: {one.folder}")
+    by_folder: dict[Path, str] = {}
+    for each in found:
+        if each.folder in by_folder:
+            raise SpecError(f"{by_folder[each.folder]} and {each.name} are the same benchmark: {each.folder}")
+        by_folder[each.folder] = each.name
     return found
 
 
@@ -265,24 +267,18 @@ def candidates(name: str, workspace: Workspace, testset: str | None) -> list[Ben
         found = _of_run(name, workspace)
     known = PREFIX if is_sacrebleu(testset or "") else ""  # a name of sacrebleu's has a colon in it
     short, _, split = (testset or "").removeprefix(known).partition(":")
-    wanted = (known + short or None, split or None)
-    kept = [
-        each
-        for each in found
-        if each.result.status == "complete"
-        and wanted[0] in (None, each.result.testset)
-        and wanted[1] in (None, each.result.split)
-    ]
-    if kept:
+    wanted = known + short
+
+    def is_meant(each: BenchmarkResult) -> bool:
+        return each.status == "complete" and wanted in ("", each.testset) and split in ("", each.split)
+
+    if kept := [each for each in found if is_meant(each.result)]:
         return kept
     have = sorted({f"{each.result.testset}:{each.result.split} ({each.result.status})" for each in found})
-    hint = did_you_mean(wanted[0], {each.result.testset for each in found}) if wanted[0] else ""
-    raise SpecError(
-        f"{name} has no complete benchmark{f' of {testset}' if testset else ''}{hint}"
-        + (f"; it has: {', '.join(have)}" if have else ""),
-        f"orchestrator benchmark {name}" + (f" --testset {wanted[0]}" if wanted[0] else "")
-        + (f" --split {split}" if split else ""),
-    )  # fmt: skip
+    what = f"{name} has no complete benchmark{f' of {testset}' if testset else ''}"
+    what += did_you_mean(wanted, {each.result.testset for each in found}) if wanted else ""
+    options = [f" --testset {wanted}" if wanted else "", f" --split {split}" if split else ""]
+    raise SpecError(f"{what}; it has: {', '.join(have) or 'none'}", f"orchestrator benchmark {name}{''.join(options)}")
 
 
 def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
@@ -291,22 +287,17 @@ def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
     run = workspace.find_run(run_name)
     summaries = RunRecord.load(run).benchmarks
     labels = list(dict.fromkeys(summary.of for summary in summaries))
-    if not label:
-        label = "output" if "output" in labels else labels[0] if len(labels) == 1 else ""
-        if labels and not label:
+    if not label and labels:
+        label = "output" if "output" in labels else labels[0]
+        if label != "output" and len(labels) > 1:
             raise SpecError(f"which of {run_name}?", f"one of: {', '.join(f'{run_name}@{each}' for each in labels)}")
-    elif labels and label not in labels:
+    if labels and label not in labels:
         raise SpecError(
             f"{run_name} has no benchmark of {label}{did_you_mean(label, labels)}; it has: {', '.join(labels)}",
             f"orchestrator benchmark {name}",
         )
     folders = [run.benchmarks / summary.id for summary in reversed(summaries) if summary.of == label]
     return [Benchmark(name, folder, read_result(folder)) for folder in folders if has_result(folder)]
-
-
-def _value(benchmark: Benchmark, metric: str) -> float:
-    score = benchmark.score(metric)
-    return score.score if score else 0.0
 
 
 def _differences(benchmarks: Sequence[Benchmark]) -> list[str]:

@@ -7,13 +7,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
-from orchestrator.benchmark.cache import Identity, identify
+from orchestrator.benchmark.answers import Identity, identify, is_locked
 from orchestrator.benchmark.comet import add_comet
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
-from orchestrator.benchmark.journal import is_locked
-from orchestrator.benchmark.results import BenchmarkResult, has_result, read_result
+from orchestrator.benchmark.results import has_result, read_result
 from orchestrator.data.datasets import sample_pairs
 from orchestrator.data.testset import with_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError
@@ -45,13 +45,10 @@ def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord,
     done: list[tuple[BenchmarkSpec, Path]] = []
     with checkpoint_servers(session, spec, run, record, checkpoints) as connect_to:
         for checkpoint in checkpoints:
-            wanted = [
-                item for item in spec.benchmark if checkpoint.label != "base" or item.base_model or not spec.train
-            ]
-            completed = {} if not again else find_completed(session, plan, run, record, checkpoint, wanted)
-            items = [item for number, item in enumerate(wanted) if number not in completed]
-            folders = benchmark_checkpoint(session, plan, run, record, checkpoint, items, options, connect_to)
-            done += [(wanted[number], folder) for number, folder in completed.items()]
+            items = [item for item in spec.benchmark if checkpoint.label != "base" or item.base_model or not spec.train]
+            folders = benchmark_checkpoint(
+                session, plan, run, record, checkpoint, items, options, connect_to, keep_completed=again
+            )
             done += zip(items, folders, strict=True)
     score_by_comet(session, spec, run, record, done)
 
@@ -65,48 +62,37 @@ def benchmark_checkpoint(
     items: Sequence[BenchmarkSpec],
     options: EvalOptions,
     connect_to: Connect,
+    *,
+    keep_completed: bool = False,
 ) -> list[Path]:
-    """Benchmark a checkpoint on test sets; its server is started only if a sentence has not been answered yet."""
+    """Benchmark a checkpoint on test sets; its server is started only if a sentence has not been answered yet.
+
+    Returns:
+        The benchmarks' folders; with keep_completed that of a set which was completed before, and is left as it is.
+    """
     folders: list[Path] = []
     for item in items:
         request = _build_request(session, plan, run, checkpoint, item)
+        folder = _folder_of(run, request.key, completed=True) if keep_completed else None
+        if folder is not None:
+            log.info("benchmark %s: %s %s is complete", checkpoint.label, item.testset, item.split)
+            if folder.name not in [each.id for each in record.benchmarks]:
+                record.add_benchmark(run, read_result(folder).summary(folder, checkpoint.label))
+            folders.append(folder)
+            continue
         name = re.sub(r"[:/]", "-", f"{checkpoint.label}-{item.testset}-{item.split}")
-        folder = _folder_for(run, name, request.key, fresh=options.fresh)
+        begun = None if options.fresh else _folder_of(run, request.key, completed=False)
+        folder = begun or _left_empty(run, name) or run.new_benchmark(name)
         folders.append(folder)
         log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
         try:
-            result = evaluate(request, lambda: connect_to(checkpoint, folders[0]), folder, options)
+            result = evaluate(request, partial(connect_to, checkpoint, folder), folder, options)
         except OrchestratorError:
             if not has_result(folder):  # it failed before it began
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         record.add_benchmark(run, result.summary(folder, checkpoint.label))
     return folders
-
-
-def find_completed(
-    session: Session,
-    plan: Plan,
-    run: RunDir,
-    record: RunRecord,
-    checkpoint: Checkpoint,
-    items: Sequence[BenchmarkSpec],
-) -> dict[int, Path]:
-    """The folders of a checkpoint's benchmarks that were completed before, by the item's place.
-
-    One that did not come to stand in the record is put there.
-    """
-    found: dict[int, Path] = {}
-    for number, item in enumerate(items):
-        key = _build_request(session, plan, run, checkpoint, item).key
-        for folder, result in _results(run):
-            if result.request.get("key") == key and result.status == "complete" and result.scores:
-                log.info("benchmark %s: %s %s is complete", checkpoint.label, item.testset, item.split)
-                if folder.name not in [each.id for each in record.benchmarks]:
-                    record.add_benchmark(run, result.summary(folder, checkpoint.label))
-                found[number] = folder
-                break
-    return found
 
 
 @contextmanager
@@ -143,27 +129,28 @@ def score_by_comet(
             add_comet(folder, item.comet, session.workspace.root, devices, record, run)
 
 
-def _folder_for(run: RunDir, name: str, key: str, *, fresh: bool) -> Path:
-    """Where a benchmark goes: the folder where it was cut short, one that a kill left empty, or a new one."""
-    for folder, result in [] if fresh else _results(run):
-        unfinished = result.status != "complete" or not result.scores
-        if result.request.get("key") == key and unfinished and not is_locked(folder):
-            return folder
-    left = run.benchmarks / name
-    if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED_S and not is_locked(left):
-        if not any(path.stat().st_size for path in left.iterdir()):
-            return left
-    return run.new_benchmark(name)
-
-
-def _results(run: RunDir) -> Iterator[tuple[Path, BenchmarkResult]]:
-    """The newest first; what is damaged is nobody's to go on with."""
+def _folder_of(run: RunDir, key: str, *, completed: bool) -> Path | None:
+    """The newest benchmark of a request that was completed, or of one that was cut short and that nobody works on."""
     for folder in sorted(run.benchmarks.glob("*"), reverse=True):
-        if has_result(folder):
-            try:
-                yield folder, read_result(folder)
-            except PrerequisiteError as error:
-                log.warning("%s", error.message)
+        try:
+            result = read_result(folder) if has_result(folder) else None
+        except PrerequisiteError as error:  # nobody's to go on with
+            log.warning("%s", error.message)
+            continue
+        if result is not None and result.request.get("key") == key:
+            if completed == bool(result.status == "complete" and result.scores) and (
+                completed or not is_locked(folder)
+            ):
+                return folder
+    return None
+
+
+def _left_empty(run: RunDir, name: str) -> Path | None:
+    """The folder that a kill left before anything was in it."""
+    folder = run.benchmarks / name
+    if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED_S and not is_locked(folder):
+        return None if any(path.stat().st_size for path in folder.iterdir()) else folder
+    return None
 
 
 def _build_request(

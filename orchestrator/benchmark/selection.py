@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from orchestrator.benchmark.compare import load_statistics
 from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.benchmark.results import Benchmark, read_result
-from orchestrator.benchmark.run import Connect, benchmark_checkpoint, checkpoint_servers, find_completed, score_by_comet
+from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
 from orchestrator.data.testset import load_testset, resolve_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError, did_you_mean
 from orchestrator.files import atomic_write, json_mapping
@@ -34,7 +34,7 @@ from orchestrator.scoring.metrics import HEADINGS, Score, higher_is_better
 from orchestrator.scoring.significance import PairedTest, n_pairs, paired_tests
 from orchestrator.specs.benchmark_spec import BenchmarkSpec, Metric
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import RunSpec, ServeSpec
+from orchestrator.specs.spec import ModelSpec, RunSpec, ServeSpec
 
 log = logging.getLogger("orchestrator")
 
@@ -55,9 +55,9 @@ class Point(BaseModel):
     """Other labels with the same weights, which were not benchmarked."""
     step: int | None
     """None: its trainer_state.json does not say."""
-    benchmark: str
+    benchmark: str = ""
     """Its folder in benchmarks/."""
-    scores: list[Score]
+    scores: list[Score] = []
     test: PairedTest | None = None
     """Against the chosen one, by the metric that chooses. None: it is the chosen one."""
 
@@ -117,19 +117,6 @@ class Curve(BaseModel):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A checkpoint of a run that can be served."""
-
-    checkpoint: Checkpoint
-    step: int | None
-    same_as: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return self.checkpoint.label
-
-
-@dataclass(frozen=True)
 class SelectionOptions:
     """What chooses a checkpoint."""
 
@@ -157,7 +144,11 @@ def select_checkpoint(
     if spec.model is None or spec.train is None:
         raise SpecError(f"{run.id} trains nothing, so it has no checkpoints", f"orchestrator benchmark {run.id}")
     validation = _validation_set(session, spec, how)
-    metric = _metric(how.metric, validation)
+    metric = next((each for each in validation.metrics if each == how.metric), None)
+    if metric is None:
+        hint = did_you_mean(how.metric, validation.metrics)
+        what = f"the validation set is not scored by {how.metric!r}{hint}; by: {', '.join(validation.metrics)}"
+        raise SpecError(what, "choose one of these: --metric NAME")
     tests = [each for each in spec.benchmark if (each.testset, each.split) != (validation.testset, validation.split)]
     items = [resolve_instruction(item, session.dataset_folders, spec.datasets) for item in (validation, *tests)]
     alone = RunSpec(  # the training's data are not read again, and it is carried out here
@@ -167,69 +158,106 @@ def select_checkpoint(
         benchmark=[item.model_copy(update={"during": False}) for item in items],
         compute=spec.compute.model_copy(update={"slurm": None}),
     )
-    plan, record = plan_run(session, alone), RunRecord.load(run)
+    work = _Work(session, plan_run(session, alone), run, RunRecord.load(run), options)
     base = base_checkpoint(spec.model, session.workspace.root)
     if how.watch:
-        _watch(session, plan, run, record, base, items[:1], options)
-    candidates, left_out = _candidates(run, record, base)
-    curve = _choose(session, plan, run, record, base if how.with_base else None, candidates, left_out, metric, options)
+        work.watch(base.model, items[:1])
+    points, left_out = _points(run, work.record, base.model)
+    for label, reason in left_out.items():
+        log.warning("%s is passed over: %s", label, reason)
+    if not points:
+        raise PrerequisiteError(f"run {run.id} has no checkpoint that can be served", f"orchestrator show {run.id}")
+    checkpoints = {point.label: trained_checkpoint(_folder(run, point.label), base.model) for point in points}
+    if how.with_base:
+        points, checkpoints = [Point(label="base", step=0), *points], {"base": base, **checkpoints}
+    folders, failed = work.evaluate(list(checkpoints.values()), items[:1])
+    left_out |= {label: error.message.splitlines()[0] for label, error in failed.items()}
+    if failed and not (options.allow_incomplete and folders):
+        raise StageError(
+            f"no checkpoint was chosen: {len(failed)} of {len(checkpoints)} got no score: "
+            + "; ".join(f"{label}: {left_out[label]}" for label in failed),
+            f"what was answered stays: orchestrator benchmark {run.id}@all goes on with what is missing "
+            "(--allow-incomplete: chosen among those that were answered completely)",
+        )
+    found = {label: Benchmark(label, made[0], read_result(made[0])) for label, made in folders.items()}
+    for label, each in found.items():
+        if each.result.status != "complete":
+            left_out[label] = f"incomplete: {each.result.n_segments} answers"
+    curve = _curve(run, [point for point in points if point.label not in left_out], found, metric, left_out)
     curve.save(run)
-    record.update(run, chosen_checkpoint=curve.chosen)
+    work.record.update(run, chosen_checkpoint=curve.chosen)
     if not tests:
         log.warning("the spec has no other set to score it on: the score here, which it was chosen by, is too good")
         return curve
-    found = next(each for each in candidates if each.label == curve.chosen)
-    # The run's own benchmarks are of output: where that is the same, they are not done again.
-    tested = replace(found.checkpoint, label="output") if "output" in found.same_as else found.checkpoint
-    folders, failed = evaluate_checkpoints(session, plan, run, record, [tested], items[1:], options)
+    tested = checkpoints[curve.chosen]
+    if any("output" in point.same_as for point in points if point.label == curve.chosen):
+        tested = replace(tested, label="output")  # the run's own benchmarks are of output: they are not done again
+    folders, failed = work.evaluate([tested], items[1:])
     if failed:
         raise failed[tested.label]
     ids = {folder.name for folder in folders[tested.label]}
-    curve = curve.model_copy(update={"test": [item for item in record.benchmarks if item.id in ids]})
+    curve = curve.model_copy(update={"test": [item for item in work.record.benchmarks if item.id in ids]})
     curve.save(run)
     return curve
 
 
-def evaluate_checkpoints(
-    session: Session,
-    plan: Plan,
-    run: RunDir,
-    record: RunRecord,
-    checkpoints: Sequence[Checkpoint],
-    items: Sequence[BenchmarkSpec],
-    options: EvalOptions,
-) -> tuple[dict[str, list[Path]], dict[str, StageError]]:
-    """Benchmark checkpoints, each on all sets in a row; one that fails does not hold up the others.
+@dataclass(frozen=True)
+class _Work:
+    """How the checkpoints of one run are benchmarked."""
 
-    Returns:
-        By label, the folders of the items' benchmarks, and how it failed.
+    session: Session
+    plan: Plan
+    run: RunDir
+    record: RunRecord
+    options: EvalOptions
 
-    Raises:
-        StageError: the first two fail.
-    """
-    done: dict[str, list[Path]] = {}
-    failed: dict[str, StageError] = {}
+    def evaluate(
+        self, checkpoints: Sequence[Checkpoint], items: Sequence[BenchmarkSpec]
+    ) -> tuple[dict[str, list[Path]], dict[str, StageError]]:
+        """By label the folders of the items' benchmarks, and how a checkpoint failed, which does not stop the others.
 
-    def benchmark(checkpoint: Checkpoint, connect_to: Connect) -> list[Path]:
-        completed = {} if options.fresh else find_completed(session, plan, run, record, checkpoint, items)
-        left = [item for number, item in enumerate(items) if number not in completed]
-        made = iter(benchmark_checkpoint(session, plan, run, record, checkpoint, left, options, connect_to))
-        return [completed.get(number) or next(made) for number in range(len(items))]
+        Raises:
+            StageError: the first two fail: it is not the checkpoint's fault.
+        """
+        session, plan, run, record, options = self.session, self.plan, self.run, self.record, self.options
+        done: dict[str, list[Path]] = {}
+        failed: dict[str, StageError] = {}
+        while left := [each for each in checkpoints if each.label not in {*done, *failed}]:
+            at = left[0].label
+            try:
+                with checkpoint_servers(session, plan.spec, run, record, left) as connect_to:
+                    for each in left:
+                        at = each.label
+                        done[at] = benchmark_checkpoint(
+                            session, plan, run, record, each, items, options, connect_to,
+                            keep_completed=not options.fresh,
+                        )  # fmt: skip
+            except StageError as error:  # it may have lost its server, so the others get a new one
+                failed[at] = error
+                if len(failed) > 1 and not done:
+                    raise
+                log.error("%s: %s", at, error.message)
+        pairs = [(item, folder) for folders in done.values() for item, folder in zip(items, folders, strict=True)]
+        score_by_comet(session, plan.spec, run, record, pairs)
+        return done, failed
 
-    while left := [each for each in checkpoints if each.label not in {*done, *failed}]:
-        try:
-            with checkpoint_servers(session, plan.spec, run, record, left) as connect_to:
-                for each in left:
-                    at = each
-                    done[each.label] = benchmark(each, connect_to)
-        except StageError as error:  # it may have lost its server, so the others get a new one
-            failed[at.label] = error
-            if len(failed) > 1 and not done:  # it is not the checkpoint's fault
-                raise
-            log.error("%s: %s", at.label, error.message)
-    pairs = [(item, folder) for folders in done.values() for item, folder in zip(items, folders, strict=True)]
-    score_by_comet(session, plan.spec, run, record, pairs)
-    return done, failed
+    def watch(self, base: ModelSpec, items: Sequence[BenchmarkSpec]) -> None:
+        """Benchmark checkpoints as they are saved, until the run has ended."""
+        settled = set[str]()
+        while True:
+            trains = RunRecord.load(self.run).is_active()  # before the checkpoints are looked at
+            saved = (each for each in reversed(usable_checkpoints(self.run)) if is_saved(each))
+            if each := next((each for each in saved if each.label not in settled), None):
+                settled.add(each.label)
+                try:
+                    self.evaluate([trained_checkpoint(each.folder, base)], items)
+                except (OrchestratorError, OSError) as error:
+                    gone = "it was removed meanwhile (save_total_limit)"
+                    log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
+            elif not trains:
+                return
+            else:
+                time.sleep(POLL_S)
 
 
 def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> BenchmarkSpec:
@@ -246,111 +274,67 @@ def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> B
     return item
 
 
-def _metric(name: str, item: BenchmarkSpec) -> Metric:
-    for metric in item.metrics:
-        if metric == name:
-            return metric
-    hint = did_you_mean(name, item.metrics)
-    what = f"the validation set is not scored by {name!r}{hint}; by: {', '.join(item.metrics)}"
-    raise SpecError(what, "choose one of these: --metric NAME")
+def _points(run: RunDir, record: RunRecord, base: ModelSpec) -> tuple[list[Point], dict[str, str]]:
+    """The checkpoints of a run by step, output last, and what can't be served, with the reason."""
+    found: dict[str, Point] = {}  # by the hash of the weights
+    left_out: dict[str, str] = {}
+    steps: dict[str, int | None] = {}
+    for each in reversed(usable_checkpoints(run)):
+        if can_be_served(each):
+            steps[each.label] = each.step
+        else:
+            left_out[each.label] = "; ".join(each.problems)
+    problems = weight_problems(run.output) if run.output.is_dir() else ["it is not there"]
+    if not problems:
+        steps["output"] = (json_mapping(run.output / "trainer_state.json") or {}).get("global_step")
+    elif record.training is not None:
+        left_out["output"] = "; ".join(problems)
+    for label, step in steps.items():
+        digest = model_sha256(_folder(run, label))
+        if same := found.get(digest):
+            log.info("%s: the same weights as %s, benchmarked once", label, same.label)
+            found[digest] = same.model_copy(update={"same_as": [*same.same_as, label]})
+        else:
+            found[digest] = Point(label=label, step=step)
+    return list(found.values()), left_out
 
 
-def _watch(
-    session: Session,
-    plan: Plan,
-    run: RunDir,
-    record: RunRecord,
-    base: Checkpoint,
-    items: Sequence[BenchmarkSpec],
-    options: EvalOptions,
-) -> None:
-    """Benchmark a run's checkpoints on the validation set as they are saved, until the run has ended."""
-    settled = set[str]()
-    while True:
-        trains = RunRecord.load(run).is_active()  # before the checkpoints are looked at: those of the end are seen
-        saved = [each for each in reversed(usable_checkpoints(run)) if each.label not in settled and is_saved(each)]
-        for each in saved[:1]:  # then look again: others may have come, or gone
-            settled.add(each.label)
-            checkpoint = trained_checkpoint(each.folder, base.model)
-            try:
-                evaluate_checkpoints(session, plan, run, record, [checkpoint], items, options)
-            except (OrchestratorError, OSError) as error:
-                gone = "it was removed meanwhile (save_total_limit)"
-                log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
-        if not saved and not trains:
-            return
-        if not saved:
-            time.sleep(POLL_S)
-
-
-def _choose(
-    session: Session,
-    plan: Plan,
-    run: RunDir,
-    record: RunRecord,
-    base: Checkpoint | None,
-    candidates: Sequence[Candidate],
-    left_out: dict[str, str],
-    metric: Metric,
-    options: EvalOptions,
-) -> Curve:
-    for label, reason in left_out.items():
-        log.warning("%s is passed over: %s", label, reason)
-    if not candidates:
-        raise PrerequisiteError(f"run {run.id} has no checkpoint that can be served", f"orchestrator show {run.id}")
-    for each in candidates:
-        if each.same_as:
-            log.info("%s: the same weights as %s, benchmarked once", ", ".join(each.same_as), each.label)
-    everything = [*([Candidate(base, 0)] if base else []), *candidates]
-    checkpoints = [each.checkpoint for each in everything]
-    folders, failed = evaluate_checkpoints(session, plan, run, record, checkpoints, plan.spec.benchmark[:1], options)
-    left_out |= {label: error.message.splitlines()[0] for label, error in failed.items()}
-    if failed and not (options.allow_incomplete and folders):
-        raise StageError(
-            f"no checkpoint was chosen: {len(failed)} of {len(checkpoints)} got no score: "
-            + "; ".join(f"{label}: {left_out[label]}" for label in failed),
-            f"what was answered stays: orchestrator benchmark {run.id}@all goes on with what is missing "
-            "(--allow-incomplete: chosen among those that were answered completely)",
-        )
-    complete = []
-    for each in everything:
-        for folder in folders.get(each.label, []):
-            found = Benchmark(each.label, folder, read_result(folder))
-            if found.result.status == "complete":
-                complete.append((each, found))
-            else:
-                left_out[each.label] = f"incomplete: {found.result.n_segments} answers"
-    return _curve(run, complete, metric, left_out)
+def _folder(run: RunDir, label: str) -> Path:
+    return run.output if label == "output" else run.output / label
 
 
 def _curve(
-    run: RunDir, complete: Sequence[tuple[Candidate, Benchmark]], metric: Metric, left_out: dict[str, str]
+    run: RunDir, points: Sequence[Point], found: Mapping[str, Benchmark], metric: Metric, left_out: dict[str, str]
 ) -> Curve:
     """The curve of checkpoints that were benchmarked alike, in the order of their steps, and the best of them."""
-    trained = [found for each, found in complete if each.label != "base"]
+
+    def score(point: Point) -> Score:
+        made = found[point.label].score(metric)
+        if made is None:
+            raise SpecError(f"{found[point.label].folder} has no score by {metric}", "benchmark it anew: --fresh")
+        return made
+
+    trained = [point for point in points if point.label != "base"]
     if not trained:
         raise StageError(f"no checkpoint of {run.id} was answered completely, so none can be chosen")
     sign = 1 if higher_is_better(metric) else -1
-    best = max(trained, key=lambda found: sign * _score(found, metric).score)  # of equal ones the first
-    others = [found for _, found in complete if found is not best]
-    stats, _ = load_statistics([best, *others], [metric])
-    tests = paired_tests(
-        [best.name, *(each.name for each in others)], stats, n_comparisons=max(1, n_pairs(len(trained)))
-    )
-    by_name = {test.system: test for test in tests}
-    points = [
-        Point(
-            label=each.label,
-            same_as=list(each.same_as),
-            step=each.step,
-            benchmark=found.folder.name,
-            scores=found.result.scores,
-            test=by_name.get(each.label),
+    best = max(trained, key=lambda point: sign * score(point).score)  # of equal ones the first
+    names = [best.label, *(point.label for point in points if point is not best)]
+    stats, _ = load_statistics([found[name] for name in names], [metric])
+    tests = paired_tests(names, stats, n_comparisons=max(1, n_pairs(len(trained))))
+    tested = {test.system: test for test in tests}
+    scored = [
+        point.model_copy(
+            update={
+                "benchmark": found[point.label].folder.name,
+                "scores": found[point.label].result.scores,
+                "test": tested.get(point.label),
+            }
         )
-        for each, found in complete
+        for point in points
     ]
-    own = [point for point in points if point.label != "base"]
-    result = best.result
+    own = [point for point in scored if point.label != "base"]
+    result = found[best.label].result
     return Curve(
         run=run.id,
         made_at=now(),
@@ -360,39 +344,10 @@ def _curve(
         text_sha256=result.text_sha256,
         prompts_sha256=result.prompts_sha256,
         metric=metric,
-        signature=_score(best, metric).signature,
+        signature=score(best).signature,
         points=own,
-        base=next((point for point in points if point.label == "base"), None),
-        chosen=best.name,
+        base=next((point for point in scored if point.label == "base"), None),
+        chosen=best.label,
         earliest_not_worse=next(point.label for point in own if not point.worse),
         left_out=left_out,
     )
-
-
-def _candidates(run: RunDir, record: RunRecord, base: Checkpoint) -> tuple[list[Candidate], dict[str, str]]:
-    """The checkpoints of a run by step, output last, and what can't be served, with the reason."""
-    found: dict[str, Candidate] = {}  # by the hash of the weights
-    left_out: dict[str, str] = {}
-    steps: dict[Path, int | None] = {}
-    for each in reversed(usable_checkpoints(run)):
-        if can_be_served(each):
-            steps[each.folder] = each.step
-        else:
-            left_out[each.label] = "; ".join(each.problems)
-    problems = weight_problems(run.output) if run.output.is_dir() else ["it is not there"]
-    if not problems:
-        steps[run.output] = (json_mapping(run.output / "trainer_state.json") or {}).get("global_step")
-    elif record.training is not None:
-        left_out["output"] = "; ".join(problems)
-    for folder, step in steps.items():
-        digest, checkpoint = model_sha256(folder), trained_checkpoint(folder, base.model)
-        same = found.get(digest)
-        found[digest] = replace(same, same_as=(*same.same_as, folder.name)) if same else Candidate(checkpoint, step)
-    return list(found.values()), left_out
-
-
-def _score(benchmark: Benchmark, metric: Metric) -> Score:
-    score = benchmark.score(metric)
-    if score is None:
-        raise SpecError(f"{benchmark.folder} has no score by {metric}", "benchmark it anew: --fresh")
-    return score

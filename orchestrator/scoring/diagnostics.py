@@ -63,6 +63,7 @@ def diagnose(
     target_lang: str,
     *,
     instruction: str = "",
+    indices: Sequence[int] | None = None,
 ) -> dict[str, Flagged | None]:
     """Look for hypotheses that are no translation. What the reference does too is no issue.
 
@@ -74,6 +75,7 @@ def diagnose(
         source_lang: language code; within one language nothing is a copy or in the wrong language.
         target_lang: likewise.
         instruction: what stood before each source in the prompt.
+        indices: of each in the test set. None: all of it is here.
 
     Returns:
         By issue; None where it cannot be known. empty: nothing or white space. copied_source: the source, letter case
@@ -86,27 +88,28 @@ def diagnose(
     triples = list(zip(sources, references, hypotheses, strict=True))
     translated = base_language(source_lang) != base_language(target_lang)
     per_character = sum(map(len, references)) / max(1, sum(map(len, sources)))
-    cut_off_known = any(flag is not None for flag in cut_off)
-    return {
-        "empty": _flagged(not hypothesis.strip() for hypothesis in hypotheses),
-        "copied_source": _flagged(translated and _is_copied(*each) for each in triples),
-        "wrong_language": _flagged(_in_wrong_language(triples)) if translated and triples else None,
-        "chatter": _flagged(_has_chatter(*each, instruction) for each in triples),
-        "control_text": _flagged(_has_only(_CONTROL_TEXT, *each) for each in triples),
-        "cut_off": _flagged(bool(flag) for flag in cut_off) if cut_off_known else None,
-        "repetition": _flagged(_loops(text) and not _loops(ref) and not _loops(src) for src, ref, text in triples),
-        "length_outlier": _flagged(_is_length_outlier(*each, per_character) for each in triples),
+    asked = instruction.strip()
+    flags: dict[str, Iterable[bool] | None] = {
+        "empty": (not hypothesis.strip() for hypothesis in hypotheses),
+        "copied_source": (translated and _is_copied(*each) for each in triples),
+        "wrong_language": _in_wrong_language(triples) if translated and triples else None,
+        "chatter": ((bool(asked) and asked in each[2]) or _has_only(_CHATTER, *each) for each in triples),
+        "control_text": (_has_only(_CONTROL_TEXT, *each) for each in triples),
+        "cut_off": map(bool, cut_off) if any(flag is not None for flag in cut_off) else None,
+        "repetition": (_loops(text) and not _loops(ref) and not _loops(src) for src, ref, text in triples),
+        "length_outlier": (_is_length_outlier(*each, per_character) for each in triples),
     }
+    numbers = range(len(triples)) if indices is None else indices
+    found: dict[str, Flagged | None] = {}
+    for issue, of_each in flags.items():
+        at = [index for index, flag in zip(numbers, of_each, strict=True) if flag] if of_each is not None else []
+        found[issue] = None if of_each is None else Flagged(count=len(at), indices=at[:N_LISTED])
+    return found
 
 
 def describe(counts: dict[str, int | None]) -> str:
     """'2 empty, 1 copied source', or '' where there is no issue."""
     return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
-
-
-def _flagged(flags: Iterable[bool]) -> Flagged:
-    found = [index for index, flag in enumerate(flags) if flag]
-    return Flagged(count=len(found), indices=found[:N_LISTED])
 
 
 def _is_copied(source: str, reference: str, hypothesis: str) -> bool:
@@ -118,11 +121,6 @@ def _is_copied(source: str, reference: str, hypothesis: str) -> bool:
 
 def _letters_and_digits(text: str) -> str:
     return "".join(char for char in text.casefold() if char.isalnum())
-
-
-def _has_chatter(source: str, reference: str, hypothesis: str, instruction: str) -> bool:
-    repeated = bool(instruction.strip()) and instruction.strip() in hypothesis
-    return repeated or _has_only(_CHATTER, source, reference, hypothesis)
 
 
 def _has_only(pattern: re.Pattern[str], source: str, reference: str, hypothesis: str) -> bool:

@@ -1,1 +1,1 @@
-"""Run specs: read, checked, rendered, compared."""
+"""Servers of checkpoints, servers of others, and what a TARGET means."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.errors import SpecError, StageError
+from orchestrator.errors import SpecError
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import locate_model
 from orchestrator.planning.check import check_model
@@ -94,12 +94,7 @@ def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[
     try:
         log.info("merging %s into its model, for as long as it is served", checkpoint.label)
         to = place.path / "model"
-        try:
-            export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
-        except StageError as error:
-            kept = folder / "export.log"
-            place.export_log.replace(kept)
-            raise StageError(error.message.replace(str(place.export_log), str(kept)), error.remedy) from error
+        export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
         merged = {"name_or_path": str(to), "adapter_name_or_path": None, "revision": None}
         yield replace(checkpoint, model=checkpoint.model.model_copy(update=merged))
     finally:
@@ -132,8 +127,6 @@ def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:
 def model_name(name: str, checkpoint: Checkpoint, root: Path) -> str:
     """'demo-20261124-101500@output:1a2b3c4d5e6f': run, label, and the hash of the weights."""
     model = checkpoint.model
-    if model.adapter_name_or_path is not None and (folder := locate_model(model.adapter_name_or_path, root, None)):
-        return f"{name}:{model_sha256(folder)[:12]}"
-    if folder := locate_model(model.name_or_path, root, model.revision):
-        return f"{name}:{model_sha256(folder)[:12]}"
-    return f"{name}:hub"
+    adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None
+    folder = adapter or locate_model(model.name_or_path, root, model.revision)
+    return f"{name}:{model_sha256(folder)[:12] if folder else 'hub'}"

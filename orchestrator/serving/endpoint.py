@@ -6,7 +6,7 @@ openai is imported where it is used: it costs most of a second, and every comman
 import asyncio
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -77,27 +77,24 @@ def refuse_bare_address(text: str) -> None:
 def open_client(endpoint: Endpoint, silence_s: float | None = None) -> "openai.AsyncOpenAI":
     """A client for `async with`: one set of rules on proxies, certificates, redirects and sizes for every request.
 
-    Args:
-        endpoint: the server.
-        silence_s: longest time between two pieces of a stream. None: replies come in one piece, of a bounded size, and
-            the caller has a time-out over all.
+    `silence_s` is the longest time between two pieces of a stream. None: replies come in one piece, of a bounded size,
+    and the caller has a time-out over all.
 
     Raises:
         PrerequisiteError: SSL_CERT_FILE or SSL_CERT_DIR names no certificates.
     """
     import openai
 
-    http_client = openai.DefaultAioHttpClient(
-        trust_env=not endpoint.is_local,  # a proxy of the environment is not for this machine, whatever NO_PROXY forgot
-        verify=_certificates(),
-        follow_redirects=False,  # they would turn POST into GET, and carry the key to wherever the server says
-        event_hooks={"response": [_read_limited] if silence_s is None else []},
-    )
     client = openai.AsyncOpenAI(
         base_url=endpoint.base_url,
         api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
         default_headers={"Accept-Encoding": "identity"},
-        http_client=http_client,
+        http_client=openai.DefaultAioHttpClient(
+            trust_env=not endpoint.is_local,  # a proxy is not for this machine, whatever NO_PROXY forgot
+            verify=_certificates(),
+            follow_redirects=False,  # they would turn POST into GET, and carry the key to wherever the server says
+            event_hooks={"response": [_read_limited] if silence_s is None else []},
+        ),
         timeout=openai.Timeout(silence_s, connect=CONNECT_TIMEOUT_S),
         max_retries=0,  # ours are counted
     )
@@ -124,7 +121,7 @@ def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
     if model_name is None and len(names) != 1:
         what = f"{url} serves {len(names)} models: {escape_controls(', '.join(names[:8]))}"
         raise PrerequisiteError(what, "name one: --model-name NAME")
-    return Endpoint(url, api_key, model_name or names[0])
+    return replace(endpoint, model=model_name or names[0])
 
 
 def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
@@ -166,16 +163,15 @@ async def _get_models(endpoint: Endpoint, timeout_s: float) -> dict[str, object]
 
 def refusal(endpoint: Endpoint, status: int, words: str) -> PrerequisiteError:
     """What every request would meet: a wrong key, address or model."""
-    message = f"{endpoint.described} refuses the requests: HTTP {status}: {words}"
-    if status in (401, 403):
-        return PrerequisiteError(message, f"set {API_KEY_ENV} to the server's key")
     if status < 400:
-        return PrerequisiteError(message, "give the address that the server redirects to")
-    if status >= 500:
-        return PrerequisiteError(message, "try again when it has loaded its model")
-    return PrerequisiteError(
-        message, f"check the address (most end in /v1) and the model's name on the server ({endpoint.model!r})"
-    )
+        remedy = "give the address that the server redirects to"
+    elif status in (401, 403):
+        remedy = f"set {API_KEY_ENV} to the server's key"
+    elif status < 500:
+        remedy = f"check the address (most end in /v1) and the model's name on the server ({endpoint.model!r})"
+    else:
+        remedy = "try again when it has loaded its model"
+    return PrerequisiteError(f"{endpoint.described} refuses the requests: HTTP {status}: {words}", remedy)
 
 
 def excerpt(endpoint: Endpoint, text: str) -> str:

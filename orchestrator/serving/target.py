@@ -13,7 +13,7 @@ from orchestrator.files import expanded, json_mapping
 from orchestrator.models.model_files import absolute_model, base_checkpoint, trained_checkpoint
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
-from orchestrator.serving.endpoint import Endpoint
+from orchestrator.serving.endpoint import Endpoint, refuse_bare_address
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
@@ -56,8 +56,8 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
-    if re.match(r"(localhost|\d+(\.\d+){3}|\[[0-9a-f:]+\])(:[0-9]+)?(/.*)?$", word) and not Path(word).exists():
-        raise SpecError(f"{word!r} looks like a server's address without http://", f"write http://{word}")
+    if not os.path.exists(word):  # noqa: PTH110 - Path.exists raises where a name is too long
+        refuse_bare_address(word)
     if word.endswith((".yaml", ".yml")):
         return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")

@@ -1,0 +1,235 @@
+"""Answers on disk: in hypotheses.jsonl before they count, so that a kill loses none, and in a cache across benchmarks.
+
+The cache goes by all that decides an answer and never by a name: LLaMA-Factory calls every model gpt-3.5-turbo.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from orchestrator.benchmark.decoding import Backend
+from orchestrator.benchmark.requests import FailedSegment, Hypothesis, Message
+from orchestrator.errors import StageError
+from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json, try_lock
+from orchestrator.models.hashes import model_sha256
+from orchestrator.models.model_files import locate_model
+from orchestrator.runs.record_parts import Facts
+from orchestrator.specs.render import Checkpoint, api_arguments
+from orchestrator.specs.spec import ServeSpec, model_arguments
+from orchestrator.upstream.chat_templates import template_sha256
+from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
+
+log = logging.getLogger("orchestrator")
+
+SYNC_S = 1.0
+_PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
+_OURS = ("orchestrator", "sacrebleu", "python")  # they request and score; they do not answer
+_LINE_BREAKS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # to str.splitlines; JSON leaves them
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Cache key of a served model: weights, chat template, backend and what computes."""
+
+    backend: Backend | None = None
+    """None: the server runs already; it says what it is when it is asked."""
+    known: bool = False
+    """Whether all weights are here, and hashed below."""
+    model_sha256: str | None = None
+    """Of the base model: its weights, settings and tokenizer."""
+    adapter_sha256: str | None = None
+    chat_template_sha256: str | None = None
+    """Of the template's text in LLaMA-Factory. None: the tokenizer's own, which model_sha256 covers."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the server is started with, but for the paths of the weights."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    """cpu or gpu: it decides the dtype, and how sums are rounded."""
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    """The model's generation_config.json, a part of its hash."""
+
+    def parts(self) -> dict[str, Any]:
+        """What decides an answer, as plain JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in ("known", "generation_config")}
+
+
+def identify(
+    checkpoint: Checkpoint,
+    settings: ServeSpec,
+    root: Path,
+    facts: Facts,
+    devices: str | None,
+    installation: Installation | None,
+) -> Identity:
+    """The identity of a checkpoint that is served here, on CUDA_VISIBLE_DEVICES `devices` (None: as it is).
+
+    Raises:
+        PrerequisiteError: a file of the model cannot be read.
+    """
+    model, backend, versions = checkpoint.model, f"llamafactory-{settings.infer_backend}", facts.versions
+    base = locate_model(model.name_or_path, root, model.revision)
+    adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None
+    arguments = api_arguments(checkpoint, settings)
+    if settings.backend == "vllm":
+        # LLaMA-Factory's part is the prompt alone, and the merging
+        backend, versions = "vllm", {"llamafactory": versions.get("llamafactory", ""), **find_vllm().versions}
+        own = {"merge": settings.merge, **settings_of_environment()}
+        arguments = {**model_arguments(model), **with_defaults(settings.extra_arguments()), **own}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if devices is None else devices
+    return Identity(
+        backend=backend,  # type: ignore[arg-type]
+        known=base is not None and (adapter is not None) == (model.adapter_name_or_path is not None),
+        model_sha256=model_sha256(base) if base else None,
+        adapter_sha256=model_sha256(adapter) if adapter else None,
+        chat_template_sha256=template_sha256(installation, model.template) if installation and model.template else None,
+        arguments={key: value for key, value in arguments.items() if key not in _PATHS},
+        versions={name: version for name, version in versions.items() if name not in _OURS},
+        device="gpu" if facts.gpus and visible not in ("", "-1") else "cpu",
+        # `vllm serve` is given one of ours.
+        generation_config=(json_mapping(base / "generation_config.json") or {}) if base and backend != "vllm" else {},
+    )
+
+
+class AnswerCache:
+    """The answers of one identity under one decoding: a file of lines, which several processes may append to."""
+
+    def __init__(self, identity: Identity, sent: Mapping[str, Any], folder: Path | None = None) -> None:
+        """The folder is answers/ in the user's cache folder unless another is given."""
+        self._about = {**identity.parts(), "sent": dict(sent)}
+        key = sha256_json(self._about)
+        self.path = (folder or cache_folder() / "answers") / key[:2] / f"{key}.jsonl"
+        self._off = False
+
+    def look_up(self, prompts: Iterable[tuple[int, list[Message]]]) -> list[Hypothesis]:
+        """The answers that are there, each for every index with its prompt."""
+        wanted: dict[str, list[int]] = {}
+        for index, messages in prompts:
+            wanted.setdefault(sha256_json(messages), []).append(index)
+        found: dict[int, Hypothesis] = {}
+        with suppress(FileNotFoundError), self._errors_logged(), self.path.open("rb") as file:
+            for line in file:
+                if parsed := parse_line(line):
+                    for index in wanted.get(parsed[0].get("key", ""), []):
+                        found[index] = parsed[1].model_copy(update={"cached": True, "index": index})
+        return list(found.values())
+
+    def add(self, messages: list[Message], answer: Hypothesis) -> None:
+        if self._off:
+            return
+        line = json_line({"key": sha256_json(messages), **answer.model_dump(exclude={"cached"})})
+        with self._errors_logged():
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self.path.open("ab", buffering=0) as file:
+                head = b"" if file.tell() else json_line({"about": self._about})
+                file.write(head + b"\n" + line)  # one write, on a line of its own whatever stood there torn
+
+    @contextmanager
+    def _errors_logged(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self._off = True
+            log.warning("the cache of answers is not used: %s: %s", self.path, error.strerror)
+
+
+class Journal:
+    """hypotheses.jsonl while a benchmark runs: a line for every result, as they come; one process at a time."""
+
+    def __init__(self, folder: Path, sources: Sequence[str], references: Sequence[str]) -> None:
+        """Open it, lock it, and read what an earlier attempt left.
+
+        Raises:
+            StageError: another process is at work there, or the file cannot be opened.
+        """
+        self.path = folder / "hypotheses.jsonl"
+        self.answers: dict[int, Hypothesis] = {}
+        """By index. Also those of an earlier attempt; its failures, and what is damaged, are requested again."""
+        self._sources, self._references = sources, references
+        self._synced_at = time.monotonic()
+        self._lock = os.open(folder, os.O_RDONLY)
+        if not try_lock(self._lock):
+            os.close(self._lock)
+            raise StageError(f"another process is at work in {folder}", "wait for it, or stop it")
+        with self._errors_reported():
+            self._file = self.path.open("ab+", buffering=0)
+            self._replay()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        os.close(self._lock)
+
+    def add(self, result: Hypothesis | FailedSegment) -> None:
+        """Write a result down; an answer counts from then on. On the disk itself it is within a second."""
+        line = self._line(result)
+        with self._errors_reported():
+            while line:
+                line = line[self._file.write(line) :]
+            if time.monotonic() - self._synced_at > SYNC_S:
+                os.fsync(self._file.fileno())
+                self._synced_at = time.monotonic()
+        if isinstance(result, Hypothesis):
+            self.answers[result.index] = result
+
+    def rewrite_sorted(self, failures: Sequence[FailedSegment]) -> None:
+        """Write the file anew, atomically: a line for each sentence, in the test set's order."""
+        results: dict[int, Hypothesis | FailedSegment] = {each.index: each for each in failures if each.attempts}
+        results |= self.answers
+        with self._errors_reported():
+            atomic_write(self.path, b"".join(self._line(results[index]) for index in sorted(results)))
+
+    def _line(self, result: Hypothesis | FailedSegment) -> bytes:
+        sides = {"source": self._sources[result.index], "reference": self._references[result.index]}
+        return json_line({"index": result.index, **sides, **result.model_dump()})
+
+    def _replay(self) -> None:
+        content = self.path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        self._file.truncate(complete)  # the next line must not be glued to half of one
+        for line in content[:complete].split(b"\n"):
+            value, answer = parse_line(line) or ({}, None)
+            if answer is not None and 0 <= answer.index < len(self._sources):
+                if value.get("source") == self._sources[answer.index]:
+                    self.answers[answer.index] = answer
+
+    @contextmanager
+    def _errors_reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "mend that (is the disk full?), then repeat the same command: it goes on with what is missing"
+            raise StageError(f"{self.path} cannot be written: {error.strerror}", remedy) from error
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process holds the folder's journal."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return not try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def parse_line(line: bytes) -> tuple[dict[str, Any], Hypothesis] | None:
+    """The fields of a line of a .jsonl file, and the answer that they are; None where it is damaged or no answer."""
+    try:
+        value = json.loads(line)
+        return value, Hypothesis.model_validate(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """A line of a .jsonl file, whatever its reader takes for the end of a line."""
+    return f"{json.dumps(value, ensure_ascii=False).translate(_LINE_BREAKS)}\n".encode()
