@@ -18,12 +18,10 @@ from orchestrator.processes.interruptible import raise_interrupted
 from orchestrator.specs.excerpt import painted
 from orchestrator.text import escape_controls
 
-# What the machine, not the program, is to blame for.
-_NO_ROOM_OR_RIGHT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# What stands in the way at a path, or went from it while we worked.
-_NOT_AS_THOUGHT = (
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.EBUSY, errno.ESTALE,
+# What a person can mend at a path: no right, something else there, or nothing any more.
+_OF_THE_MACHINE = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.ESTALE,
 )  # fmt: skip
 
 
@@ -33,7 +31,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     # Typer would make exit code 1 of a KeyboardInterrupt.
-    came = raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    received = raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     code = 0
     try:
         app()
@@ -44,31 +42,20 @@ def main() -> None:
     except Exception as error:
         # pydantic-core makes a SchemaError of whatever is raised while it builds a model, at an import say, and keeps
         # no context. What fails in our own cleaning up has one, and is a bug.
-        if not came or error.__context__ is not None or error.__cause__ is not None:
+        if not received or error.__context__ is not None or error.__cause__ is not None:
             raise
-        code = _report(came[0])
+        code = _report(received[0])
     sys.exit(code)
 
 
 def _of_the_machine(error: OSError) -> PrerequisiteError:
-    """What a person can act on; anything else is raised again: a bug of ours."""
-    where = f": {error.filename}" if error.filename else ""
-    if error.errno in _NO_ROOM_OR_RIGHT:
-        return PrerequisiteError(f"cannot write{where}: {error.strerror}", "files written before are whole; make room")
-    if error.errno in _NOT_AS_THOUGHT and error.filename:
-        remedy = "look what is there; was it moved or removed while the command ran?"
-        return PrerequisiteError(f"{error.filename}: {error.strerror}", remedy)
-    if error.errno == errno.ENOENT and _is_nowhere():
+    """What a person can mend; anything else is raised again: a bug of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno in _OF_THE_MACHINE and error.filename):
+        where = error.filename or "cannot write"
+        return PrerequisiteError(f"{where}: {error.strerror}", "mend that; files written before are complete")
+    if error.errno == errno.ENOENT and not error.filename:  # of getcwd()
         return PrerequisiteError("the current folder is not there any more", "cd to one that is")
     raise error
-
-
-def _is_nowhere() -> bool:
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        return True
-    return False
 
 
 def _prepare_streams() -> None:

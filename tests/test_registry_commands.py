@@ -80,10 +80,8 @@ def test_tags_and_notes_are_printed_listed_and_shown(three):
 
 def test_rm_prints_what_it_moved_and_restore_what_came_back(three):
     dry = three.run("rm", "a", "c", "--dry-run")
-    assert re.match(
-        r"a-20261121-101500: data, logs, output would go to the trash, 1\.\d k\w+ \(1\d\d\d bytes\)\n", dry.out
-    )
-    assert re.search(r"\nin all: 3\.\d k\w+ \(3\d\d\d bytes\) of 2 runs would go to the trash\n$", dry.out), dry.out
+    assert dry.out.startswith("a-20261121-101500: data, logs, output would go to the trash, 1.5 KiB\n")
+    assert dry.out.endswith("\nin all: 3.0 KiB of 2 runs would go to the trash\n"), dry.out
     done = three.run("rm", "a", "c")
     assert done.out == dry.out.replace("would go to the trash", "to the trash")
     assert "rm --restore" in done.err and "gc --trash" in done.err
@@ -132,16 +130,13 @@ def test_gc_empties_the_trash_on_request(three):
         assert three.run("gc", *words).code == 2
 
 
-def test_a_run_that_was_removed_can_be_run_again_and_its_weights_are_not_there(toy):
+def test_a_run_that_was_removed_has_no_weights_and_can_be_run_again(toy):
     first = toy.only_run().name
     assert toy.run("rm", "toy").code == 0
     missing = toy.run("benchmark", first)
     assert missing.code == 3 and "has no checkpoint" in missing.err
     again = toy.run("rerun", first, "--no-benchmark", "--json")
-    assert again.code == 0, again.err
-    assert again.json()["rerun_of"] == first
-    assert toy.run("rm", "--restore", first).code == 0
-    assert toy.run("benchmark", first, "--testset", "captions_en_de", "--max-samples", "3").code == 0
+    assert again.code == 0 and again.json()["rerun_of"] == first, again.err
 
 
 def test_names_of_strangers_are_shown_not_obeyed(three):

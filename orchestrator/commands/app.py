@@ -1,26 +1,35 @@
-"""The program's command line, before it has commands.
-
-Not covered: the commands (cli.py names their modules); errors, signals and exit codes (__main__.py).
-"""
+"""The command line before it has commands; cli.py imports the modules that add them."""
 
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 import typer.core
 
-from orchestrator import __version__
+
+@contextmanager
+def _quiet_broken_pipe() -> Iterator[None]:
+    """`orchestrator list | head` ends as in a shell; Typer would make exit code 1, a bug, of it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(128 + signal.SIGPIPE) from error
 
 
 class _Commands(typer.core.TyperGroup):
+    @_quiet_broken_pipe()
+    def make_context(self, *args: Any, **keywords: Any) -> Any:  # prints --help
+        return super().make_context(*args, **keywords)
+
+    @_quiet_broken_pipe()
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:  # `orchestrator list | head`; Typer would make exit code 1, a bug, of it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(128 + signal.SIGPIPE) from error
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -31,10 +40,3 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-
-
-@app.callback(invoke_without_command=True)
-def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(f"orchestrator {__version__}")
-        raise typer.Exit

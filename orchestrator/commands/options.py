@@ -1,29 +1,25 @@
 """What the commands share: their options, and what a word on the command line stands for.
 
-Not covered: the commands (cli.py).
+Every command imports what it needs within itself: --help and a mistyped option answer at once.
 """
 
 import os
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from orchestrator.errors import SpecError
+from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
-    from orchestrator.data.testset import FilePair
     from orchestrator.planning.session import Session
-    from orchestrator.runs.differences import Side
+    from orchestrator.runs.rundir import GroupDir, RunDir
+    from orchestrator.runs.workspace import Workspace as WorkspaceFolder
     from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
-
-RunArgument = Annotated[str, typer.Argument(help="A run's id, a spec's name (its newest run), or latest.")]
-RunOrGroupArgument = Annotated[
-    str, typer.Argument(metavar="RUN|GROUP", help="A run's id, a spec's name (its newest run), latest, or a group.")
-]
 
 
 class Backend(StrEnum):
@@ -40,54 +36,61 @@ def given_folder(text: str) -> Path:
     return Path(text)
 
 
-WorkspaceOption = Annotated[
+Run = Annotated[str, Argument(help="A run's id, a spec's name (its newest run), or latest.")]
+RunOrGroup = Annotated[str, Argument(metavar="RUN|GROUP", help="A run's id, a spec's name, latest, or a group.")]
+TargetName = Annotated[
+    str, Argument(metavar="TARGET", help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, URL, or spec.")
+]
+Workspace = Annotated[
     Path | None,
-    typer.Option(
-        "--workspace",
-        metavar="PATH",
-        parser=given_folder,
-        help="Folder with runs/ and dataset_info/. Default: this one, or the nearest above it.",
-    ),
+    Option("--workspace", metavar="PATH", parser=given_folder, help="Default: this folder, or the nearest above it."),
 ]
-FromOption = Annotated[
-    Path | None, typer.Option("--from", help="Take datasets' archives from this folder instead of the network.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the spec; repeatable.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-NoBenchmarkOption = Annotated[bool, typer.Option("--no-benchmark", help="Train only.")]
-DetachOption = Annotated[
-    bool, typer.Option("--detach", "-d", help="Carry it out in the background; it outlives the terminal.")
-]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for devices that another run holds.")]
-DevicesOption = Annotated[str | None, typer.Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
-PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="Port. Default: the spec's.")]
-TemplateOption = Annotated[str | None, typer.Option(help="Chat template, for a model of no run of ours.")]
-BackendOption = Annotated[
-    Backend | None, typer.Option(help="What serves it; vllm: `vllm serve` of ORCHESTRATOR_VLLM. Default: the spec's.")
-]
-MergeOption = Annotated[
-    bool | None, typer.Option("--merge", help="With vllm: merge the adapter into its model first, for speed.")
-]
-ModelNameOption = Annotated[str | None, typer.Option(help="The model's name on a server given by URL.")]
+Archives = Annotated[Path | None, Option("--from", help="Folder with datasets' archives, used instead of the network.")]
+Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a value; repeatable.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
+Devices = Annotated[str | None, Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
+Port = Annotated[int | None, Option(min=1, max=65535, help="Port. Default: the spec's.")]
+Template = Annotated[str | None, Option(help="Chat template of a model that is not one of our runs.")]
+BackendName = Annotated[Backend | None, Option(help="Server program. Default: the spec's.")]
+Merge = Annotated[bool | None, Option("--merge", help="With vllm: merge the adapter first, for speed.")]
+ModelName = Annotated[str | None, Option(help="The model's name on a server given by URL.")]
 
 
 def say(text: str) -> None:
-    typer.echo(text, err=True)
+    """A line on stderr, or several."""
+    typer.echo("\n".join(map(escape_controls, text.split("\n"))), err=True)
+
+
+def show(document: Any, *parts: Any, as_json: bool = False) -> None:
+    """A result on stdout; see terminal.show."""
+    from orchestrator.views import terminal
+
+    terminal.show(document, *parts, as_json=as_json)
 
 
 def is_spec(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
 
 
-def open_session(workspace: Path | None, archives: Path | None) -> "Session":
+def open_workspace(workspace: Path | None) -> "WorkspaceFolder":
+    from orchestrator.runs.workspace import find_workspace
+
+    return find_workspace(workspace)
+
+
+def open_session(workspace: Path | None, archives: Path | None = None) -> "Session":
     from orchestrator.planning.session import Session
 
     return Session.open(workspace, archives)
 
 
-def open_target(session: "Session", word: str, template: str | None) -> "Target":
+def find_run_or_group(place: "WorkspaceFolder", word: str) -> "RunDir | GroupDir":
+    from orchestrator.runs.groups import lookup_group
+
+    return lookup_group(place, word) or place.find_run(word)
+
+
+def open_target(session: "Session", word: str, template: str | None = None) -> "Target":
     from orchestrator.serving.endpoint import refuse_bare_address
     from orchestrator.serving.target import resolve_target, with_template
 
@@ -95,25 +98,8 @@ def open_target(session: "Session", word: str, template: str | None) -> "Target"
     return with_template(resolve_target(word, session.workspace), template)
 
 
-def open_side(session: "Session", word: str, overrides: list[str] | None) -> "Side":
-    from orchestrator.planning.plan import run_side, spec_side
-
-    if is_spec(word):
-        return spec_side(session, word, session.load_spec(Path(word), overrides or ()))
-    if overrides:
-        raise SpecError("--set is for a spec; a run is shown as it was")
-    return run_side(session, session.workspace.find_run(word))
-
-
-def serve_settings(
-    target: "Target",
-    devices: str | None,
-    port: int | None,
-    model_name: str | None,
-    backend: str | None = None,
-    merge: bool | None = None,
-) -> "ServeSpec":
-    """How a target is served: as its run or spec says, with what the command line says over it.
+def serve_settings(target: "Target", **given: Any) -> "ServeSpec":
+    """How a target is served: as its run or spec says, with the command line's values over it.
 
     Raises:
         SpecError: the two do not go together.
@@ -123,28 +109,12 @@ def serve_settings(
     from orchestrator.specs.spec import ServeSpec
 
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
-    given = {"devices": devices, "port": port, "model_name": model_name, "backend": backend, "merge": merge}
     changes = {key: value for key, value in given.items() if value is not None}
     kept = own.model_dump()
-    if backend not in (None, own.backend):  # the arguments of one backend are none of the other's
-        kept = {
-            key: value for key, value in kept.items() if key in ("host", "port", "devices", "start_timeout_s", "url")
-        }
+    if changes.get("backend", own.backend) != own.backend:  # the arguments of one backend are not the other's
+        kept = {key: kept[key] for key in ("host", "port", "devices", "start_timeout_s", "url")}
     try:
         return ServeSpec.model_validate(kept | changes)
     except ValidationError as error:
-        said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise SpecError(said, "see --backend and --merge, and the serve section of the spec") from error
-
-
-def with_files(session: "Session", target: "Target", pair: "FilePair") -> tuple["Session", str]:
-    """The session with a pair of files as one more dataset, and that dataset's name.
-
-    What the pair does not say is taken from the dataset that the target was trained on.
-    """
-    from orchestrator.data.datasets import Dataset, load_entry
-
-    trained_on = [load_entry(name, session.dataset_folders) for name in (target.spec.datasets if target.spec else [])]
-    like = next((dataset.entry for dataset in trained_on if isinstance(dataset, Dataset)), None)
-    name, folder = pair.entry(like)
-    return replace(session, dataset_folders=[*session.dataset_folders, folder]), name
+        message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise SpecError(message, "see --backend and --merge, and the serve section of the spec") from error

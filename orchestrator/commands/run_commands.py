@@ -1,67 +1,288 @@
-"""Commands around all runs: list them.
+"""Commands for one run, or a group of runs: start, continue, rerun, follow, stop."""
 
-Flags in, one call, results on stdout, everything else on stderr.
-"""
-
-from typing import Annotated
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from orchestrator.commands import options
 from orchestrator.commands.app import app
-from orchestrator.commands.options import JsonOption, WorkspaceOption, say
-from orchestrator.text import escape_controls
+from orchestrator.commands.options import find_run_or_group, open_session, open_workspace, say, show
+from orchestrator.errors import Interrupted, SpecError, StageError
+from orchestrator.runs.rundir import GroupDir
 
-# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
+if TYPE_CHECKING:
+    from orchestrator.planning.plan import Plan
+    from orchestrator.planning.session import Session
+    from orchestrator.runs.owner import OwnedRun
+    from orchestrator.runs.record_parts import Request
+    from orchestrator.specs.spec import RunSpec
+
+DetachOption = Annotated[bool, Option("--detach", "-d", help="Run in the background; it outlives the terminal.")]
+NoBenchmarkOption = Annotated[bool, Option("--no-benchmark", help="Train only.")]
+WaitOption = Annotated[bool, Option("--wait", help="Wait for devices that another run holds.")]
 
 
-@app.command("list", epilog="Example: orchestrator list --status done --since 7d --sort bleu")
-def list_runs(
-    status: Annotated[list[str] | None, typer.Option(help="Only runs of this status; repeatable.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only runs of specs of this name; * and ? may stand in it.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only runs that train on this dataset; * and ? too.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Only runs of this model, by its folder or id or the last part of it; * and ? too."),
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Only runs with this tag; repeatable: with all of them.")
-    ] = None,
-    group: Annotated[str | None, typer.Option(help="Only runs of this group, a sweep: by its id or name.")] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only runs made since: 2026-11-24, 7d, 12h or 30m.")
-    ] = None,
-    sort: Annotated[
-        str,
-        typer.Option(metavar="ORDER", help="created, ended, or the best first: bleu, chrf or ter, or bleu:TESTSET."),
-    ] = "created",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many: the newest, or in an order by a score the best.")
-    ] = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
+@app.command(epilog="Example: orchestrator launch runs/demo.yaml --sweep train.learning_rate=1e-4,5e-4")
+def launch(
+    spec: Annotated[Path, Argument(help="A spec file.")],
+    overrides: options.Set = None,
+    sweep: Annotated[list[str] | None, Option(metavar="KEY=A,B,...", help="One run per value, or combination.")] = None,
+    per_device: Annotated[bool, Option("--per-device", help="With --sweep: one run at a time on each device.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check, show the command, start nothing.")] = False,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    workspace: options.Workspace = None,
+    archives: options.Archives = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Runs with status and scores, the oldest first."""
-    from orchestrator.runs import registry
-    from orchestrator.runs.groups import find_group
-    from orchestrator.runs.workspace import find_workspace
-    from orchestrator.views import terminal
+    """Prepare the data, train, and benchmark, as the spec says."""
+    from orchestrator.lifecycle.new_run import Provenance, new_run
+    from orchestrator.lifecycle.sweep import make_group, plan_sweep
+    from orchestrator.planning.plan import plan_run
+    from orchestrator.runs.axes import point_overrides
 
-    place = find_workspace(workspace)
-    moment = registry.since(since) if since is not None else None
-    group_id = find_group(place, group).id if group is not None else None
-    filters = registry.Filters(status or (), name, dataset, model, tag or (), moment, group_id)
-    filters.check()
-    rows, problems = registry.read_rows(place)
-    for problem in problems:  # one damaged record does not hide the others
-        say(f"warning: {escape_controls(problem)}")
-    found = registry.sort_rows([row for row in rows if filters.matches(row)], sort, limit)
-    for note in found.notes:
-        say(escape_controls(note))
-    if as_json:
-        terminal.print_json(list(registry.rows_json(place, found.rows)))
-    elif found.rows:
-        terminal.print_runs(found.rows)
-    elif rows:
-        say(f"none of {len(rows)} runs in {place.runs} is such a run")
+    if dry_run and detach:
+        raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
+    if per_device and not sweep:
+        raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
+    session = open_session(workspace, archives)
+    request = _request(no_benchmark, wait, archives)
+    if sweep:
+        planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device)
+        if dry_run:
+            changes = [point_overrides(planned.axes, values) for values in planned.values]
+            specs = [plan.spec for plan in planned.plans]
+            _show_commands(session, list(zip(changes, specs, strict=True)), as_json)
+        else:
+            _run_group(session, make_group(session, planned, request), detach, as_json)
+        return
+    plan = plan_run(session, session.load_spec(spec, overrides or ()), ask=True)
+    if dry_run:
+        _show_commands(session, [(overrides or [], plan.spec)], as_json)
     else:
-        say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
+        owned = new_run(session, plan, Provenance(str(spec), overrides or ()), request)
+        _run(session, owned, plan, detach, as_json)
+
+
+@app.command(epilog="Example: orchestrator resume demo --from checkpoint-200")
+def resume(
+    run: options.RunOrGroup,
+    label: Annotated[str | None, Option("--from", help="Default: the newest complete checkpoint.")] = None,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    workspace: options.Workspace = None,
+    as_json: options.Json = False,
+) -> None:
+    """Continue a run that was stopped, failed or interrupted, in its own folder; completed stages are skipped.
+
+    Of a group: all its runs that are not done.
+    """
+    from orchestrator.lifecycle.resume import plan_resume, take_up
+    from orchestrator.lifecycle.scheduler import renew_requests
+
+    session = open_session(workspace)
+    found = find_run_or_group(session.workspace, run)
+    if isinstance(found, GroupDir):
+        if label is not None:
+            raise SpecError("--from is for a run: each run of a group resumes from its own newest complete checkpoint")
+        renew_requests(found, with_benchmarks=not no_benchmark)
+        _run_group(session, found, detach, as_json)
+    else:
+        plan, request = plan_resume(session, found, label, no_benchmark=no_benchmark, wait=wait)
+        _run(session, take_up(found, request), plan, detach, as_json)
+
+
+@app.command(epilog="Example: orchestrator rerun demo --strict")
+def rerun(
+    run: options.Run,
+    overrides: options.Set = None,
+    strict: Annotated[bool, Option("--strict", help="Refuse if the data or the model differ.")] = False,
+    detach: DetachOption = False,
+    no_benchmark: NoBenchmarkOption = False,
+    wait: WaitOption = False,
+    into: Annotated[
+        Path | None,
+        Option("--in", metavar="PATH", parser=options.given_folder, help="Workspace to run in; datasets are copied."),
+    ] = None,
+    workspace: options.Workspace = None,
+    archives: options.Archives = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run a past run's saved spec again, under a new id; first prints what has changed since."""
+    from orchestrator.lifecycle.cross_workspace import saved_run
+    from orchestrator.lifecycle.new_run import new_run
+    from orchestrator.lifecycle.pipeline import plan_rerun
+
+    session = open_session(into or workspace, archives)
+    try:
+        place = open_workspace(workspace)
+    except SpecError:  # a run that is named by its path needs none
+        place = None
+    plan, provenance = plan_rerun(session, saved_run(run, place), overrides or (), strict=strict)
+    again = new_run(session, plan, provenance, _request(no_benchmark, wait, archives))
+    _run(session, again, plan, detach, as_json)
+
+
+@app.command(hidden=True)
+def supervise(
+    folder: Annotated[Path, Argument(help="The folder of a run, or of a group.")],
+    lock: Annotated[int | None, Option(help="The open file that makes this process the run's owner.")] = None,
+) -> None:
+    """Run a run or a group as its owner; `launch --detach` and Slurm jobs start this."""
+    from orchestrator.lifecycle import supervise as supervising
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
+    supervising.supervise(folder, lock)
+
+
+@app.command(epilog="Example: orchestrator logs latest -f")
+def logs(
+    run: options.RunOrGroup,
+    follow: Annotated[bool, Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    lines: Annotated[int | None, Option("--lines", "-n", min=0, help="Only the last N lines.")] = None,
+    file: Annotated[str | None, Option(help="train, supervisor, or a benchmark's id. Default: the newest.")] = None,
+    workspace: options.Workspace = None,
+) -> None:
+    """Print what LLaMA-Factory wrote: the training, or the server of a benchmark. Ctrl-C ends following, not the run.
+
+    Of a group: the run under way, or the last one; `--file supervisor` is the process that runs the group.
+    """
+    from orchestrator.commands import logs as run_logs
+
+    found = find_run_or_group(open_workspace(workspace), run)
+    try:
+        if follow:
+            run_logs.follow(found, file, lines)
+        else:
+            run_logs.tail(found, file, lines)
+    except Interrupted as error:
+        what = "group" if isinstance(found, GroupDir) else "run"
+        say(f"the {what} goes on; orchestrator stop {found.id} ends it")
+        raise typer.Exit(error.exit_code) from error
+
+
+@app.command(epilog="Example: orchestrator stop demo")
+def stop(
+    run: options.RunOrGroup,
+    grace: Annotated[float | None, Option(min=0, help="Seconds to save a checkpoint. Default: 100.")] = None,
+    now: Annotated[bool, Option("--now", help="Kill all its processes at once, without a checkpoint.")] = False,
+    host_is_gone: Annotated[bool, Option("--host-is-gone", help="Its host is lost: mark it interrupted.")] = False,
+    workspace: options.Workspace = None,
+    as_json: options.Json = False,
+) -> None:
+    """Stop a run: a checkpoint is saved, and none of its processes is left. A run that is not running is not changed.
+
+    Of a group: the runs under way are stopped, and no other begins.
+    """
+    from orchestrator.lifecycle.executors.local import STOP_GRACE_S
+    from orchestrator.lifecycle.stop import assume_host_lost, stop_group, stop_run
+    from orchestrator.runs.state import current
+
+    if sum([now, grace is not None, host_is_gone]) > 1:
+        raise SpecError("--now, --grace and --host-is-gone exclude each other", "leave all but one out")
+    grace_s = 0 if now else STOP_GRACE_S if grace is None else grace
+    found = find_run_or_group(open_workspace(workspace), run)
+    if isinstance(found, GroupDir):
+        if host_is_gone:
+            raise SpecError(f"{run} is a group: --host-is-gone is for a run", "orchestrator show GROUP lists them")
+        for line in stop_group(found, grace_s):
+            say(line)
+        if as_json:
+            _show_group(found, as_json=True)
+    else:
+        for line in assume_host_lost(found) if host_is_gone else stop_run(found, grace_s):
+            say(line)
+        record = current(found)
+        if record.status in ("stopped", "interrupted", "failed"):
+            say(f"to continue: orchestrator resume {found.id}")
+        if as_json:
+            show(record.as_json(), as_json=True)
+
+
+def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> "Request":
+    from orchestrator.runs.record_parts import Request
+
+    kept = str(archives.absolute()) if archives is not None else None
+    return Request(with_benchmarks=not no_benchmark, wait=wait, archives=kept)
+
+
+def _run(session: "Session", owned: "OwnedRun", plan: "Plan", detach: bool, as_json: bool) -> None:
+    """Here, or in the background."""
+    from orchestrator.lifecycle.executors import local, slurm
+    from orchestrator.lifecycle.new_run import RunOptions
+    from orchestrator.lifecycle.pipeline import carry_out
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.views.terminal import score_tables
+
+    run = owned.run
+    if not detach and plan.spec.compute.slurm is None:
+        carry_out(session, owned, RunOptions(), plan)
+        record = RunRecord.load(run)
+        scores = ["", score_tables(record.benchmarks)] if record.benchmarks else []
+        show(record.as_json(), *scores, "", f"{record.status}: {run.path}", as_json=as_json)
+        return
+    executor = local if plan.spec.compute.slurm is None else slurm
+    executor.submit(session, [owned], plan.spec, run.id)
+    record = RunRecord.load(run)
+    doing = f"waits for {record.waits_for}" if record.waits_for else "runs in the background"
+    doing += f", in process {record.pid}"
+    if record.job is not None:
+        doing = f"is Slurm job {record.job.id}"
+        doing += f", its benchmarks job {record.benchmark_job.id} after that" if record.benchmark_job else ""
+    _say_under_way(run.id, doing)
+    show(record.as_json(), run.id, as_json=as_json)
+
+
+def _run_group(session: "Session", folder: GroupDir, detach: bool, as_json: bool) -> None:
+    from orchestrator.lifecycle.scheduler import detach_group, run_group, submit_group
+
+    job = submit_group(session, folder)
+    if job is None and not detach:
+        try:
+            run_group(session, folder)
+        except (StageError, Interrupted):
+            _show_group(folder, as_json)
+            raise
+        _show_group(folder, as_json)
+        return
+    _say_under_way(folder.id, f"is Slurm job {job}" if job else f"is carried out by process {detach_group(folder)}")
+    if as_json:
+        _show_group(folder, as_json)
+    else:
+        show(None, folder.id)
+
+
+def _say_under_way(name: str, doing: str) -> None:
+    say(f"{name} {doing}")
+    for what, command in (("see how far it is", "show"), ("follow it", "logs -f"), ("stop it", "stop")):
+        say(f"to {what}: orchestrator {command} {name}")
+
+
+def _show_group(folder: GroupDir, as_json: bool) -> None:
+    from orchestrator.runs.groups import Group, group_json
+    from orchestrator.views.terminal import group_parts
+
+    show(group_json(folder, Group.load(folder)), *group_parts(folder), as_json=as_json)
+
+
+def _show_commands(session: "Session", planned: "list[tuple[list[str], RunSpec]]", as_json: bool) -> None:
+    """What each run would be started with."""
+    from orchestrator.planning.plan import render_files
+    from orchestrator.views.terminal import print_text
+
+    found: list[dict[str, Any]] = []
+    for changes, spec in planned:
+        files = render_files(session, spec)
+        found.append({"set": changes, "command": files.get("command.txt", files.get("api.yaml", ""))})
+    if as_json:
+        show(found, as_json=True)
+        return
+    for number, each in enumerate(found, start=1):
+        heading = f"# {number} of {len(found)}: {' '.join(each['set'])}\n" if len(found) > 1 else ""
+        print_text(heading + each["command"])
+    say(f"{len(found)} runs, no errors; nothing was started" if len(found) > 1 else "no errors; nothing was started")

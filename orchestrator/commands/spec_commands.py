@@ -1,38 +1,28 @@
-"""Commands around a spec: make one, check it, show what it means.
+"""Commands around a spec: make one, import one, check it, show what it means."""
 
-Flags in, one call, results on stdout, everything else on stderr.
-"""
-
-import dataclasses
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
+from orchestrator.commands import options
 from orchestrator.commands.app import app
-from orchestrator.commands.options import (
-    FromOption,
-    JsonOption,
-    SetOption,
-    WorkspaceOption,
-    is_spec,
-    open_session,
-    open_side,
-    say,
-)
+from orchestrator.commands.options import find_run_or_group, is_spec, open_session, open_workspace, say, show
 from orchestrator.errors import Finding, PrerequisiteError, SpecError
+from orchestrator.runs.rundir import GroupDir
 
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
+    from orchestrator.runs.differences import Side
     from orchestrator.runs.workspace import Workspace
-
-# The modules of the stages are imported within the commands: --help and a mistyped flag answer at once.
 
 
 @app.command(epilog="Example: orchestrator init my-work")
-def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Path()) -> None:
+def init(folder: Annotated[Path, Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
     from orchestrator.files import resolved
     from orchestrator.runs.workspace import Workspace
@@ -48,18 +38,16 @@ def init(folder: Annotated[Path, typer.Argument(help="The new workspace.")] = Pa
 
 @app.command(epilog="Example: orchestrator new my-run --from qlora --model Qwen/Qwen2.5-7B-Instruct")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the spec: it is written to runs/NAME.yaml.")],
-    kind: Annotated[
-        str, typer.Option("--from", help="lora-sft, full-sft, freeze-sft, qlora, dpo, kto, rm or pt.")
-    ] = "lora-sft",
-    model: Annotated[str | None, typer.Option(help="A folder or a hub id.")] = None,
-    dataset: Annotated[str, typer.Option(help="A dataset of dataset_info/.")] = "captions_en_de",
-    workspace: WorkspaceOption = None,
+    name: Annotated[str, Argument(help="Name of the spec: it is written to runs/NAME.yaml.")],
+    kind: Annotated[str, Option("--from", help="lora-sft, full-sft, freeze-sft, qlora, dpo, kto, rm, pt")] = "lora-sft",
+    model: Annotated[str | None, Option(help="A folder or a hub id.")] = None,
+    dataset: Annotated[str, Option(help="A dataset of dataset_info/.")] = "captions_en_de",
+    workspace: options.Workspace = None,
 ) -> None:
     """Write a commented spec to start from."""
     from orchestrator.planning.new_spec import new_spec
 
-    session = open_session(workspace, None)
+    session = open_session(workspace)
     place = session.workspace
     text = new_spec(session, name, kind, model, dataset)
     path = place.runs / f"{name}.yaml"
@@ -69,7 +57,7 @@ def new(
     except FileExistsError as error:
         raise SpecError(f"{path} is there already", "give another name, or remove it") from error
     _write_schema(place)
-    typer.echo(path)
+    show(None, str(path))
     say(f"next: orchestrator check runs/{name}.yaml")
 
 
@@ -79,57 +67,50 @@ def new(
 def import_spec(
     source: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="FILE|FOLDER|COMMAND",
-            help="A YAML file, a script, an output folder, a command (in quotes, or after --), or - for stdin.",
+            help="A YAML file, script, output folder, command (quoted, or after --), or -: stdin.",
         ),
     ],
-    name: Annotated[
-        str | None, typer.Option(help="Name of the spec. Default: the file's or the output folder's.")
-    ] = None,
+    name: Annotated[str | None, Option(help="Name of the spec. Default: the file's or folder's.")] = None,
     cwd: Annotated[
-        Path | None, typer.Option(help="The folder it was run in. Default: this one, or the nearest above the file.")
+        Path | None, Option(help="Folder it was run in. Default: a folder of the file, or this one.")
     ] = None,
-    line: Annotated[int | None, typer.Option(min=1, help="Which command of a script that holds several.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the spec, write nothing.")] = False,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
+    line: Annotated[int | None, Option(min=1, help="Which command of a script that has several.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the spec, write nothing.")] = False,
+    workspace: options.Workspace = None,
+    as_json: options.Json = False,
 ) -> None:
-    """A spec of what ran with LLaMA-Factory as it is: a command, script, YAML file, LLaMA Board file, output folder."""
+    """Make a spec of a LLaMA-Factory command, script, YAML file, LLaMA Board file or output folder."""
     from orchestrator.importing.importer import import_draft, name_of, write_imported
     from orchestrator.importing.sources import read_source
     from orchestrator.upstream.arguments import read_arguments
-    from orchestrator.views import terminal
+    from orchestrator.views.terminal import print_text
 
-    session = open_session(workspace, None)
-    installation = session.llamafactory()
-    known = read_arguments(installation)
-    draft = read_source(source, cwd=cwd, line=line, arguments=known, installation=installation)
+    session = open_session(workspace)
+    place, installation = session.workspace, session.llamafactory()
+    draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(installation), installation=installation)
     called = name if name is not None else name_of(source, draft)
-    found = import_draft(
-        draft, called, workspace=session.workspace, folders=session.dataset_folders, renderer=session.renderer
-    )
+    found = import_draft(draft, called, workspace=place, folders=session.dataset_folders, renderer=session.renderer)
     for note in found.notes:
         say(f"note: {note}")
+    if dry_run and as_json:
+        show({"spec": found.spec, "datasets": found.entries, "notes": found.notes}, as_json=True)
+    elif dry_run:
+        print_text(found.spec)
     if dry_run:
-        typer.echo(found.spec, nl=False)
         return
-    spec, entries = write_imported(found, called, session.workspace)
-    _write_schema(session.workspace)
-    if as_json:
-        terminal.print_json({"spec": str(spec), "datasets": list(map(str, entries)), "notes": found.notes})
-    else:
-        for path in [spec, *entries]:
-            typer.echo(path)
-    session.load_spec(spec)  # what is wrong with the original is wrong with the spec: said, with the place
+    spec, entries = write_imported(found, called, place)
+    _write_schema(place)
+    paths = [str(spec), *map(str, entries)]
+    show({"spec": paths[0], "datasets": paths[1:], "notes": found.notes}, *paths, as_json=as_json)
+    session.load_spec(spec)  # what is wrong with the original is wrong with the spec
     say(f"next: orchestrator check {shlex.quote(str(spec))}")
 
 
 @app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
-def schema(
-    output: Annotated[Path | None, typer.Option(help="Write it to this file instead of stdout.")] = None,
-) -> None:
-    """The JSON Schema of a spec, for editors: with every argument of the LLaMA-Factory that is installed."""
+def schema(output: Annotated[Path | None, Option(help="Write it to this file instead of stdout.")] = None) -> None:
+    """Print the JSON Schema of a spec, for editors: with every argument of the installed LLaMA-Factory."""
     from orchestrator.files import atomic_write
     from orchestrator.planning.new_spec import schema_text
     from orchestrator.upstream.installation import find_installation
@@ -143,25 +124,22 @@ def schema(
 
 @app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
 def check(
-    spec: Annotated[Path, typer.Argument(help="A spec file.")],
-    overrides: SetOption = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Do not ask LLaMA-Factory, which takes some 10 s the first time.")
-    ] = False,
-    workspace: WorkspaceOption = None,
-    archives: FromOption = None,
-    as_json: JsonOption = False,
+    spec: Annotated[Path, Argument(help="A spec file.")],
+    overrides: options.Set = None,
+    fast: Annotated[bool, Option("--fast", help="Without LLaMA-Factory's own check, which takes about 10 s.")] = False,
+    workspace: options.Workspace = None,
+    archives: options.Archives = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Everything that can be known before a GPU is used: the spec, the data, the model's files, the machine."""
+    """Check all that can be checked without a GPU: the spec, the data, the model's files, the machine."""
     from concurrent.futures import ThreadPoolExecutor
 
     from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
     from orchestrator.planning.check import check as find
     from orchestrator.planning.check import raise_on_errors
     from orchestrator.planning.plan import resolve
-    from orchestrator.views import terminal
 
-    def show(found: Sequence[Finding]) -> None:
+    def say_all(found: Sequence[Finding]) -> None:
         for finding in found:
             if finding.severity != "error":
                 say(f"{finding.severity}: {finding.field}: {finding.message}")
@@ -171,88 +149,81 @@ def check(
     with ThreadPoolExecutor(1) as pool:
         asking = None if fast else pool.submit(lambda: ask_llamafactory(session, [resolve(session, loaded)[0]])[0])
         findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
-        show(findings)
+        say_all(findings)
         answer = asking.result() if asking is not None else Answer()
     more = without_repeats(answer, findings)
-    show(more)
+    say_all(more)
     findings += more
     for name, sample in answer.samples.items():
         for line in sample_lines(name, sample):
             say(line)
     if as_json:
-        terminal.print_json({"findings": list(map(dataclasses.asdict, findings)), "datasets": answer.samples})
+        show({"findings": list(map(asdict, findings)), "datasets": answer.samples}, as_json=True)
     raise_on_errors(findings)
     say(f"{spec}: no errors")
 
 
-@app.command(epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
-def show(
-    what: Annotated[str, typer.Argument(metavar="SPEC|RUN|GROUP", help="A spec file, a run, or a group.")],
-    command: Annotated[bool, typer.Option("--command", help="The training as one llamafactory-cli line.")] = False,
-    file: Annotated[str | None, typer.Option(help="A rendered file, such as train.yaml.")] = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="The spec with every default written out.")] = False,
-    diff: Annotated[
-        str | None, typer.Option("--diff", metavar="OTHER", help="What differs in another spec or run.")
-    ] = None,
-    overrides: SetOption = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
+@app.command("show", epilog="Example: orchestrator show runs/multi30k-en-de.yaml --command")
+def show_command(
+    what: Annotated[str, Argument(metavar="SPEC|RUN|GROUP", help="A spec file, a run, or a group.")],
+    command: Annotated[bool, Option("--command", help="The training as one llamafactory-cli line.")] = False,
+    file: Annotated[str | None, Option(help="A rendered file, such as train.yaml.")] = None,
+    resolved: Annotated[bool, Option("--resolved", help="The spec with every default written out.")] = False,
+    diff: Annotated[str | None, Option("--diff", metavar="OTHER", help="Differences to another spec or run.")] = None,
+    overrides: options.Set = None,
+    workspace: options.Workspace = None,
+    as_json: options.Json = False,
 ) -> None:
-    """What would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    if sum([command, file is not None, resolved, diff is not None]) > 1:
-        raise SpecError("--command, --file, --resolved and --diff exclude each other")
-    if diff is not None:
-        from orchestrator.views import terminal
-
-        session = open_session(workspace, None)
-        terminal.print_differences(open_side(session, what, overrides), open_side(session, diff, None), as_json)
-    elif is_spec(what):
-        _show_spec(open_session(workspace, None), what, overrides or (), "command.txt" if command else file, as_json)
-    elif overrides:
-        raise SpecError("--set is for a spec; a run is shown as it was")
-    else:
-        _show_run(workspace, what, "command.txt" if command else "spec.yaml" if resolved else file, as_json)
-
-
-def _show_spec(session: "Session", what: str, overrides: Sequence[str], file: str | None, as_json: bool) -> None:
+    """Show what would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve
+    from orchestrator.runs import groups, registry, state
+    from orchestrator.runs.notes import Notes
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
     from orchestrator.views import terminal
 
-    spec, found = resolve(session, session.load_spec(Path(what), overrides))
-    files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, found)}
-    if file == "dataset_info.json":  # the others can be shown without the datasets
-        files |= render_dataset_info(session, spec)
-    if as_json:
-        terminal.print_json(spec_json(spec))
-    else:
-        terminal.print_file(files, file or "spec.yaml", what)
-
-
-def _show_run(workspace: Path | None, what: str, file: str | None, as_json: bool) -> None:
-    """A run or a group, or a file of a run. Without a Session: to look for LLaMA-Factory takes as long as the rest."""
-    from orchestrator.commands import sweeps
-    from orchestrator.runs import registry, state
-    from orchestrator.runs.groups import lookup_group
-    from orchestrator.runs.notes import Notes
-    from orchestrator.runs.workspace import find_workspace
-    from orchestrator.views import terminal
-
-    place = find_workspace(workspace)
-    if file is None and (group := lookup_group(place, what)) is not None:
-        sweeps.print_group(group, as_json=as_json)
-        if not as_json:
-            sweeps.print_next_step(group)
+    if sum([command, file is not None, resolved, diff is not None]) > 1:
+        raise SpecError("--command, --file, --resolved and --diff exclude each other")
+    if overrides and not is_spec(what):
+        raise SpecError("--set is for a spec; a run is shown as it was")
+    if diff is not None:
+        session = open_session(workspace)
+        terminal.show_differences(_side(session, what, overrides or ()), _side(session, diff), as_json)
         return
-    run = place.find_run(what)
-    if file is not None:
-        terminal.print_file_of(run.path, file, run.id)
-    elif as_json:
-        terminal.print_json(registry.run_json(run, state.current(run), Notes.load(run)))
+    name = "command.txt" if command else file
+    if is_spec(what):
+        session = open_session(workspace)
+        spec, template = resolve(session, session.load_spec(Path(what), overrides or ()))
+        files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, template)}
+        if name == "dataset_info.json":  # the others can be shown without the datasets
+            files |= render_dataset_info(session, spec)
+        if as_json:
+            show(spec_json(spec), as_json=True)
+        else:
+            terminal.print_text(files[terminal.checked_name(name or "spec.yaml", files, what)])
+        return
+    place = open_workspace(workspace)  # no session: to look for LLaMA-Factory takes as long as the rest
+    name = "spec.yaml" if resolved else name
+    found = place.find_run(what) if name is not None else find_run_or_group(place, what)
+    if isinstance(found, GroupDir):
+        group = groups.Group.load(found)
+        left = groups.remaining(found, group)
+        parts = terminal.group_parts(found) + ([left] if left else [])
+        show(groups.group_json(found, group), *parts, as_json=as_json)
+    elif name is not None:
+        terminal.print_text(terminal.file_of(found.path, name, found.id))
     else:
-        record = state.current(run)
-        terminal.print_run(record, run.path, state.lines(run, record))
+        record = state.current(found)
+        parts = terminal.run_parts(record, found.path, state.lines(found, record))
+        show(registry.run_json(found, record, Notes.load(found)), *parts, as_json=as_json)
+
+
+def _side(session: "Session", word: str, overrides: Sequence[str] = ()) -> "Side":
+    from orchestrator.planning.plan import run_side, spec_side
+
+    if is_spec(word):
+        return spec_side(session, word, session.load_spec(Path(word), overrides))
+    return run_side(session, session.workspace.find_run(word))
 
 
 def _write_schema(place: "Workspace") -> None:
@@ -264,4 +235,4 @@ def _write_schema(place: "Workspace") -> None:
     try:
         atomic_write(place.schema, schema_text(find_installation()))
     except PrerequisiteError as error:
-        say(f"note: editors will know no arguments until `orchestrator schema` can be run: {error.message}")
+        say(f"note: editors do not know the arguments until `orchestrator schema` can run: {error.message}")

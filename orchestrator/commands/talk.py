@@ -1,7 +1,6 @@
-"""Talk with a served model on the terminal: streaming, with history and a system text."""
+"""A chat with a served model on the terminal: answers are streamed, earlier messages are sent along."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from orchestrator.serving.endpoint import Endpoint, connection_problem, excerpt,
 from orchestrator.text import escape_controls
 
 LEAVE = ("exit", "退出")
-SILENCE_S = 300  # between two pieces of an answer; a fault within the server's generate leaves a stream open for ever
+SILENCE_S = 300  # between two pieces of an answer; a failure within the server's generate leaves a stream open for ever
 
 
 @dataclass
@@ -27,8 +26,8 @@ class Conversation:
         """Send a message and show the answer as it comes; Ctrl-C ends the answer, what came of it is kept.
 
         Raises:
-            StageError: the server fails, or what it sends is no stream of an answer. The message is taken back, so
-                that the conversation can go on.
+            StageError: the server fails, or its reply is no stream of an answer. The message is taken back, so that
+                the chat can continue.
         """
         import aiohttp  # here: they cost half a second
         import openai
@@ -39,14 +38,18 @@ class Conversation:
             asyncio.run(self._stream(pieces, show))
         except KeyboardInterrupt:
             show(" [stopped]")
-        except (openai.OpenAIError, aiohttp.ClientError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
-            self.messages.pop()
-            raise StageError(self._words(error)) from error
-        if answer := "".join(pieces):
+        except openai.APIStatusError as error:
+            raise self._failure(f"did not answer: HTTP {error.status_code}", error.response.text) from error
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            raise self._failure("did not answer", connection_problem(self.endpoint, error)[1]) from error
+        except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as error:  # no JSON, no UTF-8
+            raise self._failure("sent no stream of an answer", str(error)) from error
+        answer = "".join(pieces)
+        if answer:
             self.messages.append({"role": "assistant", "content": answer})
         else:
             self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
-        return "".join(pieces)
+        return answer
 
     async def _stream(self, pieces: list[str], show: Callable[[str], None]) -> None:
         messages: Any = self.messages
@@ -58,48 +61,25 @@ class Conversation:
                 temperature=self.temperature,
                 stream=True,
             )
-            n_events = 0
-            async for event in stream:
-                n_events += 1
-                if piece := streamed_text(event):
-                    pieces.append(piece)
+            event = None
+            async for event in stream:  # the client lets any JSON pass
+                delta = event.choices[0].delta if event.choices else None
+                if piece := delta and delta.content:
                     show("\n".join(map(escape_controls, piece.split("\n"))))
-        if not n_events:
+                    pieces.append(piece)
+        if event is None:
             raise ValueError("not one event came")
 
-    def _words(self, error: Exception) -> str:
-        import aiohttp
-        import openai
-
-        if isinstance(error, openai.APIStatusError):
-            words = excerpt(self.endpoint, error.response.text)
-            return f"the server did not answer: HTTP {error.status_code}: {words}"
-        if isinstance(error, openai.APIConnectionError | aiohttp.ClientError):
-            return f"the server did not answer: {excerpt(self.endpoint, connection_problem(self.endpoint, error)[1])}"
-        return f"the reply is no stream of an answer: {excerpt(self.endpoint, str(error))}"
-
-
-def streamed_text(event: Any) -> str:
-    """The text in one event of a stream; '' where it has none. The openai client lets any JSON pass.
-
-    Raises:
-        ValueError: it is no event of a chat completion.
-    """
-    try:
-        delta = event.choices[0].delta if event.choices else None
-        text = None if delta is None else delta.content
-    except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError("an event is no part of a chat completion") from error
-    if not isinstance(text, str | None):
-        raise ValueError(f"an event holds {text!r} for text")
-    return text or ""
+    def _failure(self, what: str, words: str) -> StageError:
+        self.messages.pop()
+        return StageError(f"the server {what}: {excerpt(self.endpoint, words)}")
 
 
 def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[[str], None]) -> None:
     """Read messages and show answers until the user leaves.
 
     Args:
-        conversation: with the system text as its first message where there is one.
+        conversation: with the system prompt as its first message where there is one.
         read: gives the next line for a prompt; raises EOFError at the end (the built-in `input`).
         show: writes a piece of text.
     """
@@ -121,9 +101,3 @@ def chat(conversation: Conversation, read: Callable[[str], str], show: Callable[
         except StageError as error:
             show(f"error: {error.message}")
         show("\n")
-
-
-def write_now(text: str) -> None:
-    """Write a piece to stdout at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

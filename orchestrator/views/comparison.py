@@ -6,8 +6,7 @@ from rich.text import Text
 from orchestrator.benchmark.compare import Comparison, Example, Sentences
 from orchestrator.scoring.metrics import HEADINGS, higher_is_better
 from orchestrator.scoring.significance import PairedTest
-from orchestrator.text import escape_controls
-from orchestrator.views.terminal import table
+from orchestrator.views.terminal import line, table
 
 _TEST_COLUMNS = ["", "metric", "difference", "95 % interval", "p", "p (Holm)", "p (bootstrap)", "MDE"]
 
@@ -15,15 +14,15 @@ _TEST_COLUMNS = ["", "metric", "difference", "95 % interval", "p", "p (Holm)", "
 def comparison_text(comparison: Comparison) -> RenderableType:
     """Everything that a person is shown."""
     title = f"{comparison.testset} {comparison.split}, {comparison.n_segments} segments; against {comparison.baseline}:"
-    parts: list[RenderableType] = [_line(title)]
-    parts += [_line(f"  {each}") for each in comparison.verdicts]
-    parts += [_line(f"  note: {each}") for each in comparison.notes]
+    parts: list[RenderableType] = [line(title)]
+    parts += [line(f"  {each}") for each in comparison.verdicts]
+    parts += [line(f"  note: {each}") for each in comparison.notes]
     parts += [Text(), _scores(comparison)]
-    parts += [Text(), table(_TEST_COLUMNS, map(_test_row, comparison.tests)), *map(_line, _small_print(comparison))]
+    parts += [Text(), table(_TEST_COLUMNS, map(_test_row, comparison.tests)), *map(line, _small_print(comparison))]
     if any(number for system in comparison.systems for number in system.issues.values()):
-        parts += [Text(), _line("hypotheses with issues:"), _issues(comparison)]
+        parts += [Text(), line("hypotheses with issues:"), _issues(comparison)]
     for each in comparison.sentences:
-        parts += [Text(), *map(_line, _sentences(each, comparison.baseline))]
+        parts += [Text(), *map(line, _sentences(each, comparison.baseline))]
     return Group(*parts)
 
 
@@ -66,13 +65,13 @@ def _issues(comparison: Comparison) -> RenderableType:
     """Side by side; '?' where a benchmark could not know."""
     names = dict.fromkeys(name for each in comparison.systems for name, number in each.issues.items() if number)
     rows = [
-        [name.replace("_", " "), *(_number(each.issues.get(name)) for each in comparison.systems)] for name in names
+        [
+            name.replace("_", " "),
+            *("?" if (count := each.issues.get(name)) is None else str(count) for each in comparison.systems),
+        ]
+        for name in names
     ]
     return table(["", *(each.name for each in comparison.systems)], rows)
-
-
-def _number(count: int | None) -> str:
-    return "?" if count is None else str(count)
 
 
 def _sentences(sentences: Sentences, baseline: str) -> list[str]:
@@ -85,7 +84,7 @@ def _sentences(sentences: Sentences, baseline: str) -> list[str]:
         if examples:
             lines += [
                 f"where {winner} wins:",
-                *(line for each in examples for line in _example(each, baseline, system)),
+                *(row for each in examples for row in _example(each, baseline, system)),
             ]
     return lines
 
@@ -96,7 +95,3 @@ def _example(example: Example, baseline: str, system: str) -> list[str]:
     rows += [(baseline, example.baseline_hypothesis), (system, example.hypothesis)]
     number = f"  {example.index}: chrF2 {example.baseline_chrf:.1f} -> {example.chrf:.1f}"
     return [number, *(f"    {name:{width}}  {text}" for name, text in rows)]
-
-
-def _line(text: str) -> Text:
-    return Text(escape_controls(text))

@@ -1,30 +1,28 @@
-"""What a command prints: tables for a person, files, one JSON document. Text only: what is shown was decided elsewhere.
+"""What a command prints: one JSON document, or tables and lines for a person, and files as they are.
 
-Covered: control characters of strangers' text made visible; width and colour only on a terminal (NO_COLOR is
-rich's); nothing is cut where the output is a file or a pipe. Scores stand in one column only where test set,
-segments and signature are the same.
+Every text may be a stranger's: control characters are made visible, nothing is markup. A pipe gets lines of any length.
 """
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.runs.registry import Row, row_of
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS
 from orchestrator.text import escape_controls
 
-# What these take to import, a list of 10,000 runs takes to print.
+# What these take to import, a list of runs takes to print.
 if TYPE_CHECKING:
     from orchestrator.benchmark.selection import Curve
     from orchestrator.runs.differences import Side
@@ -34,47 +32,67 @@ if TYPE_CHECKING:
 
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
 """Also called BLEU elsewhere, and other numbers."""
-# Columns of a narrow terminal that cells are not folded under, where possible; and in any case.
-_MIN_BENCHMARK, _MIN_RUN, _LEAST = 30, 20, 10
+_PIPE_COLUMNS = 100_000
+_NARROW_COLUMNS = 120
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise  # rich would end the program with status 1, which is a bug's
+def show(document: Any, *parts: RenderableType, as_json: bool = False) -> None:
+    """Print one JSON document, or its parts for a person: tables, and texts of one line each."""
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return
+    screen = _console()
+    with screen.capture() as captured:
+        for part in parts:
+            what = line(part) if isinstance(part, str) else part
+            screen.print(what, soft_wrap=isinstance(what, Text))
+    text = captured.get()
+    sys.stdout.write(text if sys.stdout.isatty() else re.sub(" +$", "", text, flags=re.MULTILINE))
+    sys.stdout.flush()
 
 
-class _Table(Table):
-    """Without the blanks by which rich fills each line up."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        segments = (each for each in super().__rich_console__(console, options) if isinstance(each, Segment))
-        for line in Segment.split_lines(segments):
-            while line and not line[-1].text.strip(" "):
-                line.pop()
-            if line:
-                text, style, control = line[-1]
-                line[-1] = Segment(text.rstrip(" "), style, control)
-            yield from line
-            yield Segment.line()
-
-
-def console() -> Console:
-    """stdout; wide where it is no terminal, so that a pipe gets whole lines."""
-    return _Console(highlight=False) if sys.stdout.isatty() else _Console(width=240, highlight=False)
+def line(text: str) -> Text:
+    """A text as one line that is neither markup nor obeyed by a terminal."""
+    return Text(escape_controls(text))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table; cells are text, never markup."""
-    made = _Table(box=None, pad_edge=False, header_style="bold")
+    """A plain table of such texts."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(Text(escape_controls(column)), overflow="fold")
+        made.add_column(line(column), overflow="fold")
     for row in rows:
-        made.add_row(*(Text(escape_controls(cell)) for cell in row))
+        made.add_row(*map(line, row))
     return made
 
 
+def print_text(text: str | bytes) -> None:
+    """Print a file as it is, whatever its bytes; on a terminal with control characters made visible."""
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
+    if sys.stdout.isatty():
+        sys.stdout.write("\n".join(map(escape_controls, data.decode("utf-8", "replace").split("\n"))))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def file_of(folder: Path, name: str, of: str) -> bytes:
+    """One of a folder's files. SpecError where there is none of that name."""
+    # What begins with a dot is a lock, or a file that is being written.
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return (folder / checked_name(name, names, of)).read_bytes()
+
+
+def checked_name(name: str, names: Collection[str], of: str) -> str:
+    """The name of a file; SpecError where it is none of these."""
+    if name not in names:
+        raise SpecError(f"{of} has no file {name!r}{did_you_mean(name, names)}; it has: {', '.join(names)}")
+    return name
+
+
 def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
-    """A table for each test set, with the signatures under it."""
+    """A table for each test set and set of signatures, which stand under it."""
     groups: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
     for item in items:
         signatures = tuple(score.signature for score in item.scores)
@@ -84,110 +102,24 @@ def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
         metrics = [score.metric for score in members[0].scores]
         columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
-            Text(escape_controls(f"{testset} {split}, {n_segments} segments, with 95 % intervals:")),
+            line(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
             table(columns, [[item.of, *_cells(item)] for item in members]),
-            *(
-                Text(escape_controls(f"{HEADINGS[name]}: {signature}"))
-                for name, signature in zip(metrics, signatures, strict=True)
-            ),
+            *(line(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
             *_comet_tables(members),
-            *(Text(escape_controls(line)) for item in members for line in _remarks(item)),
-            Text(""),
+            *(line(remark) for item in members for remark in _remarks(item)),
+            Text(),
         ]
     return Group(*parts[:-1])
 
 
-def run_table(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    """The lines of a table of runs, the heading first; one line a run where there is room.
-
-    Args:
-        rows: the runs.
-        width: of the terminal. Where it is too narrow for all columns, some are left out, and others' cells take
-            several lines. None: as wide as need be.
-    """
-    # Not by rich: it takes 3 s for 10,000 rows.
-    columns = {
-        "run": [visible_line(row.id) for row in rows],
-        "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
-        "created": [f"{row.created:%Y-%m-%d %H:%M}" for row in rows],
-        "trained on": [visible_line(", ".join(row.datasets)) or "-" for row in rows],
-        "steps": [visible_line(row.steps) for row in rows],
-        "group": [visible_line(row.group) for row in rows],
-        "tags": [visible_line(", ".join(row.tags)) for row in rows],
-        "last benchmark": [visible_line(row.last) for row in rows],
-    }
-    for name in ("group", "tags"):
-        if not any(columns[name]):
-            del columns[name]
-    widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
-    if width is not None:
-        widths = _fit(widths, width)
-    shown = [(name, *columns[name]) for name in widths]
-    lines = []
-    for cells in zip(*shown, strict=True):
-        if all(_width(cell) <= widths[name] for cell, name in zip(cells, widths, strict=True)):
-            lines.append(_line(cells, widths.values()))
-            continue
-        folded = [_fold(cell, widths[name]) for cell, name in zip(cells, widths, strict=True)]
-        for number in range(max(map(len, folded))):
-            parts = [part[number] if number < len(part) else "" for part in folded]
-            lines.append(_line(parts, widths.values()))
-    return lines
-
-
-def visible_line(text: str) -> str:
-    """The same as escape_controls(), at once for what has nothing to hide."""
-    return text if text.isprintable() else escape_controls(text).replace("\t", " ")
-
-
-def _fit(natural: Mapping[str, int], width: int) -> dict[str, int]:
-    """Columns and their widths for a terminal: run, status and benchmark always, others while there is room."""
-    widths = dict(natural)
-    widths["last benchmark"] = min(natural["last benchmark"], _MIN_BENCHMARK)
-    must = ("run", "status", "last benchmark")
-    widths["run"] = min(natural["run"], max(_MIN_RUN, width - widths["status"] - widths["last benchmark"] - 4))
-    left = width - widths["status"] - widths["run"] - 4
-    widths["last benchmark"] = max(_LEAST, min(widths["last benchmark"], left))
-    room = width - sum(widths[name] + 2 for name in must) + 2
-    kept = set(must)
-    for name in ("tags", "created", "trained on", "steps", "group"):
-        if name in widths and widths[name] + 2 <= room:
-            kept.add(name)
-            room -= widths[name] + 2
-    widths["last benchmark"] = min(natural["last benchmark"], widths["last benchmark"] + max(room, 0))
-    return {name: size for name, size in widths.items() if name in kept}
-
-
-def _line(cells: Iterable[str], widths: Iterable[int]) -> str:
-    padded = [cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
-    return "  ".join(padded).rstrip()
-
-
-def _width(text: str) -> int:
-    return len(text) if text.isascii() else cell_len(text)
-
-
-def _fold(text: str, width: int) -> list[str]:
-    """Lines of at most this width, broken at blanks where there are any."""
-    lines = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}" if lines[-1] else word
-        if _width(joined) <= width:
-            lines[-1] = joined
-            continue
-        lines.append("")
-        for char in word if _width(word) > width else (word,):
-            if lines[-1] and _width(lines[-1] + char) > width:
-                lines.append("")
-            lines[-1] += char
-    return [line for line in lines if line] or [""]
-
-
 def _cells(item: "BenchmarkSummary") -> list[str]:
-    intervals = [f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else "" for score in item.scores]
-    cells = [f"{score.score:.1f}{interval}" for score, interval in zip(item.scores, intervals, strict=True)]
     others = (getattr(item, name) for name in _OTHER_NUMBERS)
-    return [*cells, *("" if number is None else f"{number:.1f}" for number in others)]
+    scores = [f"{score.score:.1f}{_interval(score.ci95)}" for score in item.scores]
+    return [*scores, *("" if number is None else f"{number:.1f}" for number in others)]
+
+
+def _interval(ci95: tuple[float, float] | None, digits: int = 1) -> str:
+    return f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]" if ci95 else ""
 
 
 def _comet_tables(members: Sequence["BenchmarkSummary"]) -> list[RenderableType]:
@@ -195,12 +127,12 @@ def _comet_tables(members: Sequence["BenchmarkSummary"]) -> list[RenderableType]
     by_signature: dict[str, list[list[str]]] = {}
     for item in members:
         for score in item.comet:
-            interval = f" [{score.ci95[0]:.4f}, {score.ci95[1]:.4f}]" if score.ci95 else ""
-            by_signature.setdefault(score.signature, []).append([item.of, f"{score.score:.4f}{interval}"])
+            cells = [item.of, f"{score.score:.4f}{_interval(score.ci95, 4)}"]
+            by_signature.setdefault(score.signature, []).append(cells)
     return [
         part
         for signature, rows in by_signature.items()
-        for part in (table(["", HEADINGS["comet"]], rows), Text(escape_controls(f"{HEADINGS['comet']}: {signature}")))
+        for part in (table(["", HEADINGS["comet"]], rows), line(f"{HEADINGS['comet']}: {signature}"))
     ]
 
 
@@ -216,96 +148,70 @@ def _remarks(item: "BenchmarkSummary") -> list[str]:
     return lines
 
 
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def run_table(rows: Sequence[Row]) -> Table:
+    """Runs; on a narrow terminal fewer columns."""
+    columns = {
+        "run": [row.id for row in rows],
+        "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
+        "created": [f"{row.created:%Y-%m-%d %H:%M}" for row in rows],
+        "trained on": [", ".join(row.datasets) or "-" for row in rows],
+        "steps": [row.steps for row in rows],
+        "group": [row.group for row in rows],
+        "tags": [", ".join(row.tags) for row in rows],
+        "last benchmark": [row.last for row in rows],
+    }
+    dropped = {name for name in ("group", "tags") if not any(columns[name])}
+    if _console().width < _NARROW_COLUMNS:
+        dropped |= {"created", "trained on", "group"}
+    shown = {name: cells for name, cells in columns.items() if name not in dropped}
+    made = table(list(shown), zip(*shown.values(), strict=True))
+    made.columns[0].no_wrap = made.columns[1].no_wrap = True  # an id is copied
+    return made
 
 
-def print_file(files: Mapping[str, str], name: str, of: str) -> None:
-    """One of some texts, as it is. SpecError where there is none of that name."""
-    if name not in files:
-        raise _no_file(name, files, of)
-    sys.stdout.write(files[name])
-
-
-def print_file_of(folder: Path, name: str, of: str) -> None:
-    """One of a folder's files, as it is, whatever the bytes. SpecError where there is none of that name."""
-    # What begins with a dot is a lock, or a file that is being written.
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    if name not in names:
-        raise _no_file(name, names, of)
-    sys.stdout.flush()
-    sys.stdout.buffer.write((folder / name).read_bytes())
-    sys.stdout.buffer.flush()
-
-
-def _no_file(name: str, names: Iterable[str], of: str) -> SpecError:
-    return SpecError(f"{of} has no file {name!r}{did_you_mean(name, names)}; it has: {', '.join(names)}")
-
-
-def print_scores(items: Sequence["BenchmarkSummary"]) -> None:
-    """The tables of some benchmarks; nothing for none."""
-    if items:
-        console().print(Group(Text(), score_tables(items)))
-
-
-def print_curve(curve: "Curve") -> None:
+def curve_parts(curve: "Curve") -> list[RenderableType]:
     """A run's checkpoints by step, and the one that was chosen."""
     heading = HEADINGS[curve.metric]
     rows = []
     for point in [*([curve.base] if curve.base else []), *curve.points]:
         score = next(each for each in point.scores if each.metric == curve.metric)
-        interval = f" [{score.ci95[0]:.1f}, {score.ci95[1]:.1f}]" if score.ci95 else ""
-        difference = "" if point.test is None else f"{point.test.difference:+.1f}, p = {point.test.p_holm:.2g}"
         remarks = ["before training"] if point is curve.base else ["chosen"] if point.label == curve.chosen else []
-        rows.append((
+        rows.append([
             "?" if point.step is None else str(point.step),
             " = ".join([point.label, *point.same_as]),
-            f"{score.score:.1f}{interval}",
-            difference,
+            f"{score.score:.1f}{_interval(score.ci95)}",
+            "" if point.test is None else f"{point.test.difference:+.1f}, p = {point.test.p_holm:.2g}",
             ", ".join([*remarks, *["worse"] * point.worse]),
-        ))  # fmt: skip
-    parts: list[RenderableType] = [
-        Text(escape_controls(f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:")),
+        ])  # fmt: skip
+    return [
+        f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:",
         table(["step", "checkpoint", heading, "against the best", ""], rows),
-        Text(f"{heading}: {curve.signature}"),
+        f"{heading}: {curve.signature}",
+        *(f"{label} is left out: {reason}" for label, reason in curve.left_out.items()),
+        curve.words(),
+        *(["", score_tables(curve.test)] if curve.test else []),
     ]
-    parts += [Text(escape_controls(f"{label} is left out: {reason}")) for label, reason in curve.left_out.items()]
-    console().print(Group(*parts, Text(escape_controls(curve.words()))))
 
 
-def print_differences(one: "Side", other: "Side", as_json: bool) -> None:
-    """What differs between two specs or runs, a line each; a note where changed defaults cannot be known."""
+def show_differences(one: "Side", other: "Side", as_json: bool) -> None:
+    """What differs between two specs or runs, a line each."""
     from orchestrator.runs.differences import differences
 
     found = differences(one, other)
     for side in (one, other):
         if side.defaults is None and one.versions != other.versions:
-            sys.stderr.write(f"note: {side.name} kept no defaults: whether they changed since cannot be told\n")
-    if as_json:
-        print_json({"one": one.name, "other": other.name, "differences": [each.as_json() for each in found]})
-    elif found:
-        lines = [
-            f"--- {escape_controls(one.heading())}",
-            f"+++ {escape_controls(other.heading())}",
-            *(each.arrow() for each in found),
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
-    else:
+            note = f"note: {side.name} recorded no defaults: whether they have changed since is not known"
+            sys.stderr.write(escape_controls(note) + "\n")
+    if not found and not as_json:
         sys.stderr.write("nothing differs\n")
+        return
+    document = {"one": one.name, "other": other.name, "differences": [each.as_json() for each in found]}
+    arrows = (each.arrow() for each in found)
+    show(document, f"--- {one.heading()}", f"+++ {other.heading()}", *arrows, as_json=as_json)
 
 
-def print_runs(rows: Sequence[Row]) -> None:
-    """Runs, a line each where there is room."""
-    screen = console()
-    heading, *lines = run_table(rows, screen.width if sys.stdout.isatty() else None)
-    screen.print(Text(heading, style="bold"), soft_wrap=True)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.flush()
-
-
-def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
-    """A run: its line, what it is at, why it ended, what people say of it, its benchmarks, what it took, its folder."""
+def run_parts(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> list[RenderableType]:
+    """A run: its line, what it is at, why it ended, its notes, its benchmarks, what it took, its folder."""
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.trash import in_trash
     from orchestrator.runs.usage import usage_lines
@@ -313,30 +219,56 @@ def print_run(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> None:
     run = RunDir(path)
     notes = Notes.load(run)
     row = row_of(run, record, notes)
-    print_runs([row])
-    sys.stdout.write("".join(f"\n{escape_controls(line)}\n" for line in now))
+    parts: list[RenderableType] = [run_table([row]), *(part for each in now for part in ("", each))]
     if record.error:
-        sys.stdout.write(f"\n{record.status}: {escape_controls(record.error.splitlines()[0])}\n")
+        parts += ["", f"{record.status}: {record.error.splitlines()[0]}"]
     if record.results_elsewhere:
-        sys.stdout.write(f"\n{escape_controls(record.results_elsewhere)}\n")
+        parts += ["", record.results_elsewhere]
     if row.removed:
         held = in_trash(Workspace(path.parent.parent), run.id)
-        remedy = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
-        sys.stdout.write(escape_controls(f"removed: weights and logs, {remedy}") + "\n")
-    print_notes(notes)
-    print_scores(record.benchmarks)
+        parts += [
+            f"removed: weights and logs, {f'back with: orchestrator rm --restore {run.id}' if held else 'for good'}"
+        ]
+    parts += note_lines(notes)
+    if record.benchmarks:
+        parts += ["", score_tables(record.benchmarks)]
     if record.chosen_checkpoint:
-        sys.stdout.write(
-            "\n" + escape_controls(f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}") + "\n"
-        )
+        parts += ["", f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}"]
     if took := usage_lines(record):
-        sys.stdout.write("\n" + "".join(f"{escape_controls(line)}\n" for line in took))
-    sys.stdout.write(f"\n{escape_controls(str(path))}\n")
+        parts += ["", *took]
+    return [*parts, "", str(path)]
 
 
-def print_notes(notes: "Notes") -> None:
-    """Notes with their times; nothing for none."""
-    for note in notes.notes:
-        first, *more = note.text.splitlines() or [""]
-        sys.stdout.write(f"{note.at.astimezone():%Y-%m-%d %H:%M}  {escape_controls(first)}\n")
-        sys.stdout.writelines(f"                  {escape_controls(line)}\n" for line in more)
+def note_lines(notes: "Notes") -> list[str]:
+    """Notes with their times."""
+    return [
+        f"{f'{note.at.astimezone():%Y-%m-%d %H:%M}' if number == 0 else '':16}  {text}"
+        for note in notes.notes
+        for number, text in enumerate(note.text.splitlines() or [""])
+    ]
+
+
+def group_parts(folder: GroupDir) -> list[RenderableType]:
+    """A group's runs with the swept values of each, and how many are done."""
+    from orchestrator.runs.axes import short_keys
+    from orchestrator.runs.groups import Group as RunGroup
+    from orchestrator.runs.groups import members
+    from orchestrator.runs.notes import Notes
+
+    group = RunGroup.load(folder)
+    found = members(folder, group)
+    rows = []
+    for each in found:
+        row = row_of(each.run, each.record, Notes()) if each.record is not None else None
+        error = each.record.error if each.record is not None else None
+        last = row.last if row and row.last else shorten((error or "").partition("\n")[0], 80, placeholder=" ...")
+        rows.append([*each.point.values, each.status, row.steps if row else "", each.run.id, last])
+    columns = [*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
+    done = sum(each.is_finished() for each in found)
+    return [table(columns, rows), "", f"{len(rows)} runs, {done} done: {folder.path}"]
+
+
+def _console() -> Console:
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=_PIPE_COLUMNS)

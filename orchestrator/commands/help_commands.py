@@ -1,0 +1,71 @@
+"""`doctor` looks at the installation, the machine and the workspace; `help` prints pages of docs/."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from orchestrator.commands import options
+from orchestrator.commands.app import app
+from orchestrator.commands.options import open_workspace, say, show
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+
+
+@app.command(epilog="Example: orchestrator doctor --clean")
+def doctor(
+    clean: Annotated[bool, Option("--clean", help="Remove processes and files that killed runs left.")] = False,
+    workspace: options.Workspace = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check the installation, the machine and the workspace, with the next step for each problem. Exit 3: an error."""
+    from orchestrator.files import cache_folder
+    from orchestrator.lifecycle.doctor import diagnose
+    from orchestrator.lifecycle.orphans import orphans, remove, unfinished_files
+    from orchestrator.processes.process_tree import GRACE_S
+
+    try:
+        place = open_workspace(workspace)
+    except SpecError:
+        if workspace is not None or clean:  # it was named, or it is what is to be cleaned
+            raise
+        place = None
+    cleaned: list[str] = []
+    for left in orphans(place) if clean and place else ():
+        cleaned.append(f"ending what {left.run.id} left running: {left.names()}")
+        say(cleaned[-1])
+        if not left.end(GRACE_S):
+            say(f"warning: not all of it ended: {left.names()}")
+    for path in unfinished_files(place, cache_folder()) if clean and place else ():
+        cleaned.append(f"removing {path}")
+        say(cleaned[-1])
+        remove(path)
+    if clean and not cleaned:
+        say("nothing to clean")
+    found, lines, area = list(diagnose(place)), [], ""
+    for each in found:
+        lines += [str(each.area)] if each.area != area else []
+        area = each.area
+        lines += [f"  {each.severity:<8} {each.message}", *([f"           {each.remedy}"] if each.remedy else [])]
+    show({"findings": list(map(asdict, found)), "cleaned": cleaned}, *lines, as_json=as_json)
+    if any(each.severity == "error" for each in found):
+        raise typer.Exit(PrerequisiteError.exit_code)
+
+
+@app.command("help", epilog="Example: orchestrator help specs")
+def show_page(
+    topic: Annotated[str | None, Argument(metavar="[TOPIC]", help="A page. Default: list them.")] = None,
+) -> None:
+    """Print a page of the documentation."""
+    from orchestrator.files import docs_folder
+
+    pages = {path.stem: path for path in sorted(docs_folder().glob("*.md"))}
+    if topic is None:
+        for name, path in pages.items():
+            title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            typer.echo(f"{name:{max(map(len, pages))}}  {title}")
+    elif topic in pages:
+        typer.echo(pages[topic].read_text(encoding="utf-8"), nl=False)
+    else:
+        hint = did_you_mean(topic, pages) or f"; there are: {', '.join(pages)}"
+        raise SpecError(f"no page {topic!r}{hint}", "orchestrator help lists the pages; a command has --help")
