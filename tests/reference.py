@@ -1,10 +1,10 @@
-"""Writes orchestrator/docs/reference.md from the commands' own help and the spec's fields.
+"""Writes docs/reference.md from the commands' help and the spec's fields, and the list of modules in docs/house.md.
 
-Run: python -m tests.reference. A test fails where the page is not current.
+Run: python -m tests.reference. A test fails where a page is not current.
 """
 
+import ast
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +14,11 @@ import typer
 from orchestrator import cli
 from orchestrator.runs.record_parts import Status
 from orchestrator.specs.schema import spec_schema
+from tests.test_layers import LAYERS
 
-PAGE = Path(__file__).resolve().parent.parent / "orchestrator" / "docs" / "reference.md"
+PACKAGE = Path(__file__).resolve().parent.parent / "orchestrator"
+PAGE, HOUSE = PACKAGE / "docs" / "reference.md", PACKAGE / "docs" / "house.md"
+MARK = "<!-- below: written by python -m tests.reference -->"
 VARIABLES = {
     "ORCHESTRATOR_LLAMAFACTORY": "the environment (its folder, or its `llamafactory-cli`) that trains and serves. "
     "Default: ours, then PATH",
@@ -108,5 +111,20 @@ def reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def house() -> str:
+    """house.md: its own words, and below the mark each module with the first sentence of its docstring."""
+    head = HOUSE.read_text(encoding="utf-8").partition(MARK)[0]
+    lines = [MARK, "", "## Modules", ""]
+    for layer in LAYERS:
+        lines += [f"### {layer}", "", "| file | what it is for |", "|---|---|"]
+        paths = [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").is_file() else (PACKAGE / layer).rglob("*.py")
+        for path in sorted(each for each in paths if each.stem != "__init__"):
+            text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+            lines.append(f"| `{path.relative_to(PACKAGE)}` | {_line(text.partition(chr(10) * 2)[0])} |")
+        lines.append("")
+    return head + "\n".join(lines).rstrip() + "\n"
+
+
 if __name__ == "__main__":
-    sys.exit(PAGE.write_text(reference(), encoding="utf-8") is None)
+    PAGE.write_text(reference(), encoding="utf-8")
+    HOUSE.write_text(house(), encoding="utf-8")
