@@ -1,12 +1,10 @@
 """COMET beside sacrebleu's scores, with a stand-in for comet-score: no model of COMET was at hand."""
 
-import json
-
 import pytest
 
 from orchestrator.benchmark.comet import add_comet
 from orchestrator.benchmark.results import read_result
-from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.runs.rundir import RunDir
 from orchestrator.upstream.comet import find_comet
 from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
@@ -70,12 +68,6 @@ def test_what_is_no_score_of_these_texts_is_an_error(score, monkeypatch, mode, w
     assert read_result(score.folder).comet == []
 
 
-def test_a_benchmark_without_scores_has_none_by_comet(score):
-    read_result(score.folder).model_copy(update={"scores": []}).save(score.folder)
-    with pytest.raises(SpecError, match="no benchmark with scores"):
-        score()
-
-
 def test_where_there_is_no_environment_it_says_how_to_make_one(monkeypatch, tmp_path):
     monkeypatch.delenv("ORCHESTRATOR_COMET", raising=False)
     with pytest.raises(PrerequisiteError, match="ORCHESTRATOR_COMET names no environment") as error:
@@ -106,19 +98,3 @@ def test_benchmark_scores_by_comet_apart_from_bleu_and_a_finished_one_without_a_
     assert summary["comet"] == result["comet"] and "COMET" in toy.run("show", "toy").out
     refused = toy.run("benchmark", folder, "--comet", MODEL, "--fresh")
     assert refused.code == 2 and "--comet MODEL" in refused.err
-
-
-def test_where_comet_fails_the_other_scores_stay_and_the_run_goes_on_there(workshop, environment):
-    spec = workshop.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "comet": MODEL}])
-    missing = workshop.run("launch", spec)
-    assert missing.code == 3 and "benchmark.0.comet" in missing.err and workshop.run_folders() == []
-    done = workshop.run("launch", spec, ORCHESTRATOR_COMET=str(environment), FAKE_COMET="dies")
-    assert done.code == 4 and "GatedRepoError" in done.err
-    assert "comet-score" in done.err.partition("to repeat it by hand")[2]
-    [path] = workshop.runs.glob("*/benchmarks/*/scores.json")
-    assert json.loads(path.read_bytes())["scores"] and workshop.record()["status"] == "failed"
-    calls = len(workshop.calls("api"))
-    again = workshop.run("resume", "toy", ORCHESTRATOR_COMET=str(environment))
-    assert again.code == 0, again.err
-    assert len(json.loads(path.read_bytes())["comet"]) == 1
-    assert (workshop.record()["status"], len(workshop.calls("api"))) == ("done", calls)

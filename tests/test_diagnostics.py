@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scoring.diagnostics import N_LISTED, N_TO_LEARN_FROM, describe, diagnose
+from orchestrator.scoring.diagnostics import N_LISTED, N_TO_LEARN_FROM, diagnose
 
 SOURCE, REFERENCE = "A man in a red jacket is standing.", "Ein Mann in einer roten Jacke steht."
 GOOD = "Ein Mann mit roter Jacke steht da."
@@ -138,10 +138,6 @@ def test_many_indices_are_counted_and_the_first_listed():
     n = N_LISTED + 5
     found = diagnose([SOURCE] * n, [REFERENCE] * n, [""] * n, [None] * n, "en", "de")["empty"]
     assert (found.count, found.indices) == (n, list(range(N_LISTED)))
-
-
-def test_counts_in_words():
-    assert describe({"empty": 1, "copied_source": 2, "chatter": 0, "cut_off": None}) == "1 empty, 2 copied source"
 
 
 @given(

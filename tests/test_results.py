@@ -106,14 +106,6 @@ def test_what_cannot_be_compared_is_refused_with_what_differs(place, changes, wo
     assert error.value.message.startswith("these cannot be compared:\n") and f"  {words}" in error.value.message
 
 
-def test_three_that_agree_only_two_by_two_are_refused(place):
-    for of, testsets in (("a", ("x", "y")), ("b", ("y", "z")), ("c", ("z", "x"))):
-        for testset in testsets:
-            add_benchmark(place, GOOD, of=of, testset=testset)
-    with pytest.raises(SpecError, match="cannot be compared"):
-        found(place, "demo@a", "demo@b", "demo@c")
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -202,13 +194,6 @@ def test_a_groups_runs_are_ranked_and_compared_with_the_best_for_all_pairs(swept
     assert comparison.n_comparisons == 3, "all pairs of three: these data picked the baseline"
     assert any("flatters it" in note for note in comparison.notes)
     assert f"not ranked: none-{STAMP} (lora_rank=16), failed: it has no complete benchmark" in comparison.notes
-
-
-def test_another_system_before_the_group_is_what_all_are_compared_with(swept):
-    add_benchmark(swept, spoiled(3), run="base")
-    ranked = find_compared(["base", GROUP], swept, None)
-    assert [each.name for each in ranked.benchmarks] == ["base", "lora_rank=8", "lora_rank=4"]
-    assert compare(ranked, ["bleu"], n_bootstrap=20, n_randomizations=64).n_comparisons == 2
 
 
 def test_the_metric_that_is_named_ranks_and_of_ter_the_lowest_is_best(swept):

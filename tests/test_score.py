@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.scoring import metrics
 from orchestrator.scoring.metrics import (
     METRICS,
     base_language,
@@ -66,8 +67,8 @@ def command_line(
         (tmp_path / names[-1]).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (tmp_path / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     found = {}
-    for metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
-        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *metrics]
+    for names_of_metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
+        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *names_of_metrics]
         argv += ["-f", "json", "-w", "10", *options]
         env = {**os.environ, **environment}
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True, text=True, env=env)
@@ -108,14 +109,6 @@ def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "lucky")
     with pytest.raises(SpecError, match="'lucky', expected a whole number"):
         seed()
-
-
-def test_without_resampling_there_is_no_interval_and_the_signature_says_so(tmp_path):
-    printed = command_line(tmp_path, HYPOTHESES, [REFERENCES])
-    for score in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=1):
-        assert (score.ci95, score.ci_mean, score.ci_half) == (None, None, None)
-        assert score.signature == printed[score.metric]["signature"]
-        assert round(score.score, 10) == printed[score.metric]["score"]
 
 
 def test_bleu_of_sacrebleus_own_example():
@@ -168,30 +161,12 @@ def test_a_language_that_needs_mecab_says_what_to_install_or_leave_out(language)
         pytest.skip("MeCab is installed")
 
 
-def test_metrics_without_bleu_need_no_tokenizer():
-    scores, mean, bleu4 = score_system(["犬が走る。"], [["犬が走る。"]], tgt_lang="ja", metrics=["chrf"], n_bootstrap=1)
-    assert (scores[0].score, mean, bleu4.score) == (100, None, 100)
-
-
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
     each = [sacrebleu.sentence_bleu(*pair).score for pair in zip(HYPOTHESES, [[r] for r in REFERENCES], strict=True)]
     scores, mean, _ = score_system(HYPOTHESES, [REFERENCES], tgt_lang="de", metrics=["bleu"], n_bootstrap=1)
     assert mean is not None and mean.metric == "mean_sentence_bleu" and "eff:yes" in mean.signature
     assert mean.score == pytest.approx(sum(each) / len(each), abs=1e-12)
     assert abs(mean.score - scores[0].score) > 0.1, "two numbers, not one by two names"
-
-
-def test_the_character_bleu4_of_a_system_has_the_first_reference():
-    *_, bleu4 = score_system(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], tgt_lang="de", n_bootstrap=30)
-    assert bleu4 == llamafactory_bleu4(HYPOTHESES, REFERENCES)
-
-
-def test_many_segments_are_counted_part_by_part_with_the_same_result(tmp_path):
-    hypotheses, references = HYPOTHESES * 400, REFERENCES * 400
-    printed = command_line(tmp_path, hypotheses, [references])
-    for score in score_corpus(hypotheses, [references], tgt_lang="de", n_bootstrap=1):
-        shown = printed[score.metric]
-        assert (round(score.score, 10), score.signature) == (shown["score"], shown["signature"])
 
 
 @pytest.mark.parametrize(
@@ -292,3 +267,10 @@ def test_lengths_that_differ_are_an_error(hypotheses, references, message):
 def test_a_segment_gets_on_one_line_and_is_else_unchanged(text, meant):
     assert normalize_segment(text) == meant
     assert len(normalize_segment(text).splitlines()) <= 1
+
+
+def test_segments_are_counted_part_by_part_with_the_same_result(monkeypatch):
+    at_once = score_system(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], tgt_lang="de", n_bootstrap=30)
+    assert at_once[2] == llamafactory_bleu4(HYPOTHESES, REFERENCES), "the first reference alone"
+    monkeypatch.setattr(metrics, "_SEGMENTS_AT_ONCE", 4)
+    assert score_system(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], tgt_lang="de", n_bootstrap=30) == at_once

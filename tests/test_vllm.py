@@ -10,10 +10,8 @@ from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.checkpoints import group_by_server
 from orchestrator.serving.server import free_port
 from orchestrator.serving.vllm import adapter_rank, vllm_words
-from orchestrator.specs.places import RESERVED_VLLM
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
-from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.ask import AskError
 from orchestrator.upstream.chat_prompt import chat_prompt
 from orchestrator.upstream.installation import Installation, find_installation
@@ -73,10 +71,6 @@ def asked(shop: Workshop) -> list[dict]:
     return shop.calls("request")
 
 
-def flags_of(call: dict) -> list[str]:
-    return [word for word in call["argv"] if word.startswith("--")]
-
-
 # --- the flags
 
 
@@ -85,11 +79,6 @@ def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release)
     names = {row["name"] for row in fake_vllm.table(release)}
     ours = {"host", "port", "served_model_name", "chat_template", "chat_template_content_format", "generation_config"}
     assert ours | {"enable_lora", "max_loras", "max_lora_rank", "lora_modules", *with_defaults({})} <= names
-
-
-def test_what_the_run_layer_owns_was_a_flag_of_the_newest_release():
-    names = {row["name"] for row in fake_vllm.table(fake_vllm.RELEASES[-1])}
-    assert set(RESERVED_VLLM) <= names
 
 
 @pytest.mark.parametrize(
@@ -134,18 +123,6 @@ def test_a_vllm_that_cannot_be_imported_is_no_refusal(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(broken))
     with pytest.raises(AskError, match=r"libcuda\.so"):
         parser_refusal(find_vllm(), ["MODEL"])
-
-
-def test_an_argument_that_a_spec_writes_elsewhere_is_refused_at_its_place(tmp_path):
-    path = tmp_path / "s.yaml"
-    path.write_text(
-        "name: s\nmodel: {name_or_path: m, template: qwen}\n"
-        "serve: {backend: vllm, max_num_seqs: 4, chat_template: x.jinja, api_key: secret}\n"
-    )
-    with pytest.raises(SpecError) as error:
-        load_spec(path)
-    for words in ("serve.chat_template", "the prompt is the one of training", "ORCHESTRATOR_API_KEY"):
-        assert words in error.value.message.replace("error: ", "") or words.partition(".")[2] in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -268,16 +245,6 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
     assert identity["arguments"]["template"] == "smollm2" and identity["arguments"]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_answers_of_one_backend_are_none_of_the_other_s(trained):
-    """Nor are merged ones those of an adapter beside its model."""
-    vllm = ("--backend", "vllm")
-    for words, fresh in ((vllm, 6), ((*vllm, "--merge"), 6), (vllm, 0), ((*vllm, "--merge"), 0)):
-        before = len(asked(trained))
-        done = trained.run("benchmark", "toy", *words)
-        assert done.code == 0, done.err
-        assert len(asked(trained)) - before == fresh, words
-
-
 def test_merged_first_it_is_served_as_one_model_and_nothing_is_left_of_that(trained):
     done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge")
     assert done.code == 0, done.err
@@ -290,11 +257,10 @@ def test_merged_first_it_is_served_as_one_model_and_nothing_is_left_of_that(trai
 def test_a_merge_that_fails_is_told_with_its_log(trained):
     done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge", FAKE_EXPORT="dies")
     assert done.code == 4 and "CUDA out of memory" in done.err
-    [log] = trained.runs.rglob("export.log")
-    assert str(log) in done.err.replace("\n", "") and trained.calls("serve") == []
+    assert trained.calls("serve") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_serve_ends_with_an_engine_that_would_stay_however_it_is_ended(trained, number):
     command = trained.start("serve", "toy", "--backend", "vllm", "--port", str(free_port()), FAKE_VLLM="engine-stays")
     command.until(lambda: "Ctrl-C ends it" in command.err, "the server")
@@ -318,15 +284,6 @@ def test_check_names_a_vllm_that_is_not_there_and_what_it_cannot_serve(shop):
     assert done.code in (2, 3) and VARIABLE in done.err + done.out
     done = shop.run("check", spec)
     assert done.code == 2 and "use_dora" in done.err + done.out and "serve.merge: true" in done.err + done.out
-
-
-def test_arguments_of_the_other_backend_are_not_taken_along(shop):
-    assert (
-        shop.run("launch", shop.spec(serve={"infer_dtype": "float32", "max_concurrent": 2}), "--no-benchmark").code == 0
-    )
-    done = shop.run("benchmark", "toy", "--backend", "vllm")
-    assert done.code == 0, done.err
-    assert "--infer-dtype" not in flags_of(shop.calls("serve")[0])
 
 
 # --- the prompt

@@ -74,11 +74,8 @@ def decode(
 ) -> Decoding:
     """What a benchmark sends to a kind of server; the spec's `request` is merged in last.
 
-    Args:
-        backend: the kind.
-        bench: the spec.
-        model_config: the model's generation_config.json.
-        server_arguments: what the server was started with. Its own repetition_penalty is kept where the spec has none.
+    `model_config` is the model's generation_config.json. Of `server_arguments`, which the server was started with, its
+    repetition_penalty is kept where the spec has none.
 
     Raises:
         SpecError: the server would drop something of it.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,8 @@ def evaluate(
 ) -> BenchmarkResult:
     """Translate a test set and score it. Leaves scores.json, hypotheses.jsonl and the texts for sacrebleu in a folder.
 
-    Args:
-        request: what is translated.
-        connect: gives the server, and starts it if need be; not called where all is answered already.
-        folder: the benchmark's folder, maybe one where it was cut short.
-        options: what may be taken from before, and whether a part is scored.
+    `connect` gives the server, and starts it if need be; it is not called where all is answered already. The folder may
+    be one where the benchmark was cut short.
 
     Raises:
         SpecError: there is no sentence; the server would drop something that the spec wants.
@@ -263,7 +260,7 @@ class _Evaluation:
         if not self.decoding.greedy:
             return None
         if not self.request.identity.known:
-            _log_once(f"the weights behind {self.request.server or self.request.target} are not known: no cache")
+            log.info("%s: its weights are not known, so no answer comes from the cache", self.request.target)
             return None
         return AnswerCache(self.request.identity, self.decoding.sent)
 
@@ -348,10 +345,7 @@ def _total(counts: Sequence[int | None]) -> int | None:
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
     p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
-    rate = f"{len(answers) / wall_s:.3g}/s" + ("" if tokens is None else f", {tokens / wall_s:.0f} output tokens/s")
-    latency = f"latency {p50_s:.3g} s (95 %: {p95_s:.3g})"
-    log.info("%d sentences in %.1f s: %s; %s; %d requests at once", len(answers), wall_s, rate, latency, concurrency)
-    return {
+    speed = {
         "segments": len(answers),
         "wall_s": round(wall_s, 3),
         "segments_per_s": round(len(answers) / wall_s, 3),
@@ -360,8 +354,5 @@ def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> di
         "latency_p95_s": p95_s,
         "concurrency": concurrency,
     }
-
-
-@cache
-def _log_once(text: str) -> None:
-    log.info("%s", text)
+    log.info("speed: %s", ", ".join(f"{name} {value:.3g}" for name, value in speed.items() if value is not None))
+    return speed

@@ -88,11 +88,11 @@ async def translate(
 
     Args:
         endpoint: the server.
-        prompts: (index, messages), read as they are needed; the index comes back with the result.
+        prompts: (index, messages), read as they are needed.
         fields: sent with each request.
-        concurrency: requests under way at once; halved where the server says that it is busy, or does not answer.
+        concurrency: requests under way at once; halved where the server is busy, or does not answer.
         timeout_s: for one attempt.
-        on_result: called once for each prompt, as results come; what it raises ends all.
+        on_result: called once for each prompt; what it raises ends all.
         n_answered: answers that this server gave before: a refusal is then that sentence's alone.
 
     Raises:

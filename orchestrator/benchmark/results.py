@@ -187,13 +187,9 @@ class Found:
 def find_compared(
     names: Sequence[str], workspace: Workspace, testset: str | None, metrics: Sequence[str] = ()
 ) -> Found:
-    """The benchmarks that names mean, a group's runs the best first in the place of the group.
+    """The benchmarks that names mean: runs, RUN@LABEL, folders, and one group, whose runs come the best first.
 
-    Args:
-        names: runs, RUN@LABEL, benchmark folders; one of them may be a group.
-        workspace: where the runs are.
-        testset: NAME or NAME:SPLIT; None: the newest that all of them have.
-        metrics: the first of them ranks a group; none: the first that all were scored by.
+    `testset` is NAME or NAME:SPLIT; None: the newest that all of them have. The first metric ranks a group.
 
     Raises:
         SpecError: one has no complete benchmark, or none that can be compared with the others'; two groups.

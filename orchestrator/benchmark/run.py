@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -31,8 +30,6 @@ from orchestrator.specs.spec import ModelSpec, RunSpec
 
 log = logging.getLogger("orchestrator")
 
-ABANDONED_S = 10
-"""An empty folder of this age is nobody's: it is locked, and scores.json is in it, at once."""
 Connect = Callable[[Checkpoint, Path], Endpoint]
 """Gives a server of a checkpoint; a new server's files go into the folder, a benchmark's."""
 
@@ -82,7 +79,7 @@ def benchmark_checkpoint(
             continue
         name = re.sub(r"[:/]", "-", f"{checkpoint.label}-{item.testset}-{item.split}")
         begun = None if options.fresh else _folder_of(run, request.key, completed=False)
-        folder = begun or _left_empty(run, name) or run.new_benchmark(name)
+        folder = begun or run.new_benchmark(name)
         folders.append(folder)
         log.info("benchmark %s: %s %s", checkpoint.label, item.testset, item.split)
         try:
@@ -138,18 +135,9 @@ def _folder_of(run: RunDir, key: str, *, completed: bool) -> Path | None:
             log.warning("%s", error.message)
             continue
         if result is not None and result.request.get("key") == key:
-            if completed == bool(result.status == "complete" and result.scores) and (
-                completed or not is_locked(folder)
-            ):
+            is_completed = result.status == "complete" and bool(result.scores)
+            if completed == is_completed and (completed or not is_locked(folder)):
                 return folder
-    return None
-
-
-def _left_empty(run: RunDir, name: str) -> Path | None:
-    """The folder that a kill left before anything was in it."""
-    folder = run.benchmarks / name
-    if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED_S and not is_locked(folder):
-        return None if any(path.stat().st_size for path in folder.iterdir()) else folder
     return None
 
 

@@ -100,18 +100,14 @@ class Curve(BaseModel):
 
     def words(self) -> str:
         """Which one was chosen, and which others it may be, in a sentence."""
-        heading, of = HEADINGS[self.metric], f"{self.testset} {self.split}, {self.n_segments} segments"
-        if len(self.points) == 1:
-            return f"chosen: {self.chosen}, the only checkpoint ({of})"
-        text = f"chosen: {self.chosen}, the best in {heading} ({of})"
-        earlier = next(point for point in self.points if point.label == self.earliest_not_worse)
-        if earlier.test is None:
-            return f"{text}; every earlier one is significantly worse"
-        test, interval = earlier.test, ""
-        if test.ci95 is not None:
-            interval = f" [{test.ci95[0]:+.1f}, {test.ci95[1]:+.1f}]"
+        heading = HEADINGS[self.metric]
+        text = f"chosen: {self.chosen}, the best in {heading} ({self.testset} {self.split}, {self.n_segments} segments)"
+        test = next(point.test for point in self.points if point.label == self.earliest_not_worse)
+        if test is None:
+            return f"{text}; every earlier one is significantly worse" if len(self.points) > 1 else text
+        interval = f" [{test.ci95[0]:+.1f}, {test.ci95[1]:+.1f}]" if test.ci95 else ""
         return (
-            f"{text}; the earliest that cannot be told from it is {earlier.label}: "
+            f"{text}; the earliest that cannot be told from it is {test.system}: "
             f"{test.difference:+.1f} {heading}{interval}, p = {test.p_holm:.2g}"
         )
 
@@ -307,24 +303,20 @@ def _curve(
     run: RunDir, points: Sequence[Point], found: Mapping[str, Benchmark], metric: Metric, left_out: dict[str, str]
 ) -> Curve:
     """The curve of checkpoints that were benchmarked alike, in the order of their steps, and the best of them."""
-
-    def score(point: Point) -> Score:
-        made = found[point.label].score(metric)
-        if made is None:
-            raise SpecError(f"{found[point.label].folder} has no score by {metric}", "benchmark it anew: --fresh")
-        return made
-
-    trained = [point for point in points if point.label != "base"]
+    trained = [point.label for point in points if point.label != "base"]
     if not trained:
         raise StageError(f"no checkpoint of {run.id} was answered completely, so none can be chosen")
-    sign = 1 if higher_is_better(metric) else -1
-    best = max(trained, key=lambda point: sign * score(point).score)  # of equal ones the first
-    names = [best.label, *(point.label for point in points if point is not best)]
+    scores = {point.label: found[point.label].score(metric) for point in points}
+    if not_scored := [label for label, score in scores.items() if score is None]:
+        raise SpecError(f"{', '.join(not_scored)}: no score by {metric}", "benchmark them anew: --fresh")
+    values = {label: score.score if score else 0.0 for label, score in scores.items()}
+    best = (max if higher_is_better(metric) else min)(trained, key=values.__getitem__)  # of equal ones the first
+    names = [best, *(point.label for point in points if point.label != best)]
     stats, _ = load_statistics([found[name] for name in names], [metric])
     tests = paired_tests(names, stats, n_comparisons=max(1, n_pairs(len(trained))))
     tested = {test.system: test for test in tests}
-    scored = [
-        point.model_copy(
+    scored = {
+        point.label: point.model_copy(
             update={
                 "benchmark": found[point.label].folder.name,
                 "scores": found[point.label].result.scores,
@@ -332,9 +324,8 @@ def _curve(
             }
         )
         for point in points
-    ]
-    own = [point for point in scored if point.label != "base"]
-    result = found[best.label].result
+    }
+    own, result = [scored[label] for label in trained], found[best].result
     return Curve(
         run=run.id,
         made_at=now(),
@@ -344,10 +335,10 @@ def _curve(
         text_sha256=result.text_sha256,
         prompts_sha256=result.prompts_sha256,
         metric=metric,
-        signature=score(best).signature,
+        signature=next(score.signature for score in result.scores if score.metric == metric),
         points=own,
-        base=next((point for point in scored if point.label == "base"), None),
-        chosen=best.label,
+        base=scored.get("base"),
+        chosen=best,
         earliest_not_worse=next(point.label for point in own if not point.worse),
         left_out=left_out,
     )

@@ -140,7 +140,7 @@ def score_system(
         hypotheses: detokenized output, one string per segment, in test-set order.
         references: one sequence per reference set, each as long as hypotheses.
         tgt_lang: language code; chooses BLEU's tokenizer (zh: zh, ja: ja-mecab, ko: ko-mecab, else 13a).
-        metrics: one named twice counts once.
+        metrics: any of METRICS.
         n_bootstrap: resamples for the 95 % interval; 1 turns it off, and so does a single segment.
 
     Raises:

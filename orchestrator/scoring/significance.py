@@ -77,13 +77,8 @@ def paired_tests(
 ) -> list[PairedTest]:
     """Every system but the first against the first, by every metric; p values are corrected within a metric.
 
-    Args:
-        names: of the systems; the first is the baseline.
-        stats: for each metric the statistics of each system.
-        n_comparisons: to correct for. None: the systems but the first. n_pairs() where these data picked the baseline.
-        n_bootstrap: resamples.
-        n_randomizations: trials of approximate randomization.
-        seed: None: metrics.seed().
+    `n_comparisons` to correct for is the number of systems but the first unless it is given: n_pairs() where these data
+    picked the baseline.
 
     Source: Koehn (2004), https://aclanthology.org/W04-3250; Riezler and Maxwell (2005),
     https://aclanthology.org/W05-0908; ties: Phipson and Smyth (2010), https://doi.org/10.2202/1544-6115.1585;
@@ -96,7 +91,7 @@ def paired_tests(
     tests: list[PairedTest] = []
     for metric, (baseline, *systems) in stats.items():
         resampled = np.array(baseline.resampled(n_bootstrap, seed))
-        made = [_paired(baseline, system, resampled, n_bootstrap, n_randomizations, m, seed) for system in systems]
+        made = [_paired(baseline, system, resampled, n_randomizations, m, seed) for system in systems]
         corrected = holm([each["p_value"] for each in made], m)
         for name, test, p in zip(names[1:], made, corrected, strict=True):
             better = None
@@ -120,22 +115,17 @@ def holm(p_values: Sequence[float], n_comparisons: int | None = None) -> list[fl
 
 
 def _paired(
-    baseline: Statistics,
-    system: Statistics,
-    baseline_resampled: "Floats",
-    n_bootstrap: int,
-    n_randomizations: int,
-    n_comparisons: int,
-    seed: int,
+    baseline: Statistics, system: Statistics, baseline_resampled: "Floats", trials: int, n_comparisons: int, seed: int
 ) -> dict[str, Any]:
     import numpy as np
     from sacrebleu.significance import _compute_p_value as p_value
 
     scores = baseline.score(), system.score()
     observed = abs(scores[0] - scores[1])
+    n_bootstrap = len(baseline_resampled)
     differences = np.array(system.resampled(n_bootstrap, seed)) - baseline_resampled
     sizes = abs(differences)
-    shuffled = _shuffled(baseline, system, n_randomizations, seed)
+    shuffled = _shuffled(baseline, system, trials, seed)
     low = n_bootstrap // 40  # sacrebleu's bounds of 95 %
     in_order = sorted(map(float, differences))
     resampling_says_something = len(system.rows) > 1

@@ -50,11 +50,7 @@ def served(
 ) -> Iterator[Server]:
     """Serve checkpoints that fit on one server (`group_by_server`) while the block lasts.
 
-    Args:
-        session: of the command.
-        checkpoints: by name, such as RUN@LABEL; Server.endpoints has these names too.
-        serving: how and where.
-        started: called with the plan before the server is started.
+    They go by name, such as RUN@LABEL, and so do Server.endpoints; `started` is called before the server is started.
 
     Raises:
         SpecError, PrerequisiteError, StageError: it cannot be served, or the server died.

@@ -10,15 +10,7 @@ from orchestrator.upstream.installation import Installation
 def llamafactory_plan(
     checkpoint: Checkpoint, names: Mapping[str, str], serving: Serving, installation: Installation, renderer: Renderer
 ) -> ServePlan:
-    """How a checkpoint is served.
-
-    Args:
-        checkpoint: with absolute paths.
-        names: our name of it -> its name on the server, which holds the weights' hash.
-        serving: how and where.
-        installation: LLaMA-Factory.
-        renderer: of api.yaml.
-    """
+    """How a checkpoint is served; `names` has our name of it and its name on the server."""
     (name,) = names.values()
     environment = {
         "API_HOST": serving.settings.host,

@@ -5,7 +5,6 @@ import secrets
 import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,20 +137,13 @@ def serve(plan: ServePlan) -> Iterator[Server]:
 
 
 def example_requests(endpoint: Endpoint, *, is_own_key: bool) -> str:
-    """A curl line and a Python line that work as they are; the user's own key is named, not printed."""
+    """A curl line that works as it is; the user's own key is named, not printed."""
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64})
     header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
-    curl = (
+    return (
         f"curl {shlex.quote(endpoint.base_url)}/chat/completions -H 'Content-Type: application/json' "
         f"-H {header} -d {shlex.quote(body)}"
     )
-    key = f"__import__('os').environ[{API_KEY_ENV!r}]" if is_own_key else repr(endpoint.api_key)
-    python = (
-        f"from openai import OpenAI; print(OpenAI(base_url={endpoint.base_url!r}, api_key={key})"
-        f".chat.completions.create(model={endpoint.model!r}, max_tokens=64, "
-        "messages=[{'role': 'user', 'content': 'Hello!'}]).choices[0].message.content)"
-    )
-    return f"{curl}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -180,25 +172,23 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
-    child = server.child
+    child, models = server.child, None
     remedy = repro_command(child.cwd, child.argv, plan.environment)
     deadline = time.monotonic() + plan.serving.settings.start_timeout_s
-    while True:
+    while models is None:
         if ended := server.ended():
             advice = [what for line, what in plan.advice.items() if line in child.log_tail(200)]
             raise StageError(f"before it was ready, {ended}", "; ".join([*advice[:1], remedy]))
-        if time.monotonic() > deadline:
-            raise StageError(
-                f"the server did not answer within {plan.serving.settings.start_timeout_s:g} s. "
-                f"Last lines of {plan.log}:\n{child.log_tail()}",
-                f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
-            )
+        problem = f"the server did not answer within {plan.serving.settings.start_timeout_s:g} s"
         try:
             models = list_models(server.endpoint, timeout_s=5)
         except PrerequisiteError as error:  # its remedies are for servers of others
-            raise StageError(f"{error.message}. Last lines of {plan.log}:\n{child.log_tail()}", remedy) from error
-        if models is not None:
-            break
+            problem, deadline = error.message, 0
+        if models is None and time.monotonic() > deadline:
+            raise StageError(
+                f"{problem}. Last lines of {plan.log}:\n{child.log_tail()}",
+                f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
+            )
         time.sleep(POLL_S)  # the port is bound once the model is loaded
     if set(models) != {*plan.model_names.values(), *plan.also_listed}:
         raise StageError(

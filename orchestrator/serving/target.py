@@ -64,9 +64,9 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     run = workspace.lookup_run(name)
     if run is not None:
         return run_target(run, label or None, workspace)
-    folder = _folder(word, workspace.root) if word else None
-    if folder is not None:
-        return _folder_target(folder, workspace)
+    for path in (expanded(word), workspace.root / expanded(word)) if word else ():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+            return _folder_target(path.resolve(), workspace)
     if _HUB_ID.fullmatch(word) and not (workspace.root / word.partition("/")[0]).exists():
         return Target(word.replace("/", "--"), Checkpoint(word.rpartition("/")[2], ModelSpec(name_or_path=word)))
     hint = did_you_mean(name, workspace.run_words())
@@ -132,7 +132,8 @@ def run_checkpoints(run: RunDir, spec: RunSpec, workspace: Workspace) -> dict[st
             found[folder.name] = trained_checkpoint(folder, base.model)
     found["base"] = base
     if (run.export / EXPORT_NOTE).is_file():
-        found["export"] = _full_model(run.export, base.model)
+        own = {"name_or_path": str(run.export), "adapter_name_or_path": None, "revision": None}
+        found["export"] = Checkpoint("export", base.model.model_copy(update=own))
     return found
 
 
@@ -150,43 +151,21 @@ def _folder_target(folder: Path, workspace: Workspace) -> Target:
     for run_folder in (folder.parent, folder.parent.parent):
         if (run_folder / "record.json").is_file():
             return run_target(RunDir(run_folder), folder.name, workspace)
-    if (folder / EXPORT_NOTE).is_file():
-        return Target(folder.name, _full_model(folder, _model_of_note(folder / EXPORT_NOTE)))
-    if (folder / "adapter_config.json").is_file():
-        return Target(folder.name, _foreign_adapter(folder, workspace.root))
-    if (folder / "config.json").is_file():
-        return Target(folder.name, Checkpoint(folder.name, ModelSpec(name_or_path=str(folder))))
-    raise SpecError(f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)")
-
-
-def _foreign_adapter(folder: Path, root: Path) -> Checkpoint:
-    """An adapter of no run of ours: its own configuration names the base model."""
-    config = folder / "adapter_config.json"
-    base = (json_mapping(config) or {}).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise SpecError(f"{config}: base_model_name_or_path is {base!r}, expected a folder or a hub id")
-    model = ModelSpec(name_or_path=absolute_model(base, root), adapter_name_or_path=str(folder))
-    return Checkpoint(folder.name, model)
-
-
-def _full_model(folder: Path, model: ModelSpec) -> Checkpoint:
-    own = {"name_or_path": str(folder), "adapter_name_or_path": None, "revision": None}
-    return Checkpoint(folder.name, model.model_copy(update=own))
-
-
-def _model_of_note(note: Path) -> ModelSpec:
-    """The chat template that an exported model was trained with."""
-    found: Any = (json_mapping(note) or {}).get("model")
-    try:
-        return ModelSpec(name_or_path=str(note.parent), **{name: found[name] for name in _OF_A_NOTE if name in found})
-    except (TypeError, ValidationError) as error:
-        remedy = f"remove it, or give --template: orchestrator serve {note.parent}"
-        raise SpecError(f"{note} is damaged: {error}", remedy) from error
-
-
-def _folder(word: str, root: Path) -> Path | None:
-    given = expanded(word)
-    for path in (given, root / given):
-        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
-            return path.resolve()
-    return None
+    note, config = folder / EXPORT_NOTE, folder / "adapter_config.json"
+    if note.is_file():
+        found: Any = (json_mapping(note) or {}).get("model")
+        try:
+            model = ModelSpec(name_or_path=str(folder), **{name: found[name] for name in _OF_A_NOTE if name in found})
+        except (TypeError, ValidationError) as error:
+            remedy = f"remove it, or give --template: orchestrator serve {folder}"
+            raise SpecError(f"{note} is damaged: {error}", remedy) from error
+    elif config.is_file():  # an adapter of no run of ours
+        base = (json_mapping(config) or {}).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise SpecError(f"{config}: base_model_name_or_path is {base!r}, expected a folder or a hub id")
+        model = ModelSpec(name_or_path=absolute_model(base, workspace.root), adapter_name_or_path=str(folder))
+    elif (folder / "config.json").is_file():
+        model = ModelSpec(name_or_path=str(folder))
+    else:
+        raise SpecError(f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)")
+    return Target(folder.name, Checkpoint(folder.name, model))

@@ -1,21 +1,17 @@
 """The plan of `vllm serve`: one model with any number of LoRA adapters, and the chat template of training.
 
-Sources, vLLM 0.11.0 to 0.33.0: entrypoints/.../cli_args.py (LoRAParserAction: JSON, so that a path may hold '=' and
-','); sampling_params.py, update_from_generation_config (eos_token_id of the generation config ends an answer; with
---generation-config vllm the model's own does, which need not be the trained template's); config/model.py,
-get_diff_sampling_param (a generation config without sampling parameters leaves vLLM's own); lora/peft_helper.py
-(adapters that it refuses).
+Sources, vLLM 0.11.0 to 0.33.0: cli_args.py (LoRAParserAction: JSON, so that a path may hold '=' and ','),
+sampling_params.py (eos_token_id of the generation config ends an answer), lora/peft_helper.py (adapters it refuses).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import ModelSpec, ServeSpec
+from orchestrator.specs.spec import ServeSpec
 from orchestrator.upstream.chat_prompt import ChatPrompt
 from orchestrator.upstream.vllm import Vllm, argument_words, settings_of_environment, with_defaults
 
@@ -41,14 +37,7 @@ def vllm_plan(
     vllm: Vllm,
     prompt: ChatPrompt,
 ) -> ServePlan:
-    """How checkpoints are served.
-
-    Args:
-        checkpoints: by our names, with absolute paths: all on one base model, which may be among them.
-        names: our names -> their names on the server.
-        serving: how and where.
-        vllm: the program.
-        prompt: the chat template of training.
+    """How checkpoints on one base model are served: `names` has our names of them and those on the server.
 
     Raises:
         SpecError: vLLM cannot serve such an adapter.
@@ -84,11 +73,7 @@ def vllm_words(
     *,
     served: str = BASE,
 ) -> list[str]:
-    """The command line behind `vllm`, without what is different each time: address and files.
-
-    Raises:
-        SpecError: vLLM cannot serve such an adapter.
-    """
+    """The command line behind `vllm`, without what is different each time: address and files."""
     model = next(iter(checkpoints.values())).model
     adapters = {
         names[name]: Path(checkpoint.model.adapter_name_or_path)
@@ -96,7 +81,8 @@ def vllm_words(
         if checkpoint.model.adapter_name_or_path is not None
     }
     quiet = {"disable_uvicorn_access_log": True}  # a line a sentence
-    arguments = {**quiet, **with_defaults(settings.extra_arguments()), **_model_arguments(model)}
+    own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
+    arguments = {**quiet, **with_defaults(settings.extra_arguments()), **own}
     if adapters:
         rank = max(map(adapter_rank, adapters.values()))
         arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
@@ -118,22 +104,14 @@ def adapter_rank(folder: Path) -> int:
         rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PrerequisiteError(f"{path} does not give the adapter's rank: {error!r}", _MERGE) from error
-    refused = {name: config.get(name) for name in ("modules_to_save", "use_dora", "lora_bias")}
-    refused["bias"] = None if config.get("bias", "none") == "none" else config["bias"]
-    for name, value in refused.items():
-        if value:
-            raise SpecError(f"vLLM does not serve an adapter with {name} ({value}) beside its model: {folder}", _MERGE)
-    fitting = [each for each in RANKS if each >= rank]
-    if not fitting:
+    for name in ("modules_to_save", "use_dora", "lora_bias", "bias"):
+        if config.get(name) not in (None, False, [], "none"):
+            raise SpecError(f"vLLM does not serve an adapter with {name} ({config[name]}): {folder}", _MERGE)
+    if rank > RANKS[-1]:
         raise SpecError(f"{folder} has rank {rank}; vLLM serves adapters up to {RANKS[-1]}", _MERGE)
-    return fitting[0]
+    return next(each for each in RANKS if each >= rank)
 
 
 def fit_one_server(checkpoints: Sequence[Checkpoint]) -> bool:
     """Whether one server can hold them all: adapters on one model, and that model."""
     return len({checkpoint.model.model_copy(update={"adapter_name_or_path": None}) for checkpoint in checkpoints}) == 1
-
-
-def _model_arguments(model: ModelSpec) -> dict[str, Any]:
-    own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
-    return {name: value for name, value in own.items() if value is not None}
