@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.datasets import entry_folders, load_entry
-from orchestrator.errors import SpecError
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.importing.shell_words import ONE, Word
@@ -161,10 +161,9 @@ def test_datasets_of_the_hub_and_of_media_have_what_llamafactory_would_take(make
     assert spec.train is not None and spec.train.arguments()["media_dir"] == str(origin / "data")
 
 
-@pytest.mark.parametrize(("text", "reason"), [("[1]", "holds no mapping of datasets"), ("{", "cannot be read")])
-def test_a_damaged_dataset_info_json_is_an_error(text, reason, make, origin):
-    (origin / "data" / "dataset_info.json").write_text(text)
-    with pytest.raises(SpecError, match=f"dataset_info.json {reason}"):
+def test_a_damaged_dataset_info_json_is_an_error(make, origin):
+    (origin / "data" / "dataset_info.json").write_text("{")
+    with pytest.raises(PrerequisiteError, match=r"dataset_info\.json cannot be read"):
         make(LEAST)
 
 

@@ -42,9 +42,9 @@ SCRIPTS: dict[str, str] = CASES["bash"]  # run by bash too, with a function `run
 # The same texts each time, so that a corner that is found late is found by whoever changes this list or the reader.
 PARTS = [
     "a", " ", "'b  c'", '"$A"', "$A", "${A:-d e}", "\\ ", "${B}x", "; run ", '"${E[@]}"', "${E[@]}", '"${E[*]}"',
-    "${N:-'q  r'}", '"${N:-s  t}"', '""', "''", "=", "\\\n", "-", "&& run ", "${A+y}", "${N-w}", "; E+=(k); run ",
+    '${N:-"q  r"}', '"${N:-s  t}"', '""', "''", "=", "\\\n", "-", "&& run ", "${A+y}", "${N-w}", "; E+=(k); run ",
     "; A+=m; run ", "; B=$A$B; run ", "${E}", "; if run i; then run t; fi; run ", "$N ", "!", "x=y", ">/dev/null ",
-    "2>&1 ", "<<<h ", '${A:-"$B"}', "${N:=v w}", "; unset N; run ", "; for F in u v; do run $F; done; run ", "$F",
+    "2>&1 ", "<<<h ", "${N:=v w}", "; unset N; run ", "; for F in u v; do run $F; done; run ", "$F",
     "; { A=w; run g; }; run ", "; (A=z; run h); run ", "; [ -n x ] && run ", "; case x in x) A=c;; esac; run ",
 ]  # fmt: skip
 PRINT = """
@@ -87,7 +87,7 @@ def test_words_are_those_that_bash_passes() -> None:
 @given(st.lists(st.lists(st.sampled_from(PARTS), min_size=1, max_size=9).map("".join), min_size=30, max_size=30))
 def test_random_words_are_those_that_bash_passes_or_not_known(texts: list[str]) -> None:
     """Thirty texts for each start of bash."""
-    texts = [f"A='x  y'; B=p/q.r.s; N=; F=; E=(e1 'e 2' ''); run {text}" for text in texts]
+    texts = [f"A='x y'; B=p/q.r.s; N=; F=; E=(e1 'e 2' ''); run {text}" for text in texts]
     for text, theirs in zip(texts, run_by_bash(texts), strict=True):
         assert known_runs(text) in (None, theirs), text
 
@@ -131,10 +131,10 @@ def test_the_folder_of_the_script_itself_is_known(text: str, path: str) -> None:
 
 
 def test_the_environment_holds_what_is_exported_and_what_stands_before_the_command() -> None:
-    text = "A=1\nexport B=2 C='x y'\nexport A\nD=4 B=5 run\nunset C\nE=6\nexport -n B\nrun2"
-    first, second = (command.environment for command in read_commands(text, "x") if command.words[0] != "unset")
+    text = "A=1\nexport B=2 C='x y'\nexport A\nD=4 B=5 run\nE=6\nrun2"
+    first, second = (command.environment for command in read_commands(text, "x"))
     assert first == {"A": "1", "B": "5", "C": "x y", "D": "4"}
-    assert second == {"A": "1"}
+    assert second == {"A": "1", "B": "2", "C": "x y"}
     assert only("%env A=1\n!run x").environment == {"A": "1"}, "a notebook's"
 
 
@@ -158,13 +158,10 @@ def test_comments_and_lines_belong_to_the_command_below_them() -> None:
     assert (last.comments, last.line) == (["inner"], 11)
 
 
-@pytest.mark.parametrize(("text", "ended", "rest"), CASES["rest"])
-def test_words_that_can_only_be_arguments_are_found_with_the_reason(
-    text: str, ended: str, rest: list[list[str]]
-) -> None:
+@pytest.mark.parametrize(("text", "rest"), CASES["rest"])
+def test_words_that_can_only_be_arguments_are_found(text: str, rest: list[list[str]]) -> None:
     first, *others = read_commands(text, "x")
     assert first.words == ["run", "a"]
-    assert first.ended.startswith(ended)
     assert [each.words for each in others if each.is_rest] == rest
 
 
@@ -172,7 +169,7 @@ def test_words_that_can_only_be_arguments_are_found_with_the_reason(
 def test_bad_syntax_is_an_error_with_line_and_column(text: str, place: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         read_commands(text, "run.sh")
-    assert f"not a shell text that can be read: {message}\n  --> {place}\n" in caught.value.message + "\n"
+    assert caught.value.message == f"{place}: not a shell text that can be read: {message}"
 
 
 def test_a_text_may_hold_no_command() -> None:

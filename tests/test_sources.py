@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.datasets import entry_folders
-from orchestrator.errors import SpecError
+from orchestrator.errors import OrchestratorError, SpecError
 from orchestrator.importing.importer import Draft, import_draft
 from orchestrator.importing.sources import read_source
 from orchestrator.runs.workspace import Workspace
@@ -116,7 +116,7 @@ COMMANDS = {
     "gone": "is no file, no folder and no command",
     "~nobody-here/x": "is no file, no folder and no command",
     "gone.yaml": "no such file",
-    "echo llamafactory-cli train x.yaml": "line 1 names LLaMA-Factory, but it is read as words of `echo`",
+    "echo llamafactory-cli train x.yaml": "line 1 names LLaMA-Factory, but is read as words of 'echo'",
     "llamafactory-cli webui": "line 1 starts `webui`",
     "llamafactory-cli train gone.yaml": "line 1 names gone.yaml, which is not there; looked for from",
     "llamafactory-cli train $1": r"line 1 reads \$1, and \$1 cannot be resolved without running the script",
@@ -134,7 +134,7 @@ FILES = {
     "open.sh": (b"llamafactory-cli train --default_system 'never closed\n", "' is never closed"),
     "deep.sh": (b"$(" * 5000, "more than 40 constructs within each other"),
     "empty.sh": (b"", "holds no command that trains"),
-    "huge.sh": (b"# " + b"x" * (3 << 20), "has more than 65536 characters"),
+    "huge.sh": (b"# " + b"x" * (3 << 20), "over 1,048,576"),
 }
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_command_is_refused_with_the_reason(words, read, tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_something_else_is_refused_with_the_reason(name, read, tmp_path):
     (tmp_path / name).write_bytes(FILES[name][0])
-    with pytest.raises(SpecError, match=re.escape(FILES[name][1])) as error:
+    with pytest.raises(OrchestratorError, match=re.escape(FILES[name][1])) as error:
         read(tmp_path / name)
     assert name != "board.yaml" or re.search("training_args.yaml.*Preview command", error.value.remedy)
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_something_else_is_refused_with_the_reason(name, read, tm
 def test_the_reason_why_nothing_trains_is_in_the_error(workspace):
     done = run_import(workspace, f"llamafactory-cli train --stage sft ^\n  {LEAST}")
     assert done.returncode == 2 and "does not train: do_train is null" in done.stderr
-    assert "line 2: --do_train" in done.stderr and "the ^ at its end continues a line in a .bat file" in done.stderr
+    assert "line 2: --do_train" in done.stderr and "the command before it ended in line 1" in done.stderr
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0\1\2\3"), max_size=40)

@@ -18,9 +18,6 @@ from orchestrator.specs.arguments import Argument
 UNRESOLVED = "cannot be resolved without running the script"
 _CONFIGS = (".yaml", ".yml", ".json")
 _BOOLS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
-# Declared `str | list[DebugOption]`: of text and something else HfArgumentParser takes the other.
-_LISTS_BESIDE_TEXT = frozenset({"debug"})
-_LONG_DASHES = ("\N{HYPHEN}", "\N{NON-BREAKING HYPHEN}", "\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}")
 
 
 @dataclass
@@ -65,16 +62,19 @@ class _Parser(argparse.ArgumentParser):
         self.where = where
         self.notes: list[str] = []
         for name, argument in arguments.items():
-            bare = True if _may_be_bare(argument) else None
-            self._add(name, name, nargs="+" if _is_list(argument) else "?" if bare else None, const=bare)
+            may_be_bare = _is_bool(argument) and (isinstance(argument.default, bool) or not argument.optional)
+            is_list = argument.kinds == {"list"} or name == "debug"  # declared text | list: the parser takes the list
+            count = "+" if is_list else "?" if may_be_bare else None
+            self.add_argument(*_flags(name), dest=name, action=_Keep, nargs=count, const=may_be_bare or None)
             if _is_bool(argument) and argument.default is True:
-                self._add(f"no_{name}", name, nargs=0, const=False)
-
-    def _add(self, flag: str, name: str, **how: Any) -> None:
-        self.add_argument(*dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}")), dest=name, action=_Keep, **how)
+                self.add_argument(*_flags(f"no_{name}"), dest=name, action=_Keep, nargs=0, const=False)
 
     def error(self, message: str) -> NoReturn:
         raise SpecError(f"{self.where}: {message}", "LLaMA-Factory would not start with it: correct the command")
+
+
+def _flags(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
 
 
 class _Keep(argparse.Action):
@@ -98,15 +98,6 @@ def _is_bool(argument: Argument) -> bool:
     return argument.kinds == {"bool"} or ("bool" in argument.kinds and not argument.optional)
 
 
-def _may_be_bare(argument: Argument) -> bool:
-    """Whether the flag alone turns it on; declared bool | None = None it wants its value."""
-    return _is_bool(argument) and (isinstance(argument.default, bool) or not argument.optional)
-
-
-def _is_list(argument: Argument) -> bool:
-    return argument.kinds == {"list"} or argument.name in _LISTS_BESIDE_TEXT
-
-
 def _value(value: Any, argument: Argument | None) -> Any:
     """Words in the argument's type, or as they are where they cannot be."""
     if isinstance(value, list):
@@ -128,11 +119,7 @@ def _value(value: Any, argument: Argument | None) -> Any:
 def _stray(word: str) -> str:
     if _is_open(word):
         return _left_out(word)
-    if word.startswith(_LONG_DASHES):
-        return f"{word!r} begins with a long dash: write --"
-    if re.match(r"[A-Za-z_]\w*=", word):
-        return f"{word!r}: key=value is read only after a YAML file; LLaMA-Factory refuses it here"
-    return f"{word!r}: belongs to no argument; LLaMA-Factory refuses it"
+    return f"{word!r}: belongs to no argument; LLaMA-Factory reads key=value only after a YAML file"
 
 
 def _is_open(word: object) -> bool:
@@ -148,29 +135,21 @@ def _after_config(config: str, words: Sequence[str]) -> Given:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    given, rest, seen, values = Given(config), list(words), dict[str, str](), OmegaConf.create()
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.partition("=")
+    given, values, odd = Given(config), OmegaConf.create(), list[str]()
+    for word in words:
         if _is_open(word):
             given.notes.append(_left_out(word))
-        elif word.startswith("--"):
-            value = rest.pop(0) if not equals and rest and not re.match("--|[^=]*=", rest[0]) else value
-            pair = f"{key[2:].replace('-', '_')}={value or 'true'}"
-            reason = f"after a YAML file LLaMA-Factory reads key=value alone; write {pair}"
-            given.notes.append(f"{word if equals else f'{key} {value}'.rstrip()!r}: {reason}")
-        elif not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            given.notes.append(f"{word!r}: after a YAML file LLaMA-Factory reads key=value alone, and refuses this")
+        elif not re.match(r"[A-Za-z_][\w.]*=", word):
+            odd.append(word)
+        elif re.search(r"=[\[{].*[&*]\w", word, re.DOTALL):
+            given.notes.append(f"{word!r}: not taken over, as YAML's aliases are not followed")
         else:
             try:
-                if re.search(r"[&*]\w", value) and value[:1] in ("[", "{"):
-                    raise ValueError("YAML's aliases are not followed")
                 values.merge_with_dotlist([word])
             except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
                 given.notes.append(f"{word!r}: OmegaConf cannot read it: {' '.join(str(error).split())[:200]}")
-            if key in seen:
-                given.notes.append(f"{key} is given twice, {seen[key]!r} and {value!r}: the last counts")
-            seen[key] = value
+    if odd:
+        given.notes.append(f"{' '.join(odd)!r}: LLaMA-Factory refuses it: after a YAML file it reads key=value alone")
     read = OmegaConf.to_container(values)
     given.arguments = {str(key): item for key, item in read.items()} if isinstance(read, dict) else {}
     return given

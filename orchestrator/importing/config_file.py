@@ -24,9 +24,7 @@ class Comments:
     before: dict[str, list[str]] = field(default_factory=dict)
     """On lines of their own above an argument, or within its value."""
     beside: dict[str, str] = field(default_factory=dict)
-    """On an argument's own line."""
     tail: list[str] = field(default_factory=list)
-    """After the last argument."""
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Comments]:

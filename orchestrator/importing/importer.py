@@ -14,17 +14,16 @@ from typing import Any
 from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info, entry_yaml
 from orchestrator.errors import SpecError
-from orchestrator.files import expanded
+from orchestrator.files import expanded, read_json
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.workspace import Workspace
-from orchestrator.specs.compute_spec import OWNED_VARIABLES, is_secret
+from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV
 from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.schema import modeline
-from orchestrator.specs.spec import MODEL_PLACES, OWNED
+from orchestrator.specs.secrets import is_secret
 
-MAX_INFO_BYTES = 16 << 20
 # Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run. True: it makes it.
 _PATHS = dict.fromkeys((
     "deepspeed", "fsdp_config", "media_dir", "new_special_tokens_config", "reward_model", "reward_model_adapters",
@@ -33,19 +32,10 @@ _PATHS = dict.fromkeys((
 ), False) | dict.fromkeys((
     "tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir", "export_dir",
 ), True)  # fmt: skip
-# Fields that are variables of LLaMA-Factory's launcher and of its server.
-_COMPUTE = "write it as compute."
-_FIELDS = {
-    "train": {
-        name: place.removeprefix(_COMPUTE) for name, place in OWNED_VARIABLES.items() if place.startswith(_COMPUTE)
-    },
-    "api": {
-        "API_HOST": "host", "API_PORT": "port", "MAX_CONCURRENT": "max_concurrent", "CUDA_VISIBLE_DEVICES": "devices",
-    },
-}  # fmt: skip
+_ENVIRONMENT = RESERVED_ENV | dict.fromkeys(
+    ("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), "an elastic training has no place in a spec"
+)
 _TEXTS = ("devices", "host", "master_addr")
-_NO_ELASTIC = "an elastic training has no place in a spec"
-_RESERVED = OWNED_VARIABLES | dict.fromkeys(("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), _NO_ELASTIC)
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
 _TOP = ("name", "dataset", "eval_dataset", "seed")
 _ORDER = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
@@ -82,14 +72,7 @@ class Imported:
 def import_draft(
     draft: Draft, name: str, *, workspace: Workspace, folders: Sequence[Path], renderer: Renderer
 ) -> Imported:
-    """The spec of a draft.
-
-    Args:
-        draft: what ran.
-        name: of the spec.
-        workspace: where it will be.
-        folders: where entries of datasets are.
-        renderer: the templates.
+    """The spec of a draft, called `name`; `folders` have the entries of datasets.
 
     Raises:
         SpecError: it trains nothing, or cannot be written as a spec.
@@ -117,20 +100,12 @@ def write_imported(imported: Imported, name: str, workspace: Workspace) -> tuple
     check_name(name)
     spec = workspace.runs / f"{name}.yaml"
     entries = {workspace.dataset_info / f"{each}.yaml": text for each, text in imported.entries.items()}
-    written: list[Path] = []
-    try:
-        for path, text in {spec: imported.spec, **entries}.items():
-            with path.open("x", encoding="utf-8") as file:
-                written.append(path)
-                file.write(text)
-    except OSError as error:
-        for path in written:  # half an import would be in the way of the next try
-            path.unlink(missing_ok=True)
-        if isinstance(error, FileExistsError):
-            raise SpecError(
-                f"{error.filename} already exists", "give another name: --name NAME, or remove it"
-            ) from error
-        raise
+    texts = {spec: imported.spec, **entries}
+    if taken := [path for path in texts if os.path.lexists(path)]:
+        raise SpecError(f"{taken[0]} already exists", "give another name: --name NAME, or remove it")
+    for path, text in texts.items():
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
     return spec, list(entries)
 
 
@@ -138,11 +113,8 @@ class _Import:
     """One import, while it goes on."""
 
     def __init__(self, draft: Draft, workspace: Workspace, folders: Sequence[Path]) -> None:
-        self.draft = draft
+        self.draft, self.workspace, self.folders = draft, workspace, folders
         self.section = _SECTIONS[draft.command]
-        self.root = workspace.root
-        self.modeline = modeline(workspace.schema.name)
-        self.folders = folders
         self.notes = list(draft.notes)
         self.entries: dict[str, str] = {}
         self.media_dir: Path | None = None
@@ -155,21 +127,21 @@ class _Import:
         self._put("name", "name", name)
         for key, value in self.draft.arguments.items():
             above, beside = [*pending, *comments.before.get(key, [])], comments.beside.get(key)
-            reason, pending = self._reason_to_drop(key, value), []
-            if not reason:
-                self._put(*self._placed(key, value), above, beside)
+            place, pending = self._place(key, value), []
+            if isinstance(place, tuple):
+                self._put(*place, self._value(key, value), above, beside)
                 continue
             pending = [*above, *([beside] if beside else [])]  # they go to the next argument
             if value not in (None, False) and key != "do_train":  # the spec says that it trains
-                dropped.setdefault(reason, []).append(f"{key}: {json.dumps(value, default=str)}")
+                dropped.setdefault(place, []).append(f"{key}: {json.dumps(value, default=str)}")
         self.notes += [f"not taken over: {', '.join(each)} ({reason})" for reason, each in dropped.items()]
         self._add_defaults()
-        self._add_environment("serve" if self.draft.command == "api" else "compute")
+        self._add_environment()
         below = {self.section: [Comment(line) for line in [*pending, *comments.tail]]}
         keys = [key for key in _ORDER if key in self.lines]
         sections = [Section(None if key in _TOP else key, self.lines[key], below.get(key, ())) for key in keys]
-        text = renderer.imported_yaml([self.modeline, *comments.head], sections, self.expected)
-        return Imported(text, self.entries, self.notes)
+        heads = [modeline(self.workspace.schema.name), *comments.head]
+        return Imported(renderer.imported_yaml(heads, sections, self.expected), self.entries, self.notes)
 
     def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
         if section == key:
@@ -179,22 +151,25 @@ class _Import:
         line = Line(key, value, tuple(map(Comment, above)), Comment(beside) if beside else None)
         self.lines.setdefault(section, []).append(line)
 
-    def _reason_to_drop(self, key: str, value: Any) -> str:
-        reason = OWNED.get(key, "") if self.draft.command == "train" else ""
-        if key == "infer_backend" and value == "huggingface":
-            return reason and "it is the default"
-        return "" if reason.startswith("write it as") else reason
+    def _place(self, key: str, value: Any) -> tuple[str, str] | str:
+        """Section and field in the spec, or why there is none."""
+        place = RESERVED_ARGUMENTS.get(key, "")
+        is_training = self.draft.command == "train"
+        if isinstance(place, tuple) and place[0] == "model":
+            return place
+        if place and is_training and key == "infer_backend" and value == "huggingface":
+            return "it is the default"
+        if isinstance(place, tuple) and place[0] == "" and is_training:
+            return key, key
+        return place if isinstance(place, str) and place and is_training else (self.section, key)
 
-    def _placed(self, key: str, value: Any) -> tuple[str, str, Any]:
-        """Section, field and value in the spec."""
-        if key in MODEL_PLACES:
-            is_path = key in ("model_name_or_path", "adapter_name_or_path") and isinstance(value, str)
-            found = self._found(value) if is_path else None
-            is_here = found is None or found == self.root / value
-            return "model", MODEL_PLACES[key], value if is_here else str(found)
-        if self.draft.command == "train" and key in _TOP:
-            return key, key, value if key == "seed" else self._datasets(value)
-        return self.section, key, self._absolute(key, value) if key in _PATHS else value
+    def _value(self, key: str, value: Any) -> Any:
+        if key in ("model_name_or_path", "adapter_name_or_path") and isinstance(value, str):
+            found = self._found(value)
+            return value if found is None or found == self.workspace.root / value else str(found)
+        if key in ("dataset", "eval_dataset") and self.draft.command == "train":
+            return self._datasets(value)
+        return self._absolute(key, value) if key in _PATHS else value
 
     def _add_defaults(self) -> None:
         """What the original leaves to defaults that a spec has other ones for."""
@@ -208,26 +183,28 @@ class _Import:
             reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
             self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
 
-    def _add_environment(self, section: str) -> None:
-        variables, kept = dict(self.draft.environment), dict[str, str]()
-        for name, key in _FIELDS.get(self.draft.command, {}).items():
-            if name in variables and not (key in _TEXTS and _unknown(variables[name])):
-                text = str(variables.pop(name))
-                is_number = key not in _TEXTS and text.isdecimal() and text.isascii()
-                self._put(section, key, int(text) if is_number else text)
-        is_torchrun = variables.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")
-        if is_torchrun and self.expected.get("compute", {}).keys() - {"devices"}:
-            del variables["FORCE_TORCHRUN"]  # these fields say it
-        for name, value in variables.items():
-            reason = _RESERVED.get(name)
+    def _add_environment(self) -> None:
+        section = "serve" if self.draft.command == "api" else "compute"
+        kept = dict[str, str]()
+        for name, value in self.draft.environment.items():
+            place = (section, "devices") if name == "CUDA_VISIBLE_DEVICES" else _ENVIRONMENT.get(name)
+            is_unknown = isinstance(value, Word) and bool(value.unknown)
+            if isinstance(place, tuple) and place[0] == section and self.draft.command != "export":
+                if not (is_unknown and place[1] in _TEXTS):
+                    is_number = place[1] not in _TEXTS and value.isdecimal() and value.isascii()
+                    self._put(*place, int(value) if is_number else str(value))
+                    continue
             if is_secret(name):
                 self.notes.append(f"not taken over: {name}, a secret by its name (export it yourself)")
-            elif _unknown(value):
+            elif is_unknown:
                 self.notes.append(f"not taken over: {name}={value} (only running the script would tell its value)")
-            elif reason or self.draft.command != "train":
-                self.notes.append(f"not taken over: {name}={value} ({reason or 'export it before `orchestrator`'})")
+            elif place or self.draft.command != "train":
+                reason = place if isinstance(place, str) else "export it before `orchestrator`"
+                self.notes.append(f"not taken over: {name}={value} ({reason})")
             else:
                 kept[name] = str(value)
+        if self.expected.get("compute", {}).keys() - {"devices"} and _is_on(kept.get("FORCE_TORCHRUN")):
+            del kept["FORCE_TORCHRUN"]  # these fields say it
         if kept:
             self._put("compute", "env", kept)
 
@@ -238,17 +215,20 @@ class _Import:
         if not isinstance(value, str) or not value.strip() or is_json or Path(value).is_absolute():
             return value
         found = self._found(value)
-        if key == "export_dir" and self.draft.bases[0] == self.root:
+        if key == "export_dir" and self.draft.bases[0] == self.workspace.root:
             return value
         if found is None and _PATHS[key]:
             found = self.draft.bases[0] / value
         if found is None and (key in ("deepspeed", "fsdp_config") or value.startswith(".")):
-            self.notes.append(f"{key}: {value!r} is not there, looked for from {_shown(self.draft.bases)}")
+            self.notes.append(f"{key}: {value!r} is not there, looked for from {self._looked_in()}")
         return value if found is None else str(found)
 
     def _found(self, value: str) -> Path | None:
         paths = (base / expanded(value) for base in self.draft.bases)
         return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110 - Path's raises for long names
+
+    def _looked_in(self) -> str:
+        return ", ".join(map(str, self.draft.bases[:3]))
 
     # datasets
 
@@ -268,8 +248,8 @@ class _Import:
         self.notes += [f"dataset {name}: {note}" for note in notes]
         if any(entry.llamafactory.column(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
-        stem = _file_name(name, 56) or "dataset"
-        free, number = stem, 1
+        free = stem = _file_name(name, 56) or "dataset"
+        number = 1
         while (same := self._is_same(free, entry)) is False:
             number += 1
             free = f"{stem}-{number}"
@@ -295,44 +275,25 @@ class _Import:
         given, folder = self.draft.arguments.get("dataset_dir", "data"), self.draft.bases[0]
         if given == "ONLINE":
             return {"hf_hub_url": name}, folder
-        info: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-        reason = f"dataset_dir {given!r} was not read"
+        info, reason = given, f"dataset_dir {given!r} was not read"
         if isinstance(given, str) and not given.startswith("REMOTE:"):
             paths = [base / given / "dataset_info.json" for base in self.draft.bases]
             path = next((path for path in paths if path.is_file()), None)
-            if path is None:
-                place = f"{given}/dataset_info.json was not found from {_shown(self.draft.bases)}"
-                reason = f"{place}; --cwd names the folder it was started in"
-                if self._has_entry(name):
-                    return None, folder
-            else:
-                info, folder, reason = _read_info(path), path.parent.absolute(), f"{path} does not have it"
-        value = info.get(name)
+            if path is None and self._has_entry(name):
+                return None, folder
+            reason = f"{given}/dataset_info.json was not found from {self._looked_in()}; --cwd names the folder"
+            if path is not None:
+                info, folder, reason = read_json(path), path.parent.absolute(), f"{path} does not have it"
+        value = info.get(name) if isinstance(info, Mapping) else None
         if isinstance(value, Mapping):
             return value, folder
         self.notes.append(f"dataset {name} has no entry: {reason}")
         return None, folder
 
 
-def _unknown(value: str) -> bool:
-    return isinstance(value, Word) and bool(value.unknown)
+def _is_on(value: str | None) -> bool:
+    return (value or "").lower() in ("true", "y", "1")  # as LLaMA-Factory's is_env_enabled
 
 
 def _file_name(text: str, length: int) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:length]
-
-
-def _shown(folders: Sequence[Path]) -> str:
-    return ", ".join(map(str, folders[:3])) + (", ..." if len(folders) > 3 else "")
-
-
-def _read_info(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.stat().st_size > MAX_INFO_BYTES:
-            raise SpecError(f"{path} has more than {MAX_INFO_BYTES} bytes")
-        info = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
-    if not isinstance(info, Mapping):
-        raise SpecError(f"{path} holds no mapping of datasets")
-    return info

@@ -35,14 +35,15 @@ _SILENT = _SHELLS | {"nohup", "time", "exec", "command", "env", "$", "setsid", "
 _PYTHON = re.compile(r"pythonw?[0-9.]*")
 _LOOKED_UP = re.compile(r"(?:\$\(|`)\s*(?:which|command -v|type -p)\s+(\S+?)\s*[)`]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-_ODD_BLANK = re.compile("[\u00a0\u2007\u202f\u3000]")
 _MENTION = re.compile(r"llamafactory-cli|\blmf\s|\btrain(?:_bash)?\.py\b|llamafactory\.(?:cli|launcher)\b")
-# Options of torchrun and deepspeed that have a variable, or need none.
-_HARMLESS = ("standalone", "use_env", "user_args", "force_multi", "no_local_rank")
-_ELASTIC = ("rdzv_backend", "rdzv_id", "rdzv_conf", "max_restarts")
-_OPTIONS = (
-    "nnodes", "num_nodes", "nproc_per_node", "num_gpus", "num_accelerators", "node_rank", "master_addr", "master_port",
-    "rdzv_endpoint", "include", *_HARMLESS, *_ELASTIC,
+# Options of torchrun and deepspeed that have a variable of LLaMA-Factory's launcher, and those that need none.
+_VARIABLES = {
+    "nnodes": "NNODES", "num_nodes": "NNODES", "nproc_per_node": "NPROC_PER_NODE", "num_gpus": "NPROC_PER_NODE",
+    "num_accelerators": "NPROC_PER_NODE", "node_rank": "NODE_RANK", "master_addr": "MASTER_ADDR",
+    "master_port": "MASTER_PORT",
+}  # fmt: skip
+_NEEDLESS = (
+    "standalone", "use_env", "user_args", "force_multi", "no_local_rank", "rdzv_backend", "rdzv_id", "rdzv_conf",
 )  # fmt: skip
 
 
@@ -75,15 +76,15 @@ def read_invocations(
         SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
     """
     found: list[Invocation] = []
-    before, ended = None, ""
+    before, last_line = None, 0
     for command, outer in _unwrapped(read_commands(text, place, folder), place):
         if command.is_rest and before is not None:
-            words, reason = " ".join(command.words), "not taken over, as the command before it had ended"
-            before.notes.append(f"line {command.line}: {words}: {reason} ({ended})")
+            reason = f"not taken over: the command before it ended in line {last_line}"
+            before.notes.append(f"line {command.line}: {' '.join(command.words)}: {reason}")
         elif not command.is_rest:
             before = _invocation(command, outer, place, arguments)
             found += [before] if before else []
-        ended = command.ended
+        last_line = command.last_line
     return found
 
 
@@ -92,29 +93,23 @@ def unread_lines(text: str, place: str) -> list[str]:
     commands, reasons = read_commands(text, place), []
     for number, line in enumerate(text.split("\n"), 1):
         found = next((each for each in commands if each.line <= number <= each.last_line), None)
-        reason = f"it is read as words of `{found.words[0]}`" if found else "it is a part of something else"
-        if line.lstrip().startswith("#"):
-            reason = "it is a comment"
-        elif _ODD_BLANK.search(line):
-            reason = "it holds a no-break space, which is no blank to a shell"
         if _MENTION.search(line):
-            reasons.append(f"line {number} names LLaMA-Factory, but {reason}")
+            reason = f"as words of {str(found.words[0])!r}" if found else "as a comment, or a part of something else"
+            reasons.append(f"line {number} names LLaMA-Factory, but is read {reason}")
     return reasons[:3]
 
 
 def _unwrapped(commands: Sequence[Command], place: str, depth: int = 0) -> Iterator[tuple[Command, list[str]]]:
-    """Each command, or those within `bash -c TEXT` and `eval TEXT`; and the words before that TEXT."""
+    """Each command, or those within `bash -c TEXT`; and the words before that TEXT."""
     for command in commands:
         words, where = command.words, f"{place}, line {command.line}"
-        is_eval = words[0] == "eval"
-        at = next((at for at, word in enumerate(words) if is_eval or _name(word) in _SHELLS), len(words)) + 1
-        while not is_eval and at < len(words) and words[at].startswith("-"):
+        at = next((at for at, word in enumerate(words) if _name(word) in _SHELLS), len(words)) + 1
+        while at < len(words) and words[at].startswith("-"):
             at += 1
-        if at >= len(words) or not (is_eval or re.fullmatch("-[a-z]*c", words[at - 1])) or depth == 3:
+        if at >= len(words) or not re.fullmatch("-[a-z]*c", words[at - 1]) or depth == 3:
             yield command, []
             continue
-        text = " ".join(words[at:]) if is_eval else words[at]
-        for inner, outer in _unwrapped(read_commands(text, where), where, depth + 1):
+        for inner, outer in _unwrapped(read_commands(words[at], where), where, depth + 1):
             environment, comments = command.environment | inner.environment, [*command.comments, *inner.comments]
             moved = replace(inner, environment=environment, comments=comments, line=command.line)
             yield moved, [*words[:at], *outer]
@@ -141,7 +136,6 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
     given = parse_words(rest if name in _READS_ARGUMENTS else [], name, arguments, f"{place}, line {command.line}")
     if name not in _READS_ARGUMENTS and (rest or name not in _COMMANDS):
         notes.append(f"{' '.join([name, *rest])}: no command of LLaMA-Factory that reads arguments")
-    notes += [f"{word!r} holds a no-break space, which ends no word" for word in rest if _ODD_BLANK.search(word)]
     parts = dict.fromkeys(part for word in [*command.words, *command.environment.values()] for part in word.unknown)
     texts = "\n".join(given.notes)
     notes += [*given.notes, *(text for part in parts if (text := f"{part}: {UNRESOLVED}") not in texts)]
@@ -199,35 +193,28 @@ def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
     """LLaMA-Factory's variables for the options of torchrun or deepspeed, and a note for what has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in _OPTIONS:
+    for name in (*_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include"):
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
-    namespace, extra = parser.parse_known_args(words)
+    namespace, left = parser.parse_known_args(words)
     given: dict[str, str] = vars(namespace)
-    environment, notes = {"FORCE_TORCHRUN": "1"}, list[str]()
-    nodes = given.pop("nnodes", given.get("num_nodes", "1"))
-    processes = given.pop("nproc_per_node", given.get("num_gpus", given.get("num_accelerators", "")))
-    processes = processes or ("1" if launcher == "torchrun" else "-1")
-    if processes not in ("gpu", "auto", "-1"):  # else all devices, as LLaMA-Factory's launcher takes of itself
-        environment["NPROC_PER_NODE"] = processes
+    found = {_VARIABLES[name]: value for name, value in given.items() if name in _VARIABLES}
+    host, _, port = given.get("rdzv_endpoint", "").partition(":")
+    if host:
+        found = {"MASTER_ADDR": host, "MASTER_PORT": port or "29400", **found}
+    least, _, most = found.get("NNODES", "1").partition(":")
+    if least in ("1", "-1") and most in ("", "1"):  # how machines meet means nothing to one
+        port = given.get("master_port", "")
+        found = {key: value for key, value in found.items() if key == "NPROC_PER_NODE"}
+        found |= {"MASTER_PORT": port} if port not in ("", "0") else {}
+    elif most not in ("", least):
+        left.append(f"--nnodes {found.pop('NNODES')}")
+    if found.setdefault("NPROC_PER_NODE", "1" if launcher == "torchrun" else "-1") in ("gpu", "auto", "-1", ""):
+        del found["NPROC_PER_NODE"]  # all devices, as LLaMA-Factory's launcher takes of itself
     devices = re.fullmatch(r"(?:localhost|127\.0\.0\.1):([0-9]+(?:,[0-9]+)*)", given.get("include", ""))
     if devices:
-        environment |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
-        del given["include"]
-    host, _, port = given.pop("rdzv_endpoint", "").partition(":")
-    rendezvous = {"NODE_RANK": given.pop("node_rank", ""), "MASTER_ADDR": given.pop("master_addr", host)}
-    own_port = given.pop("master_port", "")
-    least, _, most = nodes.partition(":")
-    if least in ("1", "-1") and most in ("", "1"):  # how machines meet means nothing to one
-        environment |= {"MASTER_PORT": own_port} if own_port not in ("", "0") else {}
-    else:
-        is_elastic = most not in ("", least)
-        rendezvous |= {"NNODES": "" if is_elastic else least, "MASTER_PORT": own_port or port or "29400" * bool(host)}
-        environment |= {name: value for name, value in rendezvous.items() if value}
-        dropped = [f"nnodes {nodes}"] * is_elastic + [f"{name} {given[name]}" for name in _ELASTIC if name in given]
-        reason = "nothing is elastic here: the run is launched on each machine, with its compute.node_rank"
-        notes += [f"{launcher}'s {', '.join(dropped)}: {reason}"] if dropped else []
-    own = ("num_nodes", "num_gpus", "num_accelerators", *_HARMLESS, *_ELASTIC)
-    left = [f"{name} {value}" for name, value in given.items() if name not in own]
-    left += [word for word in extra if not (isinstance(word, Word) and word.is_open)]
-    notes += [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
-    return environment, notes
+        found |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
+    elif "include" in given:
+        left.append(f"--include {given['include']}")
+    left = [word for word in left if not (isinstance(word, Word) and word.is_open)]
+    notes = [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
+    return {"FORCE_TORCHRUN": "1", **found}, notes

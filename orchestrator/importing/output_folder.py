@@ -4,7 +4,6 @@ training_args.yaml, which LLaMA Board leaves, is complete. Without it: adapter_c
 model card. training_args.bin is never opened: it is pickled, and unpickling runs code.
 """
 
-import json
 import math
 import os
 import re
@@ -14,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.files import json_mapping, read_file
 from orchestrator.importing.config_file import Comments, read_config
 from orchestrator.importing.importer import Draft
 from orchestrator.runs.rundir import RunDir
@@ -38,7 +38,11 @@ _CARD = {
 }  # fmt: skip
 _BATCH_SIZES = {f"{kind}_batch_size": f"per_device_{kind}_batch_size" for kind in ("train", "eval")}
 _HEADING = "The following hyperparameters were used during training:\n"
-_ADAM = re.compile(r"Use (\S+) with betas=\(([^,()]+),([^,()]+)\) and epsilon=(\S+)(?: and optimizer_args=(.*))?")
+_OPTIMIZER = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+_ADAM = re.compile(
+    r"Use (?:OptimizerNames\.)?(\S+) with betas=\(([^,()]+),([^,()]+)\) and epsilon=(\S+)"
+    r"(?: and optimizer_args=(?:No additional optimizer arguments|(.*)))?"
+)
 _NEEDED = ("model_name_or_path", "finetuning_type", "dataset", "learning_rate", "seed")
 # What no file tells, for the reader to fill in.
 UNKNOWN = (
@@ -53,10 +57,6 @@ UNKNOWN = (
 def read_output_folder(folder: Path, arguments: Mapping[str, Argument]) -> Draft:
     """What an output folder, or a checkpoint within one, tells: each argument with a comment that names its file.
 
-    Args:
-        folder: the output folder.
-        arguments: LLaMA-Factory's, by name.
-
     Raises:
         SpecError: nothing in it tells of a training, or it belongs to a run of ours.
     """
@@ -65,18 +65,14 @@ def read_output_folder(folder: Path, arguments: Mapping[str, Argument]) -> Draft
         if run.record.is_file() and run.spec.is_file() and {folder, folder.parent} & {run.path, run.output}:
             message = f"{folder} belongs to the run {run.path.name}, which has its spec"
             raise SpecError(message, f"orchestrator rerun {run.path.name}, or copy {run.spec}")
-    try:
-        return _Folder(folder, arguments).read()
-    except OSError as error:  # a folder that may not be looked into
-        raise SpecError(f"{folder} cannot be read: {error}") from error
+    return _Folder(folder, arguments).read()
 
 
 class _Folder:
     """One folder, while it is read. The first file that has an argument is believed."""
 
     def __init__(self, folder: Path, arguments: Mapping[str, Argument]) -> None:
-        self.folder = folder
-        self.known = arguments
+        self.folder, self.known = folder, arguments
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
         self.notes: list[str] = []
@@ -94,17 +90,15 @@ class _Folder:
             except SpecError as error:
                 self.notes.append(f"{self._label(path)} was not read: {error.message}")
         self._adapter()
-        state, source = self._mapping("trainer_state.json", MAX_STATE_BYTES)
+        state, source = self._mapping("trainer_state.json")
         for name in ("logging_steps", "save_steps"):
             self._add(name, state.get(name), source)
         self._card(state.get("train_batch_size"), source)
         if self._find("llamaboard_config.yaml"):
             self.notes.append("llamaboard_config.yaml, a form of LLaMA Board, was not read")
         if not self.values:
-            looked_for = (
-                "training_args.yaml, adapter_config.json, trainer_state.json or README.md that tells of a training"
-            )
-            raise SpecError("\n  ".join([f"{place} has no {looked_for}", *self.notes]), "give a training's output_dir")
+            heads = f"{place} has no training_args.yaml, adapter_config.json, trainer_state.json or model card to read"
+            raise SpecError("\n  ".join([heads, *self.notes]), "give a training's output_dir")
         missing = ", ".join(name for name in _NEEDED if name not in self.values)
         unknown = [*([f"{missing}: in no file here"] if missing else []), *UNKNOWN]
         beside = {name: f"# from {source}" for name, source in self.sources.items()}
@@ -113,7 +107,7 @@ class _Folder:
         return Draft("train", values, place, comments=comments, environment=self.environment, notes=self.notes)
 
     def _adapter(self) -> None:
-        config, source = self._mapping("adapter_config.json", MAX_TEXT_BYTES)
+        config, source = self._mapping("adapter_config.json")
         self._add("model_name_or_path", config.get("base_model_name_or_path") or None, source)
         self._add("model_revision", config.get("revision"), source)
         if config.get("peft_type") == "LORA":
@@ -130,16 +124,14 @@ class _Folder:
 
     def _card(self, state_batch_size: Any, state_source: str) -> None:
         """README.md, the card that transformers and peft write; that of a checkpoint has no list."""
-        paths = [each / "README.md" for each in self.folders]
-        texts = [(self._text(path), self._label(path)) for path in paths if path.is_file()]
+        paths = [path for each in self.folders if (path := each / "README.md").is_file()]
+        texts = [(self._text(path), self._label(path)) for path in paths]
         text, source = next((each for each in texts if _HEADING in each[0]), texts[0] if texts else ("", ""))
         base_model, tags = _head(text)
-        listed = _list(text)
         self._add("model_name_or_path", base_model or None, source)
-        is_llamafactory = "llama-factory" in tags or any(
-            (each / "trainer_log.jsonl").is_file() for each in self.folders
-        )
-        if is_llamafactory:  # each process has one device, so that a process's batch size is a device's
+        names = dict(_CARD)
+        if "llama-factory" in tags or any((each / "trainer_log.jsonl").is_file() for each in self.folders):
+            names |= _BATCH_SIZES  # each process has one device, so that a process's batch size is a device's
             method = next((tag for tag in ("lora", "freeze", "full") if tag in tags), None)
             self._add("finetuning_type", method, source)
             self._add("dataset", _datasets(text) or None, source)
@@ -147,14 +139,14 @@ class _Folder:
         else:
             reason = "so dataset and batch sizes were not read, and other names may mean other things"
             self.notes.append(f"nothing here shows that LLaMA-Factory made it, {reason}")
-        for key, name in {**_CARD, **(_BATCH_SIZES if is_llamafactory else {})}.items():
+        lines = text.partition(_HEADING)[2].lstrip("\n").partition("\n\n")[0].splitlines()
+        listed = {key: value for key, _, value in (line[2:].partition(": ") for line in lines if line[:2] == "- ")}
+        for key, name in names.items():
             self._add(name, self._typed(name, listed.get(key)), source)
         self._add("fp16", True if listed.get("mixed_precision_training") == "Native AMP" else None, source)
         if found := _ADAM.fullmatch(listed.get("optimizer", "")):
-            self._add("optim", found[1].removeprefix("OptimizerNames.").lower(), source)
-            for name, text in zip(("adam_beta1", "adam_beta2", "adam_epsilon"), found.groups()[1:4], strict=True):
-                self._add(name, self._typed(name, text), source)
-            self._add("optim_args", None if found[5] == "No additional optimizer arguments" else found[5], source)
+            for name, value in zip(_OPTIMIZER, (found[1].lower(), *found.groups()[1:]), strict=True):
+                self._add(name, self._typed(name, value), source)
         elif "optimizer" in listed:
             self.notes.append(f"optim: {source} has {_shown(listed['optimizer'])}, which was not read")
         if re.fullmatch(r"[2-9]|\d{2,4}", devices := listed.get("num_devices", "")):
@@ -165,8 +157,7 @@ class _Folder:
         """One argument; a value that does not fit is noted and dropped."""
         if value is None:
             return
-        argument = self.known.get(name)
-        value = argument.typed(value) if argument else value
+        value = self.known[name].typed(value) if name in self.known else value
         texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
         problem = argument_problem(name, value, "train", self.known) or ""
         if isinstance(value, float) and not math.isfinite(value):
@@ -174,9 +165,8 @@ class _Folder:
         elif any(len(each) > MAX_VALUE_CHARS or not each.isprintable() for each in texts):
             problem = "it is no text of one line"
         if problem:
-            self.notes.append(
-                f"{source} has {name}: {_shown(value)}, not taken over: {' '.join(problem.split())[:200]}"
-            )
+            reason = " ".join(problem.split())[:200]
+            self.notes.append(f"{source} has {name}: {_shown(value)}, not taken over: {reason}")
         elif name not in self.values:
             self.values[name], self.sources[name] = value, source
         elif self.values[name] != value:
@@ -198,28 +188,21 @@ class _Folder:
     def _label(self, path: Path) -> str:
         return os.path.relpath(path, self.folder)
 
-    def _text(self, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
-        """A file's text; '' and a note where it is too large."""
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            self.notes.append(f"{self._label(path)} was not read: it has more than {max_bytes:,} bytes")
+    def _text(self, path: Path) -> str:
+        """A file's text; '' and a note where it cannot be read."""
+        try:
+            return read_file(path, MAX_TEXT_BYTES).decode("utf-8", "replace")
+        except (OSError, OrchestratorError) as error:
+            self.notes.append(str(error))
             return ""
-        return data.decode("utf-8", "replace")
 
-    def _mapping(self, name: str, max_bytes: int) -> tuple[dict[str, Any], str]:
+    def _mapping(self, name: str) -> tuple[dict[str, Any], str]:
         """A JSON file's mapping and what the file is called; {} and a note where it has none."""
         path = self._find(name)
-        if path is None or not (text := self._text(path, max_bytes)):
-            return {}, name
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            self.notes.append(f"{self._label(path)} was not read: it holds no JSON mapping")
-            found = {}
-        return found, self._label(path)
+        found = json_mapping(path, MAX_STATE_BYTES) if path else {}
+        if path and found is None:
+            self.notes.append(f"{self._label(path)} was not read: it is too large, or holds no JSON mapping")
+        return found or {}, self._label(path) if path else name
 
 
 def _head(text: str) -> tuple[str, list[str]]:
@@ -243,12 +226,6 @@ def _datasets(text: str) -> str | list[str]:
     found = re.search(r".*(?:\)|from scratch) on the (.*) (datasets?)\.$", sentence)
     first, _, last = found[1].rpartition(" and the ") if found else ("", "", "")
     return [] if found is None else found[1] if found[2] == "dataset" else [*first.split(", the "), last]
-
-
-def _list(text: str) -> dict[str, str]:
-    """The '- name: value' lines below the heading of a card's hyperparameters."""
-    lines = text.partition(_HEADING)[2].lstrip("\n").partition("\n\n")[0].splitlines()
-    return {key: value for key, mark, value in (line[2:].partition(": ") for line in lines if line[:2] == "- ") if mark}
 
 
 def _shown(value: Any) -> str:

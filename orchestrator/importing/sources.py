@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, SpecError
-from orchestrator.files import expanded
+from orchestrator.files import expanded, read_file
 from orchestrator.importing.command_line import UNRESOLVED
 from orchestrator.importing.config_file import Comments, read_config
 from orchestrator.importing.importer import Draft
@@ -19,7 +19,7 @@ from orchestrator.importing.launchers import Invocation, read_invocations, unrea
 from orchestrator.importing.output_folder import read_output_folder
 from orchestrator.importing.shell_words import Word
 from orchestrator.specs.arguments import Argument
-from orchestrator.specs.compute_spec import is_secret
+from orchestrator.specs.secrets import is_secret
 from orchestrator.upstream.ask import ask
 from orchestrator.upstream.installation import Installation
 
@@ -37,10 +37,7 @@ _OTHERS = {
         "accelerate's configuration, not LLaMA-Factory's",
         "import the command that starts the training with it",
     ),
-    ("train_dataset", "peft_config", "sample_backend"): (
-        "a configuration of LLaMA-Factory's v1 (USE_V1=1), which has other commands and arguments, and no api server",
-        "",
-    ),
+    ("train_dataset", "peft_config", "sample_backend"): ("a configuration of LLaMA-Factory's v1 (USE_V1=1)", ""),
 }
 
 
@@ -52,10 +49,10 @@ def read_source(
     arguments: Mapping[str, Argument],
     installation: Installation,
 ) -> Draft:
-    """What the words of `import` mean.
+    """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
     Args:
-        words: a file, a folder, - for stdin, or a command, in one word or several.
+        words: these.
         cwd: the folder that the command was run in. None: the current one, or one above the file.
         line: which of several commands of a script.
         arguments: LLaMA-Factory's, by name.
@@ -184,12 +181,9 @@ def _without_secrets(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1).decode("utf-8-sig")
+        return read_file(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _is(path: Path, kind: str) -> bool:

@@ -97,17 +97,16 @@ class _Classes:
         found: dict[str, Argument] = {}
         for base in reversed(node.bases):
             # A base of the same name is the one of the other modules.
-            label = last_name(base)
+            label = _last_name(base)
             found |= self.elsewhere.get(label, {}) if label == name else self.fields(label)
         constants: dict[str, Any] = {}
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 key = statement.target.id
-                if last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
+                if _last_name(statement.annotation) == "ClassVar" or _is_set_later(statement.value):
                     found.pop(key, None)
                 else:
-                    declared = _Declared(statement.value, constants, self.enums)
-                    found[key] = self._argument(key, statement.annotation, declared)
+                    found[key] = self._argument(key, statement.annotation, statement.value, constants)
             else:
                 constants |= self._assigned(statement)
         return found
@@ -125,17 +124,20 @@ class _Classes:
             return {target.id: value for target in statement.targets if isinstance(target, ast.Name)}
         return {}
 
-    def _argument(self, name: str, annotation: ast.expr, declared: "_Declared") -> Argument:
+    def _argument(
+        self, name: str, annotation: ast.expr, value: ast.expr | None, constants: Mapping[str, Any]
+    ) -> Argument:
+        default, text, listed = self._declared(value, constants)
         kinds: set[str] = set()
         literals: list[Any] = []
         members: list[str] = []
         optional, known = False, True
-        for part in alternatives(annotation):
-            label = last_name(part)
+        for part in _alternatives(annotation):
+            label = _last_name(part)
             if (isinstance(part, ast.Constant) and part.value is None) or label == "NoneType":
                 optional = True
             elif label == "Literal" and isinstance(part, ast.Subscript):
-                literals += [each.value for each in items_of(part.slice) if isinstance(each, ast.Constant)]
+                literals += [each.value for each in ast.walk(part.slice) if isinstance(each, ast.Constant)]
             elif label in self.enums:
                 members += self.enums[label].values()
             elif label in _KINDS:
@@ -148,41 +150,31 @@ class _Classes:
         # any text.
         closed = bool(members or values) and not (kinds - {"str"}) and not (values and kinds)
         choices = tuple(dict.fromkeys([*members, *values])) if closed and known else None
-        choices = choices or declared.choices
+        choices = choices or listed
         kinds |= {kind_of(value) for value in [*members, *values]}
         if name in self.split or (not self.split and "str" in kinds and not closed):
             kinds.add("list")
         checked = frozenset(kinds) if known else frozenset[str]()
-        return Argument(name, checked, choices, optional, frozenset(), declared.default, declared.help)
+        return Argument(name, checked, choices, optional, frozenset(), default, text)
 
-
-class _Declared:
-    """What stands right of a field's '=': a value, or field(default=..., metadata={"help": ..., "choices": ...})."""
-
-    def __init__(
-        self, value: ast.expr | None, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]
-    ) -> None:
-        self.default: Any = COMPUTED
-        self.help = ""
-        self.choices: tuple[str, ...] | None = None
-        if not (isinstance(value, ast.Call) and last_name(value.func) == "field"):
-            self.default = COMPUTED if value is None else _literal(value, constants, enums)
-            return
-        for keyword in value.keywords:
-            if keyword.arg == "default":
-                self.default = _literal(keyword.value, constants, enums)
-            elif keyword.arg == "default_factory":
-                self.default = _made(keyword.value, constants, enums)
-            elif keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
-                pairs = zip(keyword.value.keys, keyword.value.values, strict=True)
-                metadata = {_text(key): _literal(item, constants, enums) for key, item in pairs}
-                text, listed = metadata.get("help"), metadata.get("choices")
-                self.help = " ".join(text.split()) if isinstance(text, str) else ""
-                self.choices = tuple(listed) if isinstance(listed, list) else None
-
-
-def _text(node: ast.expr | None) -> str:
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    def _declared(
+        self, value: ast.expr | None, constants: Mapping[str, Any]
+    ) -> tuple[Any, str, tuple[str, ...] | None]:
+        """Default, help and choices: of a value, or field(default=..., metadata={"help": ..., "choices": ...})."""
+        if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
+            return COMPUTED if value is None else _literal(value, constants, self.enums), "", None
+        keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+        factory, metadata = keywords.get("default_factory"), keywords.get("metadata")
+        default = _literal(keywords["default"], constants, self.enums) if "default" in keywords else COMPUTED
+        if isinstance(factory, ast.Lambda):
+            default = _literal(factory.body, constants, self.enums)
+        elif factory is not None:
+            default = {"list": [], "dict": {}}.get(_last_name(factory), COMPUTED)
+        pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+        about = {ast.unparse(key).strip("'"): _literal(item, constants, self.enums) for key, item in pairs if key}
+        text, listed = about.get("help"), about.get("choices")
+        text = " ".join(text.split()) if isinstance(text, str) else ""
+        return default, text, tuple(listed) if isinstance(listed, list) else None
 
 
 def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]) -> Any:
@@ -190,7 +182,7 @@ def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, d
     if isinstance(node, ast.Name):
         return constants.get(node.id, COMPUTED)
     if isinstance(node, ast.Attribute):
-        return enums.get(last_name(node.value), {}).get(node.attr, COMPUTED)
+        return enums.get(_last_name(node.value), {}).get(node.attr, COMPUTED)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):  # a long help text; 768 * 768
         left, right = _literal(node.left, constants, enums), _literal(node.right, constants, enums)
         if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
@@ -204,18 +196,11 @@ def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, d
     return list(value) if isinstance(value, tuple) else value
 
 
-def _made(factory: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]) -> Any:
-    """What a default_factory makes: list, dict, or a lambda of a plain value."""
-    if isinstance(factory, ast.Lambda):
-        return _literal(factory.body, constants, enums)
-    return {"list": [], "dict": {}}.get(last_name(factory), COMPUTED)
-
-
 def _holds(test: ast.expr, versions: Mapping[str, str]) -> bool | None:
     """Whether a condition on torch holds in the installation; None: it is about something else."""
-    if isinstance(test, ast.Call) and last_name(test.func) == "is_torch_available":
+    if isinstance(test, ast.Call) and _last_name(test.func) == "is_torch_available":
         return "torch" in versions
-    wanted = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", last_name(test))
+    wanted = re.fullmatch(r"is_torch_greater_or_equal_than_(\d+)_(\d+)", _last_name(test))
     have = re.match(r"(\d+)\.(\d+)", versions.get("torch", ""))
     if wanted is None or have is None:
         return None
@@ -228,13 +213,13 @@ def _enums(paths: Iterable[Path], modules: Iterable[ast.Module]) -> dict[str, di
     found: dict[str, dict[str, str]] = {}
     for tree in trees:
         for node in tree.body:
-            if isinstance(node, ast.ClassDef) and any(last_name(base).endswith("Enum") for base in node.bases):
+            if isinstance(node, ast.ClassDef) and any(_last_name(base).endswith("Enum") for base in node.bases):
                 members = {
-                    target.id: _text(each.value)
+                    target.id: each.value.value
                     for each in node.body
-                    if isinstance(each, ast.Assign) and _text(each.value)
+                    if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
                     for target in each.targets
-                    if isinstance(target, ast.Name)
+                    if isinstance(target, ast.Name) and isinstance(each.value.value, str)
                 }
                 if members:
                     found[node.name] = members
@@ -247,7 +232,7 @@ def _split_names(modules: Iterable[ast.Module]) -> frozenset[str]:
         argument.attr
         for module in modules
         for node in ast.walk(module)
-        if isinstance(node, ast.Call) and last_name(node.func) == "split_arg"
+        if isinstance(node, ast.Call) and _last_name(node.func) == "split_arg"
         for argument in node.args
         if isinstance(argument, ast.Attribute)
     )
@@ -263,34 +248,28 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 def _is_set_later(default: ast.expr | None) -> bool:
     """Whether a field is derived, not given: field(init=False)."""
-    return isinstance(default, ast.Call) and any(
-        keyword.arg == "init" and isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-        for keyword in default.keywords
-    )
+    keywords = default.keywords if isinstance(default, ast.Call) else ()
+    return any(each.arg == "init" and ast.unparse(each.value) == "False" for each in keywords)
 
 
-def alternatives(node: ast.expr) -> Iterator[ast.expr]:
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
     """The members of X | Y, Union[X, Y] and Optional[X], text annotations included."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield from alternatives(ast.parse(node.value, mode="eval").body)
+        yield from _alternatives(ast.parse(node.value, mode="eval").body)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        yield from alternatives(node.left)
-        yield from alternatives(node.right)
-    elif isinstance(node, ast.Subscript) and last_name(node) in ("Union", "Optional"):
-        for item in items_of(node.slice):
-            yield from alternatives(item)
-        if last_name(node) == "Optional":
+        yield from _alternatives(node.left)
+        yield from _alternatives(node.right)
+    elif isinstance(node, ast.Subscript) and _last_name(node) in ("Union", "Optional"):
+        for item in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
+            yield from _alternatives(item)
+        if _last_name(node) == "Optional":
             yield ast.Constant(None)
     else:
         yield node
 
 
-def items_of(node: ast.expr) -> list[ast.expr]:
-    return list(node.elts) if isinstance(node, ast.Tuple) else [node]
-
-
-def last_name(node: ast.expr) -> str:
+def _last_name(node: ast.expr) -> str:
     """'Optional' of typing.Optional[str]; '' of what has no name."""
     if isinstance(node, ast.Subscript):
-        return last_name(node.value)
+        return _last_name(node.value)
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

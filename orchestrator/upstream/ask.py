@@ -25,7 +25,7 @@ def ask(
         script: the name of a file in scripts/, without `.py`. It reads one JSON document from stdin and prints its
             answer as the last line of stdout: packages print there while they are imported.
         question: what JSON can hold.
-        timeout_s: seconds, the start of Python included; importing LLaMA-Factory takes 8 s on a slow machine.
+        timeout_s: the start of Python included; importing LLaMA-Factory takes 8 s on a slow machine.
         environment: variables set for the script, beside our own.
 
     Raises:

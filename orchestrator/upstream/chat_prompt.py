@@ -28,34 +28,26 @@ class ChatPrompt:
 
 
 def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> ChatPrompt:
-    """The prompt of training for a model.
-
-    Args:
-        arguments: LLaMA-Factory's, of the model section (specs.spec.model_arguments).
-        installation: LLaMA-Factory.
+    """The prompt of training for a model, of which `arguments` has LLaMA-Factory's.
 
     Raises:
         StageError: LLaMA-Factory cannot load the tokenizer; or no Jinja template gives the same prompt for this model.
     """
     try:
         answer = ask(installation.python, "chat_prompt", dict(arguments), timeout_s=TIMEOUT_S)
-        prompt = ChatPrompt(str(answer["chat_template"]), tuple(map(int, answer["stop_token_ids"])))
-        differences, vocabulary = list(answer["differences"]), int(answer["vocabulary"])
     except AskError as error:
         raise StageError(f"LLaMA-Factory gave no chat template: {error.message}", error.remedy) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StageError(f"LLaMA-Factory gave no chat template: {error!r}") from error
     template = arguments.get("template")
-    if differences:
-        trained, rendered = (escape_controls(text[:300]) for text in differences[0])
+    if answer["differences"]:
+        trained, rendered = (escape_controls(text[:300]) for text in answer["differences"][0])
         raise StageError(
             f"no Jinja template gives the prompt of template {template} for the tokenizer of "
             f"{arguments['model_name_or_path']}.\n  trained:  {trained}\n  rendered: {rendered}",
             "serve it with serve.backend: llamafactory",
         )
-    if any(number >= vocabulary for number in prompt.stop_token_ids):
+    if any(number >= answer["vocabulary"] for number in answer["stop_token_ids"]):
         raise StageError(
             f"template {template} ends an answer with a token that the model's tokenizer does not have",
             "serve it with serve.backend: llamafactory, or merged: serve.merge: true",
         )
-    return prompt
+    return ChatPrompt(answer["chat_template"], tuple(answer["stop_token_ids"]))

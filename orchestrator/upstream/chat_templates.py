@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from orchestrator.files import json_mapping
 from orchestrator.models.model_files import locate_model
@@ -60,15 +59,12 @@ def _read(template_file: Path, models_file: Path, stamps: tuple[int, ...]) -> Ch
     if not stamps[0]:
         return ChatTemplates()
     module = parse_source(template_file)
-    thinking = {_THINKS}
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == _THINKS for b in node.bases):
-            thinking.add(node.name)
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    thinking = {_THINKS, *(node.name for node in classes if _THINKS in map(ast.unparse, node.bases))}
     names: dict[str, bool] = {}  # and whether it is for models that think
-    for keywords in _calls(module, "register_template"):
-        name, kind = keywords.get("name"), keywords.get("template_class")
-        if isinstance(name, ast.Constant) and isinstance(name.value, str):
-            names[name.value] = isinstance(kind, ast.Name) and kind.id in thinking
+    for _, keywords in _calls(module, "register_template"):
+        kind = keywords.get("template_class")
+        names[_text(keywords.get("name"))] = isinstance(kind, ast.Name) and kind.id in thinking
     by_model = _by_model(parse_source(models_file)) if stamps[1] else {}
     return ChatTemplates(frozenset(names), frozenset(name for name, thinks in names.items() if thinks), by_model)
 
@@ -96,9 +92,10 @@ def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemp
     if first == named and len(named) == 1:
         (template,) = named
         return TemplateMatch(template, f"LLaMA-Factory lists {name} with {template}")
-    reasons = [
-        f"{where}, {name}, is listed {' and '.join(sorted(map(_as, listed)))}" for where, name, listed in matches
-    ]
+    reasons = []
+    for where, name, listed in matches:
+        ways = sorted(f"with {each}" if each else "as a base model" for each in listed)
+        reasons.append(f"{where}, {name}, is listed {' and '.join(ways)}")
     return TemplateMatch(None, f"which one is not clear: {'; '.join(reasons)}")
 
 
@@ -123,21 +120,17 @@ def template_sha256(installation: Installation, name: str) -> str | None:
     path = installation.package / "data" / "template.py" if installation.package else None
     if path is None or not path.is_file():
         return None
-    lines = path.read_text("utf-8").splitlines()
-    for statement in parse_source(path).body:
-        call = statement.value if isinstance(statement, ast.Expr) else None
-        for keyword in call.keywords if isinstance(call, ast.Call) else ():
-            if keyword.arg == "name" and isinstance(keyword.value, ast.Constant) and keyword.value.value == name:
-                text = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
-                return hashlib.sha256(text.encode()).hexdigest()
+    for statement, keywords in _calls(parse_source(path), "register_template"):
+        if _text(keywords.get("name")) == name:
+            lines = path.read_text("utf-8").splitlines()[statement.lineno - 1 : statement.end_lineno]
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return None
 
 
 def has_chat_template(folder: Path) -> bool:
     """Whether a model's tokenizer brings a chat template of its own."""
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    return bool(_config(folder, "tokenizer_config.json").get("chat_template"))
+    has_file = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    return has_file or bool((json_mapping(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
 def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
@@ -150,36 +143,26 @@ def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
         yield "the model's id", cached[1].replace("--", "/", 1)
     else:
         yield "the folder", _last_part(name_or_path)
-    config = _config(folder, "config.json")
+    config = json_mapping(folder / "config.json") or {}
     for key in ("_name_or_path", "_model_name_or_path"):
         name = config.get(key)
         if isinstance(name, str) and name.strip("/"):
             yield f"config.json's {key}", name
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a model; empty where it is missing or broken, which model_files reports."""
-    return json_mapping(folder / name) or {}
-
-
 def _last_part(name: str) -> str:
     return Path(name).name or name
-
-
-def _as(template: str | None) -> str:
-    return f"with {template}" if template else "as a base model"
 
 
 def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
     """register_model_group's models. Within a group, only chat models have its template, by marks in their names."""
     marks = _chat_marks(module.body)
     listed: dict[str, tuple[set[str], str | None]] = {}  # display name -> its hub ids and its template
-    for keywords in _calls(module, "register_model_group"):
-        models, template, multimodal = (keywords.get(key) for key in ("models", "template", "multimodal"))
-        group = template.value if isinstance(template, ast.Constant) and isinstance(template.value, str) else None
-        is_multimodal = isinstance(multimodal, ast.Constant) and multimodal.value is True
-        for name, sources in _items(models):
-            ids = {str(value.value) for _, value in _items(sources) if isinstance(value, ast.Constant)}
+    for _, keywords in _calls(module, "register_model_group"):
+        group = _text(keywords.get("template")) or None
+        is_multimodal = ast.unparse(keywords.get("multimodal", ast.Constant(False))) == "True"
+        for name, sources in _items(keywords.get("models")):
+            ids = {_text(value) for _, value in _items(sources)}
             is_chat = is_multimodal or any(mark in name for mark in marks)
             # As in the dict there: a later entry of a name replaces its ids, but a template that it had is kept.
             kept = listed[name][1] if name in listed else None
@@ -194,29 +177,26 @@ def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
 
 def _chat_marks(body: Iterable[ast.stmt]) -> tuple[str, ...]:
     """("-Chat", "-Instruct", ...), as register_model_group itself has them."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef) and node.name == "register_model_group":
-            for part in ast.walk(node):
-                if isinstance(part, ast.Tuple) and part.elts:
-                    values = [each.value for each in part.elts if isinstance(each, ast.Constant)]
-                    if len(values) == len(part.elts) and all(isinstance(each, str) for each in values):
-                        return tuple(map(str, values))
+    functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "register_model_group"]
+    for part in (part for function in functions for part in ast.walk(function)):
+        if isinstance(part, ast.Tuple) and part.elts and all(map(_text, part.elts)):
+            return tuple(map(_text, part.elts))
     return ()
 
 
-def _calls(module: ast.Module, function: str) -> Iterator[dict[str | None, ast.expr]]:
-    """The keywords of each call of a function among the module's own statements: docstrings hold examples."""
+def _calls(module: ast.Module, function: str) -> Iterator[tuple[ast.stmt, dict[str | None, ast.expr]]]:
+    """Each call of a function among the module's own statements, as docstrings hold examples; and its keywords."""
     for statement in module.body:
         call = statement.value if isinstance(statement, ast.Expr) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function:
-            yield {keyword.arg: keyword.value for keyword in call.keywords}
+            yield statement, {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+def _text(node: ast.expr | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _items(node: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
-    """Keys and values of a dict in the source; a key that is no text (DownloadSource.DEFAULT) by its last name."""
+    """Keys and values of a dict in the source; what is no text has no key."""
     if isinstance(node, ast.Dict):
-        for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant):
-                yield str(key.value), value
-            elif isinstance(key, ast.Attribute):
-                yield key.attr, value
+        yield from ((_text(key), value) for key, value in zip(node.keys, node.values, strict=True))

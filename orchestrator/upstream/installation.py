@@ -64,15 +64,9 @@ def find_installation() -> Installation:
     versions = {name.removesuffix("-kt"): version for name, version in found.versions.items()}
     training_args = (found.folders["transformers"] or cli) / "training_args.py"
     return Installation(
-        cli=cli,
-        python=found.python,
-        package=found.folders["llamafactory"],
-        training_args=training_args if training_args.is_file() else None,
-        versions=versions,
-        python_version=found.python_version,
-        cuda=found.cuda,
-        note=found.note,
-    )
+        cli, found.python, found.folders["llamafactory"], training_args if training_args.is_file() else None,
+        versions, found.python_version, found.cuda, found.note,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,11 +78,8 @@ class EnvironmentInfo:
     folders: dict[str, Path | None]
     """Of packages; None: that Python has none of the name."""
     versions: dict[str, str]
-    """Of distributions, those that are installed."""
     cuda: dict[str, str]
-    """Versions of CUDA's parts, as packages have them; torch's CUDA is the version that torch was built for."""
     note: str
-    """What is uncertain about it; '' where nothing is."""
 
 
 def inspect_environment(
@@ -105,14 +96,9 @@ def inspect_environment(
         found = ask(python, "environment", question, timeout_s=30)
         versions = {name: version for name, version in found["versions"].items() if version}
         torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
-        return EnvironmentInfo(
-            python=python,
-            python_version=found["python_version"],
-            folders={name: Path(folder) if folder else None for name, folder in found["folders"].items()},
-            versions={name: version for name, version in versions.items() if name not in _CUDA},
-            cuda={**torch, **{name: versions[name] for name in _CUDA if name in versions}},
-            note=note,
-        )
+        folders = {name: Path(folder) if folder else None for name, folder in found["folders"].items()}
+        cuda = torch | {name: versions.pop(name) for name in _CUDA if name in versions}
+        return EnvironmentInfo(python, found["python_version"], folders, versions, cuda, note)
     except AskError as error:
         raise PrerequisiteError(f"{cli} runs with {python}, which does not work: {error.message}", remedy) from error
     except (KeyError, TypeError) as error:
@@ -130,13 +116,12 @@ def program_named(variable: str, command: str) -> Path | None:
         return None
     given = expanded(named).absolute()
     candidates = [given / command, given / "bin" / command] if given.is_dir() else [given]
-    for candidate in candidates:
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return candidate
-    tried = " or ".join(map(str, candidates))
-    raise PrerequisiteError(
-        f"{variable}={named}: no program {tried}", f"set it to an environment's folder, its bin, or its {command}"
-    )
+    found = [path for path in candidates if path.is_file() and os.access(path, os.X_OK)]
+    if not found:
+        tried = " or ".join(map(str, candidates))
+        remedy = f"set it to an environment's folder, its bin, or its {command}"
+        raise PrerequisiteError(f"{variable}={named}: no program {tried}", remedy)
+    return found[0]
 
 
 def parse_source(path: Path) -> ast.Module:
@@ -152,15 +137,12 @@ def parse_source(path: Path) -> ast.Module:
 
 
 def _find_cli() -> Path:
-    if named := program_named(VARIABLE, COMMAND):
-        return named
     beside = Path(sys.executable).parent / COMMAND
-    if beside.is_file() and os.access(beside, os.X_OK):
-        return beside
-    on_path = shutil.which(COMMAND)
-    if on_path:
-        return Path(on_path).absolute()
-    raise PrerequisiteError(f"{COMMAND} not found: not beside {sys.executable}, not on PATH", _REMEDY)
+    on_path = str(beside) if os.access(beside, os.X_OK) else shutil.which(COMMAND)
+    found = program_named(VARIABLE, COMMAND) or (Path(on_path).absolute() if on_path else None)
+    if found is None:
+        raise PrerequisiteError(f"{COMMAND} not found: not beside {sys.executable}, not on PATH", _REMEDY)
+    return found
 
 
 def _python_of(cli: Path, remedy: str) -> tuple[Path, str]:

@@ -50,11 +50,8 @@ def find_vllm() -> Vllm:
 
 def settings_of_environment() -> dict[str, str]:
     """Variables of vLLM's own that are set here and change how it computes (VLLM_BATCH_INVARIANT); keys left out."""
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if name.startswith("VLLM_") and not is_secret(name, value)
-    }
+    variables = sorted(os.environ.items())
+    return {name: value for name, value in variables if name.startswith("VLLM_") and not is_secret(name, value)}
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,11 +82,7 @@ def argument_words(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def parser_refusal(vllm: Vllm, words: Sequence[str]) -> str:
-    """What the parser of `vllm serve` says to a command line that it refuses; '' where it takes it.
-
-    Args:
-        vllm: the installation.
-        words: what follows `vllm serve`, the model first.
+    """What vLLM's parser says to a command line, the model first, that it refuses; '' where it takes it.
 
     Raises:
         AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.

@@ -30,9 +30,7 @@ def jinja_template(template: Any, tokenizer: Any) -> str:
     Template._jinja_escape = staticmethod(escape)
     formatters = [template.format_prefix, template.format_system, template.format_user, template.format_assistant]
     kept = [formatter.slots for formatter in formatters]
-    for (
-        formatter
-    ) in formatters:  # a slot such as {"token": "<|user|>"} is its text: the ids that come of it are compared
+    for formatter in formatters:  # a slot such as {"token": "<|user|>"} is its text: ids are compared
         formatter.slots = [slot["token"] if isinstance(slot, dict) else slot for slot in formatter.slots]
     jinja: str = template._get_jinja_template(tokenizer)
     for formatter, slots in zip(formatters, kept, strict=True):
