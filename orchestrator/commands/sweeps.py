@@ -70,8 +70,7 @@ def print_next_step(folder: "GroupDir") -> None:
 
 
 def _table(folder: "GroupDir", group: "Group") -> "Table":
-    from orchestrator.runs.axes import short_keys
-    from orchestrator.runs.groups import members
+    from orchestrator.runs.groups import members, short_keys
     from orchestrator.runs.notes import Notes
     from orchestrator.runs.registry import row_of
     from orchestrator.views import terminal
@@ -89,7 +88,7 @@ def _table(folder: "GroupDir", group: "Group") -> "Table":
 def print_points(session: "Session", sweep: "Sweep", as_json: bool) -> None:
     """What each point would be trained with."""
     from orchestrator.planning.plan import render_files
-    from orchestrator.runs.axes import point_overrides
+    from orchestrator.runs.groups import point_overrides
     from orchestrator.text import escape_controls
     from orchestrator.views import terminal
 
