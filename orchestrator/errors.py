@@ -91,9 +91,8 @@ def from_error(field: str, error: OrchestratorError) -> Finding:
 def raise_on_errors(findings: Sequence[Finding]) -> None:
     """Raise all errors among the findings as one.
 
-    Raises:
-        SpecError: at least one is in the spec.
-        PrerequisiteError: the spec is right, but things that it needs are missing.
+    Raises SpecError: at least one is in the spec; PrerequisiteError: the spec is right, but things that it needs are
+    missing.
     """
     errors = errors_of(findings)
     if not errors:

@@ -21,10 +21,8 @@ PROBE = ".probe-"
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: temporary file, fsync, rename, fsync of the folder.
 
-    A full disk, a kill or a power cut leaves the old file as it was.
-
-    Raises:
-        OSError: it could not be written; the old file is unchanged.
+    A full disk, a kill or a power cut leaves the old file as it was. Raises OSError: it could not be written; the old
+    file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -56,10 +54,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a file that may come from somebody else.
 
-    Raises:
-        FileNotFoundError: there is none.
-        PrerequisiteError: it is no regular file (a pipe would block), it is larger than max_bytes, or it cannot be
-            read.
+    Raises FileNotFoundError: there is none; PrerequisiteError: it is no regular file (a pipe would block), it is larger
+    than max_bytes, or it cannot be read.
     """
     try:
         found = path.stat()
@@ -77,9 +73,7 @@ def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """A file's JSON value.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        PrerequisiteError: as read_file, or it is no JSON.
+    Raises FileNotFoundError: there is no such file; PrerequisiteError: as read_file, or it is no JSON.
     """
     try:
         return json.loads(read_file(path, max_bytes))
@@ -96,19 +90,21 @@ def json_mapping(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] 
     return value if isinstance(value, dict) else None
 
 
-def try_lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file (flock). The kernel frees it with the last process that has the file open, however that ends.
+def try_lock(descriptor: int, path: Path | str = "a file", *, wait: bool = False, shared: bool = False) -> bool:
+    """Lock an open file (flock); False where another process holds the lock, and `wait` is not set.
 
-    Returns:
-        False where another process holds the lock, and `wait` is not set.
-
-    Raises:
-        OSError: the file system has no locks.
+    The kernel frees it with the last process that has the file open, however that ends. Raises PrerequisiteError: the
+    file system has no locks.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise PrerequisiteError(
+            f"{path} cannot be locked: {error.strerror}. Without locks two processes would write into one run",
+            "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
+        ) from error
     return True
 
 
@@ -116,25 +112,15 @@ def try_lock(descriptor: int, *, wait: bool = False) -> bool:
 def lock(path: Path) -> Iterator[int]:
     """Hold the lock of a file, made where there is none, for the length of the block; waits for other holders.
 
-    Raises:
-        PrerequisiteError: the file system has no locks.
+    Raises PrerequisiteError: the file system has no locks.
     """
     with path.open("a") as file:
-        try:
-            try_lock(file.fileno(), wait=True)
-        except OSError as error:
-            raise PrerequisiteError(
-                f"{path} cannot be locked: {error.strerror}. Without locks two processes would write into one run",
-                "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
-            ) from error
+        try_lock(file.fileno(), path, wait=True)
         yield file.fileno()
 
 
 def storage_problem(folder: Path) -> str | None:
-    """Why runs cannot be kept in a folder, in a sentence; None where locks and renames work there.
-
-    It is tried out, on this host: an NFS mount with nolock or local_lock excludes no other host, and passes.
-    """
+    """Why runs cannot be kept in a folder, in a sentence; None where locks and renames work there, tried out."""
     try:
         with tempfile.TemporaryDirectory(prefix=PROBE, dir=folder) as name:
             path = Path(name) / "file"
@@ -145,19 +131,11 @@ def storage_problem(folder: Path) -> str | None:
             with path.open("a") as one, path.open("a") as other:
                 if try_lock(one.fileno()) and try_lock(other.fileno()):
                     return "its locks do not exclude: two processes can hold one at the same time"
+    except PrerequisiteError as error:
+        return error.message
     except OSError as error:
-        return f"files cannot be written, replaced and locked there: {error.strerror}"
+        return f"files cannot be written and replaced there: {error.strerror}"
     return None
-
-
-def file_system(folder: Path) -> tuple[str, str]:
-    """Its type and mount options: ('ext4', 'rw,relatime'); ('', '') where they are not known."""
-    import psutil
-
-    path = folder.resolve()
-    mounts = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
-    found = max(mounts, key=lambda part: len(part.mountpoint), default=None)
-    return (found.fstype, found.opts) if found else ("", "")
 
 
 def sha256_file(path: Path) -> str:

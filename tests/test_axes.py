@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.axes import Axis, points, read_axes, short_keys
+from orchestrator.runs.groups import Axis, points, read_axes, short_keys
 
 
 @pytest.mark.parametrize(

@@ -301,15 +301,6 @@ def test_a_parent_that_is_killed_takes_its_child_and_what_that_started_with_it(h
         parent.wait()
 
 
-def test_a_watcher_that_dies_is_started_again_once(spawn):
-    child = spawn(SLEEP, watched=True)
-    assert child.watcher is not None and not child.watcher.restart_if_dead()
-    for was_restarted in (True, False):
-        child.watcher._popen.kill()
-        child.watcher._popen.wait()
-        assert child.watcher.restart_if_dead() == was_restarted
-
-
 # The environment, short programs, open files
 
 

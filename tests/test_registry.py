@@ -45,22 +45,6 @@ def test_a_row_says_what_record_and_notes_say(workspace, read):
     assert row.last == "BLEU 8.0, chrF2 16.0, TER 92.0 (output: captions test, 40 segments)"
 
 
-@pytest.mark.parametrize(
-    ("spec", "model"),
-    [
-        (b'name: "toy"\nmodel:\n  template: "x"\n  name_or_path: "x/y"\ndataset: "d"\n', "x/y"),
-        (b"model: null\n", ""),
-        (b"model:\n  name_or_path: \xff\n" + b"[" * 100_000, ""),
-        (None, ""),
-    ],
-)
-def test_of_a_record_of_an_earlier_version_the_model_is_read_from_the_spec(workspace, read, spec, model):
-    run = new_run(workspace, ID)
-    run.spec.unlink()
-    os.mkfifo(run.spec) if spec is None else run.spec.write_bytes(spec)
-    assert (read()[ID].model, read()[ID].datasets) == (model, ["captions"])
-
-
 def test_a_run_whose_owner_lives_is_what_it_says_and_interrupted_when_it_is_gone(workspace, read):
     run = new_run(workspace, ID)
     with owned_by_another(run) as end:

@@ -8,8 +8,7 @@ import pytest
 from orchestrator.benchmark.compare import compare
 from orchestrator.benchmark.results import SCHEMA_VERSION, find_benchmarks, find_compared, read_result
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.axes import read_axes
-from orchestrator.runs.groups import Group
+from orchestrator.runs.groups import Group, read_axes
 from orchestrator.runs.groups import Point as GroupPoint
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir

@@ -209,16 +209,16 @@ def summary(*scores: Score, of: str = "output", testset: str = "d", **changes: o
         (score(30), score(30.5), "bleu 30.00 then, 30.50 now (+0.50): each lies in the other's 95 % interval"),
         (
             score(30, 2), score(28.5),
-            "bleu 30.00 then, 28.50 now (-1.50): then's lies outside now's 95 % interval [27.50, 29.50]",
+            "bleu 30.00 then, 28.50 now (-1.50): outside now's 95 % interval [27.50, 29.50]",
         ),
         (
             score(30), score(28.5, 2),
-            "bleu 30.00 then, 28.50 now (-1.50): now's lies outside then's 95 % interval [29.00, 31.00]",
+            "bleu 30.00 then, 28.50 now (-1.50): outside then's 95 % interval [29.00, 31.00]",
         ),
         (
             score(30), score(40),
             "bleu 30.00 then, 40.00 now (+10.00): "
-            "now's lies outside then's 95 % interval [29.00, 31.00], and the other way round",
+            "outside then's 95 % interval [29.00, 31.00] and now's 95 % interval [39.00, 41.00]",
         ),
         (score(30, None), score(40), "bleu 30.00 then, 40.00 now (+10.00): no interval to compare with"),
         (score(30), score(40, signature="t"), "bleu: not compared, the signature is s then, t now"),

@@ -43,7 +43,7 @@ def launch(
     from orchestrator.lifecycle.new_run import Provenance, new_run
     from orchestrator.lifecycle.sweep import make_group, plan_sweep
     from orchestrator.planning.plan import plan_run
-    from orchestrator.runs.axes import point_overrides
+    from orchestrator.runs.groups import point_overrides
 
     if dry_run and detach:
         raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")

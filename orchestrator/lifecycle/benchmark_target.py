@@ -10,14 +10,14 @@ from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
 from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.files import expanded
+from orchestrator.files import expanded, lock
 from orchestrator.lifecycle.new_run import Provenance, RunOptions, make_run
 from orchestrator.lifecycle.pipeline import carry_out, launch, recorded
 from orchestrator.lifecycle.resume import take_up
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import plan_run, raise_or_log, resolve_model
 from orchestrator.planning.session import Session
-from orchestrator.runs.record import RunRecord, locked
+from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
@@ -118,11 +118,10 @@ def _export(
     installation = session.llamafactory()
     argv = [str(installation.cli), "export", run.export_yaml.name]
     record.add_command(run, "export", argv)
-    with locked(run, "export"):  # they share export.yaml
+    with lock(run.path / ".export.lock"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
 
 def _as_name(text: str) -> str:
-    """Any text as a spec's name."""
     name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
     return name.lstrip("._-")[:64] or "target"

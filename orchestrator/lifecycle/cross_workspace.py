@@ -18,7 +18,7 @@ from orchestrator.files import expanded, resolved
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
-from orchestrator.specs.spec import OPEN_SECTIONS, RunSpec
+from orchestrator.specs.spec import RunSpec
 
 MAX_PATH = 4096  # bytes, of Linux
 log = logging.getLogger("orchestrator")
@@ -27,8 +27,7 @@ log = logging.getLogger("orchestrator")
 def saved_run(selector: str, workspace: Workspace | None) -> RunDir | Path:
     """The run that a selector means, or the spec.yaml that has no record beside it; paths need no workspace.
 
-    Raises:
-        SpecError: there is neither.
+    Raises SpecError: there is neither.
     """
     is_path = "/" in selector or selector.endswith((".yaml", ".yml"))  # else a spec's name would mean what lies here
     if is_path and len(selector) < MAX_PATH:
@@ -58,7 +57,7 @@ class Dependencies:
         """Copy the datasets' entries and their files; the entry last: with it the dataset is there."""
         new = self.session.workspace.dataset_info
         files = {name: list(_files(name, self.old, new)) for name in self.datasets}  # refused before one is copied
-        for name, pairs in files.items():
+        for name, (entry, *pairs) in files.items():
             for source, target in pairs:
                 if target.exists() or not source.exists():  # of another dataset too; reading it says what is wrong
                     continue
@@ -67,7 +66,7 @@ class Dependencies:
                     shutil.copytree(source, target, symlinks=True)
                 else:
                     shutil.copy2(source, target)
-            shutil.copy2(self.old / f"{name}.yaml", new / f"{name}.yaml")
+            shutil.copy2(*entry)
             log.info("dataset %s is copied from %s", name, self.old)
 
 
@@ -87,39 +86,25 @@ def dependencies(past: Path, spec: RunSpec, session: Session) -> Dependencies:
         if (found := root / expanded(given)).is_dir():
             log.info("model.%s is the old workspace's: %s", key, found)
             overrides.append(f"model.{key}={json.dumps(str(found))}")
-    for section in OPEN_SECTIONS:
-        given = getattr(spec, section)
-        for key, value in given.extra_arguments().items() if given is not None else ():
-            if isinstance(value, str) and value.startswith("../"):  # as LLaMA-Factory reads it in the run folder
-                log.warning("%s.%s is not copied: %s; write it absolute", section, key, value)
     wider = replace(session, dataset_folders=[*session.dataset_folders, old]) if missing else session
     return Dependencies(wider, overrides, missing, old)
 
 
 def _files(name: str, old: Path, new: Path) -> Iterator[tuple[Path, Path]]:
-    """The files of a dataset, and where each is copied to.
-
-    Raises:
-        SpecError: one is outside dataset_info/.
-    """
+    """The files of a dataset, and where each is copied to. Raises SpecError: one is outside dataset_info/."""
     dataset = load_entry(name, [old])
+    given = [old / f"{name}.yaml"]
     if isinstance(dataset, LlamaFactoryDataset):
         path = dataset.local_path
-        given = [path] if path is not None and not Path(dataset.info.source()[1]).is_absolute() else []
+        given += [path] if path is not None and not Path(dataset.info.source()[1]).is_absolute() else []
     else:
         splits = [split for split in dataset.entry.splits.values() if isinstance(split, FileSplit)]
-        given = [old / side for split in splits for side in (split.source, split.target)]
+        given += [old / side for split in splits for side in (split.source, split.target)]
     for path in given:
         source, target = resolved(path), resolved(new / os.path.relpath(path, old))
         if not source.is_relative_to(resolved(old)) or not target.is_relative_to(resolved(new)):
-            raise _outside(name, path)
+            raise SpecError(
+                f"dataset {name} of the old workspace is not copied: {path} is outside its dataset_info/",
+                f"look at it, and write an entry {name} into this workspace's dataset_info/ by hand",
+            )
         yield source, target
-    if (old / f"{name}.yaml").is_symlink():
-        raise _outside(name, old / f"{name}.yaml")
-
-
-def _outside(name: str, path: Path) -> SpecError:
-    return SpecError(
-        f"dataset {name} of the old workspace is not copied: {path} is outside its dataset_info/",
-        f"look at it, and write an entry {name} into this workspace's dataset_info/ by hand",
-    )

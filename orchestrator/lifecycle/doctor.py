@@ -10,13 +10,14 @@ from typing import Literal
 import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError, did_you_mean
-from orchestrator.files import cache_folder, expanded, file_system, storage_problem
+from orchestrator.files import cache_folder, expanded, storage_problem
 from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
 from orchestrator.runs import gpus, locks
 from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace
+from orchestrator.text import size
 from orchestrator.upstream.installation import Installation, find_installation
 
 ROOM_BYTES = 20 << 30
@@ -32,7 +33,6 @@ VARIABLES = {
     "ORCHESTRATOR_COMET": "the environment of COMET",
 }
 _PREFIX = "ORCHESTRATOR_"
-_LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}  # nfs(5)
 _TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _TORCH_S = 120.0
 Severity = Literal["ok", "note", "warning", "error"]
@@ -79,7 +79,7 @@ def _installation(found: Installation) -> Iterator[Diagnosis]:
 
 def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     memory = psutil.virtual_memory()
-    sizes = f"{_gib(memory.total)} of memory, {_gib(memory.available)} of it free"
+    sizes = f"{size(memory.total)} of memory, {size(memory.available)} of it free"
     yield Diagnosis("machine", "ok", f"{gpus.processor()}; {sizes}")
     names = gpus.gpu_names()
     if names:
@@ -104,16 +104,14 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
 
 def _torch(found: Installation, count: int) -> Diagnosis:
     """Whether torch sees the GPUs that the driver lists. Its build may be for another CUDA, or for none."""
-    built = found.cuda.get("torch's CUDA", "no CUDA")
     argv = [str(found.python), "-c", _TORCH]
     try:  # in its own folder: Python takes a torch.py of the current one first
         seen = int(run_short(argv, timeout_s=_TORCH_S, cwd=found.python.parent).strip().rpartition("\n")[2])
-    except (StageError, PrerequisiteError) as error:
-        return Diagnosis("machine", "error", f"torch cannot be imported: {error.message}", "reinstall torch")
-    except ValueError:
-        return Diagnosis("machine", "warning", "torch does not say how many GPUs it sees")
-    message = f"torch, built for {built}, sees {seen} of {count} GPUs"
+    except (StageError, PrerequisiteError, ValueError) as error:
+        return Diagnosis("machine", "error", f"torch cannot be asked for GPUs: {error}", "reinstall torch")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    built = found.cuda.get("torch's CUDA", "no CUDA")
+    message = f"torch, built for {built}, sees {seen} of {count} GPUs"
     if seen == count or (seen and hidden is not None):
         return Diagnosis("machine", "ok", message)
     severity: Severity = "error" if seen == 0 and hidden is None else "warning"
@@ -138,14 +136,8 @@ def _settings(environment: Mapping[str, str]) -> Iterator[Diagnosis]:
 
 
 def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
-    kind, options = file_system(workspace.runs)
     remedy = "move it to a local disk, or to NFS that is mounted without nolock"
-    place = f"{workspace.runs} ({kind})" if kind else str(workspace.runs)
-    yield Diagnosis("workspace", *_storage("runs", place, storage_problem(workspace.runs), remedy))
-    if kind.startswith("nfs") and _LOCAL_LOCKS & set(options.split(",")):
-        message = f"{workspace.runs} is on {kind} whose locks are this host's alone ({options})"
-        remedy = "start, stop and resume a run on one host only; or mount it without nolock and local_lock"
-        yield Diagnosis("workspace", "warning", message, remedy)
+    yield Diagnosis("workspace", *_storage("runs", str(workspace.runs), storage_problem(workspace.runs), remedy))
     for what, folder in (("runs", workspace.runs), ("the cache", cache_folder()), ("models of the hub", hub_cache())):
         yield _room(what, folder)
     yield from _runs(workspace)
@@ -180,7 +172,7 @@ def _runs(workspace: Workspace) -> Iterator[Diagnosis]:
 def _room(what: str, folder: Path) -> Diagnosis:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    message = f"room for {what}, {folder}: {_gib(free)}"
+    message = f"room for {what}, {folder}: {size(free)}"
     if free >= ROOM_BYTES:
         return Diagnosis("workspace", "ok", message)
     remedy = "orchestrator gc --keep-last 1 moves old checkpoints to the trash; orchestrator gc --trash empties that"
@@ -191,7 +183,3 @@ def _storage(what: str, place: str, problem: str | None, remedy: str) -> tuple[S
     if problem is None:
         return "ok", f"{what}: locks and renames work in {place}", ""
     return "error", f"{what} cannot be kept in {place}: {problem}", remedy
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 30):.1f} GiB"

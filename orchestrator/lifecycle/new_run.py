@@ -52,9 +52,8 @@ def new_run(
 ) -> OwnedRun:
     """A new run folder with all that carry_out needs; this process owns it.
 
-    Raises:
-        SpecError: there is nothing to run.
-        PrerequisiteError: its devices are in use, and it would not wait; or the file system can keep no runs.
+    Raises SpecError: there is nothing to run; PrerequisiteError: its devices are in use, and it would not wait; or the
+    file system can keep no runs.
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:

@@ -23,10 +23,6 @@ from orchestrator.runs.workspace import Workspace
 QUIET_S = 60
 """How long a temporary file must have been left alone: one that is written now is somebody's."""
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9_.+-]+\.(json|jsonl|yaml|txt|diff|html|sh|j2)\.[a-z0-9_]{8}")  # atomic_write's
-_FETCHED = re.compile(r"\..+\.[0-9a-f]{32}")  # data/archives.py's
-_FETCH_S = 24 * 3600
-_RUN_ID = re.compile(r".+-[0-9]{8}-[0-9]{6}(-[0-9]+)?")
-_BEFORE_THE_RECORD = {"spec.yaml", ".owner.lock", "workspace.diff"}
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,13 @@ def orphans(workspace: Workspace) -> list[Orphans]:
 
 
 def unfinished_files(workspace: Workspace, cache: Path) -> list[Path]:
-    """What writers that were killed had not finished; a folder, where one made a run or tried out the file system."""
+    """What writers that were killed had not finished, and the folders in which they tried out the file system."""
     places = [workspace.runs, workspace.root, cache / "hashes"]
     for run in workspace.all_runs():
-        places += [run.path, run.data, *_folders(run.benchmarks)]
+        places += [run.path, run.data, *(path for path in _listed(run.benchmarks) if not path.is_symlink())]
     found = [path for place in places for path in _listed(place) if _TEMPORARY.fullmatch(path.name)]
-    found += [path for path in _listed(workspace.runs) if path.name.startswith(PROBE) or _is_unborn(path)]
-    quiet = [path for path in found if _is_old(path, QUIET_S)]
-    fetched = [path for place in _folders(cache) for path in _listed(place) if _FETCHED.fullmatch(path.name)]
-    return quiet + [path for path in fetched if _is_old(path, _FETCH_S)]
+    found += [path for path in _listed(workspace.runs) if path.name.startswith(PROBE)]
+    return [path for path in found if _is_old(path)]
 
 
 def remove(path: Path) -> None:
@@ -94,20 +88,9 @@ def _is_command(process: psutil.Process) -> bool:
     return is_module or any(Path(word).name == "orchestrator" for word in argv[:2])
 
 
-def _is_unborn(path: Path) -> bool:
-    """A run folder whose maker was killed before the first record."""
-    if not _RUN_ID.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-        return False
-    return {each.name for each in _listed(path)} <= _BEFORE_THE_RECORD and not is_owned(RunDir(path))
-
-
-def _is_old(path: Path, age_s: float) -> bool:
+def _is_old(path: Path) -> bool:
     stat = path.lstat()
-    return not path.is_symlink() and stat.st_uid == os.getuid() and time.time() - stat.st_mtime > age_s
-
-
-def _folders(path: Path) -> list[Path]:
-    return [each for each in _listed(path) if each.is_dir() and not each.is_symlink()]
+    return not path.is_symlink() and stat.st_uid == os.getuid() and time.time() - stat.st_mtime > QUIET_S
 
 
 def _listed(path: Path) -> Iterator[Path]:

@@ -41,10 +41,8 @@ def launch(session: Session, plan: Plan, provenance: Provenance, request: Reques
 def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan | None = None) -> None:
     """Do what is left to do of a run; stages that are complete are skipped. The ownership ends with it.
 
-    The run's record holds the request. `plan` is what its spec.yaml says, where that was just read.
-
-    Raises:
-        PrerequisiteError: another run holds its devices; or what it was made with has changed.
+    The run's record holds the request. `plan` is what its spec.yaml says, where that was just read. Raises
+    PrerequisiteError: another run holds its devices; or what it was made with has changed.
     """
     run = owned.run
     with owned:
@@ -89,7 +87,7 @@ def _stages(
         record.update(run, changed=comparison.changed())
         comparison.scored(record.benchmarks)
     if benchmark_job is not None:
-        record.hand_to_job(run, benchmark_job, "trained", benchmark_job=None)
+        record.hand_to_job(run, benchmark_job, "trained")
     else:
         record.end(run, "done")
 
@@ -99,10 +97,8 @@ def plan_rerun(
 ) -> tuple[Plan, Provenance]:
     """What would run a past run's saved spec again; what differs now is logged.
 
-    A spec.yaml without a record has nothing to be compared with.
-
-    Raises:
-        PrerequisiteError: strict, and data or model differ.
+    A spec.yaml without a record has nothing to be compared with. Raises PrerequisiteError: strict, and data or model
+    differ.
     """
     file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
     needed = dependencies(folder, session.load_spec(file), session)

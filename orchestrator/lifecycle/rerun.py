@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +36,7 @@ def drift_from(
 def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) -> None:
     """Log each thing that differs, by its severity.
 
-    Raises:
-        PrerequisiteError: strict, and the data or the model are others.
+    Raises PrerequisiteError: strict, and the data or the model are others.
     """
     for each in found:
         log.log(
@@ -57,12 +57,15 @@ class RerunComparison:
     """A run that repeats a past one, compared as it goes."""
 
     def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
-        """Compare a run, by the facts and overrides of its record, with a past one."""
         self._session, self._spec, self._facts = session, spec, record.facts
         self._past = past
         self._then = RunRecord.load(past)
         self._drift = drift_from(session, past, spec, record.facts, record.overrides)
-        self._band = _band(session, past, spec)
+        self._band = REDUCED
+        with suppress(PrerequisiteError, SpecError):  # the folder went, or is broken: the training itself says so
+            if spec.model is not None:
+                folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
+                self._band = loss_band([load_spec(past.spec), spec], folder)
         losses = self._then.training.logged_losses if self._then.training else []
         # of a resumed run the first losses are not those that come now
         self._early = EarlyVerdict(losses, self._drift, self._band) if losses and not record.attempts[1:] else None
@@ -105,23 +108,11 @@ class RerunComparison:
             log.warning("changed while it ran: %s", line)
         return lines
 
-    def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> list[str]:
-        """The run's scores beside the past ones, in lines; logged."""
-        lines = compare_scores(self._then.benchmarks, benchmarks, drift=self._drift)
-        for line in lines:
+    def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> None:
+        """Log the run's scores beside the past ones."""
+        for line in compare_scores(self._then.benchmarks, benchmarks, drift=self._drift):
             log.info("%s: %s", self._past.id, line)
-        return lines
 
     def _log(self, verdict: Verdict) -> None:
         level = logging.WARNING if verdict.verdict == "different" else logging.INFO
         log.log(level, "%s: %s", self._past.id, verdict.message)
-
-
-def _band(session: Session, past: RunDir, spec: RunSpec) -> float:
-    if spec.model is None:
-        return REDUCED
-    try:
-        folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
-        return loss_band([load_spec(past.spec), spec], folder)
-    except (PrerequisiteError, SpecError):  # the folder went, or is broken: the training itself says so
-        return REDUCED

@@ -6,7 +6,7 @@ What stands in its way is set aside in output-1/, output-2/, ... of the run fold
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import yaml
 
@@ -16,7 +16,7 @@ from orchestrator.models.checkpoints import Inspected
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.processes.process_tree import GRACE_S, run_processes, terminate_run
-from orchestrator.runs.nodes import Machine, own_ranks, this_machine
+from orchestrator.runs.nodes import own_ranks, this_machine
 from orchestrator.runs.owner import OwnedRun, acquire, in_use
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts, Request
@@ -35,7 +35,7 @@ class ResumePoint:
 
     checkpoint: Inspected | None = None
     """None: at step 0."""
-    skipped: Sequence[str] = field(default=())
+    skipped: Sequence[str] = ()
     """Why none of the others, in lines."""
 
     @property
@@ -46,21 +46,14 @@ class ResumePoint:
     def label(self) -> str | None:
         return self.checkpoint.label if self.checkpoint else None
 
-    def lines(self) -> list[str]:
-        """Where it begins, and why nowhere else."""
-        where = f"the training resumes from {self.label}" if self.checkpoint else "the training begins at step 0"
-        why = [] if self.checkpoint or self.skipped else ["there is no checkpoint"]
-        return [*self.skipped, *why, where]
-
 
 def plan_resume(
     session: Session, run: RunDir, label: str | None, *, no_benchmark: bool, wait: bool
 ) -> tuple[Plan, Request]:
     """What resuming a run, from the checkpoint of a label or the newest complete one, would do; nothing is changed.
 
-    Raises:
-        SpecError: nothing is left to do, or there is no checkpoint of that label.
-        PrerequisiteError: something carries the run out, or it could not continue as it began.
+    Raises SpecError: nothing is left to do, or there is no checkpoint of that label; PrerequisiteError: something
+    carries the run out, or it could not continue as it began.
     """
     record = current(run)
     if record.is_active():
@@ -84,11 +77,7 @@ def plan_resume(
 
 
 def take_up(run: RunDir, request: Request) -> OwnedRun:
-    """Become the owner of a run that is to be resumed, with a new request.
-
-    Raises:
-        PrerequisiteError: something carries it out.
-    """
+    """Become the owner of a run that is to be resumed, with a new request; PrerequisiteError where it has one."""
     owned = acquire(run)
     RunRecord.load(run).update(run, request=request)
     return owned
@@ -97,13 +86,14 @@ def take_up(run: RunDir, request: Request) -> OwnedRun:
 def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | None = None) -> ResumePoint:
     """Where the training of a run would begin now.
 
-    Raises:
-        SpecError: there is no checkpoint of that label, or LLaMA-Factory resumes from none in this kind of training.
-        PrerequisiteError: the checkpoint of that label is not complete; or there are complete ones, and none of them
-            fits the number of processes.
+    Raises SpecError: there is no checkpoint of that label, or LLaMA-Factory resumes from none in this kind of training;
+    PrerequisiteError: it is not complete, or does not fit the number of processes; or on several machines, which
+    checkpoint is not said.
     """
-    if spec.train is not None and _cannot_resume(spec.train.stage, spec.train.finetuning_type):
-        why = f"LLaMA-Factory resumes from no checkpoint of {spec.train.stage} with {spec.train.finetuning_type}"
+    train = spec.train
+    # as in llamafactory/hparams/parser.py, can_resume_from_checkpoint
+    if train is not None and train.stage in ("rm", "ppo") and train.finetuning_type in ("full", "freeze"):
+        why = f"LLaMA-Factory resumes from no checkpoint of {train.stage} with {train.finetuning_type}"
         if label is not None:
             raise SpecError(
                 f"{why}, so not from {label}", f"leave --from out: the training of {run.id} begins at step 0"
@@ -112,25 +102,14 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
     machine = this_machine(spec.compute, os.environ)
     ranks = own_ranks(spec.compute, machine)
     if machine is not None and label is None and run.checkpoints():
-        raise _all_from_the_same(run, machine, ranks)
-    checkpoint, skipped = choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks)
-    if checkpoint is None and (other := choose_checkpoint(run, None, None, ranks)[0]) is not None:
+        # what each machine holds by itself may be another step than the others'
+        found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
+        here = f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0"
         raise PrerequisiteError(
-            f"{'; '.join(skipped)}. {other.label} is complete, and the training would begin at step 0",
-            f"put compute.nproc_per_node (or devices) in {run.spec} back to what it was; "
-            f"to start over with the new number: orchestrator rerun {run.id}",
+            f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from one; {here}",
+            f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
         )
-    return ResumePoint(checkpoint, skipped)
-
-
-def _all_from_the_same(run: RunDir, machine: Machine, ranks: range | None) -> PrerequisiteError:
-    """What each machine holds by itself may be another step than the others': nobody but the user knows."""
-    found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
-    here = f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0's machine"
-    return PrerequisiteError(
-        f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from the same one; {here}",
-        f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
-    )
+    return ResumePoint(*choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks))
 
 
 def set_aside_stale(run: RunDir, point: ResumePoint) -> list[str]:
@@ -160,7 +139,9 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
     """Find where the training begins, say so, and set aside what stands in its way."""
     point = find_resume_point(run, spec, facts, label)
     moved = set_aside_stale(run, point)
-    for line in [*point.lines(), *moved] if len(record.attempts) > 1 or moved else []:
+    where = f"the training resumes from {point.label}" if point.checkpoint else "the training begins at step 0"
+    why = [] if point.checkpoint or point.skipped else ["there is no checkpoint"]
+    for line in [*point.skipped, *why, where, *moved] if len(record.attempts) > 1 or moved else []:
         log.info("%s", line)
     return point
 
@@ -168,16 +149,15 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
 def check_unchanged(run: RunDir, record: RunRecord, spec: RunSpec, now: Facts) -> list[str]:
     """What changed since the run began, in lines.
 
-    Raises:
-        PrerequisiteError: something that would make another training of it.
+    Raises PrerequisiteError: something that would make another training of it.
     """
     found = resume_problems(_spec_then(run, record, spec), spec, record.facts, now)
-    if errors := [problem.message for problem in found if problem.severity == "error"]:
+    if errors := [message for severity, message in found if severity == "error"]:
         raise PrerequisiteError(
             f"run {run.id} cannot continue as it began: {'; '.join(errors)}",
             f"put back what it began with; or start anew with what is there: orchestrator rerun {run.id}",
         )
-    return [problem.message for problem in found if problem.severity == "warning"]
+    return [message for severity, message in found if severity == "warning"]
 
 
 def terminate_orphans(run: RunDir) -> None:
@@ -194,8 +174,3 @@ def _spec_then(run: RunDir, record: RunRecord, spec: RunSpec) -> RunSpec:
     given = yaml.safe_load(run.train_yaml.read_bytes())
     train = {key: value for key, value in given.items() if key not in (*OWNED, *MODEL_ARGUMENTS)}
     return spec.model_copy(update={"train": TrainSpec.model_validate(train), "seed": given.get("seed", spec.seed)})
-
-
-def _cannot_resume(stage: str, finetuning_type: str) -> bool:
-    """As LLaMA-Factory has it: llamafactory/hparams/parser.py, can_resume_from_checkpoint."""
-    return stage in ("rm", "ppo") and finetuning_type in ("full", "freeze")

@@ -8,7 +8,6 @@ import logging
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StageError
 from orchestrator.files import atomic_write
@@ -32,21 +31,11 @@ log = logging.getLogger("orchestrator")
 
 POLL_S = 0.2
 EARLY_EXIT_S = 1.0
-
-
-class _Started(NamedTuple):
-    """A run that is under way."""
-
-    member: Member
-    child: Child
+_Started = tuple[Member, Child]
 
 
 def renew_requests(folder: GroupDir, *, with_benchmarks: bool) -> None:
-    """Before a group is resumed: write what is to be done into the record of each run that is not done.
-
-    Raises:
-        SpecError: nothing is left to do.
-    """
+    """Before a group is resumed: write what is to be done into each run's record; SpecError where nothing is left."""
     group = Group.load(folder)
     found = members(folder, group)
     if not any(each.is_to_do() or is_owned(each.run) for each in found):
@@ -60,10 +49,7 @@ def renew_requests(folder: GroupDir, *, with_benchmarks: bool) -> None:
 def run_group(session: Session, folder: GroupDir) -> None:
     """Carry out what is left to do of a group, each run once; what another process carries out is waited for.
 
-    Raises:
-        SpecError: nothing is left to do.
-        StageError: a run was not finished.
-        Interrupted: a signal came; what was under way was stopped.
+    Raises SpecError: nothing is left to do; StageError: a run was not finished; Interrupted: a signal came.
     """
     group = Group.load(folder)
     found = members(folder, group)
@@ -95,10 +81,7 @@ def run_group(session: Session, folder: GroupDir) -> None:
 def submit_group(session: Session, folder: GroupDir) -> str | None:
     """Submit what is left to do of a group as the tasks of one Slurm job; its id. None: its specs have no such section.
 
-    Raises:
-        SpecError: nothing is left to do.
-        PrerequisiteError: something carries a run out, or there is no sbatch.
-        StageError: Slurm refuses it.
+    Raises SpecError: nothing is left to do; and as slurm.submit.
     """
     found = members(folder, Group.load(folder))
     spec = next((session.load_spec(each.run.spec) for each in found if each.run.spec.is_file()), None)
@@ -113,11 +96,7 @@ def submit_group(session: Session, folder: GroupDir) -> str | None:
 
 
 def detach_group(folder: GroupDir) -> int:
-    """Start the process that carries a group out in the background; its pid.
-
-    Raises:
-        SpecError, PrerequisiteError, StageError: it ended at once, and why.
-    """
+    """Start the process that carries a group out in the background; its pid. An error where it ends at once."""
     child = start_supervisor(folder.path, folder.supervisor_log, None)
     child.wait(EARLY_EXIT_S)
     if status := child.poll():
@@ -130,10 +109,10 @@ def _run_queue(
 ) -> None:
     has_warned = False
     while queue or under_way:
-        for slot, started in list(under_way.items()):
-            if started.child.poll() is not None:
+        for slot, (begun, child) in list(under_way.items()):
+            if child.poll() is not None:
                 del under_way[slot]
-                ended = member(folder, started.member.point)
+                ended = member(folder, begun.point)
                 level = logging.INFO if ended.is_finished() else logging.WARNING
                 log.log(level, "%s: %s: %s", group.label(ended.point), ended.run.id, ended.line())
         slots: list[str | None] = [*group.devices] if group.devices is not None else [None]
@@ -170,7 +149,7 @@ def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: s
     log.info("%d of %d: %s%s: %s", number, len(group.points), group.label(now.point), where, now.run.id)
     if slot is not None:
         _put_on_device(session, now, slot)
-    return _Started(now, start_supervisor(now.run.path, now.run.supervisor_log, owned, signal.SIGTERM))
+    return now, start_supervisor(now.run.path, now.run.supervisor_log, owned, signal.SIGTERM)
 
 
 def _put_on_device(session: Session, now: Member, device: str) -> None:
@@ -191,15 +170,15 @@ def _stop(started: Sequence[_Started]) -> None:
     if started:
         log.warning("stopping: what is under way saves a checkpoint first; Ctrl-C again ends it without")
     try:
-        for each in started:
-            if each.child.poll() is None:
-                each.child.popen.terminate()
-        wait_until(lambda: all(each.child.poll() is not None for each in started), STOP_GRACE_S)
+        for _, child in started:
+            if child.poll() is None:
+                child.popen.terminate()
+        wait_until(lambda: all(child.poll() is not None for _, child in started), STOP_GRACE_S)
     finally:
-        for each in started:
-            if each.child.poll() is None:
-                stop_run(each.member.run, 0)
-                each.child.stop(0)
+        for begun, child in started:
+            if child.poll() is None:
+                stop_run(begun.run, 0)
+                child.stop(0)
 
 
 def _nothing_left(folder: GroupDir, found: Iterable[Member]) -> SpecError:

@@ -23,9 +23,8 @@ _AT_ONCE = 32
 def stop_run(run: RunDir, grace_s: float) -> list[str]:
     """Stop a run; what came of it, in lines. It has the grace to stop by itself, then its processes get SIGKILL.
 
-    Raises:
-        PrerequisiteError: it runs on another host, or it is another user's.
-        StageError: a process of it cannot be ended, or Slurm does not answer.
+    Raises PrerequisiteError: it runs on another host, or it is another user's; StageError: a process of it cannot be
+    ended, or Slurm does not answer.
     """
     if _cancel_planned(run):
         return [f"{run.id} is stopped: it had not begun"]
@@ -43,8 +42,7 @@ def stop_run(run: RunDir, grace_s: float) -> list[str]:
 def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
     """Stop what is under way of a group, all at once, and begin no other of its runs; what came of it, in lines.
 
-    Raises:
-        PrerequisiteError, StageError: a run could not be stopped; the others were.
+    Raises PrerequisiteError, StageError: a run could not be stopped; the others were.
     """
     group = Group.load(folder)
     cancelled = sum(_cancel_planned(each.run) for each in members(folder, group) if each.status == "planned")
@@ -70,9 +68,8 @@ def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
 def assume_host_lost(run: RunDir) -> list[str]:
     """Mark a run interrupted whose host will not come back, so that it can be resumed here; in lines what was done.
 
-    Raises:
-        PrerequisiteError: it is this host's or under way, or something still writes into its folder.
-        StageError: Slurm does not say whether its job is under way.
+    Raises PrerequisiteError: it is this host's or under way, or something still writes into its folder; StageError:
+    Slurm does not say whether its job is under way.
     """
     record = current(run)
     if not record.is_active():

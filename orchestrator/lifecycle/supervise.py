@@ -16,9 +16,8 @@ from orchestrator.runs.rundir import GroupDir, RunDir
 def supervise(folder: Path, lock: int | None) -> None:
     """Carry a run or a group out.
 
-    Args:
-        folder: the run's or the group's, in runs/ of its workspace.
-        lock: the open file that the run's owner started this process with; None: a group, or a job of Slurm.
+    folder: the run's or the group's, in runs/ of its workspace. lock: the open file that the run's owner started this
+    process with; None: a group, or a job of Slurm.
     """
     workspace = folder.parent.parent
     if GroupDir(folder).file.is_file():

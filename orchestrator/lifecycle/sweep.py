@@ -16,8 +16,7 @@ from orchestrator.lifecycle.new_run import Provenance, devices_needed, make_run
 from orchestrator.planning.ask_llamafactory import ask_llamafactory
 from orchestrator.planning.plan import Plan, plan_run, raise_or_log
 from orchestrator.planning.session import Session
-from orchestrator.runs.axes import Axis, point_overrides, points, read_axes
-from orchestrator.runs.groups import Group, Point
+from orchestrator.runs.groups import Axis, Group, Point, point_overrides, points, read_axes
 from orchestrator.runs.locks import devices_of, hold_devices, is_free
 from orchestrator.runs.record import now
 from orchestrator.runs.record_parts import Request
@@ -46,17 +45,9 @@ class Sweep:
 def plan_sweep(
     session: Session, spec_file: Path, overrides: Sequence[str], sweep: Sequence[str], *, per_device: bool
 ) -> Sweep:
-    """Check every point of a sweep.
+    """Check every point of a sweep: the spec with --set `overrides`, and an axis KEY=V1,V2,... for each of `sweep`.
 
-    Args:
-        session: the workspace and its tools.
-        spec_file: the spec.
-        overrides: --set KEY=VALUE, for every point.
-        sweep: --sweep KEY=V1,V2,..., an axis each.
-        per_device: one run at a time on each device.
-
-    Raises:
-        SpecError, PrerequisiteError: all that is wrong, by point.
+    Raises SpecError, PrerequisiteError: all that is wrong, by point.
     """
     axes = read_axes(sweep)
     for axis in axes:
@@ -67,7 +58,14 @@ def plan_sweep(
     log.info("checking %d points", len(values))
     plans: list[Plan] = []
     errors: list[tuple[int, OrchestratorError]] = []
-    once = _Once()
+    logged: set[str] = set()
+
+    def once(record: logging.LogRecord) -> bool:
+        """Lets a line through once that several points have alike."""
+        is_new = record.getMessage() not in logged
+        logged.add(record.getMessage())
+        return is_new
+
     log.addFilter(once)
     try:
         for number, own in enumerate(by_point):
@@ -75,27 +73,29 @@ def plan_sweep(
                 plan = plan_run(session, session.load_spec(spec_file, own))
                 if plan.spec.train is None and not plan.spec.benchmark:
                     raise SpecError(f"{plan.spec.name} neither trains nor benchmarks")
+                plans.append(replace(plan, texts={}, datasets={}, own={}))
             except OrchestratorError as error:
                 errors.append((number, error))
-                continue
-            plans.append(replace(plan, texts={}, datasets={}, own={}))
-        if not errors:
-            for number, answer in enumerate(ask_llamafactory(session, [plan.spec for plan in plans])):
-                try:
-                    raise_or_log(answer.findings)
-                except OrchestratorError as error:
-                    errors.append((number, error))
+        for number, answer in enumerate(ask_llamafactory(session, [plan.spec for plan in plans]) if not errors else ()):
+            try:
+                raise_or_log(answer.findings)
+            except OrchestratorError as error:
+                errors.append((number, error))
     finally:
         log.removeFilter(once)
     if errors:
         raise _as_one_error(errors, axes, values)
-    _refuse_the_same(plans, axes, values)
+    seen: dict[str, tuple[str, ...]] = {}
+    for plan, point in zip(plans, values, strict=True):
+        earlier = seen.setdefault(spec_sha256(plan.spec), point)
+        if earlier is not point:
+            both = (" ".join(point_overrides(axes, each)) for each in (earlier, point))
+            raise SpecError(f"two points are the same run: {' and '.join(both)}", "leave one of the values out")
     if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
         raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
     devices = _per_device([plan.spec for plan in plans]) if per_device else None
     if devices is not None:
-        first = f'compute.devices="{devices[0]}"'
-        by_point = [[*own, first] for own in by_point]
+        by_point = [[*own, f'compute.devices="{devices[0]}"'] for own in by_point]
         plans = [replace(plan, spec=_on_device(plan.spec, devices[0])) for plan in plans]
     return Sweep(spec_file, axes, values, by_point, plans, devices)
 
@@ -103,8 +103,7 @@ def plan_sweep(
 def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
     """Make a group and its runs, each `planned`. If it is killed the runs made so far stay, as planned ones.
 
-    Raises:
-        PrerequisiteError: the devices are in use, and it would not wait.
+    Raises PrerequisiteError: the devices are in use, and it would not wait.
     """
     if not request.wait and (sweep.devices is None or not any(map(is_free, sweep.devices))):
         with hold_devices(sweep.devices or devices_needed(sweep.plans[0].spec, request), None):
@@ -135,46 +134,32 @@ def _as_one_error(
 ) -> OrchestratorError:
     """The points' errors as one; what several have in common stands there once."""
     kind = SpecError if any(isinstance(error, SpecError) for _, error in errors) else PrerequisiteError
-    alike: dict[tuple[str, str], list[int]] = {}
+    alike: dict[str, list[int]] = {}
     for number, error in errors:
-        alike.setdefault((error.message, error.remedy), []).append(number)
+        text = indent(error.message, "  ") + (f"\n  try: {error.remedy}" if error.remedy else "")
+        alike.setdefault(text, []).append(number)
     blocks = []
-    for (message, remedy), numbers in alike.items():
+    for text, numbers in alike.items():
         named = [", ".join(point_overrides(axes, values[number])) for number in numbers[:3]]
         more = [f"... and {len(numbers) - 3} more points"] if len(numbers) > 3 else []
         every = ["every point"] if len(numbers) == len(values) and len(values) > 1 else [*named, *more]
-        blocks.append("\n".join([*every, indent(message, "  "), *([f"  try: {remedy}"] if remedy else [])]))
+        blocks.append("\n".join([*every, text]))
     head = f"{len(errors)} of {len(values)} points of the sweep cannot run; nothing was started"
     return kind("\n\n".join([head, *blocks]), "correct these, or leave these values out")
 
 
-def _refuse_the_same(plans: Sequence[Plan], axes: Sequence[Axis], values: Sequence[tuple[str, ...]]) -> None:
-    seen: dict[str, tuple[str, ...]] = {}
-    for plan, own in zip(plans, values, strict=True):
-        earlier = seen.setdefault(spec_sha256(plan.spec), own)
-        if earlier is not own:
-            both = (" ".join(point_overrides(axes, each)) for each in (earlier, own))
-            raise SpecError(f"two points are the same run: {' and '.join(both)}", "leave one of the values out")
-
-
 def _per_device(specs: Sequence[RunSpec]) -> list[str]:
-    """The devices of a sweep that takes one for each run.
-
-    Raises:
-        SpecError: a run of it would want more than one device, or one that another has too.
-        PrerequisiteError: there is none.
-    """
+    """The devices of a sweep that takes one for each run; SpecError where a run would want another, or a second one."""
     for spec in specs:
         compute, serve = spec.compute, spec.serve
-        is_wide = (compute.nproc_per_node or 1) > 1 or (compute.nnodes or 1) > 1
-        refused = [
-            (is_wide, "compute.nproc_per_node or nnodes: it is for runs on one device"),
-            (compute.slurm is not None, "compute.slurm: Slurm gives each task its devices"),
-            (compute.devices != specs[0].compute.devices, "a sweep of compute.devices: it chooses the device"),
-            (serve.devices is not None, "serve.devices: it chooses the device"),
-            (serve.port is not None and bool(spec.benchmark), "serve.port: each run starts a server of its own"),
-        ]
-        for is_so, what in refused:
+        refused = {
+            "compute.nproc_per_node or nnodes": max(compute.nproc_per_node or 1, compute.nnodes or 1) > 1,
+            "compute.slurm": compute.slurm is not None,
+            "a sweep of compute.devices": compute.devices != specs[0].compute.devices,
+            "serve.devices": serve.devices is not None,
+            "serve.port": serve.port is not None and bool(spec.benchmark),
+        }
+        for what, is_so in refused.items():
             if is_so:
                 raise SpecError(f"--per-device does not go with {what}", "leave one of the two out")
     devices = devices_of([specs[0].compute.devices])
@@ -188,17 +173,3 @@ def _per_device(specs: Sequence[RunSpec]) -> list[str]:
 
 def _on_device(spec: RunSpec, device: str) -> RunSpec:
     return spec.model_copy(update={"compute": spec.compute.model_copy(update={"devices": device})})
-
-
-class _Once(logging.Filter):
-    """Lets a line through that several points have alike, once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        is_new = text not in self._seen
-        self._seen.add(text)
-        return is_new

@@ -26,11 +26,6 @@ log = logging.getLogger("orchestrator")
 
 QUIET_S = 15  # a stopped training that has saved, and has written nothing since, waits for a process that is gone
 POLL_S = 0.3
-# Of torch.distributed and of NCCL, where the other end of a connection is gone.
-_LOST = (
-    *("Connection closed by peer", "Connection reset by peer", "remote process exited", "remote worker crashing"),
-    *("RendezvousConnectionError", "RendezvousTimeoutError", "DistStoreError", "DistNetworkError", "ncclRemoteError"),
-)
 TRAIN_ARGV = ("train", "train.yaml")  # relative: under torchrun LLaMA-Factory splits its arguments at spaces
 
 
@@ -48,23 +43,11 @@ def train(
 ) -> Training | str:
     """Train as the run folder's train.yaml says, from step 0 or that of the checkpoint that it is resumed from.
 
-    Args:
-        run: its folder.
-        installation: LLaMA-Factory.
-        environment: variables that decide devices and processes.
-        from_step: where it begins.
-        on_event: called with what the training logs, as it comes.
-        on_look: called with its first process several times a second; it may raise, which ends the training.
-        locks: files that stay locked until the last process of the training is gone, even if we are killed.
-        machine: which of several machines this is. None: the only one.
-        prefix: words before llamafactory-cli: what starts it on each node.
-
-    Returns:
-        Its figures; of a part that went well without any, where they are.
-
-    Raises:
-        StageError: LLaMA-Factory ended without a complete result; with the log's last lines.
-        Interrupted: a signal came; the checkpoint that was saved is named.
+    on_event: called with what the training logs, as it comes. on_look: called with its first process several times a
+    second. locks: files that stay locked until the last process of the training is gone, even if we are killed.
+    machine: which of several machines this is; None: the only one. prefix: what starts llamafactory-cli on each node.
+    Returns its figures; of a part that went well without any, where they are. Raises StageError: LLaMA-Factory ended
+    without a complete result; Interrupted: a signal came; the checkpoint that was saved is named.
     """
     argv = [*prefix, str(installation.cli), *TRAIN_ARGV]
     offset = close_torn_line(run.trainer_log)
@@ -95,11 +78,19 @@ def train(
             raise _interrupted(run, machine) from error
         raise
     repro = repro_command(run.path, argv, environment)
-    if machine is not None and not machine.is_main and _is_elsewhere(run, child, machine, repro):
-        return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.rendezvous}"
     found = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
-    if found := [*found, *problems(run)]:
-        raise _failure(run, child, found, repro, machine)
+    if machine is not None and not machine.is_main and not (run.output / "train_results.json").is_file():
+        # LLaMA-Factory writes the results on the machine with rank 0. Of a stop from outside nothing else tells here
+        # than the line of transformers' JIT checkpoint: the status is 0 all the same.
+        if not found and child.log_holds("Saving JIT checkpoint at step"):
+            raise StageError("the training was stopped from outside, before its last step", repro)
+        if not found:
+            return f"this machine is {machine.name}: the results are on the one with rank 0, {machine.rendezvous}"
+    else:
+        found += problems(run)
+    if found:
+        why = f"{'; '.join(found)}. Last lines of {run.train_log}:\n{child.log_tail()}"
+        raise StageError(f"the training failed: {why}", repro)
     return training_of(run, resumed=from_step > 0)
 
 
@@ -111,33 +102,7 @@ def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None)
             return
         if on_look is not None:
             on_look(child)
-        if child.watcher is not None and child.watcher.restart_if_dead():
-            log.warning("the process that ends the training if this one is killed has died: it was started again")
         child.wait(POLL_S)
-
-
-def _is_elsewhere(run: RunDir, child: Child, machine: Machine, repro: str) -> bool:
-    """Whether this machine's part went well, and the results are on another one.
-
-    LLaMA-Factory writes them on the machine with rank 0. Of a stop from outside nothing else tells here than the line
-    of transformers' JIT checkpoint: the status is 0 all the same.
-    """
-    if (run.output / "train_results.json").is_file():
-        return False
-    if child.poll() == 0 and child.log_holds("Saving JIT checkpoint at step"):
-        raise StageError("the training was stopped from outside, before its last step", repro)
-    if child.poll() == 0:
-        return True
-    raise _failure(run, child, [f"llamafactory-cli ended with status {child.poll()}"], repro, machine)
-
-
-def _failure(run: RunDir, child: Child, found: Sequence[str], repro: str, machine: Machine | None) -> StageError:
-    message = "; ".join(found)
-    if machine is not None and child.log_holds(*_LOST):
-        message += f". It lost the connection to another machine, whose part had ended: this one is {machine.name}, and"
-        message += " what happened is in the other's log"
-        repro = "look there: show RUN, logs RUN; then resume on each machine, from the same checkpoint"
-    return StageError(f"the training failed: {message}. Last lines of {run.train_log}:\n{child.log_tail()}", repro)
 
 
 class CheckpointWait:
@@ -148,24 +113,19 @@ class CheckpointWait:
     """
 
     def __init__(self, run: RunDir, quiet_s: float = QUIET_S) -> None:
-        self._run = run
-        self._quiet_s = quiet_s
+        self._run, self._quiet_s = run, quiet_s
         self._before = self._saved()
-        self._seen: dict[Path, tuple[int, int]] = {}
-        self._since = self._looked = time.monotonic()
+        self._newest = 0
+        self._since = time.monotonic()
 
     def __call__(self) -> bool:
-        moment = time.monotonic()
-        if moment - self._looked < 1:
-            return False
-        self._looked = moment
-        seen: dict[Path, tuple[int, int]] = {}
+        newest = self._newest
         for path in (each for folder in (self._run.output, *self._run.checkpoints()) for each in folder.glob("*")):
             with suppress(OSError):  # gone by now: save_total_limit
-                seen[path] = (path.stat().st_size, path.stat().st_mtime_ns)
-        if seen != self._seen:
-            self._seen, self._since = seen, moment
-        return moment - self._since >= self._quiet_s and bool(self._saved() - self._before)
+                newest = max(newest, path.stat().st_mtime_ns)
+        if newest != self._newest:
+            self._newest, self._since = newest, time.monotonic()
+        return time.monotonic() - self._since >= self._quiet_s and bool(self._saved() - self._before)
 
     def _saved(self) -> set[Path]:
         """The checkpoints that hold the state of a process of this machine, which is saved after all else."""

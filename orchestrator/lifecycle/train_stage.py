@@ -17,7 +17,6 @@ from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
 from orchestrator.runs.differences import defaults_json
 from orchestrator.runs.facts import complete_facts
-from orchestrator.runs.locks import devices_of
 from orchestrator.runs.nodes import this_machine
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
@@ -65,14 +64,14 @@ def train_run(
     record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
-    with timed(run, record, "train"), metered(run, record, devices_of([spec.compute.devices])) as meter:
+    with timed(run, record, "train"), metered(run, record) as sample:
         trained = train(
             run,
             installation,
             environment,
             start.step,
             on_event=comparison.on_event if comparison else None,
-            on_look=meter.sample,
+            on_look=sample,
             locks=locks,
             machine=machine,
             prefix=prefix,

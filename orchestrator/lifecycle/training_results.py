@@ -20,7 +20,6 @@ log = logging.getLogger("orchestrator")
 
 # In a checkpoint, but not in what LLaMA-Factory saves at the end: what only a resumed training reads.
 _RESUME_ONLY = ("optimizer", "scheduler", "rng_state", "scaler", "latest", "zero_to_fp32", "pytorch_model_fsdp")
-_Json = Mapping[str, Any]
 
 
 def problems(run: RunDir) -> list[str]:
@@ -54,8 +53,7 @@ def training_of(run: RunDir, *, resumed: bool) -> Training:
 def is_complete(run: RunDir, label: str | None = None) -> bool:
     """Whether nothing is left to train of a run; `label` is a checkpoint that it is to be resumed from all the same.
 
-    Raises:
-        SpecError: the result is there already, so nothing is resumed from a checkpoint.
+    Raises SpecError: the result is there already, so nothing is resumed from a checkpoint.
     """
     if not run.output.is_dir():
         return False
@@ -70,19 +68,15 @@ def is_complete(run: RunDir, label: str | None = None) -> bool:
 def completed_training(run: RunDir, train: TrainSpec, label: str | None, *, resumed: bool) -> Training | None:
     """The figures of a training that came to its end, whether or not its owner was there to see it; else None.
 
-    Where LLaMA-Factory was ended between its last step and its end, the last checkpoint becomes the result.
-
-    Raises:
-        SpecError: as is_complete.
-        PrerequisiteError: that checkpoint's weights are in DeepSpeed's or FSDP's own files alone.
+    Where LLaMA-Factory was ended between its last step and its end, the last checkpoint becomes the result. Raises
+    SpecError: as is_complete; PrerequisiteError: that checkpoint's weights are in DeepSpeed's or FSDP's own files
+    alone.
     """
     if not is_complete(run, label):
         return None
     last = _last_checkpoint(run) if problems(run) else None
     if last is not None:
         _take_weights(run, last, train)
-    if _is_evaluated(train) and not (run.output / "eval_results.json").is_file():
-        log.warning("the evaluation after the training was cut short: there is no output/eval_results.json")
     return training_of(run, resumed=resumed)
 
 
@@ -126,13 +120,7 @@ def _take_weights(run: RunDir, last: Inspected, train: TrainSpec) -> None:
         unfinished.replace(run.output / name)
 
 
-def _is_evaluated(train: TrainSpec) -> bool:
-    """Whether LLaMA-Factory evaluates once more at the end."""
-    given = train.extra_arguments()
-    return bool(given.get("do_eval")) or given.get("eval_strategy", "no") not in ("no", False)
-
-
-def _has_ended(state: _Json) -> bool:
+def _has_ended(state: Mapping[str, Any]) -> bool:
     """Whether the last step was taken; after a SIGTERM a training ends in order, files, status 0 and all."""
     step, last = state.get("global_step"), state.get("max_steps")
     if not isinstance(step, int) or not isinstance(last, int):
@@ -140,7 +128,7 @@ def _has_ended(state: _Json) -> bool:
     return step == last or (step < last and _is_stopped_early(state))
 
 
-def _is_stopped_early(state: _Json) -> bool:
+def _is_stopped_early(state: Mapping[str, Any]) -> bool:
     """Whether it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count."""
     try:
         callback = state["stateful_callbacks"]["EarlyStoppingCallback"]

@@ -79,13 +79,11 @@ def defer_signals() -> Iterator[None]:
 def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     """asyncio.run, for a program whose signal handlers raise.
 
-    What a handler raises while the event loop runs is raised in whatever the loop is doing: a task takes it for its
-    own failure, or some library's `except` catches it; a callback's is logged and lost. So for as long as the loop
-    runs, signals with a Python handler cancel the coroutine instead. When it has ended and the loop is closed the
-    handler is called, and raises what it wants to. A second signal reaches it at once.
-
-    Raises:
-        Interrupted: a signal came, and its handler raised nothing.
+    What a handler raises while the event loop runs is raised in whatever the loop is doing: a task takes it for its own
+    failure, or some library's `except` catches it; a callback's is logged and lost. So for as long as the loop runs,
+    signals with a Python handler cancel the coroutine instead. When it has ended and the loop is closed the handler is
+    called, and raises what it wants to. A second signal reaches it at once. Raises Interrupted: a signal came, and its
+    handler raised nothing.
     """
     import asyncio  # here, since every command starts with this module, and few have a loop
 

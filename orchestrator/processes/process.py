@@ -5,7 +5,6 @@ reads would block it. Never a shell.
 """
 
 import ctypes
-import errno
 import os
 import shlex
 import subprocess
@@ -29,12 +28,7 @@ _NOT_INHERITED = ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOAR
 
 
 def own_argv(*words: str, module: str = "") -> list[str]:
-    """How this package starts itself.
-
-    Args:
-        words: the command's arguments.
-        module: one of its modules with a main of its own, such as processes.watch. '': the command line.
-    """
+    """How this package starts itself: its command line, or a module with a main of its own (processes.watch)."""
     # -P: what lies in the current folder (a psutil.py, another orchestrator) is not imported
     return [sys.executable, "-P", "-m", ".".join(filter(None, ["orchestrator", module])), *words]
 
@@ -51,7 +45,8 @@ class Child:
     popen: "subprocess.Popen[bytes]"
     marker: str
     """In the environment of all that it starts."""
-    watcher: "Watcher | None" = None
+    watcher: "subprocess.Popen[bytes] | None" = None
+    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the child."""
 
     @property
     def pid(self) -> int:
@@ -83,52 +78,17 @@ class Child:
             return any(text.encode() in line for line in file for text in texts)
 
     def stop(self, grace_s: float, is_enough: Callable[[], bool] = lambda: False) -> int:
-        """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants.
+        """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants; the exit status.
 
-        Args:
-            grace_s: how long it is waited for.
-            is_enough: called meanwhile: whether there is nothing more to wait for.
-
-        Returns:
-            The exit status.
+        is_enough: called meanwhile: whether there is nothing more to wait for.
         """
         is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
         left = terminate(lambda: child_processes(self.pid if is_ours else None, self.marker), grace_s, is_enough)
         status = self.popen.wait()
         wait_until_gone(left)
         if self.watcher is not None:
-            self.watcher.close()
+            self.watcher.communicate()
         return status
-
-
-class Watcher:
-    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of a child."""
-
-    def __init__(self, leader: int, marker: str, run: str | None, locks: Sequence[int]) -> None:
-        self._leader, self._marker, self._run, self._locks = leader, marker, run, locks
-        self._popen, self._was_restarted = self._start(), False
-
-    def close(self) -> None:
-        self._popen.communicate()
-
-    def restart_if_dead(self) -> bool:
-        """Whether it had died, and was started again; not a second time."""
-        if self._popen.poll() is None or self._was_restarted:
-            return False
-        self._popen.communicate()
-        self._popen, self._was_restarted = self._start(), True
-        return True
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            own_argv(str(self._leader), self._marker, module="processes.watch"),
-            env={**os.environ, **({RUN_ENV: self._run} if self._run is not None else {})},
-            pass_fds=self._locks,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
-        )
 
 
 def start(
@@ -142,22 +102,12 @@ def start(
     locks: Sequence[int] = (),
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start a child whose output goes to the end of a log file.
+    """Start a child whose output goes to the end of a log file. Nothing of our environment is added to `env`.
 
-    Args:
-        argv: program and arguments.
-        log: file that stdout and stderr are appended to.
-        cwd: the child's working folder; None: ours.
-        env: the child's environment, nothing of ours is added.
-        death_signal: what the child gets when this process dies without stopping it (Linux only). None: nothing, it
-            is meant to outlive us.
-        watched: whether a second process waits for our death, to end what the child has started by then (torchrun
-            and its ranks, which no death signal of ours reaches).
-        locks: files that this second process keeps open until then: locks of what the child uses.
-        pass_fds: files that the child itself keeps open.
-
-    Raises:
-        PrerequisiteError: the program cannot be started, or the log is a link.
+    death_signal: what the child gets when this process dies without stopping it (Linux only); None: it is meant to
+    outlive us. watched: a second process waits for our death, to end what the child has started by then (torchrun and
+    its ranks, which no death signal of ours reaches); it keeps `locks` open until then. pass_fds: files that the child
+    itself keeps open. Raises PrerequisiteError: the program cannot be started, or the log cannot be written.
     """
     parent, marker = os.getpid(), uuid.uuid4().hex
 
@@ -168,7 +118,11 @@ def start(
                 os._exit(1)
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab", opener=_open_no_link) as output:  # a Path has no opener
+    try:  # a run folder that came from elsewhere may have a link in the log's place
+        output = open(log, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
+    except OSError as error:
+        raise PrerequisiteError(f"{log} cannot be written: {error.strerror}", f"rm {shlex.quote(str(log))}") from error
+    with output:
         begin = output.tell()
         try:
             popen = subprocess.Popen(
@@ -184,18 +138,18 @@ def start(
             )
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
-    watcher = Watcher(popen.pid, marker, env.get(RUN_ENV), locks) if watched else None
-    return Child(list(argv), cwd or Path.cwd(), log, begin, popen, marker, watcher)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    """A run folder that came from elsewhere may have a link in a log's place."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise PrerequisiteError(f"{path} is a link: no log is written through it", f"rm {shlex.quote(path)}") from error
+    child = Child(list(argv), cwd or Path.cwd(), log, begin, popen, marker)
+    if watched:
+        child.watcher = subprocess.Popen(
+            own_argv(str(popen.pid), marker, module="processes.watch"),
+            env={**os.environ, **({RUN_ENV: env[RUN_ENV]} if RUN_ENV in env else {})},
+            pass_fds=locks,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
+        )
+    return child
 
 
 def repro_command(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -225,17 +179,8 @@ def run_short(
 ) -> str:
     """Run a program that answers at once; its stdout as text.
 
-    Args:
-        argv: program and arguments.
-        timeout_s: how long it may take.
-        cwd: its working folder; ours by default.
-        input_text: what it reads from stdin.
-        environment: variables set beside ours.
-        errors: what becomes of bytes that are no UTF-8, as for bytes.decode; "surrogateescape" loses none.
-
-    Raises:
-        PrerequisiteError: it is not there.
-        StageError: it fails or takes too long.
+    environment: variables set beside ours. errors: what becomes of bytes that are no UTF-8; "surrogateescape" loses
+    none. Raises PrerequisiteError: it is not there; StageError: it fails or takes too long.
     """
     try:
         done = subprocess.run(

@@ -24,8 +24,7 @@ CHILD_ENV = "ORCHESTRATOR_CHILD"
 """In the environment of a child of ours and of all that it starts: a marker of its own."""
 GRACE_S = 90
 """For a training to save its checkpoint: transformers waits 3 s, then writes; a 7B model's optimizer takes longer."""
-NOTHING_TO_SAVE_S = 5
-"""For a torchrun without ranks: it waits for other machines, deaf to any signal."""
+NOTHING_TO_SAVE_S = 5  # a torchrun without ranks waits for other machines, deaf to any signal
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.05) -> bool:
@@ -68,15 +67,14 @@ def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 def child_processes(leader: int | None, marker: str) -> list[psutil.Process]:
     """A child of ours first, then what is left of its session, the descendants of each, and what bears its marker.
 
-    Args:
-        leader: the pid that the session is named after, which need not live any more; None where another has that pid.
-        marker: the child's CHILD_ENV. A rank of torchrun is in a session of its own; if torchrun is killed, it is
-            nobody's descendant either.
+    leader: the pid that the session is named after, which need not live any more; None where another has that pid. A
+    rank of torchrun is in a session of its own; if torchrun is killed, it is nobody's descendant either.
     """
     everyone = psutil.process_iter() if leader is not None else ()
     members = [each for each in everyone if _unless_gone(partial(os.getsid, each.pid), None) == leader]
     members.sort(key=lambda process: process.pid != leader)
-    descendants = [each for process in members for each in _descendants(process)]
+    no_process: list[psutil.Process] = []
+    descendants = [each for one in members for each in _unless_gone(partial(one.children, True), no_process)]
     return list(dict.fromkeys([*members, *descendants, *_marked(CHILD_ENV, marker)]))
 
 
@@ -88,24 +86,18 @@ def run_processes(folder: Path) -> list[psutil.Process]:
 def terminate(
     find: Callable[[], Sequence[psutil.Process]], grace_s: float, is_enough: Callable[[], bool] = lambda: False
 ) -> set[psutil.Process]:
-    """End some processes: SIGTERM, a grace, SIGKILL.
+    """End some processes: SIGTERM, a grace, SIGKILL; all that was found, of which some may take a moment to be gone.
 
     Where torchrun is at work its ranks get the SIGTERM: they save a checkpoint, and torchrun, asked itself, would kill
     them half way. Else those get it that none of the others has started: a trainer whose data loader's workers got the
-    signal too would fail before its checkpoint is saved.
-
-    Args:
-        find: finds the processes; called again before SIGKILL, for what was started meanwhile.
-        grace_s: how long they may take.
-        is_enough: called all the while: whether there is nothing more to wait for.
-
-    Returns:
-        All that was found; what was killed may take a moment to be gone.
+    signal too would fail before its checkpoint is saved. `find` is called again before SIGKILL, for what was started
+    meanwhile; `is_enough` all the while: whether there is nothing more to wait for.
     """
     found = find()
     try:
         ranks = [process for process in found if _is_rank(process)]
-        for process in ranks or _roots(found):
+        roots = [each for each in found if _unless_gone(each.ppid, None) not in {other.pid for other in found}]
+        for process in ranks or roots:
             send(process, signal.SIGTERM)
         if not ranks and any(map(_is_torchrun, found)):
             grace_s = min(grace_s, NOTHING_TO_SAVE_S)
@@ -139,15 +131,6 @@ def name_of(process: psutil.Process) -> str:
 
 def is_watcher(process: psutil.Process) -> bool:
     return "orchestrator.processes.watch" in command_line(process)
-
-
-def _roots(found: Sequence[psutil.Process]) -> list[psutil.Process]:
-    pids = {process.pid for process in found}
-    return [process for process in found if _unless_gone(process.ppid, None) not in pids]
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    return _unless_gone(lambda: process.children(recursive=True), [])
 
 
 def _marked(name: str, value: str) -> list[psutil.Process]:

@@ -6,14 +6,13 @@ Where nobody reads it any more (`launch | head`, a terminal that hung up) it goe
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TextIO
 
 PLAIN_INTERVAL_S = 15.0
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Counts up to a total and shows it; a context manager that closes itself."""
 
     def __init__(
@@ -28,13 +27,8 @@ class Progress:
     ) -> None:
         """Show nothing yet but an empty bar, if it is a terminal.
 
-        Args:
-            total: the count at the end; None where it is not known yet (set `total` later).
-            desc: what is being done.
-            unit: what is counted, in the plural.
-            initial: the count that is there already; the rate is that of what comes on top.
-            stream: where to show it; None: stderr.
-            clock: seconds.
+        total: None where it is not known yet (set `total` later). unit: what is counted, in the plural. initial: the
+        count that is there already; the rate is that of what comes on top.
         """
         self.count = self._initial = initial
         self._total, self._desc, self._unit = total, desc, unit
@@ -86,12 +80,7 @@ class Progress:
                 self._plain_line()
         self._closed = True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @contextmanager

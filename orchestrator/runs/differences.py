@@ -5,7 +5,7 @@ One comparison for `show --diff`, rerun and resume: they only filter it and prin
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,25 +29,22 @@ Kind = Literal["spec", "default", "data", "model", "adapter", "template", "versi
 # The packages that declare the arguments, and what they are called.
 DECLARE = {"llamafactory": "LLaMA-Factory", "transformers": "transformers"}
 # Arguments of the training that leave its losses as they are, by the beginning of their names.
-_NO_EFFECT = (
-    *("logging_", "log_", "save_", "report_to", "run_name", "project", "trackio_", "swanlab", "use_swanlab"),
-    *("plot_loss", "disable_tqdm", "push_to_hub", "hub_", "hf_hub_token", "ms_hub_token", "om_hub_token", "cache_dir"),
-    *("eval_", "per_device_eval_batch_size", "do_eval", "load_best_model_at_end", "metric_for_best_model"),
-    *("greater_is_better", "early_stopping_steps", "prediction_loss_only", "include_", "batch_eval_metrics"),
-    *("compute_accuracy", "do_predict", "predict_with_generate", "generation_", "print_param_status"),
-    *("overwrite_cache", "data_shared_file_system", "ddp_timeout", "debug", "skip_memory_metrics"),
-    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-    *("profile", "enable_torch_profiler", "torch_empty_cache_steps"),
+_NO_EFFECT = tuple(
+    "logging_ log_ save_ report_to run_name project trackio_ swanlab use_swanlab plot_loss disable_tqdm push_to_hub "
+    "hub_ hf_hub_token ms_hub_token om_hub_token cache_dir eval_ per_device_eval_batch_size do_eval "
+    "load_best_model_at_end metric_for_best_model greater_is_better early_stopping_steps prediction_loss_only include_ "
+    "batch_eval_metrics compute_accuracy do_predict predict_with_generate generation_ print_param_status "
+    "overwrite_cache data_shared_file_system ddp_timeout debug skip_memory_metrics dataloader_num_workers "
+    "dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor profile "
+    "enable_torch_profiler torch_empty_cache_steps".split()
 )
 # Arguments that change how the same sums are taken.
-_ROUNDING = (
-    *("bf16", "fp16", "pure_bf16", "fp8", "tf32", "flash_attn", "use_cpu", "infer_dtype", "full_determinism"),
-    *("disable_gradient_checkpointing", "gradient_checkpointing", "use_reentrant_gc", "use_unsloth", "torch_compile"),
-    *("enable_liger_kernel", "use_liger_kernel", "liger_kernel_config", "upcast_", "use_v1_kernels", "use_kv_cache"),
-    *("use_cache", "low_cpu_mem_usage", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "deepspeed"),
-    *("ddp_find_unused_parameters", "ddp_static_graph", "fsdp"),
+_ROUNDING = tuple(
+    "bf16 fp16 pure_bf16 fp8 tf32 flash_attn use_cpu infer_dtype full_determinism disable_gradient_checkpointing "
+    "gradient_checkpointing use_reentrant_gc use_unsloth torch_compile enable_liger_kernel use_liger_kernel "
+    "liger_kernel_config upcast_ use_v1_kernels use_kv_cache use_cache low_cpu_mem_usage ddp_backend "
+    "ddp_bucket_cap_mb ddp_broadcast_buffers deepspeed ddp_find_unused_parameters ddp_static_graph fsdp".split()
 )
-_PROCESSES = ("nproc_per_node", "nnodes")
 _SCORING = ("version of sacrebleu", "version of openai")  # of the benchmarks only
 # Variables of the environment: which decide how many examples make a step, and which change no sum.
 _LAUNCHING = ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "MIN_NNODES", "MAX_NNODES", "USE_RAY", "USE_KT", "USE_MCA")
@@ -59,9 +56,7 @@ _QUIET = re.compile(
 # Sections of a spec that choose what a fact is of.
 _SECTIONS = {
     "data": ("dataset", "eval_dataset", "benchmark"),
-    "model": ("model",),
-    "adapter": ("model",),
-    "template": ("model",),
+    **dict.fromkeys(("model", "adapter", "template"), ("model",)),
 }
 
 
@@ -140,7 +135,14 @@ def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[D
         changes: Effect = "none" if no_effect else effect(path, packs=packs)
         severity: Severity = "note" if then == now or _is_named(path, keys) else "warning"
         found.append(Difference("spec", path, then, now, changes, severity, absent))
-    found += _changed_defaults(one, other, packs)
+    if None not in (one.spec.train, other.spec.train, one.defaults, other.defaults):
+        given = {*flats[0], *flats[1], *(f"train.{name}" for name in RESERVED_ARGUMENTS)}
+        now_defaults = other.defaults or {}
+        for name, then in (one.defaults or {}).items():
+            path = f"train.{name}"
+            if name in now_defaults and path not in given and then != now_defaults[name]:
+                changes = effect(path, packs=packs)
+                found.append(Difference("default", path, then, now_defaults[name], changes, "warning"))
     if one.facts is not None and other.facts is not None:
         found += _fact_differences(one.facts, other.facts, keys)
     return found
@@ -161,7 +163,13 @@ def effect(path: str, *, packs: bool = False) -> Effect:
         return "none"
     if section == "compute":
         leaf = name.partition(".")[0]
-        return "trajectory" if leaf in _PROCESSES else "rounding" if leaf in ("devices", "env") else "none"
+        return (
+            "trajectory"
+            if leaf in ("nproc_per_node", "nnodes")
+            else "rounding"
+            if leaf in ("devices", "env")
+            else "none"
+        )
     if section == "train" and name.startswith("preprocessing_"):
         return "trajectory" if packs else "none"
     if section == "train" and name.startswith(_NO_EFFECT):
@@ -186,11 +194,7 @@ def known_defaults(arguments: Mapping[str, Argument]) -> dict[str, Any]:
 
 
 def run_defaults(run: RunDir) -> dict[str, Any] | None:
-    """The defaults that a run kept; None where it kept none.
-
-    Raises:
-        PrerequisiteError: its defaults.json is damaged.
-    """
+    """The defaults that a run kept; None where it kept none. Raises PrerequisiteError: its defaults.json is damaged."""
     try:
         value = read_json(run.defaults)
     except FileNotFoundError:
@@ -200,46 +204,38 @@ def run_defaults(run: RunDir) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _changed_defaults(one: Side, other: Side, packs: bool) -> Iterator[Difference]:
-    """Arguments of the training that neither spec sets, with another default on either side."""
-    if one.spec.train is None or other.spec.train is None or one.defaults is None or other.defaults is None:
-        return
-    given = {*one.spec.train.arguments(), *other.spec.train.arguments(), *RESERVED_ARGUMENTS}
-    for name, then in one.defaults.items():
-        if name in other.defaults and name not in given and then != other.defaults[name]:
-            path = f"train.{name}"
-            yield Difference("default", path, then, other.defaults[name], effect(path, packs=packs), "warning")
-
-
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
     sides = (then, now)
     trained = {f"data {each.dataset} {each.split}" for side in sides for each in side.data if each.is_trained_on}
     data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in sides]
+    git: list[Any] = [side.git_dirty for side in sides]
+    if then.git_diff_sha256 is not None and now.git_diff_sha256 is not None:
+        git = [then.git_diff_sha256, now.git_diff_sha256]
     facts: list[tuple[Kind, str, Any, Any]] = [
         *_each("data", "data {}", *data),
         ("model", "model hash", then.model_sha256, now.model_sha256),
         ("adapter", "adapter hash", then.adapter_sha256, now.adapter_sha256),
-        *_if_known("template", "chat template hash", then.chat_template_sha256, now.chat_template_sha256),
+        ("template", "chat template hash", then.chat_template_sha256, now.chat_template_sha256),
         *_each("version", "version of {}", then.versions, now.versions),
         ("machine", "platform", then.platform, now.platform),
-        *_if_known("machine", "processor", then.cpu, now.cpu),
+        ("machine", "processor", then.cpu, now.cpu),
         ("machine", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
         *_each("version", "version of {}", then.cuda, now.cuda),
         *_each("environment", "variable {}", then.environment, now.environment),
         ("git", "git commit", then.git_commit, now.git_commit),
-        ("git", "uncommitted changes in git", *_uncommitted(then, now)),
+        ("git", "uncommitted changes in git", git[0], git[1]),
     ]
     found = []
     for kind, path, old, new in facts:
-        if old == new:
-            continue
-        if kind in ("model", "adapter") and None not in (old, new) and then.hash_version != now.hash_version:
-            path = f"{path} (one was hashed by an earlier version: not compared)"
-            found.append(Difference(kind, path, old, new, "none", "note"))
+        is_optional = kind == "template" or path == "processor"  # records of earlier versions lack these
+        if old == new or (is_optional and None in (old, new)):
             continue
         changes: Effect = "rounding"
         severity: Severity = "warning"
-        if kind in _SECTIONS:
+        if kind in ("model", "adapter") and None not in (old, new) and then.hash_version != now.hash_version:
+            path = f"{path} (one was hashed by an earlier version: not compared)"
+            changes, severity = "none", "note"
+        elif kind in _SECTIONS:
             changes = "none" if kind == "data" and path not in trained else "trajectory"
             severity = "warning" if old is None or new is None else "error"  # one that is not known may be the same
             if any(key.partition(".")[0] in _SECTIONS[kind] for key in keys):
@@ -259,18 +255,6 @@ def _variable_effect(name: str, then: Any, now: Any) -> Effect:
     return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
 
 
-def _uncommitted(then: Facts, now: Facts) -> tuple[Any, Any]:
-    """The hashes of the changes where there were some on both sides; else whether there were any."""
-    if then.git_diff_sha256 is not None and now.git_diff_sha256 is not None:
-        return then.git_diff_sha256, now.git_diff_sha256
-    return then.git_dirty, now.git_dirty
-
-
-def _if_known(kind: Kind, what: str, then: Any, now: Any) -> list[tuple[Kind, str, Any, Any]]:
-    """A fact that records of earlier versions lack."""
-    return [] if then is None or now is None else [(kind, what, then, now)]
-
-
 def _each(
     kind: Kind, what: str, then: Mapping[str, str | None] | None, now: Mapping[str, str | None] | None
 ) -> list[tuple[Kind, str, Any, Any]]:
@@ -287,29 +271,23 @@ def _maps_in_batches(spec: RunSpec) -> bool:
 
 
 def _is_named(path: str, keys: Sequence[str]) -> bool:
-    """Whether a --set names a field, a section that it is in, or something within it."""
     return any(path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.") for key in keys)
 
 
 def _same_files(path: str, then: Facts | None, now: Facts | None) -> bool:
-    """Whether a model under another name is the same by its hash."""
-    if then is None or now is None or then.hash_version != now.hash_version:
+    names = {"model.name_or_path": "model_sha256", "model.revision": "model_sha256"}
+    name = {**names, "model.adapter_name_or_path": "adapter_sha256"}.get(path)
+    if name is None or then is None or now is None or then.hash_version != now.hash_version:
         return False
-    if path in ("model.name_or_path", "model.revision"):
-        return then.model_sha256 is not None and then.model_sha256 == now.model_sha256
-    if path == "model.adapter_name_or_path":
-        return then.adapter_sha256 is not None and then.adapter_sha256 == now.adapter_sha256
-    return False
+    return getattr(then, name) is not None and getattr(then, name) == getattr(now, name)
 
 
 def _default(side: Side, path: str) -> Any:
-    """Of an argument that a spec does not set."""
     section, _, name = path.partition(".")
     return (side.defaults or {}).get(name) if section in ("train", "serve") else None
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted path."""
     if isinstance(value, Mapping) and value:
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
@@ -319,8 +297,5 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     """A value as a line shows it: a hash cut to 12 digits."""
-    if value is None:
-        return "none"
-    text = str(value)
-    is_hash = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
-    return text[:12] if is_hash else text
+    text = "none" if value is None else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text

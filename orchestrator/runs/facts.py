@@ -24,15 +24,12 @@ from orchestrator.upstream.installation import Installation
 HASH_VERSION = 2
 MAX_VALUE = 4000
 """Characters of a variable that are kept."""
-_PREFIXES = (
-    # devices and how they talk to each other
-    *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "FI_", "HIP_", "ROCR_", "HSA_", "ASCEND_", "ZE_", "ONEAPI_"),
-    # how sums are taken
-    *("TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "ATEN_", "TRITON_", "CUBLAS_", "CUDNN_", "OMP_", "GOMP_", "KMP_", "MKL_"),
-    *("OPENBLAS_", "BLIS_", "DNNL_", "ONEDNN_", "NUMEXPR_", "FLASH_", "XFORMERS_", "BNB_", "BITSANDBYTES_"),
-    # packages
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "ACCELERATE_", "FSDP_", "DEEPSPEED_", "DS_"),
-    *("PEFT_", "UNSLOTH_", "LIGER_", "VLLM_", "SGLANG_", "RAY_", "LLAMAFACTORY_", "MODELSCOPE_", "FP8_"),
+# Of devices and how they talk to each other, of how sums are taken, and of packages.
+_PREFIXES = tuple(
+    "CUDA_ NVIDIA_ NCCL_ GLOO_ UCX_ FI_ HIP_ ROCR_ HSA_ ASCEND_ ZE_ ONEAPI_ TORCH_ TORCHINDUCTOR_ PYTORCH_ ATEN_ "
+    "TRITON_ CUBLAS_ CUDNN_ OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ BLIS_ DNNL_ ONEDNN_ NUMEXPR_ FLASH_ XFORMERS_ BNB_ "
+    "BITSANDBYTES_ HF_ HUGGINGFACE_ TRANSFORMERS_ TOKENIZERS_ DATASETS_ ACCELERATE_ FSDP_ DEEPSPEED_ DS_ PEFT_ "
+    "UNSLOTH_ LIGER_ VLLM_ SGLANG_ RAY_ LLAMAFACTORY_ MODELSCOPE_ FP8_".split()
 )
 # LLaMA-Factory's launcher and extras; the interpreter and the loader.
 _NAMES = frozenset(
@@ -54,23 +51,27 @@ def collect_facts(
 ) -> Facts:
     """The facts of a run that is about to start in the workspace `root`.
 
-    Args:
-        spec: what is about to run.
-        root: the workspace.
-        installation: None where only a server given by URL is asked.
-        texts: (dataset, split) -> its text, for all that the run reads.
-        own: name -> dataset in LLaMA-Factory's own formats, likewise.
-
-    Raises:
-        PrerequisiteError: a file of the model or of such a dataset cannot be read.
+    installation: None where only a server given by URL is asked. texts: (dataset, split) -> its text, for all that the
+    run reads. own: name -> dataset in LLaMA-Factory's own formats, likewise. Raises PrerequisiteError: a file of the
+    model or of such a dataset cannot be read.
     """
+    import sacrebleu
+
     worktree = read_worktree(root)
+    versions = {"orchestrator": __version__, "sacrebleu": sacrebleu.__version__, "python": platform.python_version()}
+    cuda = {} if (driver := driver_cuda()) is None else {"the driver's CUDA": driver}
+    template = None
+    if installation is not None:
+        versions |= {"python": installation.python_version, **installation.versions}
+        cuda = {**installation.cuda, **cuda}
+        if spec.model is not None and spec.model.template is not None:
+            template = template_sha256(installation, spec.model.template)
     return Facts(
-        versions=_versions(installation),
+        versions=versions,
         platform=f"{platform.system()} {platform.machine()}",
         cpu=processor(),
         gpus=gpu_names(),
-        cuda=_cuda(installation),
+        cuda=cuda,
         environment=relevant_variables(os.environ),
         git_commit=worktree.commit,
         git_dirty=worktree.dirty,
@@ -79,7 +80,7 @@ def collect_facts(
             *(_parallel_data(spec, dataset, split, text) for (dataset, split), text in texts.items()),
             *(_own_data(spec, dataset) for dataset in (own or {}).values()),
         ],
-        chat_template_sha256=_chat_template(spec, installation),
+        chat_template_sha256=template,
         hash_version=HASH_VERSION,
         **_files(spec, root),
     )
@@ -104,27 +105,6 @@ def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
         value = _USER_INFO.sub("***@", environment[name]).encode("utf-8", "backslashreplace").decode()
         found[name] = value if len(value) <= MAX_VALUE else f"{value[:MAX_VALUE]}... ({len(value)} characters)"
     return found
-
-
-def _versions(installation: Installation | None) -> dict[str, str]:
-    import sacrebleu
-
-    ours = {"orchestrator": __version__, "sacrebleu": sacrebleu.__version__}
-    if installation is None:
-        return {**ours, "python": platform.python_version()}
-    return {**ours, "python": installation.python_version, **installation.versions}
-
-
-def _cuda(installation: Installation | None) -> dict[str, str]:
-    driver = driver_cuda()
-    used = {} if installation is None else installation.cuda
-    return used if driver is None else {**used, "the driver's CUDA": driver}
-
-
-def _chat_template(spec: RunSpec, installation: Installation | None) -> str | None:
-    if installation is None or spec.model is None or spec.model.template is None:
-        return None
-    return template_sha256(installation, spec.model.template)
 
 
 def _parallel_data(spec: RunSpec, dataset: str, split: str, text: ParallelText) -> DataFacts:
@@ -156,7 +136,6 @@ def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
 
 
 def _files(spec: RunSpec, root: Path) -> dict[str, Any]:
-    """Fields of Facts about the files of the model and the adapter, where these are on this machine."""
     found: dict[str, Any] = {}
     if spec.model is None:
         return found

@@ -23,18 +23,13 @@ def processor() -> str:
 
 def gpu_names() -> list[str]:
     """Name and driver of each GPU: 'NVIDIA H100 80GB HBM3, 550.54'."""
-    return _query("name,driver_version")
+    return _nvidia_smi("--query-gpu=name,driver_version", "--format=csv,noheader").splitlines()
 
 
 def gpu_numbers() -> dict[str, str]:
     """UUID -> number of each GPU."""
-    return dict(_pair(line) for line in _query("uuid,index"))
-
-
-def gpu_memory_mib(devices: list[str]) -> dict[str, int]:
-    """Number -> memory in use, in MiB, of some GPUs; whoever uses it. Those that do not tell are left out."""
-    pairs = [_pair(line) for line in _query("index,memory.used", f"--id={','.join(devices)}")] if devices else []
-    return {number: int(used) for number, used in pairs if used.isdecimal()}
+    lines = _nvidia_smi("--query-gpu=uuid,index", "--format=csv,noheader").splitlines()
+    return {uuid.strip(): number.strip() for uuid, _, number in (line.partition(",") for line in lines)}
 
 
 def driver_cuda() -> str | None:
@@ -43,18 +38,8 @@ def driver_cuda() -> str | None:
     return found[1] if found else None
 
 
-def _query(columns: str, *options: str) -> list[str]:
-    output = _nvidia_smi(f"--query-gpu={columns}", "--format=csv,noheader,nounits", *options)
-    return [line.strip() for line in output.splitlines() if line.strip()]
-
-
-def _pair(line: str) -> tuple[str, str]:
-    first, _, second = line.partition(",")
-    return first.strip(), second.strip()
-
-
 def _nvidia_smi(*options: str) -> str:
     try:
-        return run_short(["nvidia-smi", *options])
+        return run_short(["nvidia-smi", *options]).strip()
     except (PrerequisiteError, StageError):  # no NVIDIA driver on this machine
         return ""

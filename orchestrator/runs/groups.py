@@ -1,13 +1,19 @@
-"""A group of runs, a sweep: group.json has its axes and its runs; how far it is stands in the runs' own records."""
+"""A group of runs, a sweep: its axes (`--sweep KEY=V1,V2,...`) and its runs, kept in group.json.
 
+How far it is stands in the runs' own records.
+"""
+
+import itertools
+from collections.abc import Sequence
 from datetime import datetime
+from math import prod
 from typing import Any, NamedTuple, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write
-from orchestrator.runs.axes import Axis, short_keys
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir
@@ -15,10 +21,22 @@ from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace
 
 SCHEMA_VERSION = 1
+MAX_POINTS = 1000
+"""More is a slip: each point is a training."""
+_EXAMPLE = "such as --sweep train.learning_rate=1e-5,5e-5"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)  # another version's field
+
+
+class Axis(_Part):
+    """One key of the spec and the values that it takes."""
+
+    key: str
+    """Dotted, as for --set."""
+    values: list[str]
+    """YAML, as written on the command line."""
 
 
 class Point(_Part):
@@ -45,11 +63,7 @@ class Group(_Part):
 
     @classmethod
     def load(cls, folder: GroupDir) -> Self:
-        """Read what a group is.
-
-        Raises:
-            PrerequisiteError: its file is damaged, or a later version's.
-        """
+        """Read what a group is. Raises PrerequisiteError: its file is damaged, or a later version's."""
         try:
             group = cls.model_validate_json(folder.file.read_bytes())
         except (OSError, ValidationError) as error:
@@ -116,22 +130,19 @@ def member(folder: GroupDir, point: Point) -> Member:
 def remaining(folder: GroupDir, group: Group) -> str:
     """How many of a group's runs nobody works on that are not done, and the next step; '' where there is none."""
     left = sum(each.is_to_do() for each in members(folder, group))
-    if not left:
-        return ""
-    return f"{left} of {len(group.points)} runs are not done; to continue: orchestrator resume {folder.id}"
+    of = f"{left} of {len(group.points)} runs are not done"
+    return f"{of}; to continue: orchestrator resume {folder.id}" if left else ""
 
 
 def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
     """What there is to know of a group, as plain JSON values."""
-    found = members(folder, group)
     runs = []
+    found = members(folder, group)
     for each in found:
-        values = dict(zip([axis.key for axis in group.axes], each.point.values, strict=True))
-        about: dict[str, Any] = {"run": each.run.id, "values": values, "status": each.status}
-        if each.record is not None:
-            kept = each.record.as_json()
-            about |= {key: kept[key] for key in ("error", "training", "benchmarks")}
-        runs.append(about)
+        values = {axis.key: value for axis, value in zip(group.axes, each.point.values, strict=True)}
+        kept: dict[str, Any] = each.record.as_json() if each.record is not None else {}
+        about = {key: kept[key] for key in ("error", "training", "benchmarks") if key in kept}
+        runs.append({"run": each.run.id, "values": values, "status": each.status} | about)
     described = group.model_dump(mode="json", exclude={"points"})
     under_way = any(each.is_active() for each in found)
     return {**described, "path": str(folder.path), "under_way": under_way, "runs": runs}
@@ -142,21 +153,63 @@ def find_group(workspace: Workspace, selector: str) -> GroupDir:
     found = workspace.lookup_group(selector)
     if found is None:
         known = sorted(path.parent.name for path in workspace.runs.glob("*/group.json"))
-        near = {*known, *(name[:-16] for name in known)}  # with the time, and without
-        raise SpecError(
-            f"no group {selector!r} in {workspace.runs}{did_you_mean(selector, near)}",
-            f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one",
-        )
+        there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
+        raise SpecError(f"no group {selector!r} in {workspace.runs}{did_you_mean(selector, known)}", there)
     return found
 
 
 def lookup_group(workspace: Workspace, selector: str) -> GroupDir | None:
-    """The group that a selector means where it means no run.
-
-    Raises:
-        SpecError: it may mean either.
-    """
+    """The group that a selector means where it means no run. Raises SpecError: it may mean either."""
     folder = workspace.lookup_group(selector)
     if folder is not None and selector not in (folder.id, str(folder.path)) and selector in workspace.run_words():
         workspace.lookup_run(selector)  # raises
     return folder
+
+
+def read_axes(options: Sequence[str]) -> list[Axis]:
+    """The axes of a sweep, from KEY=V1,V2,... each.
+
+    Raises SpecError: one is no such text, a key stands there twice, or the product is too large.
+    """
+    axes = [_read_axis(option) for option in options]
+    keys = [axis.key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise SpecError(f"--sweep {key} is there {keys.count(key)} times", f"give its values in one: {key}=A,B")
+    if (count := prod(len(axis.values) for axis in axes)) > MAX_POINTS:
+        raise SpecError(f"--sweep makes {count} runs; at most {MAX_POINTS} are taken", "leave some values out")
+    return axes
+
+
+def points(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+    """The values of each point, in the order of the axes; the last axis runs fastest."""
+    return list(itertools.product(*(axis.values for axis in axes)))
+
+
+def point_overrides(axes: Sequence[Axis], values: Sequence[str]) -> list[str]:
+    """A point as `--set` has it."""
+    return [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
+
+
+def short_keys(axes: Sequence[Axis]) -> list[str]:
+    """The keys for tables: their last part where that tells them apart."""
+    last = [axis.key.rpartition(".")[2] for axis in axes]
+    return [short if last.count(short) == 1 else axis.key for axis, short in zip(axes, last, strict=True)]
+
+
+def _read_axis(option: str) -> Axis:
+    key, _, text = option.partition("=")
+    listed = f"[{text}]"
+    try:
+        node = yaml.compose(listed, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        node = None
+    # "1 #" or "1]" would end the list early
+    items = node.value if isinstance(node, yaml.SequenceNode) and node.end_mark.index == len(listed) else []
+    values = [listed[item.start_mark.index : item.end_mark.index].strip() for item in items]
+    if not key.strip() or not values or not all(values):
+        raise SpecError(
+            f"--sweep {option}: expected KEY=V1,V2,... with YAML values, none empty",
+            f"""{_EXAMPLE}; quote text that holds commas: --sweep 'KEY="a, b",c'""",
+        )
+    return Axis(key=key.strip(), values=values)

@@ -1,9 +1,10 @@
 """Which runs are at work: what is moved away under a training, a server or an export is lost to it."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV, environments, name_of
@@ -38,21 +39,18 @@ def refuse_if_in_use(run: RunDir, users: Iterable[RunProcess], *, damaged_too: b
         record = current(run)
     except PrerequisiteError as error:
         if not damaged_too:
-            remedy = f"to remove all of it: orchestrator rm --all {run.id}"
-            raise PrerequisiteError(error.message, remedy) from error
+            raise PrerequisiteError(error.message, f"to remove all of it: orchestrator rm --all {run.id}") from error
     else:
         if record.is_active() or is_owned(run):
             raise in_use(record)
-    place = run.path.resolve()
     for user in users:
-        if any(folder.is_relative_to(place) for folder in user.folders):
+        if any(folder.is_relative_to(run.path.resolve()) for folder in user.folders):
             raise PrerequisiteError(f"run {run.id} is in use: process {user.pid} ({user.name})", "end that first")
 
 
 def _listed(text: str) -> list[str]:
     """The folders of FOLDERS_ENV; none where somebody else wrote it."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        return TypeAdapter(list[str]).validate_json(text)
+    except ValidationError:
         return []
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []

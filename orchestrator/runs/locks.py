@@ -1,9 +1,8 @@
 """One training or server of ours at a time on each device of a machine: a lock per device.
 
-The kernel frees a lock with the last process that holds it, however that ends; a training's watcher holds it on. A
-device is an entry of CUDA_VISIBLE_DEVICES, by number where nvidia-smi knows it. Other users' runs are not seen. The
-files are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not in $XDG_RUNTIME_DIR: that is emptied when the user
-logs out, while detached runs continue.
+A training's watcher holds its locks on after a kill. A device is an entry of CUDA_VISIBLE_DEVICES, by number where
+nvidia-smi knows it. The files are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not in $XDG_RUNTIME_DIR: that is
+emptied when the user logs out, while detached runs continue.
 """
 
 import fcntl
@@ -28,12 +27,7 @@ _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def devices_of(named: Sequence[str | None], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The devices that a run uses.
-
-    Args:
-        named: CUDA_VISIBLE_DEVICES of each part of it; None: as in the environment, and without that all of them.
-        environment: ours.
-    """
+    """The devices that a run uses, by CUDA_VISIBLE_DEVICES of each part of it; None: as in the environment, or all."""
     found: set[str] = set()
     for each in named:
         value = each if each is not None else environment.get("CUDA_VISIBLE_DEVICES")
@@ -41,7 +35,8 @@ def devices_of(named: Sequence[str | None], environment: Mapping[str, str] = os.
         for entry in entries:
             if entry in ("", "-1"):  # CUDA sees none from there on
                 break
-            found.add(_number(entry))
+            numbers = gpu_numbers().items() if entry.startswith("GPU-") else ()  # a UUID, or the beginning of one
+            found.add(next((number for uuid, number in numbers if uuid.startswith(entry)), entry))
     return sorted(found)
 
 
@@ -51,13 +46,9 @@ def hold_devices(
 ) -> Iterator[list[int]]:
     """Hold some devices, all or none, for the length of the block; gives the open files, which a child may hold on.
 
-    Args:
-        devices: as devices_of gives them.
-        run: the run that they are for, named to others; None: only to see whether they are free.
-        on_wait: wait as long as it takes, and call this with what holds them; None: don't wait.
-
-    Raises:
-        PrerequisiteError: another run holds one; or the folder of the locks is not ours alone, or has no locks.
+    run: named to others; None: only to see whether the devices are free. on_wait: wait as long as it takes, and call
+    this with what holds them; None: don't wait. Raises PrerequisiteError: another run holds one; or the folder of the
+    locks is not ours alone, or has no locks.
     """
     if not devices:
         yield []
@@ -74,7 +65,7 @@ def hold_devices(
 
 
 def is_free(device: str) -> bool:
-    """Whether nobody holds a device at this moment; PrerequisiteError as hold_devices."""
+    """Whether nobody holds a device at this moment."""
     return not busy_devices([_lock_name(device)])
 
 
@@ -91,25 +82,21 @@ def busy_devices(names: Sequence[str] | None = None) -> list[str]:
 
 @contextmanager
 def folder_open() -> Iterator[int]:
-    """The folder of the locks, made by us and for us alone: /tmp is everybody's, and others' locks are worth nothing.
-
-    Raises:
-        PrerequisiteError: others may write there.
-    """
+    """The folder of the locks; PrerequisiteError where others may write there: /tmp is everybody's."""
     path = lock_folder()
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    remedy = "remove it, or name another folder in ORCHESTRATOR_LOCKS"
+    folder = -1
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _OPEN)
-    except OSError as error:
-        raise PrerequisiteError(f"{path} cannot be the folder of the locks: {error.strerror}", remedy) from error
-    try:
         found = os.fstat(folder)
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
-            raise PrerequisiteError(f"{path} cannot be the folder of the locks: others may write there", remedy)
+            raise _unusable("others may write there")
         with suppress(OSError):
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles clears /tmp of what is not locked
+    except OSError as error:
+        raise _unusable(error.strerror) from error
+    try:
         yield folder
     finally:
         os.close(folder)
@@ -118,6 +105,11 @@ def folder_open() -> Iterator[int]:
 def lock_folder() -> Path:
     given = os.environ.get("ORCHESTRATOR_LOCKS")
     return expanded(given) if given else Path(f"/tmp/orchestrator-{os.getuid()}")
+
+
+def _unusable(reason: str | None) -> PrerequisiteError:
+    remedy = "remove it, or name another folder, on a local disk, in ORCHESTRATOR_LOCKS"
+    return PrerequisiteError(f"{lock_folder()} cannot be the folder of the locks: {reason}", remedy)
 
 
 def _lock_name(device: str) -> str:
@@ -146,7 +138,6 @@ def _lock_all(folder: int, names: Sequence[str], on_wait: Callable[[str], None] 
 
 
 def _try_all(folder: int, names: Sequence[str]) -> tuple[list[int], str | None]:
-    """The locks, or none and the name of one that is taken."""
     files: list[int] = []
     try:
         for name in names:
@@ -154,17 +145,13 @@ def _try_all(folder: int, names: Sequence[str]) -> tuple[list[int], str | None]:
             if not try_lock(files[-1]):
                 _close(files)
                 return [], name
-    except OSError as error:
+    except (OSError, PrerequisiteError) as error:
         _close(files)
-        raise PrerequisiteError(
-            f"{lock_folder()} cannot hold a lock: {error.strerror}",
-            "ORCHESTRATOR_LOCKS names a folder on a local disk",
-        ) from error
+        raise _unusable(str(error)) from error
     return files, None
 
 
 def _holder(folder: int, name: str) -> str:
-    """'device 0 (run RUN of WORKSPACE, process 123)'."""
     device = name.removeprefix("gpu-").removesuffix(".lock")
     try:
         with os.fdopen(os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder), "rb") as stream:
@@ -173,13 +160,6 @@ def _holder(folder: int, name: str) -> str:
         return f"device {device} (run {path.name} of {path.parent.parent}, process {int(owner['pid'])})"
     except (OSError, ValueError, KeyError, TypeError):  # it is being written
         return f"device {device}"
-
-
-def _number(entry: str) -> str:
-    """A device's number where it was named by its UUID, or by the beginning of that."""
-    if not entry.startswith("GPU-"):
-        return entry
-    return next((number for uuid, number in gpu_numbers().items() if uuid.startswith(entry)), entry)
 
 
 def _close(files: Sequence[int]) -> None:

@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Self
 
@@ -35,62 +36,46 @@ class Notes(BaseModel):
 
     @classmethod
     def load(cls, run: RunDir) -> Self:
-        """Those of a run; none where there is no file.
-
-        Raises:
-            PrerequisiteError: the file is damaged.
-        """
+        """Those of a run; none where there is no file. PrerequisiteError where it is damaged."""
         try:
             return cls.model_validate_json(read_file(run.notes))
         except FileNotFoundError:
             return cls()
         except (PrerequisiteError, ValidationError) as error:
-            reason = (
-                f"{run.notes} cannot be read: {damage(error)}" if isinstance(error, ValidationError) else str(error)
-            )
+            reason = f"{run.notes} cannot be read: {damage(error)}"
             raise PrerequisiteError(reason, f"move it away; its tags and notes are text: {run.notes}") from error
 
 
 def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Notes:
-    """Give a run tags and take some from it; its tags and notes after that.
-
-    Raises:
-        SpecError: something that cannot be a tag, or a tag to remove that the run has not.
-    """
+    """Give a run tags and take some from it; SpecError where a word is no tag, or the run has not the one to remove."""
     added = [checked_tag(word) for word in add]
-    removed = [_normal(word) for word in remove]
-
-    def change(stored: Notes) -> None:
+    removed = [unicodedata.normalize("NFC", word) for word in remove]
+    with _changing(run) as stored:
         for word in removed:
             if word not in stored.tags:
                 have = ", ".join(stored.tags) or "none"
                 raise SpecError(f"{run.id} has no tag {word!r}{did_you_mean(word, stored.tags)}; it has: {have}")
-        kept = [tag for tag in stored.tags if tag not in removed]
-        stored.tags = list(dict.fromkeys([*kept, *added]))
-
-    return _change(run, change)
+        stored.tags = list(dict.fromkeys([*(tag for tag in stored.tags if tag not in removed), *added]))
+    return stored
 
 
 def add_note(run: RunDir, text: str) -> Notes:
-    """Append a note with the time.
-
-    Raises:
-        SpecError: it is blank, too long, or no UTF-8 text.
-    """
-    stripped = text.strip()
-    if not stripped:
+    """Append a note with the time; SpecError where it is blank, too long, or no UTF-8 text."""
+    text = text.strip()
+    if not text:
         raise SpecError("the note is blank")
-    if len(stripped) > MAX_CHARACTERS:
-        raise SpecError(f"the note has {len(stripped)} characters; at most {MAX_CHARACTERS} are kept")
-    if any("\ud800" <= char <= "\udfff" for char in stripped):
+    if len(text) > MAX_CHARACTERS:
+        raise SpecError(f"the note has {len(text)} characters; at most {MAX_CHARACTERS} are kept")
+    if any("\ud800" <= char <= "\udfff" for char in text):
         raise SpecError("the note is not UTF-8 text")
-    moment = datetime.now(UTC).replace(microsecond=0)
-    return _change(run, lambda stored: stored.notes.append(Note(at=moment, text=stripped)))
+    with _changing(run) as stored:
+        stored.notes.append(Note(at=datetime.now(UTC).replace(microsecond=0), text=text))
+    return stored
 
 
 def checked_tag(word: str) -> str:
     """The tag that a word is; SpecError where it cannot be one."""
-    tag = _normal(word)
+    tag = unicodedata.normalize("NFC", word)  # é typed is é pasted
     if not _TAG.fullmatch(tag):
         raise SpecError(
             f"{word!r} is no tag: one word of at most 32 letters, digits, . _ + or -, beginning with a letter or digit",
@@ -99,13 +84,9 @@ def checked_tag(word: str) -> str:
     return tag
 
 
-def _normal(word: str) -> str:
-    return unicodedata.normalize("NFC", word)  # é typed is é pasted
-
-
-def _change(run: RunDir, change: Callable[[Notes], None]) -> Notes:
+@contextmanager
+def _changing(run: RunDir) -> Iterator[Notes]:
     with lock(run.notes_lock):
         stored = Notes.load(run)
-        change(stored)
+        yield stored
         atomic_write(run.notes, stored.model_dump_json(indent=2) + "\n")
-    return stored

@@ -3,16 +3,16 @@
 The lock goes to the supervisor of a detached run as an open file, so there is no moment without an owner.
 """
 
-import fcntl
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from orchestrator.errors import PrerequisiteError
+from orchestrator.files import try_lock
+from orchestrator.processes.process_tree import wait_until
 from orchestrator.runs import slurm
-from orchestrator.runs.record import RunRecord, lock_error
+from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 
 PATIENCE_S = 0.5  # for a process that only looks whether somebody holds the lock
@@ -46,19 +46,12 @@ def lock_file(run: RunDir) -> Path:
 
 
 def lock_run(run: RunDir, patience_s: float = PATIENCE_S) -> OwnedRun | None:
-    """Take the lock of a run; None where another process holds it.
-
-    Raises:
-        PrerequisiteError: the file system has no locks.
-    """
+    """Take the lock of a run; None where another process holds it."""
     file = os.open(lock_file(run), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    deadline = time.monotonic() + patience_s
-    while not _lock(file, fcntl.LOCK_EX, lock_file(run)):
-        if time.monotonic() > deadline:
-            os.close(file)
-            return None
-        time.sleep(0.02)
-    return OwnedRun(run, file)
+    if wait_until(lambda: try_lock(file, lock_file(run)), patience_s, 0.02):
+        return OwnedRun(run, file)
+    os.close(file)
+    return None
 
 
 def inherited(run: RunDir, file: int) -> OwnedRun:
@@ -76,19 +69,13 @@ def is_owned(run: RunDir) -> bool:
     except OSError:  # none was ever made, or a link lies there
         return False
     try:
-        return not _lock(file, fcntl.LOCK_SH, lock_file(run))
+        return not try_lock(file, shared=True)
     finally:
         os.close(file)
 
 
 def liveness(run: RunDir, record: RunRecord, *, max_age_s: float | None = None) -> Liveness:
-    """Whether that which carries a run out is still there.
-
-    Args:
-        run: the run.
-        record: its record, which is active.
-        max_age_s: how old an answer of Slurm may be; None: some seconds.
-    """
+    """Whether that which carries an active run out is still there; max_age_s: how old an answer of Slurm may be."""
     return "alive" if is_owned(run) else liveness_without_owner(record, max_age_s=max_age_s)
 
 
@@ -103,28 +90,23 @@ def liveness_without_owner(record: RunRecord, *, max_age_s: float | None = None)
 
 
 def acquire(run: RunDir, job: str = "") -> OwnedRun:
-    """Become the owner of a run that nothing carries out.
+    """Become the owner of a run that nothing carries out; `job` is the Slurm job that this process is, if any.
 
-    Args:
-        run: the run.
-        job: the Slurm job that this process is; '': none.
-
-    Raises:
-        PrerequisiteError: the run has an owner, or it cannot be known whether it has; or its record is damaged.
+    Raises PrerequisiteError: the run has an owner, or it cannot be known whether it has; or its record is damaged.
     """
     owned = lock_run(run, JOB_PATIENCE_S if job else PATIENCE_S)
     record = RunRecord.load(run)
     if owned is None:
         raise in_use(record)
     is_this_job = job and record.job is not None and record.job.id in ("", job)
-    problem = None
-    if job and record.stop_requested:
-        problem = PrerequisiteError(f"run {run.id} was stopped before Slurm job {job} began")
-    elif record.is_active() and not is_this_job and liveness_without_owner(record, max_age_s=1) != "ended":
-        problem = in_use(record)
-    if problem is not None:
+    try:
+        if job and record.stop_requested:
+            raise PrerequisiteError(f"run {run.id} was stopped before Slurm job {job} began")
+        if record.is_active() and not is_this_job and liveness_without_owner(record, max_age_s=1) != "ended":
+            raise in_use(record)
+    except PrerequisiteError:
         owned.release()
-        raise problem
+        raise
     return owned
 
 
@@ -133,13 +115,3 @@ def in_use(record: RunRecord) -> PrerequisiteError:
     where = "" if record.is_here() else f" on {record.host}"
     owner = f"Slurm job {record.job.id}" if record.job and record.job.id else f"process {record.pid}{where}"
     return PrerequisiteError(f"run {record.id} is {record.status}: {owner} owns it", f"orchestrator stop {record.id}")
-
-
-def _lock(file: int, kind: int, path: Path) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise lock_error(path, error) from error
-    return True

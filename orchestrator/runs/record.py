@@ -3,7 +3,6 @@
 Reading it asks nobody: whether the owner of an unfinished run is still there is told by state.py.
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -11,13 +10,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.files import atomic_write, read_file
+from orchestrator.files import atomic_write, lock, read_file
 from orchestrator.runs.record_parts import STORED, Attempt, BenchmarkSummary, Facts, Request, Status, Training, damage
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
@@ -117,21 +115,15 @@ class RunRecord(BaseModel):
             found["status"] = "planned" if found.get("awaits_turn") else "preparing"
         if found.get("status") == "trained" and found.get("ended_at") is not None:
             found["status"] = "done"
-        if isinstance(attempts := found.get("attempts"), list):
-            is_created = [isinstance(each, dict) and each.get("status") == "created" for each in attempts]
-            found["attempts"] = [
-                {**each, "status": "preparing"} if created else each
-                for each, created in zip(attempts, is_created, strict=True)
-            ]
+        attempts = found.get("attempts")
+        for each in attempts if isinstance(attempts, list) else ():
+            if isinstance(each, dict) and each.get("status") == "created":
+                each["status"] = "preparing"
         return found
 
     @classmethod
     def load(cls, run: RunDir) -> Self:
-        """Read a run's record, with the status that was written last.
-
-        Raises:
-            PrerequisiteError: there is none, or it is damaged.
-        """
+        """Read a run's record, as it was written last; PrerequisiteError where there is none, or it is damaged."""
         try:
             return cls.model_validate_json(read_file(run.record, MAX_RECORD_BYTES))
         except (OSError, PrerequisiteError, ValidationError) as error:
@@ -156,17 +148,15 @@ class RunRecord(BaseModel):
         return value
 
     def save(self, run: RunDir) -> None:
-        """Write record.json completely or not at all."""
         atomic_write(run.record, self.model_dump_json(indent=2) + "\n")
 
     @contextmanager
     def changing(self, run: RunDir) -> Iterator[Self]:
         """Gives the stored record to be changed, under a lock, and saves it: what other processes wrote stays.
 
-        Raises:
-            ValueError: the new status may not follow the stored one; nothing is saved.
+        Raises ValueError: the new status may not follow the stored one; nothing is saved.
         """
-        with locked(run, "record"):
+        with lock(run.record_lock):
             stored = self.load(run)
             before = stored.status
             yield stored
@@ -183,19 +173,13 @@ class RunRecord(BaseModel):
                 setattr(stored, name, value)
 
     def begin_attempt(self, run: RunDir, job: str = "") -> None:
-        """Say that this process, which holds the run's lock, makes a new attempt at it.
-
-        Args:
-            run: its folder.
-            job: the Slurm job that this process is; '': none.
-        """
+        """Say that this process, which holds the run's lock and may be a Slurm job, makes a new attempt at it."""
         with self.changing(run) as stored:
-            past = stored.attempts
-            if past and past[-1].ended_at is None:
-                past = [*past[:-1], past[-1].model_copy(update={"status": "interrupted"})]
+            if stored.attempts and stored.attempts[-1].ended_at is None:
+                stored.attempts[-1].status = "interrupted"
             stored.host, stored.pid = socket.gethostname(), os.getpid()
             attempt = Attempt(started_at=now(), status="preparing", pid=stored.pid, host=stored.host)
-            stored.attempts = [*past, attempt]
+            stored.attempts.append(attempt)
             if not job:
                 stored.job = stored.benchmark_job = None
             elif stored.job is None or stored.job.id != job:
@@ -216,13 +200,13 @@ class RunRecord(BaseModel):
             stored.status, stored.error, stored.ended_at, stored.waits_for = status, error, now(), None
             stored._end_attempt(status)
 
-    def hand_to_job(self, run: RunDir, job: Job, status: Status, **changes: Any) -> None:
+    def hand_to_job(self, run: RunDir, job: Job, status: Status) -> None:
         """End the attempt, but not the run: a job resumes it later."""
         with self.changing(run) as stored:
+            if job == stored.benchmark_job:
+                stored.benchmark_job = None
             stored.status, stored.job, stored.waits_for = "queued", job, None
             stored._end_attempt(status)
-            for name, value in changes.items():
-                setattr(stored, name, value)
 
     def submit_to_job(self, run: RunDir) -> None:
         """Say that this process, which holds the run's lock, submits a job for it."""
@@ -244,30 +228,8 @@ class RunRecord(BaseModel):
                 stored.environment = {**stored.environment, stage: environment}
 
     def _end_attempt(self, status: Status) -> None:
-        last = [each.model_copy(update={"status": status, "ended_at": now()}) for each in self.attempts[-1:]]
-        self.attempts = [*self.attempts[:-1], *last]
-
-
-@contextmanager
-def locked(run: RunDir, what: str) -> Iterator[None]:
-    """One at a time: a benchmark writes into the record of a run that still trains, say. Others wait.
-
-    Raises:
-        PrerequisiteError: the file system of runs/ has no locks.
-    """
-    with (run.path / f".{what}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise lock_error(Path(file.name), error) from error
-        yield
-
-
-def lock_error(path: Path, error: OSError) -> PrerequisiteError:
-    return PrerequisiteError(
-        f"{path} cannot be locked: {error.strerror}. Without locks two processes would write into one run",
-        "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
-    )
+        for last in self.attempts[-1:]:
+            last.status, last.ended_at = status, now()
 
 
 def now() -> datetime:

@@ -36,9 +36,8 @@ class Request(_Part):
     """What is to be done of a run, as the command line had it."""
 
     with_benchmarks: bool = True
-    """Whether the spec's benchmarks follow the training."""
     wait: bool = False
-    """Whether it waits for devices that another run holds."""
+    """For devices that another run holds."""
     checkpoint: str | None = None
     """checkpoint-N to resume from; None: the newest complete one."""
     archives: str | None = None
@@ -83,7 +82,6 @@ class Facts(_Part):
     git_commit: str | None = None
     """Of the workspace; None outside git."""
     git_dirty: bool | None = None
-    """Whether files that git tracks differed from that commit."""
     git_diff_sha256: str | None = None
     """Of workspace.diff in the run folder; None: there was nothing to keep."""
     data: list[DataFacts] = []
@@ -92,11 +90,10 @@ class Facts(_Part):
     model_sha256: str | None = None
     """Weights, configuration, tokenizer, code; None: not on this machine."""
     model_revision: str | None = None
-    """The hub's commit of the model, where it comes from there."""
+    """The hub's commit, where the model comes from there."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
     adapter_revision: str | None = None
-    """The hub's commit of that adapter."""
     chat_template_sha256: str | None = None
     """Of the template's text in LLaMA-Factory's source; None: not known, or the tokenizer's own, which is hashed above.
     """
@@ -135,7 +132,6 @@ class BenchmarkSummary(_Part):
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
-    """By COMET's models, where that was asked for."""
     faults: dict[str, int | None] = {}
     """Answers that are no translation, by fault; None: not known."""
 
@@ -144,11 +140,8 @@ class Usage(_Part):
     """What a training took of the machine, by samples: what came and went between two of them is not seen."""
 
     every_s: float
-    """Seconds between two samples."""
     peak_rss_bytes: int | None = None
     """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
-    gpu_peak_memory_mib: dict[str, int] = {}
-    """Of each of its GPUs, by number: memory in use, whoever used it."""
 
 
 class Attempt(_Part):
@@ -170,6 +163,5 @@ class Attempt(_Part):
     stages_s: dict[str, float] = {}
     """Stage -> how long it took: prepare, train, benchmark."""
     usage: Usage | None = None
-    """Of its training."""
     pid: int
     host: str

@@ -1,13 +1,12 @@
 """A run's checkpoints: which one to resume from, what changed since, which ones a clean-up keeps."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import json_mapping
 from orchestrator.models.checkpoints import CHECKPOINT_LABEL, Inspected, can_be_served, inspect
-from orchestrator.runs.differences import Difference, Severity, Side, by_severity, differences
+from orchestrator.runs.differences import Difference, Severity, Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
@@ -15,46 +14,39 @@ from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec
 
 
-class Problem(NamedTuple):
-    """Something that changed since a checkpoint was saved."""
-
-    severity: Severity
-    """error: the training would continue as another one, or not at all."""
-    message: str
-
-
 def usable_checkpoints(run: RunDir, ranks: range | None = None) -> list[Inspected]:
     """Every checkpoint of a run, inspected, the newest first, complete or not."""
-    return [inspect(folder, ranks=ranks) for folder in _folders(run)]
+    folders = [path for path in reversed(run.checkpoints()) if CHECKPOINT_LABEL.fullmatch(path.name) and path.is_dir()]
+    return [inspect(folder, ranks=ranks) for folder in folders]
 
 
 def choose_checkpoint(
     run: RunDir, label: str | None = None, world_size: int | None = None, ranks: range | None = None
 ) -> tuple[Inspected | None, list[str]]:
-    """The checkpoint to resume from, and in lines why newer ones are skipped.
+    """The checkpoint to resume from (None where none is complete), and in lines why newer ones are skipped.
 
-    Args:
-        run: the run.
-        label: checkpoint-N, that one and no other. None: the newest complete one.
-        world_size: how many processes would resume it. None: not known.
-        ranks: of several nodes, the processes on this one.
-
-    Returns:
-        None instead of a checkpoint where none is complete.
-
-    Raises:
-        SpecError: there is none of that label.
-        PrerequisiteError: the one of that label is incomplete; or it was saved by another number of processes.
+    label: checkpoint-N, that one and no other; None: the newest complete one. world_size: how many processes would
+    resume it; None: not known. ranks: of several nodes, the processes on this one. Raises SpecError: there is none of
+    that label; PrerequisiteError: that is incomplete, or the chosen one was saved by another number of processes.
     """
     skipped: list[str] = []
     chosen = None
-    for found in _named(run, label, ranks) if label is not None else (inspect(f, ranks=ranks) for f in _folders(run)):
+    if label is not None:
+        chosen = _named(run, label, ranks)
+    for found in usable_checkpoints(run, ranks) if label is None else ():
         if found.whole:
             chosen = found
             break
         skipped.append(f"{found.label} is skipped: {'; '.join(found.problems)}")
     if chosen is not None and world_size is not None and ranks is None:
-        _refuse_other_world_size(run, chosen, world_size)
+        processes = saved_by(chosen.folder)
+        # to skip a complete checkpoint for a fault of the plan would throw the training away
+        if processes not in (None, world_size):
+            raise PrerequisiteError(
+                f"{chosen.label} of {run.id} was saved by {processes} process{'es' * (processes != 1)}, and "
+                f"{world_size} would resume it: a step would be another set of examples",
+                f"resume it with compute.nproc_per_node: {processes}; or start anew: orchestrator rerun {run.id}",
+            )
     return chosen, skipped
 
 
@@ -78,33 +70,30 @@ def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
     return len(devices) if devices and facts.gpus else None
 
 
-def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Facts) -> list[Problem]:
-    """What changed since the run began and bears on resuming it, the worst first.
+def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Facts) -> list[tuple[Severity, str]]:
+    """What changed since the run began and bears on resuming it, as (severity, message), the worst first.
 
-    A checkpoint holds the state of the optimizer and the schedule, and how far into the data it was. Other examples,
-    other steps or other weights under it make a training that neither spec describes, mostly without a message.
+    error: other examples, other steps or other weights under a checkpoint make a training that neither spec describes,
+    mostly without a message.
     """
     sides = [Side("then", spec_then, {}, None, then), Side("now", spec_now, {}, None, now)]
     problems = [
-        Problem(severity, each.line())
-        for each in by_severity(differences(sides[0], sides[1]))
+        (severity, each.line())
+        for each in differences(sides[0], sides[1])
         if each.then != each.now and (severity := _resume_severity(each)) is not None
     ]
     sizes = [planned_world_size(spec.compute, facts) for spec, facts in ((spec_then, then), (spec_now, now))]
     if None not in sizes and sizes[0] != sizes[1]:
-        problems.append(Problem("error", f"processes: {sizes[0]} then, {sizes[1]} now"))
-    return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))
+        problems.append(("error", f"processes: {sizes[0]} then, {sizes[1]} now"))
+    return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem[0]))
 
 
 def best_and_last(run: RunDir) -> set[str]:
-    """The labels of the checkpoints that a clean-up has to keep.
+    """The labels of the checkpoints that a clean-up has to keep; PrerequisiteError where the record is damaged.
 
     The newest complete one, or where there is none, the newest whose weights are; the one that trainer_state.json names
     as the best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks, and the
     chosen one.
-
-    Raises:
-        PrerequisiteError: the run's record is damaged.
     """
     found = usable_checkpoints(run)
     labels = {each.label for each in found}
@@ -115,33 +104,17 @@ def best_and_last(run: RunDir) -> set[str]:
     return {*last[:1], *(best & labels)}
 
 
-def _named(run: RunDir, label: str, ranks: range | None) -> Iterator[Inspected]:
-    folders = {folder.name: folder for folder in _folders(run)}
-    if label not in folders:
-        have = f"it has: {', '.join(folders)}" if folders else "it has none"
-        raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, folders)}; {have}")
-    found = inspect(folders[label], ranks=ranks)
-    if not found.whole:
-        other, _ = choose_checkpoint(run, ranks=ranks)
-        remedy = f"the newest complete one is {other.label}" if other else "no checkpoint of the run is complete"
-        raise PrerequisiteError(f"{label} of {run.id} cannot be resumed: {'; '.join(found.problems)}", remedy)
-    yield found
-
-
-def _refuse_other_world_size(run: RunDir, found: Inspected, world_size: int) -> None:
-    """To skip a complete checkpoint for a fault of the plan would throw the training away."""
-    processes = saved_by(found.folder)
-    if processes not in (None, world_size):
-        raise PrerequisiteError(
-            f"{found.label} of {run.id} was saved by {processes} process{'es' * (processes != 1)}, and {world_size} "
-            "would resume it: a step would be another set of examples",
-            f"resume it with compute.nproc_per_node: {processes}; or start anew: orchestrator rerun {run.id}",
-        )
-
-
-def _folders(run: RunDir) -> list[Path]:
-    """output/checkpoint-N, the newest first."""
-    return [path for path in reversed(run.checkpoints()) if CHECKPOINT_LABEL.fullmatch(path.name) and path.is_dir()]
+def _named(run: RunDir, label: str, ranks: range | None) -> Inspected:
+    found = {each.label: each for each in usable_checkpoints(run, ranks)}
+    if label not in found:
+        have = f"it has: {', '.join(found)}" if found else "it has none"
+        raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, found)}; {have}")
+    if not found[label].whole:
+        other = next((each.label for each in found.values() if each.whole), None)
+        remedy = f"the newest complete one is {other}" if other else "no checkpoint of the run is complete"
+        problems = "; ".join(found[label].problems)
+        raise PrerequisiteError(f"{label} of {run.id} cannot be resumed: {problems}", remedy)
+    return found[label]
 
 
 def _resume_severity(each: Difference) -> Severity | None:

@@ -5,7 +5,7 @@ One squeue call answers for all jobs of a user, and is kept for some seconds: a 
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -74,15 +74,10 @@ class JobState:
 
 
 def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState | None:
-    """A job's state; one that Slurm has forgotten has ended as UNKNOWN.
+    """The state of a user's job (ARRAY_TASK for a task of an array); one that Slurm has forgotten has ended.
 
-    Args:
-        job: its id; ARRAY_TASK for a task of an array.
-        uid: whose it is.
-        max_age_s: how old the answer may be. None: the older, the longer this process has been asking, up to 30 s.
-
-    Returns:
-        None where Slurm cannot be asked: it is not installed here, or does not answer.
+    max_age_s: how old the answer may be. None: the older, the longer this process has been asking, up to 30 s. Returns
+    None where Slurm cannot be asked: it is not installed here, or does not answer.
     """
     age = min(30.0, 2 + (time.monotonic() - _started) / 10) if max_age_s is None else max_age_s
     jobs = _jobs_of(uid, age)
@@ -110,12 +105,7 @@ def final_state(job: str, uid: int) -> str:
 
 
 def submit(script: Path) -> str:
-    """Submit a script; the job's id.
-
-    Raises:
-        PrerequisiteError: sbatch is not there.
-        StageError: it refuses the script; with its words.
-    """
+    """Submit a script; the job's id. Raises PrerequisiteError: sbatch is not there; StageError: it refuses it."""
     answer = run_short(["sbatch", "--parsable", str(script)], timeout_s=120).strip()
     _answers.clear()
     job = answer.splitlines()[-1].partition(";")[0] if answer else ""  # id;cluster
@@ -144,11 +134,7 @@ def requeue(job: str) -> None:
 
 
 def partitions() -> dict[str, str]:
-    """Partition -> its time limit, as Slurm writes it.
-
-    Raises:
-        PrerequisiteError, StageError: Slurm is not here, or does not answer.
-    """
+    """Partition -> its time limit, as Slurm writes it; an error where Slurm is not here, or does not answer."""
     lines = run_short(["sinfo", "--noheader", "--format=%R|%l"]).splitlines()
     pairs = [line.rpartition("|") for line in lines if "|" in line]
     return {name.strip(): limit.strip() for name, _, limit in pairs}
@@ -180,12 +166,10 @@ def _squeue(uid: int) -> dict[str, JobState] | None:
         lines = run_short(argv).splitlines()
     except OrchestratorError:
         return None
-    return {found.id: found for line in lines if (found := _parsed(line.split("|", 5))) is not None}
-
-
-def _parsed(parts: Sequence[str]) -> JobState | None:
-    if len(parts) != 6:
-        return None
-    job, state, left, start, nodes, reason = (part.strip() for part in parts)
-    known = {"None", "N/A", "(null)", ""}
-    return JobState(job, state, *("" if each in known else each for each in (reason, left, start, nodes)))
+    found = {}
+    for parts in (line.split("|", 5) for line in lines):
+        if len(parts) == 6:
+            job, state, left, start, nodes, reason = (part.strip() for part in parts)
+            shown = ("" if each in ("None", "N/A", "(null)") else each for each in (reason, left, start, nodes))
+            found[job] = JobState(job, state, *shown)
+    return found

@@ -15,10 +15,8 @@ def current(run: RunDir) -> RunRecord:
     """A run's record with the status that it has now, which may not be the one that was written last.
 
     `interrupted` where the owner is gone without a result, `queued` where Slurm has its job wait. Where it cannot be
-    known, since the owner was on another host or Slurm does not answer, the written status holds.
-
-    Raises:
-        PrerequisiteError: there is no record, or it is damaged.
+    known, since the owner was on another host or Slurm does not answer, the written status holds. Raises
+    PrerequisiteError: there is no record, or it is damaged.
     """
     record = RunRecord.load(run)
     if not record.is_active():
@@ -55,12 +53,7 @@ def progress(run: RunDir, record: RunRecord) -> str:
 
 
 def lines(run: RunDir, record: RunRecord) -> list[str]:
-    """What there is to say of a run that has not ended in order; nothing of others.
-
-    Args:
-        run: the run.
-        record: its record as `current` gives it.
-    """
+    """What there is to say of a run that has not ended in order, by its record as `current` gives it."""
     if record.status == "interrupted":
         return [_after_interruption(run, record)]
     if record.status == "planned":
@@ -76,11 +69,6 @@ def lines(run: RunDir, record: RunRecord) -> list[str]:
     return [f"{record.status}, in process {record.pid}{where}{f': {doing}' if doing else ''}"]
 
 
-def orphaned_processes(run: RunDir, record: RunRecord) -> list[psutil.Process]:
-    """What an owner that is gone left running on this machine."""
-    return run_processes(run.path) if record.is_here() and not is_owned(run) else []
-
-
 def pids(processes: list[psutil.Process]) -> str:
     return ", ".join(str(process.pid) for process in processes)
 
@@ -89,6 +77,6 @@ def _after_interruption(run: RunDir, record: RunRecord) -> str:
     why = f"its process {record.pid} has exited without recording a result"
     if record.job is not None and record.job.id:
         why = slurm.final_state(record.job.id, record.job.uid)
-    if left := orphaned_processes(run, record):
+    if record.is_here() and not is_owned(run) and (left := run_processes(run.path)):
         return f"interrupted: {why}; still running: {pids(left)}. To end that: orchestrator stop {run.id}"
     return f"interrupted: {why}; nothing of it is still running. To continue: orchestrator resume {run.id}"

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from orchestrator.processes.progress import Progress
 from orchestrator.text import escape_controls
@@ -77,23 +77,18 @@ def close_torn_line(path: Path) -> int:
     """End a line that a killed writer did not finish, so that the next one stands alone; the log's size then."""
     if not path.exists():
         return 0
-    with path.open("rb+") as file:
-        size = file.seek(0, 2)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-                size += 1
-    return size
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+    return path.stat().st_size
 
 
-class StepBar:
-    """A training's bar with loss, rate and time left, drawn from its log."""
+class StepBar(AbstractContextManager["StepBar"]):
+    """A training's bar with loss, rate and time left, drawn from its log; on_event gets each of its events too."""
 
     def __init__(self, log: TrainerLog, step: int = 0, on_event: Callable[[Event], None] | None = None) -> None:
-        """Begin at a step, with the events that the log gives from now on; on_event gets each of them too."""
-        self._log = log
-        self._on_event = on_event
+        self._log, self._on_event = log, on_event
         self._progress = Progress(None, "train", "steps", initial=step)
 
     def update(self) -> None:
@@ -113,12 +108,7 @@ class StepBar:
     def close(self) -> None:
         self._progress.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

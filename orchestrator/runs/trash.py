@@ -1,11 +1,8 @@
 """What `rm` and `gc` take out of run folders: moved to the trash by renames, put back from it, deleted for good.
 
-    runs/.trash/<run id>/output          a part of the run folder: output, output-N, data, export, logs
-    runs/.trash/<run id>/checkpoint-5    of output/
-    runs/.trash/<run id>/run             the entire run folder
-    runs/.trash/<run id>/output~2        where the name is taken
-
-Only these names are put back, each to its own place. Links are moved as links, never followed.
+runs/.trash/<run id>/ holds parts of the run folder by their names (output, output-N, data, export, logs), checkpoints
+(checkpoint-5), and the entire folder as `run`; NAME~2 where the name is taken. Only these names are put back, each to
+its own place. Links are moved as links, never followed.
 """
 
 import os
@@ -59,9 +56,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run
     """Move runs to the trash: what is large (weights, data, logs), or the entire run folder.
 
     Without `whole` the spec, the record, the notes and the benchmarks stay: the run is listed, and can be run again.
-
-    Raises:
-        PrerequisiteError: a run is in use, or is no folder of this workspace; then nothing was moved.
+    Raises PrerequisiteError: a run is in use, or is no folder of this workspace; then nothing was moved.
     """
     users = process_users()
     for run in runs:  # all are checked before one is moved
@@ -79,8 +74,7 @@ def take_checkpoints(
 ) -> Moved:
     """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
 
-    Raises:
-        PrerequisiteError: the run is in use, its record is damaged, or it is no folder of this workspace.
+    Raises PrerequisiteError: the run is in use, its record is damaged, or it is no folder of this workspace.
     """
 
     def old(run: RunDir) -> list[str]:
@@ -98,29 +92,33 @@ def take_checkpoints(
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     """Put back all that the trash holds of a run, the latest first. What the run has again by now stays in the trash.
 
-    Raises:
-        SpecError: the trash holds nothing of it.
-        PrerequisiteError: the run is in use.
+    Raises SpecError: the trash holds nothing of it; PrerequisiteError: the run is in use.
     """
     run = _trashed(workspace, word)
     if os.path.lexists(run.path):
         _refuse_links(workspace, run)
         refuse_if_in_use(run, process_users(), damaged_too=True)
-    moved = Moved(run.id, [], 0, [])
-    place = run.path  # where what is back lies: with a dry run, maybe in the trash
-    size = 0
+    moved: list[str] = []
+    left: list[str] = []
+    place, size = run.path, 0  # where what is back lies: with a dry run, maybe in the trash
     for item in sorted(in_trash(workspace, run.id), key=lambda item: item.what):  # "." first, output/ before its parts
-        if (reason := _in_the_way(item, place, moved.what)) is not None:
-            moved.left.append(reason)
-            continue
-        moved.what.append(item.what)
-        size += size_of(item.path)
-        place = item.path if dry_run and item.what == "." else place
-        if not dry_run:
-            (run.path / item.what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
-            _rename(item.path, run.path / item.what)
+        name = "the run folder" if item.what == "." else item.what
+        if item.what in moved or os.path.lexists(place / item.what):
+            left.append(f"{name}: {item.run} has one again")
+        elif item.what != "." and not place.is_dir():
+            left.append(f"{name}: the run folder of {item.run} is gone")
+        elif item.what != "." and (place / item.what).parent.is_symlink():
+            left.append(f"{name}: its folder is a link, and links are not followed")
+        else:
+            moved.append(item.what)
+            size += size_of(item.path)
+            if not dry_run:
+                (run.path / item.what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
+                _rename(item.path, run.path / item.what)
+            elif item.what == ".":
+                place = item.path
     _remove_if_empty(workspace.trash / run.id)
-    return Moved(run.id, moved.what, size, moved.left)
+    return Moved(run.id, moved, size, left)
 
 
 def empty(
@@ -128,8 +126,7 @@ def empty(
 ) -> list[Moved]:
     """Delete what is in the trash, for good: of all runs or of some, and only where nothing was added since `before`.
 
-    Raises:
-        SpecError: the trash holds nothing of such a run.
+    Raises SpecError: the trash holds nothing of such a run.
     """
     items = [item for item in in_trash(workspace) if before is None or item.moved_at < before]
     ids = list(dict.fromkeys(_trashed(workspace, word).id for word in words)) or sorted({item.run for item in items})
@@ -137,8 +134,8 @@ def empty(
     for name in ids:
         own = [item for item in items if item.run == name]
         if own:
-            what = sorted({item.what for item in own})
-            deleted.append(Moved(name, what, sum(size_of(item.path) for item in own), []))
+            size = sum(size_of(item.path) for item in own)
+            deleted.append(Moved(name, sorted({item.what for item in own}), size, []))
         for item in own if not dry_run else ():
             if item.path.is_dir() and not item.path.is_symlink():
                 shutil.rmtree(item.path)  # never follows a link
@@ -154,20 +151,17 @@ def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Item]:
         raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
     items = []
     for path in sorted(workspace.trash.glob("*/*"), key=lambda path: (len(path.name), path.name), reverse=True):
-        match = _ITEM.fullmatch(path.name)
-        is_ours = match and not path.parent.is_symlink() and "~" not in path.parent.name  # ~: of an earlier version
-        if match and is_ours and run_id in (None, path.parent.name):
+        match, folder = _ITEM.fullmatch(path.name), path.parent
+        if match and not folder.is_symlink() and "~" not in folder.name and run_id in (None, folder.name):
             name = match[1]
             what = "." if name == _ENTIRE else f"output/{name}" if name.startswith("checkpoint-") else name
-            moved_at = datetime.fromtimestamp(path.parent.stat().st_mtime, UTC)
-            items.append(Item(path, path.parent.name, what, moved_at))
+            items.append(Item(path, folder.name, what, datetime.fromtimestamp(folder.stat().st_mtime, UTC)))
     return items
 
 
 def size_of(path: Path) -> int:
     """Sum of the sizes of all files in a folder, or of a file; one with several names counts once, a link nothing."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
+    sizes: dict[tuple[int, int], int] = {}
     waiting = [path]
     while waiting:
         here = waiting.pop()
@@ -175,10 +169,9 @@ def size_of(path: Path) -> int:
             found = here.lstat()
             if stat.S_ISDIR(found.st_mode):
                 waiting += here.iterdir()
-            elif stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
-                seen.add((found.st_dev, found.st_ino))
-                total += found.st_size
-    return total
+            elif stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _take(
@@ -207,25 +200,11 @@ def _rename(source: Path, target: Path) -> None:
         source.rename(target)  # of a link: the link itself
     except OSError as error:
         raise PrerequisiteError(
-            f"{source} cannot be moved to {target}: {error.strerror}",
-            "what was moved before stays so; move or delete this by hand",
+            f"{source} cannot be moved to {target}: {error.strerror}", "what was moved before stays so"
         ) from error
 
 
-def _in_the_way(item: Item, place: Path, back: Sequence[str]) -> str | None:
-    """Why an item can't be put back into the run folder, which is at `place`, after others; or None."""
-    name = "the run folder" if item.what == "." else item.what
-    if item.what in back or os.path.lexists(place / item.what):
-        return f"{name}: {item.run} has one again"
-    if item.what != "." and not place.is_dir():
-        return f"{name}: the run folder of {item.run} is gone"
-    if item.what != "." and (place / item.what).parent.is_symlink():
-        return f"{name}: its folder is a link, and links are not followed"
-    return None
-
-
 def _trashed(workspace: Workspace, word: str) -> RunDir:
-    """The run that a word means, of those that the trash holds something of."""
     ids = sorted({item.run for item in in_trash(workspace)})
     named = [each for each in ids if word in (each, spec_name(each))]
     if named:

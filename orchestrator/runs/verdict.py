@@ -1,9 +1,8 @@
 """Whether a repeated run came to the same as the run that it repeats: its first logged losses, and its scores.
 
-The band of known nondeterminism was measured by tests/loss_band.py, which has the table: float32 FULL, 18 times what
-rounding does and a sixth of what another seed does; bf16 and the like REDUCED, twice and less than half. Where a logged
-loss is the mean of hundreds of examples another seed can lie within the band, so a difference in the record that
-chooses other examples, weights or steps makes "different" of any difference, however small.
+The band of known nondeterminism was measured by tests/loss_band.py, which has the table. Where a logged loss is the
+mean of hundreds of examples another seed can lie within the band, so a difference in the record that chooses other
+examples, weights or steps makes "different" of any difference, however small.
 """
 
 import math
@@ -46,20 +45,18 @@ class EarlyVerdict:
     """The verdict on a run that is training, as soon as its losses decide it."""
 
     def __init__(self, then: Sequence[float], drift: Sequence[Difference] = (), band: float = REDUCED) -> None:
-        self._then = list(then)[:FIRST]
-        self._drift = drift
-        self._band = band
+        self._then, self._drift, self._band = list(then)[:FIRST], drift, band
         self._now: list[float] = []
         self._is_given = False
 
     def add(self, loss: float) -> Verdict | None:
         """Take the next logged loss; the verdict when this one decides it, once."""
-        if self._is_given:
-            return None
         self._now.append(loss)
         number = len(self._now)
-        decided = number >= len(self._then) or any(each.path in _LOGGING for each in self._drift)
-        return self.end() if decided or self._exceeds_band(number) else None
+        if number >= len(self._then) or any(each.path in _LOGGING for each in self._drift):
+            return self.end()
+        limit = 0 if _changes_trajectory(self._drift) else self._band
+        return self.end() if _difference(self._then[number - 1], loss) > limit else None
 
     def end(self) -> Verdict | None:
         """The training ended: the verdict on what it logged; None where it was given before."""
@@ -67,10 +64,6 @@ class EarlyVerdict:
             return None
         self._is_given = True
         return compare_losses(self._then, self._now, drift=self._drift, band=self._band)
-
-    def _exceeds_band(self, number: int) -> bool:
-        difference = _difference(self._then[number - 1], self._now[number - 1])
-        return difference > (0 if _changes_trajectory(self._drift) else self._band)
 
 
 def compare_losses(
@@ -80,29 +73,33 @@ def compare_losses(
     then, now = then[:FIRST], now[:FIRST]
     if relogged := [each for each in drift if each.path in _LOGGING]:
         return Verdict("unknown", None, f"the losses were logged at other steps: {relogged[0].line()}")
-    differences = [_difference(one, other) for one, other in zip(then, now, strict=False)]
-    if not differences:
+    found = [_difference(one, other) for one, other in zip(then, now, strict=False)]
+    if not found:
         when = "now" if then else "then"
         return Verdict(
             "unknown", None, f"no losses to compare: none was logged {when} (fewer steps than logging_steps)"
         )
-    first = next((number for number, difference in enumerate(differences, start=1) if difference), None)
-    if first is None:
-        count = len(differences)
-        equal = f"the first {count} logged losses are" if count > 1 else "the first logged loss is"
-        hidden = [each.line() for each in _causes(drift) if each.effect == "trajectory"]
+    causes = _causes(drift)
+    if not any(found):
+        equal = f"the first {len(found)} logged losses are" if len(found) > 1 else "the first logged loss is"
+        hidden = [each.line() for each in causes if each.effect == "trajectory"]
         shown = f"; what differs has not shown in them: {hidden[0]}" if hidden else ""
         return Verdict("same", None, f"{equal} the same{shown}")
-    beyond = next((number for number, each in enumerate(differences, start=1) if each > band), None)
-    worst = beyond or differences.index(max(differences)) + 1
-    share = "" if math.isinf(differences[worst - 1]) else f" ({100 * differences[worst - 1]:.2g} %)"
-    values = f"{then[worst - 1]:.6g} then, {now[worst - 1]:.6g} now"
-    message = f"the losses differ from logged loss {first} on: {values} at logged loss {worst}{share}"
+    first = next(number for number, difference in enumerate(found) if difference)
+    beyond = next((number for number, difference in enumerate(found) if difference > band), None)
+    worst = found.index(max(found)) if beyond is None else beyond
+    share = "" if math.isinf(found[worst]) else f" ({100 * found[worst]:.2g} %)"
+    message = (
+        f"the losses differ from logged loss {first + 1} on: {then[worst]:.6g} then, {now[worst]:.6g} now at logged "
+        f"loss {worst + 1}{share}"
+    )
+    otherwise = "nothing in the record explains it: other environment variables, or files that it has no hash of"
     if beyond is not None:
-        return Verdict("different", first, f"{message}, more than rounding makes; {_cause(drift, 'different')}")
+        return Verdict("different", first + 1, f"{message}, more than rounding makes; {_cause(causes, otherwise)}")
     if _changes_trajectory(drift):
-        return Verdict("different", first, f"{message}; {_cause(drift, 'different')}")
-    return Verdict("within", first, f"{message}, within the band of known nondeterminism; {_cause(drift, 'within')}")
+        return Verdict("different", first + 1, f"{message}; {_cause(causes, otherwise)}")
+    sums = "likely cause: sums taken in another order, by other threads, another processor or a GPU's kernels"
+    return Verdict("within", first + 1, f"{message}, within the band of known nondeterminism; {_cause(causes, sums)}")
 
 
 def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
@@ -126,18 +123,17 @@ def compare_scores(
     lines = []
     for key in dict.fromkeys([*old, *new]):
         of, testset, split = key
-        name = f"{testset} {split}, {of}"
         if key not in old or key not in new:
-            lines.append(f"{name}: not compared, there is no such benchmark {'then' if key not in old else 'now'}")
+            found = [f"not compared, there is no such benchmark {'then' if key not in old else 'now'}"]
         elif f"data {testset} {split}" in changed:
-            lines.append(f"{name}: not compared, the test set is another one")
+            found = ["not compared, the test set is another one"]
         else:
-            lines += [f"{name}: {line}" for line in _benchmark_lines(old[key], new[key])]
+            found = _benchmark_lines(old[key], new[key])
+        lines += [f"{testset} {split}, {of}: {line}" for line in found]
     return lines
 
 
 def _difference(then: float, now: float) -> float:
-    """Relative to the earlier one."""
     if then == now or (math.isnan(then) and math.isnan(now)):
         return 0.0
     if not math.isfinite(then) or not math.isfinite(now):
@@ -149,13 +145,9 @@ def _changes_trajectory(drift: Sequence[Difference]) -> bool:
     return any(each.effect == "trajectory" for each in drift)
 
 
-def _cause(drift: Sequence[Difference], verdict: Literal["within", "different"]) -> str:
-    """The likely cause: the first is the likeliest, two more are named."""
-    causes = _causes(drift)
-    if not causes and verdict == "within":
-        return "likely cause: sums taken in another order, by other threads, another processor or a GPU's kernels"
+def _cause(causes: Sequence[Difference], otherwise: str) -> str:
     if not causes:
-        return "nothing in the record explains it: other environment variables, or files that it has no hash of"
+        return otherwise
     others = "; ".join(each.line() for each in causes[1:3])
     more = f"; and {len(causes) - 3} more" if len(causes) > 3 else ""
     return f"likely cause: {causes[0].line()}" + (f"; it may also be: {others}{more}" if others else "")
@@ -196,10 +188,13 @@ def _score_line(then: Score, now: Score) -> str:
     figures += f" ({now.score - then.score:+.2f})"
     if then.ci95 is None or now.ci95 is None:
         return f"{figures}: no interval to compare with"
-    inside = [then.ci95[0] <= now.score <= then.ci95[1], now.ci95[0] <= then.score <= now.ci95[1]]
-    if all(inside):
-        return f"{figures}: each lies in the other's 95 % interval"
-    low, high = then.ci95 if not inside[0] else now.ci95
-    which = "now's lies outside then's" if not inside[0] else "then's lies outside now's"
-    both = ", and the other way round" if not any(inside) else ""
-    return f"{figures}: {which} 95 % interval [{low:.2f}, {high:.2f}]{both}"
+    outside = [
+        f"{which} 95 % interval [{low:.2f}, {high:.2f}]"
+        for which, (low, high), score in (("then's", then.ci95, now.score), ("now's", now.ci95, then.score))
+        if not low <= score <= high
+    ]
+    return (
+        f"{figures}: outside {' and '.join(outside)}"
+        if outside
+        else f"{figures}: each lies in the other's 95 % interval"
+    )

@@ -59,8 +59,7 @@ class Workspace:
     def lookup_run(self, word: str) -> RunDir | None:
         """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest.
 
-        Raises:
-            SpecError: it means a group, or may mean one as well.
+        Raises SpecError: it means a group, or may mean one as well.
         """
         if (folder := self._folder(word, "record.json")) is not None:
             return RunDir(folder)
@@ -108,21 +107,14 @@ class Workspace:
 
 
 def find_workspace(given: Path | None = None, start: Path | None = None) -> Workspace:
-    """The workspace: `given`, or $ORCHESTRATOR_WORKSPACE, or the nearest folder upwards with runs/ and dataset_info/.
-
-    Raises:
-        SpecError: there is none.
-    """
-    named = given or (Path(value) if (value := os.environ.get("ORCHESTRATOR_WORKSPACE")) else None)
-    if named is not None:
-        root = resolved(expanded(named))
-        if not _is_workspace(root):
-            raise SpecError(f"{root} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
-        return Workspace(root)
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if _is_workspace(folder):
+    """The workspace: `given`, or $ORCHESTRATOR_WORKSPACE, or the nearest folder upwards; SpecError without one."""
+    named = given or os.environ.get("ORCHESTRATOR_WORKSPACE")
+    here = resolved(expanded(named)) if named else (start or Path.cwd()).resolve()
+    for folder in (here,) if named else (here, *here.parents):
+        if (folder / "runs").is_dir() and (folder / "dataset_info").is_dir():
             return Workspace(folder)
+    if named:
+        raise SpecError(f"{here} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
     raise SpecError(
         f"no workspace here: neither {here} nor a folder above it has runs/ and dataset_info/",
         "orchestrator init makes one here; --workspace DIR names one elsewhere",
@@ -133,10 +125,6 @@ def spec_name(run_id: str) -> str:
     """'demo' for demo-20261124-101500 and demo-20261124-101500-2."""
     match = _RUN_ID.fullmatch(run_id)
     return match[1] if match else run_id
-
-
-def _is_workspace(folder: Path) -> bool:
-    return (folder / "runs").is_dir() and (folder / "dataset_info").is_dir()
 
 
 def _has_file(folder: Path, name: str) -> bool:

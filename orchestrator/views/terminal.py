@@ -250,9 +250,8 @@ def note_lines(notes: "Notes") -> list[str]:
 
 def group_parts(folder: GroupDir) -> list[RenderableType]:
     """A group's runs with the swept values of each, and how many are done."""
-    from orchestrator.runs.axes import short_keys
     from orchestrator.runs.groups import Group as RunGroup
-    from orchestrator.runs.groups import members
+    from orchestrator.runs.groups import members, short_keys
     from orchestrator.runs.notes import Notes
 
     group = RunGroup.load(folder)

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,11 +39,7 @@ _KINDS: dict[int, type[OrchestratorError]] = {kind.exit_code: kind for kind in (
 
 
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
-    """Start a supervisor for each run, and wait until it has begun, or waits for its devices.
-
-    Raises:
-        SpecError, PrerequisiteError, StageError: a supervisor ended before, and why.
-    """
+    """Start a supervisor for each run, and wait until it has begun, or waits for its devices; an error if it ends."""
     for owned in runs:
         child = start_supervisor(owned.run.path, owned.run.supervisor_log, owned)
         try:
@@ -72,15 +69,13 @@ def start_supervisor(folder: Path, log: Path, owned: OwnedRun | None, death_sign
 def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     """Stop a run: its owner gets SIGTERM and the grace, then SIGKILL as all its processes.
 
-    Raises:
-        PrerequisiteError: it runs on another host, or its owner cannot be found.
-        StageError: a process of it cannot be ended.
+    Raises PrerequisiteError: it runs on another host, or its owner cannot be found; StageError: a process of it cannot
+    be ended.
     """
     if not record.is_here():
         raise PrerequisiteError(
             f"run {record.id} is {record.status} on {record.host}, which cannot be reached from here",
-            f"there: orchestrator stop {record.id}; if it is gone for good: orchestrator stop {record.id} "
-            "--host-is-gone",
+            f"there: orchestrator stop {record.id}; here, if {record.host} is gone for good, with --host-is-gone",
         )
     owner = _owner(run)
     if owner is None:
@@ -105,13 +100,11 @@ def stop_orphans(run: RunDir, grace_s: float = GRACE_S) -> list[str]:
 
 def record_stopped(run: RunDir, why: str) -> None:
     """Write that a run was stopped, where its owner is gone and did not."""
-    owned = lock_run(run)
-    if owned is None:  # somebody resumes it already
-        return
-    with owned:
-        record = RunRecord.load(run)
-        if record.is_active():
-            record.end(run, "stopped", why)
+    if (owned := lock_run(run)) is not None:  # else somebody resumes it already
+        with owned:
+            record = RunRecord.load(run)
+            if record.is_active():
+                record.end(run, "stopped", why)
 
 
 def supervisor_error(what: str, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
@@ -140,12 +133,9 @@ def _owner(run: RunDir) -> psutil.Process | None:
         if not is_owned(run):
             return None
         pid = RunRecord.load(run).pid
-        try:
-            process = psutil.Process(pid)
-        except psutil.NoSuchProcess:
-            process = None
-        if process is not None and has_open(process, lock_file(run)):
-            return process
+        with suppress(psutil.NoSuchProcess):
+            if has_open(process := psutil.Process(pid), lock_file(run)):
+                return process
         time.sleep(POLL_S)
     raise PrerequisiteError(
         f"run {run.id} has an owner, but process {pid} is not it, or is another user's",

@@ -37,11 +37,8 @@ POLL_S = 0.5
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
     """Submit runs as one job, several as the tasks of an array; where the spec says so, a second for the benchmarks.
 
-    This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm.
-
-    Raises:
-        PrerequisiteError: there is no sbatch.
-        StageError: Slurm refuses it; the records are as before, those of new runs say `failed`.
+    This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm. Raises
+    StageError: Slurm refuses it; the records are as before, those of new runs say `failed`.
     """
     wanted, folders = _slurm_of(spec), [owned.run for owned in runs]
     before = [RunRecord.load(run) for run in folders]
@@ -56,7 +53,8 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
                 second = wanted.for_benchmark()
                 ids.append(_submit(session, second, folders, folders[0].sbatch_benchmark, name, after=ids[0]))
             for task, (run, record) in enumerate(zip(folders, before, strict=True)):
-                jobs = [_job(f"{job}_{task}" if len(runs) > 1 else job) for job in ids]
+                named = [f"{job}_{task}" if len(runs) > 1 else job for job in ids]
+                jobs = [Job(id=each, uid=os.getuid(), submitted_at=now()) for each in named]
                 record.update(run, job=jobs[0], benchmark_job=jobs[1] if jobs[1:] else None)
         except OrchestratorError as error:
             for job in ids:
@@ -74,8 +72,7 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
 def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     """Stop a run that a job carries out, or is to; with a grace of 0 no checkpoint is saved.
 
-    Raises:
-        StageError: Slurm does not answer, so nothing was changed; or the job does not end.
+    Raises StageError: Slurm does not answer, so nothing was changed; or the job does not end.
     """
     jobs = [job for job in (record.benchmark_job, record.job) if job is not None and job.id]
     job = jobs[-1]
@@ -85,13 +82,18 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     record.update(run, stop_requested=True)  # first: from here on nothing is queued again
     for other in jobs[:-1]:
         slurm.cancel(other.id)
+
+    def has_ended() -> bool:  # no answer is none
+        now_is = slurm.job_state(job.id, job.uid, max_age_s=0)
+        return now_is is not None and now_is.has_ended
+
     if found.state == "RUNNING" and grace_s > 0:
         slurm.signal_term(job.id)
-        wait_until(lambda: _has_ended(job), grace_s, POLL_S)
-    is_forced = not found.waits and not _has_ended(job)
+        wait_until(has_ended, grace_s, POLL_S)
+    is_forced = not found.waits and not has_ended()
     if is_forced or found.waits:
         slurm.cancel(job.id, kill=is_forced)
-    if not wait_until(lambda: _has_ended(job), KILL_WAIT_S, POLL_S):
+    if not wait_until(has_ended, KILL_WAIT_S, POLL_S):
         raise StageError(
             f"Slurm job {job.id} of {run.id} has not ended: {slurm.final_state(job.id, job.uid)}",
             f"its processes may wait for a file system: scontrol show job {job.id}",
@@ -111,10 +113,8 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
     """What a job does that got SIGTERM, once the training is stopped, with its checkpoint.
 
     Where Slurm itself is ending the job (a preemption, a cancellation) what becomes of it is Slurm's to say. Where its
-    time limit is near it goes back into the queue.
-
-    Returns:
-        None where it is resumed later, which the record says then; else why not: '' where it was stopped by a user.
+    time limit is near it goes back into the queue. Returns none where it is resumed later, which the record says then;
+    else why not: '' where it was stopped by a user.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
     job = record.job
@@ -180,10 +180,6 @@ def _submit(
         raise StageError(f"Slurm refuses the job: {error.message}", f"sbatch {script} says it again") from error
 
 
-def _job(job: str) -> Job:
-    return Job(id=job, uid=os.getuid(), submitted_at=now())
-
-
 def _why_not_again(run: RunDir, record: RunRecord, job: Job, spec: RunSpec) -> str:
     wanted = _slurm_of(spec)
     if not wanted.requeue:
@@ -195,9 +191,3 @@ def _why_not_again(run: RunDir, record: RunRecord, job: Job, spec: RunSpec) -> s
         return ""
     step = next((each.step for each in usable_checkpoints(run) if each.whole), 0)
     return "" if begun is not None and step > begun else f"it came to no checkpoint beyond step {begun or 0}"
-
-
-def _has_ended(job: Job) -> bool:
-    """Whether Slurm says so; no answer is none."""
-    found = slurm.job_state(job.id, job.uid, max_age_s=0)
-    return found is not None and found.has_ended
