@@ -100,11 +100,13 @@ def test_the_python_is_the_one_that_the_command_runs_with(
     assert found.note == ""
 
 
-def test_a_python_in_a_folder_with_a_blank_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_in_a_folder_with_a_blank_and_a_quote_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The form that pip writes there, since '#!' ends at a blank."""
-    python = fake_python(tmp_path / "my env" / "python")
+    python = fake_python(tmp_path / "it's my env" / "python")
     line = f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "my env" / "llamafactory-cli", line)))
+    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "it's my env" / "llamafactory-cli", line)))
     assert find_installation().python == python
 
 

@@ -173,8 +173,8 @@ def _interpreter(cli: Path, remedy: str) -> Path | None:
         return Path(words[0])
     # A path too long for '#!', or with a blank in it: /bin/sh executes the second line, to Python it is a string.
     second = lines[1] if len(lines) > 1 else ""
-    trick = re.match(r"""'''exec' (["']?)(/[^"']*python[^"']*)\1 "\$0" """, second)
+    trick = re.match(r"""'''exec' (?:"(/[^"]*python[^"]*)"|(/\S*python\S*)) "\$0" """, second)
     if trick:
-        return Path(trick[2])
+        return Path(trick[1] or trick[2])
     relocatable = re.match(r"""'''exec' "\$\(dirname .*realpath.*\)"/'?(python[\w.]*)'? "\$0" """, second)
     return cli.resolve().parent / relocatable[1] if relocatable else None
