@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from orchestrator.benchmark.finished import find_benchmarks
 
+from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.datasets import Entry, FileSplit, Sums, load_entry, load_split
 from orchestrator.data.testset import FilePair, describe_subset, load_testset, with_instruction

@@ -48,9 +48,7 @@ class Endpoint:
         if not usable:
             raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
         if any(not "!" <= char <= "~" for char in self.api_key):
-            what = (
-                f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline?)"
-            )
+            what = f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline?)"
             raise PrerequisiteError(what, "set the key again, without it")
 
     @property
