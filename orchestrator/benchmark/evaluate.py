@@ -255,7 +255,7 @@ class _Evaluation:
         if not self.decoding.greedy:
             return None
         if not self.request.identity.known:
-            log.info("%s: its weights are not known, so no answer comes from the cache", self.request.target)
+            log.info("%s: its weights are not known here: no cache of answers", self.request.target)
             return None
         return AnswerCache(self.request.identity, self.decoding.sent)
 
@@ -338,7 +338,7 @@ def _total(counts: Sequence[int | None]) -> int | None:
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
     p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
-    speed = {
+    speed: dict[str, float | None] = {
         "segments": len(answers),
         "wall_s": round(wall_s, 3),
         "segments_per_s": round(len(answers) / wall_s, 3),
@@ -347,5 +347,7 @@ def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> di
         "latency_p95_s": p95_s,
         "concurrency": concurrency,
     }
-    log.info("speed: %s", ", ".join(f"{name} {value:.3g}" for name, value in speed.items() if value is not None))
+    rate = f"{len(answers) / wall_s:.3g}/s" + ("" if tokens is None else f", {tokens / wall_s:.0f} output tokens/s")
+    latency = f"latency {p50_s:.3g} s (95 %: {p95_s:.3g})"
+    log.info("%d sentences in %.1f s: %s; %s; %d requests at once", len(answers), wall_s, rate, latency, concurrency)
     return speed
