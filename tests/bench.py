@@ -68,9 +68,8 @@ def serve(port: int) -> None:
 def ask_as_this_project(url: str, n: int, concurrency: int) -> None:
     import aiohttp  # noqa: F401 - before the clock starts, as in the bare loop
     import openai  # noqa: F401
-    from orchestrator.benchmark.cache import AnswerCache, Identity
-    from orchestrator.benchmark.journal import Journal
 
+    from orchestrator.benchmark.answers import AnswerCache, Identity, Journal
     from orchestrator.benchmark.decoding import decode
     from orchestrator.benchmark.requests import Hypothesis, translate
     from orchestrator.processes.interruptible import run_interruptible
@@ -98,7 +97,6 @@ def ask_as_this_project(url: str, n: int, concurrency: int) -> None:
                     concurrency=concurrency,
                 )
             )  # fmt: skip
-            cache.flush()
         assert len(journal.answers) == n
 
 

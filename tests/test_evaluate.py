@@ -309,7 +309,7 @@ def test_what_the_model_decides_beside_the_request_is_said(server, tmp_path, cap
     assert "in force, though no request says so: no_repeat_ngram_size 3" in caplog.text
     result = run(server, tmp_path / "vllm", identity=Identity(backend="vllm", generation_config=own))
     assert result.request["effective_defaults"] == {}
-    assert "speed: segments 3, " in caplog.text
+    assert "3 sentences in " in caplog.text and " requests at once" in caplog.text
 
 
 def test_a_server_that_says_it_is_vllm_is_sent_all_that_decides(server, tmp_path):

@@ -239,20 +239,6 @@ def test_an_interval_of_which_only_some_resamples_are_zero():
 
 
 @pytest.mark.parametrize(
-    ("hypotheses", "references", "message"),
-    [
-        ([], [[]], "no segment"),
-        (["a"], [], "no reference"),
-        (["a", "b"], [["a"]], "2 hypotheses, but reference set 0 has 1"),
-        (["a"], [["a"], ["a", "b"]], "reference set 1 has 2"),
-    ],
-)
-def test_lengths_that_differ_are_an_error(hypotheses, references, message):
-    with pytest.raises(SpecError, match=message):
-        score_system(hypotheses, references, tgt_lang="de")
-
-
-@pytest.mark.parametrize(
     ("text", "meant"),
     [
         ("a\nb", "a b"),

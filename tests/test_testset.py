@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from orchestrator.benchmark.finished import find_benchmarks
 
+from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.datasets import Entry, FileSplit, Sums, load_entry, load_split
 from orchestrator.data.testset import FilePair, describe_subset, load_testset
@@ -189,7 +189,7 @@ def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_doe
     done = toy.run(*argv, "--langpair", "en-de", "--json", SACREBLEU=str(cache))
     assert done.code == 0, done.err
     [result] = done.json()
-    assert (result["testset"], result["n_asked"], result["n_testset"]) == ("sacrebleu:wmt14/en-de", 3, 3)
+    assert (result["testset"], result["n_requested"], result["n_testset"]) == ("sacrebleu:wmt14/en-de", 3, 3)
     folder = max(toy.runs.glob("*/benchmarks/*"), key=lambda path: path.stat().st_mtime)
     assert folder.name.startswith("output-sacrebleu-wmt14-en-de-test")
     command = [sys.executable, *"-m sacrebleu -t wmt14 -l en-de -i hypotheses.txt -w 10 -b".split()]
@@ -208,6 +208,6 @@ def test_compare_knows_such_a_name_with_and_without_a_split(tmp_path):
         for testset in ("toy", name):
             add_benchmark(place, [f"{run} {line}" for line in REFERENCES], run=run, testset=testset)
     for word in (name, f"{name}:test"):
-        assert {each.stored.testset for each in find_benchmarks(["one", "two"], place, word)} == {name}
+        assert {each.result.testset for each in find_benchmarks(["one", "two"], place, word)} == {name}
     with pytest.raises(SpecError, match="no complete benchmark"):
         find_benchmarks(["one", "two"], place, f"{name}:dev")

@@ -153,26 +153,24 @@ def load_statistics(
     Raises:
         PrerequisiteError: the texts are not those that were scored.
     """
-    references = benchmarks[0].lines("references")
+    first = benchmarks[0]
     for other in benchmarks[1:]:
         for name in ("sources", "references"):
-            if other.lines(name) != benchmarks[0].lines(name):
-                paths = " and ".join(str(each.folder / f"{name}.txt") for each in (benchmarks[0], other))
+            if other.lines(name) != first.lines(name):
+                paths = f"{first.folder / name}.txt and {other.folder / name}.txt"
                 raise PrerequisiteError(f"{paths} differ, though the test set was the same: one was changed since")
-    target_lang = benchmarks[0].result.request.get("target_lang")
+    references, target_lang = first.lines("references"), first.result.request.get("target_lang")
     if not isinstance(target_lang, str):
-        raise PrerequisiteError(f"{benchmarks[0].folder} says no target_lang", "repeat the benchmark")
+        raise PrerequisiteError(f"{first.folder} says no target_lang", "repeat the benchmark")
     hypotheses = [each.lines("hypotheses") for each in benchmarks]
     stats = {metric: sufficient_statistics(metric, target_lang, [references], hypotheses) for metric in metrics}
     notes = []
     for number, benchmark in enumerate(benchmarks):
         for metric in metrics:
             stored, now = benchmark.score(metric), stats[metric][number]
-            if stored is None:
-                continue
-            if _comparable(stored.signature) != _comparable(now.signature):
+            if stored is not None and _comparable(stored.signature) != _comparable(now.signature):
                 notes.append(f"{benchmark.name} was scored as {stored.signature}; its score here is a new one")
-            elif abs(now.score() - stored.score) > 1e-6:
+            elif stored is not None and abs(now.score() - stored.score) > 1e-6:
                 raise PrerequisiteError(
                     f"{benchmark.folder} was changed since: {HEADINGS[metric]} of hypotheses.txt is {now.score():.4f}, "
                     f"scores.json has {stored.score:.4f}",

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,17 +200,12 @@ class _Evaluation:
             prompts_sha256=request.prompts_sha256,
             request={
                 "key": request.key,
-                "source_lang": entry.source_lang,
-                "target_lang": entry.target_lang,
-                "instruction": entry.instruction,
+                **entry.model_dump(include={"source_lang", "target_lang", "instruction"}),
+                **bench.model_dump(include={"request_timeout_s", "metrics", "n_bootstrap"}),
                 "base_url": self.endpoint.base_url if self.endpoint else None,
                 "model": self.endpoint.model if self.endpoint else None,
                 "models": self.models,
-                "sent": self.decoding.sent,
-                "effective_defaults": self.decoding.effective_defaults,
-                "request_timeout_s": bench.request_timeout_s,
-                "metrics": list(bench.metrics),
-                "n_bootstrap": bench.n_bootstrap,
+                **asdict(self.decoding),
             },
             identity=request.identity.parts(),
             **scores,
@@ -260,7 +255,7 @@ class _Evaluation:
         if not self.decoding.greedy:
             return None
         if not self.request.identity.known:
-            log.info("%s: its weights are not known, so no answer comes from the cache", self.request.target)
+            log.info("%s: its weights are not known here: no cache of answers", self.request.target)
             return None
         return AnswerCache(self.request.identity, self.decoding.sent)
 
@@ -272,17 +267,16 @@ class _Evaluation:
         with Progress(len(missing), "translate", "sentences") as progress:
 
             def take(result: Hypothesis | FailedSegment) -> None:
-                if isinstance(result, Hypothesis):
-                    self.journal.add(result)
-                    new.append(result)
-                    if answers is not None:
-                        answers.add(request.messages(result.index), result)
-                    progress.update()
-                    return
                 if result.attempts:
                     self.journal.add(result)
-                self.failures.append(result)
-                progress.update(failed=len(self.failures))
+                if isinstance(result, FailedSegment):
+                    self.failures.append(result)
+                    progress.update(failed=len(self.failures))
+                    return
+                new.append(result)
+                if answers is not None:
+                    answers.add(request.messages(result.index), result)
+                progress.update()
 
             longest_first = sorted(missing, key=lambda index: -len(request.text.sources[index]))
             self._translate(endpoint, longest_first, concurrency, take)
@@ -338,14 +332,13 @@ class _Evaluation:
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+    return None if not counts or None in counts else sum(filter(None, counts))
 
 
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
     p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
-    speed = {
+    speed: dict[str, float | None] = {
         "segments": len(answers),
         "wall_s": round(wall_s, 3),
         "segments_per_s": round(len(answers) / wall_s, 3),
@@ -354,5 +347,7 @@ def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> di
         "latency_p95_s": p95_s,
         "concurrency": concurrency,
     }
-    log.info("speed: %s", ", ".join(f"{name} {value:.3g}" for name, value in speed.items() if value is not None))
+    rate = f"{len(answers) / wall_s:.3g}/s" + ("" if tokens is None else f", {tokens / wall_s:.0f} output tokens/s")
+    latency = f"latency {p50_s:.3g} s (95 %: {p95_s:.3g})"
+    log.info("%d sentences in %.1f s: %s; %s; %d requests at once", len(answers), wall_s, rate, latency, concurrency)
     return speed

@@ -144,14 +144,12 @@ def score_system(
         n_bootstrap: resamples for the 95 % interval; 1 turns it off, and so does a single segment.
 
     Raises:
-        SpecError: lengths differ, or there is no segment.
         PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
 
     Source: Post (2018), https://aclanthology.org/W18-6319; chrF: Popović (2015), https://aclanthology.org/W15-3049;
     chrF++: Popović (2017), https://aclanthology.org/W17-4770; TER: Snover et al. (2006),
     https://aclanthology.org/2006.amta-papers.25; bootstrap: Koehn (2004), https://aclanthology.org/W04-3250.
     """
-    _check_lengths(hypotheses, references)
     counted = {name: sufficient_statistics(name, tgt_lang, references, [hypotheses]) for name in dict.fromkeys(metrics)}
     stats = {name: of_one for name, [of_one] in counted.items()}
     mean = _mean_sentence_bleu(stats["bleu"], tgt_lang) if "bleu" in stats else None
@@ -165,7 +163,6 @@ def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> 
     nltk's sentence_bleu with smoothing method 3, rounded to four digits for each sentence, as
     llamafactory/train/sft/metric.py (0.9.5) has it; jieba's words go into its ROUGE only. It has one reference.
     """
-    _check_lengths(hypotheses, [references])
     each = [round(100 * _character_bleu(*pair), 4) for pair in zip(hypotheses, references, strict=True)]
     return Score(
         metric="llamafactory_bleu4",
@@ -297,13 +294,3 @@ def _character_bleu(hypothesis: str, reference: str) -> float:
 
 def _ngrams(text: str, order: int) -> Counter[str]:
     return Counter(text[start : start + order] for start in range(len(text) - order + 1))
-
-
-def _check_lengths(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if not hypotheses:
-        raise SpecError("there is no segment to score")
-    if not references:
-        raise SpecError("there is no reference to score against")
-    for number, reference in enumerate(references):
-        if len(reference) != len(hypotheses):
-            raise SpecError(f"{len(hypotheses)} hypotheses, but reference set {number} has {len(reference)} segments")

@@ -38,10 +38,8 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if any(mark in self.base_url for mark in "@?#"):  # not shown: what follows may be a secret
-            raise SpecError(
-                "the server's address has more than host, port and path: a user, a ? or a #",
-                f"leave that out; a key goes into {API_KEY_ENV}",
-            )
+            what = "the server's address has more than host, port and path: a user, a ? or a #"
+            raise SpecError(what, f"leave that out; a key goes into {API_KEY_ENV}")
         try:
             parts = urlsplit(self.base_url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -50,10 +48,8 @@ class Endpoint:
         if not usable:
             raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
         if any(not "!" <= char <= "~" for char in self.api_key):
-            raise PrerequisiteError(
-                f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline, a space?)",
-                "set the key again, without it",
-            )
+            what = f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline?)"
+            raise PrerequisiteError(what, "set the key again, without it")
 
     @property
     def is_local(self) -> bool:

@@ -5,6 +5,7 @@ import secrets
 import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,13 +138,19 @@ def serve(plan: ServePlan) -> Iterator[Server]:
 
 
 def example_requests(endpoint: Endpoint, *, is_own_key: bool) -> str:
-    """A curl line that works as it is; the user's own key is named, not printed."""
+    """A curl line and a Python line that work as they are; the user's own key is named, not printed."""
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64})
     header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
-    return (
+    curl = (
         f"curl {shlex.quote(endpoint.base_url)}/chat/completions -H 'Content-Type: application/json' "
         f"-H {header} -d {shlex.quote(body)}"
     )
+    key = f"__import__('os').environ[{API_KEY_ENV!r}]" if is_own_key else repr(endpoint.api_key)
+    python = (
+        f"from openai import OpenAI; print(OpenAI(base_url={endpoint.base_url!r}, api_key={key})"
+        f".chat.completions.create(**{json.loads(body)!r}).choices[0].message.content)"
+    )
+    return f"{curl}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
 
 
 def free_port(host: str = "127.0.0.1") -> int:
