@@ -1,13 +1,10 @@
-"""The reading of LLaMA-Factory's source against facts: a table made by importing it, and older versions from PyPI.
+"""The reading of LLaMA-Factory's source against facts: a table made by importing it.
 
 Run: pytest tests/test_argument_table.py. The older versions are fetched as wheels (12 MB each) and never installed.
 """
 
 import csv
 import re
-import subprocess
-import sys
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from orchestrator.errors import did_you_mean
-from orchestrator.specs.arguments import _REMOVED, COMPUTED, MINIMUMS, Argument, argument_problem
+from orchestrator.specs.arguments import _REMOVED, MINIMUMS, Argument, argument_problem
 from orchestrator.specs.places import RESERVED_ARGUMENTS
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.secrets import is_secret
@@ -35,12 +32,6 @@ class Quoting(yaml.SafeDumper):
 Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 TABLE = Path(__file__).parent / "data" / "llamafactory_args-0.9.5.csv"
-# LLaMA-Factory -> the newest transformers that it allows, a torch of its time.
-OLDER = {"0.9.3": ("4.52.4", "2.7.1"), "0.9.4": ("4.57.1", "2.9.0")}
-SOURCES = {
-    "llamafactory": ("llamafactory/hparams/", "llamafactory/extras/constants.py"),
-    "transformers": ("transformers/training_args", "transformers/trainer_utils.py"),
-}
 
 
 @cache
@@ -85,7 +76,6 @@ def declared_kinds(row: dict[str, str]) -> tuple[set[str], bool]:
 
 
 def test_every_row_is_read_or_is_no_argument(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
-    """358 rows: 346 are arguments, four are derived, eight belong to a command that is no more."""
     assert len(rows()) == 358 and len(table) == 346
     assert installed.keys() == table.keys()
     derived = {row["name"] for row in rows() if row["settable"] != "yes"}
@@ -108,7 +98,6 @@ def test_every_default_help_and_command_is_that_of_the_table(
 
 
 def test_every_type_is_that_of_the_table(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
-    """But for lists where LLaMA-Factory splits text at commas, and classes, which YAML cannot give."""
     split = {
         "dataset", "eval_dataset", "interleave_probs", "freeze_trainable_modules", "freeze_extra_modules",
         "lora_target", "oft_target", "additional_target", "galore_target", "apollo_target",
@@ -124,7 +113,6 @@ def test_every_type_is_that_of_the_table(table: dict[str, dict[str, str]], insta
 
 
 def test_every_choice_is_that_of_the_table(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
-    """But for lists that only the command line's parser checks, and a Literal beside any text."""
     found = {name: "|".join(map(str, each.choices or ())) for name, each in installed.items()}
     differ = {name: (found[name], row["choices"]) for name, row in table.items() if found[name] != row["choices"]}
     assert differ == {
@@ -135,58 +123,12 @@ def test_every_choice_is_that_of_the_table(table: dict[str, dict[str, str]], ins
 
 
 def test_a_removed_name_names_an_argument_of_today(installed: dict[str, Argument]) -> None:
-    """What did-you-mean would find needs no row."""
     for name, remedy in _REMOVED.items():
         problem = argument_problem(name, 1, "api", installed)
         assert problem is not None and problem.endswith(f": removed\n{remedy}")
         written = re.match(r"write (\w+)", remedy)
         assert written is None or written[1] in installed, remedy
         assert written is None or did_you_mean(name, installed) != f"; did you mean {written[1]!r}?"
-
-
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Installation]:
-    """Their wheels, unpacked as far as they are read; nothing is installed or imported."""
-    found = {}
-    for version, (transformers, torch) in OLDER.items():
-        folder = tmp_path_factory.mktemp(version)
-        for name, wanted in (("llamafactory", version), ("transformers", transformers)):
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-            done = subprocess.run(
-                [*command, "--retries", "1", "--dest", str(folder), f"{name}=={wanted}"],
-                capture_output=True, text=True, timeout=120, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                pytest.skip(f"{name} {wanted} cannot be had from PyPI: {done.stderr.strip()[-200:]}")
-            with zipfile.ZipFile(next(folder.glob(f"{name}-*.whl"))) as wheel:
-                wheel.extractall(folder, [each for each in wheel.namelist() if each.startswith(SOURCES[name])])
-        package, training_args = folder / "llamafactory", folder / "transformers" / "training_args.py"
-        found[version] = Installation(folder, folder, package, training_args, {"torch": torch}, "3.11.0")
-    return found
-
-
-@pytest.mark.integration
-@pytest.mark.timeout(600)
-def test_older_versions_are_read_without_an_error_and_as_they_are(
-    older: dict[str, Installation], installed: dict[str, Argument], table: object
-) -> None:
-    """What came and went from one to the next is what the table of removed names says."""
-    old, middle = read_arguments(older["0.9.3"]), read_arguments(older["0.9.4"])
-    assert [len(each) for each in (old, middle, installed)] == [328, 354, 346]
-    assert [sum("api" in one.commands for one in each.values()) for each in (old, middle, installed)] == [188, 210, 211]
-    assert old.keys() - middle.keys() == {"use_cache", "use_ipex"}
-    assert {"use_kv_cache", "oft_rank", "use_kt", "kt_mode", "fp8"} <= middle.keys() - old.keys()
-    assert {*_REMOVED} - {"new_special_tokens"} <= (old.keys() | middle.keys()) - (installed.keys() - {"use_cache"})
-    assert len(middle.keys() - installed.keys()) == 38
-    assert {"enable_jit_checkpoint", "use_cache", "train_sampling_strategy"} <= installed.keys() - middle.keys()
-    assert not (old.keys() | middle.keys()) & {"task", "n_shot", "evaluation_strategy", "compute_dtype"}
-    for arguments in (old, middle):
-        assert all(each.help for each in arguments.values())
-        assert [name for name, each in arguments.items() if each.default is COMPUTED] == []
-    # Defaults that changed.
-    assert [each["report_to"].default for each in (old, middle, installed)] == [None, None, "none"]
-    assert [each["optim"].default for each in (old, middle)] == ["adamw_torch", "adamw_torch_fused"]
-    assert [each["warmup_ratio"].default for each in (old, middle, installed)] == [0.0, 0.0, None]
 
 
 WORDS = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -218,7 +160,6 @@ def values(argument: Argument) -> st.SearchStrategy[object]:
 def test_any_valid_arguments_survive_spec_and_rendering(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """What a spec says under train is what LLaMA-Factory's reader gets, with the type that is declared."""
     arguments = used_arguments()
     free = sorted(
         {name for name in arguments if not is_secret(name)} - {*RESERVED_ARGUMENTS, *TrainSpec.model_fields, *MINIMUMS}

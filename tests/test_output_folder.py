@@ -212,12 +212,6 @@ def test_a_huge_file_is_not_read(read: Read, name: str, limit: int) -> None:
     assert any(name.replace("__", ".") in note and "lora" not in note for note in run.notes)
 
 
-def test_a_named_pipe_does_not_block(tmp_path: Path, arguments: Mapping[str, Argument]) -> None:
-    write(tmp_path, {"adapter_config__json": ADAPTER})
-    os.mkfifo(tmp_path / "README.md")
-    assert read_output_folder(tmp_path, arguments).arguments["lora_rank"] == 4
-
-
 @pytest.mark.parametrize(
     "files", [{}, {"notes__txt": "x"}, {"config__json": {"model_type": "llama"}}, {"README__md": "# A project\n"}]
 )

@@ -23,7 +23,6 @@ from orchestrator.upstream.vllm import (
     find_vllm,
     parser_refusal,
     settings_of_environment,
-    with_defaults,
 )
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
@@ -78,13 +77,6 @@ def flags_of(call: dict) -> list[str]:
 
 
 # --- the flags
-
-
-@pytest.mark.parametrize("release", fake_vllm.RELEASES)
-def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release):
-    names = {row["name"] for row in fake_vllm.table(release)}
-    ours = {"host", "port", "served_model_name", "chat_template", "chat_template_content_format", "generation_config"}
-    assert ours | {"enable_lora", "max_loras", "max_lora_rank", "lora_modules", *with_defaults({})} <= names
 
 
 def test_what_the_run_layer_owns_was_a_flag_of_the_newest_release():
