@@ -1,7 +1,4 @@
-"""The reading of LLaMA-Factory's source against facts: a table made by importing it.
-
-Run: pytest tests/test_argument_table.py. The older versions are fetched as wheels (12 MB each) and never installed.
-"""
+"""The reading of LLaMA-Factory's source against facts: a table made by importing it."""
 
 import csv
 import re

@@ -50,12 +50,8 @@ def read_source(
 ) -> Draft:
     """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
-    Args:
-        words: these.
-        cwd: the folder that the command was run in. None: the current one, or one above the file.
-        line: which of several commands of a script.
-        arguments: LLaMA-Factory's, by name.
-        installation: LLaMA-Factory, whose accelerate answers what its options mean.
+    `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
+    several commands of a script; accelerate's options are asked of the installation's accelerate.
 
     Raises:
         SpecError: it is none of these, or cannot be read.
