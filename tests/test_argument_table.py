@@ -1,4 +1,4 @@
-"""The reading of LLaMA-Factory's source against a table made by importing it."""
+"""The reading of LLaMA-Factory's source against facts: a table made by importing it."""
 
 import csv
 import re
@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.specs.arguments import MINIMUMS, Argument
+from orchestrator.errors import did_you_mean
+from orchestrator.specs.arguments import _REMOVED, MINIMUMS, Argument, argument_problem
 from orchestrator.specs.places import RESERVED_ARGUMENTS
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.secrets import is_secret
@@ -43,17 +44,27 @@ def used_arguments() -> dict[str, Argument]:
 
 
 @pytest.fixture
+def installed() -> dict[str, Argument]:
+    return used_arguments()
+
+
+@pytest.fixture
 def table() -> dict[str, dict[str, str]]:
     """The rows that a command takes, by name."""
     have = {name: used().versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the table is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
+    return {
+        row["name"]: row for row in rows() if row["settable"] == "yes" and row["dataclass"] != "EvaluationArguments"
+    }
+
+
+def rows() -> list[dict[str, str]]:
     with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {row["name"]: row for row in rows if row["settable"] == "yes" and row["dataclass"] != "EvaluationArguments"}
+        return list(csv.DictReader(file))
 
 
-def declared(row: dict[str, str]) -> tuple[set[str], bool]:
+def declared_kinds(row: dict[str, str]) -> tuple[set[str], bool]:
     """The plain types in an annotation, and whether None is among them."""
     text = re.sub(r"Literal\[[^\]]*\]", lambda found: "str" if "'" in found[0] else "bool", row["type"])
     words = re.findall(r"\w+", re.sub(r"(list|dict)\[[^\]]*\]", r"\1", text))
@@ -61,36 +72,60 @@ def declared(row: dict[str, str]) -> tuple[set[str], bool]:
     return kinds | ({"str"} if row["choices"] else set()), bool({"None", "Optional", "NoneType"} & set(words))
 
 
-def test_every_default_help_and_command_is_that_of_the_table(table: dict[str, dict[str, str]]) -> None:
-    found = used_arguments()
-    assert found.keys() == table.keys() and len(table) == 346
-    for name, row in table.items():
-        expected = (row["default"], " ".join(row["help"].split()), row["dataclass"] != "TrainingArguments")
-        assert (str(found[name].default), found[name].help, "api" in found[name].commands) == expected
-        assert "train" in found[name].commands
+def test_every_row_is_read_or_is_no_argument(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
+    assert len(rows()) == 358 and len(table) == 346
+    assert installed.keys() == table.keys()
+    derived = {row["name"] for row in rows() if row["settable"] != "yes"}
+    evaluation = {row["name"] for row in rows() if row["dataclass"] == "EvaluationArguments"}
+    assert derived == {"compute_dtype", "device_map", "model_max_length", "block_diag_attn"}
+    assert len(evaluation) == 8 and installed.keys() & evaluation == {"seed"}  # TrainingArguments has one too
 
 
-def test_every_type_is_that_of_the_table(table: dict[str, dict[str, str]]) -> None:
-    """But for lists where LLaMA-Factory splits text at commas, and classes, which YAML cannot give."""
+def test_every_default_help_and_command_is_that_of_the_table(
+    table: dict[str, dict[str, str]], installed: dict[str, Argument]
+) -> None:
+    wrong = {
+        name: (installed[name], row)
+        for name, row in table.items()
+        if (str(installed[name].default), installed[name].help, "api" in installed[name].commands)
+        != (row["default"], " ".join(row["help"].split()), row["dataclass"] != "TrainingArguments")
+        or "train" not in installed[name].commands
+    }
+    assert wrong == {}
+
+
+def test_every_type_is_that_of_the_table(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
     split = {
         "dataset", "eval_dataset", "interleave_probs", "freeze_trainable_modules", "freeze_extra_modules",
         "lora_target", "oft_target", "additional_target", "galore_target", "apollo_target",
     }  # fmt: skip
+    wrong = {}
     for name, row in table.items():
-        kinds, optional = declared(row)
+        kinds, optional = declared_kinds(row)
         kinds = set() if name in ("parallelism_config", "generation_config") else kinds
-        found = used_arguments()[name]
-        assert (found.kinds, found.optional) == (kinds | ({"list"} if name in split else set()), optional), name
+        expected = (kinds | ({"list"} if name in split else set()), optional)
+        if (installed[name].kinds, installed[name].optional) != expected:
+            wrong[name] = (installed[name].kinds, installed[name].optional, expected)
+    assert wrong == {}
 
 
-def test_every_choice_is_that_of_the_table(table: dict[str, dict[str, str]]) -> None:
-    """But for lists that only the command line's parser checks, and a Literal beside any text."""
-    found = {name: "|".join(map(str, each.choices or ())) for name, each in used_arguments().items()}
-    assert {name: (found[name], row["choices"]) for name, row in table.items() if found[name] != row["choices"]} == {
+def test_every_choice_is_that_of_the_table(table: dict[str, dict[str, str]], installed: dict[str, Argument]) -> None:
+    found = {name: "|".join(map(str, each.choices or ())) for name, each in installed.items()}
+    differ = {name: (found[name], row["choices"]) for name, row in table.items() if found[name] != row["choices"]}
+    assert differ == {
         "train_sampling_strategy": ("random|sequential|group_by_length", ""),
         "ddp_backend": ("nccl|gloo|mpi|xccl|hccl|cncl|mccl", ""),
         "trackio_static_space_id": ("", "False"),
     }
+
+
+def test_a_removed_name_names_an_argument_of_today(installed: dict[str, Argument]) -> None:
+    for name, remedy in _REMOVED.items():
+        problem = argument_problem(name, 1, "api", installed)
+        assert problem is not None and problem.endswith(f": removed\n{remedy}")
+        written = re.match(r"write (\w+)", remedy)
+        assert written is None or written[1] in installed, remedy
+        assert written is None or did_you_mean(name, installed) != f"; did you mean {written[1]!r}?"
 
 
 WORDS = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -117,20 +152,21 @@ def values(argument: Argument) -> st.SearchStrategy[object]:
     return chosen | st.none() if argument.optional else chosen
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_valid_arguments_survive_spec_and_rendering(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """What a spec says under train is what LLaMA-Factory's reader gets, with the type that is declared."""
     arguments = used_arguments()
-    names = {name for name in arguments if not is_secret(name)}
-    free = sorted(names - {*RESERVED_ARGUMENTS, *TrainSpec.model_fields, *MINIMUMS})
+    free = sorted(
+        {name for name in arguments if not is_secret(name)} - {*RESERVED_ARGUMENTS, *TrainSpec.model_fields, *MINIMUMS}
+    )
     names = data.draw(st.lists(st.sampled_from(free), max_size=12, unique=True))
     train = {name: data.draw(values(arguments[name]), label=name) for name in names}
     folder = tmp_path_factory.getbasetemp()
     written = {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}
-    (folder / "drawn.yaml").write_text(yaml.dump(written, Dumper=Quoting, sort_keys=False), encoding="utf-8")
+    text = yaml.dump(written, Dumper=Quoting, sort_keys=False)
+    (folder / "drawn.yaml").write_text(text, encoding="utf-8")
     spec = load_spec(folder / "drawn.yaml", (), arguments)
     assert spec.model is not None
     rendered = Renderer().train_yaml(train_arguments(spec, Checkpoint("base", spec.model)))

@@ -74,13 +74,11 @@ def model(root: Path, name: str, **config: object) -> Path:
 
 
 def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
-    """Examples in docstrings are not; subclasses think too."""
     assert templates.names == {"plain", "thinker", "quick"}
     assert templates.reasoning == {"thinker", "quick"}
 
 
 def test_an_upgrade_is_seen(tmp_path: Path) -> None:
-    """What was read is kept for as long as the files are the same."""
     found = installation(tmp_path)
     assert read_templates(found) is read_templates(found)
     assert found.package is not None
@@ -89,7 +87,6 @@ def test_an_upgrade_is_seen(tmp_path: Path) -> None:
 
 
 def test_without_source_nothing_is_known(tmp_path: Path) -> None:
-    """A fake llamafactory-cli, or a damaged installation: the latter is named."""
     bare = Installation(tmp_path / "cli", Path(sys.executable), None, None, {}, "3.11.0")
     assert read_templates(bare) == ChatTemplates()
     assert read_templates(Installation(bare.cli, bare.python, tmp_path, None, {}, "3.11.0")) == ChatTemplates()
@@ -116,7 +113,6 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
-    """By the whole id, then by what stands behind the owner; never by a part of that."""
     found = suggest_template(name, None, templates)
     assert found.template == template
     assert reason in found.reason
@@ -140,22 +136,12 @@ def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, tem
 def test_a_folder_is_known_by_its_name_or_by_its_configuration(
     folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
 ) -> None:
-    """Where they contradict each other, nothing is taken and both are named."""
     found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
     assert found.template == template
     assert reason in found.reason
 
 
-def test_a_snapshot_in_the_hub_cache_is_known_by_its_id(tmp_path: Path, templates: ChatTemplates) -> None:
-    """Its folder is named by a commit."""
-    snapshot = tmp_path / "models--Else--One" / "snapshots" / "0a1b"
-    snapshot.mkdir(parents=True)
-    for name in ("Else/One", str(snapshot)):
-        assert suggest_template(name, snapshot, templates).template == "quick"
-
-
 def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
-    """null is an answer: it stands in every resolved spec, and a rerun resolves nothing anew."""
     found = installation(tmp_path)
     folder = str(model(tmp_path, "One-it"))
     given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
@@ -183,13 +169,11 @@ def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_a_tokenizer_s_own_chat_template_is_seen(name: str, text: str, there: bool, tmp_path: Path) -> None:
-    """In a file of its own, as transformers 5 writes it, or in the tokenizer's configuration."""
     (tmp_path / name).write_text(text)
     assert has_chat_template(tmp_path) is there
 
 
 def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The groups of the installed version are understood."""
     monkeypatch.delenv(VARIABLE, raising=False)
     templates = read_templates(find_installation())
     assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names and len(templates.names) > 100
@@ -223,7 +207,6 @@ print(json.dumps({
 def test_the_reading_is_what_an_import_gives(
     llamafactory: Imported, installation: Installation, tmp_path: Path
 ) -> None:
-    """All of it: names, kinds, system texts, and every model's template."""
     done = llamafactory.run(IMPORTED, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     imported = json.loads(done.stdout.strip().splitlines()[-1])

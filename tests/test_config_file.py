@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments, read_config
@@ -79,15 +77,3 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]
 def test_what_cannot_be_read_is_refused_with_the_reason(text, reason, tmp_path):
     with pytest.raises(SpecError, match=reason):
         read(tmp_path, text)
-
-
-word = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20)
-
-
-@settings(deadline=None)
-@given(above=st.lists(word, max_size=3), beside=st.one_of(st.none(), word), below=st.lists(word, max_size=3))
-def test_no_comment_is_lost(above, beside, below, tmp_path_factory):
-    text = "".join(f"#{each}\n" for each in above) + "a: 'x # y'" + (f" #{beside}" if beside is not None else "") + "\n"
-    _, comments = read(tmp_path_factory.mktemp("c"), text + "".join(f"#{each}\n" for each in below))
-    found = [*comments.head, *comments.before.get("a", []), *comments.beside.values(), *comments.tail]
-    assert found == [f"#{each}".strip() for each in [*above, *([beside] if beside is not None else []), *below]]

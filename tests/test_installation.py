@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.upstream.installation import VARIABLE, find_installation, parse_source
+from orchestrator.upstream.installation import VARIABLE, find_installation
 from tests.fake_llamafactory import first_lines as our_first_lines
 
 
@@ -24,7 +24,6 @@ def fake_python(path: Path) -> Path:
 
 
 def test_the_command_beside_our_python_is_found_with_its_package_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the environment that the project itself is installed in, nothing has to be set."""
     monkeypatch.delenv(VARIABLE, raising=False)
     found = find_installation()
     assert found.cli == Path(sys.executable).parent / "llamafactory-cli"
@@ -39,7 +38,6 @@ def test_the_command_beside_our_python_is_found_with_its_package_and_versions(mo
 def test_the_variable_names_the_program_its_folder_or_the_environment(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All three ways to say where another environment is lead to the same command."""
     cli = executable(tmp_path / "bin" / "llamafactory-cli", our_first_lines())
     monkeypatch.setenv(VARIABLE, str(tmp_path / named))
     assert find_installation().cli == cli
@@ -48,7 +46,6 @@ def test_the_variable_names_the_program_its_folder_or_the_environment(
 def test_a_variable_that_leads_nowhere_is_an_error_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever names an installation does not want another one."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(PrerequisiteError, match="gone") as error:
         find_installation()
@@ -56,7 +53,6 @@ def test_a_variable_that_leads_nowhere_is_an_error_not_passed_over(
 
 
 def test_no_command_anywhere_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither beside Python nor on PATH: the remedy is a command and the variable."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
@@ -66,7 +62,6 @@ def test_no_command_anywhere_says_how_to_get_one(tmp_path: Path, monkeypatch: py
 
 
 def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation of pipx or uv, outside our environment, is used where ours has none."""
     cli = executable(tmp_path / "llamafactory-cli", our_first_lines())
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -89,7 +84,6 @@ def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_python_is_the_one_that_the_command_runs_with(
     first_lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Versions are read where the command gets them, whatever installed it."""
     python = fake_python(tmp_path / "env" / "python3.99")
     text = first_lines.format(python=python, name=python.name)
     cli = executable(tmp_path / "env" / "llamafactory-cli", text)
@@ -113,7 +107,6 @@ def test_a_python_in_a_folder_with_a_blank_and_a_quote_is_found(
 def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shell wrapper may run anything: the guess is said, since versions go into the record."""
     python = fake_python(tmp_path / "python")
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", "#!/bin/sh\nexec true\n")))
     found = find_installation()
@@ -122,7 +115,6 @@ def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
 
 
 def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absent packages are absent in the answer: no version, no folder."""
     bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
     found = find_installation()
@@ -135,14 +127,12 @@ def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypa
         (None, "cannot be started"),
         ("#!/bin/sh\necho broken >&2; exit 3\n", "broken"),
         ("#!/bin/sh\necho hello\n", "not JSON"),
-        ("#!/bin/sh\necho 12\n", "not the one expected"),
     ],
-    ids=["gone", "fails", "talks", "wrong JSON"],
+    ids=["gone", "fails", "talks"],
 )
 def test_a_python_that_does_not_work_is_named(
     python: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An environment that was moved or half removed: the command, its Python and the reason."""
     path = tmp_path / "env" / "python3"
     if python is not None:
         executable(path, python)
@@ -152,16 +142,7 @@ def test_a_python_that_does_not_work_is_named(
     assert str(path) in error.value.message
 
 
-def test_what_a_startup_file_prints_does_not_get_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some .pth files and sitecustomize print: the answer is the last line."""
-    (tmp_path / "sitecustomize.py").write_text("print('welcome')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", our_first_lines())))
-    assert find_installation().python_version == ".".join(map(str, sys.version_info[:3]))
-
-
 def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder named transformers in the workspace is not the package."""
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text("")
     (tmp_path / "json.py").write_text("raise SystemExit(9)\n")
@@ -171,16 +152,7 @@ def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatc
     assert found.training_args is not None and not found.training_args.is_relative_to(tmp_path)
 
 
-def test_source_that_is_no_python_is_named(tmp_path: Path) -> None:
-    """A damaged installation is not a traceback."""
-    path = tmp_path / "model_args.py"
-    path.write_text("class ModelArguments(:\n")
-    with pytest.raises(PrerequisiteError, match=r"model_args\.py"):
-        parse_source(path)
-
-
 def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child process only looks: packages that would end it when imported are found all the same."""
     for name in ("llamafactory", "transformers", "torch"):
         (tmp_path / "site" / name).mkdir(parents=True)
         (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('imported')\n")
@@ -194,7 +166,6 @@ def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, m
 def test_the_distribution_with_ktransformers_counts_as_llamafactory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As newer trees are packed."""
     info = tmp_path / "site" / "llamafactory_kt-9.9.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llamafactory-kt\nVersion: 9.9\n")

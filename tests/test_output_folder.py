@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.errors import SpecError
 from orchestrator.importing.importer import Draft
-from orchestrator.importing.output_folder import MAX_STATE_BYTES, MAX_TEXT_BYTES, read_output_folder
+from orchestrator.importing.output_folder import read_output_folder
 from orchestrator.specs.arguments import Argument
 from tests.imported_once import Imported
 from tests.workshop import CAPTIONS
@@ -204,18 +204,6 @@ def test_a_broken_or_hostile_file_leaves_the_others_readable(read: Read, name: s
     run = read(**good, **{name: content}, trainer_log__jsonl="")
     assert run.arguments["model_name_or_path"] == "owner/base"
     assert not Path("sprung").exists()
-
-
-@pytest.mark.parametrize(("name", "limit"), [("README__md", MAX_TEXT_BYTES), ("trainer_state__json", MAX_STATE_BYTES)])
-def test_a_huge_file_is_not_read(read: Read, name: str, limit: int) -> None:
-    run = read(adapter_config__json=ADAPTER, **{name: b" " * (limit + 1)})
-    assert any(name.replace("__", ".") in note and "lora" not in note for note in run.notes)
-
-
-def test_a_named_pipe_does_not_block(tmp_path: Path, arguments: Mapping[str, Argument]) -> None:
-    write(tmp_path, {"adapter_config__json": ADAPTER})
-    os.mkfifo(tmp_path / "README.md")
-    assert read_output_folder(tmp_path, arguments).arguments["lora_rank"] == 4
 
 
 @pytest.mark.parametrize(

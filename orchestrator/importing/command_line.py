@@ -22,10 +22,9 @@ _BOOLS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("n
 
 @dataclass
 class Given:
-    """What a command line says."""
+    """What a command line says; `config` is the YAML or JSON file that it begins with."""
 
     config: str | None = None
-    """The YAML or JSON file that it begins with."""
     arguments: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What has no place in the arguments, each with its reason."""

@@ -133,7 +133,8 @@ class _Import:
                 continue
             pending = [*above, *([beside] if beside else [])]  # they go to the next argument
             if value not in (None, False) and key != "do_train":  # the spec says that it trains
-                dropped.setdefault(place, []).append(f"{key}: {json.dumps(value, default=str)}")
+                text = key if is_secret(key) else f"{key}: {json.dumps(value, default=str)}"
+                dropped.setdefault(place, []).append(text)
         self.notes += [f"not taken over: {', '.join(each)} ({reason})" for reason, each in dropped.items()]
         self._add_defaults()
         self._add_environment()
@@ -153,15 +154,16 @@ class _Import:
 
     def _place(self, key: str, value: Any) -> tuple[str, str] | str:
         """Section and field in the spec, or why there is none."""
-        place = RESERVED_ARGUMENTS.get(key, "")
-        is_training = self.draft.command == "train"
+        place = RESERVED_ARGUMENTS.get(key)
+        if is_secret(key):
+            return "a secret by its name: export it yourself"
         if isinstance(place, tuple) and place[0] == "model":
             return place
-        if place and is_training and key == "infer_backend" and value == "huggingface":
+        if place is None or self.draft.command != "train":
+            return self.section, key
+        if key == "infer_backend" and value == "huggingface":
             return "it is the default"
-        if isinstance(place, tuple) and place[0] == "" and is_training:
-            return key, key
-        return place if isinstance(place, str) and place and is_training else (self.section, key)
+        return place if isinstance(place, str) else (key, key) if key in _TOP else (self.section, key)
 
     def _value(self, key: str, value: Any) -> Any:
         if key in ("model_name_or_path", "adapter_name_or_path") and isinstance(value, str):
@@ -195,7 +197,7 @@ class _Import:
                     self._put(*place, int(value) if is_number else str(value))
                     continue
             if is_secret(name):
-                self.notes.append(f"not taken over: {name}, a secret by its name (export it yourself)")
+                self.notes.append(f"not taken over: {name} (a secret by its name: export it yourself)")
             elif is_unknown:
                 self.notes.append(f"not taken over: {name}={value} (only running the script would tell its value)")
             elif place or self.draft.command != "train":

@@ -7,22 +7,10 @@ read where they are defined. What only running the text would tell is marked as 
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from orchestrator.errors import SpecError
-from orchestrator.importing.shell_words import (
-    BLANK_OR_MARKED,
-    BREAK,
-    EMPTY,
-    MANY,
-    MAX_DEPTH,
-    NAME,
-    ONE,
-    Values,
-    Word,
-    WordReader,
-)  # fmt: skip
+from orchestrator.importing.shell_words import BREAK, EMPTY, MANY, MAX_DEPTH, NAME, Values, Word, WordReader
 
 MAX_CHARS = 1 << 16
 _BLANKS = re.compile(r"(?:[ \t]|\\\r?\n|\r(?=\n))*+")
@@ -65,20 +53,15 @@ class Command:
 
 
 def read_commands(text: str, place: str, folder: Path | None = None) -> list[Command]:
-    """The simple commands of a command line or script, in the order in which they run.
-
-    Args:
-        text: of it.
-        place: what it is called in errors: a file's name, say.
-        folder: of the script, where it is a file.
+    """The simple commands of a command line or a script, which lies in `folder`, in the order in which they run.
 
     Raises:
-        SpecError: it is no shell text, with line and column, or more than any sensible script.
+        SpecError: it is no shell text, with `place`, line and column, or more than any sensible script.
     """
     if len(text) > MAX_CHARS:
         raise SpecError(f"{place} has more than {MAX_CHARS} characters, more than any sensible script")
     reader = _Reader(text.removeprefix("\ufeff"), place, folder)
-    if mark := re.search(f"[{ONE}-{EMPTY}]", text):
+    if mark := re.search("[\0-\3]", reader.text):
         raise reader.fail("it holds a control character", mark.start())
     reader.read()
     return reader.commands
@@ -138,7 +121,7 @@ class _Reader(WordReader):
             if before_condition is None and (operator == "||" or (operator == "&&" and asks)):
                 before_condition = self.values
             elif before_condition is not None and operator not in ("&&", "||", "|"):
-                self.values = self._merged(before_condition, self.values)
+                self.values = self.merged(before_condition, self.values)
                 before_condition = None
         if stops:
             raise self.fail(f"`{stops[-1]}` is missing", len(self.text))
@@ -148,7 +131,7 @@ class _Reader(WordReader):
         before = self.values
         if word == "(" and self.text.startswith("(", self.at):  # arithmetic
             start, self.at = self.at, self.closing(self.at - 1)
-            self._forget(re.findall(NAME, self.text[start : self.at]))
+            self.forget(re.findall(NAME, self.text[start : self.at]))
         elif word == "(":
             self.read(")")
             self.values = before
@@ -171,7 +154,7 @@ class _Reader(WordReader):
             # What runs again or later finds variables as the text below may have set them by then.
             self.charge(len(self.text) - self.at)
             later = {found[1] for found in _ASSIGNMENT.finditer(self.text, self.at)}
-            self._forget([name for name in self.values if name in later])
+            self.forget([name for name in self.values if name in later])
         while stop != stops[-1]:
             if word == "case" and not self.text.startswith("esac", self._skip_lines()):
                 pattern = _PATTERN.match(self.text, self.at)
@@ -179,7 +162,7 @@ class _Reader(WordReader):
                     raise self.fail("`)` is missing", self.at)
                 self.at = pattern.end()
             stop = self.read(*stops)
-            merged = self._merged(merged, self.values)
+            merged = self.merged(merged, self.values)
             self.values = before
         self.values = merged
 
@@ -198,7 +181,7 @@ class _Reader(WordReader):
                 self.set(**{name: [word.marked]})
                 self.read("done")
         else:
-            self._forget([name] if name else [])
+            self.forget([name] if name else [])
             self._branches("for", "done")
 
     def _simple(self) -> bool:
@@ -237,26 +220,10 @@ class _Reader(WordReader):
         comments, self.comments = self.comments, []
         self.commands.append(Command(environment, words, comments, line, last_line, is_rest, list(self.defaults)))
         if words[0] in _CHANGES:
-            self._forget([word for word in words[1:] if re.fullmatch(NAME, word)])
+            self.forget([word for word in words[1:] if re.fullmatch(NAME, word)])
         return words[0] in ("[", "test")
 
     # variables
-
-    def _forget(self, names: list[str]) -> None:
-        self.set(**{name: [f"{ONE}${name}{ONE}"] for name in names})
-
-    def _merged(self, one: Values, other: Values) -> Values:
-        """After one of two ways was taken: variables as far as both agree, else their common beginning."""
-        if one is other:
-            return one
-        self.charge(len(one) + len(other))
-        merged = dict(one)
-        for name in one.keys() | other.keys():
-            values = one.get(name, []), other.get(name, [])
-            if values[0] != values[1]:
-                self.charge(len("".join(values[0] + values[1])))
-                merged[name] = _common(name, *values)
-        return merged
 
     def _assign(self, found: re.Match[str]) -> str:
         """Read and do NAME=VALUE, NAME+=VALUE or NAME=(WORD ...)."""
@@ -308,13 +275,3 @@ class _Reader(WordReader):
         if found[1] in ("<<", "<<-"):
             delimiter = re.escape(re.sub(r"[\\'\"]", "", self.text[start : self.at]))
             self.documents.append(("\t*" if found[1] == "<<-" else "") + delimiter)
-
-
-def _common(name: str, one: list[str], other: list[str]) -> list[str]:
-    """What two ways agree on: the common beginning, and that more is not known."""
-    pair, unknown = [one, other], f"{MANY}${name}{MANY}"
-    is_text = len(one) == len(other) == 1
-    if is_text:
-        pair = [BLANK_OR_MARKED.sub(lambda each: each[1] or BREAK, value).split(BREAK) for value in (*one, *other)]
-    same = [item for item, _ in takewhile(lambda each: each[0] == each[1], zip(*pair, strict=False))]
-    return [" ".join([*same, unknown])] if is_text else [*same, unknown]

@@ -3,6 +3,7 @@
 import os
 import re
 from bisect import bisect_right
+from itertools import takewhile
 from pathlib import Path
 
 from orchestrator.errors import SpecError
@@ -93,6 +94,22 @@ class WordReader:
         self.charge(len(self.values))
         self.values = self.values | values
 
+    def forget(self, names: list[str]) -> None:
+        self.set(**{name: [f"{ONE}${name}{ONE}"] for name in names})
+
+    def merged(self, one: Values, other: Values) -> Values:
+        """After one of two ways was taken: variables as far as both agree, else their common beginning."""
+        if one is other:
+            return one
+        self.charge(len(one) + len(other))
+        merged = dict(one)
+        for name in one.keys() | other.keys():
+            values = one.get(name, []), other.get(name, [])
+            if values[0] != values[1]:
+                self.charge(len("".join(values[0] + values[1])))
+                merged[name] = _common(name, *values)
+        return merged
+
     def words(self) -> list[Word]:
         """The words that the word which stands here becomes: none, one or several."""
         start, expanded = self.at, self.expand()
@@ -174,3 +191,13 @@ class WordReader:
             return BREAK.join(value) if index == "@" else text.replace(MANY, ONE) or EMPTY
         text = BREAK.join(value).replace(EMPTY, "")
         return BLANK_OR_MARKED.sub(lambda each: each[1].replace(ONE, MANY) if each[1] else BREAK, text)
+
+
+def _common(name: str, one: list[str], other: list[str]) -> list[str]:
+    """What two ways agree on: the common beginning, and that more is not known."""
+    pair, unknown = [one, other], f"{MANY}${name}{MANY}"
+    is_text = len(one) == len(other) == 1
+    if is_text:
+        pair = [BLANK_OR_MARKED.sub(lambda each: each[1] or BREAK, value).split(BREAK) for value in (*one, *other)]
+    same = [item for item, _ in takewhile(lambda each: each[0] == each[1], zip(*pair, strict=False))]
+    return [" ".join([*same, unknown])] if is_text else [*same, unknown]

@@ -19,7 +19,6 @@ from orchestrator.importing.launchers import Invocation, read_invocations, unrea
 from orchestrator.importing.output_folder import read_output_folder
 from orchestrator.importing.shell_words import Word
 from orchestrator.specs.arguments import Argument
-from orchestrator.specs.secrets import is_secret
 from orchestrator.upstream.ask import ask
 from orchestrator.upstream.installation import Installation
 
@@ -51,12 +50,8 @@ def read_source(
 ) -> Draft:
     """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
-    Args:
-        words: these.
-        cwd: the folder that the command was run in. None: the current one, or one above the file.
-        line: which of several commands of a script.
-        arguments: LLaMA-Factory's, by name.
-        installation: LLaMA-Factory, whose accelerate answers what its options mean.
+    `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
+    several commands of a script; accelerate's options are asked of the installation's accelerate.
 
     Raises:
         SpecError: it is none of these, or cannot be read.
@@ -93,14 +88,11 @@ class _Reader:
 
     def folder(self, folder: Path) -> Draft:
         found = read_output_folder(folder, self.arguments)
-        values, notes = _without_secrets(found.arguments)
-        environment = found.environment | _torchrun(values)
-        return replace(found, arguments=values, bases=self.bases, environment=environment, notes=found.notes + notes)
+        return replace(found, bases=self.bases, environment=found.environment | _torchrun(found.arguments))
 
     def config(self, path: Path) -> Draft:
         """A YAML file by itself."""
         values, comments = read_config(path)
-        values, notes = _without_secrets(values)
         if isinstance(values.get("model"), Mapping) and "name" in values:
             raise SpecError(f"{path} is a spec already", f"orchestrator check {path}")
         for beginnings, (what, remedy) in _OTHERS.items():
@@ -112,7 +104,7 @@ class _Reader:
         is_training = "do_train" in values or any(each.commands == {"train"} for each in known)
         command = "train" if is_training else "export" if "export_dir" in values else "api"
         environment = _torchrun(values) if path.name == "training_args.yaml" else {}
-        return Draft(command, values, str(path), self.bases, comments, environment, notes)
+        return Draft(command, values, str(path), self.bases, comments, environment)
 
     def commands(self, text: str, place: str, folder: Path | None = None) -> Draft:
         """A command, or one of the commands of a script."""
@@ -143,8 +135,7 @@ class _Reader:
         values, comments = dict[str, Any](), Comments()
         if invocation.config is not None:
             values, comments = read_config(self._existing(invocation.config, place))
-        values, secrets = _without_secrets({**values, **invocation.arguments})
-        environment, notes = dict(invocation.environment), [*invocation.notes, *secrets]
+        environment, notes = dict(invocation.environment), list(invocation.notes)
         if invocation.accelerate is not None:
             file, options = invocation.accelerate
             given = read_config(self._existing(file, place))[0] if file is not None else None
@@ -156,7 +147,7 @@ class _Reader:
                 notes.append(f"accelerate launch: its options are not taken over: {error.message}")
         command = "api" if invocation.command in _SERVING else invocation.command
         comments = replace(comments, head=[*(f"# {each}" for each in invocation.comments), *comments.head])
-        return Draft(command, values, place, self.bases, comments, environment, notes)
+        return Draft(command, values | invocation.arguments, place, self.bases, comments, environment, notes)
 
     def _existing(self, name: str, place: str) -> Path:
         if isinstance(name, Word) and name.unknown:
@@ -171,12 +162,6 @@ class _Reader:
 def _torchrun(values: Mapping[str, Any]) -> dict[str, str]:
     """What LLaMA Board adds to the environment of a training for its arguments' sake."""
     return {"FORCE_TORCHRUN": "1"} if values.get("deepspeed") is not None else {}
-
-
-def _without_secrets(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments but for those that are secrets by their names, such as swanlab_api_key; and a note for each."""
-    notes = [f"not taken over: {key}, a secret by its name (export it yourself)" for key in values if is_secret(key)]
-    return {key: value for key, value in values.items() if not is_secret(key)}, notes
 
 
 def _text(path: Path) -> str:

@@ -99,7 +99,9 @@ class _Classes:
             # A base of the same name is the one of the other modules.
             label = _last_name(base)
             found |= self.elsewhere.get(label, {}) if label == name else self.fields(label)
-        constants: dict[str, Any] = {}
+        constants: dict[str, Any] = {
+            f"{enum}.{name}": value for enum, members in self.enums.items() for name, value in members.items()
+        }
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 key = statement.target.id
@@ -120,7 +122,7 @@ class _Classes:
             inner = {name: value for each in taken for name, value in self._assigned(each).items()}
             return dict.fromkeys(inner, COMPUTED) if holds is None else inner
         if isinstance(statement, ast.Assign):
-            value = _literal(statement.value, {}, self.enums)
+            value = _literal(statement.value, {})
             return {target.id: value for target in statement.targets if isinstance(target, ast.Name)}
         return {}
 
@@ -162,29 +164,27 @@ class _Classes:
     ) -> tuple[Any, str, tuple[str, ...] | None]:
         """Default, help and choices: of a value, or field(default=..., metadata={"help": ..., "choices": ...})."""
         if not (isinstance(value, ast.Call) and _last_name(value.func) == "field"):
-            return COMPUTED if value is None else _literal(value, constants, self.enums), "", None
+            return COMPUTED if value is None else _literal(value, constants), "", None
         keywords = {keyword.arg: keyword.value for keyword in value.keywords}
         factory, metadata = keywords.get("default_factory"), keywords.get("metadata")
-        default = _literal(keywords["default"], constants, self.enums) if "default" in keywords else COMPUTED
+        default = _literal(keywords["default"], constants) if "default" in keywords else COMPUTED
         if isinstance(factory, ast.Lambda):
-            default = _literal(factory.body, constants, self.enums)
+            default = _literal(factory.body, constants)
         elif factory is not None:
             default = {"list": [], "dict": {}}.get(_last_name(factory), COMPUTED)
         pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-        about = {ast.unparse(key).strip("'"): _literal(item, constants, self.enums) for key, item in pairs if key}
+        about = {ast.unparse(key).strip("'"): _literal(item, constants) for key, item in pairs if key}
         text, listed = about.get("help"), about.get("choices")
         text = " ".join(text.split()) if isinstance(text, str) else ""
         return default, text, tuple(listed) if isinstance(listed, list) else None
 
 
-def _literal(node: ast.expr, constants: Mapping[str, Any], enums: Mapping[str, dict[str, str]]) -> Any:
-    """The JSON value that an expression plainly is, or COMPUTED."""
-    if isinstance(node, ast.Name):
-        return constants.get(node.id, COMPUTED)
-    if isinstance(node, ast.Attribute):
-        return enums.get(_last_name(node.value), {}).get(node.attr, COMPUTED)
+def _literal(node: ast.expr, constants: Mapping[str, Any]) -> Any:
+    """The JSON value that an expression plainly is, or COMPUTED; `constants` has names, and an enum's as ENUM.NAME."""
+    if isinstance(node, ast.Name | ast.Attribute):
+        return constants.get(".".join(ast.unparse(node).split(".")[-2:]), COMPUTED)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):  # a long help text; 768 * 768
-        left, right = _literal(node.left, constants, enums), _literal(node.right, constants, enums)
+        left, right = _literal(node.left, constants), _literal(node.right, constants)
         if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
             return left + right
         product = isinstance(node.op, ast.Mult) and isinstance(left, int) and isinstance(right, int)

@@ -88,21 +88,19 @@ def inspect_environment(
     """List packages in the environment of a console script; none of them is imported.
 
     Raises:
-        PrerequisiteError: its Python cannot be started, or its answer makes no sense.
+        PrerequisiteError: its Python cannot be started, or does not answer.
     """
     python, note = _python_of(cli, remedy)
     question = {"packages": list(packages), "distributions": [*distributions, *_CUDA]}
     try:
         found = ask(python, "environment", question, timeout_s=30)
-        versions = {name: version for name, version in found["versions"].items() if version}
-        torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
-        folders = {name: Path(folder) if folder else None for name, folder in found["folders"].items()}
-        cuda = torch | {name: versions.pop(name) for name in _CUDA if name in versions}
-        return EnvironmentInfo(python, found["python_version"], folders, versions, cuda, note)
     except AskError as error:
         raise PrerequisiteError(f"{cli} runs with {python}, which does not work: {error.message}", remedy) from error
-    except (KeyError, TypeError) as error:
-        raise PrerequisiteError(f"{cli} runs with {python}, whose answer is not the one expected", remedy) from error
+    versions = {name: version for name, version in found["versions"].items() if version}
+    torch = {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
+    folders = {name: Path(folder) if folder else None for name, folder in found["folders"].items()}
+    cuda = torch | {name: versions.pop(name) for name in _CUDA if name in versions}
+    return EnvironmentInfo(python, found["python_version"], folders, versions, cuda, note)
 
 
 def program_named(variable: str, command: str) -> Path | None:
