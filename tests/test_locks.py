@@ -152,7 +152,7 @@ def test_a_file_system_without_locks_is_refused_with_the_reason(folder, run, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
-        pytest.raises(PrerequisiteError, match="cannot be the folder of the locks: .*No locks available"),
+        pytest.raises(PrerequisiteError, match=r"cannot be the folder of the locks: .*No locks available"),
         hold_devices(["0"], run),
     ):
         pass

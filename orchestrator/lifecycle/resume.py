@@ -106,7 +106,7 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
         found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
         here = f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0"
         raise PrerequisiteError(
-            f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from one; {here}",
+            f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from the same one; {here}",
             f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
         )
     return ResumePoint(*choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks))
