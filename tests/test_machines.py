@@ -139,16 +139,9 @@ def test_rank_0_without_results_has_failed(workshop: Workshop):
     assert done.code == 4 and "it left no train_results.json" in done.err
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_part_that_lost_the_others_says_so(workshop: Workshop, rank):
-    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="lost", NODE_RANK=rank)
-    assert done.code == 4
-    assert f"It lost the connection to another machine, whose part had ended: this one is rank {rank} of 2" in done.err
-
-
-def test_a_failure_of_its_own_is_not_put_on_others(workshop: Workshop):
+def test_a_part_that_fails_without_results_says_its_status(workshop: Workshop):
     done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="dies", NODE_RANK="1")
-    assert done.code == 4 and "ended with status 1" in done.err and "lost the connection" not in done.err
+    assert done.code == 4 and "ended with status 1" in done.err
 
 
 def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):

@@ -75,7 +75,7 @@ def test_a_run_s_record_says_how_long_each_stage_took_and_what_the_training_need
     (attempt,) = record["attempts"]
     assert set(attempt["stages_s"]) == {"prepare", "train", "benchmark"}
     assert all(seconds > 0 for seconds in attempt["stages_s"].values())
-    assert attempt["usage"]["peak_rss_bytes"] > 1_000_000
+    assert attempt["usage"]["peak_rss_bytes"] > 0
     assert record["facts"]["cuda"]["the driver's CUDA"] == "12.4"
     assert record["facts"]["gpus"] == ["NVIDIA H100, 550.54"] * 2
     assert_none_left(workshop)

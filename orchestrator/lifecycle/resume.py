@@ -104,9 +104,12 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
     if machine is not None and label is None and run.checkpoints():
         # what each machine holds by itself may be another step than the others'
         found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
-        here = f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0"
+        here = (
+            f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0's machine"
+        )
         raise PrerequisiteError(
-            f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from one; {here}",
+            f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from the same one; "
+            f"{here}",
             f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
         )
     return ResumePoint(*choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks))

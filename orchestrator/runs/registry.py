@@ -15,8 +15,8 @@ from orchestrator.runs.notes import Notes
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, Status
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.state import current
-from orchestrator.runs.trainer_log import TrainerLog, latest, step_of
+from orchestrator.runs.state import current, latest_event
+from orchestrator.runs.trainer_log import step_of
 from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS, RANKED
 
@@ -259,9 +259,8 @@ def _local(moment: datetime) -> datetime:
 
 def _steps_so_far(run: RunDir, record: RunRecord) -> str:
     """How far the training is, or came before it ended too early."""
-    if record.status not in ("running", "stopped", "failed", "interrupted") or not record.attempts:
-        return ""
-    event = latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
+    is_known = record.status in ("running", "stopped", "failed", "interrupted")
+    event = latest_event(run, record) if is_known else None
     return f"{step_of(event)}/{event.get('total_steps', '?')}" if event else ""
 
 

@@ -32,8 +32,8 @@ def current(run: RunDir) -> RunRecord:
 
 
 def latest_event(run: RunDir, record: RunRecord) -> Event | None:
-    """What the training that is under way has logged last; None where none is, or it has logged nothing yet."""
-    if record.status != "running" or not record.attempts:
+    """What the training of the last attempt has logged last; None where it has logged nothing yet."""
+    if not record.attempts:
         return None
     return latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
 

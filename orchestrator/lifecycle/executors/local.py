@@ -129,7 +129,7 @@ def _wait_until_begun(run: RunDir, child: Child) -> None:
 
 def _owner(run: RunDir) -> psutil.Process | None:
     """The process that holds the run's lock and is named in its record; None where nobody holds it."""
-    for _ in range(40):  # one that has just become the owner is not in the record yet
+    for _ in range(400):  # one that has just become the owner is not in the record yet
         if not is_owned(run):
             return None
         pid = RunRecord.load(run).pid

@@ -113,7 +113,7 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
     """What a job does that got SIGTERM, once the training is stopped, with its checkpoint.
 
     Where Slurm itself is ending the job (a preemption, a cancellation) what becomes of it is Slurm's to say. Where its
-    time limit is near it goes back into the queue. Returns none where it is resumed later, which the record says then;
+    time limit is near it goes back into the queue. Returns None where it is resumed later, as the record says;
     else why not: '' where it was stopped by a user.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
