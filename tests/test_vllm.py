@@ -21,6 +21,7 @@ from orchestrator.upstream.vllm import (
     find_vllm,
     parser_refusal,
     settings_of_environment,
+    with_defaults,
 )
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
