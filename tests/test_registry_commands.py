@@ -4,7 +4,6 @@ Each test runs `python -m orchestrator ...` as a child process.
 """
 
 import re
-import subprocess
 
 import pytest
 
@@ -151,35 +150,3 @@ def test_names_of_strangers_are_shown_not_obeyed(three):
         assert "\x1b" not in done.out + done.err and "\\x1b[" in done.out, done
         assert done.code == 0
     assert "broken\\x1b[2J/record.json cannot be read" in three.run("list").err
-
-
-def test_in_a_workspace_that_can_only_be_read_runs_are_listed_and_the_rest_is_refused(three):
-    folder = str(three.runs)
-    try:
-        mounted = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("no mount")
-    if mounted.returncode != 0:
-        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-        assert listed(three.run("list", ORCHESTRATOR_CACHE="/proc/nowhere")) == ["a", "c", "b"]
-        words = [("tag", "a", "x"), ("note", "a", "x"), ("rm", "a"), ("rm", "--all", "a"), ("gc", "a")]
-        for done in three.run_together(words):
-            assert done.code == 3 and "Read-only file system" in done.err and "Traceback" not in done.err, done
-        for words in (("gc", "--trash"), ("rm", "a", "--dry-run")):
-            assert three.run(*words).code == 0
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def test_a_terminal_of_80_columns_gets_entire_words(three):
-    with three.on_terminal("list", "--sort", "bleu", COLUMNS="80") as terminal:
-        assert terminal.finish() == 0
-        lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.screen).splitlines()
-    table = lines[next(index for index, line in enumerate(lines) if line.startswith("run ")) :]
-    assert max(map(len, table)) <= 80
-    assert [line.split()[:2] for line in table[1:] if line[:1] != " "] == [
-        [f"{name}-2026112{day}-101500", "done"] for name, day in (("b", 3), ("c", 2), ("a", 1))
-    ]
-    assert "\x1b[1mrun" in terminal.screen

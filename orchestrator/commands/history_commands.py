@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.runs.trash import Moved
 
 DryRunOption = Annotated[bool, Option("--dry-run", help="Show what would be moved or deleted; change nothing.")]
+_TO_TRASH = ("to the trash", "would go to the trash")  # done, or by --dry-run
 
 
 @app.command("list", epilog="Example: orchestrator list --status done --since 7d --sort bleu")
@@ -119,9 +120,7 @@ def rm(
         return
     found = list({run.path: run for run in map(place.find_run, runs)}.values())
     moved = trash.remove(place, found, whole=everything, dry_run=dry_run)
-    _show_moved(moved, _to_trash(dry_run), as_json)
-    if not dry_run and any(each.what for each in moved):
-        say(_HOW_TO_RESTORE)
+    _show_moved(moved, _TO_TRASH[dry_run], as_json)
 
 
 @app.command(epilog="Example: orchestrator gc --keep-last 2 --dry-run")
@@ -158,17 +157,7 @@ def gc(
             if runs:
                 raise
             say(f"left as it is: {error.message}")
-    found = [each for each in moved if each.what or each.left]
-    _show_moved(found, _to_trash(dry_run), as_json)
-    if found and not dry_run:
-        say(_HOW_TO_RESTORE)
-
-
-_HOW_TO_RESTORE = "to put it back: orchestrator rm --restore RUN; to free the disk: orchestrator gc --trash"
-
-
-def _to_trash(dry_run: bool) -> str:
-    return "would go to the trash" if dry_run else "to the trash"
+    _show_moved([each for each in moved if each.what or each.left], _TO_TRASH[dry_run], as_json)
 
 
 def _show_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
@@ -181,3 +170,5 @@ def _show_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
         total = sum(each.bytes for each in moved)
         lines.append(f"in all: {size(total)} of {sum(1 for each in moved if each.what)} runs {where}")
     show([asdict(each) for each in moved], *lines, as_json=as_json)
+    if where == _TO_TRASH[0] and any(each.what for each in moved):
+        say("to put it back: orchestrator rm --restore RUN; to free the disk: orchestrator gc --trash")

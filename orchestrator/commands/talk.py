@@ -26,8 +26,7 @@ class Conversation:
         """Send a message and show the answer as it comes; Ctrl-C ends the answer, what came of it is kept.
 
         Raises:
-            StageError: the server fails, or its reply is no stream of an answer. The message is taken back, so that
-                the chat can continue.
+            StageError: the server failed; the message is taken back.
         """
         import aiohttp  # here: they cost half a second
         import openai
