@@ -147,12 +147,6 @@ def test_a_misspelt_name_gets_the_nearest_of_the_command(installed: dict[str, Ar
     assert "did you mean" not in str(argument_problem("qqqqqqq", 1, "train", installed))
 
 
-def test_a_name_of_an_older_version_is_told_the_new_one(installed: dict[str, Argument]) -> None:
-    """What transformers 5 renamed, people still copy from old scripts."""
-    assert "removed in transformers 5\nwrite use_cpu" in str(argument_problem("no_cuda", True, "train", installed))
-    assert "train_sampling_strategy" in str(argument_problem("group_by_length", True, "train", installed))
-
-
 def test_a_training_argument_is_refused_by_the_server(installed: dict[str, Argument]) -> None:
     """LLaMA-Factory's api ends at once with it."""
     assert argument_problem("bf16", True, "api", installed) == "llamafactory-cli api does not take it, only train"
@@ -185,12 +179,12 @@ def test_values_of_the_declared_type_pass(kinds: str, value: object) -> None:
     [
         ("bool", "no", "expected true or false, got 'no'"),
         ("bool", 1, "expected true or false, got 1"),
-        ("bool", "false", "expected true or false, got 'false' (text: write it without quotes)"),
+        ("bool", "false", "expected true or false, got 'false'"),
         ("int", True, "expected an integer, got true"),
         ("int", 1.5, "expected an integer, got 1.5"),
         ("int", float("inf"), "expected an integer, got inf"),
-        ("int", "1024", "expected an integer, got '1024' (text: write it without quotes)"),
-        ("float", "1e-4", "expected a number, got '1e-4' (text: write it without quotes)"),
+        ("int", "1024", "expected an integer, got '1024'"),
+        ("float", "1e-4", "expected a number, got '1e-4'"),
         ("float", True, "expected a number, got true"),
         ("int float", "x", "expected a number, got 'x'"),
         ("str", 5, 'expected text, got 5 (write it in quotes: "...")'),
@@ -217,10 +211,8 @@ def test_a_wrong_choice_is_told_all_and_the_nearest() -> None:
     assert said == "expected one of 'linear', 'cosine'; got 'cosin'; did you mean 'cosine'?"
     assert argument_problem("x", True, "train", argument("int", (1, 2))) is not None
     many = argument("str", tuple(f"choice_{letter}" for letter in "abcdefghijklmnop"))
-    assert (
-        argument_problem("x", "choice_", "train", many)
-        == "'choice_' is none of its 16 choices; did you mean 'choice_p'?"
-    )
+    problem = str(argument_problem("x", "choice_", "train", many))
+    assert problem.endswith("'choice_l', ...; got 'choice_'; did you mean 'choice_p'?")
     assert "'choice_a', 'choice_b'" in str(argument_problem("x", 7, "train", many))
 
 

@@ -153,8 +153,8 @@ def test_an_argument_that_a_spec_writes_elsewhere_is_refused_at_its_place(tmp_pa
     ("serve", "said"),
     [
         ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend"),
-        ({"backend": "vllm", "max_concurrent": 8}, "max_num_seqs"),
-        ({"backend": "vllm", "url": "http://x/v1"}, "leave one out"),
+        ({"backend": "vllm", "max_concurrent": 8}, "max_concurrent is nothing to"),
+        ({"backend": "vllm", "url": "http://x/v1"}, "leave one of them out"),
         ({"merge": True}, "merge is for backend vllm"),
     ],
 )
