@@ -129,8 +129,8 @@ def test_a_vllm_that_cannot_be_imported_is_no_refusal(tmp_path, monkeypatch):
     ("serve", "said"),
     [
         ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend"),
-        ({"backend": "vllm", "max_concurrent": 8}, "max_num_seqs"),
-        ({"backend": "vllm", "url": "http://x/v1"}, "leave one out"),
+        ({"backend": "vllm", "max_concurrent": 8}, "max_concurrent is nothing to"),
+        ({"backend": "vllm", "url": "http://x/v1"}, "leave one of them out"),
         ({"merge": True}, "merge is for backend vllm"),
     ],
 )

@@ -59,7 +59,7 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"# nothing but a comment\n", ":1:1: expected a mapping of fields, found nothing"),
+        (b"# nothing but a comment\n", "is empty"),
         (b"- a\n- b\n", ":1:1: expected a mapping of fields, found a list"),
         (b"a: 1\nb: 2\na: 3\n", ':3:1: not valid YAML: found duplicate key "a"'),
         (b"a:\n\tb: 1\n", ":2:1: not valid YAML: found character '\\t' that cannot start any token"),

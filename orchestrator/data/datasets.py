@@ -196,7 +196,8 @@ def read_pairs(raw: Sequence[bytes], places: Sequence[str]) -> tuple[list[str], 
     """
     sources, references = (_lines(data, place) for data, place in zip(raw, places, strict=True))
     if len(sources) != len(references):
-        raise SpecError(f"{places[0]} has {len(sources)} lines, {places[1]} has {len(references)}: not parallel")
+        what = f"{places[0]} has {len(sources)} lines, {places[1]} has {len(references)}"
+        raise SpecError(what, "edit them: line N of one must be the translation of line N of the other")
     pairs = list(zip(sources, references, strict=True))
     kept = [(source, reference) for source, reference in pairs if source.strip() and reference.strip()]
     half = [str(n) for n, pair in enumerate(pairs, start=1) if len([side for side in pair if side.strip()]) == 1]

@@ -103,8 +103,9 @@ def read_yaml(path: Path) -> YamlSource:
     except YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
     if not isinstance(nodes, CommentedMap):
-        kind = "nothing" if nodes is None else "a list" if isinstance(nodes, list) else "a single value"
-        raise SpecError(f"{path}:1:1: expected a mapping of fields, found {kind}", f"edit {path}")
+        kind = "a list" if isinstance(nodes, list) else "a single value"
+        found = " is empty" if nodes is None else f":1:1: expected a mapping of fields, found {kind}"
+        raise SpecError(f"{path}{found}", f"edit {path}")
     return YamlSource(path, value, nodes, split_lines(text))
 
 
