@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lifecycle.train_process import Settled
+from orchestrator.lifecycle.train_process import CheckpointWait
 from orchestrator.models.checkpoints import inspect
 from orchestrator.planning.compute import check_compute
 from orchestrator.runs.nodes import own_ranks, this_machine
@@ -27,13 +27,7 @@ def findings(compute, monkeypatch, rank=None, **train):
     monkeypatch.delenv("NODE_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("NODE_RANK", rank)
-    spec = {
-        "name": "x",
-        "model": {"name_or_path": "m"},
-        "dataset": "d",
-        "train": {"use_cpu": True, **train},
-        "compute": compute,
-    }
+    spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "d", "train": train, "compute": compute}
     return check_compute(RunSpec.model_validate(spec))
 
 
@@ -50,7 +44,7 @@ def findings(compute, monkeypatch, rank=None, **train):
 def test_which_machine_this_is(compute, environment, rank, name):
     machine = this_machine(ComputeSpec(**compute), environment)
     assert machine is not None
-    assert (machine.rank, machine.name, machine.rendezvous) == (rank, name, "127.0.0.1:29500")
+    assert (machine.rank, machine.name, machine.meeting) == (rank, name, "127.0.0.1:29500")
 
 
 @pytest.mark.parametrize("compute", [{}, {"nnodes": 1}, {"nproc_per_node": 4}])
@@ -93,7 +87,6 @@ def test_a_port_that_another_program_has_is_told_before(monkeypatch):
     [
         ({}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
         ({"nproc_per_node": 2}, {"NNODES": "2"}, [("error", "compute.nnodes")]),
-        ({"env": {"FORCE_TORCHRUN": "0"}}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
         ({"nproc_per_node": 2}, {"NNODES": "1"}, []),
         ({**MEETING, "node_rank": 0}, {"NNODES": "2"}, []),
     ],
@@ -139,9 +132,16 @@ def test_rank_0_without_results_has_failed(workshop: Workshop):
     assert done.code == 4 and "it left no train_results.json" in done.err
 
 
-def test_a_part_that_fails_without_results_says_its_status(workshop: Workshop):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_part_that_lost_the_others_says_so(workshop: Workshop, rank):
+    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="lost", NODE_RANK=rank)
+    assert done.code == 4
+    assert f"It lost the connection to another machine, whose part had ended: this one is rank {rank} of 2" in done.err
+
+
+def test_a_failure_of_its_own_is_not_put_on_others(workshop: Workshop):
     done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="dies", NODE_RANK="1")
-    assert done.code == 4 and "ended with status 1" in done.err
+    assert done.code == 4 and "ended with status 1" in done.err and "lost the connection" not in done.err
 
 
 def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):
@@ -151,7 +151,7 @@ def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Worksh
     folder = workshop.only_run() / "output" / "checkpoint-2"
     (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")  # as one of several processes saves it
     refused = workshop.run("resume", "toy", NODE_RANK="0")
-    assert refused.code == 3 and "all must go on from the same one; whole here: checkpoint-2" in refused.err
+    assert refused.code == 3 and "all must resume from the same one; complete here: checkpoint-2" in refused.err
     assert "--from checkpoint-2" in refused.err
     done = workshop.run("resume", "toy", "--from", "checkpoint-2", NODE_RANK="0")
     assert done.code == 0, done.err
@@ -168,33 +168,33 @@ def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):
 def test_a_stopped_training_that_has_saved_and_writes_nothing_is_waited_for_no_longer(tmp_path):
     run = RunDir(tmp_path)
     checkpoint(run, 50, processes=2)
-    settled = Settled(run, quiet_s=2)
+    wait = CheckpointWait(run, quiet_s=2)
     saved = checkpoint(run, 60, processes=2)
     (saved / "checkpoint-is-incomplete.txt").write_text("")
-    looks = _looks(settled, 3.5)
+    looks = _looks(wait, 3.5)
     assert not any(looks), "it is still saving"
     (saved / "checkpoint-is-incomplete.txt").unlink()
-    assert _until(settled)
+    assert _until(wait)
 
 
 def test_a_stopped_training_that_has_not_saved_is_waited_for(tmp_path):
     run = RunDir(tmp_path)
     checkpoint(run, 50, processes=2)
-    assert not any(_looks(Settled(run, quiet_s=0), 2.5))
+    assert not any(_looks(CheckpointWait(run, quiet_s=0), 2.5))
 
 
-def _looks(settled, during_s):
+def _looks(wait, during_s):
     deadline, looks = time.monotonic() + during_s, []
     while time.monotonic() < deadline:
-        looks.append(settled())
+        looks.append(wait())
         time.sleep(0.1)
     return looks
 
 
-def _until(settled):
+def _until(wait):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if settled():
+        if wait():
             return True
         time.sleep(0.1)
     return False

@@ -116,15 +116,17 @@ def stopped(place):
     return workshop, done | {"resumed": workshop.run("resume", "toy")}
 
 
-def test_where_all_of_one_machine_is_killed_the_other_one_ends(killed):
+def test_where_all_of_one_machine_is_killed_the_other_one_ends_and_says_why(killed):
     _, done = killed
     assert done["launched"].code == 4, done["launched"].err
+    said = "It lost the connection to another machine, whose part had ended: this one is rank 0 of 2"
+    assert said in done["launched"].err
     assert done["listed"] == ["failed", "interrupted"]
 
 
 def test_machines_that_go_on_are_told_which_checkpoint(killed):
     _, done = killed
-    said = "all must go on from the same one; whole here: checkpoint-"
+    said = "all must resume from the same one; complete here: checkpoint-"
     assert done["unnamed"].code == 3 and said in done["unnamed"].err
 
 
@@ -149,8 +151,8 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     assert {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= done["names"]
     assert done["faults"] == []
     assert done["newest"].step >= 12 and f"kept: {done['newest'].label}\n" in done["launched"].err
-    assert f"the newest whole checkpoint: {done['newest'].label}\n" in done["said"].err
-    assert f"the training goes on from {done['newest'].label}\n" in done["resumed"].err
+    assert f"the newest complete checkpoint: {done['newest'].label}\n" in done["said"].err
+    assert f"the training resumes from {done['newest'].label}\n" in done["resumed"].err
     assert done["record"]["environment"]["train"] == {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 

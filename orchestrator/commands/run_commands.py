@@ -131,13 +131,14 @@ def rerun(
 @app.command(hidden=True)
 def supervise(
     folder: Annotated[Path, Argument(help="The folder of a run, or of a group.")],
+    workspace: options.Workspace = None,
     lock: Annotated[int | None, Option(help="The open file that makes this process the run's owner.")] = None,
 ) -> None:
     """Run a run or a group as its owner; `launch --detach` and Slurm jobs start this."""
     from orchestrator.lifecycle import supervise as supervising
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
-    supervising.supervise(folder, lock)
+    supervising.supervise(folder, workspace, lock)
 
 
 @app.command(epilog="Example: orchestrator logs latest -f")
@@ -250,7 +251,9 @@ def _run_group(session: "Session", folder: GroupDir, detach: bool, as_json: bool
             raise
         _show_group(folder, as_json)
         return
-    _say_under_way(folder.id, f"is Slurm job {job}" if job else f"is carried out by process {detach_group(folder)}")
+    _say_under_way(
+        folder.id, f"is Slurm job {job}" if job else f"is carried out by process {detach_group(session, folder)}"
+    )
     if as_json:
         _show_group(folder, as_json)
     else:

@@ -95,9 +95,9 @@ def submit_group(session: Session, folder: GroupDir) -> str | None:
     return job.id.partition("_")[0] if job is not None else None
 
 
-def detach_group(folder: GroupDir) -> int:
+def detach_group(session: Session, folder: GroupDir) -> int:
     """Start the process that carries a group out in the background; its pid. An error where it ends at once."""
-    child = start_supervisor(folder.path, folder.supervisor_log, None)
+    child = start_supervisor(session, folder, None)
     child.wait(EARLY_EXIT_S)
     if status := child.poll():
         raise supervisor_error(f"group {folder.id}", child, None, status)
@@ -149,7 +149,7 @@ def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: s
     log.info("%d of %d: %s%s: %s", number, len(group.points), group.label(now.point), where, now.run.id)
     if slot is not None:
         _put_on_device(session, now, slot)
-    return now, start_supervisor(now.run.path, now.run.supervisor_log, owned, signal.SIGTERM)
+    return now, start_supervisor(session, now.run, owned, signal.SIGTERM)
 
 
 def _put_on_device(session: Session, now: Member, device: str) -> None:

@@ -13,13 +13,11 @@ from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir
 
 
-def supervise(folder: Path, lock: int | None) -> None:
+def supervise(folder: Path, workspace: Path | None, lock: int | None) -> None:
     """Carry a run or a group out.
 
-    folder: the run's or the group's, in runs/ of its workspace. lock: the open file that the run's owner started this
-    process with; None: a group, or a job of Slurm.
+    `lock` is the open file that the run's owner started this process with; None: a group, or a job of Slurm.
     """
-    workspace = folder.parent.parent
     if GroupDir(folder).file.is_file():
         run_group(Session.open(workspace), GroupDir(folder))
         return

@@ -138,8 +138,8 @@ def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
     """The script that would be submitted to Slurm, with another run's folder; nothing for a run that stays here."""
     if spec.compute.slurm is None:
         return {}
-    folder = session.workspace.runs / spec.name
-    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], name=spec.name)}
+    folder, root = session.workspace.runs / spec.name, session.workspace.root
+    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], workspace=root, name=spec.name)}
 
 
 def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:

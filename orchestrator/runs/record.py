@@ -27,7 +27,7 @@ _ENDS: tuple[Status, ...] = ("failed", "stopped")
 _BEGIN: tuple[Status, ...] = ("preparing", "queued")
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
     "planned": (*_BEGIN, *_ENDS),
-    "queued": (*_BEGIN, "planned", "done", *_ENDS),  # planned, done: back to what it was, where Slurm refuses the job
+    "queued": (*_BEGIN, *_ENDS),
     "preparing": (*_BEGIN, "running", "trained", "benchmarking", "done", *_ENDS),
     "running": (*_BEGIN, "trained", *_ENDS),
     "trained": (*_BEGIN, "benchmarking", "done", *_ENDS),
@@ -229,7 +229,8 @@ class RunRecord(BaseModel):
 
     def _end_attempt(self, status: Status) -> None:
         for last in self.attempts[-1:]:
-            last.status, last.ended_at = status, now()
+            if last.ended_at is None:
+                last.status, last.ended_at = status, now()
 
 
 def now() -> datetime:

@@ -36,8 +36,9 @@ def export(
         raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
     atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    reads = [str(run.path), checkpoint.model.name_or_path, checkpoint.model.adapter_name_or_path or ""]
-    environment = child_environment(installation.cli, {FOLDERS_ENV: json.dumps([*reads, str(folder)])})
+    named = [checkpoint.model.name_or_path, *(checkpoint.model.adapter_name_or_path or "").split(",")]
+    used = [str(run.path), str(folder), *(path for path in named if Path(path).is_absolute())]
+    environment = child_environment(installation.cli, {FOLDERS_ENV: json.dumps(used)})
     child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
     try:
         while child.poll() is None:

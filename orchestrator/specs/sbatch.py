@@ -20,6 +20,7 @@ def sbatch_script(
     slurm: SlurmSpec,
     runs: Sequence[Path],
     *,
+    workspace: Path,
     name: str,
     after: str = "",
 ) -> str:
@@ -37,7 +38,7 @@ def sbatch_script(
         options += [f"--dependency={kind}:{after}", "--kill-on-invalid-dep=yes"]
     if len(runs) > 1:
         options.append(f"--array=0-{len(runs) - 1}")
-    program, folders = own_argv("supervise"), [*map(str, runs)]
+    program, folders = own_argv("supervise", "--workspace", str(workspace)), [*map(str, runs)]
     # `folder` and `words` are for a site's own template of an earlier version.
     context = {"options": options, "runs": folders, "program": program, "folder": str(runs[0].parent), "words": []}
     text = renderer.text(FILE, context)

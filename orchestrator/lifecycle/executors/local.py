@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
@@ -25,7 +24,7 @@ from orchestrator.processes.process_tree import (
 )
 from orchestrator.runs.owner import OwnedRun, is_owned, lock_file, lock_run
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import pids
 from orchestrator.specs.spec import RunSpec
 
@@ -41,7 +40,7 @@ _KINDS: dict[int, type[OrchestratorError]] = {kind.exit_code: kind for kind in (
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
     """Start a supervisor for each run, and wait until it has begun, or waits for its devices; an error if it ends."""
     for owned in runs:
-        child = start_supervisor(owned.run.path, owned.run.supervisor_log, owned)
+        child = start_supervisor(session, owned.run, owned)
         try:
             _wait_until_begun(owned.run, child)
         except BaseException:
@@ -50,17 +49,20 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
             raise
 
 
-def start_supervisor(folder: Path, log: Path, owned: OwnedRun | None, death_signal: int | None = None) -> Child:
+def start_supervisor(
+    session: Session, of: RunDir | GroupDir, owned: OwnedRun | None, death_signal: int | None = None
+) -> Child:
     """Start `supervise` for a run, which this process owns no longer then, or for a group (`owned` is None).
 
     Without a death signal it outlives us.
     """
     locks = [] if owned is None else [owned.file]
-    argv = own_argv("supervise", str(folder), *(f"--lock={file}" for file in locks))
-    env = {**os.environ, **({} if owned is None else {RUN_ENV: str(folder)})}
+    words = ["--workspace", str(session.workspace.root), *(f"--lock={file}" for file in locks)]
+    argv = own_argv("supervise", str(of.path), *words)
+    env = {**os.environ, **({} if owned is None else {RUN_ENV: str(of.path)})}
     with defer_signals():
         try:
-            return start(argv, log=log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
+            return start(argv, log=of.supervisor_log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
         finally:
             if owned is not None:
                 owned.release()

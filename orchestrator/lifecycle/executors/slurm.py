@@ -38,31 +38,30 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
     """Submit runs as one job, several as the tasks of an array; where the spec says so, a second for the benchmarks.
 
     This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm. Raises
-    StageError: Slurm refuses it; the records are as before, those of new runs say `failed`.
+    StageError: Slurm refuses it; the records say `failed`.
     """
     wanted, folders = _slurm_of(spec), [owned.run for owned in runs]
-    before = [RunRecord.load(run) for run in folders]
-    is_second = wanted.benchmark is not None and before[0].request.with_benchmarks and spec.train is not None
+    records = [RunRecord.load(run) for run in folders]
+    is_second = wanted.benchmark is not None and records[0].request.with_benchmarks and spec.train is not None
     ids: list[str] = []
     with defer_signals():  # a job that was submitted is in the record
         try:
-            for run, record in zip(folders, before, strict=True):
-                record.model_copy().submit_to_job(run)
+            for run, record in zip(folders, records, strict=True):
+                record.submit_to_job(run)
             ids.append(_submit(session, wanted, folders, folders[0].sbatch, name))
             if is_second and spec.benchmark:
                 second = wanted.for_benchmark()
                 ids.append(_submit(session, second, folders, folders[0].sbatch_benchmark, name, after=ids[0]))
-            for task, (run, record) in enumerate(zip(folders, before, strict=True)):
+            for task, (run, record) in enumerate(zip(folders, records, strict=True)):
                 named = [f"{job}_{task}" if len(runs) > 1 else job for job in ids]
                 jobs = [Job(id=each, uid=os.getuid(), submitted_at=now()) for each in named]
                 record.update(run, job=jobs[0], benchmark_job=jobs[1] if jobs[1:] else None)
         except OrchestratorError as error:
             for job in ids:
                 slurm.cancel(job)
-            for run, record in zip(folders, before, strict=True):
-                status = "failed" if record.is_active() else record.status
-                ended_at = None if status == "planned" else record.ended_at or now()
-                record.update(run, status=status, error=error.message, ended_at=ended_at, job=record.job)
+            for run, record in zip(folders, records, strict=True):
+                record.update(run, job=None)
+                record.end(run, "failed", error.message)
             raise
         finally:
             for owned in runs:
@@ -170,7 +169,8 @@ def _slurm_of(spec: RunSpec) -> SlurmSpec:
 def _submit(
     session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], script: Path, name: str, *, after: str = ""
 ) -> str:
-    text = sbatch_script(session.renderer, wanted, [run.path for run in runs], name=name, after=after)
+    folders, root = [run.path for run in runs], session.workspace.root
+    text = sbatch_script(session.renderer, wanted, folders, workspace=root, name=name, after=after)
     for run in runs:
         run.supervisor_log.parent.mkdir(exist_ok=True)
     atomic_write(script, text)
