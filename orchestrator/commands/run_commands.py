@@ -262,8 +262,9 @@ def _run_group(session: "Session", folder: GroupDir, detach: bool, as_json: bool
 
 def _say_under_way(name: str, doing: str) -> None:
     say(f"{name} {doing}")
-    for what, command in (("see how far it is", "show"), ("follow it", "logs -f"), ("stop it", "stop")):
-        say(f"to {what}: orchestrator {command} {name}")
+    say(f"to see how far it is: orchestrator show {name}")
+    say(f"to follow it: orchestrator logs {name} -f")
+    say(f"to stop it: orchestrator stop {name}")
 
 
 def _show_group(folder: GroupDir, as_json: bool) -> None:
