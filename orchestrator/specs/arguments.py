@@ -26,6 +26,19 @@ MINIMUMS: dict[str, dict[str, int]] = {
     "cutoff_len": {"minimum": 1},
     "num_train_epochs": {"exclusiveMinimum": 0},
 }
+# What old scripts have and did-you-mean cannot find.
+_REMOVED = {
+    "adafactor": "write optim: adafactor",
+    "fp16_backend": "leave it out",
+    "fp16_opt_level": "leave it out",
+    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config: {transformer_layer_cls_to_wrap: [NAME]}",
+    "group_by_length": "write train_sampling_strategy: group_by_length",
+    "new_special_tokens": "write add_special_tokens",
+    "no_cuda": "write use_cpu",
+    "save_safetensors": "leave it out: weights are always saved so",
+    "use_cache": "write use_kv_cache",
+    "use_ipex": "leave it out",
+}
 _KIND_NAMES = {
     "int": "an integer",
     "float": "a number",
@@ -71,11 +84,13 @@ def argument_problem(
 ) -> str | None:
     """What is wrong with an argument of train, api or export, or None; `also_known` names may be meant too."""
     argument = arguments.get(key)
+    removed = f": removed\n{_REMOVED[key]}" if key in _REMOVED else ""
     if argument is None:
         names = [name for name, each in arguments.items() if command in each.commands]
-        return "unknown argument for the installed LLaMA-Factory" + did_you_mean(key, [*also_known, *names])
+        hint = removed or did_you_mean(key, [*also_known, *names])
+        return f"unknown argument for the installed LLaMA-Factory{hint}"
     if command not in argument.commands:  # use_cache, say: transformers uses the name for something else
-        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
+        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}{removed}"
     kinds = " or ".join(_KIND_NAMES[kind] for kind in _KIND_NAMES if kind in plain_kinds(argument))
     if value is None:
         return None if argument.optional or not argument.kinds else f"expected {kinds}, got null"
