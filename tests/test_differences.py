@@ -408,7 +408,7 @@ def test_a_run_of_older_versions_shows_changed_defaults(toy):
     assert done.code == 0 and "(warning): default of train.lora_rank: 4 then, 8 now" in done.err
     (run / "defaults.json").unlink()
     done = toy.run("show", run.name, "--diff", spec)
-    assert done.code == 0 and f"{run.name} kept no defaults" in done.err and "lora_rank" not in done.out
+    assert done.code == 0 and f"{run.name} recorded no defaults" in done.err and "lora_rank" not in done.out
 
 
 def test_what_cannot_be_compared_is_named(toy):

@@ -44,7 +44,7 @@ def findings(compute, monkeypatch, rank=None, **train):
 def test_which_machine_this_is(compute, environment, rank, name):
     machine = this_machine(ComputeSpec(**compute), environment)
     assert machine is not None
-    assert (machine.rank, machine.name, machine.meeting) == (rank, name, "127.0.0.1:29500")
+    assert (machine.rank, machine.name, machine.rendezvous) == (rank, name, "127.0.0.1:29500")
 
 
 @pytest.mark.parametrize("compute", [{}, {"nnodes": 1}, {"nproc_per_node": 4}])
@@ -106,7 +106,7 @@ def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
 
 def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypatch):
     found = findings(MEETING, monkeypatch, "1", ddp_timeout=180000000)
-    assert {each.field for each in found} == {"train.save_on_each_node", "train.ddp_timeout", "compute.master_addr"}
+    assert {each.field for each in found} == {"train.save_on_each_node", "compute.master_addr"}
     calm = findings({**MEETING, "node_rank": 0}, monkeypatch, save_on_each_node=True, ddp_timeout=1800)
     assert calm == []
 
@@ -132,16 +132,9 @@ def test_rank_0_without_results_has_failed(workshop: Workshop):
     assert done.code == 4 and "it left no train_results.json" in done.err
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_part_that_lost_the_others_says_so(workshop: Workshop, rank):
-    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="lost", NODE_RANK=rank)
-    assert done.code == 4
-    assert f"It lost the connection to another machine, whose part had ended: this one is rank {rank} of 2" in done.err
-
-
-def test_a_failure_of_its_own_is_not_put_on_others(workshop: Workshop):
+def test_a_part_that_fails_is_a_failed_run(workshop: Workshop):
     done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="dies", NODE_RANK="1")
-    assert done.code == 4 and "ended with status 1" in done.err and "lost the connection" not in done.err
+    assert done.code == 4 and "ended with status 1" in done.err
 
 
 def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):

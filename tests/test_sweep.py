@@ -90,14 +90,8 @@ def test_each_point_is_a_run_of_its_own_and_a_failure_does_not_stop_the_rest(wor
         (("--sweep", "train.lora_rank=8,8"), ["two points are the same run"]),
         (("--sweep", "train.lora_rank=8", "--set", "train.lora_rank=4"), ["given to --set and to --sweep"]),
         (("--per-device",), ["--per-device is for a sweep"]),
-        (
-            ("--sweep", 'compute.devices="0","1"', "--per-device"),
-            ["--per-device does not go with a sweep of compute.devices"],
-        ),
-        (
-            ("--sweep", "seed=1,2", "--set", "compute.nproc_per_node=2", "--per-device"),
-            ["--per-device does not go with compute.nproc_per_node"],
-        ),
+        (("--sweep", 'compute.devices="0","1"', "--per-device"), ["a sweep of compute.devices"]),
+        (("--sweep", "seed=1,2", "--set", "compute.nproc_per_node=2", "--per-device"), ["go with compute.nproc"]),
         (("--sweep", "seed=1,2", "--set", "serve.port=6006", "--per-device"), ["serve.port"]),
         (("--sweep", "seed"), ["expected KEY=V1,V2"]),
         (

@@ -77,7 +77,8 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
     if not record.is_here():
         raise PrerequisiteError(
             f"run {record.id} is {record.status} on {record.host}, which cannot be reached from here",
-            f"there: orchestrator stop {record.id}; here, if {record.host} is gone for good, with --host-is-gone",
+            f"there: orchestrator stop {record.id}; or, where it is gone for good, here: "
+            f"orchestrator stop {record.id} --host-is-gone",
         )
     owner = _owner(run)
     if owner is None:
