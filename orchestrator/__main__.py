@@ -52,7 +52,9 @@ def _of_the_machine(error: OSError) -> PrerequisiteError:
     """What a person can mend; anything else is raised again: a bug of ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno in _OF_THE_MACHINE and error.filename):
         where = error.filename or "cannot write"
-        return PrerequisiteError(f"{where}: {error.strerror}", "mend that; files written before are complete")
+        return PrerequisiteError(
+            f"{where}: {error.strerror}", "correct that and repeat the command; files written before are complete"
+        )
     if error.errno == errno.ENOENT and not error.filename:  # of getcwd()
         return PrerequisiteError("the current folder is not there any more", "cd to one that is")
     raise error

@@ -49,7 +49,7 @@ def test_a_detached_launch_is_a_launch_that_goes_on_by_itself(workshop, launched
     done = workshop.run("launch", workshop.spec(), "--detach", "--json")
     assert done.code == 0, done.err
     run = workshop.only_run()
-    assert f"orchestrator logs -f {run.name}" in done.err and f"orchestrator stop {run.name}" in done.err
+    assert f"orchestrator logs {run.name} -f" in done.err and f"orchestrator stop {run.name}" in done.err
     record = ended(workshop)
     assert (record["status"], len(record["benchmarks"]), len(record["attempts"])) == ("done", 1, 1)
     assert f"in process {record['pid']}" in done.err

@@ -106,7 +106,12 @@ def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
 
 def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypatch):
     found = findings(MEETING, monkeypatch, "1", ddp_timeout=180000000)
-    assert {each.field for each in found} == {"train.save_on_each_node", "compute.master_addr"}
+    assert {each.field for each in found} == {
+        "train",
+        "train.save_on_each_node",
+        "train.ddp_timeout",
+        "compute.master_addr",
+    }
     calm = findings({**MEETING, "node_rank": 0}, monkeypatch, save_on_each_node=True, ddp_timeout=1800)
     assert calm == []
 

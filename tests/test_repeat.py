@@ -2,17 +2,18 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
-from orchestrator.runs.drift import default_drift, drifts
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.lifecycle.rerun import RerunComparison, drift_from, log_differences
 from orchestrator.planning.session import Session
+from orchestrator.specs.spec_file import load_spec
+from orchestrator.runs.differences import Difference, Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Training
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.spec_file import load_spec
 
 
 @pytest.fixture
@@ -74,18 +75,23 @@ def test_of_a_resumed_run_the_verdict_waits_for_its_end(session, past, caplog):
 
 
 def test_scores_are_said_beside_the_past_ones(session, past, caplog):
-    lines = repeat(session, past).scored(RunRecord.load(past).benchmarks)
+    repeat(session, past).scored(RunRecord.load(past).benchmarks)
+    lines = [message.removeprefix(f"{past.id}: ") for message in caplog.messages]
     assert {line.partition(": ")[0] for line in lines} == {"captions_en_de test, base", "captions_en_de test, output"}
     assert all(line.endswith("the same") for line in lines)
-    assert caplog.messages == [f"{past.id}: {line}" for line in lines]
 
 
 def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, caplog):
     record, spec = RunRecord.load(past), load_spec(past.spec)
-    versions = drifts(spec, record.facts, spec, record.facts.model_copy(update={"versions": {}}))
-    log_differences(past, [*versions, default_drift("train.x", 1, 2)], strict=True)
+    then = Side("then", spec, {}, None, record.facts)
+
+    def drift(**facts):
+        return differences(then, replace(then, facts=record.facts.model_copy(update=facts)))
+
+    default = Difference("default", "train.x", 1, 2, "trajectory", "warning")
+    log_differences(past, [*drift(versions={}), default], strict=True)
     assert {each.levelno for each in caplog.records} == {logging.WARNING}
-    model = drifts(spec, record.facts, spec, record.facts.model_copy(update={"model_sha256": "9" * 64}))
+    model = drift(model_sha256="9" * 64)
     log_differences(past, model, strict=False)
     with pytest.raises(PrerequisiteError, match="model hash"):
         log_differences(past, model, strict=True)
@@ -133,5 +139,5 @@ def test_what_differs_is_listed_by_severity(session, past):
     record = RunRecord.load(past)
     facts = record.facts.model_copy(update={"platform": "Plan 9", "model_sha256": "9" * 64})
     found = drift_from(session, past, load_spec(past.spec, ["seed=43"]), facts, ["seed=43"])
-    assert [each.severity for each in found] == ["error", "warning", "note"] and found[-1].name == "seed"
+    assert [each.severity for each in found] == ["error", "warning", "note"] and found[-1].path == "seed"
     assert drift_from(session, past, load_spec(past.spec), record.facts, []) == []
