@@ -9,11 +9,11 @@ import pytest
 from orchestrator.errors import PrerequisiteError
 from orchestrator.lifecycle.rerun import RerunComparison, drift_from, log_differences
 from orchestrator.planning.session import Session
-from orchestrator.specs.spec_file import load_spec
 from orchestrator.runs.differences import Difference, Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Training
 from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.spec_file import load_spec
 
 
 @pytest.fixture
