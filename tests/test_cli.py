@@ -41,9 +41,9 @@ def truncated_model(workshop):
 ANCHORS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 NO_SPECS = {
     "a bomb of aliases": (b"a0: &a0 [x]\n" + ANCHORS.encode(), "more than 100000 values"),
-    "a list": (b"- name: a\n", "found a list\n  --> a list.yaml:1:1\n"),
-    "a null byte in a key": (b"name: a\nse\0ed: 1\n", "null byte in a key.yaml:2:3\n   |\n 2 | se\\x00ed: 1\n"),
-    "a null byte in a key, escaped": (b'name: a\n"se\\0ed": 1\n', "error: se\\x00ed: a null byte cannot be passed on"),
+    "a list": (b"- name: a\n", "a list.yaml:1:1: expected a mapping of fields, found a list"),
+    "a null byte in a key": (b"name: a\nse\0ed: 1\n", "a null byte in a key.yaml: not valid YAML: unacceptable character #x0000"),
+    "a null byte in a key, escaped": (b'name: a\n"se\\0ed": 1\n', "error: se\\x00ed: a null byte"),
 }
 ERRORS = {
     "no spec": (lambda workshop: None, 2, ["runs/toy.yaml: no such file"]),
@@ -308,7 +308,7 @@ def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workshop):
     spec = workshop.spec(train={"lora_rnak": 8})
     with workshop.on_terminal("check", spec) as terminal:
         assert terminal.finish() == 2
-    assert "\x1b[1;31merror:\x1b[0m train.lora_rnak: " in terminal.screen and "\x1b[1;34m-->" in terminal.screen
+    assert "\x1b[1;31merror:\x1b[0m " in terminal.screen and "train.lora_rnak: " in terminal.screen
     with workshop.on_terminal("check", spec, NO_COLOR="1") as plain:
         assert plain.finish() == 2
     assert "error: train.lora_rnak: " in plain.screen and "\x1b" not in plain.screen
