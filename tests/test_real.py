@@ -120,7 +120,8 @@ def test_a_served_run_answers_curl_the_openai_client_and_a_chat(launched):
     command = workshop.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     curl, python = command.out.splitlines()
-    environment = workshop.full_environment({})
+    environment = workshop.full_environment({"ORCHESTRATOR_API_KEY": "sk-test"})  # it is named, not printed
+    assert "sk-test" not in command.out
     client = subprocess.run(["sh", "-c", python], env=environment, capture_output=True, text=True, timeout=60)
     assert client.returncode == 0 and len(client.stdout) > 1, client
     if shutil.which("curl"):

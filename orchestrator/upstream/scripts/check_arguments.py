@@ -75,6 +75,7 @@ def parsed(command: str, arguments: dict[str, Any], torchrun: bool | None) -> An
     Launch.zero3 = zero_stage(Launch.deepspeed) == 3
     Launch.torchrun = Launch.deepspeed is not None if torchrun is None else torchrun
     given.pop("tf32", None)
+    given.pop("ddp_backend", None)  # it opens a process group, and there is none here
     return parser.get_train_args({**given, "use_cpu": True, "output_dir": "output"})
 
 
