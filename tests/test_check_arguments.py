@@ -273,3 +273,8 @@ def test_a_model_s_own_files_are_looked_at(llamafactory: Imported, tiny_model: P
     question = json.dumps({"points": [{"train": {**TRAIN, "model_name_or_path": "a/b"}}], "limit": 100})
     answer = llamafactory.script(SCRIPTS / "check_arguments.py", cwd=tmp_path, input=question)
     assert [each["kind"] for each in answer["problems"]] == ["unknown"] and answer["datasets"] == [None]
+
+
+def test_a_backend_of_torch_distributed_is_the_launchers_and_no_problem(llamafactory: Imported, tmp_path: Path) -> None:
+    asked = {**TRAIN, "ddp_backend": "gloo"}
+    assert problems(llamafactory, tmp_path, [{"train": asked, "torchrun": True}]) == [[]]

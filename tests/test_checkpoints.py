@@ -55,7 +55,7 @@ def test_a_checkpoint_as_the_trainer_leaves_it_is_complete(run, make):
     for name in ("README.md", "training_args.bin"):  # a resume does not read them
         (folder / name).unlink()
     found = inspect(folder)
-    assert (found.label, found.step, found.problems, found.whole) == ("checkpoint-100", 100, [], True)
+    assert (found.label, found.step, found.problems, found.complete) == ("checkpoint-100", 100, [], True)
     assert is_saved(found)
     (folder / SENTINEL).write_text("Checkpoint started at step 100 and in progress...")
     assert SENTINEL in problem(folder) and not is_saved(inspect(folder))
@@ -108,7 +108,7 @@ def test_pickled_weights_are_looked_at_as_archives(run):
     folder = checkpoint(run, 100)
     (folder / "adapter_model.safetensors").unlink()
     archive(folder / "adapter_model.bin")
-    assert inspect(folder).whole
+    assert inspect(folder).complete
     (folder / "adapter_model.bin").write_bytes(b"\x80\x02")
     assert problem(folder).startswith("adapter_model.bin is empty, cut off")
 
@@ -118,9 +118,9 @@ def test_the_random_numbers_of_each_process_are_missed(run):
     (folder / "rng_state_1.pth").unlink()
     assert problem(folder) == "rng_state_1.pth is missing"
     assert problem(folder, ranks=range(1, 3)) == "rng_state_1.pth is missing"
-    assert inspect(folder, ranks=range(2, 3)).whole
+    assert inspect(folder, ranks=range(2, 3)).complete
     (folder / "rng_state_0.pth").unlink()  # of the second of two machines
-    assert inspect(folder).whole
+    assert inspect(folder).complete
 
 
 def test_another_folder_is_no_checkpoint_and_one_that_went_has_problems(run):
@@ -165,7 +165,7 @@ def test_what_an_fsdp_checkpoint_lacks_is_said(run, name, sharded):
     (folder / name).unlink()
     if name != "pytorch_model_fsdp.bin":  # without it there is no sign of FSDP
         assert problem(folder).startswith(f"{name} is missing")
-    assert not inspect(folder).whole
+    assert not inspect(folder).complete
 
 
 # A real one
@@ -187,7 +187,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, llamafactor
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(READ_BY_A_RESUME), share=st.floats(0, 1, exclude_max=True))
 def test_a_real_checkpoint_is_complete_until_a_file_is_cut_off_anywhere(real, tmp_path, name, share):
-    assert [(each.label, each.whole) for each in usable_checkpoints(RunDir(real.parent))] == [
+    assert [(each.label, each.complete) for each in usable_checkpoints(RunDir(real.parent))] == [
         ("checkpoint-2", True),
         ("checkpoint-1", True),
     ]
@@ -198,4 +198,4 @@ def test_a_real_checkpoint_is_complete_until_a_file_is_cut_off_anywhere(real, tm
     with (folder / name).open("r+b") as file:
         file.truncate(int(len(content) * share))
     same = name.endswith(".json") and says_the_same((folder / name).read_bytes(), content)
-    assert inspect(folder).whole == same
+    assert inspect(folder).complete == same

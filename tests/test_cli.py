@@ -42,7 +42,10 @@ ANCHORS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in ra
 NO_SPECS = {
     "a bomb of aliases": (b"a0: &a0 [x]\n" + ANCHORS.encode(), "more than 100000 values"),
     "a list": (b"- name: a\n", "a list.yaml:1:1: expected a mapping of fields, found a list"),
-    "a null byte in a key": (b"name: a\nse\0ed: 1\n", "a null byte in a key.yaml: not valid YAML: unacceptable character #x0000"),
+    "a null byte in a key": (
+        b"name: a\nse\0ed: 1\n",
+        "a null byte in a key.yaml: not valid YAML: unacceptable character #x0000",
+    ),
     "a null byte in a key, escaped": (b'name: a\n"se\\0ed": 1\n', "error: se\\x00ed: a null byte"),
 }
 ERRORS = {

@@ -159,7 +159,7 @@ def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):
     folder = checkpoint(RunDir(tmp_path), 100, processes=4)
     for rank in (0, 1):
         (folder / f"rng_state_{rank}.pth").unlink()
-    assert inspect(folder, ranks=range(2, 4)).whole and inspect(folder).whole
+    assert inspect(folder, ranks=range(2, 4)).complete and inspect(folder).complete
     assert inspect(folder, ranks=range(0, 2)).problems == ["rng_state_0.pth is missing", "rng_state_1.pth is missing"]
 
 

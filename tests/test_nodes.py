@@ -109,7 +109,7 @@ def stopped(place):
         done = {"launched": command.finish(), "said": said, "record": workshop.record()}
         assert workshop.left_over() == [] and done["launched"].code == 130, done["launched"].err
         done["newest"] = usable_checkpoints(RunDir(workshop.only_run()), world_size=2)[0]
-        if done["newest"].whole:
+        if done["newest"].complete:
             break
     done["names"] = {path.name for path in done["newest"].folder.iterdir()}
     done["faults"] = adapter_problems(done["newest"].folder)
@@ -147,7 +147,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     _, done = stopped
     assert done["launched"].code == 130 and "Traceback" not in done["launched"].err, done["launched"].err
     assert (done["said"].code, done["record"]["status"], done["record"]["benchmarks"]) == (0, "stopped", [])
-    assert done["newest"].whole, done["newest"].line()
+    assert done["newest"].complete, done["newest"].line()
     assert {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= done["names"]
     assert done["faults"] == []
     assert done["newest"].step >= 12 and f"kept: {done['newest'].label}\n" in done["launched"].err
@@ -158,7 +158,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
 
 def test_a_checkpoint_of_two_processes_is_whole_for_two(stopped):
     last = RunDir(stopped[0].only_run()).output / "checkpoint-40"
-    assert inspect(last, world_size=2).whole
+    assert inspect(last, world_size=2).complete
     assert "it is of 2 processes" in inspect(last, world_size=1).line()
 
 

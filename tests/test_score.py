@@ -107,7 +107,7 @@ def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
     assert seed() != seed(), "drawn anew each time"
     assert "seed:none" in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=5)[0].signature
     monkeypatch.setenv("SACREBLEU_SEED", "lucky")
-    with pytest.raises(SpecError, match="'lucky', expected a whole number"):
+    with pytest.raises(SpecError, match="'lucky', expected an integer"):
         seed()
 
 

@@ -52,7 +52,7 @@ def held(workspace: Workspace) -> list[str]:
 
 
 def moved(workspace: Workspace, run: RunDir, **changes: bool) -> Moved:
-    (found,) = remove(workspace, [run], **{"whole": False, **changes})
+    (found,) = remove(workspace, [run], **{"with_record": False, **changes})
     return found
 
 
@@ -82,7 +82,7 @@ def test_what_was_removed_bit_by_bit_comes_back_at_once_by_the_spec_s_name(works
     before = tree(run.path)
     take_checkpoints(workspace, run, [], keep_last=1)
     moved(workspace, run)
-    assert moved(workspace, run, whole=True).what == ["."]
+    assert moved(workspace, run, with_record=True).what == ["."]
     assert not run.path.exists() and workspace.all_runs() == []
     assert restore(workspace, "toy").what[0] == "."
     assert tree(run.path) == before
@@ -101,7 +101,7 @@ def again(workspace: Workspace, run: RunDir) -> None:
 
 def also_entirely(workspace: Workspace, run: RunDir) -> None:
     again(workspace, run)
-    moved(workspace, run, whole=True)
+    moved(workspace, run, with_record=True)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_dry_run_tells_the_same_and_does_nothing(workspace, run):
     for action in (
         lambda **how: moved(workspace, run, **how),
         lambda **how: restore(workspace, ID, **how),
-        lambda **how: moved(workspace, run, whole=True, **how),
+        lambda **how: moved(workspace, run, with_record=True, **how),
         lambda **how: empty(workspace, **how),
     ):
         before = tree(workspace.root)
@@ -138,7 +138,7 @@ def test_a_dry_run_tells_the_same_and_does_nothing(workspace, run):
 
 def test_of_several_runs_of_a_name_the_newest_comes_back_and_what_is_not_there_gets_a_hint(workspace):
     runs = [new_run(workspace, f"toy-2026112{day}-101500") for day in (4, 5)]
-    remove(workspace, runs, whole=True)
+    remove(workspace, runs, with_record=True)
     for action in (lambda word: restore(workspace, word), lambda word: empty(workspace, words=[word])):
         with pytest.raises(SpecError, match=f"the trash holds nothing of .*; did you mean '{runs[0].id}'"):
             action(f"t{runs[0].id}")
@@ -159,7 +159,7 @@ def test_of_a_stranger_s_trash_only_parts_of_a_run_are_put_back(workspace, run, 
 def refused(workspace: Workspace, run: RunDir, match: str, *others: RunDir, **changes: bool) -> None:
     before = tree(workspace.root)
     with pytest.raises(PrerequisiteError, match=match):
-        remove(workspace, [*others, run], **{"whole": False, **changes})
+        remove(workspace, [*others, run], **{"with_record": False, **changes})
     if not changes:
         with pytest.raises(PrerequisiteError, match=match):
             take_checkpoints(workspace, run, process_users(), keep_last=1)
@@ -170,9 +170,9 @@ def test_a_run_whose_owner_lives_is_left_alone_with_all_others_of_the_command(wo
     other = new_run(workspace, "other-20261124-101500")
     with owned_by_another(run) as end:
         refused(workspace, run, f"run {ID} is running", other)
-        refused(workspace, run, f"run {ID} is running", whole=True)
+        refused(workspace, run, f"run {ID} is running", with_record=True)
         end()
-        assert moved(workspace, run, whole=True).what
+        assert moved(workspace, run, with_record=True).what
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_run_that_a_process_works_on_is_left_alone(workspace, run, served):
 def test_a_run_with_a_damaged_record_goes_entirely_only(workspace, run):
     run.record.write_text('{"id": "to')
     refused(workspace, run, r"record\.json cannot be read")
-    assert moved(workspace, run, whole=True).what == restore(workspace, ID).what == ["."]
+    assert moved(workspace, run, with_record=True).what == restore(workspace, ID).what == ["."]
 
 
 def test_links_are_moved_as_links_and_what_is_elsewhere_is_refused(workspace, run, tmp_path):
@@ -310,7 +310,7 @@ workspace = Workspace(Path(sys.argv[1]))
 for number in range(10):
     with suppress(OrchestratorError, FileNotFoundError):
         if sys.argv[2] == "rm":
-            remove(workspace, [workspace.find_run("toy")], whole=number % 2 == 1)
+            remove(workspace, [workspace.find_run("toy")], with_record=number % 2 == 1)
         elif sys.argv[2] == "gc":
             empty(workspace)
         else:

@@ -119,7 +119,7 @@ def rm(
         _show_moved(moved, "would be back from the trash" if dry_run else "back from the trash", as_json)
         return
     found = list({run.path: run for run in map(place.find_run, runs)}.values())
-    moved = trash.remove(place, found, whole=everything, dry_run=dry_run)
+    moved = trash.remove(place, found, with_record=everything, dry_run=dry_run)
     _show_moved(moved, _TO_TRASH[dry_run], as_json)
 
 

@@ -103,7 +103,7 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
     ranks = own_ranks(spec.compute, machine)
     if machine is not None and label is None and run.checkpoints():
         # what each machine holds by itself may be another step than the others'
-        found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.whole]
+        found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.complete]
         here = (
             f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0's machine"
         )

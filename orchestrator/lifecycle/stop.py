@@ -107,7 +107,7 @@ def _cancel_planned(run: RunDir) -> bool:
 
 
 def _kept(run: RunDir) -> list[str]:
-    complete = next((each for each in usable_checkpoints(run) if each.whole), None)
+    complete = next((each for each in usable_checkpoints(run) if each.complete), None)
     if complete is None:
         return ["there is no complete checkpoint"] if run.output.is_dir() else []
     return [f"the newest complete checkpoint: {complete.label}"]

@@ -21,7 +21,7 @@ from orchestrator.models.safetensors_header import read_header
 SENTINEL = "checkpoint-is-incomplete.txt"  # transformers' trainer_jit_checkpoint.py
 CHECKPOINT_LABEL = re.compile(r"checkpoint-([0-9]+)")
 _RNG = re.compile(r"rng_state_([0-9]+)\.pth")
-# One that can't be resumed from, though it is whole otherwise.
+# One that can't be resumed from, though it is complete otherwise.
 _ONLY_MODEL = "it holds no optimizer state (save_only_model): it can be served, not resumed from"
 
 
@@ -37,7 +37,7 @@ class Inspected:
     """Why it can't be resumed from; empty where it can."""
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return not self.problems
 
 
@@ -59,7 +59,7 @@ def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
 
 def is_saved(found: Inspected) -> bool:
     """Whether it was written to its end: a training that is under way may be writing one."""
-    return found.whole or found.problems == [_ONLY_MODEL]
+    return found.complete or found.problems == [_ONLY_MODEL]
 
 
 def can_be_served(found: Inspected) -> bool:

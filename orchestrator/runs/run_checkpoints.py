@@ -34,7 +34,7 @@ def choose_checkpoint(
     if label is not None:
         chosen = _named(run, label, ranks)
     for found in usable_checkpoints(run, ranks) if label is None else ():
-        if found.whole:
+        if found.complete:
             chosen = found
             break
         skipped.append(f"{found.label} is skipped: {'; '.join(found.problems)}")
@@ -97,7 +97,7 @@ def best_and_last(run: RunDir) -> set[str]:
     """
     found = usable_checkpoints(run)
     labels = {each.label for each in found}
-    last = [each.label for each in found if each.whole] or [each.label for each in found if can_be_served(each)]
+    last = [each.label for each in found if each.complete] or [each.label for each in found if can_be_served(each)]
     state = next((state for each in found if (state := json_mapping(each.folder / "trainer_state.json"))), {})
     record = RunRecord.load(run)
     best = {record.chosen_checkpoint or "", *_best_by_trainer(state, labels), *_best_by_benchmarks(record, labels)}
@@ -109,8 +109,8 @@ def _named(run: RunDir, label: str, ranks: range | None) -> Inspected:
     if label not in found:
         have = f"it has: {', '.join(found)}" if found else "it has none"
         raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, found)}; {have}")
-    if not found[label].whole:
-        other = next((each.label for each in found.values() if each.whole), None)
+    if not found[label].complete:
+        other = next((each.label for each in found.values() if each.complete), None)
         remedy = f"the newest complete one is {other}" if other else "no checkpoint of the run is complete"
         problems = "; ".join(found[label].problems)
         raise PrerequisiteError(f"{label} of {run.id} cannot be resumed: {problems}", remedy)

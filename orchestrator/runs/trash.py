@@ -52,21 +52,21 @@ class Item:
     """When something of the run was last moved to the trash."""
 
 
-def remove(workspace: Workspace, runs: Sequence[RunDir], *, whole: bool, dry_run: bool = False) -> list[Moved]:
+def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, dry_run: bool = False) -> list[Moved]:
     """Move runs to the trash: what is large (weights, data, logs), or the entire run folder.
 
-    Without `whole` the spec, the record, the notes and the benchmarks stay: the run is listed, and can be run again.
+    Without `with_record` the spec, record, notes and benchmarks stay: the run is listed, and can be run again.
     Raises PrerequisiteError: a run is in use, or is no folder of this workspace; then nothing was moved.
     """
     users = process_users()
     for run in runs:  # all are checked before one is moved
         _refuse_links(workspace, run)
-        refuse_if_in_use(run, users, damaged_too=whole)
+        refuse_if_in_use(run, users, damaged_too=with_record)
 
     def parts(run: RunDir) -> list[str]:
-        return ["."] if whole else sorted(path.name for path in run.path.iterdir() if _PART.fullmatch(path.name))
+        return ["."] if with_record else sorted(path.name for path in run.path.iterdir() if _PART.fullmatch(path.name))
 
-    return [_take(workspace, run, parts, dry_run, damaged_too=whole) for run in runs]
+    return [_take(workspace, run, parts, dry_run, damaged_too=with_record) for run in runs]
 
 
 def take_checkpoints(

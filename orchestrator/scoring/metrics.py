@@ -225,9 +225,7 @@ def seed() -> int:
     try:
         return secrets.randbelow(1 << 32) if text.lower() == "none" else int(text)
     except ValueError as error:
-        raise SpecError(
-            f"SACREBLEU_SEED is {text!r}, expected a whole number or none", "unset SACREBLEU_SEED"
-        ) from error
+        raise SpecError(f"SACREBLEU_SEED is {text!r}, expected an integer or none", "unset SACREBLEU_SEED") from error
 
 
 def resamples(n_segments: int, n_bootstrap: int, seed: int) -> "Iterator[np.ndarray[Any, Any]]":

@@ -189,5 +189,5 @@ def _why_not_again(run: RunDir, record: RunRecord, job: Job, spec: RunSpec) -> s
     begun = record.attempts[-1].from_step
     if record.training is not None or spec.train is None:  # the benchmarks continue answer by answer
         return ""
-    step = next((each.step for each in usable_checkpoints(run) if each.whole), 0)
+    step = next((each.step for each in usable_checkpoints(run) if each.complete), 0)
     return "" if begun is not None and step > begun else f"it came to no checkpoint beyond step {begun or 0}"
