@@ -89,6 +89,8 @@ def train(
     else:
         found += problems(run)
     if found:
+        if machine is not None:
+            found.append(f"this machine is {machine.name}, and the cause may be in the log of another one")
         why = f"{'; '.join(found)}. Last lines of {run.train_log}:\n{child.log_tail()}"
         raise StageError(f"the training failed: {why}", repro)
     return training_of(run, resumed=from_step > 0)
