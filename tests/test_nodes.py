@@ -108,7 +108,7 @@ def stopped(place):
         said = stop(workshop, command)
         done = {"launched": command.finish(), "said": said, "record": workshop.record()}
         assert workshop.left_over() == [] and done["launched"].code == 130, done["launched"].err
-        done["newest"] = usable_checkpoints(RunDir(workshop.only_run()), world_size=2)[0]
+        done["newest"] = usable_checkpoints(RunDir(workshop.only_run()), ranks=range(2))[0]
         if done["newest"].complete:
             break
     done["names"] = {path.name for path in done["newest"].folder.iterdir()}
@@ -157,7 +157,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
 
 def test_a_checkpoint_of_two_processes_is_whole_for_two(stopped):
     last = RunDir(stopped[0].only_run()).output / "checkpoint-40"
-    assert inspect(last, world_size=2).complete
+    assert inspect(last, ranks=range(2)).complete
     assert "it is of 2 processes" in inspect(last, world_size=1).line()
 
 
