@@ -112,7 +112,7 @@ def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypat
         "train.ddp_timeout",
         "compute.master_addr",
     }
-    calm = findings({**MEETING, "node_rank": 0}, monkeypatch, save_on_each_node=True, ddp_timeout=1800)
+    calm = findings({**MEETING, "node_rank": 0}, monkeypatch, save_on_each_node=True, ddp_timeout=1800, use_cpu=True)
     assert calm == []
 
 
