@@ -40,7 +40,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 kills: $(READY)
-	KILLS=50 $(BIN)/python -m pytest tests/test_unbroken.py
+	KILLS=50 $(BIN)/python -m pytest tests/test_evaluate.py -k kill
 
 bench: $(READY)
 	$(BIN)/python tests/bench.py

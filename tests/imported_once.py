@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CAN_FORK = hasattr(os, "pidfd_open")  # Linux
 LATE = (
     "aiohttp", "jinja2", "numpy", "omegaconf", "openai.resources.chat", "platformdirs", "sacrebleu.metrics",
-    "sacrebleu.significance", "stamina", "tqdm.contrib.logging", "urllib.request",
+    "sacrebleu.significance", "tqdm.contrib.logging", "urllib.request",
 )  # fmt: skip
 """What the orchestrator imports within functions."""
 MAX_BYTES = 1 << 17

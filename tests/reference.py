@@ -62,7 +62,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
     options = [each for each in command.params if each.param_type_name == "option" and each.name != "help"]
     words = [each.metavar or each.name.upper() for each in positional]
     yield f"### {name}\n"
-    yield f"`orchestrator {' '.join([name, *words])} [OPTIONS]`\n" if options else f"`orchestrator {name}`\n"
+    yield f"`orchestrator {' '.join([name, *words, *(['[OPTIONS]'] if options else [])])}`\n"
     yield f"{_line(command.help)}\n"
     yield f"{command.epilog.replace('Example: ', 'Example: `')}`\n"
     if options:

@@ -302,3 +302,33 @@ def test_the_real_llamafactory_takes_a_usual_training_and_shows_its_first_record
     assert (sample["read"], sample["kept"], sample["problems"]) == (40, 40, [])
     assert [is_trained for _, is_trained in sample["first"]["text"]] == [False, True]
     assert [each.field for each in refused.findings] == ["train.bf16"]
+
+
+@pytest.mark.parametrize("name", ["fsdp_config", "accelerator_config"])
+def test_a_file_that_the_parser_reads_is_asked_about_again_when_it_has_changed(
+    name: str, workshop: Workshop, asked: Asked
+) -> None:
+    file = workshop.root / "its.json"
+    specs = specs_of(workshop, {"train": {name: str(file)}})
+    for content in ("{}", '{"a": 2}'):
+        file.write_text(content)
+        ask_llamafactory(*specs)
+        ask_llamafactory(*specs)
+    assert len(asked.questions) == 2
+
+
+def test_an_inline_configuration_may_be_longer_than_a_files_name(workshop: Workshop, asked: Asked) -> None:
+    inline = {"zero_optimization": {"stage": 2, **{f"key_{n}": True for n in range(50)}}}
+    ask_llamafactory(
+        *specs_of(workshop, {"train": {"deepspeed": inline}}, {"train": {"deepspeed": json.dumps(inline)}})
+    )
+    assert [len(each["points"]) for each in asked.questions] == [2]
+
+
+def test_points_with_other_variables_are_asked_about_in_processes_of_their_own(
+    workshop: Workshop, asked: Asked
+) -> None:
+    points = [{"compute": {"env": {"X": value}}, "seed": seed} for seed, value in enumerate("121")]
+    ask_llamafactory(*specs_of(workshop, *points))
+    assert [each["X"] for each in asked.environments] == ["1", "2"]
+    assert [len(each["points"]) for each in asked.questions] == [2, 1]

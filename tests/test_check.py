@@ -11,8 +11,8 @@ import pytest
 from model_folders import adapter_folder, model_folder
 
 from orchestrator.data.datasets import ArchiveStore
-from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.planning.check import Finding, check, raise_on_errors
+from orchestrator.errors import Finding, PrerequisiteError, SpecError, raise_on_errors
+from orchestrator.planning.check import check
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests import fake_vllm
@@ -248,6 +248,9 @@ def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root: Path) -> 
     assert "lists no model b" in warning.message and "or where it has none" in warning.message
 
 
+NONE = PrerequisiteError("llamafactory-cli not found")
+
+
 def test_llamafactory_is_needed_but_for_a_server_elsewhere(root: Path) -> None:
     """The error of looking for it keeps its remedy; a Python without the package leaves a note."""
     finding = only(root, PrerequisiteError("llamafactory-cli not found: nowhere", "install it"))
@@ -259,8 +262,8 @@ def test_llamafactory_is_needed_but_for_a_server_elsewhere(root: Path) -> None:
     assert notes[0].message == "a guess" and "cannot be checked" in notes[1].message
     archives = ArchiveStore(None, root / "cache")
     spec = run_spec(model=None, dataset=None, train=None, serve={"url": "http://127.0.0.1:9/v1"})
-    assert check(spec, root, [root / "dataset_info"], archives, None) == []
-    (finding,) = check(run_spec(), root, [root / "dataset_info"], archives, None)
+    assert check(spec, root, [root / "dataset_info"], archives, NONE) == []
+    (finding,) = check(run_spec(), root, [root / "dataset_info"], archives, NONE)
     assert finding.field == "llamafactory-cli"
 
 

@@ -122,7 +122,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-OFT = {"finetuning_type": "oft"}
 PREDICT = {"val_size": 2, "predict_with_generate": True}
 # (command, argument, a value that a library refuses, one beside it that it takes, what else is given, its words)
 VALUES: list[tuple[str, str, Any, Any, dict[str, Any], str]] = [

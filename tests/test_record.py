@@ -273,4 +273,5 @@ def test_a_process_that_only_looks_does_not_keep_others_from_owning(run):
         looking.stdout.readline()
         for _ in range(50):
             acquire(run).release()
+        assert looking.poll() is None  # it has looked all the time
         looking.kill()

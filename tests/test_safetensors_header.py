@@ -37,9 +37,9 @@ def test_a_header_gives_names_types_and_shapes(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = {"a": numpy.zeros((2, 3), numpy.float16), "b": numpy.zeros((), numpy.int64)}
     library.save_file(tensors, str(path), {"format": "pt"})
-    assert read_header(path).tensors == {"a": ("F16", (2, 3)), "b": ("I64", ())}
+    assert read_header(path) == {"a": ("F16", (2, 3)), "b": ("I64", ())}
     path.write_bytes(framed({}))
-    assert read_header(path).tensors == {}
+    assert read_header(path) == {}
 
 
 @pytest.mark.parametrize(("lost", "said"), [(1, "1 of"), (40, "40 of"), (-3, "3 bytes longer")])

@@ -331,6 +331,8 @@ def test_two_at_once_lose_nothing(workspace, run, kinds):
         with suppress(SpecError):
             restore(workspace, "toy")
         assert tree(run.path) == before
+    else:  # what was in the trash is deleted once, and nothing else
+        assert list(workspace.trash.iterdir()) == [] and run.spec.is_file()
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def select_checkpoint(
         name=spec.name,
         model=spec.model,
         serve=settings,
-        benchmark=[item.model_copy(update={"during": False}) for item in items],
+        benchmark=items,
         compute=spec.compute.model_copy(update={"slurm": None}),
     )
     work = _Work(session, plan_run(session, alone), run, RunRecord.load(run), options)

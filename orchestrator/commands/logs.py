@@ -64,14 +64,14 @@ def _choose(of: RunDir | GroupDir, name: str | None) -> Path:
         raise SpecError(f"run {of.id} has no log {name!r}{did_you_mean(name, files)}; it has: {', '.join(files)}")
     if name is not None:
         return files[name]
-    own = [path for key, path in files.items() if key not in ("supervisor", "during")] or list(files.values())
+    own = [path for key, path in files.items() if key != "supervisor"] or list(files.values())
     if not own:
         raise PrerequisiteError(f"run {of.id} has no log yet", f"orchestrator show {of.id} says how far it is")
     return max(own, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _log_files(run: RunDir) -> dict[str, Path]:
-    found = {"train": run.train_log, "supervisor": run.supervisor_log, "during": run.during_log}
+    found = {"train": run.train_log, "supervisor": run.supervisor_log}
     found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
     found |= {folder.name: run.benchmark_log(folder) for folder in sorted(run.benchmarks.glob("*"))}
     return {name: path for name, path in found.items() if path.is_file()}

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from orchestrator.commands import options
 from orchestrator.commands.app import app
 from orchestrator.commands.options import find_run_or_group, is_spec, open_session, open_workspace, say, show
-from orchestrator.errors import Finding, PrerequisiteError, SpecError
+from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
 from orchestrator.runs.rundir import GroupDir
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def import_spec(
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
-    """Make a spec of a LLaMA-Factory command, script, YAML file, LLaMA Board file or output folder."""
+    """Make a spec of a LLaMA-Factory command, script, YAML file or output folder."""
     from orchestrator.importing.importer import import_draft, name_of, write_imported
     from orchestrator.importing.sources import read_source
     from orchestrator.upstream.arguments import read_arguments
@@ -136,7 +136,6 @@ def check(
 
     from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
     from orchestrator.planning.check import check as find
-    from orchestrator.planning.check import raise_on_errors
     from orchestrator.planning.plan import resolve
 
     def say_all(found: Sequence[Finding]) -> None:
@@ -150,7 +149,12 @@ def check(
         asking = None if fast else pool.submit(lambda: ask_llamafactory(session, [resolve(session, loaded)[0]])[0])
         findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
         say_all(findings)
-        answer = asking.result() if asking is not None else Answer()
+        try:
+            answer = asking.result() if asking is not None else Answer()
+        except OrchestratorError:
+            if not errors_of(findings):
+                raise
+            answer = Answer()  # no question can be made of it, for what the findings say
     more = without_repeats(answer, findings)
     say_all(more)
     findings += more

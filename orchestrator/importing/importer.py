@@ -17,6 +17,7 @@ from orchestrator.errors import SpecError
 from orchestrator.files import expanded, read_json
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
+from orchestrator.planning.compute import is_enabled
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV
@@ -205,7 +206,7 @@ class _Import:
                 self.notes.append(f"not taken over: {name}={value} ({reason})")
             else:
                 kept[name] = str(value)
-        if self.expected.get("compute", {}).keys() - {"devices"} and _is_on(kept.get("FORCE_TORCHRUN")):
+        if self.expected.get("compute", {}).keys() - {"devices"} and is_enabled(kept, "FORCE_TORCHRUN"):
             del kept["FORCE_TORCHRUN"]  # these fields say it
         if kept:
             self._put("compute", "env", kept)
@@ -291,10 +292,6 @@ class _Import:
             return value, folder
         self.notes.append(f"dataset {name} has no entry: {reason}")
         return None, folder
-
-
-def _is_on(value: str | None) -> bool:
-    return (value or "").lower() in ("true", "y", "1")  # as LLaMA-Factory's is_env_enabled
 
 
 def _file_name(text: str, length: int) -> str:

@@ -1,1 +1,1 @@
-"""Run specs: read, checked, rendered, compared."""
+"""Runs and groups: launched, resumed, rerun and stopped, here or by Slurm."""

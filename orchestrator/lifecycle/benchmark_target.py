@@ -1,4 +1,4 @@
-"""What is done with a target: a benchmark of a model, of every checkpoint of a run, an export."""
+"""What is done with a target: a benchmark, COMET's score added to one, an export."""
 
 import logging
 from collections.abc import Sequence

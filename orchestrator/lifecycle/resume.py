@@ -23,8 +23,8 @@ from orchestrator.runs.record_parts import Facts, Request
 from orchestrator.runs.run_checkpoints import choose_checkpoint, planned_world_size, resume_problems, usable_checkpoints
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current, pids
-from orchestrator.specs.places import MODEL_ARGUMENTS
-from orchestrator.specs.spec import OWNED, RunSpec, TrainSpec, spec_sha256
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
+from orchestrator.specs.spec import RunSpec, TrainSpec, spec_sha256
 
 log = logging.getLogger("orchestrator")
 
@@ -175,5 +175,5 @@ def _spec_then(run: RunDir, record: RunRecord, spec: RunSpec) -> RunSpec:
     if spec.train is None or spec_sha256(spec) == record.spec_sha256 or not run.train_yaml.is_file():
         return spec
     given = yaml.safe_load(run.train_yaml.read_bytes())
-    train = {key: value for key, value in given.items() if key not in (*OWNED, *MODEL_ARGUMENTS)}
+    train = {key: value for key, value in given.items() if key not in (*RESERVED_ARGUMENTS, *MODEL_ARGUMENTS)}
     return spec.model_copy(update={"train": TrainSpec.model_validate(train), "seed": given.get("seed", spec.seed)})

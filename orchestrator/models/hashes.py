@@ -37,7 +37,7 @@ def model_sha256(folder: Path) -> str:
         modules = config.get("target_modules")
         config["target_modules"] = sorted(map(str, modules)) if isinstance(modules, list) else modules
         return sha256_json({**parts, _ADAPTER_CONFIG: {**config, "base_model_name_or_path": None}})
-    paths = [folder / name for name in _SETTINGS] + sorted(folder.glob("*.py"))
+    paths = [folder / name for name in _SETTINGS] + sorted((*folder.glob("*.py"), *folder.glob("*.tiktoken")))
     return sha256_json({**parts, **{path.name: file_sha256(path) for path in paths if path.is_file()}})
 
 

@@ -109,7 +109,7 @@ def weight_problems(folder: Path) -> list[str]:
     problems = [f"{folder} lacks {len(absent)} of {len(shards)} files: {', '.join(absent[:5])}"] if absent else []
     for name in [name for name in shards if name.endswith(".safetensors") and name not in absent]:
         try:
-            lacking = sorted(shards[name] - read_header(folder / name).tensors.keys())
+            lacking = sorted(shards[name] - read_header(folder / name).keys())
         except PrerequisiteError as error:
             problems.append(error.message)
             continue
@@ -174,7 +174,7 @@ def _modules(folder: Path) -> set[str]:
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
             return set()
-        for name, (_, shape) in read_header(path).tensors.items():
+        for name, (_, shape) in read_header(path).items():
             module, _, kind = name.rpartition(".")
             if kind in ("weight", "qweight") and len(shape) == 2:  # GPTQ and AWQ call it qweight
                 found.add(module)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError
@@ -11,16 +10,10 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 AGAIN = "copy or download it again"
 
 
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """What a *.safetensors file says about itself."""
-
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-    """Name -> dtype as safetensors writes it (BF16, F32), and shape."""
-
-
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read a *.safetensors file's header and compare it with the file's size.
+
+    Returns name -> dtype as safetensors writes it (BF16, F32), and shape.
 
     Raises:
         PrerequisiteError: the file is missing, cut off, or something else; the message says which.
@@ -55,4 +48,4 @@ def read_header(path: Path) -> SafetensorsHeader:
         raise PrerequisiteError(f"{path} is cut off: {missing}", AGAIN)
     if size_bytes > expected:
         raise PrerequisiteError(f"{path} is {size_bytes - expected:,} bytes longer than its header says", AGAIN)
-    return SafetensorsHeader(tensors)
+    return tensors

@@ -1,1 +1,1 @@
-"""Run specs: read, checked, rendered, compared."""
+"""Before a run starts: its checks, and the plan with all that it reads."""

@@ -47,6 +47,8 @@ log = logging.getLogger("orchestrator")
 RECORDS = 100
 """How many of each dataset are read."""
 TIMEOUT_S, TIMEOUT_PER_SPEC_S = 180, 3
+_FILES = ("deepspeed", "fsdp_config", "accelerator_config", "new_special_tokens_config")
+"""Arguments that are files which the parser reads, or their content."""
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
 _NO_NETWORK = {
     **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
@@ -80,8 +82,12 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
     new = [number for number, answer in enumerate(answers) if answer is None]
     if new:
         log.info("asking LLaMA-Factory about the arguments and the first records, which takes some 10 s")
-        found = _ask(session, installation, [specs[number] for number in new], [questions[number] for number in new])
-        for number, answer in zip(new, found, strict=True):
+    for environment in {json.dumps(_environment(specs[number])): None for number in new}:  # of a process, for all in it
+        group = [number for number in new if json.dumps(_environment(specs[number])) == environment]
+        found = _ask(
+            session, installation, [specs[number] for number in group], [questions[number] for number in group]
+        )
+        for number, answer in zip(group, found, strict=True):
             answers[number] = answer
             if not any(each.severity == "error" or _NOT_ASKED in each.message for each in answer.findings):
                 _keep(keys[number], answer)
@@ -167,7 +173,8 @@ def _key(session: Session, installation: Installation, spec: RunSpec, question: 
             files += [dataset.path, *(find_files(dataset) if isinstance(dataset, LlamaFactoryDataset) else ())]
         folder = spec.model and locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
         files += sorted(folder.iterdir()) if folder else []
-    files += [Path(str(question.get("train", {}).get("deepspeed")))]
+    given = [arguments.get(name) for arguments in question.values() if isinstance(arguments, dict) for name in _FILES]
+    files += [Path(each) for each in given if isinstance(each, str) and not each.lstrip().startswith("{")]
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
     vllm = _vllm() if "vllm" in question else None
     programs = [str(installation.cli), str(installation.package), installation.versions, vllm and vllm.versions]

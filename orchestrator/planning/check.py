@@ -11,9 +11,7 @@ from typing import Literal
 
 from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.checks import check_data
-from orchestrator.errors import Finding as Finding
-from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean, errors_of, from_error
-from orchestrator.errors import raise_on_errors as raise_on_errors
+from orchestrator.errors import Finding, PrerequisiteError, SpecError, did_you_mean, errors_of, from_error
 from orchestrator.models.model_files import (
     adapter_problems,
     locate_model,
@@ -30,7 +28,7 @@ from orchestrator.upstream.comet import find_comet, locate_comet_model
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 
-_Found = Installation | PrerequisiteError | None
+_Found = Installation | PrerequisiteError
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RUNS_CODE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH")
 
@@ -90,8 +88,6 @@ def _risks(spec: RunSpec) -> list[Finding]:
 
 
 def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> list[Finding]:
-    if installation is None:
-        return [Finding("error", "missing", "llamafactory-cli", "not found", "pip install llamafactory")]
     if isinstance(installation, PrerequisiteError):
         return [from_error("llamafactory-cli", installation)]
     findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
@@ -194,7 +190,7 @@ def _vllm(spec: RunSpec) -> list[Finding]:
 
 def _lora_target(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:
     train = spec.train
-    if train is None or train.finetuning_type != "lora" or train.lora_target is None:
+    if train is None or train.finetuning_type != "lora" or train.lora_target in (None, "all"):
         return []
     located, folder = _located("", model.name_or_path, root, model.revision)
     if folder is None or errors_of(located) or model_problems(folder):

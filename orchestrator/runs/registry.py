@@ -18,7 +18,7 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current, latest_event
 from orchestrator.runs.trainer_log import step_of
 from orchestrator.runs.workspace import Workspace
-from orchestrator.scoring.metrics import HEADINGS, RANKED
+from orchestrator.scoring.metrics import HEADINGS, RANKED, higher_is_better
 
 ORDERS = ("created", "ended", *RANKED)
 _AGE = re.compile(r"([0-9]{1,6})([mhdw])")
@@ -219,10 +219,10 @@ def _by_score(rows: Sequence[Row], metric: str, testset: str) -> Sorted:
     same_text = {"", *(text for text, _ in texts.most_common(1))}  # '': the record does not tell
     scores = {name: each for name, each in members.items() if each.text_sha256 in same_text}
     ranked = [row for row in rows if row.id in scores]
-    ranked.sort(key=lambda row: scores[row.id].score, reverse=metric != "ter")
+    ranked.sort(key=lambda row: scores[row.id].score, reverse=higher_is_better(metric))
     others = [row for row in rows if row.id not in scores]
     on = f"{group.testset} {group.split}, {group.n_segments} segments"
-    notes = [f"sorted by {title} on {on}, {group.signature}{' (lower is better)' if metric == 'ter' else ''}"]
+    notes = [f"sorted by {title} on {on}, {group.signature}{'' if higher_is_better(metric) else ' (lower is better)'}"]
     if others:
         elsewhere = sum(1 for row in others if own[row.id])
         notes.append(

@@ -10,6 +10,7 @@ from orchestrator.runs.differences import Difference, Severity, Side, difference
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
+from orchestrator.scoring.metrics import higher_is_better
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec
 
@@ -150,7 +151,7 @@ def _best_by_benchmarks(record: RunRecord, labels: set[str]) -> set[str]:
             continue
         for score in each.scores:
             group = (each.testset, each.split, each.n_segments, score.metric, score.signature)
-            worth = -score.score if score.metric == "ter" else score.score
+            worth = score.score if higher_is_better(score.metric) else -score.score
             if group not in best or worth >= best[group][0]:
                 best[group] = (worth, each.of)
     return {label for _, label in best.values()}

@@ -43,7 +43,6 @@ class RunDir:
     train_log = _InFolder("logs/train.log")
     export_log = _InFolder("logs/export.log")
     supervisor_log = _InFolder("logs/supervisor.log")  # of the process that carries out a detached run
-    during_log = _InFolder("logs/during.log")  # of the process that benchmarks checkpoints beside the training
     sbatch = _InFolder("sbatch.sh")  # the script of the Slurm job that carries the run out
     sbatch_benchmark = _InFolder("sbatch-benchmark.sh")
     output = _InFolder("output")  # LLaMA-Factory's output_dir
@@ -85,7 +84,6 @@ class GroupDir:
     path: Path
 
     file = _InFolder("group.json")
-    owner_lock = _InFolder(".owner.lock")  # held by the process that carries the group out
     supervisor_log = _InFolder("logs/supervisor.log")
 
     @property

@@ -107,7 +107,7 @@ def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
     arguments = [spec.train.arguments() for spec in specs if spec.train is not None]
     if model is None or any(each.get(name) for each in arguments for name in _LESS_THAN_FLOAT32):
         return REDUCED
-    dtypes = {dtype for path in model.glob("*.safetensors") for dtype, _ in read_header(path).tensors.values()}
+    dtypes = {dtype for path in model.glob("*.safetensors") for dtype, _ in read_header(path).values()}
     return FULL if dtypes == {"F32"} else REDUCED
 
 

@@ -14,7 +14,7 @@ class BenchmarkSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     testset: str
-    """A dataset of dataset_info/, or one of sacrebleu's sets that is in its cache: sacrebleu:wmt14/en-de."""
+    """A dataset of dataset_info/, or one of sacrebleu's sets, which sacrebleu fetches: sacrebleu:wmt14/en-de."""
     instruction: str | None = Field(None, pattern=r"\S")
     """What the model is told to do, on the line before each sentence. None: the dataset's own, as in training; of
     sacrebleu's sets that of the dataset that was trained on."""
@@ -29,10 +29,6 @@ class BenchmarkSpec(BaseModel):
     comet: str | None = Field(None, min_length=1)
     """Score by this COMET model too: Unbabel/wmt22-comet-da, say, or the path of a .ckpt file. It is computed by the
     environment that ORCHESTRATOR_COMET names. None: no COMET."""
-    during: bool = False
-    """Put it to every checkpoint while the training goes on, by a server on serve.devices, and then choose one by it.
-
-    It is then the validation set: its split is another one than that of the benchmarks which report a score."""
     base_model: bool = False
     """Benchmark the model as it was before training too."""
     max_tokens: int = Field(256, gt=0)

@@ -5,10 +5,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orchestrator.specs.places import RESERVED_ENV, reason
-from orchestrator.specs.secrets import is_secret as is_secret
 from orchestrator.specs.slurm_spec import SlurmSpec
-
-OWNED_VARIABLES: dict[str, str] = {name: reason(place) for name, place in RESERVED_ENV.items()}
 
 
 class ComputeSpec(BaseModel):
@@ -38,6 +35,6 @@ class ComputeSpec(BaseModel):
         for name in ("devices", "nnodes", "node_rank", "master_addr") if self.slurm is not None else ():
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is set by Slurm: leave it out beside slurm")
-        for name in self.env.keys() & OWNED_VARIABLES.keys():
-            raise ValueError(f"env holds {name}: {OWNED_VARIABLES[name]}")
+        for name in self.env.keys() & RESERVED_ENV.keys():
+            raise ValueError(f"env holds {name}: {reason(RESERVED_ENV[name])}")
         return self

@@ -106,6 +106,3 @@ def parse_slurm_time(text: str) -> int | None:
     if match[1] is not None or match[4] is not None:
         return ((days * 24 + first) * 60 + second) * 60 + third
     return first * 60 + second
-
-
-seconds_of = parse_slurm_time  # its earlier name

@@ -7,10 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 from orchestrator.files import sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec as BenchmarkSpec
 from orchestrator.specs.compute_spec import ComputeSpec
-from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, reason
-from orchestrator.specs.places import MODEL_PLACES as MODEL_PLACES
+from orchestrator.specs.places import MODEL_ARGUMENTS, MODEL_PLACES
 
-OWNED: dict[str, str] = {name: reason(place) for name, place in RESERVED_ARGUMENTS.items()}
 API_KEY_ENV = "ORCHESTRATOR_API_KEY"  # not OPENAI_API_KEY: that one is for OpenAI's server alone
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -102,7 +100,7 @@ class ServeSpec(_OpenSection):
 
     vllm answers many requests at once. Its arguments stand here under vLLM's names: max_model_len, dtype, ..."""
     merge: bool = False
-    """With backend vllm: merge the adapter into its model first, for up to 1.5 times the speed."""
+    """With backend vllm: merge the adapter into its model first, which can be faster."""
     infer_backend: Literal["huggingface", "vllm", "sglang"] = "huggingface"
     """LLaMA-Factory's inference engine, with backend llamafactory. huggingface answers one request at a time."""
     host: str = "127.0.0.1"

@@ -1,1 +1,1 @@
-"""Run specs: read, checked, rendered, compared."""
+"""Tables and lines for the terminal."""

@@ -23,7 +23,7 @@ from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
 from orchestrator.specs.sbatch import sbatch_script
-from orchestrator.specs.slurm_spec import SlurmSpec, seconds_of
+from orchestrator.specs.slurm_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
@@ -127,7 +127,7 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
         log.warning("%s: Slurm ends it, or has it wait", found.words())
         record.hand_to_job(run, job, "stopped")
         return None
-    left = seconds_of(found.time_left)
+    left = parse_slurm_time(found.time_left)
     if left is None or left > wanted.signal_s + EARLY_S:
         return ""
     if reason := _why_not_again(run, record, job, spec):

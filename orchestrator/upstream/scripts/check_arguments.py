@@ -208,8 +208,10 @@ def model_problems(model_args: Any, *, is_trainable: bool) -> Iterator[Problem]:
             AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True).validate_environment()
     except (ImportError, ValueError) as error:
         yield {"arguments": [name], "kind": kind_of(error), "message": text_of(error)}
-    except Exception:
-        pass  # there is no GPU here, say
+    except RuntimeError:
+        pass  # there is no GPU here
+    except Exception as error:
+        yield {"arguments": [name], "kind": "unknown", "message": text_of(error)}
 
 
 def inputs(command: str, given: dict[str, Any], torchrun: bool | None, limit: int) -> tuple[list[Problem], Any]:
