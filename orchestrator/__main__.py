@@ -9,13 +9,13 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 
 from orchestrator.cli import app
 from orchestrator.errors import Interrupted, OrchestratorError, PrerequisiteError
 from orchestrator.processes.interruptible import raise_interrupted
-from orchestrator.specs.excerpt import painted
 from orchestrator.text import escape_controls
 
 # What a person can mend at a path: no right, something else there, or nothing any more.
@@ -23,6 +23,9 @@ _OF_THE_MACHINE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
     errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.ESTALE,
 )  # fmt: skip
+
+# The word error, the arrow, the carets and the help of a problem in a file.
+_RED = re.compile(r"^error:|^ +-->|(?<=\|) +\^+$|^ +=(?= help: )")
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def _prepare_streams() -> None:
 def _report(error: OrchestratorError | Interrupted) -> int:
     lines = [escape_controls(line) for line in f"error: {error.message}".split("\n")]
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        lines = [painted(line) for line in lines]
+        lines = [_RED.sub("\033[1;31m\\g<0>\033[0m", line) for line in lines]
     lines += [escape_controls(line) for line in f"  try: {error.remedy}".split("\n") if error.remedy]
     with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: `launch 2>&1 | tee log`, and Ctrl-C
         sys.stderr.write("\n".join(lines) + "\n")

@@ -11,11 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.errors import did_you_mean
-from orchestrator.specs.arguments import _REMOVED, MINIMUMS, Argument, argument_problem
-from orchestrator.specs.places import RESERVED_ARGUMENTS
+from orchestrator.specs.arguments import MINIMUMS, Argument
+from orchestrator.specs.places import RESERVED_ARGUMENTS, is_secret
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
-from orchestrator.specs.secrets import is_secret
 from orchestrator.specs.spec import TrainSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
@@ -117,15 +115,6 @@ def test_every_choice_is_that_of_the_table(table: dict[str, dict[str, str]], ins
         "ddp_backend": ("nccl|gloo|mpi|xccl|hccl|cncl|mccl", ""),
         "trackio_static_space_id": ("", "False"),
     }
-
-
-def test_a_removed_name_names_an_argument_of_today(installed: dict[str, Argument]) -> None:
-    for name, remedy in _REMOVED.items():
-        problem = argument_problem(name, 1, "api", installed)
-        assert problem is not None and problem.endswith(f": removed\n{remedy}")
-        written = re.match(r"write (\w+)", remedy)
-        assert written is None or written[1] in installed, remedy
-        assert written is None or did_you_mean(name, installed) != f"; did you mean {written[1]!r}?"
 
 
 WORDS = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)

@@ -211,11 +211,6 @@ def test_a_server_of_others_is_nothing_to_ask_about(workshop: Workshop, asked: A
     assert asked.questions == []
 
 
-def test_deepspeed_itself_is_said_not_to_be_asked(workshop: Workshop, asked: Asked) -> None:
-    (answer,) = ask_llamafactory(*specs_of(workshop, {"train": {"deepspeed": "{}"}}))
-    assert [(each.severity, each.field) for each in answer.findings] == [("note", "train.deepspeed")]
-
-
 def test_what_a_fast_check_has_found_wrong_is_not_said_twice() -> None:
     wrong = [Finding("error", "spec", "model.template", "no template"), Finding("warning", "spec", "train", "x")]
     mine = [Finding("error", "spec", field, "no") for field in ("model.name_or_path", "train", "dataset.0")]

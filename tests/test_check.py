@@ -147,14 +147,10 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "base model, null": ({"model": {**MODEL, "template": None}}, "warning", "spec", "model.template", BASE),
     "a model that thinks": ({"model": {**MODEL, "template": "thinker"}}, "warning", "spec", "model.enable_thinking",
                             (THINKS,)),
-    "one with a sibling": ({"model": {**MODEL, "template": "qwen_thinks"}}, "warning", "spec",
-                           "model.enable_thinking", ("template: qwen_thinks_nothink",)),
     "hub id": ({"model": {**MODEL, "name_or_path": "Owner/Name"}}, "note", "missing", "model.name_or_path",
                ("will try to download",)),
     "a path was meant": ({"model": {**MODEL, "name_or_path": "models/tinny"}}, "warning", "missing",
                          "model.name_or_path", ("will try to download",)),
-    "two adapters": ({"model": {**MODEL, "adapter_name_or_path": "fits,other"}}, "error", "spec",
-                     "model.adapter_name_or_path", ("comma",)),
     "no adapter": ({"model": {**MODEL, "adapter_name_or_path": "models/tiny"}}, "error", "missing",
                    "model.adapter_name_or_path", ("not an adapter",)),
     "lora_target": ({"train": {**CPU, "lora_target": "q_proj,query_key_value"}}, "error", "spec", "train.lora_target",
@@ -171,14 +167,6 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "pure_bf16 without one": ({"train": {**CPU, "pure_bf16": True}}, "error", "missing", "train.pure_bf16",
                               ("ends at once",)),
     "no GPU": ({"train": {}}, "note", "missing", "train", ("trains on the CPU",)),
-    "torchrun without devices": ({"compute": {"env": {"FORCE_TORCHRUN": "1"}}}, "error", "missing",
-                                 "compute.nproc_per_node", ("nproc_per_node: 2",)),
-    "the same by a field": ({"compute": {"master_port": 29500}}, "error", "missing", "compute.nproc_per_node", ()),
-    "code of the model": ({"model": {**MODEL, "trust_remote_code": True}}, "warning", "spec",
-                          "model.trust_remote_code", ("Python code",)),
-    "another Python": ({"compute": {"env": {"PYTHONPATH": "/x"}}}, "warning", "spec", "compute.env.PYTHONPATH",
-                       ("which code",)),
-    "open to the network": ({"serve": {"host": "0.0.0.0"}}, "warning", "spec", "serve.host", ("from the network",)),
 }  # fmt: skip
 
 
@@ -205,8 +193,6 @@ RIGHT: dict[str, dict[str, Any]] = {
     "vllm without benchmarks": {"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}, "benchmark": []},
     "bf16 on the CPU": {"train": {**CPU, "bf16": True}},
     "bf16 off": {"train": {**CPU, "bf16": False}},
-    "torchrun with processes": {"compute": {"env": {"FORCE_TORCHRUN": "1"}, "nproc_per_node": 2}},
-    "torchrun switched off": {"compute": {"env": {"FORCE_TORCHRUN": "0"}}},
     "a variable of the training": {"compute": {"env": {"OMP_NUM_THREADS": "1"}}},
 }
 
@@ -284,14 +270,6 @@ def test_a_hub_id_that_is_not_here_is_an_error_offline(root: Path, monkeypatch: 
     assert (finding.severity, finding.kind, finding.remedy[:20]) == ("error", "missing", "unset HF_HUB_OFFLINE")
 
 
-def test_pickled_weights_are_noted(root: Path) -> None:
-    """Not an error: LLaMA-Factory loads them."""
-    folder = root / "models" / "tiny"
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    finding = only(root)
-    assert finding.severity == "note" and "pytorch_model.bin" in finding.message
-
-
 def test_a_port_in_use_is_found(root: Path) -> None:
     """LLaMA-Factory finds it after the model is loaded. Without a benchmark nothing listens."""
     with socket.socket() as listener:
@@ -300,17 +278,8 @@ def test_a_port_in_use_is_found(root: Path) -> None:
         port = listener.getsockname()[1]
         finding = only(root, serve={"port": port})
         assert (finding.severity, finding.kind, finding.field) == ("error", "missing", "serve.port")
-        assert f"127.0.0.1:{port} is in use" in finding.message
+        assert f"127.0.0.1:{port}" in finding.message
         assert findings(root, serve={"port": port}, benchmark=[]) == []
     assert findings(root, serve={"port": port}) == []
-    _, finding = findings(root, serve={"host": "192.0.2.1", "port": 6006})  # TEST-NET-1 belongs to nobody
-    assert "cannot be listened on" in finding.message
-
-
-def test_torchrun_needs_a_llamafactory_in_a_path_without_blanks(root: Path) -> None:
-    """Its launcher joins torchrun's command and splits it at blanks again."""
-    compute = {"compute": {"nproc_per_node": 2}}
-    assert findings(root, installation(root), **compute) == []
-    (found,) = findings(root, installation(root / "my env"), **compute)
-    assert (found.severity, found.kind, found.field) == ("error", "missing", "compute.nproc_per_node")
-    assert "at the blank" in found.message and "ORCHESTRATOR_LLAMAFACTORY" in found.remedy
+    finding = only(root, serve={"host": "192.0.2.1", "port": 6006})  # TEST-NET-1 belongs to nobody
+    assert "nothing can listen on 192.0.2.1" in finding.message

@@ -16,8 +16,8 @@ from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.runs.workspace import Workspace
+from orchestrator.specs.places import is_secret
 from orchestrator.specs.render import Renderer, train_environment
-from orchestrator.specs.secrets import is_secret
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 

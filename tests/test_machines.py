@@ -3,7 +3,6 @@
 With the fake llamafactory-cli; test_nodes.py has the real one.
 """
 
-import socket
 import time
 from pathlib import Path
 
@@ -73,15 +72,6 @@ def test_machines_that_could_not_meet_are_told_before(monkeypatch, changes, rank
     assert [each.field for each in errors] == [field] and said in errors[0].message
 
 
-def test_a_port_that_another_program_has_is_told_before(monkeypatch):
-    """Where rank 0 is; the others connect to it, and a login node has another address."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        meeting = {**MEETING, "master_port": other.getsockname()[1]}
-        (error,) = [each for each in findings(meeting, monkeypatch, "0") if each.severity == "error"]
-        assert error.field == "compute.master_port" and "is in use on this machine" in error.message
-        assert not [each for each in findings(meeting, monkeypatch, "1") if each.severity == "error"]
-
-
 @pytest.mark.parametrize(
     ("compute", "variables", "found"),
     [
@@ -102,18 +92,6 @@ def test_machines_that_the_environment_alone_knows_of_are_told(monkeypatch, comp
 def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
     with pytest.raises(ValueError, match=rf"{field}\n.*should match pattern"):
         ComputeSpec(**{field: "my job"})
-
-
-def test_what_a_training_on_several_machines_leaves_to_chance_is_noted(monkeypatch):
-    found = findings(MEETING, monkeypatch, "1", ddp_timeout=180000000)
-    assert {each.field for each in found} == {
-        "train",
-        "train.save_on_each_node",
-        "train.ddp_timeout",
-        "compute.master_addr",
-    }
-    calm = findings({**MEETING, "node_rank": 0}, monkeypatch, save_on_each_node=True, ddp_timeout=1800, use_cpu=True)
-    assert calm == []
 
 
 def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Workshop):

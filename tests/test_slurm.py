@@ -176,49 +176,25 @@ def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, sl
 
 
 @slow
-def test_benchmarks_can_be_a_second_job_that_waits_for_the_training(shop, slurm):
-    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10, "partition": "urgent"}}}
-    done = launch(shop, compute=two, env={"FAKE_STEP_S": "0.3"})
-    assert done.code == 0, done.err
-    first, second = shop.record()["job"]["id"], shop.record()["benchmark_job"]["id"]
-    assert f"its benchmarks job {second}" in done.err
-    record = ended(shop)
-    assert (record["job"]["id"], record["benchmark_job"], len(record["benchmarks"])) == (second, None, 1)
-    assert [each["status"] for each in record["attempts"]] == ["trained", "done"]
-    assert int(second) > int(first)
-    wait_for(lambda: slurm.states()[second] == "COMPLETED", "the second job's end")
-
-
-@slow
-def test_where_the_training_fails_its_benchmarks_are_taken_out_of_the_queue(shop, slurm):
-    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10}}}
-    assert launch(shop, compute=two, env={"FAKE_TRAIN": "dies"}).code == 0
-    second = shop.record()["benchmark_job"]["id"]
-    assert "CUDA out of memory" in ended(shop, "failed")["error"]
-    wait_for(lambda: slurm.states().get(second) in ("CANCELLED", None), "the second job's end")
-
-
-@slow
-def test_a_sweep_is_a_job_array_with_one_for_its_benchmarks_and_a_resume_submits_what_is_not_done(shop, slurm):
-    two = {"slurm": {**JOB["slurm"], "benchmark": {"time": 10}}}
-    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies", compute=two)
+def test_a_sweep_is_a_job_array_and_a_resume_submits_what_is_not_done(shop, slurm):
+    done = launch(shop, "--sweep", "compute.env.FAKE_TRAIN=x,dies")
     assert done.code == 0 and "is Slurm job " in done.err, done.err
     (folder,) = shop.runs.glob("toy-sweep-*")
     assert done.out == f"{folder.name}\n"
     runs = [shop.runs / each["run"] for each in json.loads((folder / "group.json").read_bytes())["points"]]
-    jobs = [shop.record(run)["benchmark_job"]["id"].partition("_") for run in runs]
+    jobs = [shop.record(run)["job"]["id"].partition("_") for run in runs]
     assert jobs[0][0] == jobs[1][0] and [each[2] for each in jobs] == ["0", "1"]
     wait_for(lambda: all(shop.record(run)["ended_at"] for run in runs), "the end of both")
     first, second = (shop.record(run) for run in runs)
     assert (first["status"], len(first["benchmarks"]), second["status"]) == ("done", 1, "failed")
-    assert [each["status"] for each in first["attempts"]] == ["trained", "done"]
+    assert [each["status"] for each in first["attempts"]] == ["done"]
     assert second["job"]["id"].endswith("_1") and int(first["job"]["id"].partition("_")[0]) == int(jobs[0][0])
     again = shop.run("resume", "toy-sweep")
     assert again.code == 0, again.err
     wait_for(
         lambda: len(shop.record(runs[1])["attempts"]) == 2 and shop.record(runs[1])["ended_at"], "the second's end"
     )
-    assert len(shop.record(runs[0])["attempts"]) == 2
+    assert len(shop.record(runs[0])["attempts"]) == 1
 
 
 def test_what_slurm_does_not_take_fails_with_its_words(shop):

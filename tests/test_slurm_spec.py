@@ -8,9 +8,8 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.files import shipped
+from orchestrator.specs.compute_spec import RESERVED_SBATCH, SlurmSpec, parse_slurm_time
 from orchestrator.specs.render import Renderer
-from orchestrator.specs.sbatch import sbatch_script
-from orchestrator.specs.slurm_spec import RESERVED_SBATCH, SlurmSpec, parse_slurm_time
 from orchestrator.specs.spec_file import load_spec
 from tests.reports import flat
 
@@ -37,10 +36,8 @@ def test_a_time_is_read_as_slurm_reads_it(text, seconds):
     ("compute", "problem"),
     [
         ({"slurm": {"partiton": "all"}}, "did you mean 'partition'?"),
-        ({"slurm": {"benchmark": {"tme": 5}}}, "did you mean 'time'?"),
         ({"slurm": {"time": "soon"}}, "no time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS"),
         ({"slurm": {"time": "4:00", "signal_s": 180}}, "a time limit of 240 s with signal_s 180"),
-        ({"slurm": {"benchmark": {"time": "0:30"}}}, "a time limit of 30 s with signal_s 180"),
         ({"slurm": {"options": {"mem": "1G"}}}, "options holds mem: write it as mem"),
         ({"slurm": {"options": {"requeue": True}}}, "options holds requeue: write it as requeue"),
         ({"slurm": {"options": {"array": "0-3"}}}, "options holds array, which is managed by orchestrator"),
@@ -67,8 +64,8 @@ def test_reserved_options_are_refused():
             SlurmSpec(options={name: "x"})
 
 
-def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None, **keywords) -> str:
-    return sbatch_script(Renderer(templates), slurm, runs, workspace=Path("/a b"), name="toy", **keywords)
+def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None) -> str:
+    return Renderer(templates).sbatch(slurm, runs, workspace=Path("/a b"), name="toy")
 
 
 def options(text: str) -> list[str]:
@@ -89,17 +86,9 @@ def test_the_script_has_what_the_spec_has():
 
 
 def test_runs_of_a_group_are_tasks_of_an_array():
-    text = script(SlurmSpec(requeue=False), [Path("/a"), Path("/b c")], after="7")
+    text = script(SlurmSpec(requeue=False), [Path("/a"), Path("/b c")])
     assert "runs=( /a '/b c' )" in text
-    assert {"--array=0-1", "--no-requeue", "--dependency=aftercorr:7", "--kill-on-invalid-dep=yes"} <= {*options(text)}
-
-
-def test_the_benchmarks_job_has_the_training_s_resources_but_for_its_own():
-    benchmark = {"gpus_per_node": 1, "options": {"y": 3}}
-    slurm = SlurmSpec(partition="gpu", nodes=4, gpus_per_node=8, options={"x": 1, "y": 2}, benchmark=benchmark)
-    second = slurm.for_benchmark()
-    assert (second.partition, second.nodes, second.gpus_per_node, second.benchmark) == ("gpu", 1, 1, None)
-    assert second.options == {"x": 1, "y": 3}
+    assert {"--array=0-1", "--no-requeue"} <= {*options(text)}
 
 
 def test_a_site_s_own_script_has_to_carry_out_the_run(tmp_path):

@@ -9,9 +9,8 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.benchmark_spec import METRICS
-from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, reason
+from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret, reason
 from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments, train_arguments
-from orchestrator.specs.secrets import is_secret
 from orchestrator.specs.spec import RunSpec, spec_json, spec_sha256
 from orchestrator.specs.spec_file import load_spec
 from tests.reports import flat

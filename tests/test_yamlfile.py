@@ -1,20 +1,14 @@
-"""YAML files that people write: values, places, and what is no such file. Run: pytest tests/test_yamlfile.py."""
+"""YAML files that people write: values, places, problems shown at their line. Run: pytest tests/test_yamlfile.py."""
 
 import os
 from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.yamlfile import MAX_BYTES, MAX_PROBLEMS, YamlSource, read_yaml, set_value
+from orchestrator.specs.yamlfile import MAX_BYTES, WIDTH, YamlSource, excerpt, read_yaml, set_value
 from tests.reports import flat
-
-BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
-)
 
 
 def write(folder: Path, content: str | bytes) -> Path:
@@ -71,7 +65,6 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
         (b"a: !!int x\n", "a value cannot be read"),
         (b"a: " + b"9" * 5000, "a value cannot be read"),
         (b"a: " + b"[" * 400 + b"]" * 400, "a value cannot be read: too deep"),
-        (BOMB.encode(), "more than 100000 values"),
         (b"#" * (2 << 20), f"bytes, over {MAX_BYTES:,}"),
     ],
 )
@@ -101,26 +94,6 @@ def test_what_is_no_file_is_refused(name, problem, tmp_path):
     with pytest.raises(SpecError, match=problem) as error:
         read_yaml(tmp_path / name)
     assert problem != "no such file" or "it's a.yaml" in error.value.remedy
-
-
-PIECES = [
-    *"abk:,-?&*!|>'\"[]{}#%@`~=<.+_ \n\t\r\0",
-    ": ", "- ", "\n  ", "\n    ", "&a ", "*a", "<<: *a", "!!int ", "!!float ", "!!bool ", "!!timestamp ", "!!binary ",
-    "!!set ", "!!omap ", "!x ", "%YAML 1.1\n", "---\n", "...\n", "|2+", "\\x", "0x", "0o9", "0b2", "0x_", "._", "1e5",
-    ".inf", "2024-13-45", "2001-12-14t25:59:43", "12:30:45", "true", "\ufeff", "\x85", "\u2028", "😀",
-]  # fmt: skip
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-def test_any_text_is_a_mapping_or_refused(tmp_path_factory, text):
-    """Never another error: whatever the YAML library raises for it."""
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_bytes(f"k: {text}".encode())
-    try:
-        assert isinstance(read_yaml(path).value, dict)
-    except SpecError:
-        pass
 
 
 # Places
@@ -173,13 +146,48 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line_and_what_to_
     assert flat(read.report([((), "wrong")])) == [f"{read.path} has 1 error:", f"{read.path}:1:1: spec: wrong"]
 
 
-def test_of_many_problems_the_first_are_shown(tmp_path):
-    read = source(tmp_path, "".join(f"k{number}: 1\n" for number in range(MAX_PROBLEMS + 1)))
-    report = read.report([((key,), "unknown") for key in read.value])
-    assert report.count("\nerror: ") == MAX_PROBLEMS
-    assert report.startswith(f"{read.path} has {MAX_PROBLEMS + 1} errors; the first {MAX_PROBLEMS}:")
-    key = "k" * 100_000
-    assert len(source(tmp_path, f"? {key}\n: 1\n").report([((key,), "unknown")])) < 1000
+# The line of a problem
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "carets"),
+    [
+        ("  lora_rank: 8", 2, "  ^^^^^^^^^"),
+        ("a: {b: 1, 'c d': 2}", 10, "          ^^^^^"),
+        ('"x: \\" y": 1', 0, "^^^^^^^^^"),
+        ("- [a, b]", 2, "  ^"),
+        ("key", 3, "   ^"),
+        ("ä日本: x", 0, "^^^^^"),  # wide characters take two columns
+        ("日本: {é\u0301a: x}", 5, "       ^^"),  # accents none
+    ],
+)
+def test_what_stands_at_the_column_is_underlined(text, column, carets):
+    assert excerpt(["other", text], 1, column) == ["   |", f" 2 | {text}", f"   | {carets}"]
+    assert excerpt(["other", text], 2, 0) == excerpt(["other", text], 1, len(text) + 1) == []
+
+
+@pytest.mark.parametrize("column", [0, 30, 2500, 4990])
+def test_a_long_line_is_cut_around_the_column(column):
+    text = "x" * 5000
+    text = text[:column] + " HERE " + text[column + 6 :]
+    _, line, below = excerpt([text], 0, column + 1)
+    assert len(line) <= WIDTH + 11
+    assert line[below.index("^") :].startswith("HERE") and below.count("^") == 4
+    assert line.startswith(" 1 | ...") == (column > 50) and line.endswith("...") == (column < 4900)
+    _, line, below = excerpt(["a" * 5000 + ": 1"], 0, 0)
+    assert line == f" 1 | {'a' * WIDTH}..." and below == f"   | {'^' * WIDTH}"
+
+
+def test_control_characters_are_made_visible():
+    _, line, below = excerpt(["\ta: \x1b[31m\u202e\x00 b: 1"], 0, 12)
+    assert line == " 1 |     a: \\x1b[31m\\u202e\\x00 b: 1"
+    assert line[below.index("^") :] == "b: 1"
+
+
+def test_lines_are_counted_as_the_yaml_reader_counts_them(tmp_path):
+    read = source(tmp_path, "a: 1\rb: 2\r\nc: 'x\u2028 z'\nd: 3\n")
+    report = read.report([(("d",), "wrong")]).split("\n")
+    assert report[3:] == [f"  --> {read.path}:4:1", "   |", " 4 | d: 3", "   | ^"]
 
 
 # Overrides

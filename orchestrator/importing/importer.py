@@ -20,10 +20,9 @@ from orchestrator.importing.shell_words import Word
 from orchestrator.planning.compute import is_enabled
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.workspace import Workspace
-from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV
+from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret
 from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.schema import modeline
-from orchestrator.specs.secrets import is_secret
 
 # Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run. True: it makes it.
 _PATHS = dict.fromkeys((

@@ -29,13 +29,11 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
 from orchestrator.files import atomic_write, cache_folder, json_mapping
 from orchestrator.models.model_files import base_checkpoint, locate_model
-from orchestrator.planning.check import RUNS_CODE
 from orchestrator.planning.compute import uses_torchrun
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
-from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, is_secret
 from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
-from orchestrator.specs.secrets import is_secret
 from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
 from orchestrator.upstream.ask import SCRIPTS, AskError, ask
@@ -47,13 +45,16 @@ log = logging.getLogger("orchestrator")
 RECORDS = 100
 """How many of each dataset are read."""
 TIMEOUT_S, TIMEOUT_PER_SPEC_S = 180, 3
+# Arguments that are files which the parser reads, or their content.
 _FILES = ("deepspeed", "fsdp_config", "accelerator_config", "new_special_tokens_config")
-"""Arguments that are files which the parser reads, or their content."""
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
 _NO_NETWORK = {
     **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
     **dict.fromkeys(("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"), "0"),  # they download what is not here
 }
+# Variables that would have other code run here.
+_RUNS_CODE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH")
+_NOT_ASKED = "could not be asked"
 
 Sample = dict[str, Any]
 """What upstream/scripts/datasets_probe.py found in one dataset."""
@@ -68,6 +69,15 @@ class Answer:
     """By dataset, as dataset_info.json names it."""
 
 
+@dataclass(frozen=True)
+class _Question:
+    spec: RunSpec
+    commands: dict[str, Any]
+    """By command, the arguments without secrets; `torchrun`: whether it starts the training."""
+    environment: dict[str, str]
+    """The training's own variables; no GPU, no network."""
+
+
 def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]:
     """Ask about resolved specs, at once about all whose answer is not kept.
 
@@ -77,20 +87,25 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
     if installation is None or installation.package is None:
         return [Answer() for _ in specs]  # check says so
     questions = [_question(session, spec) for spec in specs]
-    keys = [_key(session, installation, spec, each) for spec, each in zip(specs, questions, strict=True)]
-    answers = [_kept(key) if each else Answer() for key, each in zip(keys, questions, strict=True)]
+    vllm = None
+    if any("vllm" in each.commands for each in questions):
+        with contextlib.suppress(PrerequisiteError):  # check says so
+            vllm = find_vllm()
+    files = [_kept_file(_key(session, installation, vllm, each)) for each in questions]
+    answers = [_kept(file) if each.commands else Answer() for file, each in zip(files, questions, strict=True)]
     new = [number for number, answer in enumerate(answers) if answer is None]
     if new:
         log.info("asking LLaMA-Factory about the arguments and the first records, which takes some 10 s")
-    for environment in {json.dumps(_environment(specs[number])): None for number in new}:  # of a process, for all in it
-        group = [number for number in new if json.dumps(_environment(specs[number])) == environment]
-        found = _ask(
-            session, installation, [specs[number] for number in group], [questions[number] for number in group]
-        )
+    while new:  # those with the same variables in one process
+        group = [number for number in new if questions[number].environment == questions[new[0]].environment]
+        found = _ask(session, installation, vllm, [questions[number] for number in group])
         for number, answer in zip(group, found, strict=True):
             answers[number] = answer
             if not any(each.severity == "error" or _NOT_ASKED in each.message for each in answer.findings):
-                _keep(keys[number], answer)
+                with contextlib.suppress(OSError):  # then it is asked for again
+                    files[number].parent.mkdir(parents=True, exist_ok=True)
+                    atomic_write(files[number], json.dumps(asdict(answer)))
+        new = [number for number in new if number not in group]
     return [answer or Answer() for answer in answers]
 
 
@@ -137,49 +152,41 @@ def _datasets(spec: RunSpec) -> list[tuple[str, str]]:
     return [*((name, name) for name in spec.datasets), *spec.eval_names.items()]
 
 
-def _question(session: Session, spec: RunSpec) -> dict[str, Any]:
-    """By command, the arguments; empty where there is nothing to ask. Secrets are left out."""
-    if spec.model is None:
-        return {}
-    start = base_checkpoint(spec.model, session.workspace.root)
-    commands: dict[str, dict[str, Any]] = {}
-    if spec.train is not None:
-        commands["train"] = train_arguments(spec, start)
-    if spec.serve.url is None and (spec.benchmark or spec.serve.extra_arguments() or spec.train is None):
-        is_vllm = spec.serve.backend == "vllm"
-        served = with_defaults(spec.serve.extra_arguments()) if is_vllm else api_arguments(start, spec.serve)
-        commands["vllm" if is_vllm else "api"] = served
-    if spec.export.extra_arguments():
-        commands["export"] = export_arguments(start, spec.export, Path("export"))
-    question: dict[str, Any] = {
-        command: {name: value for name, value in arguments.items() if not is_secret(name, value)}
-        for command, arguments in commands.items()
-    }
-    return {**question, "torchrun": uses_torchrun(spec)} if question else {}
+def _question(session: Session, spec: RunSpec) -> _Question:
+    """No commands where there is nothing to ask."""
+    commands: dict[str, Any] = {}
+    if spec.model is not None:
+        start = base_checkpoint(spec.model, session.workspace.root)
+        if spec.train is not None:
+            commands["train"] = train_arguments(spec, start)
+        if spec.serve.url is None and (spec.benchmark or spec.serve.extra_arguments() or spec.train is None):
+            if spec.serve.backend == "vllm":
+                commands["vllm"] = with_defaults(spec.serve.extra_arguments())
+            else:
+                commands["api"] = api_arguments(start, spec.serve)
+        if spec.export.extra_arguments():
+            commands["export"] = export_arguments(start, spec.export, Path("export"))
+    for command, arguments in commands.items():
+        commands[command] = {name: value for name, value in arguments.items() if not is_secret(name, value)}
+    own = {name: value for name, value in sorted(spec.compute.env.items()) if name not in _RUNS_CODE}
+    torchrun = {"torchrun": uses_torchrun(spec)} if commands else {}
+    return _Question(spec, {**commands, **torchrun}, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK})
 
 
-def _environment(spec: RunSpec) -> dict[str, str]:
-    """The training's own variables, without those that would have other code run here; no GPU, no network."""
-    own = {name: value for name, value in sorted(spec.compute.env.items()) if name not in RUNS_CODE}
-    return {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK}
-
-
-def _key(session: Session, installation: Installation, spec: RunSpec, question: Mapping[str, Any]) -> str:
+def _key(session: Session, installation: Installation, vllm: Vllm | None, question: _Question) -> str:
     """A hash of what the answer depends on."""
-    files: list[Path] = []
+    spec, files = question.spec, sorted(SCRIPTS.glob("*.py"))
     with contextlib.suppress(OrchestratorError):  # what is wrong with it, check says
         for name, _ in _datasets(spec):
             dataset = load_entry(name, session.dataset_folders)  # that of parallel texts holds their checksums
             files += [dataset.path, *(find_files(dataset) if isinstance(dataset, LlamaFactoryDataset) else ())]
         folder = spec.model and locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
         files += sorted(folder.iterdir()) if folder else []
-    given = [arguments.get(name) for arguments in question.values() if isinstance(arguments, dict) for name in _FILES]
+    given = [each.get(name) for each in question.commands.values() if isinstance(each, dict) for name in _FILES]
     files += [Path(each) for each in given if isinstance(each, str) and not each.lstrip().startswith("{")]
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
-    vllm = _vllm() if "vllm" in question else None
-    programs = [str(installation.cli), str(installation.package), installation.versions, vllm and vllm.versions]
-    scripts = [__version__, *(path.read_text("utf-8") for path in sorted(SCRIPTS.glob("*.py")))]
-    parts = [question, _environment(spec), stamps, programs, scripts]
+    programs = [__version__, str(installation.cli), str(installation.package), installation.versions]
+    parts = [question.commands, question.environment, stamps, programs, vllm and vllm.versions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -187,48 +194,37 @@ def _kept_file(key: str) -> Path:
     return cache_folder() / "checks" / f"{key}.json"
 
 
-def _kept(key: str) -> Answer | None:
-    found = json_mapping(_kept_file(key))
+def _kept(file: Path) -> Answer | None:
+    found = json_mapping(file)
     return Answer([Finding(**each) for each in found["findings"]], found["samples"]) if found else None
 
 
-def _keep(key: str, answer: Answer) -> None:
-    with contextlib.suppress(OSError):  # then it is asked for again
-        _kept_file(key).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(_kept_file(key), json.dumps(asdict(answer)))
-
-
-_NOT_ASKED = "could not be asked"
-
-
 def _ask(
-    session: Session, installation: Installation, specs: Sequence[RunSpec], questions: Sequence[Mapping[str, Any]]
+    session: Session, installation: Installation, vllm: Vllm | None, questions: Sequence[_Question]
 ) -> list[Answer]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-check-") as parent:
-        points = [dict(question) for question in questions]
-        for spec, point in zip(specs, points, strict=True):
+        points = [dict(question.commands) for question in questions]
+        for question, point in zip(questions, points, strict=True):
             if "train" in point:
-                point["train"] = {**point["train"], "dataset_dir": str(_write_records(session, spec, Path(parent)))}
+                folder = _write_records(session, question.spec, Path(parent))
+                point["train"] = {**point["train"], "dataset_dir": str(folder)}
         try:
             answer = ask(
                 installation.python,
                 "check_arguments",
                 {"points": points, "limit": RECORDS},
                 timeout_s=TIMEOUT_S + TIMEOUT_PER_SPEC_S * len(points),
-                environment=_environment(specs[0]),
+                environment=questions[0].environment,
             )
         except AskError as error:
             what = f"LLaMA-Factory {_NOT_ASKED} about the arguments: {error.message}"
             finding = Finding("warning", "missing", "llamafactory-cli", what, error.remedy)
             return [Answer([finding]) for _ in points]
     answers = []
-    for number, (spec, question) in enumerate(zip(specs, questions, strict=True)):
+    for number, question in enumerate(questions):
         samples: dict[str, Sample] = dict(enumerate(answer["datasets"])).get(number) or {}
         findings = [_finding(each, installation) for each in answer["problems"] if each["point"] == number]
-        findings += [*_data_findings(spec, samples), *_vllm_findings(spec, question)]
-        if "deepspeed" in question.get("train", {}):
-            what = "DeepSpeed itself was not asked: what it makes of its configuration shows when it starts"
-            findings.append(Finding("note", "spec", "train.deepspeed", what))
+        findings += [*_data_findings(question.spec, samples), *(_vllm_findings(vllm, question) if vllm else ())]
         once = {each.message: each for each in reversed(findings)}  # train and api say the same of the model
         answers.append(Answer(list(reversed(once.values())), samples))
     return answers
@@ -255,8 +251,9 @@ def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
 
 
 def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
-    message, places = problem["message"], [_place(problem["command"], name) for name in problem["arguments"]]
-    at = places[0] if places else _SECTIONS[problem["command"]]
+    message, section = problem["message"], _SECTIONS[problem["command"]]
+    places = [_place(section, name) for name in problem["arguments"]]
+    at = places[0] if places else section
     if problem["kind"] == "unknown":
         return Finding("note", "missing", at, f"not checked: {message}")
     if problem["kind"] == "missing":
@@ -267,12 +264,12 @@ def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
     return Finding("error", "spec", at, f"LLaMA-Factory refuses this: {message}", remedy)
 
 
-def _place(command: str, argument: str) -> str:
+def _place(section: str, argument: str) -> str:
     """Where a spec has an argument of llamafactory-cli."""
     place = RESERVED_ARGUMENTS.get(argument)
     if isinstance(place, tuple):
         return ".".join(filter(None, place))
-    return f"{'model.arguments' if argument in MODEL_ARGUMENTS else _SECTIONS[command]}.{argument}"
+    return f"{'model.arguments' if argument in MODEL_ARGUMENTS else section}.{argument}"
 
 
 def _data_findings(spec: RunSpec, samples: Mapping[str, Sample]) -> list[Finding]:
@@ -302,23 +299,16 @@ def _first_of(problems: Sequence[Mapping[str, Any]]) -> str:
     return escape_controls(f"{record}{first['message']}" + (f" (and {others} more)" if others else ""))
 
 
-def _vllm() -> Vllm | None:
-    try:
-        return find_vllm()
-    except PrerequisiteError:
-        return None  # check says so
-
-
-def _vllm_findings(spec: RunSpec, question: Mapping[str, Any]) -> list[Finding]:
+def _vllm_findings(vllm: Vllm, question: _Question) -> list[Finding]:
     """What the parser of `vllm serve` says to the spec's arguments."""
-    vllm = _vllm() if "vllm" in question else None
-    if vllm is None or spec.model is None:
+    model, given = question.spec.model, question.commands.get("vllm")
+    if model is None or given is None:
         return []
     try:
-        message = parser_refusal(vllm, [spec.model.name_or_path, *argument_words(question["vllm"])])
+        message = parser_refusal(vllm, [model.name_or_path, *argument_words(given)])
     except AskError as error:
         what = f"vLLM {_NOT_ASKED} about its arguments: {error.message}"
         return [Finding("warning", "missing", "serve.backend", what, error.remedy)]
-    named = [name for name in question["vllm"] if re.search(rf"--(no-)?{name.replace('_', '-')}\b", message)]
+    named = [name for name in given if re.search(rf"--(no-)?{name.replace('_', '-')}\b", message)]
     at = f"serve.{named[0]}" if named else "serve"
     return [Finding("error", "spec", at, f"`vllm serve` refuses this: {message}")] if message else []

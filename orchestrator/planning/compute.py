@@ -1,23 +1,20 @@
-"""Where a training is to run: devices, torchrun, ports, several machines. Whether the other machines are there is not
-known.
-"""
+"""Where a training is to run: devices, torchrun, several machines, Slurm, as far as this machine can tell."""
 
-import errno
-import ipaddress
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import Finding
+from orchestrator.errors import Finding, OrchestratorError, did_you_mean, from_error
+from orchestrator.runs import slurm
 from orchestrator.runs.nodes import this_machine
-from orchestrator.runs.slurm import own_job
+from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 
-_LONG_S = 24 * 3600
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
 
@@ -40,7 +37,7 @@ def uses_torchrun(spec: RunSpec) -> bool | None:
     environment = {**os.environ, **train_environment(spec)}
     if is_enabled(environment, "FORCE_TORCHRUN"):
         return True
-    if spec.compute.slurm is not None and not own_job():
+    if spec.compute.slurm is not None and not slurm.own_job():
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -49,47 +46,42 @@ def uses_torchrun(spec: RunSpec) -> bool | None:
 
 
 def check_compute(spec: RunSpec) -> list[Finding]:
-    """What is wrong with where a training is to run, as far as this machine can tell."""
+    """What is wrong with where a training is to run."""
+    if spec.compute.slurm is not None and not slurm.own_job():
+        return _slurm(spec.compute.slurm)
     if spec.train is None:
         return []
-    return [*_devices(spec), *_inherited_cluster(spec, os.environ), *_several_machines(spec, os.environ)]
+    return [*_devices(spec, spec.train.arguments()), *_inherited_cluster(spec), *_several_machines(spec)]
 
 
-def _devices(spec: RunSpec) -> list[Finding]:
-    if spec.train is None or has_accelerator(spec.compute.devices):
+def _devices(spec: RunSpec, arguments: Mapping[str, object]) -> list[Finding]:
+    """LLaMA-Factory ends at once with these where it sees no GPU; with two of them on the CPU too."""
+    on_cpu = arguments.get("use_cpu") is True
+    names = ("pure_bf16", "tf32") if on_cpu else ("pure_bf16", "tf32", "bf16", "fp16")
+    given = next((name for name in names if arguments.get(name) is True), None)
+    if has_accelerator(spec.compute.devices) or (on_cpu and given is None):
         return []
-    arguments, findings = spec.train.arguments(), []
-    given = [name for name in ("bf16", "fp16", "pure_bf16", "tf32") if arguments.get(name) is True]
-    if given and given[0] in ("pure_bf16", "tf32"):
-        what = f"no GPU is seen here: LLaMA-Factory ends at once with {given[0]}"
-        findings.append(Finding("error", "missing", f"train.{given[0]}", what, f"leave {given[0]} out"))
-    elif arguments.get("use_cpu") is not True and given:
-        what = f"no GPU is seen here: LLaMA-Factory ends at once with {given[0]} and without use_cpu"
-        findings.append(Finding("warning", "missing", f"train.{given[0]}", what, "add train.use_cpu: true"))
-    elif arguments.get("use_cpu") is not True:
-        findings.append(Finding("note", "missing", "train", "no GPU is seen here: this trains on the CPU"))
-    environment = {**os.environ, **train_environment(spec)}
-    if is_enabled(environment, "FORCE_TORCHRUN") and "NPROC_PER_NODE" not in environment and not spec.compute.slurm:
-        what = "not given: LLaMA-Factory has torchrun start a process for each device, and no GPU is seen here"
-        findings.append(Finding("error", "missing", "compute.nproc_per_node", what, "nproc_per_node: 2, say"))
-    return findings
+    if given is None:
+        return [Finding("note", "missing", "train", "no GPU is seen here: this trains on the CPU")]
+    what = f"no GPU is seen here: LLaMA-Factory ends at once with {given}"
+    if given in ("pure_bf16", "tf32"):
+        return [Finding("error", "missing", f"train.{given}", what, f"leave {given} out")]
+    return [Finding("warning", "missing", f"train.{given}", f"{what}, unless you add train.use_cpu: true")]
 
 
-def _inherited_cluster(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
+def _inherited_cluster(spec: RunSpec) -> list[Finding]:
     """NNODES of the environment, which makes one of several machines of this one where torchrun is started."""
-    nodes = environment.get("NNODES", "1")
+    nodes = os.environ.get("NNODES", "1")
     if spec.compute.slurm is not None or spec.compute.nnodes is not None or nodes == "1":
         return []
-    is_sure = is_enabled({**environment, **train_environment(spec)}, "FORCE_TORCHRUN")
+    is_sure = is_enabled({**os.environ, **train_environment(spec)}, "FORCE_TORCHRUN")
     severity: Literal["error", "warning"] = "error" if is_sure else "warning"
     what = f"not given, and NNODES={nodes} in the environment makes LLaMA-Factory wait for other machines"
-    remedy = f"compute: {{nnodes: {nodes}, ...}}; to train on this machine alone: unset NNODES"
-    return [Finding(severity, "spec", "compute.nnodes", what, remedy)]
+    return [Finding(severity, "spec", "compute.nnodes", what, f"nnodes: {nodes}; or unset NNODES to train here alone")]
 
 
-def _several_machines(spec: RunSpec, environment: Mapping[str, str]) -> list[Finding]:
-    compute, arguments = spec.compute, spec.train.arguments() if spec.train else {}
-    machine = this_machine(compute, environment)
+def _several_machines(spec: RunSpec) -> list[Finding]:
+    compute, machine = spec.compute, this_machine(spec.compute, os.environ)
     if machine is None:
         return []
     findings = []
@@ -104,46 +96,33 @@ def _several_machines(spec: RunSpec, environment: Mapping[str, str]) -> list[Fin
     elif machine.rank >= (compute.nnodes or 1):
         what = f"{machine.rank}, and {machine.count} machines have the ranks 0 to {(compute.nnodes or 1) - 1}"
         findings.append(Finding("error", "spec", "compute.node_rank", what))
-    if compute.master_addr is not None and compute.master_port is not None:
-        findings += _rendezvous(compute.master_addr, compute.master_port, is_main=machine.is_main)
-    if arguments.get("save_on_each_node") is not True:
-        what = "not on: rank 0 alone keeps checkpoints, and a stopped training resumes only where each machine has them"
-        findings.append(Finding("note", "spec", "train.save_on_each_node", what))
-    timeout_s = arguments.get("ddp_timeout")
-    if isinstance(timeout_s, int | float) and timeout_s > _LONG_S:
-        what = f"{timeout_s:g} s: where a machine ends without a word, the others may wait for it as long"
-        findings.append(Finding("note", "spec", "train.ddp_timeout", what))
+    if compute.master_addr is not None:
+        try:
+            socket.getaddrinfo(compute.master_addr, compute.master_port)
+        except OSError as error:
+            what = f"{compute.master_addr} cannot be found from here: {error.strerror}"
+            remedy = "a name or address that each machine knows"
+            findings.append(Finding("error", "missing", "compute.master_addr", what, remedy))
     return findings
 
 
-def _rendezvous(address: str, port: int, *, is_main: bool) -> list[Finding]:
+def _slurm(job: SlurmSpec) -> list[Finding]:
+    """Whether Slurm would take a job, as far as sinfo shows."""
+    field = "compute.slurm"
+    if shutil.which("sbatch") is None:
+        remedy = "on a login node of the cluster; or run it here: --set compute.slurm=null"
+        return [Finding("error", "missing", field, "sbatch is not here: Slurm's programs are not installed", remedy)]
     try:
-        found = {each[4][0] for each in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        what = f"{address} cannot be found from here: {error.strerror}"
-        return [Finding("error", "missing", "compute.master_addr", what, "a name or address that each machine knows")]
-    if not is_main and all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in map(str, found)):
-        what = f"{address} is this machine itself, and rank 0 is another: right only where both are one"
-        return [Finding("warning", "spec", "compute.master_addr", what)]
-    # torch listens on all addresses of rank 0's machine.
-    if is_main and any(port_problem(host, port) == IN_USE for host in (address, "")):
-        what = f"{port} is in use on this machine, where rank 0 would listen"
-        return [Finding("error", "missing", "compute.master_port", what, "another one, the same on each machine")]
-    return []
-
-
-IN_USE = "is in use"
-
-
-def port_problem(host: str, port: int) -> str:
-    """Why no server of ours could listen there; '' where it could. Host '': on all addresses."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn and torch: TIME_WAIT is free
-            probe.bind(address)
-    except OSError as error:
-        return IN_USE if error.errno == errno.EADDRINUSE else f"cannot be listened on: {error.strerror}"
-    return ""
+        partitions = slurm.partitions()
+    except OrchestratorError as error:
+        return [from_error(field, error)]
+    findings = []
+    for name in (job.partition or "").split(","):
+        if name and name not in partitions:
+            what = f"there is no partition {name!r}{did_you_mean(name, partitions)}; there are: {', '.join(partitions)}"
+            findings.append(Finding("error", "spec", f"{field}.partition", what))
+        limit = parse_slurm_time(partitions.get(name, ""))
+        if limit is not None and job.time_limit_s is not None and job.time_limit_s > limit:
+            what = f"{job.time} is longer than partition {name} allows: {partitions[name]}"
+            findings.append(Finding("error", "spec", f"{field}.time", what))
+    return findings

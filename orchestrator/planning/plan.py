@@ -18,7 +18,6 @@ from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.render import Checkpoint, api_arguments, train_arguments, train_environment
-from orchestrator.specs.sbatch import FILE, sbatch_script
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.chat_templates import resolve_template
@@ -139,7 +138,7 @@ def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
     if spec.compute.slurm is None:
         return {}
     folder, root = session.workspace.runs / spec.name, session.workspace.root
-    return {FILE: sbatch_script(session.renderer, spec.compute.slurm, [folder], workspace=root, name=spec.name)}
+    return {"sbatch.sh": session.renderer.sbatch(spec.compute.slurm, [folder], workspace=root, name=spec.name)}
 
 
 def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:

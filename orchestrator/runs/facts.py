@@ -16,7 +16,7 @@ from orchestrator.models.model_files import hub_revision, locate_model
 from orchestrator.runs.gpus import driver_cuda, gpu_names, processor
 from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.worktree import read_worktree
-from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.places import is_secret
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.chat_templates import template_sha256
 from orchestrator.upstream.installation import Installation

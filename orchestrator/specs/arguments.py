@@ -26,19 +26,6 @@ MINIMUMS: dict[str, dict[str, int]] = {
     "cutoff_len": {"minimum": 1},
     "num_train_epochs": {"exclusiveMinimum": 0},
 }
-# What old scripts have and did-you-mean cannot find.
-_REMOVED = {
-    "adafactor": "write optim: adafactor",
-    "fp16_backend": "leave it out",
-    "fp16_opt_level": "leave it out",
-    "fsdp_transformer_layer_cls_to_wrap": "write fsdp_config: {transformer_layer_cls_to_wrap: [NAME]}",
-    "group_by_length": "write train_sampling_strategy: group_by_length",
-    "new_special_tokens": "write add_special_tokens",
-    "no_cuda": "write use_cpu",
-    "save_safetensors": "leave it out: weights are always saved so",
-    "use_cache": "write use_kv_cache",
-    "use_ipex": "leave it out",
-}
 _KIND_NAMES = {
     "int": "an integer",
     "float": "a number",
@@ -73,10 +60,10 @@ class Argument:
             return int(value)
         return value
 
-
-def kind_of(value: object) -> str:
-    """The value's type, under the name that Argument.kinds has for it."""
-    return type(value).__name__
+    @property
+    def plain_kinds(self) -> frozenset[str]:
+        """Its kinds, without int where any number will do."""
+        return self.kinds - {"int"} if "float" in self.kinds else self.kinds
 
 
 def argument_problem(
@@ -84,19 +71,17 @@ def argument_problem(
 ) -> str | None:
     """What is wrong with an argument of train, api or export, or None; `also_known` names may be meant too."""
     argument = arguments.get(key)
-    removed = f": removed\n{_REMOVED[key]}" if key in _REMOVED else ""
     if argument is None:
         names = [name for name, each in arguments.items() if command in each.commands]
-        hint = removed or did_you_mean(key, [*also_known, *names])
-        return f"unknown argument for the installed LLaMA-Factory{hint}"
+        return f"unknown argument for the installed LLaMA-Factory{did_you_mean(key, [*also_known, *names])}"
     if command not in argument.commands:  # use_cache, say: transformers uses the name for something else
-        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}{removed}"
-    kinds = " or ".join(_KIND_NAMES[kind] for kind in _KIND_NAMES if kind in plain_kinds(argument))
+        return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
+    kinds = " or ".join(_KIND_NAMES[kind] for kind in _KIND_NAMES if kind in argument.plain_kinds)
     if value is None:
         return None if argument.optional or not argument.kinds else f"expected {kinds}, got null"
     if argument.choices is not None:
         return _choice_problem(value, argument.choices)
-    kind = kind_of(argument.typed(value))
+    kind = type(argument.typed(value)).__name__
     if argument.kinds and kind not in argument.kinds and not (kind == "int" and "float" in argument.kinds):
         in_quotes = "str" in argument.kinds and not isinstance(value, list | dict)
         return f"expected {kinds}, got {_shown(value)}" + (' (write it in quotes: "...")' if in_quotes else "")
@@ -104,11 +89,6 @@ def argument_problem(
         if isinstance(value, int | float) and (value < limit or (value == limit and bound == "exclusiveMinimum")):
             return f"expected {'more than' if bound == 'exclusiveMinimum' else 'at least'} {limit}, got {_shown(value)}"
     return None
-
-
-def plain_kinds(argument: Argument) -> frozenset[str]:
-    """Its kinds, without int where any number will do."""
-    return argument.kinds - {"int"} if "float" in argument.kinds else argument.kinds
 
 
 def _choice_problem(value: Any, choices: tuple[str | int | float | bool, ...]) -> str | None:

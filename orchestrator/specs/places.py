@@ -1,5 +1,6 @@
-"""Where each argument of LLaMA-Factory and each environment variable stands in a spec, and which fields are gone."""
+"""What a spec holds in a place of its own, what it may not hold (secrets), and fields of earlier versions."""
 
+import re
 from typing import Any
 
 # Section ('' for the top level) and field of a spec, or why a spec has none.
@@ -75,12 +76,35 @@ RESERVED_VLLM: dict[str, Place] = {
 }
 
 # Fields of earlier versions, with the value that changed nothing.
-RETIRED_FIELDS: dict[str, dict[str, Any]] = {
+_RETIRED: dict[str, dict[str, Any]] = {
     "compute": {
         **dict.fromkeys(("rdzv_id", "min_nnodes", "max_nnodes", "max_restarts", "cloud")),
         **{"ray": False, "ray_timeout_s": 600},
     },
+    "compute.slurm": {"benchmark": None},
     "benchmark": {"during": False},
+}
+
+# Text that says no more than yes, no or how many is no secret: HF_HUB_DISABLE_IMPLICIT_TOKEN=1.
+_PLAIN = re.compile(r"|\d{1,3}|true|false|yes|no|on|off|none|null", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^|[_-])(api_?keys?|key|secrets?|pass(word|wd|phrase)?|pwd|pat|auth|bearer|credentials?|webhook)([_-]|$)"
+    r"|(^|[_-])token$",  # at the end alone: add_tokens and pad_token_id are none
+    re.IGNORECASE,
+)
+_PATH = re.compile(r"_(path|file|dir|sock)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"://[^/@\s:]*:[^/@\s]+@"  # a URL with a password
+    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[a-z]-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|PRIVATE KEY-----"
+)
+# Arguments of LLaMA-Factory and vLLM, and the variable that the library behind each reads itself.
+_INSTEAD = {
+    "hf_hub_token": "HF_TOKEN",
+    "hub_token": "HF_TOKEN",
+    "hf_token": "HF_TOKEN",
+    "ms_hub_token": "MODELSCOPE_API_TOKEN",
+    "swanlab_api_key": "SWANLAB_API_KEY",
+    "api_key": "ORCHESTRATOR_API_KEY",
 }
 
 
@@ -92,10 +116,24 @@ def reason(place: Place) -> str:
 def drop_retired(spec: dict[str, Any]) -> list[str]:
     """Remove the fields of earlier versions from a spec; those that said something are returned, as section.field."""
     dropped: dict[str, None] = {}
-    for section, fields in RETIRED_FIELDS.items():
-        value = spec.get(section)
+    for path, fields in _RETIRED.items():
+        value: Any = spec
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, dict):
                 changed = [name for name in fields if name in each and each.pop(name) != fields[name]]
-                dropped |= {f"{section}.{name}": None for name in changed}
+                dropped |= {f"{path}.{name}": None for name in changed}
     return list(dropped)
+
+
+def is_secret(name: str, value: object = "?") -> bool:
+    """Whether an argument or a variable holds a secret; a number, true or false is never one."""
+    if not isinstance(value, str) or _PLAIN.fullmatch(value):
+        return False
+    return bool(_SECRET_NAME.search(name) and not _PATH.search(name)) or bool(_SECRET_VALUE.search(value))
+
+
+def secret_remedy(name: str) -> str:
+    """What to do instead of writing a secret into a spec."""
+    return f"remove it here, and export {_INSTEAD.get(name, 'it')} instead"

@@ -18,6 +18,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orchestrator.errors import SpecError
 from orchestrator.files import shipped
+from orchestrator.processes.process import own_argv
+from orchestrator.specs.compute_spec import SlurmSpec
 from orchestrator.specs.places import LAUNCHER_ENV, MODEL_ARGUMENTS, MODEL_PLACES
 from orchestrator.specs.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments, spec_json
 
@@ -180,6 +182,27 @@ class Renderer:
         text = self.text("command.txt", context)
         return _read_back("command.txt", text, lambda text: {"words": shlex.split(text, comments=True)}, expected)
 
+    def sbatch(self, slurm: SlurmSpec, runs: Sequence[Path], *, workspace: Path, name: str) -> str:
+        """The script of a Slurm job that carries out the run in a folder; several become tasks of an array."""
+        own = ("signal_s", "requeue", "max_requeues", "options")
+        given = {key: value for key, value in slurm if key not in own and value is not None}
+        log = str(runs[0]).replace("%", "%%")  # in --output, % begins a job's id and such
+        options = [
+            *(f"--{key.replace('_', '-')}={value}" for key, value in given.items()),
+            *("--ntasks-per-node=1", f"--signal=B:TERM@{slurm.signal_s}", "--open-mode=append"),
+            "--requeue" if slurm.requeue else "--no-requeue",
+            *(f"--{key}" if value is True else f"--{key}={value}" for key, value in slurm.options.items()),
+            *(f"--job-name={name}", f"--output={log}/logs/supervisor.log"),
+            *([f"--array=0-{len(runs) - 1}"] if len(runs) > 1 else []),
+        ]
+        program, folders = own_argv("supervise", "--workspace", str(workspace)), [*map(str, runs)]
+        text = self.text("sbatch.sh", {"options": options, "runs": folders, "program": program})
+        missing = [word for word in [*program, *folders] if shlex.quote(word) not in text]
+        if missing or not text.startswith("#!"):
+            problem = f"lacks {', '.join(missing)}" if missing else "does not begin with #!"
+            raise SpecError(f"templates/sbatch.sh.j2 does not carry out the run: it {problem}", TEMPLATE_HINT)
+        return text
+
     def _yaml(self, file: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> str:
         return _read_back(file, self.text(file, context), yaml.safe_load, arguments)
 
@@ -203,9 +226,8 @@ class Renderer:
             keep_trailing_newline=True,
             autoescape=False,  # finalize quotes by file type; none of these files is HTML
         )
-        names = [f"{file}.j2", *(["arguments.yaml.j2"] if file in ("api.yaml", "export.yaml") else [])]
         try:
-            return environment.select_template(names).render(context)
+            return environment.select_template([f"{file}.j2", "arguments.yaml.j2"]).render(context)
         except Exception as error:  # whatever the code in a template does
             raise SpecError(f"templates/{file}.j2: {type(error).__name__}: {error}", TEMPLATE_HINT) from error
 

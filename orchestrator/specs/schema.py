@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument, plain_kinds
-from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
-from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument
+from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, is_secret
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, TrainSpec
 
 _COMMANDS: dict[type[BaseModel], str] = {TrainSpec: "train", ServeSpec: "api", ExportSpec: "export"}
@@ -81,7 +80,7 @@ def argument_schema(argument: Argument) -> dict[str, Any]:
     if argument.choices is not None:
         schema["enum"] = [*argument.choices, *([None] if argument.optional else [])]
     elif argument.kinds:
-        kinds = [name for kind, name in _TYPES.items() if kind in plain_kinds(argument)]
+        kinds = [name for kind, name in _TYPES.items() if kind in argument.plain_kinds]
         types = kinds + (["null"] if argument.optional else [])
         schema["type"] = types[0] if len(types) == 1 else types
     if argument.default is not COMPUTED:

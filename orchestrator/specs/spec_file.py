@@ -11,23 +11,25 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument, argument_problem
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
-from orchestrator.specs.compute_spec import ComputeSpec
-from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, RESERVED_VLLM, drop_retired, reason
-from orchestrator.specs.secrets import is_secret, secret_remedy
-from orchestrator.specs.slurm_spec import SlurmSpec
+from orchestrator.specs.compute_spec import ComputeSpec, SlurmSpec
+from orchestrator.specs.places import (
+    MODEL_ARGUMENTS,
+    RESERVED_ARGUMENTS,
+    RESERVED_VLLM,
+    drop_retired,
+    is_secret,
+    reason,
+    secret_remedy,
+)
 from orchestrator.specs.spec import OPEN_SECTIONS, ModelSpec, RunSpec
 from orchestrator.specs.yamlfile import Location, explain, read_yaml, set_value
 
 log = logging.getLogger("orchestrator")
-_MODELS: tuple[type[BaseModel], ...] = (
-    RunSpec,
-    ModelSpec,
+_MODELS: list[type[BaseModel]] = [
+    *(RunSpec, ModelSpec, BenchmarkSpec, ComputeSpec, SlurmSpec),
     *OPEN_SECTIONS.values(),
-    BenchmarkSpec,
-    ComputeSpec,
-    SlurmSpec,
-)
-_FIELDS = list(dict.fromkeys(name for model in _MODELS for name in model.model_fields))
+]
+_FIELDS = [name for model in _MODELS for name in model.model_fields]
 _Problem = tuple[Location, str]
 
 

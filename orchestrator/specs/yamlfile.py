@@ -1,12 +1,13 @@
-"""YAML files that people write, read with positions, so that an error can name line and column.
+"""YAML files that people write, read with positions: an error names line and column and shows the line, as rustc does.
 
 YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
 """
 
+import re
+import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import read_file
-from orchestrator.specs.excerpt import block, excerpt, split_lines
+from orchestrator.text import escape_controls
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-MAX_PROBLEMS = 50
-"""Most that are shown."""
-MAX_VALUES = 100_000
-"""Of a file: aliases of aliases can make a small one hold billions."""
+WIDTH = 100
+"""Characters of a line that are shown."""
 # What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
 _ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
+_BREAK = re.compile("\r\n|[\n\r]")  # str.splitlines breaks at form feeds too
+# A quoted text, or a word: what is underlined.
+_TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
 _MESSAGES = {
     "missing": "missing",
     "model_type": "expected a mapping of fields",
@@ -64,18 +66,16 @@ class YamlSource:
         Of a problem's text, '; did you mean ...?' at its end and each line after the first are shown as help.
         """
         in_order = sorted(problems, key=lambda each: (_position(self.nodes, each[0]), str(each)))
-        total = f"{len(problems)} error{'s' if len(problems) != 1 else ''}"
-        more = f"; the first {MAX_PROBLEMS}" if len(problems) > MAX_PROBLEMS else ""
-        blocks = ["error: " + "\n".join(self._block(at, text)) for at, text in in_order[:MAX_PROBLEMS]]
-        return "\n\n".join([f"{self.path} has {total}{more}:", *blocks])
+        heading = f"{self.path} has {len(problems)} error{'s' if len(problems) != 1 else ''}:"
+        return "\n\n".join([heading, *(f"error: {self._block(at, text)}" for at, text in in_order)])
 
-    def _block(self, at: Location, text: str) -> list[str]:
+    def _block(self, at: Location, text: str) -> str:
         message, *helps = text.split("\n")
         message, mark, near = message.partition("; did you mean ")
         in_file = self._override(at) is None and bool(at) and at[0] in self.nodes and at not in self.hidden
         lines = excerpt(self.lines, *_position(self.nodes, at)) if in_file else []
         name = ".".join(map(str, at)) or "spec"
-        return block(f"{name[:200]}: {message}", self.place(at), lines, [f"did you mean {near}"] * bool(mark) + helps)
+        return _block(f"{name[:200]}: {message}", self.place(at), lines, [f"did you mean {near}"] * bool(mark) + helps)
 
     def _override(self, at: Location) -> str | None:
         above = (at[:length] for length in range(len(at), 0, -1))
@@ -97,16 +97,16 @@ def read_yaml(path: Path) -> YamlSource:
     except MarkedYAMLError as error:
         message = f"not valid YAML: {' '.join(str(error.problem or error.context).split())}"
         mark = error.problem_mark or error.context_mark
-        shown = excerpt(split_lines(text), mark.line, mark.column)
-        lines = block(message, f"{path}:{mark.line + 1}:{mark.column + 1}", shown, [])
-        raise SpecError("\n".join(lines), f"edit {path}") from error
+        shown = excerpt(_BREAK.split(text), mark.line, mark.column)
+        what = _block(message, f"{path}:{mark.line + 1}:{mark.column + 1}", shown, [])
+        raise SpecError(what, f"edit {path}") from error
     except YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
     if not isinstance(nodes, CommentedMap):
         kind = "a list" if isinstance(nodes, list) else "a single value"
         found = " is empty" if nodes is None else f":1:1: expected a mapping of fields, found {kind}"
         raise SpecError(f"{path}{found}", f"edit {path}")
-    return YamlSource(path, value, nodes, split_lines(text))
+    return YamlSource(path, value, nodes, _BREAK.split(text))
 
 
 def set_value(source: YamlSource, override: str) -> None:
@@ -162,24 +162,53 @@ def _load(text: str) -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", YAMLWarning)  # an anchor that is used twice, say: YAML allows it
             nodes = YAML(typ="rt", pure=True).load(text)
-        return nodes, _plain(nodes, count(1))
+        return nodes, _plain(nodes)
     except _ALSO_RAISED as error:
         reason = "too deep" if isinstance(error, RecursionError) else error
         raise YAMLError(f"a value cannot be read: {reason}") from error
 
 
-def _plain(node: Any, counter: Iterator[int]) -> Any:
+def _plain(node: Any) -> Any:
     """Ruamel's nodes as plain Python values: what JSON has, and whatever else YAML gave (a date) as it is."""
-    if next(counter) > MAX_VALUES:
-        raise YAMLError(f"it holds more than {MAX_VALUES} values, aliases written out")
     if isinstance(node, Mapping):
-        return {str(key): _plain(item, counter) for key, item in node.items()}
+        return {str(key): _plain(item) for key, item in node.items()}
     if isinstance(node, list):
-        return [_plain(item, counter) for item in node]
+        return [_plain(item) for item in node]
     for kind in (int, float, str):  # ScalarInt, ScalarFloat, quoted strings
         if isinstance(node, kind) and not isinstance(node, bool):
             return bool(node) if type(node).__name__ == "ScalarBoolean" else kind(node)
     return node
+
+
+def excerpt(lines: Sequence[str], line: int, column: int) -> list[str]:
+    """One line of a file with carets under what stands at the column, both 0-based; nothing where there is none."""
+    if not (0 <= line < len(lines) and 0 <= column <= len(lines[line])):
+        return []
+    text = lines[line]
+    start = max(0, min(column - WIDTH // 2, len(text) - WIDTH))
+    end = min(len(text), start + WIDTH)
+    token = _TOKEN.match(text, column)
+    stop = min(token.end() if token else column + 1, max(end, column + 1))
+    dots = "..." if start else ""
+    carets = " " * _width(dots + _visible(text[start:column])) + "^" * max(1, _width(_visible(text[column:stop])))
+    number = f"{line + 1:>2}"
+    margin = " " * len(number)
+    shown = f"{number} | {dots}{_visible(text[start:end])}{'...' if end < len(text) else ''}"
+    return [f"{margin} |", shown.rstrip(), f"{margin} | {carets}"]
+
+
+def _block(message: str, place: str, lines: Sequence[str], helps: Sequence[str]) -> str:
+    margin = (lines[0] if lines else "   |").removesuffix("|")
+    return "\n".join([message, f"  --> {place}", *lines, *(f"{margin}= help: {text}" for text in helps)])
+
+
+def _visible(text: str) -> str:
+    return escape_controls(text).replace("\t", "    ")
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text if not unicodedata.combining(char))
 
 
 def _position(node: Any, at: Location) -> tuple[int, int]:

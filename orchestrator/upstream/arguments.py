@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.specs.arguments import COMPUTED, Argument, kind_of
+from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.upstream.installation import Installation, parse_source
 
 # What each command reads (hparams/parser.py); export is as api.
@@ -153,7 +153,7 @@ class _Classes:
         closed = bool(members or values) and not (kinds - {"str"}) and not (values and kinds)
         choices = tuple(dict.fromkeys([*members, *values])) if closed and known else None
         choices = choices or listed
-        kinds |= {kind_of(value) for value in [*members, *values]}
+        kinds |= {type(value).__name__ for value in [*members, *values]}
         if name in self.split or (not self.split and "str" in kinds and not closed):
             kinds.add("list")
         checked = frozenset(kinds) if known else frozenset[str]()

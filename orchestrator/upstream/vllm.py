@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.specs.secrets import is_secret
+from orchestrator.specs.places import is_secret
 from orchestrator.upstream.ask import ask
 from orchestrator.upstream.installation import inspect_environment, program_named
 

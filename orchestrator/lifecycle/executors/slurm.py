@@ -1,6 +1,6 @@
 """Runs as jobs of Slurm: submitted, signalled before their time limit, put back into the queue, stopped.
 
-Leaves sbatch.sh, and sbatch-benchmark.sh, in the run folder.
+Leaves sbatch.sh in the run folder.
 """
 
 import logging
@@ -22,8 +22,7 @@ from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
-from orchestrator.specs.sbatch import sbatch_script
-from orchestrator.specs.slurm_spec import SlurmSpec, parse_slurm_time
+from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
@@ -35,29 +34,24 @@ POLL_S = 0.5
 
 
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
-    """Submit runs as one job, several as the tasks of an array; where the spec says so, a second for the benchmarks.
+    """Submit runs as one job, several as the tasks of an array.
 
     This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm. Raises
     StageError: Slurm refuses it; the records say `failed`.
     """
     wanted, folders = _slurm_of(spec), [owned.run for owned in runs]
     records = [RunRecord.load(run) for run in folders]
-    is_second = wanted.benchmark is not None and records[0].request.with_benchmarks and spec.train is not None
-    ids: list[str] = []
+    job = ""
     with defer_signals():  # a job that was submitted is in the record
         try:
             for run, record in zip(folders, records, strict=True):
                 record.submit_to_job(run)
-            ids.append(_submit(session, wanted, folders, folders[0].sbatch, name))
-            if is_second and spec.benchmark:
-                second = wanted.for_benchmark()
-                ids.append(_submit(session, second, folders, folders[0].sbatch_benchmark, name, after=ids[0]))
+            job = _submit(session, wanted, folders, folders[0].sbatch, name)
             for task, (run, record) in enumerate(zip(folders, records, strict=True)):
-                named = [f"{job}_{task}" if len(runs) > 1 else job for job in ids]
-                jobs = [Job(id=each, uid=os.getuid(), submitted_at=now()) for each in named]
-                record.update(run, job=jobs[0], benchmark_job=jobs[1] if jobs[1:] else None)
+                named = f"{job}_{task}" if len(runs) > 1 else job
+                record.update(run, job=Job(id=named, uid=os.getuid(), submitted_at=now()))
         except OrchestratorError as error:
-            for job in ids:
+            if job:
                 slurm.cancel(job)
             for run, record in zip(folders, records, strict=True):
                 record.update(run, job=None)
@@ -166,11 +160,9 @@ def _slurm_of(spec: RunSpec) -> SlurmSpec:
     return spec.compute.slurm
 
 
-def _submit(
-    session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], script: Path, name: str, *, after: str = ""
-) -> str:
+def _submit(session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], script: Path, name: str) -> str:
     folders, root = [run.path for run in runs], session.workspace.root
-    text = sbatch_script(session.renderer, wanted, folders, workspace=root, name=name, after=after)
+    text = session.renderer.sbatch(wanted, folders, workspace=root, name=name)
     for run in runs:
         run.supervisor_log.parent.mkdir(exist_ok=True)
     atomic_write(script, text)
