@@ -16,7 +16,7 @@ MODEL := .models/SmolLM2-135M-Instruct
 # Only what LLaMA-Factory imports is compiled: all of its 7 GB of packages would take minutes. Most container images set
 # PYTHONDONTWRITEBYTECODE; then nothing would ever be compiled, and each start of LLaMA-Factory would take twice as long.
 COMPILE := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
-	'import llamafactory.train.tuner, llamafactory.api.app, llamafactory.launcher, orchestrator.cli, openai, sacrebleu'
+	'import llamafactory.train.tuner, llamafactory.api.app, llamafactory.launcher, orchestrator.__main__, openai, sacrebleu'
 
 .PHONY: demo test quick check bench kills chaos setup
 .DELETE_ON_ERROR:

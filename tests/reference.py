@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import typer
 
-from orchestrator import cli
+from orchestrator import __main__ as program
 from orchestrator.runs.record_parts import Status
 from orchestrator.specs.schema import spec_schema
 from tests.test_layers import LAYERS
@@ -53,7 +53,7 @@ EXIT_CODES = {
 
 
 def commands() -> dict[str, Any]:
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(program.app)
     return {name: command for name, command in group.commands.items() if not command.hidden}
 
 

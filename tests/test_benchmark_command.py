@@ -114,7 +114,7 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
 def test_what_cannot_be_meant_is_refused(toy):
     cases = {
         ("toy", "--metrics", "chrf,blue"): "no metric 'blue'; did you mean 'bleu'",
-        ("127.0.0.1:6006/v1",): "a server's address begins with http://",
+        ("127.0.0.1:6006/v1",): "an http(s) URL",
         ("toy", "--watch"): "--watch are for RUN@all",
         ("toy", "--source", "a.en", "--reference", "b.de", "--target-lang", "de!"): "'de!' is no language code",
         ("toy", "--source", "a.en"): "go together",

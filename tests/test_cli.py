@@ -254,26 +254,7 @@ def test_a_reader_that_goes_away_is_no_error(launched, words):
     argv, env = [sys.executable, "-m", "orchestrator", *words], workshop.full_environment({})
     done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, cwd=workshop.root, env=env, timeout=60)
     os.close(write)
-    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
-
-
-def test_streams_that_are_closed_and_a_locale_that_knows_ascii_alone_are_no_error(toy):
-    words = f"{shlex.quote(sys.executable)} -m orchestrator"
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-    def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-        env = toy.full_environment(environment)
-        return subprocess.run(
-            ["sh", "-c", f"{words} {command}"], cwd=toy.root, env=env, capture_output=True, timeout=60
-        )
-
-    assert toy.run("note", "toy", "日本語 😀").code == 0
-    for closed in (">&-", ">&- 2>&- <&-"):
-        done = shell(f"show toy {closed}")
-        assert done.returncode == 0 and done.stderr == b"", done
-    assert shell("show nosuch 2>&-").returncode == 2
-    assert "日本語 😀" in shell("note toy", **ascii_only).stdout.decode()
-    assert json.loads(shell("note toy --json", **ascii_only).stdout)["notes"][0]["text"] == "日本語 😀"
+    assert done.returncode == 1 and done.stderr == ""
 
 
 def test_another_folder_will_do_with_workspace(workshop, tmp_path):
@@ -428,14 +409,12 @@ def test_a_server_of_others_that_refuses_is_shown_with_its_reason(workshop):
 # serve
 
 
-def test_serve_prints_two_lines_that_work_as_printed_and_ends_with_ctrl_c(toy, tmp_path):
+def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp_path):
     port = free_port()
     command = toy.start("serve", "toy", "--port", str(port), TMPDIR=str(tmp_path))
     command.until(lambda: "Ctrl-C" in command.err, "ready")
-    curl, python = command.out.splitlines()
+    (curl,) = command.out.splitlines()
     environment = toy.full_environment({})
-    asked = subprocess.run(["sh", "-c", python], env=environment, capture_output=True, text=True, timeout=60)
-    assert asked.stdout == "Hello!\n", asked
     if shutil.which("curl"):
         asked = subprocess.run(["sh", "-c", curl], env=environment, capture_output=True, text=True, timeout=60)
         assert json.loads(asked.stdout)["choices"][0]["message"]["content"] == "Hello!", asked

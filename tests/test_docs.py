@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import orchestrator.errors
-from orchestrator import cli
+from orchestrator import __main__ as program
 from orchestrator.runs.record_parts import Status
 from orchestrator.specs.spec_file import load_spec
 from tests.reference import HOUSE, PAGE, house, reference
@@ -18,7 +18,7 @@ from tests.reference import HOUSE, PAGE, house, reference
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "orchestrator" / "docs").glob("*.md"))]
-ALL = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+ALL = typer.main.get_command(program.app).commands  # type: ignore[attr-defined]
 COMMANDS = {name: command for name, command in ALL.items() if not command.hidden}
 UsageError = typer.BadParameter.__base__  # newer Typers bring their own Click
 SEPARATORS = {"|", "||", "&&", ";", ">", ">>", "<", "&", "2>"}

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "orchestrator"
 # A file imports only from its own layer and from those before it.
 LAYERS = (
     "errors", "files", "text", "processes", "specs", "models", "upstream", "data", "scoring", "runs", "planning",
-    "serving", "benchmark", "lifecycle", "importing", "views", "commands", "cli", "__main__",
+    "serving", "benchmark", "lifecycle", "importing", "views", "commands", "__main__",
 )  # fmt: skip
 # What llamafactory-cli runs with: seconds to import, and another version than the one in use, maybe.
 NEVER = {"llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "vllm", "deepspeed"}

@@ -278,7 +278,7 @@ def test_a_certificate_that_is_not_trusted_is_final_and_ssl_cert_file_makes_it_s
         assert "SSL_CERT_FILE" in error.value.remedy
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
         assert ask(server, ["a"], base_url=url)[0].hypothesis == "A"
-        assert endpoint_module.list_models(Endpoint(url, KEY, "m")) == ["stub"]
+        assert "stub" in endpoint_module.list_models(Endpoint(url, KEY, "m"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     with pytest.raises(PrerequisiteError, match=r"SSL_CERT_FILE=.*none"):
         ask(server, ["a"], base_url=url)
@@ -290,7 +290,7 @@ def test_a_proxy_of_the_environment_is_for_other_machines_alone_and_named(server
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
     assert isinstance(ask(server, ["a"])[0], Hypothesis)
-    assert endpoint_module.list_models(Endpoint(server.base_url, KEY, "m")) == ["stub"]
+    assert "stub" in endpoint_module.list_models(Endpoint(server.base_url, KEY, "m"))
     far = Endpoint("http://gpu-7:6006/v1", KEY, "m")
     assert far.described == "http://gpu-7:6006/v1 (through http_proxy; NO_PROXY=gpu-7 leaves it out)"
     with pytest.raises(PrerequisiteError, match="through http_proxy"):

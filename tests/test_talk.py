@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import openai_stub as stub
 import pytest
 
-from orchestrator.commands.talk import Conversation, chat
+from orchestrator.commands.model_commands import Conversation, converse
 from orchestrator.errors import StageError
 from orchestrator.serving.endpoint import Endpoint
 
@@ -77,7 +77,7 @@ def typed(*texts: str | type[BaseException]) -> Callable[[str], str]:
 
 def talk(conversation: Conversation, *texts: str | type[BaseException]) -> str:
     shown: list[str] = []
-    chat(conversation, typed(*texts), shown.append)
+    converse(conversation, typed(*texts), shown.append)
     return "".join(shown)
 
 
@@ -167,6 +167,6 @@ def test_ctrl_c_ends_an_answer_and_keeps_what_came_of_it(conversation, server):
         if text == "two ":
             os.kill(os.getpid(), signal.SIGINT)
 
-    chat(conversation, typed("long", "slow", "next"), show)
+    converse(conversation, typed("long", "slow", "next"), show)
     assert "".join(shown) == "one two  [stopped]\n [stopped][no text]\nfine \n"
     assert [message["content"] for message in conversation.messages] == ["long", "one two ", "next", "fine "]

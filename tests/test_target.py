@@ -171,6 +171,7 @@ def test_a_bad_address_is_refused_before_it_becomes_a_folder_s_name(url, workspa
         ("./tiny", ""),
         ("a/b/c", ""),
         ("ftp://host", ""),
+        ("127.0.0.1:6006/v1", ""),
         ("@checkpoint-20", ""),
         ("", ""),
         ("x" * 5000, ""),
@@ -184,13 +185,6 @@ def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word
         resolve_target(word, workspace)
     assert str(error.value).startswith(f"{word!r} is none of these: a run, RUN@checkpoint-N, RUN@base, a folder")
     assert str(error.value).endswith(hint or "without a train section")
-
-
-@pytest.mark.parametrize("word", ["127.0.0.1:6006/v1", "localhost/v1", "localhost:8000", "[::1]:8000/v1"])
-def test_an_address_without_http_is_refused_with_the_right_one(word, workspace):
-    with pytest.raises(SpecError) as error:
-        resolve_target(word, workspace)
-    assert error.value.remedy == f"write http://{word}"
 
 
 def test_a_spec_that_trains_nothing_is_its_model(workspace, tmp_path):

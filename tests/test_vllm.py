@@ -8,15 +8,16 @@ import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.checkpoints import group_by_server
-from orchestrator.serving.server import free_port
-from orchestrator.serving.vllm import adapter_rank, vllm_words
+from orchestrator.serving.server import Serving, free_port
+from orchestrator.serving.vllm import adapter_rank, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.upstream.ask import AskError
-from orchestrator.upstream.chat_prompt import chat_prompt
+from orchestrator.upstream.chat_prompt import ChatPrompt, chat_prompt
 from orchestrator.upstream.installation import Installation, find_installation
 from orchestrator.upstream.vllm import (
     VARIABLE,
+    Vllm,
     argument_words,
     find_vllm,
     parser_refusal,
@@ -201,8 +202,9 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
         assert group_by_server(settings, everything) == [[each] for each in everything]
     named = {each.label: each for each in everything}
-    words = vllm_words(named, {label: f"run@{label}" for label in named}, vllm, served="run@base")
-    given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(words[1:])
+    names, program = {label: f"run@{label}" for label in named}, Vllm(tmp_path / "vllm", tmp_path / "python", {})
+    plan = vllm_plan(named, names, Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,)))
+    given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(plan.argv[2:])
     assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
     assert [json.loads(each)["path"] for each in given.lora_modules] == list(map(str, folders))
 
@@ -273,7 +275,7 @@ def test_serve_ends_with_an_engine_that_would_stay_however_it_is_ended(trained, 
 def test_a_death_while_loading_is_told_at_once_with_what_to_do(trained):
     done = trained.run("benchmark", "toy", "--backend", "vllm", FAKE_VLLM="dies")
     assert done.code == 4, done.err
-    for words in (fake_vllm.OUT_OF_MEMORY, "serve.gpu_memory_utilization", "bin/vllm' serve"):
+    for words in (fake_vllm.OUT_OF_MEMORY, "bin/vllm' serve"):
         assert words in done.err
     assert trained.left_over() == []
 

@@ -27,7 +27,7 @@ from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.scoring.diagnostics import diagnose
 from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, tokenizer_warning
-from orchestrator.serving.endpoint import Endpoint, model_owners
+from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 log = logging.getLogger("orchestrator")
@@ -139,7 +139,7 @@ class _Evaluation:
         if identity.backend is None:  # a server of others, which says what it is
             self.endpoint = self.connect()
             with suppress(PrerequisiteError):  # the list is optional
-                owners = model_owners(self.endpoint) or {}
+                owners = list_models(self.endpoint) or {}
             self.models = sorted(owners)
         self.backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
         config, arguments = identity.generation_config, identity.arguments

@@ -20,8 +20,8 @@ from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving.checkpoints import connect, group_by_server, served, serving_devices
-from orchestrator.serving.endpoint import Endpoint
+from orchestrator.serving.checkpoints import group_by_server, served, serving_devices
+from orchestrator.serving.endpoint import Endpoint, connect
 from orchestrator.serving.server import ServePlan, Serving, free_port
 from orchestrator.serving.target import run_checkpoints
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -177,7 +177,7 @@ def _endpoints(
 ) -> Iterator[dict[str, Endpoint]]:
     """By label: the server of the spec that runs already, or one of ours for the length of the block."""
     if spec.serve.url is not None:
-        endpoint = connect(session, spec.serve)
+        endpoint = connect(spec.serve.url, session.api_key, spec.serve.model_name)
         yield {checkpoint.label: endpoint for checkpoint in checkpoints}
         return
     serving = Serving(

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import open_session, open_target, open_workspace, say, serve_settings, show
+from orchestrator.commands.options import app, open_session, open_target, open_workspace, say, serve_settings, show
 from orchestrator.errors import Interrupted, SpecError, did_you_mean
 from orchestrator.files import expanded
 
@@ -60,7 +59,7 @@ def benchmark(
     from orchestrator.data.datasets import Dataset, load_entry
     from orchestrator.data.testset import SPLIT, FilePair, is_sacrebleu
     from orchestrator.lifecycle import benchmark_target as targets
-    from orchestrator.serving.target import every_checkpoint_of, every_checkpoint_target
+    from orchestrator.serving.target import every_checkpoint
     from orchestrator.specs.benchmark_spec import BenchmarkSpec
     from orchestrator.views.terminal import curve_parts
 
@@ -75,12 +74,12 @@ def benchmark(
         targets.add_comet_to(session, folder, comet, devices)
         _show([folder], as_json)
         return
-    run = every_checkpoint_of(target, session.workspace)
-    if run is None and (metric is not None or base or watch):
+    every = every_checkpoint(target, session.workspace)
+    if every is None and (metric is not None or base or watch):
         raise SpecError("--metric, --base and --watch are for RUN@all")
-    if run is not None and template is not None:
+    if every is not None and template is not None:
         raise SpecError("--template is for a model of no run of ours", "leave it out: the run's is taken")
-    found = open_target(session, target, template) if run is None else every_checkpoint_target(run)
+    found = every or open_target(session, target, template)
     if source is not None or reference is not None:
         if source is None or reference is None or testset is not None:
             raise SpecError("--source and --reference go together, and without --testset")
@@ -99,11 +98,11 @@ def benchmark(
     settings = serve_settings(found, devices=devices, port=port, model_name=model_name, backend=backend, merge=merge)
     evaluation = EvalOptions(fresh=fresh, allow_incomplete=allow_incomplete)
     try:
-        if run is not None and found.spec is not None:
+        if found is every and found.run is not None and found.spec is not None:
             how = SelectionOptions(testset, split or "validation", given, metric or "bleu", base, watch)
-            curve = select_checkpoint(session, run, found.spec, how, settings, evaluation)
+            curve = select_checkpoint(session, found.run, found.spec, how, settings, evaluation)
             show(curve.model_dump(mode="json"), *curve_parts(curve), as_json=as_json)
-            say(f"the curve: {run.curve}")
+            say(f"the curve: {found.run.curve}")
             return
         given |= {} if split is None else {"split": split}
         if testset is not None:

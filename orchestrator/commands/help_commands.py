@@ -7,8 +7,7 @@ import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import open_workspace, say, show
+from orchestrator.commands.options import app, open_workspace, say, show
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 
 

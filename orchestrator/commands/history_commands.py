@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import open_workspace, say, show
+from orchestrator.commands.options import app, open_workspace, say, show
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.text import size
 

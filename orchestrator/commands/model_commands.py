@@ -4,18 +4,19 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import open_session, open_target, say, serve_settings, show
+from orchestrator.commands.options import app, open_session, open_target, say, serve_settings, show
 from orchestrator.errors import Interrupted, StageError
+from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.serving.server import ServePlan, Server
     from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
+
+LEAVE = ("exit", "退出")
+SILENCE_S = 300  # between two pieces of an answer; a failure within the server's generate leaves a stream open for ever
 
 
 @app.command(epilog="Example: orchestrator serve demo --port 6006")
@@ -36,13 +40,13 @@ def serve(
     workspace: options.Workspace = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator.serving.server import example_requests
+    from orchestrator.serving.server import example_request
 
     session = open_session(workspace)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices=devices, port=port, backend=backend, merge=merge)
     with _server(session, found, settings, settings.port or 6006) as server:
-        typer.echo(example_requests(server.endpoint, is_own_key=bool(session.api_key)))
+        typer.echo(example_request(server.endpoint, is_own_key=bool(session.api_key)))
         say("Ctrl-C ends it.")
         try:
             while not (ended := server.ended()):
@@ -68,30 +72,26 @@ def chat(
     workspace: options.Workspace = None,
 ) -> None:
     """Chat with a model in the terminal. exit, Ctrl-D or 退出 ends the chat; Ctrl-C stops an answer."""
-    from orchestrator.commands import talk
-    from orchestrator.serving.checkpoints import connect
+    from orchestrator.serving.endpoint import connect
     from orchestrator.serving.server import free_port
-
-    def converse(endpoint: "Endpoint") -> None:
-        messages = [{"role": "system", "content": system}] if system else []
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
-        try:
-            talk.chat(
-                talk.Conversation(endpoint, max_tokens, temperature, messages),
-                input,
-                lambda text: typer.echo(text, nl=False),
-            )
-        finally:
-            signal.signal(signal.SIGINT, handler)
 
     session = open_session(workspace)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices=devices, port=port, model_name=model_name, backend=backend, merge=merge)
-    if found.checkpoint is None:
-        converse(connect(session, settings))
+    messages = [{"role": "system", "content": system}] if system else []
+
+    def talk(endpoint: "Endpoint") -> None:
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
+        try:
+            converse(Conversation(endpoint, max_tokens, temperature, messages), input, _echo)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    if settings.url is not None and found.checkpoint is None:
+        talk(connect(settings.url, session.api_key, settings.model_name))
     else:
-        with _server(session, found, settings, port or free_port()) as server:
-            converse(server.endpoint)
+        with _server(session, found, settings, port or free_port(settings.host)) as server:
+            talk(server.endpoint)
 
 
 @app.command(epilog="Example: orchestrator export demo")
@@ -109,6 +109,101 @@ def export(
     show({"folder": str(folder)}, str(folder), as_json=as_json)
 
 
+@dataclass
+class Conversation:
+    """The messages so far, and how answers are requested."""
+
+    endpoint: "Endpoint"
+    max_tokens: int
+    temperature: float
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def ask(self, text: str, write: Callable[[str], None]) -> str:
+        """Send a message and write the answer as it comes; Ctrl-C ends the answer, what came of it is kept.
+
+        Raises:
+            StageError: the server failed; the message is taken back.
+        """
+        import asyncio
+
+        import aiohttp
+        import openai
+
+        from orchestrator.serving.endpoint import connection_problem
+
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            asyncio.run(self._stream(pieces, write))
+        except KeyboardInterrupt:
+            write(" [stopped]")
+        except openai.APIStatusError as error:
+            raise self._failure(f"did not answer: HTTP {error.status_code}", error.response.text) from error
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            raise self._failure("did not answer", connection_problem(self.endpoint, error)[1]) from error
+        except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as error:  # no JSON, no UTF-8
+            raise self._failure("sent no stream of an answer", str(error)) from error
+        answer = "".join(pieces)
+        if answer:
+            self.messages.append({"role": "assistant", "content": answer})
+        else:
+            self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
+        return answer
+
+    async def _stream(self, pieces: list[str], write: Callable[[str], None]) -> None:
+        from orchestrator.serving.endpoint import open_client
+
+        messages: Any = self.messages
+        async with open_client(self.endpoint, SILENCE_S) as client:
+            stream = await client.chat.completions.create(
+                model=self.endpoint.model,
+                messages=messages,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                stream=True,
+            )
+            event = None
+            async for event in stream:  # the client lets any JSON pass
+                delta = event.choices[0].delta if event.choices else None
+                if piece := delta and delta.content:
+                    write("\n".join(map(escape_controls, piece.split("\n"))))
+                    pieces.append(piece)
+        if event is None:
+            raise ValueError("not one event came")
+
+    def _failure(self, what: str, words: str) -> StageError:
+        from orchestrator.serving.endpoint import excerpt
+
+        self.messages.pop()
+        return StageError(f"the server {what}: {excerpt(self.endpoint, words)}")
+
+
+def converse(conversation: Conversation, read: Callable[[str], str], write: Callable[[str], None]) -> None:
+    """Read messages and write answers until the user leaves; `read` raises EOFError at the end, as `input` does."""
+    while True:
+        try:
+            text = read("> ").encode("utf-8", "replace").decode().strip()  # bytes that are no text come as surrogates
+        except EOFError:
+            return
+        except KeyboardInterrupt:  # at the prompt: a fresh line, as in a shell
+            write("\n")
+            continue
+        if text in LEAVE:
+            return
+        if not text:
+            continue
+        try:
+            if not conversation.ask(text, write):
+                write("[no text]")
+        except StageError as error:
+            write(f"error: {error.message}")
+        write("\n")
+
+
+def _echo(text: str) -> None:
+    typer.echo(text, nl=False)
+
+
 @contextmanager
 def _server(session: "Session", target: "Target", settings: "ServeSpec", port: int) -> "Iterator[Server]":
     """A model's server. Its folder stays where it failed: the error names its log and api.yaml."""
@@ -119,14 +214,14 @@ def _server(session: "Session", target: "Target", settings: "ServeSpec", port: i
         say(f"loading {plan.model_name}; the server's output: {plan.log}")
 
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))
-    keep = False
+    how = Serving(settings, folder, port, serving_devices(settings, target.spec))
+    has_failed = False
     try:
-        how = Serving(settings, folder, port, serving_devices(settings, target.spec))
         with served(session, {target.name: servable(session, target)}, how, loading) as server:
             yield server
     except StageError:
-        keep = True
+        has_failed = True
         raise
     finally:
-        if not keep:
+        if not has_failed:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and what a word on the command line stands for.
+"""What the commands share: the program that they are added to, their options, what a word of theirs stands for.
 
 Every command imports what it needs within itself: --help and a mistyped option answer at once.
 """
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from orchestrator.runs.workspace import Workspace as WorkspaceFolder
     from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
+
+
+app = typer.Typer(
+    help="A thin layer over LLaMA-Factory: run specs, reruns, and benchmarks with an honest BLEU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
 
 
 class Backend(StrEnum):
@@ -91,10 +100,8 @@ def find_run_or_group(place: "WorkspaceFolder", word: str) -> "RunDir | GroupDir
 
 
 def open_target(session: "Session", word: str, template: str | None = None) -> "Target":
-    from orchestrator.serving.endpoint import refuse_bare_address
     from orchestrator.serving.target import resolve_target, with_template
 
-    refuse_bare_address(word)
     return with_template(resolve_target(word, session.workspace), template)
 
 

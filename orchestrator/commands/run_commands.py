@@ -1,6 +1,7 @@
 """Commands for one run, or a group of runs: start, continue, rerun, follow, stop."""
 
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,10 +9,10 @@ import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import find_run_or_group, open_session, open_workspace, say, show
-from orchestrator.errors import Interrupted, SpecError, StageError
-from orchestrator.runs.rundir import GroupDir
+from orchestrator.commands.options import app, find_run_or_group, open_session, open_workspace, say, show
+from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError, did_you_mean
+from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.text import escape_controls
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 DetachOption = Annotated[bool, Option("--detach", "-d", help="Run in the background; it outlives the terminal.")]
 NoBenchmarkOption = Annotated[bool, Option("--no-benchmark", help="Train only.")]
+LOOK_S = 0.3
 WaitOption = Annotated[bool, Option("--wait", help="Wait for devices that another run holds.")]
 
 
@@ -143,27 +145,21 @@ def supervise(
 
 @app.command(epilog="Example: orchestrator logs latest -f")
 def logs(
-    run: options.RunOrGroup,
+    run: options.Run,
     follow: Annotated[bool, Option("--follow", "-f", help="Go on until the run ends.")] = False,
     lines: Annotated[int | None, Option("--lines", "-n", min=0, help="Only the last N lines.")] = None,
     file: Annotated[str | None, Option(help="train, supervisor, or a benchmark's id. Default: the newest.")] = None,
     workspace: options.Workspace = None,
 ) -> None:
-    """Print what LLaMA-Factory wrote: the training, or the server of a benchmark. Ctrl-C ends following, not the run.
+    """Print what LLaMA-Factory wrote: in training, or as the server of a benchmark.
 
-    Of a group: the run under way, or the last one; `--file supervisor` is the process that runs the group.
+    Ctrl-C ends the following, not the run.
     """
-    from orchestrator.commands import logs as run_logs
-
-    found = find_run_or_group(open_workspace(workspace), run)
+    found = open_workspace(workspace).find_run(run)
     try:
-        if follow:
-            run_logs.follow(found, file, lines)
-        else:
-            run_logs.tail(found, file, lines)
+        _print_logs(found, file, lines, follow)
     except Interrupted as error:
-        what = "group" if isinstance(found, GroupDir) else "run"
-        say(f"the {what} goes on; orchestrator stop {found.id} ends it")
+        say(f"the run goes on; orchestrator stop {found.id} ends it")
         raise typer.Exit(error.exit_code) from error
 
 
@@ -236,6 +232,7 @@ def _run(session: "Session", owned: "OwnedRun", plan: "Plan", detach: bool, as_j
         doing = f"is Slurm job {record.job.id}"
         doing += f", its benchmarks job {record.benchmark_job.id} after that" if record.benchmark_job else ""
     _say_under_way(run.id, doing)
+    say(f"to follow it: orchestrator logs {run.id} -f")
     show(record.as_json(), run.id, as_json=as_json)
 
 
@@ -263,7 +260,6 @@ def _run_group(session: "Session", folder: GroupDir, detach: bool, as_json: bool
 def _say_under_way(name: str, doing: str) -> None:
     say(f"{name} {doing}")
     say(f"to see how far it is: orchestrator show {name}")
-    say(f"to follow it: orchestrator logs {name} -f")
     say(f"to stop it: orchestrator stop {name}")
 
 
@@ -290,3 +286,55 @@ def _show_commands(session: "Session", planned: "list[tuple[list[str], RunSpec]]
         heading = f"# {number} of {len(found)}: {' '.join(each['set'])}\n" if len(found) > 1 else ""
         print_text(heading + each["command"])
     say(f"{len(found)} runs, no errors; nothing was started" if len(found) > 1 else "no errors; nothing was started")
+
+
+def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) -> None:
+    """Print a log, and what is added until the run has ended; without a name the newest, which may change meanwhile."""
+    from orchestrator.runs import state
+
+    offsets: dict[Path, int] = {}
+    shown: Path | None = None
+    waits: list[str] = []
+    goes_on = True
+    while goes_on:
+        record = state.current(run) if follow else None  # before the logs are read: what is written last is seen
+        goes_on = record is not None and record.is_active()
+        newest = _log_of(run, name, is_needed=not goes_on)
+        for path in dict.fromkeys([*offsets, *newest]):  # the rest of what was shown before, then the newest
+            found = _complete_lines(path, offsets.get(path, 0), is_last=not goes_on)
+            text = found if lines is None or path in offsets else found[max(len(found) - lines, 0) :]
+            offsets[path] = offsets.get(path, 0) + sum(map(len, found))
+            if text and path != shown:
+                if shown is not None:
+                    typer.echo(f"==> {path.relative_to(run.path)} <==")
+                shown = path
+            for line in text:  # a bar redraws its line, with a carriage return: what it showed last
+                redrawn = line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2]
+                typer.echo(escape_controls(redrawn))
+        if record is not None and record.status == "queued" and (now := state.lines(run, record)) != waits:
+            waits = now
+            say("\n".join(now))
+        time.sleep(LOOK_S if goes_on else 0)
+
+
+def _log_of(run: RunDir, name: str | None, *, is_needed: bool) -> list[Path]:
+    """The log of a name; without one that which was written last; none, where it is not needed and not there yet."""
+    found = {"train": run.train_log, "supervisor": run.supervisor_log}
+    found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
+    found |= {folder.name: run.benchmark_log(folder) for folder in sorted(run.benchmarks.glob("*"))}
+    files = {each: path for each, path in found.items() if path.is_file()}
+    if name in files:
+        return [files[name]]
+    if name is not None and (is_needed or name not in found):
+        raise SpecError(f"run {run.id} has no log {name!r}{did_you_mean(name, files)}; it has: {', '.join(files)}")
+    own = [path for key, path in files.items() if key != "supervisor"] or list(files.values())
+    if not own and is_needed:
+        raise PrerequisiteError(f"run {run.id} has no log yet", f"orchestrator show {run.id} says how far it is")
+    return [max(own, key=lambda path: path.stat().st_mtime_ns)] if own and name is None else []
+
+
+def _complete_lines(path: Path, start: int, *, is_last: bool) -> list[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.readlines()
+    return lines if is_last or not lines or lines[-1].endswith(b"\n") else lines[:-1]

@@ -10,9 +10,8 @@ import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.app import app
-from orchestrator.commands.options import find_run_or_group, is_spec, open_session, open_workspace, say, show
-from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
+from orchestrator.commands.options import app, find_run_or_group, is_spec, open_session, open_workspace, say, show
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
 from orchestrator.runs.rundir import GroupDir
 
 if TYPE_CHECKING:
@@ -94,11 +93,11 @@ def import_spec(
     found = import_draft(draft, called, workspace=place, folders=session.dataset_folders, renderer=session.renderer)
     for note in found.notes:
         say(f"note: {note}")
-    if dry_run and as_json:
-        show({"spec": found.spec, "datasets": found.entries, "notes": found.notes}, as_json=True)
-    elif dry_run:
-        print_text(found.spec)
     if dry_run:
+        if as_json:
+            show({"spec": found.spec, "datasets": found.entries, "notes": found.notes}, as_json=True)
+        else:
+            print_text(found.spec)
         return
     spec, entries = write_imported(found, called, place)
     _write_schema(place)
@@ -132,32 +131,24 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without a GPU: the spec, the data, the model's files, the machine."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
     from orchestrator.planning.check import check as find
     from orchestrator.planning.plan import resolve
 
-    def say_all(found: Sequence[Finding]) -> None:
-        for finding in found:
-            if finding.severity != "error":
-                say(f"{finding.severity}: {finding.field}: {finding.message}")
-
     session = open_session(workspace, archives)
     loaded = session.load_spec(spec, overrides or ())
-    with ThreadPoolExecutor(1) as pool:
-        asking = None if fast else pool.submit(lambda: ask_llamafactory(session, [resolve(session, loaded)[0]])[0])
-        findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
-        say_all(findings)
+    findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
+    answer = Answer()
+    if not fast:
         try:
-            answer = asking.result() if asking is not None else Answer()
+            (answer,) = ask_llamafactory(session, [resolve(session, loaded)[0]])
         except OrchestratorError:
-            if not errors_of(findings):
+            if not errors_of(findings):  # else no question can be made of it, for what the findings say
                 raise
-            answer = Answer()  # no question can be made of it, for what the findings say
-    more = without_repeats(answer, findings)
-    say_all(more)
-    findings += more
+    findings += without_repeats(answer, findings)
+    for finding in findings:
+        if finding.severity != "error":
+            say(f"{finding.severity}: {finding.field}: {finding.message}")
     for name, sample in answer.samples.items():
         for line in sample_lines(name, sample):
             say(line)

@@ -21,7 +21,7 @@ from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
-from orchestrator.serving.export import export
+from orchestrator.serving.llamafactory import export
 from orchestrator.serving.target import Target
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.render import Checkpoint

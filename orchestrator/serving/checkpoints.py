@@ -14,12 +14,9 @@ from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import raise_or_log, resolve_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving import endpoint
-from orchestrator.serving.endpoint import Endpoint
-from orchestrator.serving.export import export
-from orchestrator.serving.llamafactory import llamafactory_plan
+from orchestrator.serving.llamafactory import export, llamafactory_plan
 from orchestrator.serving.server import ServePlan, Server, Serving, serve
-from orchestrator.serving.target import Target
+from orchestrator.serving.target import Target, local_folders
 from orchestrator.serving.vllm import fit_one_server, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
@@ -73,7 +70,7 @@ def served(
         else:
             (checkpoint,) = checkpoints.values()
             plan = llamafactory_plan(checkpoint, names, serving, session.llamafactory(), session.renderer)
-        plan = replace(plan, reads=[folder for each in checkpoints.values() for folder in _folders(each)])
+        plan = replace(plan, reads=[folder for each in checkpoints.values() for folder in local_folders(each)])
         started(plan)
         yield stack.enter_context(serve(plan))
 
@@ -97,11 +94,6 @@ def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[
         shutil.rmtree(place.path, ignore_errors=True)
 
 
-def _folders(checkpoint: Checkpoint) -> list[str]:
-    adapters = (checkpoint.model.adapter_name_or_path or "").split(",")
-    return [name for name in (checkpoint.model.name_or_path, *adapters) if Path(name).is_absolute()]
-
-
 def servable(session: Session, target: Target) -> Checkpoint:
     """A target's checkpoint, checked, with its chat template."""
     if target.checkpoint is None:
@@ -109,11 +101,6 @@ def servable(session: Session, target: Target) -> Checkpoint:
     raise_or_log(check_model(target.checkpoint.model, session.workspace.root, session.installation))
     model, _ = resolve_model(session, target.checkpoint.model)
     return replace(target.checkpoint, model=model)
-
-
-def connect(session: Session, settings: ServeSpec) -> Endpoint:
-    """A server that runs already, at settings.url; as endpoint.connect."""
-    return endpoint.connect(settings.url or "", session.api_key, settings.model_name)
 
 
 def serving_devices(settings: ServeSpec, spec: RunSpec | None) -> str | None:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import openai
 
 CONNECT_TIMEOUT_S = 30.0
-MAX_REPLY_BYTES = 1 << 25
-_BARE_ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[0-9a-f:]+\]|[\w.-]+(?=:\d))(:\d+)?(/\S*)?", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[1-9]\d{0,4})?(/[^@?#\s]*)?")
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,13 @@ class Endpoint:
     model: str
 
     def __post_init__(self) -> None:
-        if any(mark in self.base_url for mark in "@?#"):  # not shown: what follows may be a secret
-            what = "the server's address has more than host, port and path: a user, a ? or a #"
-            raise SpecError(what, f"leave that out; a key goes into {API_KEY_ENV}")
-        try:
-            parts = urlsplit(self.base_url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, an unclosed [
-            usable = False
-        if not usable:
-            raise SpecError(f"{self.base_url!r} is no server's address", "one is http://127.0.0.1:6006/v1, say")
+        if not _ADDRESS.fullmatch(self.base_url):
+            # what follows a user, a ? or a # may be a secret
+            shown = "the server's address" if {*"@?#"} & {*self.base_url} else f"the server's address {self.base_url!r}"
+            raise SpecError(
+                f"{shown} is not http(s)://HOST:PORT/PATH",
+                f"one is http://127.0.0.1:6006/v1, say; a key goes into {API_KEY_ENV}",
+            )
         if any(not "!" <= char <= "~" for char in self.api_key):
             what = f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline?)"
             raise PrerequisiteError(what, "set the key again, without it")
@@ -64,38 +60,41 @@ class Endpoint:
         return f"{self.base_url} (through {parts.scheme}_proxy; NO_PROXY={parts.hostname} leaves it out)"
 
 
-def refuse_bare_address(text: str) -> None:
-    """SpecError where a target is an address without http://, which would be taken for a hub id."""
-    if _BARE_ADDRESS.fullmatch(text):
-        raise SpecError(f"{text}: a server's address begins with http:// or https://", f"write http://{text}")
-
-
 def open_client(endpoint: Endpoint, silence_s: float | None = None) -> "openai.AsyncOpenAI":
-    """A client for `async with`: one set of rules on proxies, certificates, redirects and sizes for every request.
+    """A client for `async with`: one set of rules on proxies, certificates and redirects for every request.
 
-    `silence_s` is the longest time between two pieces of a stream. None: replies come in one piece, of a bounded size,
-    and the caller has a time-out over all.
+    `silence_s` is the longest time between two pieces of a stream. None: the caller has a time-out over all.
 
     Raises:
-        PrerequisiteError: SSL_CERT_FILE or SSL_CERT_DIR names no certificates.
+        PrerequisiteError: SSL_CERT_FILE names no certificates.
     """
     import openai
 
     client = openai.AsyncOpenAI(
         base_url=endpoint.base_url,
         api_key=endpoint.api_key or "none",  # '' would make it look for OPENAI_API_KEY
-        default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultAioHttpClient(
             trust_env=not endpoint.is_local,  # a proxy is not for this machine, whatever NO_PROXY forgot
             verify=_certificates(),
             follow_redirects=False,  # they would turn POST into GET, and carry the key to wherever the server says
-            event_hooks={"response": [_read_limited] if silence_s is None else []},
         ),
         timeout=openai.Timeout(silence_s, connect=CONNECT_TIMEOUT_S),
         max_retries=0,  # ours are counted
     )
     client.organization = client.project = None  # of OPENAI_ORG_ID and OPENAI_PROJECT_ID: not this server's business
     return client
+
+
+def _certificates() -> Any:
+    """What a server's certificate is checked by: without trust_env the client leaves SSL_CERT_FILE out."""
+    import ssl
+
+    cafile = os.environ.get("SSL_CERT_FILE")
+    try:
+        return ssl.create_default_context(cafile=cafile) if cafile else True
+    except OSError as error:
+        what = f"SSL_CERT_FILE={cafile}: no certificates there: {error}"
+        raise PrerequisiteError(what, "correct it, or unset it") from error
 
 
 def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
@@ -106,32 +105,26 @@ def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
     """
     endpoint = Endpoint(url, api_key, model_name or "")
     try:
-        names = list_models(endpoint)
+        models = list_models(endpoint)
     except PrerequisiteError as error:
         if model_name is not None:
             return endpoint
         raise PrerequisiteError(error.message, f"{error.remedy}; or name the model: --model-name NAME") from error
-    if names is None:
+    if models is None:
         what = f"no server answers at {endpoint.described}"
         raise PrerequisiteError(what, "start it, or correct the address (most end in /v1)")
-    if model_name is None and len(names) != 1:
-        what = f"{url} serves {len(names)} models: {escape_controls(', '.join(names[:8]))}"
+    if model_name is None and len(models) != 1:
+        what = f"{url} serves {len(models)} models: {escape_controls(', '.join([*models][:8]))}"
         raise PrerequisiteError(what, "name one: --model-name NAME")
-    return replace(endpoint, model=model_name or names[0])
+    return replace(endpoint, model=model_name or next(iter(models)))
 
 
-def list_models(endpoint: Endpoint, timeout_s: float = 10) -> list[str] | None:
-    """Names of the models that a server lists; None where nobody answers (yet).
+def list_models(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] | None:
+    """The models of GET /models, each with its `owned_by` (vllm, of `vllm serve`); None where nobody answers (yet).
 
     Raises:
         PrerequisiteError: it answers, but refuses, or it is no OpenAI-compatible server.
     """
-    owners = model_owners(endpoint, timeout_s)
-    return None if owners is None else list(owners)
-
-
-def model_owners(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] | None:
-    """The models of GET /models, each with its `owned_by` (`vllm serve` says vllm); as list_models."""
     return run_interruptible(_get_models(endpoint, timeout_s))
 
 
@@ -200,25 +193,3 @@ def connection_problem(endpoint: Endpoint, error: BaseException) -> tuple[Litera
     if isinstance(cause, aiohttp.ClientConnectorError):
         return "connect", f"no connection: {cause}"
     return "server_error", f"the connection broke: {cause or error}"
-
-
-def _certificates() -> Any:
-    """What a server's certificate is checked by: the client itself leaves SSL_CERT_FILE out where it takes no proxy."""
-    import ssl
-
-    cafile, capath = (os.environ.get(name) or None for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
-    try:
-        return ssl.create_default_context(cafile=cafile, capath=capath) if cafile or capath else True
-    except OSError as error:
-        what = f"SSL_CERT_FILE={cafile}, SSL_CERT_DIR={capath}: no certificates there: {error}"
-        raise PrerequisiteError(what, "correct them, or unset them") from error
-
-
-async def _read_limited(response: Any) -> None:
-    """Read a reply as far as a reply may go, and no further, where its end does not come."""
-    body = bytearray()
-    async for chunk in response.aiter_raw():  # not unpacked: nothing packed was asked for
-        body += chunk
-        if len(body) > MAX_REPLY_BYTES:
-            raise ValueError(f"the reply has more than {MAX_REPLY_BYTES >> 20} MiB")
-    response._content = bytes(body)  # where aread() keeps it

@@ -1,10 +1,23 @@
-"""The plan of `llamafactory-cli api` for one checkpoint."""
+"""`llamafactory-cli api` and `llamafactory-cli export`: how a checkpoint is served, or written as one model folder."""
 
+import json
+import signal
 from collections.abc import Mapping
+from pathlib import Path
 
+from orchestrator.errors import Interrupted, SpecError, StageError
+from orchestrator.files import atomic_write
+from orchestrator.models.model_files import model_problems
+from orchestrator.processes.process import child_environment, repro_command, start
+from orchestrator.processes.process_tree import FOLDERS_ENV
+from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.server import ServePlan, Serving
-from orchestrator.specs.render import Checkpoint, Renderer, api_arguments
+from orchestrator.serving.target import EXPORT_NOTE, local_folders
+from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments
+from orchestrator.specs.spec import ExportSpec
 from orchestrator.upstream.installation import Installation
+
+GRACE_S = 5
 
 
 def llamafactory_plan(
@@ -27,3 +40,43 @@ def llamafactory_plan(
         files={serving.folder / "api.yaml": renderer.api_yaml(api_arguments(checkpoint, serving.settings))},
         model_names=names,
     )
+
+
+def export(
+    run: RunDir,
+    checkpoint: Checkpoint,
+    settings: ExportSpec,
+    folder: Path,
+    installation: Installation,
+    renderer: Renderer,
+) -> Path:
+    """Write a run's checkpoint as a model folder of its own, with a note of its run and chat template beside it.
+
+    Raises:
+        SpecError: the folder is not empty; LLaMA-Factory would overwrite it without a question.
+        StageError: no complete model came out.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
+    atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
+    argv = [str(installation.cli), "export", run.export_yaml.name]
+    used = json.dumps([str(run.path), str(folder), *local_folders(checkpoint)])
+    environment = child_environment(installation.cli, {FOLDERS_ENV: used})
+    child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
+    try:
+        while child.poll() is None:
+            child.wait(0.2)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"the export was stopped; {folder} is incomplete", f"remove {folder}") from error
+    finally:
+        child.stop(GRACE_S)
+    problems = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
+    problems += model_problems(folder) if folder.is_dir() else [f"{folder} was not made"]
+    if problems:
+        raise StageError(
+            f"the export failed: {'; '.join(problems)}. Last lines of {run.export_log}:\n{child.log_tail()}",
+            repro_command(run.path, argv, {}),
+        )
+    note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}
+    atomic_write(folder / EXPORT_NOTE, json.dumps(note, indent=2) + "\n")
+    return folder

@@ -5,7 +5,6 @@ import secrets
 import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,8 +56,6 @@ class ServePlan:
     """Other names that the server lists."""
     reads: Sequence[str] = ()
     """Folders that it serves from. They stand in its environment, so that rm and gc leave them alone."""
-    advice: Mapping[str, str] = field(default_factory=dict)
-    """A line of its log -> what to do about it."""
 
     @property
     def log(self) -> Path:
@@ -80,10 +77,13 @@ class ServePlan:
 class Server:
     """A server of ours that is ready."""
 
-    endpoint: Endpoint
     child: Child
     endpoints: Mapping[str, Endpoint]
-    """By our names of the checkpoints."""
+    """By our names of the checkpoints; the first is the default."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return next(iter(self.endpoints.values()))
 
     def ended(self) -> str:
         """How it ended, with its log's tail; '' while it runs."""
@@ -125,7 +125,7 @@ def serve(plan: ServePlan) -> Iterator[Server]:
                 watched=True,  # no death signal reaches an engine's own processes
             )
         endpoints = {ours: Endpoint(plan.base_url, serving.api_key, name) for ours, name in plan.model_names.items()}
-        server = Server(next(iter(endpoints.values())), child, endpoints)
+        server = Server(child, endpoints)
         _wait_until_ready(server, plan)
         yield server
     except StageError as error:
@@ -137,41 +137,32 @@ def serve(plan: ServePlan) -> Iterator[Server]:
             child.stop(GRACE_S)
 
 
-def example_requests(endpoint: Endpoint, *, is_own_key: bool) -> str:
-    """A curl line and a Python line that work as they are; the user's own key is named, not printed."""
+def example_request(endpoint: Endpoint, *, is_own_key: bool) -> str:
+    """A curl line that works as it is; the user's own key is named, not printed."""
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64})
     header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
-    curl = (
+    return (
         f"curl {shlex.quote(endpoint.base_url)}/chat/completions -H 'Content-Type: application/json' "
         f"-H {header} -d {shlex.quote(body)}"
     )
-    key = f"__import__('os').environ[{API_KEY_ENV!r}]" if is_own_key else repr(endpoint.api_key)
-    python = (
-        f"from openai import OpenAI; print(OpenAI(base_url={endpoint.base_url!r}, api_key={key})"
-        f".chat.completions.create(**{json.loads(body)!r}).choices[0].message.content)"
-    )
-    return f"{curl}\n{shlex.join([sys.executable, '-c', python])}"  # our Python has openai
 
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on now."""
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
+    with socket.create_server((host, 0), family=_family(host)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def check_port(host: str, port: int) -> None:
     """PrerequisiteError where a port is taken: LLaMA-Factory finds out only after it has loaded the model."""
-    with socket.socket(_family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a port in TIME_WAIT is free
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PrerequisiteError(
-                f"port {port} on {host} is not available: {error.strerror}",
-                "stop the program that listens there, or take another port: --port N, or serve.port in the spec",
-            ) from error
+    try:
+        socket.create_server((host, port), family=_family(host)).close()
+    except OSError as error:
+        raise PrerequisiteError(
+            f"port {port} on {host} is not available: {error.strerror}",
+            "stop the program that listens there, or take another port: --port N, or serve.port in the spec",
+        ) from error
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -180,13 +171,13 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:
     child, models = server.child, None
+    timeout_s = plan.serving.settings.start_timeout_s
     remedy = repro_command(child.cwd, child.argv, plan.environment)
-    deadline = time.monotonic() + plan.serving.settings.start_timeout_s
+    deadline = time.monotonic() + timeout_s
     while models is None:
         if ended := server.ended():
-            advice = [what for line, what in plan.advice.items() if line in child.log_tail(200)]
-            raise StageError(f"before it was ready, {ended}", "; ".join([*advice[:1], remedy]))
-        problem = f"the server did not answer within {plan.serving.settings.start_timeout_s:g} s"
+            raise StageError(f"before it was ready, {ended}", remedy)
+        problem = f"the server did not answer within {timeout_s:g} s"
         try:
             models = list_models(server.endpoint, timeout_s=5)
         except PrerequisiteError as error:  # its remedies are for servers of others
@@ -197,7 +188,7 @@ def _wait_until_ready(server: Server, plan: ServePlan) -> None:
                 f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
             )
         time.sleep(POLL_S)  # the port is bound once the model is loaded
-    if set(models) != {*plan.model_names.values(), *plan.also_listed}:
+    if models.keys() != {*plan.model_names.values(), *plan.also_listed}:
         raise StageError(
             f"the server at {plan.base_url} serves {', '.join(models) or 'nothing'}, not {plan.model_name}: "
             "another server took the port",

@@ -13,7 +13,7 @@ from orchestrator.files import expanded, json_mapping
 from orchestrator.models.model_files import absolute_model, base_checkpoint, trained_checkpoint
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.workspace import Workspace
-from orchestrator.serving.endpoint import Endpoint, refuse_bare_address
+from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
@@ -56,8 +56,6 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
-    if not os.path.exists(word):  # noqa: PTH110 - Path.exists raises where a name is too long
-        refuse_bare_address(word)
     if word.endswith((".yaml", ".yml")):
         return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")
@@ -73,14 +71,12 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     raise SpecError(f"{word!r} is none of these: {_KINDS}{hint}", "orchestrator list shows the runs")
 
 
-def every_checkpoint_of(word: str, workspace: Workspace) -> RunDir | None:
-    """The run of RUN@all; None: the word is something else."""
+def every_checkpoint(word: str, workspace: Workspace) -> Target | None:
+    """The run of RUN@all, with all its checkpoints; None: the word is something else."""
     name, _, label = word.rpartition("@")
-    return workspace.find_run(name) if label == EVERY and name else None
-
-
-def every_checkpoint_target(run: RunDir) -> Target:
-    """A run with all its checkpoints."""
+    if label != EVERY or not name:
+        return None
+    run = workspace.find_run(name)
     return Target(f"{run.id}@{EVERY}", None, run=run, spec=load_spec(run.spec))
 
 
@@ -137,6 +133,12 @@ def run_checkpoints(run: RunDir, spec: RunSpec, workspace: Workspace) -> dict[st
     return found
 
 
+def local_folders(checkpoint: Checkpoint) -> list[str]:
+    """The folders of this machine that a checkpoint is read from."""
+    adapters = (checkpoint.model.adapter_name_or_path or "").split(",")
+    return [name for name in (checkpoint.model.name_or_path, *adapters) if Path(name).is_absolute()]
+
+
 def _spec_target(path: Path, workspace: Workspace) -> Target:
     """The model of a spec that trains nothing."""
     spec = load_spec(path)
@@ -157,8 +159,7 @@ def _folder_target(folder: Path, workspace: Workspace) -> Target:
         try:
             model = ModelSpec(name_or_path=str(folder), **{name: found[name] for name in _OF_A_NOTE if name in found})
         except (TypeError, ValidationError) as error:
-            remedy = f"remove it, or give --template: orchestrator serve {folder}"
-            raise SpecError(f"{note} is damaged: {error}", remedy) from error
+            raise SpecError(f"{note} is damaged: {error}", "remove it, and give --template") from error
     elif config.is_file():  # an adapter of no run of ours
         base = (json_mapping(config) or {}).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:

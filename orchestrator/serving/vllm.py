@@ -11,7 +11,6 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import ServeSpec
 from orchestrator.upstream.chat_prompt import ChatPrompt
 from orchestrator.upstream.vllm import Vllm, argument_words, settings_of_environment, with_defaults
 
@@ -20,14 +19,6 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 BASE = "base"
 """The server's name for the model below its adapters."""
 _MERGE = "serve it merged: serve.merge: true, or --merge"
-ADVICE = {
-    "CUDA out of memory": "give it less: serve.gpu_memory_utilization, serve.max_model_len or serve.max_num_seqs",
-    "No available memory for the cache blocks": "raise serve.gpu_memory_utilization, or lower serve.max_model_len",
-    "larger than the available KV cache memory": "lower serve.max_model_len: a translation needs a few hundred tokens",
-    "is less than desired GPU memory utilization": "end what else is on the GPU, or lower serve.gpu_memory_utilization",
-    "unrecognized arguments": "this vLLM does not know an argument of serve",
-    "Failed to infer device type": "this vLLM sees no GPU: serve.devices, or a build of vLLM for this machine",
-}
 
 
 def vllm_plan(
@@ -43,10 +34,21 @@ def vllm_plan(
         SpecError: vLLM cannot serve such an adapter.
     """
     template, generation = serving.folder / "chat_template.jinja", serving.folder / "generation"
-    bare = [name for name, checkpoint in checkpoints.items() if checkpoint.model.adapter_name_or_path is None]
-    served = names[bare[0]] if bare else BASE
+    model = next(iter(checkpoints.values())).model
+    adapters = {name: each.model.adapter_name_or_path for name, each in checkpoints.items()}
+    served = next((names[name] for name, adapter in adapters.items() if adapter is None), BASE)
+    folders = {names[name]: Path(adapter) for name, adapter in adapters.items() if adapter is not None}
+    quiet = {"disable_uvicorn_access_log": True}  # a line a sentence
+    own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
+    arguments = {**quiet, **with_defaults(serving.settings.extra_arguments()), **own}
+    if folders:
+        rank = max(map(adapter_rank, folders.values()))
+        arguments |= {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": rank}
+    modules = [json.dumps({"name": name, "path": str(path)}) for name, path in folders.items()]
     argv = [
-        *vllm_words(checkpoints, names, serving.settings, served=served),
+        *("serve", model.name_or_path, "--served-model-name", served),
+        *argument_words(arguments),
+        *(["--lora-modules", *modules] if modules else []),
         *("--host", serving.settings.host, "--port", str(serving.port)),
         *("--chat-template", str(template), "--chat-template-content-format", "string"),
         *("--generation-config", str(generation)),
@@ -62,33 +64,7 @@ def vllm_plan(
         },
         model_names=names,
         also_listed=frozenset({served}),
-        advice=ADVICE,
     )
-
-
-def vllm_words(
-    checkpoints: Mapping[str, Checkpoint],
-    names: Mapping[str, str],
-    settings: ServeSpec,
-    *,
-    served: str = BASE,
-) -> list[str]:
-    """The command line behind `vllm`, without what is different each time: address and files."""
-    model = next(iter(checkpoints.values())).model
-    adapters = {
-        names[name]: Path(checkpoint.model.adapter_name_or_path)
-        for name, checkpoint in checkpoints.items()
-        if checkpoint.model.adapter_name_or_path is not None
-    }
-    quiet = {"disable_uvicorn_access_log": True}  # a line a sentence
-    own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
-    arguments = {**quiet, **with_defaults(settings.extra_arguments()), **own}
-    if adapters:
-        rank = max(map(adapter_rank, adapters.values()))
-        arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
-        modules = [json.dumps({"name": name, "path": str(path)}) for name, path in adapters.items()]
-    words = ["serve", model.name_or_path, "--served-model-name", served]
-    return [*words, *argument_words(arguments), *(["--lora-modules", *modules] if adapters else [])]
 
 
 def adapter_rank(folder: Path) -> int:

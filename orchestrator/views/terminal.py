@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
 """Also called BLEU elsewhere, and other numbers."""
 _PIPE_COLUMNS = 100_000
-_NARROW_COLUMNS = 120
 
 
 def show(document: Any, *parts: RenderableType, as_json: bool = False) -> None:
@@ -41,13 +40,14 @@ def show(document: Any, *parts: RenderableType, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return
-    screen = _console()
+    is_terminal = sys.stdout.isatty()
+    screen = Console(highlight=False) if is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
     with screen.capture() as captured:
         for part in parts:
             what = line(part) if isinstance(part, str) else part
             screen.print(what, soft_wrap=isinstance(what, Text))
     text = captured.get()
-    sys.stdout.write(text if sys.stdout.isatty() else re.sub(" +$", "", text, flags=re.MULTILINE))
+    sys.stdout.write(text if is_terminal else re.sub(" +$", "", text, flags=re.MULTILINE))
     sys.stdout.flush()
 
 
@@ -149,7 +149,7 @@ def _remarks(item: "BenchmarkSummary") -> list[str]:
 
 
 def run_table(rows: Sequence[Row]) -> Table:
-    """Runs; on a narrow terminal fewer columns."""
+    """Runs; without the columns group and tags where they are empty."""
     columns = {
         "run": [row.id for row in rows],
         "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
@@ -160,12 +160,9 @@ def run_table(rows: Sequence[Row]) -> Table:
         "tags": [", ".join(row.tags) for row in rows],
         "last benchmark": [row.last for row in rows],
     }
-    dropped = {name for name in ("group", "tags") if not any(columns[name])}
-    if _console().width < _NARROW_COLUMNS:
-        dropped |= {"created", "trained on", "group"}
-    shown = {name: cells for name, cells in columns.items() if name not in dropped}
+    shown = {name: cells for name, cells in columns.items() if any(cells) or name not in ("group", "tags")}
     made = table(list(shown), zip(*shown.values(), strict=True))
-    made.columns[0].no_wrap = made.columns[1].no_wrap = True  # an id is copied
+    made.columns[0].no_wrap = True  # an id is copied
     return made
 
 
@@ -265,9 +262,3 @@ def group_parts(folder: GroupDir) -> list[RenderableType]:
     columns = [*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
     done = sum(each.is_finished() for each in found)
     return [table(columns, rows), "", f"{len(rows)} runs, {done} done: {folder.path}"]
-
-
-def _console() -> Console:
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=_PIPE_COLUMNS)
