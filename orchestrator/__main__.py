@@ -29,6 +29,7 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         typer.echo(f"orchestrator {__version__}")
         raise typer.Exit
 
+
 # The word error, the arrow, the carets and the help of a problem in a file.
 _RED = re.compile(r"^error:|^ +-->|(?<=\|) +\^+$|^ +=(?= help: )")
 
