@@ -181,7 +181,7 @@ class Imported:
         return self._server.run(code, argv, cwd, env, input, 600)
 
     def script(self, script: Path, *, cwd: Path, input: str = "", **environment: str) -> Any:
-        """The answer of a script of orchestrator/upstream/scripts, as upstream.ask gives it."""
+        """The answer of a script of orchestrator/upstream/scripts, as ask gives it."""
         code = f"import runpy, sys\nsys.path[0] = {str(script.parent)!r}\n"
         code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
         done = self.run(code, cwd=cwd, input=input, **environment)

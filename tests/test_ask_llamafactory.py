@@ -13,7 +13,7 @@ from orchestrator.errors import Finding
 from orchestrator.planning import ask_llamafactory as module
 from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
 from orchestrator.planning.session import Session
-from orchestrator.upstream.ask import SCRIPTS, AskError
+from orchestrator.upstream.installation import SCRIPTS, AskError
 from orchestrator.upstream.vllm import VARIABLE
 from tests import fake_vllm
 from tests.imported_once import Imported
@@ -27,7 +27,7 @@ SAMPLE = {
 
 
 class Asked:
-    """In place of upstream.ask.ask: keeps the questions, and gives an answer."""
+    """In place of ask: keeps the questions, and gives an answer."""
 
     def __init__(self) -> None:
         self.questions: list[Any] = []

@@ -59,7 +59,7 @@ def installation(root: Path) -> Installation:
     for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
-    return Installation(root / "llamafactory-cli", Path(sys.executable), package, None, {}, "3.11.0")
+    return Installation(root / "llamafactory-cli", Path(sys.executable), package, {})
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def model(root: Path, name: str, **config: object) -> Path:
 
 
 def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
-    assert templates.names == {"plain", "thinker", "quick"}
+    assert templates.names.keys() == {"plain", "thinker", "quick"}
     assert templates.reasoning == {"thinker", "quick"}
 
 
@@ -83,17 +83,17 @@ def test_an_upgrade_is_seen(tmp_path: Path) -> None:
     assert read_templates(found) is read_templates(found)
     assert found.package is not None
     (found.package / "data" / "template.py").write_text('register_template(name="new")\n' * 2)
-    assert read_templates(found).names == {"new"}
+    assert read_templates(found).names.keys() == {"new"}
 
 
 def test_without_source_nothing_is_known(tmp_path: Path) -> None:
-    bare = Installation(tmp_path / "cli", Path(sys.executable), None, None, {}, "3.11.0")
+    bare = Installation(tmp_path / "cli", Path(sys.executable), None, {})
     assert read_templates(bare) == ChatTemplates()
-    assert read_templates(Installation(bare.cli, bare.python, tmp_path, None, {}, "3.11.0")) == ChatTemplates()
+    assert read_templates(Installation(bare.cli, bare.python, tmp_path, {})) == ChatTemplates()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "template.py").write_text("def (:")
     with pytest.raises(PrerequisiteError, match=r"template\.py"):
-        read_templates(Installation(bare.cli, bare.python, tmp_path, None, {}, "3.11.0"))
+        read_templates(Installation(bare.cli, bare.python, tmp_path, {}))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,7 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
 )
 def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
     found = suggest_template(name, None, templates)
-    assert found.template == template
-    assert reason in found.reason
+    assert found[0] == template and reason in found[1]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +136,7 @@ def test_a_folder_is_known_by_its_name_or_by_its_configuration(
     folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
 ) -> None:
     found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
-    assert found.template == template
-    assert reason in found.reason
+    assert found[0] == template and reason in found[1]
 
 
 def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_a_tokenizer_s_own_chat_template_is_seen(name: str, text: str, there: bo
 def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     templates = read_templates(find_installation())
-    assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names and len(templates.names) > 100
+    assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names.keys() and len(templates.names) > 100
     assert "custom" not in templates.names  # the docstring's example
     assert "qwen3" in templates.reasoning and "qwen3_nothink" not in templates.reasoning
     expected = {
@@ -187,7 +185,7 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
         "Qwen/Qwen2.5-7B": None,
         "copies/gemma-7b": None,
     }
-    assert {name: suggest_template(name, None, templates).template for name in expected} == expected
+    assert {name: suggest_template(name, None, templates)[0] for name in expected} == expected
 
 
 IMPORTED = """

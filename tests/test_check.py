@@ -73,7 +73,7 @@ def installation(root: Path, **versions: str) -> Installation:
     for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
-    return Installation(root / "llamafactory-cli", Path(sys.executable), package, None, versions, "3.11.0")
+    return Installation(root / "llamafactory-cli", Path(sys.executable), package, versions)
 
 
 def run_spec(**sections: Any) -> RunSpec:
@@ -242,7 +242,7 @@ def test_llamafactory_is_needed_but_for_a_server_elsewhere(root: Path) -> None:
     finding = only(root, PrerequisiteError("llamafactory-cli not found: nowhere", "install it"))
     assert (finding.severity, finding.kind) == ("error", "missing")
     assert (finding.message, finding.remedy) == ("llamafactory-cli not found: nowhere", "install it")
-    bare = Installation(root / "cli", Path(sys.executable), None, None, {}, "3.11.0", note="a guess")
+    bare = Installation(root / "cli", Path(sys.executable), None, {}, note="a guess")
     notes = findings(root, bare)
     assert [each.severity for each in notes] == ["note", "note"]
     assert notes[0].message == "a guess" and "cannot be checked" in notes[1].message

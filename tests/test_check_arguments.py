@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.upstream.ask import SCRIPTS
+from orchestrator.upstream.installation import SCRIPTS
 from tests.imported_once import Imported
 
 pytestmark = pytest.mark.integration

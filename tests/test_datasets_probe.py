@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.upstream.ask import SCRIPTS
+from orchestrator.upstream.installation import SCRIPTS
 
 pytestmark = pytest.mark.integration
 

@@ -111,7 +111,7 @@ def test_the_adapter_that_training_starts_from_is_recorded(root):
 
 
 def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
-    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), None, None, {"torch": "1.2"}, "3.12.1")
+    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), None, {"torch": "1.2"}, "3.12.1")
     versions = collect_facts(SPEC, root, found, {}).versions
     assert versions["torch"] == "1.2"
     assert versions["python"] == "3.12.1"
@@ -166,7 +166,7 @@ def test_a_record_of_an_earlier_version_keeps_its_kind_of_hashes(root):
 def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, tmp_path):
     source = tmp_path / "package" / "data" / "template.py"
     source.parent.mkdir(parents=True)
-    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), source.parent.parent, None, {}, "3.12.1")
+    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), source.parent.parent, {}, "3.12.1")
     qwen, other = 'register_template(\n    name="qwen",\n    system="{}",\n)\n', 'register_template(name="other")\n'
 
     def recorded(text: str, template: str | None = "qwen") -> str | None:

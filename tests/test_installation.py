@@ -28,7 +28,6 @@ def test_the_command_beside_our_python_is_found_with_its_package_and_versions(mo
     found = find_installation()
     assert found.cli == Path(sys.executable).parent / "llamafactory-cli"
     assert found.package is not None and (found.package / "hparams" / "model_args.py").is_file()
-    assert found.training_args is not None and found.training_args.name == "training_args.py"
     assert found.versions["llamafactory"] == version("llamafactory")
     assert found.python_version == ".".join(map(str, sys.version_info[:3]))
     assert found.note == ""
@@ -118,7 +117,7 @@ def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypa
     bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
     found = find_installation()
-    assert found.package is None and found.training_args is None and found.versions == {}
+    assert found.package is None and found.versions == {}
 
 
 @pytest.mark.parametrize(
@@ -143,13 +142,13 @@ def test_a_python_that_does_not_work_is_named(
 
 
 def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "transformers").mkdir()
-    (tmp_path / "transformers" / "__init__.py").write_text("")
+    (tmp_path / "llamafactory").mkdir()
+    (tmp_path / "llamafactory" / "__init__.py").write_text("")
     (tmp_path / "json.py").write_text("raise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
     found = find_installation()
-    assert found.training_args is not None and not found.training_args.is_relative_to(tmp_path)
+    assert found.package is not None and not found.package.is_relative_to(tmp_path)
 
 
 def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +159,6 @@ def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, m
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", our_first_lines())))
     found = find_installation()
     assert found.package == tmp_path / "site" / "llamafactory"
-    assert found.training_args is None  # that folder has no such file
 
 
 def test_the_distribution_with_ktransformers_counts_as_llamafactory(

@@ -14,9 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.launchers import Invocation, read_invocations, unread_lines
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
-from orchestrator.upstream.arguments import read_arguments
-from orchestrator.upstream.ask import ask
-from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
+from orchestrator.upstream.installation import Installation, ask
 from tests.imported_once import Imported
 
 DATA = Path(__file__).parent / "data"
@@ -26,10 +24,8 @@ SCRIPTS: dict[str, dict[str, Any]] = yaml.safe_load((DATA / "scripts.yaml").read
 
 
 @pytest.fixture(scope="module")
-def installed() -> dict[str, Argument]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)
-        return read_arguments(find_installation())
+def installed(arguments: dict[str, Argument]) -> dict[str, Argument]:
+    return arguments
 
 
 def only(text: str, arguments: dict[str, Argument]) -> Invocation:

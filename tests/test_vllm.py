@@ -12,13 +12,12 @@ from orchestrator.serving.server import Serving, free_port
 from orchestrator.serving.vllm import adapter_rank, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
-from orchestrator.upstream.ask import AskError
-from orchestrator.upstream.chat_prompt import ChatPrompt, chat_prompt
-from orchestrator.upstream.installation import Installation, find_installation
+from orchestrator.upstream.installation import AskError, Installation, find_installation
 from orchestrator.upstream.vllm import (
     VARIABLE,
-    Vllm,
+    ChatPrompt,
     argument_words,
+    chat_prompt,
     find_vllm,
     parser_refusal,
     settings_of_environment,
@@ -202,7 +201,10 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
         assert group_by_server(settings, everything) == [[each] for each in everything]
     named = {each.label: each for each in everything}
-    names, program = {label: f"run@{label}" for label in named}, Vllm(tmp_path / "vllm", tmp_path / "python", {})
+    names, program = (
+        {label: f"run@{label}" for label in named},
+        Installation(tmp_path / "vllm", tmp_path / "python", None, {}),
+    )
     plan = vllm_plan(named, names, Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,)))
     given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(plan.argv[2:])
     assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
@@ -294,7 +296,7 @@ def test_check_names_a_vllm_that_is_not_there_and_what_it_cannot_serve(shop):
 def test_a_prompt_that_cannot_be_had_is_refused_with_both(tmp_path, fake_cli):
     changed = {**fake_vllm.PROMPT, "differences": [["<s>trained", "<s>ren\x1bdered"]]}
     cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, changed)
-    installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
+    installation = Installation(cli, cli.parent / "python", None, {})
     with pytest.raises(StageError, match="<s>trained") as error:
         chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
     assert "ren\\x1bdered" in error.value.message and "llamafactory" in error.value.remedy
@@ -302,7 +304,7 @@ def test_a_prompt_that_cannot_be_had_is_refused_with_both(tmp_path, fake_cli):
 
 def test_an_end_that_the_tokenizer_does_not_have_is_refused(tmp_path, fake_cli):
     cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, {**fake_vllm.PROMPT, "vocabulary": 7})
-    installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
+    installation = Installation(cli, cli.parent / "python", None, {})
     with pytest.raises(StageError, match="does not have"):
         chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
 

@@ -19,8 +19,7 @@ from orchestrator.importing.launchers import Invocation, read_invocations, unrea
 from orchestrator.importing.output_folder import read_output_folder
 from orchestrator.importing.shell_words import Word
 from orchestrator.specs.arguments import Argument
-from orchestrator.upstream.ask import ask
-from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.installation import Installation, ask
 
 MAX_BYTES = 1 << 20
 _SERVING = ("api", "chat", "webchat")

@@ -36,9 +36,8 @@ from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, is_se
 from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
-from orchestrator.upstream.ask import SCRIPTS, AskError, ask
-from orchestrator.upstream.installation import Installation
-from orchestrator.upstream.vllm import Vllm, argument_words, find_vllm, parser_refusal, with_defaults
+from orchestrator.upstream.installation import SCRIPTS, AskError, Installation, ask
+from orchestrator.upstream.vllm import argument_words, find_vllm, parser_refusal, with_defaults
 
 log = logging.getLogger("orchestrator")
 
@@ -173,7 +172,7 @@ def _question(session: Session, spec: RunSpec) -> _Question:
     return _Question(spec, {**commands, **torchrun}, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK})
 
 
-def _key(session: Session, installation: Installation, vllm: Vllm | None, question: _Question) -> str:
+def _key(session: Session, installation: Installation, vllm: Installation | None, question: _Question) -> str:
     """A hash of what the answer depends on."""
     spec, files = question.spec, sorted(SCRIPTS.glob("*.py"))
     with contextlib.suppress(OrchestratorError):  # what is wrong with it, check says
@@ -200,7 +199,7 @@ def _kept(file: Path) -> Answer | None:
 
 
 def _ask(
-    session: Session, installation: Installation, vllm: Vllm | None, questions: Sequence[_Question]
+    session: Session, installation: Installation, vllm: Installation | None, questions: Sequence[_Question]
 ) -> list[Answer]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-check-") as parent:
         points = [dict(question.commands) for question in questions]
@@ -299,7 +298,7 @@ def _first_of(problems: Sequence[Mapping[str, Any]]) -> str:
     return escape_controls(f"{record}{first['message']}" + (f" (and {others} more)" if others else ""))
 
 
-def _vllm_findings(vllm: Vllm, question: _Question) -> list[Finding]:
+def _vllm_findings(vllm: Installation, question: _Question) -> list[Finding]:
     """What the parser of `vllm serve` says to the spec's arguments."""
     model, given = question.spec.model, question.commands.get("vllm")
     if model is None or given is None:

@@ -93,10 +93,9 @@ def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> li
         unknown = f"LLaMA-Factory has no template {template!r} among its {len(templates.names)}"
         findings.append(Finding("error", "spec", field, unknown + did_you_mean(template, templates.names)))
     if "template" not in model.model_fields_set:
-        match = suggest_template(model.name_or_path, folder, templates)
-        template = match.template
+        template, reason = suggest_template(model.name_or_path, folder, templates)
         taken = f"which is taken: write template: {template}" if template else _without_template(folder)
-        findings.append(Finding("warning", "spec", field, f"none given; {match.reason}; {taken}"))
+        findings.append(Finding("warning", "spec", field, f"none given; {reason}; {taken}"))
     elif template is None and folder is not None and not has_chat_template(folder):
         findings.append(Finding("warning", "spec", field, f"null: {_without_template(folder)}"))
     if template in templates.reasoning and model.enable_thinking is None:

@@ -20,8 +20,7 @@ from orchestrator.serving.target import Target, local_folders
 from orchestrator.serving.vllm import fit_one_server, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
-from orchestrator.upstream.chat_prompt import chat_prompt
-from orchestrator.upstream.vllm import find_vllm
+from orchestrator.upstream.vllm import chat_prompt, find_vllm
 
 log = logging.getLogger("orchestrator")
 

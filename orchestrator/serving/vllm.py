@@ -11,8 +11,8 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
-from orchestrator.upstream.chat_prompt import ChatPrompt
-from orchestrator.upstream.vllm import Vllm, argument_words, settings_of_environment, with_defaults
+from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.vllm import ChatPrompt, argument_words, settings_of_environment, with_defaults
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones."""
@@ -25,7 +25,7 @@ def vllm_plan(
     checkpoints: Mapping[str, Checkpoint],
     names: Mapping[str, str],
     serving: Serving,
-    vllm: Vllm,
+    vllm: Installation,
     prompt: ChatPrompt,
 ) -> ServePlan:
     """How checkpoints on one base model are served: `names` has our names of them and those on the server.

@@ -1,20 +1,22 @@
-"""The installed vLLM, in an environment of its own: vLLM and LLaMA-Factory 0.9.5 need different torches."""
+"""The installed vLLM, in an environment of its own, as it and LLaMA-Factory 0.9.5 need different torches.
+
+It is given arguments for its own parser, and the prompt of training as a Jinja template.
+"""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import PrerequisiteError
+from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.specs.places import is_secret
-from orchestrator.upstream.ask import ask
-from orchestrator.upstream.installation import inspect_environment, program_named
+from orchestrator.text import escape_controls
+from orchestrator.upstream.installation import AskError, Installation, ask, inspect_environment, program_named
 
 VARIABLE = "ORCHESTRATOR_VLLM"
 # What decides an answer, recorded with each benchmark.
-DISTRIBUTIONS = ("vllm", "torch", "transformers", "tokenizers", "flashinfer-python", "triton", "numpy")
+_DISTRIBUTIONS = ("vllm", "torch", "transformers", "tokenizers", "flashinfer-python", "numpy")
 _REMEDY = f"python3 -m venv DIR && DIR/bin/pip install vllm, then {VARIABLE}=DIR: an environment of its own"
 
 # Always given: they change answers or speed, and vLLM's own defaults differ by release.
@@ -22,18 +24,16 @@ _DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching"
 
 
 @dataclass(frozen=True)
-class Vllm:
-    """Where vLLM is and what is installed beside it."""
+class ChatPrompt:
+    """How a conversation becomes a prompt, in terms of the model's tokenizer alone."""
 
-    cli: Path
-    """The program vllm, absolute."""
-    python: Path
-    """The Python that runs it."""
-    versions: dict[str, str]
-    """Of DISTRIBUTIONS, those that are installed."""
+    chat_template: str
+    """Jinja, as tokenizers have it."""
+    stop_token_ids: tuple[int, ...]
+    """What ends an answer: the tokenizer's end of text, and the stop words of LLaMA-Factory's template."""
 
 
-def find_vllm() -> Vllm:
+def find_vllm() -> Installation:
     """The vLLM that ORCHESTRATOR_VLLM names.
 
     Raises:
@@ -42,10 +42,10 @@ def find_vllm() -> Vllm:
     cli = program_named(VARIABLE, "vllm")
     if cli is None:
         raise PrerequisiteError(f"serve.backend is vllm but {VARIABLE} is not set", _REMEDY)
-    found = inspect_environment(cli, ["vllm"], DISTRIBUTIONS, _REMEDY)
-    if found.folders["vllm"] is None:
+    found = inspect_environment(cli, "vllm", _DISTRIBUTIONS, _REMEDY)
+    if found.package is None:
         raise PrerequisiteError(f"{cli}: its Python, {found.python}, has no package vllm", _REMEDY)
-    return Vllm(cli, found.python, found.versions)
+    return found
 
 
 def settings_of_environment() -> dict[str, str]:
@@ -81,10 +81,39 @@ def argument_words(arguments: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def parser_refusal(vllm: Vllm, words: Sequence[str]) -> str:
+def parser_refusal(vllm: Installation, words: Sequence[str]) -> str:
     """What vLLM's parser says to a command line, the model first, that it refuses; '' where it takes it.
 
     Raises:
         AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.
     """
     return str(ask(vllm.python, "vllm_arguments", list(words), timeout_s=180))
+
+
+def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> ChatPrompt:
+    """The prompt of training for a model, of which `arguments` has LLaMA-Factory's.
+
+    LLaMA-Factory makes it, and its token ids are compared with those of training, except of tools, images, and thoughts
+    in earlier answers.
+
+    Raises:
+        StageError: LLaMA-Factory cannot load the tokenizer; or no Jinja template gives the same prompt for this model.
+    """
+    try:
+        answer = ask(installation.python, "chat_prompt", dict(arguments), timeout_s=300)
+    except AskError as error:
+        raise StageError(f"LLaMA-Factory gave no chat template: {error.message}", error.remedy) from error
+    template = arguments.get("template")
+    if answer["differences"]:
+        trained, rendered = (escape_controls(text[:300]) for text in answer["differences"][0])
+        raise StageError(
+            f"no Jinja template gives the prompt of template {template} for the tokenizer of "
+            f"{arguments['model_name_or_path']}.\n  trained:  {trained}\n  rendered: {rendered}",
+            "serve it with serve.backend: llamafactory",
+        )
+    if any(number >= answer["vocabulary"] for number in answer["stop_token_ids"]):
+        raise StageError(
+            f"template {template} ends an answer with a token that the model's tokenizer does not have",
+            "serve it with serve.backend: llamafactory, or merged: serve.merge: true",
+        )
+    return ChatPrompt(answer["chat_template"], tuple(answer["stop_token_ids"]))

@@ -1,25 +1,19 @@
-"""What is installed in this Python, by folders and versions; none of the packages is imported.
+"""What is installed in this Python, by folder and versions; none of the packages is imported.
 
-stdin: {"packages": [...], "distributions": [...]}. Runs in any Python, in ours where the environment is.
+stdin: {"package", "distributions": [...]}. Runs in any Python.
 """
 
 import importlib.metadata
 import importlib.util
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 
 def folder(name: str) -> Any:
     spec = importlib.util.find_spec(name)
     return next(iter(spec.submodule_search_locations or ()), None) if spec else None
-
-
-def version(name: str) -> Any:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def cuda_of_torch() -> Any:
@@ -34,10 +28,14 @@ def cuda_of_torch() -> Any:
 
 if __name__ == "__main__":
     question = json.load(sys.stdin)
+    versions = {}
+    for name in question["distributions"]:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     answer = {
         "python_version": ".".join(map(str, sys.version_info[:3])),
-        "folders": {name: folder(name) for name in question["packages"]},
-        "versions": {name: version(name) for name in question["distributions"]},
+        "folder": folder(question["package"]),
+        "versions": versions,
         "torch_cuda": cuda_of_torch(),
     }
     print()
