@@ -1,26 +1,12 @@
 """What differs between two specs or runs, and what it can change. Run: pytest tests/test_differences.py."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import PrerequisiteError
-from orchestrator.runs.differences import (
-    Difference,
-    Side,
-    by_severity,
-    defaults_json,
-    differences,
-    effect,
-    known_defaults,
-    run_defaults,
-)
+from orchestrator.runs.differences import Difference, Side, by_severity, differences, effect
 from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.run_checkpoints import resume_problems
-from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.spec import RunSpec
 
 SPEC = RunSpec(
@@ -44,8 +30,6 @@ FACTS = Facts(
     adapter_sha256="4" * 64,
     chat_template_sha256="6" * 64,
 )
-NEW = {"optim": "fused", "lora_rank": 8, "bf16": False, "only_new": 1}
-OLD = {"optim": "torch", "lora_rank": 8, "bf16": False, "only_old": 1}
 
 
 def changed(**changes: object) -> RunSpec:
@@ -63,8 +47,8 @@ def data(train: str = "1", test: str = "3") -> list[DataFacts]:
 
 def found(spec: RunSpec = SPEC, overrides: tuple[str, ...] = (), then: Facts = FACTS, **facts: Any) -> list[Difference]:
     """Of two runs: one of SPEC with the facts of `then`, and another."""
-    now = Side("now", spec, {}, None, then.model_copy(update=facts))
-    return differences(Side("then", SPEC, {}, None, then), now, overrides)
+    now = Side("now", spec, then.model_copy(update=facts))
+    return differences(Side("then", SPEC, then), now, overrides)
 
 
 def only(spec: RunSpec = SPEC, overrides: tuple[str, ...] = (), then: Facts = FACTS, **facts: Any) -> Difference:
@@ -72,11 +56,10 @@ def only(spec: RunSpec = SPEC, overrides: tuple[str, ...] = (), then: Facts = FA
     return each
 
 
-def side(name: str = "a", defaults: dict[str, Any] | None = NEW, facts: Facts | None = None, **changes: Any) -> Side:
+def side(facts: Facts | None = None, **changes: Any) -> Side:
     """A spec that is compared with another."""
     spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "toy", "train": {"stage": "sft"}}
-    versions = {"llamafactory": "0.9.4" if defaults is OLD else "0.9.5"}
-    return Side(name, RunSpec.model_validate({**spec, **changes}), versions, defaults, facts)
+    return Side("a", RunSpec.model_validate({**spec, **changes}), facts)
 
 
 def arrows(one: Side, other: Side) -> list[str]:
@@ -85,7 +68,7 @@ def arrows(one: Side, other: Side) -> list[str]:
 
 def test_nothing_differs_from_itself():
     assert found() == []
-    assert arrows(side(facts=FACTS), side("b")) == arrows(side(defaults=OLD), side(defaults=OLD)) == []
+    assert arrows(side(FACTS), side()) == arrows(side(), side()) == []
 
 
 # Specs
@@ -98,8 +81,8 @@ def test_nothing_differs_from_itself():
         ({"train": {"x": 1}}, {"train": {"x": 1.0}}, ["train.x: 1 -> 1.0"]),
         ({"train": {"x": "1"}}, {"train": {"x": 1}}, ['train.x: "1" -> 1']),
         ({"train": {}}, {"train": {"x": None}}, ["train.x: not set -> null"]),
-        ({"train": {}}, {"train": {"lora_rank": 16}}, ["train.lora_rank: 8 (by default) -> 16"]),
-        ({"train": {"bf16": True}}, {"train": {}}, ["train.bf16: true -> false (by default)"]),
+        ({"train": {}}, {"train": {"lora_rank": 16}}, ["train.lora_rank: not set -> 16"]),
+        ({"train": {"bf16": True}}, {"train": {}}, ["train.bf16: true -> not set"]),
         ({"train": {"lora_target": ["a", "b"]}}, {}, ['train.lora_target: ["a", "b"] -> null']),
         (
             {"benchmark": [{"testset": "t"}]},
@@ -109,25 +92,8 @@ def test_nothing_differs_from_itself():
         ({"model": {"name_or_path": "a\x1b[2J"}}, {}, ['model.name_or_path: "a\\u001b[2J" -> "m"']),
     ],
 )
-def test_show_has_both_values_with_types_and_where_one_spec_is_silent_the_default(one, other, expected):
+def test_show_has_both_values_with_types(one, other, expected):
     assert arrows(side(**one), side(**other)) == expected
-
-
-def test_a_default_that_changed_is_named_where_both_train_and_neither_sets_it():
-    changed_one = 'train.optim: "torch" -> "fused"; the default changed, neither spec sets it'
-    assert arrows(side(defaults=OLD), side()) == [changed_one]
-    (each,) = differences(side(defaults=OLD), side())
-    assert (each.line(), each.severity, each.effect) == (
-        "default of train.optim: torch then, fused now", "warning", "trajectory",
-    )  # fmt: skip
-    assert arrows(side(defaults=OLD, train={"optim": "torch"}), side(train={"optim": "torch"})) == []
-    (explicit,) = arrows(side(defaults=OLD), side(train={"optim": "torch"}))
-    assert explicit == 'train.optim: "torch" (by default) -> "torch"'
-    (written_out,) = differences(side(), side(train={"stage": "sft", "lora_rank": 8}))
-    assert (written_out.effect, written_out.severity) == ("none", "note")
-    assert arrows(side(defaults=None), side()) == []
-    bench = {"train": None, "dataset": None, "benchmark": [{"testset": "t"}]}
-    assert arrows(side(defaults=OLD, **bench), side(**bench)) == []
 
 
 @pytest.mark.parametrize(
@@ -339,32 +305,6 @@ def test_another_number_of_processes_is_an_error():
     assert problems[0][1].startswith("processes: 2 then, 1 now")
 
 
-# Sides
-
-
-def test_a_side_is_headed_by_its_name_and_versions():
-    assert side("x.yaml").heading() == "x.yaml (LLaMA-Factory 0.9.5)"
-    assert Side("x", side().spec, {}, None).heading() == "x"
-
-
-def test_a_run_keeps_the_defaults_that_are_known(tmp_path: Path):
-    """Those that only a running LLaMA-Factory knows, and those of other commands, are left out."""
-    train, api = frozenset({"train"}), frozenset({"api"})
-    arguments = {
-        "b": Argument("b", frozenset({"str"}), None, True, train, default=None),
-        "a": Argument("a", frozenset({"int"}), None, True, train | api, default=3),
-        "computed": Argument("computed", frozenset(), None, True, train, default=COMPUTED),
-        "other": Argument("other", frozenset(), None, True, api, default=1),
-    }
-    run = RunDir(tmp_path)
-    assert run_defaults(run) is None
-    run.defaults.write_text(defaults_json(arguments))
-    assert run_defaults(run) == known_defaults(arguments) == {"a": 3, "b": None}
-    run.defaults.write_text("[" * 100_000)
-    with pytest.raises(PrerequisiteError, match=r"defaults\.json"):
-        run_defaults(run)
-
-
 # The command
 
 
@@ -381,7 +321,7 @@ def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):
         "benchmark.0.n_bootstrap: 1000 -> 10",
         "seed: 7 -> 42",
     ]
-    assert done.out.startswith(f"--- {spec} (LLaMA-Factory ")
+    assert done.out.startswith(f"--- {spec}\n+++ {other}\n")
     document = toy.run("show", run.name, "--diff", spec, "--json").json()
     assert (document["one"], document["other"]) == (run.name, str(spec))
     paths = {each["path"]: (each["one"], each["other"]) for each in document["differences"]}
@@ -389,26 +329,6 @@ def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):
     assert set(paths) <= {f"benchmark.0.{name}" for name in ("max_samples", "base_model", "n_bootstrap")}
     done = toy.run("show", "toy", "--diff", run.name)
     assert (done.code, done.out) == (0, "") and "nothing differs" in done.err
-
-
-def test_a_run_of_older_versions_shows_changed_defaults(toy):
-    """From what it kept; without that it is said that they are not known. A rerun says them too, and goes on."""
-    run = toy.only_run()
-    spec = toy.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}])
-    record = json.loads((run / "record.json").read_bytes())
-    record["facts"]["versions"]["llamafactory"] = "0.9.4"
-    (run / "record.json").write_text(json.dumps(record))
-    kept = json.loads((run / "defaults.json").read_bytes())
-    assert kept["lora_rank"] == 8 and len(kept) > 250
-    (run / "defaults.json").write_text(json.dumps({**kept, "optim": "adamw_torch", "lora_rank": 4}))
-    done = toy.run("show", run.name, "--diff", spec)
-    assert "(LLaMA-Factory 0.9.4, transformers" in done.out.splitlines()[0]
-    assert "train.lora_rank: 4 -> 8; the default changed, neither spec sets it" in done.out.splitlines()
-    done = toy.run("rerun", "toy", "--strict", "--no-benchmark")
-    assert done.code == 0 and "(warning): default of train.lora_rank: 4 then, 8 now" in done.err
-    (run / "defaults.json").unlink()
-    done = toy.run("show", run.name, "--diff", spec)
-    assert done.code == 0 and f"{run.name} recorded no defaults" in done.err and "lora_rank" not in done.out
 
 
 def test_what_cannot_be_compared_is_named(toy):

@@ -1,6 +1,8 @@
 """What decides a run's outcome beside its spec, collected. Run: pytest tests/test_facts.py."""
 
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from orchestrator import __version__
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
 from orchestrator.models.hashes import model_sha256
-from orchestrator.runs.facts import HASH_VERSION, MAX_VALUE, collect_facts, complete_facts, relevant_variables
+from orchestrator.runs import facts as facts_module
+from orchestrator.runs.facts import HASH_VERSION, collect_facts, complete_facts, keep_patch, relevant_variables
 from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests.model_folders import adapter_folder, model_folder, safetensors
@@ -30,6 +34,7 @@ def changed(**changes: object) -> RunSpec:
 
 # Collected
 
+H100 = "NVIDIA H100 80GB HBM3, 550.54"
 TEXT = ParallelText(sources=["a", "b"], references=["c", "d"], blank_pairs=1, sha256="6" * 64)
 
 
@@ -121,24 +126,24 @@ def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
 
 
 @pytest.mark.parametrize(
-    ("script", "gpus"),
+    ("script", "gpus", "cuda"),
     [
-        (
-            'echo "NVIDIA H100 80GB HBM3, 550.54"; echo "NVIDIA H100 80GB HBM3, 550.54"',
-            ["NVIDIA H100 80GB HBM3, 550.54"] * 2,
-        ),
-        ("echo No devices were found; exit 6", []),
-        (None, []),
+        (f'echo "{H100}"; echo "{H100}"', [H100] * 2, {}),
+        ("echo '| Driver Version: 550.54    CUDA Version: 12.4  |'", None, {"the driver's CUDA": "12.4"}),
+        ("echo No devices were found; exit 6", [], {}),
+        (None, [], {}),
     ],
 )
-def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, root, tmp_path, monkeypatch):
+def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, cuda, root, tmp_path, monkeypatch, caplog):
     programs = tmp_path / "bin"
     programs.mkdir()
     if script is not None:
         (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
         (programs / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/nowhere")
-    assert collect_facts(SPEC, root, None, {}).gpus == gpus
+    facts = collect_facts(SPEC, root, None, {})
+    assert gpus in (None, facts.gpus) and facts.cuda == cuda
+    assert any("nvidia-smi fails" in each for each in caplog.messages) is ("exit 6" in (script or ""))
 
 
 def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only_now(root, tmp_path):
@@ -203,12 +208,90 @@ def test_secrets_and_all_else_are_not(name, root, monkeypatch):
     assert "hf_secret" not in collect_facts(SPEC, root, None, {}).model_dump_json()
 
 
-def test_a_password_in_an_address_is_hidden_and_long_values_are_cut():
-    found = relevant_variables({"HF_ENDPOINT": "https://me:secret@hub.example.org/x", "LD_LIBRARY_PATH": "x" * 9000})
-    assert found["HF_ENDPOINT"] == "https://***@hub.example.org/x"
-    assert found["LD_LIBRARY_PATH"] == f"{'x' * MAX_VALUE}... (9000 characters)"
+def test_a_password_in_an_address_is_hidden():
+    found = relevant_variables({"HF_ENDPOINT": "https://me:secret@hub.example.org/x"})
+    assert found == {"HF_ENDPOINT": "https://***@hub.example.org/x"}
 
 
 def test_bytes_of_no_encoding_can_be_written():
     (value,) = relevant_variables({"LD_PRELOAD": "/x/\udcff.so"}).values()
     assert value.encode() == rb"/x/\udcff.so"
+
+
+# The workspace's git
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    return subprocess.run(["git", "-C", root, *identity, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A workspace in a folder of a repository, as often."""
+    git(tmp_path, "init", "-q")
+    folder = tmp_path / "it's work"
+    for name in ("runs/toy-20261124-101500", "dataset_info", "templates"):
+        (folder / name).mkdir(parents=True)
+    (folder / "runs" / "toy.yaml").write_bytes("name: toy\nnote: Grüße\n".encode("latin-1"))
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    return folder
+
+
+def kept(root: Path) -> tuple[Facts, bytes]:
+    """What is recorded of a workspace, and its workspace.diff."""
+    run = RunDir(root / "runs" / "toy-20261124-101500")
+    run.workspace_diff.unlink(missing_ok=True)
+    facts = keep_patch(run, root, Facts(git_commit="a" * 40))
+    return facts, run.workspace_diff.read_bytes() if run.workspace_diff.exists() else b""
+
+
+def test_a_clean_workspace_has_a_commit_and_no_patch(repository):
+    facts, patch = kept(repository)
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    assert (facts.git_commit, facts.git_dirty, facts.git_diff_sha256, patch) == (commit, False, None, b"")
+
+
+def test_without_a_commit_nothing_is_known_of_git(tmp_path):
+    git(tmp_path, "init", "-q")
+    facts = collect_facts(SPEC, tmp_path, None, {})
+    assert (facts.git_commit, facts.git_dirty) == (None, None)
+    assert keep_patch(RunDir(tmp_path), tmp_path, facts) == facts and not (tmp_path / "workspace.diff").exists()
+
+
+@pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
+def test_the_patch_makes_the_commit_what_the_workspace_was(repository, tmp_path, setting):
+    """Changed files byte by byte, whatever the user's git is set to."""
+    changed = {"runs/toy.yaml": "name: toy\nnote: Grüße, Grüße".encode("latin-1"), "runs/staged.yaml": b"\xff\xfe\n"}
+    for name, content in changed.items():
+        (repository / name).write_bytes(content)
+    git(repository, "add", "runs/staged.yaml")
+    git(repository, "config", *setting.split("="))
+    facts, patch = kept(repository)
+    assert facts.git_dirty and facts.git_diff_sha256 == hashlib.sha256(patch).hexdigest()
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(tmp_path), str(clone))
+    (tmp_path / "a.diff").write_bytes(patch)
+    git(clone, "apply", str(tmp_path / "a.diff"))
+    assert {name: (clone / repository.name / name).read_bytes() for name in changed} == changed
+
+
+def test_new_specs_entries_and_templates_are_named_and_other_files_left_out(repository):
+    for name in ("runs/weights.bin", "notes.yaml", "runs/ignored.yaml", "runs/new: *.yaml", "templates/train.yaml.j2"):
+        (repository / name).write_text("x")
+    (repository / os.fsdecode(b"runs/no text \xff.yaml")).write_text("x")
+    (repository / ".gitignore").write_text("ignored.yaml\n")
+    facts, patch = kept(repository)
+    names = [line for line in patch.decode().splitlines() if "no text" not in line]
+    assert facts.git_dirty is False
+    assert names == [f"# new, in no commit: {name!r}" for name in ("runs/new: *.yaml", "templates/train.yaml.j2")]
+
+
+def test_of_a_large_patch_the_beginning_is_kept_and_it_says_so(repository, monkeypatch):
+    monkeypatch.setattr(facts_module, "MAX_PATCH_BYTES", 300)
+    (repository / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(100)))
+    facts, patch = kept(repository)
+    assert len(patch) < 500 and b"\n# cut here: " in patch and patch.startswith(b"diff --git")
+    (repository / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(101)))
+    assert kept(repository)[0].git_diff_sha256 != facts.git_diff_sha256

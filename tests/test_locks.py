@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.runs.locks import busy_devices, devices_of, hold_devices, is_free
+from orchestrator.runs.machine import busy_devices, devices_of, hold_devices, is_free
 from orchestrator.runs.rundir import RunDir
 from tests.workshop import assert_none_left, training_at_step
 

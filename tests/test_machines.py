@@ -11,7 +11,7 @@ import pytest
 from orchestrator.lifecycle.train_process import CheckpointWait
 from orchestrator.models.checkpoints import inspect
 from orchestrator.planning.compute import check_compute
-from orchestrator.runs.nodes import own_ranks, this_machine
+from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 from orchestrator.specs.spec import RunSpec

@@ -19,7 +19,7 @@ from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import Attempt, BenchmarkSummary, DataFacts, Facts, Training
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
-from orchestrator.runs.state import current
+from orchestrator.runs.state import current, usage_lines
 from tests.runs_on_disk import owned_by_another, record_json
 
 JOB = {"id": "12", "uid": 0, "submitted_at": now()}
@@ -275,3 +275,29 @@ def test_a_process_that_only_looks_does_not_keep_others_from_owning(run):
             acquire(run).release()
         assert looking.poll() is None  # it has looked all the time
         looking.kill()
+
+
+# What it took
+
+
+@pytest.mark.parametrize(
+    ("attempts", "training", "lines"),
+    [
+        ([], None, []),
+        ([(None, {})], None, []),
+        ([(5, {})], None, ["took 5.0 s"]),
+        ([(20, {"prepare": 1.5}), (50, {"prepare": 0.5, "train": 45.0}), (55, {"train": 30.0, "benchmark": 15.0})],
+         {"steps": 50, "total_steps": 50, "tokens_seen": 12345},
+         ["took 2 min 5 s in 3 attempts: prepare 2.0 s, train 1 min 15 s, benchmark 15 s",
+          "training: 12345 input tokens"]),
+    ],
+)  # fmt: skip
+def test_all_attempts_that_have_ended_count_together(attempts, training, lines, run):
+    begun = {"started_at": "2026-11-24T10:15:00Z", "status": "done", "pid": 1, "host": "x"}
+    made = [
+        {**begun, "ended_at": f"2026-11-24T10:15:{took_s:02}Z" if took_s else None, "stages_s": stages,
+         "usage": {"every_s": 2.0}}  # of an earlier version
+        for took_s, stages in attempts
+    ]  # fmt: skip
+    record = RunRecord.model_validate(record_json(run.id, attempts=made, training=training))
+    assert usage_lines(record) == lines

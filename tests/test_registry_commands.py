@@ -1,7 +1,4 @@
-"""list, tag, note, rm and gc as a user meets them. Run: pytest tests/test_registry_commands.py.
-
-Each test runs `python -m orchestrator ...` as a child process.
-"""
+"""list, tag, note, rm and gc as a user meets them. Run: pytest tests/test_registry_commands.py."""
 
 import re
 
@@ -31,21 +28,19 @@ def listed(done) -> list[str]:
 
 def test_list_filters_sorts_and_limits(three):
     three.run("tag", "c", "good")
-    words = [(), ("--sort", "bleu"), ("--limit", "2"), ("--sort", "bleu", "--limit", "1"), ("--name", "[ab]"),
-             ("--tag", "good"), ("--since", "2026-11-22"), ("--status", "failed")]  # fmt: skip
-    every, by_bleu, newest, best, named, tagged, since, none = three.run_together([("list", *each) for each in words])
-    assert listed(every) == ["a", "c", "b"]
-    assert listed(by_bleu) == ["b", "c", "a"] and "sorted by BLEU on captions test, 40 segments, nrefs:1" in by_bleu.err
-    assert listed(newest) == ["c", "b"] and listed(best) == ["b"]
-    assert listed(named) == ["a", "b"] and listed(tagged) == ["c"] and listed(since) == ["c", "b"]
+    words = [(), ("--sort", "name"), ("--limit", "2"), ("--name", "[ab]"), ("--tag", "good"), ("--since", "2026-11-22"),
+             ("--status", "failed")]  # fmt: skip
+    every, by_name, newest, named, tagged, since, none = three.run_together([("list", *each) for each in words])
+    assert listed(every) == ["a", "c", "b"] and listed(by_name) == ["a", "b", "c"]
+    assert listed(newest) == ["c", "b"] and listed(named) == ["a", "b"]
+    assert listed(tagged) == ["c"] and listed(since) == ["c", "b"]
     assert none.code == 0 and none.out == "" and "none of 3 runs" in none.err
 
 
 def test_what_list_does_not_know_is_exit_code_2(three):
     hints = {
         ("--status", "runing"): "did you mean 'running'",
-        ("--sort", "blue"): "did you mean 'bleu'",
-        ("--sort", "bleu:captoins"): "did you mean 'captions'",
+        ("--sort", "nam"): "did you mean 'name'",
         ("--since", "yesterday"): "is no time",
         ("--limit", "0"): "--limit",
     }
@@ -60,20 +55,16 @@ def test_tags_and_notes_are_printed_listed_and_shown(three):
     assert three.run("note", "b", "second\nline \x1b[31m").code == 0
     assert re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d)  of two words\n\1  second\n +line \\x1b\[31m\n",
                         three.run("note", "b").out)  # fmt: skip
-    found = three.run("list", "--json", "--sort", "bleu", "--limit", "2").json()
-    assert [each["name"] for each in found] == ["b", "c"]
-    assert (found[0]["tags"], found[0]["notes"][0]["text"], found[0]["removed"]) == (["x"], "of two words", False)
-    assert found[1]["notes"] == [] and found[1]["benchmarks"][0]["scores"][0]["score"] == 2
-    assert three.run("show", "b", "--json").json() == found[0]
+    other, found = three.run("list", "--json", "--limit", "2").json()
+    assert (found["name"], found["tags"], found["notes"][0]["text"], found["removed"]) == (
+        "b", ["x"], "of two words", False
+    )  # fmt: skip
+    assert other["notes"] == [] and other["benchmarks"][0]["scores"][0]["score"] == 2
+    assert three.run("show", "b", "--json").json() == found
     assert three.run("tag", "b", "--json").json() == {"run": "b-20261123-101500", "tags": ["x"]}
-    assert three.run("note", "b", "--json").json()["notes"] == found[0]["notes"]
-    for words in (
-        ("tag", "a", "two words"),
-        ("tag", "a", "--remove", "z"),
-        ("note", "a", " "),
-        ("tag", "nothing", "x"),
-    ):
-        done = three.run(*words)
+    assert three.run("note", "b", "--json").json()["notes"] == found["notes"]
+    wrong = [("tag", "a", "two words"), ("tag", "a", "--remove", "z"), ("note", "a", " "), ("tag", "nothing", "x")]
+    for done in three.run_together(wrong):
         assert done.code == 2 and done.err.startswith("error: ") and done.out == "", done
 
 
@@ -90,7 +81,7 @@ def test_rm_prints_what_it_moved_and_restore_what_came_back(three):
     assert three.run("rm", "--restore", "a").out.startswith("a-20261121-101500: ")
     assert (three.runs / "a-20261121-101500" / "output" / "checkpoint-5").is_dir()
     entire = three.run("rm", "--all", "a", "--json").json()
-    assert entire == [{"run": "a-20261121-101500", "what": ["."], "bytes": entire[0]["bytes"], "left": []}]
+    assert entire == [{"run": "a-20261121-101500", "what": ["."], "bytes": entire[0]["bytes"]}]
     assert listed(three.run("list")) == ["c", "b"]
     assert three.run("rm", "--all", "--restore", "a").code == 2
     assert "all of it back from the trash" in three.run("rm", "--restore", "a").out
@@ -101,16 +92,11 @@ def test_rm_and_gc_leave_a_run_at_work_alone(three):
     done = three.run("rm", "a", "b")
     assert done.code == 3 and "run b-20261123-101500 is running: process" in done.err
     assert "orchestrator stop" in done.err and (three.runs / "a-20261121-101500" / "output").is_dir()
-    dry = three.run("gc", "--dry-run")
-    assert dry.out.count("output/checkpoint-5, output/checkpoint-10 would go to the trash") == 2
-    assert "left as it is: run b-20261123-101500 is running" in dry.err
     two = three.run("gc", "a", "--keep-last", "2")
     assert re.match(r"a-20261121-101500: output/checkpoint-5 to the trash, \d+ bytes\n$", two.out), two.out
-    every = three.run("gc", "--json").json()
-    assert {each["run"][0]: each["what"] for each in every} == {
-        "a": ["output/checkpoint-10"],
-        "c": ["output/checkpoint-5", "output/checkpoint-10"],
-    }
+    every = three.run("gc")
+    assert "left as it is: run b-20261123-101500 is running" in every.err
+    assert "\nin all: " in every.out and " of 2 runs to the trash" in every.out
     assert three.run("gc", "b").code == 3
     assert "in all: 0 bytes of 0 runs" in three.run("gc").out
 
@@ -124,9 +110,8 @@ def test_gc_empties_the_trash_on_request(three):
     three.run("gc", "--trash")
     assert list((three.runs / ".trash").iterdir()) == []
     assert "removed: weights and logs, for good" in three.run("show", "b").out
-    assert three.run("rm", "--restore", "b").code == 2
-    for words in (("--older-than", "7d"), ("--trash", "--keep-last", "2"), ("--trash", "--older-than", "x")):
-        assert three.run("gc", *words).code == 2
+    wrong = [("gc", "--older-than", "7d"), ("gc", "--trash", "--keep-last", "2"), ("rm", "--restore", "b")]
+    assert [done.code for done in three.run_together(wrong)] == [2, 2, 2]
 
 
 def test_a_run_that_was_removed_has_no_weights_and_can_be_run_again(toy):
@@ -138,6 +123,12 @@ def test_a_run_that_was_removed_has_no_weights_and_can_be_run_again(toy):
     assert again.code == 0 and again.json()["rerun_of"] == first, again.err
 
 
+def test_show_says_what_a_run_took(toy):
+    (attempt,) = toy.record()["attempts"]
+    assert set(attempt["stages_s"]) == {"prepare", "train", "benchmark"} and min(attempt["stages_s"].values()) > 0
+    assert re.search(r"\ntook .*: prepare .*, train .*, benchmark ", toy.run("show", "toy").out)
+
+
 def test_names_of_strangers_are_shown_not_obeyed(three):
     folder = three.runs / "evil\x1b[31m-20261124-101500"
     (three.runs / "a-20261121-101500").rename(folder)
@@ -146,7 +137,8 @@ def test_names_of_strangers_are_shown_not_obeyed(three):
     broken.mkdir()
     (broken / "record.json").write_text("{")
     words = [("list",), ("show", folder.name), ("rm", folder.name, "--dry-run"), ("tag", folder.name)]
-    for done in three.run_together(words):
+    listing, *others = three.run_together(words)
+    for done in (listing, *others):
         assert "\x1b" not in done.out + done.err and "\\x1b[" in done.out, done
         assert done.code == 0
-    assert "broken\\x1b[2J/record.json cannot be read" in three.run("list").err
+    assert "broken\\x1b[2J/record.json cannot be read" in listing.err

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orchestrator.processes.progress import Progress
-from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, curve, latest, logged_losses
+from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, latest, logged_losses
 
 
 @pytest.fixture
@@ -31,19 +31,12 @@ def test_a_line_is_an_event_once_it_is_whole(path):
     assert log.new_events() == []
 
 
-def test_steps_that_were_trained_again_count_as_they_were_the_last_time(path):
-    evaluated = '{"current_steps": 3, "eval_loss": 5.0}\n'
+def test_steps_that_were_trained_again_count_as_they_were_the_last_time_and_the_first_ten_are_kept(path):
+    evaluated = '{"current_steps": 3, "total_steps": 9, "eval_loss": 5.0}\n'
     path.write_text(lines(1, 2, 3) + evaluated + lines(4, 5) + lines(3, 4, loss=7.0) + lines(4, loss=8.0) + lines(5, 6))
-    assert [(event["current_steps"], event["loss"]) for event in curve(path)] == [
-        (1, 0.1), (2, 0.2), (3, 7.0), (4, 8.0), (5, 0.5), (6, 0.6),
-    ]  # fmt: skip
-    assert logged_losses(path, first=3) == [0.1, 0.2, 7.0]
-
-
-def test_an_evaluation_stands_beside_the_loss_of_its_step(path):
-    path.write_text(lines(2) + '{"current_steps": 2, "total_steps": 9, "eval_loss": 5.0}\n' + lines(4))
-    assert len(curve(path)) == 3
-    assert logged_losses(path) == [0.2, 0.4]
+    assert logged_losses(path) == [0.1, 0.2, 7.0, 8.0, 0.5, 0.6]
+    path.write_text(lines(*range(1, 15)))
+    assert logged_losses(path) == [step / 10 for step in range(1, 11)]
 
 
 def test_the_latest_event_has_the_last_loss(path):

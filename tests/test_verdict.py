@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
-from orchestrator.runs.verdict import FIRST, FULL, REDUCED, EarlyVerdict, compare_losses, compare_scores, loss_band
+from orchestrator.runs.trainer_log import FIRST_LOSSES
+from orchestrator.runs.verdict import FULL, REDUCED, compare_losses, compare_scores, loss_band
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 from tests.imported_once import Imported
@@ -57,42 +58,41 @@ def strayed(differences: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "drift", "verdict", "first", "message"),
+    ("then", "now", "drift", "verdict", "message"),
     [
-        (THEN, THEN, [], "same", None, "the first 10 logged losses are the same"),
-        ([1.0], [1.0], [], "same", None, "the first logged loss is the same"),
-        ([*THEN, 1.0], [*THEN, 2.0], [], "same", None, "the first 10 logged losses are the same"),
+        (THEN, THEN, [], "same", "the first 10 logged losses are the same"),
+        ([1.0], [1.0], [], "same", "the first logged loss is the same"),
+        ([*THEN, 1.0], [*THEN, 2.0], [], "same", "the first 10 logged losses are the same"),
         # a sentence of the data that the first steps did not come to, say
-        (THEN, THEN, [TORCH, DATA], "same", None, "has not shown in them: data d train: 1111 then, 2222 now"),
-        ([1.0], [2.0], [], "different", 1, "nothing in the record explains it"),
-        ([1.0], [2.0], [TESTSET], "different", 1, "nothing in the record explains it"),
-        (THEN, strayed([1e-6]), [TESTSET], "within", 1, "sums taken in another order"),
-        (THEN, strayed([0, 0, 1e-6]), [TORCH, SEED], "different", 3, "likely cause: spec seed: 42 then, 43 now; it"),
-        (THEN, strayed([0, 0, 1e-6]), [DATA], "different", 3, "likely cause: data d train: 1111 then, 2222 now"),
-        ([], [1.0], [], "unknown", None, "none was logged then"),
-        ([1.0], [], [], "unknown", None, "none was logged now"),
-        (THEN, THEN, [LOGGING], "unknown", None, "other steps: spec train.logging_steps: 5 then, 1 now"),
+        (THEN, THEN, [TORCH, DATA], "same", "has not shown in them: data d train: 1111 then, 2222 now"),
+        ([1.0], [2.0], [], "different", "nothing in the record explains it"),
+        ([1.0], [2.0], [TESTSET], "different", "nothing in the record explains it"),
+        (THEN, strayed([1e-6]), [TESTSET], "within", "sums taken in another order"),
+        (THEN, strayed([0, 0, 1e-6]), [TORCH, SEED], "different", "likely cause: spec seed: 42 then, 43 now; it"),
+        (THEN, strayed([0, 0, 1e-6]), [DATA], "different", "likely cause: data d train: 1111 then, 2222 now"),
+        ([], [1.0], [], "unknown", "none was logged then"),
+        ([1.0], [], [], "unknown", "none was logged now"),
+        (THEN, THEN, [LOGGING], "unknown", "other steps: spec train.logging_steps: 5 then, 1 now"),
         # torch 2.14.1 and 2.9.1, measured on another day
         (
-            [3.4557, 4.2260, 3.2853], [3.4505, 4.1812, 3.2961], [PLATFORM, PEFT, TORCH], "within", 1,
+            [3.4557, 4.2260, 3.2853], [3.4505, 4.1812, 3.2961], [PLATFORM, PEFT, TORCH], "within",
             "the losses differ from logged loss 1 on: 4.226 then, 4.1812 now at logged loss 2 (1.1 %), "
             "within the band of known nondeterminism; likely cause: version of torch: 2.14.1 then, 2.9.1 now; "
             "it may also be: version of peft: 0.18.1 then, 0.18.0 now; platform: Linux x86_64 then, Linux aarch64 now",
         ),
     ],
 )  # fmt: skip
-def test_a_verdict_says_where_the_losses_part_and_the_likely_cause(then, now, drift, verdict, first, message):
+def test_a_verdict_says_where_the_losses_part_and_the_likely_cause(then, now, drift, verdict, message):
     found = compare_losses(then, now, drift=drift)
-    assert (found.verdict, found.first_difference) == (verdict, first)
-    assert message in found.message
+    assert found.verdict == verdict and message in found.message
 
 
 def test_what_makes_another_training_is_named_before_what_rounds_otherwise():
     bf16 = Difference("spec", "train.bf16", None, True, "rounding", "note")
-    default = Difference("default", "train.optim", "a", "b", "trajectory", "warning")
-    drift = [bf16, default, TORCH, PEFT, PLATFORM]
+    optim = Difference("spec", "train.optim", "a", "b", "trajectory", "warning")
+    drift = [bf16, optim, TORCH, PEFT, PLATFORM]
     message = compare_losses([1.0], [2.0], drift=drift).message
-    assert "likely cause: default of train.optim: a then, b now; it may also be: spec train.bf16" in message
+    assert "likely cause: spec train.optim: a then, b now; it may also be: spec train.bf16" in message
     assert message.endswith("; and 2 more")
 
 
@@ -100,8 +100,8 @@ def test_what_makes_another_training_is_named_before_what_rounds_otherwise():
 def test_what_rounding_was_measured_to_do_is_within_the_band(name):
     """In float32 the band is narrow, and bf16 is not in it."""
     found = compare_losses(THEN, strayed(ROUNDING[name]))
-    assert found.verdict == "within"
-    assert found.first_difference == 1 + next(n for n, each in enumerate(ROUNDING[name]) if each)
+    first = 1 + next(n for n, each in enumerate(ROUNDING[name]) if each)
+    assert found.verdict == "within" and f"from logged loss {first} on" in found.message
     in_float32 = compare_losses(THEN, strayed(ROUNDING[name]), band=FULL).verdict
     assert in_float32 == ("different" if "bf16" in name else "within")
 
@@ -110,8 +110,7 @@ def test_what_rounding_was_measured_to_do_is_within_the_band(name):
 def test_another_seed_is_never_within_the_band(name):
     """Not even where the record would not tell of it."""
     for sign in (1, -1):
-        found = compare_losses(THEN, strayed([sign * each for each in OTHER_SEEDS[name]]))
-        assert (found.verdict, found.first_difference) == ("different", 1)
+        assert compare_losses(THEN, strayed([sign * each for each in OTHER_SEEDS[name]])).verdict == "different"
 
 
 @pytest.mark.parametrize("name", LARGE_BATCHES)
@@ -138,7 +137,7 @@ def test_losses_that_are_no_ordinary_numbers(then, now, verdict):
 
 
 @pytest.mark.parametrize("band", [FULL, REDUCED])
-@given(then=st.lists(st.floats(0.2, 20), min_size=1, max_size=FIRST), share=st.floats(0, 0.99), data=st.data())
+@given(then=st.lists(st.floats(0.2, 20), min_size=1, max_size=FIRST_LOSSES), share=st.floats(0, 0.99), data=st.data())
 def test_within_is_what_stays_in_the_band_at_each_loss(band, then, share, data):
     now = [loss * (1 + data.draw(st.sampled_from([-1, 1])) * share * band) for loss in then]
     assert compare_losses(then, now, band=band).verdict == ("same" if now == then else "within")
@@ -160,33 +159,6 @@ def test_the_band_is_narrow_where_both_runs_train_in_float32(tmp_path):
     header = b'{"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
     (model / "more.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     assert loss_band([spec()], model) == REDUCED
-
-
-# While the run is training
-
-
-@pytest.mark.parametrize(
-    ("then", "now", "drift", "given_at", "verdict"),
-    [
-        (THEN, [*THEN[:2], 9.0, *THEN[3:]], [], 3, "different"),
-        ([*THEN, 1.0], [*THEN, 2.0], [], 10, "same"),
-        (THEN, strayed(ROUNDING["bf16"]), [], 10, "within"),
-        (THEN[:3], THEN, [], 3, "same"),
-        (THEN, THEN[:4], [], 0, "same"),
-        (THEN, [], [], 0, "unknown"),
-        (THEN, strayed([0, 0, 1e-6]), [SEED], 3, "different"),
-        (THEN, THEN, [LOGGING], 1, "unknown"),
-        ([], THEN, [], 1, "unknown"),
-    ],
-)
-def test_the_verdict_is_given_once_as_soon_as_the_losses_decide_it(then, now, drift, given_at, verdict):
-    """By number of the loss; 0: at the end."""
-    early = EarlyVerdict(then, drift)
-    given = [(number, found) for number, loss in enumerate(now, start=1) if (found := early.add(loss))]
-    given += [(0, last)] if (last := early.end()) is not None else []
-    ((number, found),) = given
-    assert (number, found.verdict) == (given_at, verdict)
-    assert found == compare_losses(then, now[:number] if number else now, drift=drift)
 
 
 # Scores

@@ -17,7 +17,7 @@ DryRunOption = Annotated[bool, Option("--dry-run", help="Show what would be move
 _TO_TRASH = ("to the trash", "would go to the trash")  # done, or by --dry-run
 
 
-@app.command("list", epilog="Example: orchestrator list --status done --since 7d --sort bleu")
+@app.command("list", epilog="Example: orchestrator list --status done --since 7d --tag good")
 def list_runs(
     status: Annotated[list[str] | None, Option(help="Only runs with this status; repeatable.")] = None,
     name: Annotated[str | None, Option(help="Only runs of specs with this name; * and ? match.")] = None,
@@ -28,12 +28,12 @@ def list_runs(
     tag: Annotated[list[str] | None, Option(help="Only runs with this tag; repeatable: with all of them.")] = None,
     group: Annotated[str | None, Option(help="Only runs of this group (a sweep): its id or name.")] = None,
     since: Annotated[str | None, Option(metavar="TIME", help="Only runs since 2026-11-24, 7d, 12h or 30m.")] = None,
-    sort: Annotated[str, Option(metavar="ORDER", help="created, ended, bleu, chrf, ter, or bleu:TESTSET.")] = "created",
-    limit: Annotated[int | None, Option(min=1, help="Only N runs: the newest, or the best.")] = None,
+    sort: Annotated[str, Option(metavar="ORDER", help="created, ended or name.")] = "created",
+    limit: Annotated[int | None, Option(min=1, help="Only the last N runs of that order.")] = None,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
-    """List runs with status and scores, oldest first."""
+    """List runs with status and scores, oldest first. --json has all of their records."""
     from orchestrator.runs import registry
     from orchestrator.runs.groups import find_group
     from orchestrator.views.terminal import run_table
@@ -46,13 +46,11 @@ def list_runs(
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others
         say(f"warning: {problem}")
-    found = registry.sort_rows([row for row in rows if filters.matches(row)], sort, limit)
-    for each in found.notes:
-        say(each)
+    found = registry.sort_rows([row for row in rows if filters.matches(row)], sort)[-(limit or 0) :]
     if as_json:
-        show(list(registry.rows_json(place, found.rows)), as_json=True)
-    elif found.rows:
-        show(None, run_table(found.rows))
+        show([row.as_json() for row in found], as_json=True)
+    elif found:
+        show(None, run_table(found))
     elif rows:
         say(f"none of {len(rows)} runs in {place.runs} matches")
     else:
@@ -135,7 +133,7 @@ def gc(
     as_json: options.Json = False,
 ) -> None:
     """Move old checkpoints of ended runs to the trash; the best and the last stay. Or empty the trash."""
-    from orchestrator.runs import in_use, registry, trash
+    from orchestrator.runs import registry, trash
 
     place = open_workspace(workspace)
     if empty_trash:
@@ -147,7 +145,7 @@ def gc(
         return
     if older_than is not None:
         raise SpecError("--older-than is for what is in the trash", "orchestrator gc --trash --older-than 7d")
-    users = in_use.process_users()
+    users = trash.process_users()
     moved = []
     for run in [place.find_run(word) for word in dict.fromkeys(runs or ())] or place.all_runs():
         try:
@@ -156,7 +154,7 @@ def gc(
             if runs:
                 raise
             say(f"left as it is: {error.message}")
-    _show_moved([each for each in moved if each.what or each.left], _TO_TRASH[dry_run], as_json)
+    _show_moved([each for each in moved if each.what], _TO_TRASH[dry_run], as_json)
 
 
 def _show_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
@@ -164,7 +162,6 @@ def _show_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
     for each in moved:
         what = ", ".join("all of it" if name == "." else name for name in each.what)
         lines.append(f"{each.run}: {f'{what} {where}, {size(each.bytes)}' if what else 'nothing to move'}")
-        lines += [f"  left: {reason}" for reason in each.left]
     if len(moved) != 1:
         total = sum(each.bytes for each in moved)
         lines.append(f"in all: {size(total)} of {sum(1 for each in moved if each.what)} runs {where}")

@@ -210,7 +210,7 @@ def show_command(
     else:
         record = state.current(found)
         parts = terminal.run_parts(record, found.path, state.lines(found, record))
-        show(registry.run_json(found, record, Notes.load(found)), *parts, as_json=as_json)
+        show(registry.Row(found, record, Notes.load(found)).as_json(), *parts, as_json=as_json)
 
 
 def _side(session: "Session", word: str, overrides: Sequence[str] = ()) -> "Side":
@@ -218,7 +218,7 @@ def _side(session: "Session", word: str, overrides: Sequence[str] = ()) -> "Side
 
     if is_spec(word):
         return spec_side(session, word, session.load_spec(Path(word), overrides))
-    return run_side(session, session.workspace.find_run(word))
+    return run_side(session.workspace.find_run(word))
 
 
 def _write_schema(place: "Workspace") -> None:

@@ -14,7 +14,7 @@ from orchestrator.files import cache_folder, expanded, storage_problem
 from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
-from orchestrator.runs import gpus, locks
+from orchestrator.runs import machine
 from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace
 from orchestrator.text import size
@@ -80,25 +80,23 @@ def _installation(found: Installation) -> Iterator[Diagnosis]:
 def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     memory = psutil.virtual_memory()
     sizes = f"{size(memory.total)} of memory, {size(memory.available)} of it free"
-    yield Diagnosis("machine", "ok", f"{gpus.processor()}; {sizes}")
-    names = gpus.gpu_names()
+    yield Diagnosis("machine", "ok", f"{machine.processor()}; {sizes}")
+    names = machine.gpu_names()
     if names:
-        cuda = f"; its driver takes CUDA up to {version}" if (version := gpus.driver_cuda()) else ""
+        cuda = f"; its driver takes CUDA up to {version}" if (version := machine.driver_cuda()) else ""
         yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(names)}{cuda}")
         if found is not None and "torch" in found.versions:
             yield _torch(found, len(names))
     else:
         yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
-    folder = locks.lock_folder()
     try:
-        with locks.folder_open():
-            problem = storage_problem(folder)
+        folder = machine.lock_folder()
     except PrerequisiteError as error:
         yield Diagnosis("machine", "error", error.message, error.remedy)
         return
     remedy = "ORCHESTRATOR_LOCKS names a folder on a local disk"
-    yield Diagnosis("machine", *_storage("locks of devices", str(folder), problem, remedy))
-    for held_by in locks.busy_devices():
+    yield Diagnosis("machine", *_storage("locks of devices", str(folder), storage_problem(folder), remedy))
+    for held_by in machine.busy_devices():
         yield Diagnosis("machine", "note", f"{held_by} is in use")
 
 

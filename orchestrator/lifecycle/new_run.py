@@ -11,11 +11,11 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import atomic_write, storage_problem
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
-from orchestrator.runs.locks import devices_of, hold_devices
+from orchestrator.runs.facts import keep_patch
+from orchestrator.runs.machine import devices_of, hold_devices
 from orchestrator.runs.owner import OwnedRun, lock_run
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import Request, Status
-from orchestrator.runs.worktree import keep_patch
 from orchestrator.serving.checkpoints import serving_devices
 from orchestrator.specs.render import spec_yaml
 from orchestrator.specs.spec import RunSpec, spec_sha256

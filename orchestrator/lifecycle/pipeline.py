@@ -21,12 +21,12 @@ from orchestrator.lifecycle.resume import check_unchanged, terminate_orphans
 from orchestrator.lifecycle.train_stage import train_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
-from orchestrator.runs.locks import hold_devices
+from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.owner import OwnedRun
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.usage import timed
+from orchestrator.runs.state import timed
 
 log = logging.getLogger("orchestrator")
 

@@ -1,10 +1,9 @@
-"""A run beside the one that it repeats: what differs before it starts, its first losses as it trains, its scores."""
+"""A run beside the one that it repeats: what differs before it starts, its first losses, its scores."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.models.model_files import locate_model
@@ -14,7 +13,7 @@ from orchestrator.runs.differences import Difference, Side, by_severity, differe
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.verdict import REDUCED, EarlyVerdict, Verdict, compare_losses, compare_scores, loss_band
+from orchestrator.runs.verdict import REDUCED, Verdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
@@ -24,12 +23,9 @@ log = logging.getLogger("orchestrator")
 def drift_from(
     session: Session, past: RunDir, spec: RunSpec, facts: Facts, overrides: Sequence[str]
 ) -> list[Difference]:
-    """All that differs from a past run now, arguments that neither spec sets and whose default changed included.
-
-    `overrides` are the KEY=VALUE of --set: what was wished for.
-    """
+    """All that differs from a past run now; `overrides` are the KEY=VALUE of --set."""
     now = replace(spec_side(session, "now", spec), facts=facts)
-    found = differences(run_side(session, past), now, overrides)
+    found = differences(run_side(past), now, overrides)
     return by_severity([each for each in found if each.then != each.now])
 
 
@@ -54,7 +50,7 @@ def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) 
 
 
 class RerunComparison:
-    """A run that repeats a past one, compared as it goes."""
+    """A run that repeats a past one, compared stage by stage."""
 
     def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
         self._session, self._spec, self._facts = session, spec, record.facts
@@ -66,26 +62,15 @@ class RerunComparison:
             if spec.model is not None:
                 folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
                 self._band = loss_band([load_spec(past.spec), spec], folder)
-        losses = self._then.training.logged_losses if self._then.training else []
-        # of a resumed run the first losses are not those that come now
-        self._early = EarlyVerdict(losses, self._drift, self._band) if losses and not record.attempts[1:] else None
-
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """Take what the training logs, and log the verdict as soon as it is known."""
-        loss = event.get("loss")
-        if self._early is not None and isinstance(loss, int | float):
-            verdict = self._early.add(float(loss))
-            if verdict is not None:
-                self._log(verdict)
 
     def trained(self, training: Training) -> Verdict | None:
-        """The verdict on a finished training; logged, if it is not yet. None where the past run trained nothing."""
+        """The verdict on a finished training, logged; None where the past run trained nothing."""
         if self._then.training is None:
             return None
         then, now = self._then.training.logged_losses, training.logged_losses
         verdict = compare_losses(then, now, drift=self._drift, band=self._band)
-        if self._early is None or self._early.end() is not None:
-            self._log(verdict)
+        level = logging.WARNING if verdict.verdict == "different" else logging.INFO
+        log.log(level, "%s: %s", self._past.id, verdict.message)
         weights = self._then.training.weights_sha256, training.weights_sha256
         if None not in weights and self._then.facts.hash_version == self._facts.hash_version:
             same = "the same, to the last bit" if weights[0] == weights[1] else "others"
@@ -100,7 +85,7 @@ class RerunComparison:
             lines = [f"cannot be told any more: {error.message}"]
         else:
             kinds = ("data", "model", "adapter", "template", "version", "machine")
-            sides = [Side("", self._spec, {}, None, facts) for facts in (self._facts, now)]
+            sides = [Side("", self._spec, facts) for facts in (self._facts, now)]
             found = [each for each in differences(sides[0], sides[1]) if each.kind in kinds]
             self._drift = [*self._drift, *found]
             lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
@@ -112,7 +97,3 @@ class RerunComparison:
         """Log the run's scores beside the past ones."""
         for line in compare_scores(self._then.benchmarks, benchmarks, drift=self._drift):
             log.info("%s: %s", self._past.id, line)
-
-    def _log(self, verdict: Verdict) -> None:
-        level = logging.WARNING if verdict.verdict == "different" else logging.INFO
-        log.log(level, "%s: %s", self._past.id, verdict.message)

@@ -16,7 +16,7 @@ from orchestrator.models.checkpoints import Inspected
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.processes.process_tree import GRACE_S, run_processes, terminate_run
-from orchestrator.runs.nodes import own_ranks, this_machine
+from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.owner import OwnedRun, acquire, in_use
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts, Request

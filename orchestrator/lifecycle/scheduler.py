@@ -19,7 +19,7 @@ from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child
 from orchestrator.processes.process_tree import wait_until
 from orchestrator.runs.groups import Group, Member, member, members
-from orchestrator.runs.locks import is_free
+from orchestrator.runs.machine import is_free
 from orchestrator.runs.owner import OwnedRun, acquire, is_owned, lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Request

@@ -17,7 +17,7 @@ from orchestrator.planning.ask_llamafactory import ask_llamafactory
 from orchestrator.planning.plan import Plan, plan_run, raise_or_log
 from orchestrator.planning.session import Session
 from orchestrator.runs.groups import Axis, Group, Point, point_overrides, points, read_axes
-from orchestrator.runs.locks import devices_of, hold_devices, is_free
+from orchestrator.runs.machine import devices_of, hold_devices, is_free
 from orchestrator.runs.record import now
 from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import GroupDir

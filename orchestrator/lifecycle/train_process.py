@@ -6,7 +6,7 @@ Success is judged from the files that LLaMA-Factory leaves: its exit status is 0
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from orchestrator.models.checkpoints import SENTINEL
 from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child, child_environment, repro_command, start
 from orchestrator.processes.process_tree import GRACE_S, RUN_ENV
-from orchestrator.runs.nodes import Machine
+from orchestrator.runs.machine import Machine
 from orchestrator.runs.record_parts import Training
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.trainer_log import Event, StepBar, TrainerLog, close_torn_line
+from orchestrator.runs.trainer_log import StepBar, TrainerLog, close_torn_line
 from orchestrator.upstream.installation import Installation
 
 log = logging.getLogger("orchestrator")
@@ -35,17 +35,14 @@ def train(
     environment: Mapping[str, str],
     from_step: int = 0,
     *,
-    on_event: Callable[[Event], None] | None = None,
-    on_look: Callable[[Child], None] | None = None,
     locks: Sequence[int] = (),
     machine: Machine | None = None,
     prefix: Sequence[str] = (),
 ) -> Training | str:
     """Train as the run folder's train.yaml says, from step 0 or that of the checkpoint that it is resumed from.
 
-    on_event: called with what the training logs, as it comes. on_look: called with its first process several times a
-    second. locks: files that stay locked until the last process of the training is gone, even if we are killed.
-    machine: which of several machines this is; None: the only one. prefix: what starts llamafactory-cli on each node.
+    locks: files that stay locked until the last process of the training is gone, even if we are killed. machine: which
+    of several machines this is; None: the only one. prefix: what starts llamafactory-cli on each node.
     Returns its figures; of a part that went well without any, where they are. Raises StageError: LLaMA-Factory ended
     without a complete result; Interrupted: a signal came; the checkpoint that was saved is named.
     """
@@ -63,8 +60,8 @@ def train(
                 watched=True,
                 locks=locks,
             )
-        with StepBar(TrainerLog(run.trainer_log, offset), from_step, on_event) as bar:
-            _follow(child, bar, on_look)
+        with StepBar(TrainerLog(run.trainer_log, offset), from_step) as bar:
+            _follow(child, bar)
         child.stop(GRACE_S)  # where the launcher was killed, what it had started is still running
     except BaseException as error:
         if child is not None:
@@ -96,14 +93,12 @@ def train(
     return training_of(run, resumed=from_step > 0)
 
 
-def _follow(child: Child, bar: StepBar, on_look: Callable[[Child], None] | None) -> None:
+def _follow(child: Child, bar: StepBar) -> None:
     while True:
         ended = child.poll() is not None  # before the log is read: what is written until the end is seen
         bar.update()
         if ended:
             return
-        if on_look is not None:
-            on_look(child)
         child.wait(POLL_S)
 
 

@@ -15,13 +15,12 @@ from orchestrator.models.hashes import weights_sha256
 from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.plan import Plan, render_dataset_info, render_files
 from orchestrator.planning.session import Session
-from orchestrator.runs.differences import defaults_json
 from orchestrator.runs.facts import complete_facts
-from orchestrator.runs.nodes import this_machine
+from orchestrator.runs.machine import this_machine
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import timed
 from orchestrator.runs.trainer_log import close_torn_line
-from orchestrator.runs.usage import metered, timed
 from orchestrator.specs.render import train_arguments, train_environment
 
 log = logging.getLogger("orchestrator")
@@ -64,14 +63,12 @@ def train_run(
     record.add_command(run, "train", [*prefix, str(installation.cli), *TRAIN_ARGV], environment)
     record.update(run, status="running")
     log.info("training with %s; its output: %s", installation.cli, run.train_log)
-    with timed(run, record, "train"), metered(run, record) as sample:
+    with timed(run, record, "train"):
         trained = train(
             run,
             installation,
             environment,
             start.step,
-            on_event=comparison.on_event if comparison else None,
-            on_look=sample,
             locks=locks,
             machine=machine,
             prefix=prefix,
@@ -108,6 +105,3 @@ def _prepare(session: Session, plan: Plan, run: RunDir, start: ResumePoint) -> N
         files[run.train_yaml.name] = session.renderer.train_yaml(resumed)
     for name, content in files.items():
         atomic_write(run.path / name, content)
-    arguments = session.arguments()
-    if arguments is not None and not run.defaults.exists():  # those of the day when the run began
-        atomic_write(run.defaults, defaults_json(arguments))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from orchestrator.errors import Finding, OrchestratorError, did_you_mean, from_error
 from orchestrator.runs import slurm
-from orchestrator.runs.nodes import this_machine
+from orchestrator.runs.machine import this_machine
 from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec

@@ -1,7 +1,7 @@
 """A spec that is about to run: checked, with all that it reads, and as the files that LLaMA-Factory is given."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.data.datasets import Dataset, ParallelText, evaluated_split, load_entry, load_split
@@ -12,7 +12,7 @@ from orchestrator.models.model_files import base_checkpoint
 from orchestrator.planning.ask_llamafactory import ask_llamafactory, dataset_infos
 from orchestrator.planning.check import check
 from orchestrator.planning.session import Session
-from orchestrator.runs.differences import DECLARE, Side, known_defaults, run_defaults
+from orchestrator.runs.differences import Side
 from orchestrator.runs.facts import collect_facts
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
@@ -154,19 +154,9 @@ def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:
 
 def spec_side(session: Session, name: str, spec: RunSpec) -> Side:
     """A spec that would run here, to be compared."""
-    installation, arguments = session.llamafactory_or_none(), session.arguments()
-    versions = {} if installation is None else _declaring(installation.versions)
-    return Side(name, resolve(session, spec)[0], versions, None if arguments is None else known_defaults(arguments))
+    return Side(name, resolve(session, spec)[0])
 
 
-def run_side(session: Session, run: RunDir) -> Side:
-    """A run, to be compared. Where it kept no defaults, those of the same versions are taken, if they are installed."""
-    spec, facts = load_spec(run.spec), RunRecord.load(run).facts
-    kept, here = run_defaults(run), spec_side(session, "", spec)
-    versions = _declaring(facts.versions)
-    defaults = here.defaults if kept is None and versions == here.versions else kept
-    return Side(run.id, spec, versions, defaults, facts)
-
-
-def _declaring(versions: Mapping[str, str]) -> dict[str, str]:
-    return {name: version for name, version in versions.items() if name in DECLARE}
+def run_side(run: RunDir) -> Side:
+    """A run, to be compared."""
+    return Side(run.id, load_spec(run.spec), RunRecord.load(run).facts)

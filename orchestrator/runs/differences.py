@@ -9,12 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.errors import PrerequisiteError
-from orchestrator.files import read_json
 from orchestrator.runs.record_parts import Facts
-from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.arguments import COMPUTED, Argument
-from orchestrator.specs.places import RESERVED_ARGUMENTS
 from orchestrator.specs.spec import RunSpec, spec_json
 from orchestrator.text import escape_controls
 
@@ -24,10 +19,8 @@ Severity = Literal["error", "warning", "note"]
 Effect = Literal["trajectory", "rounding", "none"]
 """On the losses. trajectory: other examples, weights or steps. rounding: the same sums, taken in another way."""
 
-Kind = Literal["spec", "default", "data", "model", "adapter", "template", "version", "machine", "environment", "git"]
+Kind = Literal["spec", "data", "model", "adapter", "template", "version", "machine", "environment", "git"]
 
-# The packages that declare the arguments, and what they are called.
-DECLARE = {"llamafactory": "LLaMA-Factory", "transformers": "transformers"}
 # Arguments of the training that leave its losses as they are, by the beginning of their names.
 _NO_EFFECT = tuple(
     "logging_ log_ save_ report_to run_name project trackio_ swanlab use_swanlab plot_loss disable_tqdm push_to_hub "
@@ -58,6 +51,12 @@ _SECTIONS = {
     "data": ("dataset", "eval_dataset", "benchmark"),
     **dict.fromkeys(("model", "adapter", "template"), ("model",)),
 }
+# Fields of a spec that name files -> the hash of what they name.
+_HASHES = {
+    "model.name_or_path": "model_sha256",
+    "model.revision": "model_sha256",
+    "model.adapter_name_or_path": "adapter_sha256",
+}
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,8 @@ class Side:
 
     name: str
     spec: RunSpec
-    versions: Mapping[str, str]
-    """Of the packages in DECLARE: what runs, or ran, the spec."""
-    defaults: Mapping[str, Any] | None
-    """Argument -> its default in these versions. None: not known."""
     facts: Facts | None = None
     """Of a run."""
-
-    def heading(self) -> str:
-        known = [f"{title} {self.versions[key]}" for key, title in DECLARE.items() if key in self.versions]
-        return f"{self.name} ({', '.join(known)})" if known else self.name
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ class Difference:
     """One thing that differs."""
 
     kind: Kind
-    """spec: a field. default: an argument that neither spec sets. The others are facts."""
+    """spec: a field. The others are facts."""
     path: str
     """Dotted path in the spec; of a fact its name in words: 'version of torch', 'data captions train'."""
     then: Any
@@ -91,7 +82,7 @@ class Difference:
     effect: Effect
     severity: Severity
     absent: tuple[bool, bool] = (False, False)
-    """On which side a spec sets nothing; the value there is the default, None where that is not known."""
+    """On which side a spec sets nothing."""
 
     def as_json(self) -> dict[str, Any]:
         sides = {"one": self.then, "other": self.now, "absent": list(self.absent)}
@@ -99,26 +90,20 @@ class Difference:
 
     def line(self) -> str:
         """'spec seed: 42 then, 43 now'."""
-        what = {"spec": f"spec {self.path}", "default": f"default of {self.path}"}.get(self.kind, self.path)
-        then, now = ("none" if self.absent[side] else _short(value) for side, value in enumerate((self.then, self.now)))
-        return escape_controls(f"{what}: {then} then, {now} now")
+        what = f"spec {self.path}" if self.kind == "spec" else self.path
+        return escape_controls(f"{what}: {_short(self.then)} then, {_short(self.now)} now")
 
     def arrow(self) -> str:
         """'seed: 42 -> 43'."""
-        if self.kind not in ("spec", "default"):
-            return escape_controls(f"{self.path}: {_short(self.then)} -> {_short(self.now)}")
         sides = [
-            json.dumps(value, ensure_ascii=False) + (" (by default)" if absent and value is not None else "")
-            if not absent or value is not None
-            else "not set"
+            "not set" if absent else json.dumps(value, ensure_ascii=False) if self.kind == "spec" else _short(value)
             for value, absent in zip((self.then, self.now), self.absent, strict=True)
         ]
-        changed = "; the default changed, neither spec sets it" if self.kind == "default" else ""
-        return escape_controls(f"{self.path}: {' -> '.join(sides)}{changed}")
+        return escape_controls(f"{self.path}: {' -> '.join(sides)}")
 
 
 def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[Difference]:
-    """All that differs: the specs' fields in their order, then defaults, then the facts of two runs.
+    """All that differs: the specs' fields in their order, then the facts of two runs.
 
     What the KEY=VALUE of --set name that made one spec of the other is a note.
     """
@@ -128,21 +113,12 @@ def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[D
     found: list[Difference] = []
     for path in dict.fromkeys([*flats[0], *flats[1]]):
         absent = (path not in flats[0], path not in flats[1])
-        then, now = (flats[n].get(path, _default(side, path)) for n, side in enumerate((one, other)))
-        if absent == (False, False) and then == now and type(then) is type(now):
+        then, now = (flat.get(path) for flat in flats)
+        if not any(absent) and then == now and type(then) is type(now):
             continue
-        no_effect = then == now or _same_files(path, one.facts, other.facts)
-        changes: Effect = "none" if no_effect else effect(path, packs=packs)
-        severity: Severity = "note" if then == now or _is_named(path, keys) else "warning"
+        changes: Effect = "none" if _same_files(path, one.facts, other.facts) else effect(path, packs=packs)
+        severity: Severity = "note" if _is_named(path, keys) else "warning"
         found.append(Difference("spec", path, then, now, changes, severity, absent))
-    if None not in (one.spec.train, other.spec.train, one.defaults, other.defaults):
-        given = {*flats[0], *flats[1], *(f"train.{name}" for name in RESERVED_ARGUMENTS)}
-        now_defaults = other.defaults or {}
-        for name, then in (one.defaults or {}).items():
-            path = f"train.{name}"
-            if name in now_defaults and path not in given and then != now_defaults[name]:
-                changes = effect(path, packs=packs)
-                found.append(Difference("default", path, then, now_defaults[name], changes, "warning"))
     if one.facts is not None and other.facts is not None:
         found += _fact_differences(one.facts, other.facts, keys)
     return found
@@ -162,14 +138,9 @@ def effect(path: str, *, packs: bool = False) -> Effect:
     if section in ("name", "serve", "benchmark", "export", "eval_dataset"):
         return "none"
     if section == "compute":
-        leaf = name.partition(".")[0]
-        return (
-            "trajectory"
-            if leaf in ("nproc_per_node", "nnodes")
-            else "rounding"
-            if leaf in ("devices", "env")
-            else "none"
-        )
+        effects: dict[str, Effect] = {"nproc_per_node": "trajectory", "nnodes": "trajectory"}
+        effects |= {"devices": "rounding", "env": "rounding"}
+        return effects.get(name.partition(".")[0], "none")
     if section == "train" and name.startswith("preprocessing_"):
         return "trajectory" if packs else "none"
     if section == "train" and name.startswith(_NO_EFFECT):
@@ -177,31 +148,6 @@ def effect(path: str, *, packs: bool = False) -> Effect:
     if (section == "train" and name.startswith(_ROUNDING)) or path == "model.trust_remote_code":
         return "rounding"
     return "trajectory"
-
-
-def defaults_json(arguments: Mapping[str, Argument]) -> str:
-    """The text of defaults.json, by which a run keeps the defaults of its day: no later version knows them."""
-    return json.dumps(known_defaults(arguments), indent=1) + "\n"
-
-
-def known_defaults(arguments: Mapping[str, Argument]) -> dict[str, Any]:
-    """The defaults of `llamafactory-cli train` that its source shows."""
-    return {
-        name: argument.default
-        for name, argument in sorted(arguments.items())
-        if "train" in argument.commands and argument.default is not COMPUTED
-    }
-
-
-def run_defaults(run: RunDir) -> dict[str, Any] | None:
-    """The defaults that a run kept; None where it kept none. Raises PrerequisiteError: its defaults.json is damaged."""
-    try:
-        value = read_json(run.defaults)
-    except FileNotFoundError:
-        return None
-    except PrerequisiteError as error:
-        raise PrerequisiteError(error.message, f"remove {run.defaults}") from error
-    return value if isinstance(value, dict) else None
 
 
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
@@ -275,24 +221,19 @@ def _is_named(path: str, keys: Sequence[str]) -> bool:
 
 
 def _same_files(path: str, then: Facts | None, now: Facts | None) -> bool:
-    names = {"model.name_or_path": "model_sha256", "model.revision": "model_sha256"}
-    name = {**names, "model.adapter_name_or_path": "adapter_sha256"}.get(path)
+    name = _HASHES.get(path)
     if name is None or then is None or now is None or then.hash_version != now.hash_version:
         return False
     return getattr(then, name) is not None and getattr(then, name) == getattr(now, name)
 
 
-def _default(side: Side, path: str) -> Any:
-    section, _, name = path.partition(".")
-    return (side.defaults or {}).get(name) if section in ("train", "serve") else None
-
-
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
+    """{'train.lora_rank': 8}: a list of mappings is numbered, another list is a value."""
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return {k: v for index, item in enumerate(value) for k, v in _flat(item, f"{at}.{index}").items()}
-    return {at: value}
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or not value:
+        return {at: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{at}.{key}" if at else str(key)).items()}
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What decides a run's outcome beside its spec: collected before it starts. differences.py compares it."""
 
+import hashlib
 import os
 import platform
 import re
@@ -11,19 +12,21 @@ from orchestrator import __version__
 from orchestrator.data.data_files import count_records, files_sha256, find_files
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.files import atomic_write
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import hub_revision, locate_model
-from orchestrator.runs.gpus import driver_cuda, gpu_names, processor
+from orchestrator.processes.process import run_short
+from orchestrator.runs.machine import driver_cuda, gpu_names, processor
 from orchestrator.runs.record_parts import DataFacts, Facts
-from orchestrator.runs.worktree import read_worktree
+from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.places import is_secret
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.chat_templates import template_sha256
 from orchestrator.upstream.installation import Installation
 
 HASH_VERSION = 2
-MAX_VALUE = 4000
-"""Characters of a variable that are kept."""
+MAX_PATCH_BYTES = 1_000_000
 # Of devices and how they talk to each other, of how sums are taken, and of packages.
 _PREFIXES = tuple(
     "CUDA_ NVIDIA_ NCCL_ GLOO_ UCX_ FI_ HIP_ ROCR_ HSA_ ASCEND_ ZE_ ONEAPI_ TORCH_ TORCHINDUCTOR_ PYTORCH_ ATEN_ "
@@ -38,7 +41,6 @@ _NAMES = frozenset(
     "FORCE_CHECK_IMPORTS NPU_JIT_COMPILE DOWNSAMPLE_MODE IMAGE_PLACEHOLDER VIDEO_PLACEHOLDER AUDIO_PLACEHOLDER "
     "PYTHONHASHSEED PYTHONPATH PYTHONNOUSERSITE LD_PRELOAD LD_LIBRARY_PATH MALLOC_CONF".split()
 )
-_SECRET_PART = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -57,7 +59,7 @@ def collect_facts(
     """
     import sacrebleu
 
-    worktree = read_worktree(root)
+    git, _ = _read_git(root)
     versions = {"orchestrator": __version__, "sacrebleu": sacrebleu.__version__, "python": platform.python_version()}
     cuda = {} if (driver := driver_cuda()) is None else {"the driver's CUDA": driver}
     template = None
@@ -73,9 +75,7 @@ def collect_facts(
         gpus=gpu_names(),
         cuda=cuda,
         environment=relevant_variables(os.environ),
-        git_commit=worktree.commit,
-        git_dirty=worktree.dirty,
-        git_diff_sha256=worktree.patch_sha256,
+        **git,
         data=[
             *(_parallel_data(spec, dataset, split, text) for (dataset, split), text in texts.items()),
             *(_own_data(spec, dataset) for dataset in (own or {}).values()),
@@ -84,6 +84,19 @@ def collect_facts(
         hash_version=HASH_VERSION,
         **_files(spec, root),
     )
+
+
+def keep_patch(run: RunDir, root: Path, facts: Facts) -> Facts:
+    """Write workspace.diff where the workspace is not what its commit has; the facts with what that holds.
+
+    It is for `git apply` on the commit; new specs, entries and templates are named in it as comments.
+    """
+    if facts.git_commit is None:
+        return facts
+    git, patch = _read_git(root)
+    if patch:
+        atomic_write(run.workspace_diff, patch)
+    return facts.model_copy(update=git)
 
 
 def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
@@ -95,16 +108,34 @@ def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
 
 
 def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that reach LLaMA-Factory and can change a run, in order; without secrets, long values cut."""
+    """The variables that reach LLaMA-Factory and can change a run, in order; without secrets."""
     found = {}
     for name in sorted(environment):
-        if not (name.startswith(_PREFIXES) or name in _NAMES):
+        if is_secret(name) or not (name.startswith(_PREFIXES) or name in _NAMES):
             continue
-        if is_secret(name) or (_SECRET_PART.search(name.upper()) and not name.endswith("_PATH")):
-            continue
-        value = _USER_INFO.sub("***@", environment[name]).encode("utf-8", "backslashreplace").decode()
-        found[name] = value if len(value) <= MAX_VALUE else f"{value[:MAX_VALUE]}... ({len(value)} characters)"
+        found[name] = _USER_INFO.sub("***@", environment[name]).encode("utf-8", "backslashreplace").decode()
     return found
+
+
+def _read_git(root: Path) -> tuple[dict[str, Any], bytes]:
+    """The facts of a workspace in git, and what is in no commit. None, where git is slow or there is no commit yet."""
+    git = ["git", "--literal-pathspecs", "-C", str(root)]
+    diff = ["diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--ignore-submodules=dirty"]
+    others = ["ls-files", "-z", "--others", "--exclude-standard", "--", "runs", "dataset_info", "templates"]
+    try:
+        commit = run_short([*git, "rev-parse", "HEAD"]).strip()
+        text = run_short([*git, *diff, "--src-prefix=a/", "--dst-prefix=b/"], errors="surrogateescape")
+        new = run_short([*git, *others]).split("\0")
+    except (PrerequisiteError, StageError):
+        return {}, b""
+    patch = text.encode(errors="surrogateescape")
+    if len(patch) > MAX_PATCH_BYTES:
+        note = f"\n# cut here: {len(patch):,} bytes in all, sha256 {hashlib.sha256(patch).hexdigest()}\n"
+        patch = patch[:MAX_PATCH_BYTES] + note.encode()
+    names = [name for name in new if name.endswith((".yaml", ".yml", ".j2"))]
+    patch += "".join(f"# new, in no commit: {name!a}\n" for name in names).encode()
+    digest = hashlib.sha256(patch).hexdigest() if patch else None
+    return {"git_commit": commit, "git_dirty": bool(text), "git_diff_sha256": digest}, patch
 
 
 def _parallel_data(spec: RunSpec, dataset: str, split: str, text: ParallelText) -> DataFacts:

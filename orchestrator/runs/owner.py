@@ -5,7 +5,6 @@ The lock goes to the supervisor of a detached run as an open file, so there is n
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 from orchestrator.errors import PrerequisiteError
@@ -19,8 +18,7 @@ PATIENCE_S = 0.5  # for a process that only looks whether somebody holds the loc
 JOB_PATIENCE_S = 120  # for the process that submitted the job, and writes its id into the record
 
 Liveness = Literal["alive", "waiting", "ended", "unknown"]
-"""What is known of that which carries a run out. `unknown` (another host, a Slurm that does not answer) changes
-nothing."""
+"""What is known of that which carries a run out. `unknown` (another host, no answer of Slurm) changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,10 @@ class OwnedRun:
         self.release()
 
 
-def lock_file(run: RunDir) -> Path:
-    return run.path / ".owner.lock"
-
-
 def lock_run(run: RunDir, patience_s: float = PATIENCE_S) -> OwnedRun | None:
     """Take the lock of a run; None where another process holds it."""
-    file = os.open(lock_file(run), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    if wait_until(lambda: try_lock(file, lock_file(run)), patience_s, 0.02):
+    file = os.open(run.owner_lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    if wait_until(lambda: try_lock(file, run.owner_lock), patience_s, 0.02):
         return OwnedRun(run, file)
     os.close(file)
     return None
@@ -56,7 +50,7 @@ def lock_run(run: RunDir, patience_s: float = PATIENCE_S) -> OwnedRun | None:
 
 def inherited(run: RunDir, file: int) -> OwnedRun:
     """The run whose locked file this process was started with."""
-    if not os.path.samestat(os.fstat(file), lock_file(run).stat()):
+    if not os.path.samestat(os.fstat(file), run.owner_lock.stat()):
         raise ValueError(f"file {file} is not the lock of {run.id}")
     os.set_inheritable(file, False)
     return OwnedRun(run, file)
@@ -65,7 +59,7 @@ def inherited(run: RunDir, file: int) -> OwnedRun:
 def is_owned(run: RunDir) -> bool:
     """Whether some process, this one among them, holds the lock."""
     try:
-        file = os.open(lock_file(run), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(run.owner_lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # none was ever made, or a link lies there
         return False
     try:
@@ -76,17 +70,7 @@ def is_owned(run: RunDir) -> bool:
 
 def liveness(run: RunDir, record: RunRecord, *, max_age_s: float | None = None) -> Liveness:
     """Whether that which carries an active run out is still there; max_age_s: how old an answer of Slurm may be."""
-    return "alive" if is_owned(run) else liveness_without_owner(record, max_age_s=max_age_s)
-
-
-def liveness_without_owner(record: RunRecord, *, max_age_s: float | None = None) -> Liveness:
-    """The same of a run whose lock nobody holds."""
-    if record.job is None or not record.job.id:
-        return "ended" if record.is_here() else "unknown"
-    found = slurm.job_state(record.job.id, record.job.uid, max_age_s=max_age_s)
-    if found is None:
-        return "unknown"
-    return "ended" if found.has_ended else "waiting" if found.waits else "alive"
+    return "alive" if is_owned(run) else _liveness_without_owner(record, max_age_s)
 
 
 def acquire(run: RunDir, job: str = "") -> OwnedRun:
@@ -102,7 +86,7 @@ def acquire(run: RunDir, job: str = "") -> OwnedRun:
     try:
         if job and record.stop_requested:
             raise PrerequisiteError(f"run {run.id} was stopped before Slurm job {job} began")
-        if record.is_active() and not is_this_job and liveness_without_owner(record, max_age_s=1) != "ended":
+        if record.is_active() and not is_this_job and _liveness_without_owner(record, 1) != "ended":
             raise in_use(record)
     except PrerequisiteError:
         owned.release()
@@ -115,3 +99,12 @@ def in_use(record: RunRecord) -> PrerequisiteError:
     where = "" if record.is_here() else f" on {record.host}"
     owner = f"Slurm job {record.job.id}" if record.job and record.job.id else f"process {record.pid}{where}"
     return PrerequisiteError(f"run {record.id} is {record.status}: {owner} owns it", f"orchestrator stop {record.id}")
+
+
+def _liveness_without_owner(record: RunRecord, max_age_s: float | None) -> Liveness:
+    if record.job is None or not record.job.id:
+        return "ended" if record.is_here() else "unknown"
+    found = slurm.job_state(record.job.id, record.job.uid, max_age_s=max_age_s)
+    if found is None:
+        return "unknown"
+    return "ended" if found.has_ended else "waiting" if found.waits else "alive"

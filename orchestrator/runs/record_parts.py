@@ -136,14 +136,6 @@ class BenchmarkSummary(_Part):
     """Answers that are no translation, by fault; None: not known."""
 
 
-class Usage(_Part):
-    """What a training took of the machine, by samples: what came and went between two of them is not seen."""
-
-    every_s: float
-    peak_rss_bytes: int | None = None
-    """Resident memory of all its processes together; what they share counts for each. None: too short for a sample."""
-
-
 class Attempt(_Part):
     """One launch or resume of a run."""
 
@@ -161,7 +153,6 @@ class Attempt(_Part):
     drift: list[str] = []
     """What differed from the run's facts when it was resumed."""
     stages_s: dict[str, float] = {}
-    """Stage -> how long it took: prepare, train, benchmark."""
-    usage: Usage | None = None
+    """prepare, train, benchmark -> how long it took."""
     pid: int
     host: str

@@ -77,7 +77,7 @@ def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Fac
     error: other examples, other steps or other weights under a checkpoint make a training that neither spec describes,
     mostly without a message.
     """
-    sides = [Side("then", spec_then, {}, None, then), Side("now", spec_now, {}, None, now)]
+    sides = [Side("then", spec_then, then), Side("now", spec_now, now)]
     problems = [
         (severity, each.line())
         for each in differences(sides[0], sides[1])

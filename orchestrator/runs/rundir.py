@@ -30,6 +30,7 @@ class RunDir:
     spec = _InFolder("spec.yaml")
     record = _InFolder("record.json")
     record_lock = _InFolder(".record.lock")
+    owner_lock = _InFolder(".owner.lock")  # held by the process that carries the run out
     notes = _InFolder("notes.json")  # tags and notes; apart from the record, which the run's owner writes
     notes_lock = _InFolder(".notes.lock")
     train_yaml = _InFolder("train.yaml")
@@ -38,7 +39,6 @@ class RunDir:
     dataset_info = _InFolder("dataset_info.json")
     workspace_diff = _InFolder("workspace.diff")  # what of the workspace was in no commit when the run started
     command = _InFolder("command.txt")
-    defaults = _InFolder("defaults.json")  # LLaMA-Factory's defaults when the run started
     data = _InFolder("data")  # what was prepared for the training
     train_log = _InFolder("logs/train.log")
     export_log = _InFolder("logs/export.log")

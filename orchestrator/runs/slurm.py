@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, and what it is told: squeue, sacct, sbatch, scancel, scontrol, sinfo.
+"""What Slurm says of jobs, and what it is told: squeue, sbatch, scancel, scontrol, sinfo.
 
 One squeue call answers for all jobs of a user, and is kept for some seconds: a list of many runs asks once.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError
+from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.processes.process import run_short
 
 # squeue(1), JOB STATE CODES; any other is of a job that has its nodes.
@@ -66,7 +66,7 @@ class JobState:
 
     def words(self) -> str:
         """'Slurm job 12 is PENDING (Priority), expected to start 2026-11-25T01:02:03'."""
-        reason = f" ({self.reason})" if self.reason and not self.reason.startswith("Slurm") else ""
+        reason = f" ({self.reason})" if self.reason else ""
         expected = f", expected to start {self.start}" if self.waits and self.start else ""
         there = f" on {self.nodes}" if self.nodes and not self.waits and not self.has_ended else ""
         held = f"; scontrol release {self.id} lets it begin" if self.waits and "held" in self.reason.lower() else ""
@@ -85,23 +85,13 @@ def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState
         jobs = _jobs_of(uid, 1.0)  # it may have been submitted since
     if jobs is None:
         return None
-    return jobs.get(job) or JobState(job, "COMPLETED", "Slurm knows it no more")
+    return jobs.get(job) or JobState(job, "COMPLETED", "or Slurm knows it no more")
 
 
 def final_state(job: str, uid: int) -> str:
     """What became of a job that has ended, as a part of a sentence."""
     found = job_state(job, uid)
-    if found is None:
-        return f"Slurm job {job}, of which Slurm says nothing here"
-    if not found.reason.startswith("Slurm"):
-        return found.words()
-    try:
-        lines = run_short(
-            ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State,ExitCode,Reason"]
-        ).splitlines()
-    except (PrerequisiteError, StageError):  # no accounts are kept
-        lines = []
-    return f"Slurm job {job} is {lines[-1].replace('|', ', ')}" if lines else f"Slurm job {job} is over, {found.reason}"
+    return found.words() if found is not None else f"Slurm job {job}, of which Slurm says nothing here"
 
 
 def submit(script: Path) -> str:

@@ -1,4 +1,8 @@
-"""What a run is at now: its status where its owner may be gone, how far its training is, what it waits for."""
+"""What a run is at now: its status where its owner may be gone, how far its training is, what it took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 
@@ -8,7 +12,7 @@ from orchestrator.runs.owner import is_owned, liveness
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import Event, TrainerLog, latest, step_of
-from orchestrator.text import escape_controls
+from orchestrator.text import duration, escape_controls
 
 
 def current(run: RunDir) -> RunRecord:
@@ -38,20 +42,6 @@ def latest_event(run: RunDir, record: RunRecord) -> Event | None:
     return latest(TrainerLog(run.trainer_log, record.attempts[-1].log_start_bytes).new_events())
 
 
-def progress(run: RunDir, record: RunRecord) -> str:
-    """How far the training is that is under way: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none is."""
-    if record.status != "running" or not record.attempts:
-        return ""
-    event = latest_event(run, record)
-    if event is None:
-        return f"step {record.attempts[-1].from_step or 0}"
-    loss, left = event.get("loss"), event.get("remaining_time")
-    parts = [f"step {step_of(event)} of {escape_controls(str(event.get('total_steps', '?')))}"]
-    parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
-    parts += [f"left {escape_controls(str(left))}"] if left else []
-    return ", ".join(parts)
-
-
 def lines(run: RunDir, record: RunRecord) -> list[str]:
     """What there is to say of a run that has not ended in order, by its record as `current` gives it."""
     if record.status == "interrupted":
@@ -65,12 +55,54 @@ def lines(run: RunDir, record: RunRecord) -> list[str]:
         return [f"queued: {found.words() if found else f'Slurm job {record.job.id}'}"]
     where = "" if record.is_here() else f" on {record.host}"
     where += f", Slurm job {record.job.id}" if record.job is not None else ""
-    doing = f"waits for {record.waits_for}" if record.waits_for else progress(run, record)
+    doing = f"waits for {record.waits_for}" if record.waits_for else _progress(run, record)
     return [f"{record.status}, in process {record.pid}{where}{f': {doing}' if doing else ''}"]
 
 
 def pids(processes: list[psutil.Process]) -> str:
     return ", ".join(str(process.pid) for process in processes)
+
+
+@contextmanager
+def timed(run: RunDir, record: RunRecord, stage: str) -> Iterator[None]:
+    """Record how long a stage of the current attempt takes, however it ends."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        taken_s = round(time.monotonic() - began, 3)
+        record.note_attempt(run, stages_s={**record.attempts[-1].stages_s, stage: taken_s})
+
+
+def usage_lines(record: RunRecord) -> list[str]:
+    """What the attempts that have ended took together; nothing where none has."""
+    ended_s = [(each.ended_at - each.started_at).total_seconds() for each in record.attempts if each.ended_at]
+    stages: dict[str, float] = {}
+    for each in record.attempts:
+        stages |= {stage: stages.get(stage, 0.0) + seconds for stage, seconds in each.stages_s.items()}
+    lines = []
+    if ended_s:
+        total_s = max(sum(ended_s), sum(stages.values()))  # ended_at is cut to seconds
+        attempts = f" in {len(ended_s)} attempts" if len(ended_s) > 1 else ""
+        parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages.items())
+        lines.append(f"took {duration(total_s)}{attempts}" + (f": {parts}" if parts else ""))
+    if record.training is not None and record.training.tokens_seen is not None:
+        lines.append(f"training: {record.training.tokens_seen} input tokens")
+    return lines
+
+
+def _progress(run: RunDir, record: RunRecord) -> str:
+    """How far the training is that is under way: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none is."""
+    if record.status != "running" or not record.attempts:
+        return ""
+    event = latest_event(run, record)
+    if event is None:
+        return f"step {record.attempts[-1].from_step or 0}"
+    loss, left = event.get("loss"), event.get("remaining_time")
+    parts = [f"step {step_of(event)} of {escape_controls(str(event.get('total_steps', '?')))}"]
+    parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
+    parts += [f"left {escape_controls(str(left))}"] if left else []
+    return ", ".join(parts)
 
 
 def _after_interruption(run: RunDir, record: RunRecord) -> str:

@@ -1,13 +1,16 @@
 """LLaMA-Factory's trainer_log.jsonl: read as it grows, as one curve over all attempts at a run, and as a bar."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.processes.progress import Progress
 from orchestrator.text import escape_controls
+
+FIRST_LOSSES = 10
+"""Logged losses that a record keeps, and that a rerun compares."""
 
 Event = dict[str, Any]
 """current_steps, total_steps, loss, lr, remaining_time, ...; any may be missing."""
@@ -41,24 +44,18 @@ class TrainerLog:
         return events
 
 
-def curve(path: Path) -> list[Event]:
-    """The events of a log as one curve: a step that was trained again counts as it was the last time."""
-    kept: dict[tuple[int, str], Event] = {}
+def logged_losses(path: Path) -> list[float]:
+    """The first losses of the run; a step that was trained again after a resume counts as it was the last time."""
+    losses: dict[int, float] = {}
     last = 0
     for event in TrainerLog(path).new_events():
-        step = step_of(event)
+        step, loss = step_of(event), event.get("loss")
         if step < last:  # a resumed training, back at its checkpoint
-            kept = {key: value for key, value in kept.items() if key[0] < step}
-        kind = next((name for name in ("loss", "eval_loss", "predict_loss") if name in event), "")
-        kept[step, kind] = event
+            losses = {earlier: value for earlier, value in losses.items() if earlier < step}
         last = step
-    return list(kept.values())
-
-
-def logged_losses(path: Path, first: int = 10) -> list[float]:
-    """The first losses of the curve."""
-    losses = [event.get("loss") for event in curve(path)]
-    return [float(loss) for loss in losses if isinstance(loss, int | float)][:first]
+        if isinstance(loss, int | float):
+            losses[step] = float(loss)
+    return list(losses.values())[:FIRST_LOSSES]
 
 
 def latest(events: Sequence[Event]) -> Event | None:
@@ -85,25 +82,23 @@ def close_torn_line(path: Path) -> int:
 
 
 class StepBar(AbstractContextManager["StepBar"]):
-    """A training's bar with loss, rate and time left, drawn from its log; on_event gets each of its events too."""
+    """A training's bar with loss, rate and time left, drawn from its log."""
 
-    def __init__(self, log: TrainerLog, step: int = 0, on_event: Callable[[Event], None] | None = None) -> None:
-        self._log, self._on_event = log, on_event
+    def __init__(self, log: TrainerLog, step: int = 0) -> None:
+        self._log = log
         self._progress = Progress(None, "train", "steps", initial=step)
 
     def update(self) -> None:
         """Show what has been logged since."""
         for event in self._log.new_events():
             self.show(event)
-            if self._on_event is not None:
-                self._on_event(event)
 
     def show(self, event: Event) -> None:
         step, total = event.get("current_steps"), event.get("total_steps")
         if isinstance(step, int) and isinstance(total, int):
             if total != self._progress.total:
                 self._progress.total = total
-            self._progress.update(step - self._progress.count, **figures(event))
+            self._progress.update(step - self._progress.count, **_figures(event))
 
     def close(self) -> None:
         self._progress.close()
@@ -112,8 +107,7 @@ class StepBar(AbstractContextManager["StepBar"]):
         self.close()
 
 
-def figures(event: Event) -> dict[str, str]:
-    """Loss, rate and time left of an event, as they are shown."""
+def _figures(event: Event) -> dict[str, str]:
     names = {"loss": "loss", "lr": "lr", "tokens/s": "throughput", "left": "remaining_time"}
     values = {shown: event[name] for shown, name in names.items() if event.get(name) is not None}
     return {

@@ -1,30 +1,30 @@
-"""What `rm` and `gc` take out of run folders: moved to the trash by renames, put back from it, deleted for good.
+"""What `rm` and `gc` take out of run folders: renamed into runs/.trash and back, or deleted for good.
 
 runs/.trash/<run id>/ holds parts of the run folder by their names (output, output-N, data, export, logs), checkpoints
-(checkpoint-5), and the entire folder as `run`; NAME~2 where the name is taken. Only these names are put back, each to
-its own place. Links are moved as links, never followed.
+(checkpoint-5), and the entire folder as `run`. Links are moved as links, never followed.
 """
 
+import json
 import os
 import re
 import shutil
-import stat
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import lock
-from orchestrator.runs.in_use import RunProcess, process_users, refuse_if_in_use
+from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV, environments, name_of
+from orchestrator.runs.owner import in_use, is_owned
 from orchestrator.runs.run_checkpoints import best_and_last
 from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.state import current
 from orchestrator.runs.workspace import Workspace, spec_name
 
 _PART = re.compile(r"output(-[0-9]+)?|data|export|logs")
-_ITEM = re.compile(rf"(run|checkpoint-[0-9]+|{_PART.pattern})(~[0-9]+)?")
-_ENTIRE = "run"
+_ITEM = re.compile(rf"run|checkpoint-[0-9]+|{_PART.pattern}")
 
 
 @dataclass(frozen=True)
@@ -36,89 +36,60 @@ class Moved:
     """Paths in the run folder; ["."]: the folder itself."""
     bytes: int
     """Sum of the files' sizes; links are not followed."""
-    left: list[str]
-    """What could not be moved, with the reason."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something in the trash."""
-
-    path: Path
-    run: str
-    what: str
-    """Its path in the run folder; ".": the folder itself."""
-    moved_at: datetime
-    """When something of the run was last moved to the trash."""
 
 
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, dry_run: bool = False) -> list[Moved]:
     """Move runs to the trash: what is large (weights, data, logs), or the entire run folder.
 
     Without `with_record` the spec, record, notes and benchmarks stay: the run is listed, and can be run again.
-    Raises PrerequisiteError: a run is in use, or is no folder of this workspace; then nothing was moved.
+    Raises PrerequisiteError: a run is in use, or is no folder of this workspace, or the trash has that of it already.
     """
     users = process_users()
+    what = {run: ["."] if with_record else _parts(run) for run in runs}
     for run in runs:  # all are checked before one is moved
-        _refuse_links(workspace, run)
-        refuse_if_in_use(run, users, damaged_too=with_record)
-
-    def parts(run: RunDir) -> list[str]:
-        return ["."] if with_record else sorted(path.name for path in run.path.iterdir() if _PART.fullmatch(path.name))
-
-    return [_take(workspace, run, parts, dry_run, damaged_too=with_record) for run in runs]
+        _refuse_if_in_use(workspace, run, users, damaged_too=with_record)
+        _targets(workspace, run, what[run])
+    return [_take(workspace, run, what[run], dry_run) for run in runs]
 
 
 def take_checkpoints(
-    workspace: Workspace, run: RunDir, users: Iterable[RunProcess], *, keep_last: int, dry_run: bool = False
+    workspace: Workspace, run: RunDir, users: Mapping[Path, str], *, keep_last: int, dry_run: bool = False
 ) -> Moved:
     """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
 
-    Raises PrerequisiteError: the run is in use, its record is damaged, or it is no folder of this workspace.
+    Raises PrerequisiteError: as `remove`, or its record is damaged.
     """
-
-    def old(run: RunDir) -> list[str]:
-        found = [path.name for path in run.checkpoints()]
-        kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
-        return [f"{run.output.name}/{name}" for name in found if name not in kept]
-
-    _refuse_links(workspace, run)
-    refuse_if_in_use(run, users)
+    _refuse_if_in_use(workspace, run, users)
     if run.output.is_symlink():
-        return Moved(run.id, [], 0, [f"output/ is a link to {run.output.readlink()}: links are not followed"])
-    return _take(workspace, run, old, dry_run)
+        raise PrerequisiteError(f"{run.output} is a link: links are not followed", "remove the checkpoints by hand")
+    found = [path.name for path in run.checkpoints()]
+    kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
+    return _take(workspace, run, [f"{run.output.name}/{name}" for name in found if name not in kept], dry_run)
 
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
-    """Put back all that the trash holds of a run, the latest first. What the run has again by now stays in the trash.
+    """Put back all that the trash holds of a run.
 
-    Raises SpecError: the trash holds nothing of it; PrerequisiteError: the run is in use.
+    Raises SpecError: that is nothing; PrerequisiteError: the run is in use, or has something of that name again.
     """
     run = _trashed(workspace, word)
     if os.path.lexists(run.path):
-        _refuse_links(workspace, run)
-        refuse_if_in_use(run, process_users(), damaged_too=True)
-    moved: list[str] = []
-    left: list[str] = []
-    place, size = run.path, 0  # where what is back lies: with a dry run, maybe in the trash
-    for item in sorted(in_trash(workspace, run.id), key=lambda item: item.what):  # "." first, output/ before its parts
-        name = "the run folder" if item.what == "." else item.what
-        if item.what in moved or os.path.lexists(place / item.what):
-            left.append(f"{name}: {item.run} has one again")
-        elif item.what != "." and not place.is_dir():
-            left.append(f"{name}: the run folder of {item.run} is gone")
-        elif item.what != "." and (place / item.what).parent.is_symlink():
-            left.append(f"{name}: its folder is a link, and links are not followed")
-        else:
-            moved.append(item.what)
-            size += size_of(item.path)
-            if not dry_run:
-                (run.path / item.what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
-                _rename(item.path, run.path / item.what)
-            elif item.what == ".":
-                place = item.path
-    _remove_if_empty(workspace.trash / run.id)
-    return Moved(run.id, moved, size, left)
+        _refuse_if_in_use(workspace, run, process_users(), damaged_too=True)
+    items = sorted((_place(path), path) for path in in_trash(workspace, run.id))  # "." first, output before its parts
+    at = next((path for what, path in items if what == "."), run.path)  # where its other parts are now
+    for what, path in items:
+        target = run.path if what == "." else at / what
+        if os.path.lexists(target):
+            raise PrerequisiteError(f"{path} cannot be put back: {target} is there", "move one of the two away")
+        if not at.is_dir():
+            raise PrerequisiteError(f"{path} cannot be put back: {run.path} is gone", "move it by hand")
+    moved = Moved(run.id, [what for what, _ in items], sum(size_of(path) for _, path in items))
+    for what, path in items if not dry_run else ():
+        (run.path / what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
+        _rename(path, run.path / what)
+    if not dry_run:
+        (workspace.trash / run.id).rmdir()
+    return moved
 
 
 def empty(
@@ -128,108 +99,106 @@ def empty(
 
     Raises SpecError: the trash holds nothing of such a run.
     """
-    items = [item for item in in_trash(workspace) if before is None or item.moved_at < before]
-    ids = list(dict.fromkeys(_trashed(workspace, word).id for word in words)) or sorted({item.run for item in items})
+    ids = [_trashed(workspace, word).id for word in words] or sorted({path.parent.name for path in in_trash(workspace)})
     deleted = []
-    for name in ids:
-        own = [item for item in items if item.run == name]
-        if own:
-            size = sum(size_of(item.path) for item in own)
-            deleted.append(Moved(name, sorted({item.what for item in own}), size, []))
-        for item in own if not dry_run else ():
-            if item.path.is_dir() and not item.path.is_symlink():
-                shutil.rmtree(item.path)  # never follows a link
-            else:
-                item.path.unlink(missing_ok=True)
-        _remove_if_empty(workspace.trash / name)
+    for name in dict.fromkeys(ids):
+        folder, items = workspace.trash / name, in_trash(workspace, name)
+        if before is not None and datetime.fromtimestamp(folder.stat().st_mtime, UTC) >= before:
+            continue
+        deleted.append(Moved(name, sorted(map(_place, items)), sum(map(size_of, items))))
+        with suppress(FileNotFoundError):  # another gc is at it
+            for path in items if not dry_run else ():
+                path.unlink() if path.is_symlink() else shutil.rmtree(path)  # which never follows a link
+            if not dry_run:
+                folder.rmdir()
     return deleted
 
 
-def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Item]:
-    """What the trash holds, of a run or of all; of several of one name the latest first. Other files are left alone."""
+def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Path]:
+    """What the trash holds, of a run or of all. Other files are left alone."""
     if workspace.trash.is_symlink():
         raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
-    items = []
-    for path in sorted(workspace.trash.glob("*/*"), key=lambda path: (len(path.name), path.name), reverse=True):
-        match, folder = _ITEM.fullmatch(path.name), path.parent
-        if match and not folder.is_symlink() and "~" not in folder.name and run_id in (None, folder.name):
-            name = match[1]
-            what = "." if name == _ENTIRE else f"output/{name}" if name.startswith("checkpoint-") else name
-            items.append(Item(path, folder.name, what, datetime.fromtimestamp(folder.stat().st_mtime, UTC)))
-    return items
+    found = workspace.trash.glob("*/*")
+    return sorted(path for path in found if _ITEM.fullmatch(path.name) and run_id in (None, path.parent.name))
+
+
+def process_users() -> dict[Path, str]:
+    """Each folder that a process of ours trains in, serves from or exports -> 'process 12 (python)'."""
+    found: dict[Path, str] = {}
+    for process, environment in environments():
+        folders = [environment.get(RUN_ENV, ""), *json.loads(environment.get(FOLDERS_ENV, "[]"))]
+        found |= {Path(each).resolve(): f"process {process.pid} ({name_of(process)})" for each in folders if each}
+    return found
 
 
 def size_of(path: Path) -> int:
-    """Sum of the sizes of all files in a folder, or of a file; one with several names counts once, a link nothing."""
-    sizes: dict[tuple[int, int], int] = {}
-    waiting = [path]
-    while waiting:
-        here = waiting.pop()
-        with suppress(FileNotFoundError):
-            found = here.lstat()
-            if stat.S_ISDIR(found.st_mode):
-                waiting += here.iterdir()
-            elif stat.S_ISREG(found.st_mode):
-                sizes[found.st_dev, found.st_ino] = found.st_size
-    return sum(sizes.values())
+    """Sum of the sizes of all files in a folder, in bytes; one with several names counts once, a link nothing."""
+    inside = path.rglob("*") if not path.is_symlink() else ()
+    files = [each.lstat() for each in inside if each.is_file() and not each.is_symlink()]
+    return sum({(each.st_dev, each.st_ino): each.st_size for each in files}.values())
 
 
-def _take(
-    workspace: Workspace,
-    run: RunDir,
-    choose: Callable[[RunDir], list[str]],
-    dry_run: bool,
-    *,
-    damaged_too: bool = False,
-) -> Moved:
-    with nullcontext() if dry_run else lock(run.record_lock):  # a resume that comes now waits, and finds what is left
-        if not dry_run:
-            refuse_if_in_use(run, (), damaged_too=damaged_too)
-        what = choose(run)
-        size = sum(size_of(run.path / name) for name in what)
-        for name in what if not dry_run else ():
-            target = workspace.trash / run.id / (_ENTIRE if name == "." else Path(name).name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            others = (target.with_name(f"{target.name}~{number}") for number in range(2, 10_000))
-            _rename(run.path / name, next(path for path in (target, *others) if not os.path.lexists(path)))
-    return Moved(run.id, what, size, [])
+def _parts(run: RunDir) -> list[str]:
+    return sorted(path.name for path in run.path.iterdir() if _PART.fullmatch(path.name))
+
+
+def _place(item: Path) -> str:
+    """Where something in the trash belongs in the run folder."""
+    return "." if item.name == "run" else f"output/{item.name}" if item.name.startswith("checkpoint-") else item.name
+
+
+def _targets(workspace: Workspace, run: RunDir, what: Sequence[str]) -> list[Path]:
+    targets = [workspace.trash / run.id / ("run" if name == "." else Path(name).name) for name in what]
+    if taken := next(filter(os.path.lexists, targets), None):
+        remedy = f"orchestrator rm --restore {run.id}, or orchestrator gc --trash {run.id}"
+        raise PrerequisiteError(f"{taken} is in the trash already", remedy)
+    return targets
+
+
+def _take(workspace: Workspace, run: RunDir, what: list[str], dry_run: bool) -> Moved:
+    targets = _targets(workspace, run, what)
+    moved = Moved(run.id, what, sum(size_of(run.path / name) for name in what))
+    if what and not dry_run:
+        with lock(run.record_lock):  # a resume that comes now waits, and finds what is left
+            if is_owned(run):
+                raise PrerequisiteError(f"run {run.id} was taken up by another process just now")
+            targets[0].parent.mkdir(parents=True, exist_ok=True)
+            for name, target in zip(what, targets, strict=True):
+                _rename(run.path / name, target)
+    return moved
 
 
 def _rename(source: Path, target: Path) -> None:
     try:
         source.rename(target)  # of a link: the link itself
     except OSError as error:
-        raise PrerequisiteError(
-            f"{source} cannot be moved to {target}: {error.strerror}", "what was moved before stays so"
-        ) from error
+        raise PrerequisiteError(f"{source} cannot be moved to {target}: {error.strerror}") from error
 
 
 def _trashed(workspace: Workspace, word: str) -> RunDir:
-    ids = sorted({item.run for item in in_trash(workspace)})
+    """The run of an id, or the newest of a spec's name, of which the trash holds something."""
+    ids = sorted({path.parent.name for path in in_trash(workspace)})
     named = [each for each in ids if word in (each, spec_name(each))]
-    if named:
-        return RunDir(workspace.runs / (word if word in named else named[-1]))
-    run = workspace.lookup_run(word)
-    if run is None or run.id not in ids:
-        raise SpecError(
-            f"the trash holds nothing of {word!r}{did_you_mean(word, ids)}",
-            "orchestrator gc --trash --dry-run shows what it holds",
-        )
-    return run
+    if not named:
+        remedy = "orchestrator gc --trash --dry-run shows what it holds"
+        raise SpecError(f"the trash holds nothing of {word!r}{did_you_mean(word, ids)}", remedy)
+    return RunDir(workspace.runs / (word if word in named else named[-1]))
 
 
-def _refuse_links(workspace: Workspace, run: RunDir) -> None:
+def _refuse_if_in_use(
+    workspace: Workspace, run: RunDir, users: Mapping[Path, str], *, damaged_too: bool = False
+) -> None:
     in_trash(workspace, run.id)  # refuses a trash that is a link
-    if run.path.is_symlink():
-        raise PrerequisiteError(
-            f"{run.path} is a link to {run.path.readlink()}: links are not followed", "remove it by hand"
-        )
-    if run.path.parent != workspace.runs or run.id.startswith("."):
-        raise PrerequisiteError(
-            f"{run.path} is no run folder of {workspace.root}", f"--workspace {run.path.parent.parent}"
-        )
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+    if run.path.is_symlink() or run.path.parent != workspace.runs:
+        raise PrerequisiteError(f"{run.path} is no run folder of {workspace.root}, or a link", "remove it by hand")
+    try:
+        record = current(run)
+    except PrerequisiteError as error:
+        if not damaged_too:
+            raise PrerequisiteError(error.message, f"to remove all of it: orchestrator rm --all {run.id}") from error
+    else:
+        if record.is_active() or is_owned(run):
+            raise in_use(record)
+    for folder, process in users.items():
+        if folder.is_relative_to(run.path.resolve()):
+            raise PrerequisiteError(f"run {run.id} is in use: {process}", "end that first")

@@ -14,18 +14,17 @@ from typing import Literal
 from orchestrator.models.safetensors_header import read_header
 from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
+from orchestrator.runs.trainer_log import FIRST_LOSSES
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 
-FIRST = 10
-"""Losses that are compared: as many as a record keeps."""
 FULL, REDUCED = 5e-4, 2e-2
 """The largest relative difference of a logged loss that counts as rounding, in float32 and in less."""
 _LESS_THAN_FLOAT32 = ("bf16", "fp16", "pure_bf16", "fp8", "tf32", "quantization_bit", "deepspeed", "fsdp")
 _SMALLEST = 0.1  # of a loss near 0 a fraction says nothing
 _LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
 # The likeliest causes first: by kind, and among packages by name.
-_KINDS = ("data", "model", "adapter", "template", "spec", "default", "version", "environment", "machine", "git")
+_KINDS = ("data", "model", "adapter", "template", "spec", "version", "environment", "machine", "git")
 _PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
 
 
@@ -35,56 +34,27 @@ class Verdict:
 
     verdict: Literal["same", "within", "different", "unknown"]
     """within: the band of known nondeterminism."""
-    first_difference: int | None
-    """Number of the first logged loss that differs, from 1."""
     message: str
     """In a sentence, with the likely cause."""
-
-
-class EarlyVerdict:
-    """The verdict on a run that is training, as soon as its losses decide it."""
-
-    def __init__(self, then: Sequence[float], drift: Sequence[Difference] = (), band: float = REDUCED) -> None:
-        self._then, self._drift, self._band = list(then)[:FIRST], drift, band
-        self._now: list[float] = []
-        self._is_given = False
-
-    def add(self, loss: float) -> Verdict | None:
-        """Take the next logged loss; the verdict when this one decides it, once."""
-        self._now.append(loss)
-        number = len(self._now)
-        if number >= len(self._then) or any(each.path in _LOGGING for each in self._drift):
-            return self.end()
-        limit = 0 if _changes_trajectory(self._drift) else self._band
-        return self.end() if _difference(self._then[number - 1], loss) > limit else None
-
-    def end(self) -> Verdict | None:
-        """The training ended: the verdict on what it logged; None where it was given before."""
-        if self._is_given:
-            return None
-        self._is_given = True
-        return compare_losses(self._then, self._now, drift=self._drift, band=self._band)
 
 
 def compare_losses(
     then: Sequence[float], now: Sequence[float], *, drift: Sequence[Difference] = (), band: float = REDUCED
 ) -> Verdict:
     """The verdict on the first logged losses of two runs, with what differs between them and their loss_band()."""
-    then, now = then[:FIRST], now[:FIRST]
+    then, now = then[:FIRST_LOSSES], now[:FIRST_LOSSES]
     if relogged := [each for each in drift if each.path in _LOGGING]:
-        return Verdict("unknown", None, f"the losses were logged at other steps: {relogged[0].line()}")
+        return Verdict("unknown", f"the losses were logged at other steps: {relogged[0].line()}")
     found = [_difference(one, other) for one, other in zip(then, now, strict=False)]
     if not found:
         when = "now" if then else "then"
-        return Verdict(
-            "unknown", None, f"no losses to compare: none was logged {when} (fewer steps than logging_steps)"
-        )
+        return Verdict("unknown", f"no losses to compare: none was logged {when} (fewer steps than logging_steps)")
     causes = _causes(drift)
+    changes_trajectory = any(each.effect == "trajectory" for each in drift)
     if not any(found):
         equal = f"the first {len(found)} logged losses are" if len(found) > 1 else "the first logged loss is"
-        hidden = [each.line() for each in causes if each.effect == "trajectory"]
-        shown = f"; what differs has not shown in them: {hidden[0]}" if hidden else ""
-        return Verdict("same", None, f"{equal} the same{shown}")
+        shown = f"; what differs has not shown in them: {causes[0].line()}" if changes_trajectory else ""
+        return Verdict("same", f"{equal} the same{shown}")
     first = next(number for number, difference in enumerate(found) if difference)
     beyond = next((number for number, difference in enumerate(found) if difference > band), None)
     worst = found.index(max(found)) if beyond is None else beyond
@@ -93,13 +63,12 @@ def compare_losses(
         f"the losses differ from logged loss {first + 1} on: {then[worst]:.6g} then, {now[worst]:.6g} now at logged "
         f"loss {worst + 1}{share}"
     )
+    if beyond is None and not changes_trajectory:
+        sums = "likely cause: sums taken in another order, by other threads, another processor or a GPU's kernels"
+        return Verdict("within", f"{message}, within the band of known nondeterminism; {_cause(causes, sums)}")
+    message += ", more than rounding makes" if beyond is not None else ""
     otherwise = "nothing in the record explains it: other environment variables, or files that it has no hash of"
-    if beyond is not None:
-        return Verdict("different", first + 1, f"{message}, more than rounding makes; {_cause(causes, otherwise)}")
-    if _changes_trajectory(drift):
-        return Verdict("different", first + 1, f"{message}; {_cause(causes, otherwise)}")
-    sums = "likely cause: sums taken in another order, by other threads, another processor or a GPU's kernels"
-    return Verdict("within", first + 1, f"{message}, within the band of known nondeterminism; {_cause(causes, sums)}")
+    return Verdict("different", f"{message}; {_cause(causes, otherwise)}")
 
 
 def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
@@ -139,10 +108,6 @@ def _difference(then: float, now: float) -> float:
     if not math.isfinite(then) or not math.isfinite(now):
         return math.inf
     return abs(now - then) / max(abs(then), _SMALLEST)
-
-
-def _changes_trajectory(drift: Sequence[Difference]) -> bool:
-    return any(each.effect == "trajectory" for each in drift)
 
 
 def _cause(causes: Sequence[Difference], otherwise: str) -> str:
@@ -193,8 +158,6 @@ def _score_line(then: Score, now: Score) -> str:
         for which, (low, high), score in (("then's", then.ci95, now.score), ("now's", now.ci95, then.score))
         if not low <= score <= high
     ]
-    return (
-        f"{figures}: outside {' and '.join(outside)}"
-        if outside
-        else f"{figures}: each lies in the other's 95 % interval"
+    return f"{figures}: " + (
+        f"outside {' and '.join(outside)}" if outside else "each lies in the other's 95 % interval"
     )

@@ -31,8 +31,6 @@ HEADINGS: dict[str, str] = {
     "mean_sentence_bleu": "mean sentence BLEU",
     "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
 }
-RANKED = ("bleu", "chrf", "ter")
-"""The metrics that runs can be sorted by."""
 NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"
 """What happens to a hypothesis before it is scored."""
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.runs.registry import Row, row_of
+from orchestrator.runs.registry import Row
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.metrics import HEADINGS
@@ -151,14 +151,14 @@ def _remarks(item: "BenchmarkSummary") -> list[str]:
 def run_table(rows: Sequence[Row]) -> Table:
     """Runs; without the columns group and tags where they are empty."""
     columns = {
-        "run": [row.id for row in rows],
-        "status": [f"{row.status}, removed" if row.removed else row.status for row in rows],
+        "run": [row.run.id for row in rows],
+        "status": [row.record.status + (", removed" if row.is_removed else "") for row in rows],
         "created": [f"{row.created:%Y-%m-%d %H:%M}" for row in rows],
         "trained on": [", ".join(row.datasets) or "-" for row in rows],
         "steps": [row.steps for row in rows],
-        "group": [row.group for row in rows],
-        "tags": [", ".join(row.tags) for row in rows],
-        "last benchmark": [row.last for row in rows],
+        "group": [row.record.group or "" for row in rows],
+        "tags": [", ".join(row.notes.tags) for row in rows],
+        "last benchmark": [row.last_benchmark for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells) or name not in ("group", "tags")}
     made = table(list(shown), zip(*shown.values(), strict=True))
@@ -195,33 +195,29 @@ def show_differences(one: "Side", other: "Side", as_json: bool) -> None:
     from orchestrator.runs.differences import differences
 
     found = differences(one, other)
-    for side in (one, other):
-        if side.defaults is None and one.versions != other.versions:
-            note = f"note: {side.name} recorded no defaults: whether they have changed since is not known"
-            sys.stderr.write(escape_controls(note) + "\n")
     if not found and not as_json:
         sys.stderr.write("nothing differs\n")
         return
     document = {"one": one.name, "other": other.name, "differences": [each.as_json() for each in found]}
     arrows = (each.arrow() for each in found)
-    show(document, f"--- {one.heading()}", f"+++ {other.heading()}", *arrows, as_json=as_json)
+    show(document, f"--- {one.name}", f"+++ {other.name}", *arrows, as_json=as_json)
 
 
 def run_parts(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> list[RenderableType]:
     """A run: its line, what it is at, why it ended, its notes, its benchmarks, what it took, its folder."""
     from orchestrator.runs.notes import Notes
+    from orchestrator.runs.state import usage_lines
     from orchestrator.runs.trash import in_trash
-    from orchestrator.runs.usage import usage_lines
 
     run = RunDir(path)
     notes = Notes.load(run)
-    row = row_of(run, record, notes)
+    row = Row(run, record, notes)
     parts: list[RenderableType] = [run_table([row]), *(part for each in now for part in ("", each))]
     if record.error:
         parts += ["", f"{record.status}: {record.error.splitlines()[0]}"]
     if record.results_elsewhere:
         parts += ["", record.results_elsewhere]
-    if row.removed:
+    if row.is_removed:
         held = in_trash(Workspace(path.parent.parent), run.id)
         parts += [
             f"removed: weights and logs, {f'back with: orchestrator rm --restore {run.id}' if held else 'for good'}"
@@ -255,9 +251,13 @@ def group_parts(folder: GroupDir) -> list[RenderableType]:
     found = members(folder, group)
     rows = []
     for each in found:
-        row = row_of(each.run, each.record, Notes()) if each.record is not None else None
+        row = Row(each.run, each.record, Notes()) if each.record is not None else None
         error = each.record.error if each.record is not None else None
-        last = row.last if row and row.last else shorten((error or "").partition("\n")[0], 80, placeholder=" ...")
+        last = (
+            row.last_benchmark
+            if row and row.last_benchmark
+            else shorten((error or "").partition("\n")[0], 80, placeholder=" ...")
+        )
         rows.append([*each.point.values, each.status, row.steps if row else "", each.run.id, last])
     columns = [*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
     done = sum(each.is_finished() for each in found)

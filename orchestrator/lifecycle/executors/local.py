@@ -22,7 +22,7 @@ from orchestrator.processes.process_tree import (
     wait_until,
     wait_until_gone,
 )
-from orchestrator.runs.owner import OwnedRun, is_owned, lock_file, lock_run
+from orchestrator.runs.owner import OwnedRun, is_owned, lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import pids
@@ -137,12 +137,12 @@ def _owner(run: RunDir) -> psutil.Process | None:
             return None
         pid = RunRecord.load(run).pid
         with suppress(psutil.NoSuchProcess):
-            if has_open(process := psutil.Process(pid), lock_file(run)):
+            if has_open(process := psutil.Process(pid), run.owner_lock):
                 return process
         time.sleep(POLL_S)
     raise PrerequisiteError(
         f"run {run.id} has an owner, but process {pid} is not it, or is another user's",
-        f"fuser {lock_file(run)} lists who holds its lock",
+        f"fuser {run.owner_lock} lists who holds its lock",
     )
 
 

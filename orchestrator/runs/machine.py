@@ -1,0 +1,236 @@
+"""This machine: its processor, its NVIDIA GPUs with a lock on each, and its rank where several train together.
+
+One training or server of ours at a time uses a device, an entry of CUDA_VISIBLE_DEVICES, by number where nvidia-smi
+knows it. The locks are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not in $XDG_RUNTIME_DIR: that is emptied
+when the user logs out, while detached runs continue. A training's watcher holds its locks on after a kill.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import PrerequisiteError, StageError
+from orchestrator.files import expanded, try_lock
+from orchestrator.processes.process import run_short
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.compute_spec import ComputeSpec
+
+log = logging.getLogger("orchestrator")
+
+PATIENCE_S = 2.0  # for a run that has recorded its end, and is about to exit
+POLL_S = 0.5
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of several nodes that train together, each launched by hand with the same spec."""
+
+    rank: int | None
+    """From 0. None: neither the spec nor NODE_RANK says it."""
+    count: str
+    """How many there are, as text."""
+    rendezvous: str
+    """Where they meet: ADDRESS:PORT."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is surely the node with rank 0, whose main process writes the results."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        return f"one of {self.count}" if self.rank is None else f"rank {self.rank} of {self.count}"
+
+
+def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machine | None:
+    """This node among those of a training, by the spec or else NODE_RANK; None where it trains alone."""
+    count = str(compute.nnodes or 1)
+    if count == "1":
+        return None
+    rank = compute.node_rank
+    if rank is None and environment.get("NODE_RANK", "").isdecimal():
+        rank = int(environment["NODE_RANK"])
+    return Machine(rank, count, f"{compute.master_addr}:{compute.master_port}")
+
+
+def own_ranks(compute: ComputeSpec, machine: Machine | None) -> range | None:
+    """The processes of a training that run on this one of its nodes; None where that is not known."""
+    if machine is None or machine.rank is None or compute.nproc_per_node is None:
+        return None
+    return range(machine.rank * compute.nproc_per_node, (machine.rank + 1) * compute.nproc_per_node)
+
+
+def processor() -> str:
+    """'Intel(R) Xeon(R) Platinum 8481C, 2 threads': its name, and the threads that we may use."""
+    found = None
+    with suppress(OSError):  # no Linux
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{found[1].strip() if found else platform.machine()}, {threads} threads"
+
+
+def gpu_names() -> list[str]:
+    """Name and driver of each GPU: 'NVIDIA H100 80GB HBM3, 550.54'."""
+    return _nvidia_smi("--query-gpu=name,driver_version", "--format=csv,noheader").splitlines()
+
+
+def driver_cuda() -> str | None:
+    """The newest CUDA that the driver supports."""
+    found = re.search(r"CUDA Version\s*:\s*([\d.]+)", _nvidia_smi())  # in the heading; no query has it
+    return found[1] if found else None
+
+
+def devices_of(named: Sequence[str | None], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The devices that a run uses, by CUDA_VISIBLE_DEVICES of each part of it; None: as in the environment, or all."""
+    values = [each if each is not None else environment.get("CUDA_VISIBLE_DEVICES") for each in named]
+    numbers: dict[str, str] = {}  # UUID -> number
+    if any(value is None or "GPU-" in value for value in values):
+        lines = _nvidia_smi("--query-gpu=uuid,index", "--format=csv,noheader").splitlines()
+        numbers = {uuid.strip(): number.strip() for uuid, _, number in (line.partition(",") for line in lines)}
+    found: set[str] = set()
+    for value in values:
+        for entry in numbers.values() if value is None else map(str.strip, value.split(",")):
+            if entry in ("", "-1"):  # CUDA sees none from there on
+                break
+            is_uuid = entry.startswith("GPU-")  # or the beginning of one
+            found.add(next((numbers[uuid] for uuid in numbers if is_uuid and uuid.startswith(entry)), entry))
+    return sorted(found)
+
+
+@contextmanager
+def hold_devices(
+    devices: Sequence[str], run: RunDir | None, *, on_wait: Callable[[str], None] | None = None
+) -> Iterator[list[int]]:
+    """Hold some devices, all or none, for the length of the block; gives the open files, which a child may hold on.
+
+    run: named to others; None: only to see whether the devices are free. on_wait: wait as long as it takes, and call
+    this with what holds them; None: don't wait. Raises PrerequisiteError: another run holds one; or the folder of the
+    locks is not ours alone, or has no locks.
+    """
+    if not devices:
+        yield []
+        return
+    folder = os.open(lock_folder(), os.O_RDONLY)
+    files = [folder]
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles clears /tmp of what is not locked
+        files += _lock_all([_lock_file(device) for device in devices], on_wait)
+        for file in files[1:] if run is not None else []:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps({"run": str(run.path) if run else "", "pid": os.getpid()}).encode(), 0)
+        yield files
+    finally:
+        _close(files)
+
+
+def is_free(device: str) -> bool:
+    """Whether nobody holds a device at this moment."""
+    return not _busy([_lock_file(device)])
+
+
+def busy_devices() -> list[str]:
+    """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
+    return _busy(sorted(lock_folder().glob("gpu-*.lock")))
+
+
+def lock_folder() -> Path:
+    """The folder of the locks, made if need be; PrerequisiteError where others may write there: /tmp is everybody's."""
+    given = os.environ.get("ORCHESTRATOR_LOCKS")
+    path = expanded(given) if given else Path(f"/tmp/orchestrator-{os.getuid()}")
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise _unusable(path, error.strerror) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise _unusable(path, "others may write there")
+    return path
+
+
+def _unusable(folder: Path, reason: str | None) -> PrerequisiteError:
+    remedy = "remove it, or name another folder, on a local disk, in ORCHESTRATOR_LOCKS"
+    return PrerequisiteError(f"{folder} cannot be the folder of the locks: {reason}", remedy)
+
+
+def _lock_file(device: str) -> Path:
+    return lock_folder() / f"gpu-{_UNSAFE.sub('-', device)[:80]}.lock"
+
+
+def _busy(paths: Sequence[Path]) -> list[str]:
+    found = []
+    for path in paths:
+        files, taken = _try_all([path])
+        _close(files)
+        found += [] if taken is None else [_holder(path)]
+    return found
+
+
+def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> list[int]:
+    """All the locks or none, so that no two runs wait for each other's."""
+    deadline = time.monotonic() + PATIENCE_S
+    waits_for = ""
+    while True:
+        files, taken = _try_all(paths)
+        if taken is None:
+            return files
+        holder = _holder(taken)
+        if on_wait is not None and holder != waits_for:
+            on_wait(holder)
+            waits_for = holder
+        elif on_wait is None and time.monotonic() > deadline:
+            raise PrerequisiteError(
+                f"{holder} is in use",
+                "wait for its end with --wait; end it with orchestrator stop; or take another device: "
+                """--set 'compute.devices="N"'""",
+            )
+        time.sleep(POLL_S)
+
+
+def _try_all(paths: Sequence[Path]) -> tuple[list[int], Path | None]:
+    files: list[int] = []
+    try:
+        for path in paths:
+            files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            if not try_lock(files[-1]):
+                _close(files)
+                return [], path
+    except (OSError, PrerequisiteError) as error:
+        _close(files)
+        raise _unusable(paths[0].parent, str(error)) from error
+    return files, None
+
+
+def _holder(path: Path) -> str:
+    device = path.stem.removeprefix("gpu-")
+    try:
+        owner = json.loads(path.read_bytes())
+        run = Path(owner["run"])
+        return f"device {device} (run {run.name} of {run.parent.parent}, process {int(owner['pid'])})"
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written
+        return f"device {device}"
+
+
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _nvidia_smi(*options: str) -> str:
+    try:
+        return run_short(["nvidia-smi", *options]).strip()
+    except PrerequisiteError:  # no NVIDIA driver on this machine
+        return ""
+    except StageError as error:
+        log.warning("nvidia-smi fails, so no GPU is known: %s", error.message)
+        return ""
