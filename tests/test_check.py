@@ -45,7 +45,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_dataset(root: Path, name: str, **splits: list[str]) -> None:
+def write_dataset(root: Path, name: str, **splits: list[str]):
     folder = root / "dataset_info"
     (folder / name).mkdir(parents=True)
     entry: dict[str, Any] = {
@@ -88,12 +88,12 @@ def run_spec(**sections: Any) -> RunSpec:
     return RunSpec.model_validate({key: value for key, value in {**usual, **sections}.items() if value is not None})
 
 
-def findings(root: Path, found: Installation | PrerequisiteError | None = None, **sections: Any) -> list[Finding]:
+def findings(root: Path, found=None, **sections: Any) -> list[Finding]:
     archives = ArchiveStore(None, root / "cache")
     return check(run_spec(**sections), root, [root / "dataset_info"], archives, found or installation(root))
 
 
-def only(root: Path, found: Installation | PrerequisiteError | None = None, **sections: Any) -> Finding:
+def only(root: Path, found=None, **sections: Any) -> Finding:
     (finding,) = findings(root, found, **sections)
     return finding
 
@@ -101,13 +101,13 @@ def only(root: Path, found: Installation | PrerequisiteError | None = None, **se
 MODEL = {"name_or_path": "models/tiny", "template": "qwen"}
 
 
-def test_a_run_that_can_start_has_no_findings(root: Path) -> None:
+def test_a_run_that_can_start_has_no_findings(root):
     """The base of all other tests here."""
     assert findings(root) == []
     raise_on_errors([])
 
 
-def test_everything_is_found_at_once(root: Path) -> None:
+def test_everything_is_found_at_once(root):
     """The spec's faults decide the exit code."""
     found = findings(
         root,
@@ -121,7 +121,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert all(each.message in error.value.message for each in found)
 
 
-def test_only_missing_things_are_a_prerequisite_error() -> None:
+def test_only_missing_things_are_a_prerequisite_error():
     """Exit code 3: the spec is right; a single error keeps its own remedy. Warnings raise nothing."""
     missing = Finding("error", "missing", "serve.port", "in use", "stop it")
     with pytest.raises(PrerequisiteError, match=r"serve\.port: in use") as error:
@@ -155,29 +155,19 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
                    "model.adapter_name_or_path", ("not an adapter",)),
     "lora_target": ({"train": {**CPU, "lora_target": "q_proj,query_key_value"}}, "error", "spec", "train.lora_target",
                     ("'query_key_value'", "lora_target: all")),
-    "relative path": ({"train": {**CPU, "deepspeed": "ds.json"}}, "error", "spec", "train.deepspeed",
-                      ("relative path", "write /")),
-    "no such file": ({"train": {**CPU, "fsdp_config": "/gone.json"}}, "error", "missing", "train.fsdp_config",
-                     ("no file /gone.json",)),
     "vllm and dora": ({"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}}, "error", "spec",
                       "train.use_dora", ("use_dora (True)", "serve.merge: true")),
     "vllm and oft": ({"train": {**CPU, "finetuning_type": "oft"}, "serve": {"backend": "vllm"}}, "error", "spec",
                      "train.finetuning_type", ("(oft)",)),
-    "bf16 without a GPU": ({"train": {"bf16": True}}, "warning", "missing", "train.bf16", ("use_cpu: true",)),
-    "pure_bf16 without one": ({"train": {**CPU, "pure_bf16": True}}, "error", "missing", "train.pure_bf16",
-                              ("ends at once",)),
+    "bf16 without a GPU": ({"train": {"bf16": True}}, "warning", "missing", "train.bf16", ("refuses bf16",)),
     "no GPU": ({"train": {}}, "note", "missing", "train", ("trains on the CPU",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("sections", "severity", "kind", "field", "words"), ONE.values(), ids=ONE)
-def test_what_is_wrong_is_found_at_its_place(
-    sections: dict[str, Any], severity: str, kind: str, field: str, words: tuple[str, ...], root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_what_is_wrong_is_found_at_its_place(sections, severity, kind, field, words, root, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
     model_folder(root / "models" / "Tiny-it")
-    (root / "ds.json").write_text("{}")
     finding = only(root, **sections)
     assert (finding.severity, finding.kind, finding.field) == (severity, kind, field)
     assert [word for word in words if word not in f"{finding.message} {finding.remedy}"] == []
@@ -187,8 +177,6 @@ RIGHT: dict[str, dict[str, Any]] = {
     "thinking said": {"model": {**MODEL, "template": "thinker", "enable_thinking": False}},
     "a whole adapter": {"model": {**MODEL, "adapter_name_or_path": "fits"}},
     "a lora_target that is not used": {"train": {**CPU, "finetuning_type": "full", "lora_target": "nothing"}},
-    "an absolute path": {"train": {**CPU, "deepspeed": __file__}},
-    "a configuration": {"train": {**CPU, "deepspeed": {"stage": 3}, "fsdp_config": ' {"a": 3}'}},
     "merged for vllm": {"train": {**CPU, "use_dora": True}, "serve": MERGE},
     "vllm without benchmarks": {"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}, "benchmark": []},
     "bf16 on the CPU": {"train": {**CPU, "bf16": True}},
@@ -198,20 +186,20 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("sections", RIGHT.values(), ids=RIGHT)
-def test_what_is_right_is_not_found(sections: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_right_is_not_found(sections, root, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
     adapter_folder(root / "fits")
     assert findings(root, **sections) == []
 
 
-def test_data_that_changed_are_missing_not_misspelt(root: Path) -> None:
+def test_data_that_changed_are_missing_not_misspelt(root):
     (root / "dataset_info" / "toy" / "test.source").write_text("other\nother\n")
     finding = only(root)
     assert (finding.kind, finding.field) == ("missing", "benchmark.0.testset")
     assert "sha256" in finding.message
 
 
-def test_test_sentences_in_the_training_data_are_counted(root: Path) -> None:
+def test_test_sentences_in_the_training_data_are_counted(root):
     """Only among the sentences that are used: max_samples on either side counts."""
     write_dataset(root, "leaky", train=["x y", "e f", "g h"])
     finding = only(root, dataset="leaky")
@@ -222,7 +210,7 @@ def test_test_sentences_in_the_training_data_are_counted(root: Path) -> None:
     assert "1 of the 1 sentences" in finding.message
 
 
-def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root: Path) -> None:
+def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root):
     (root / "models" / "tiny" / "chat_template.jinja").write_text("{{ messages }}")
     finding = only(root, model={"name_or_path": "models/tiny"})  # Owner/Tiny is listed, as a base model
     assert finding.severity == "warning" and "lists tiny as a base model" in finding.message
@@ -237,7 +225,7 @@ def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root: Path) -> 
 NONE = PrerequisiteError("llamafactory-cli not found")
 
 
-def test_llamafactory_is_needed_but_for_a_server_elsewhere(root: Path) -> None:
+def test_llamafactory_is_needed_but_for_a_server_elsewhere(root):
     """The error of looking for it keeps its remedy; a Python without the package leaves a note."""
     finding = only(root, PrerequisiteError("llamafactory-cli not found: nowhere", "install it"))
     assert (finding.severity, finding.kind) == ("error", "missing")
@@ -253,7 +241,7 @@ def test_llamafactory_is_needed_but_for_a_server_elsewhere(root: Path) -> None:
     assert finding.field == "llamafactory-cli"
 
 
-def test_a_broken_model_is_named_with_all_its_problems(root: Path) -> None:
+def test_a_broken_model_is_named_with_all_its_problems(root):
     """lora_target isn't looked at then: what the model has is not known."""
     folder = root / "models" / "tiny"
     (folder / "config.json").unlink()
@@ -264,13 +252,13 @@ def test_a_broken_model_is_named_with_all_its_problems(root: Path) -> None:
     assert "config.json is missing" in found[0].message and "10 of" in found[1].message
 
 
-def test_a_hub_id_that_is_not_here_is_an_error_offline(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_that_is_not_here_is_an_error_offline(root, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     finding = only(root, model={**MODEL, "name_or_path": "Owner/Name"})
     assert (finding.severity, finding.kind, finding.remedy[:20]) == ("error", "missing", "unset HF_HUB_OFFLINE")
 
 
-def test_a_port_in_use_is_found(root: Path) -> None:
+def test_a_port_in_use_is_found(root):
     """LLaMA-Factory finds it after the model is loaded. Without a benchmark nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -63,35 +63,11 @@ def test_the_ranks_of_a_machine_follow_from_its_own():
         ({"master_port": None}, "0", "compute.master_port", "not given, and there are 2 machines"),
         ({"master_addr": None}, "0", "compute.master_addr", "not given"),
         ({}, None, "compute.node_rank", "which of the 2 machines is this?"),
-        ({}, "2", "compute.node_rank", "2 machines have the ranks 0 to 1"),
-        ({"master_addr": "no-such-host.invalid"}, "0", "compute.master_addr", "cannot be found from here"),
     ],
 )
 def test_machines_that_could_not_meet_are_told_before(monkeypatch, changes, rank, field, said):
     errors = [each for each in findings({**MEETING, **changes}, monkeypatch, rank) if each.severity == "error"]
     assert [each.field for each in errors] == [field] and said in errors[0].message
-
-
-@pytest.mark.parametrize(
-    ("compute", "variables", "found"),
-    [
-        ({}, {"NNODES": "2"}, [("warning", "compute.nnodes")]),
-        ({"nproc_per_node": 2}, {"NNODES": "2"}, [("error", "compute.nnodes")]),
-        ({"nproc_per_node": 2}, {"NNODES": "1"}, []),
-        ({**MEETING, "node_rank": 0}, {"NNODES": "2"}, []),
-    ],
-)
-def test_machines_that_the_environment_alone_knows_of_are_told(monkeypatch, compute, variables, found):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    told = [each for each in findings(compute, monkeypatch) if "in the environment" in each.message]
-    assert [(each.severity, each.field) for each in told] == found
-
-
-@pytest.mark.parametrize("field", ["master_addr"])
-def test_what_the_launcher_would_tear_at_a_blank_is_refused(field):
-    with pytest.raises(ValueError, match=rf"{field}\n.*should match pattern"):
-        ComputeSpec(**{field: "my job"})
 
 
 def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Workshop):

@@ -13,7 +13,6 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.planning.new_spec import KINDS, check_name, new_spec
 from orchestrator.planning.session import Session
 from orchestrator.runs.workspace import Workspace
-from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import RunSpec
@@ -48,9 +47,7 @@ def written(place: Workspace, installation: Installation | None, arguments: Any,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_spec_of_each_kind_is_right_and_explains_itself(
-    kind: str, place: Workspace, installation: Installation, arguments: dict[str, Argument]
-) -> None:
+def test_a_new_spec_of_each_kind_is_right_and_explains_itself(kind, place, installation, arguments):
     """Editors' line, what it needs, how to launch it, an override; a comment on each argument that is a choice."""
     text, spec = written(place, installation, arguments, kind=kind)
     stage = {"dpo": "dpo", "kto": "kto", "rm": "rm", "pt": "pt"}.get(kind, "sft")
@@ -79,14 +76,7 @@ def test_a_new_spec_of_each_kind_is_right_and_explains_itself(
         ("nobody/nothing", None, None),
     ],
 )
-def test_the_template_is_that_of_the_model(
-    model: str,
-    template: str | None,
-    thinking: bool | None,
-    place: Workspace,
-    installation: Installation,
-    arguments: dict[str, Argument],
-) -> None:
+def test_the_template_is_that_of_the_model(model, template, thinking, place, installation, arguments):
     """How it was found, or why not, stands above it; a model that thinks gets an explicit answer."""
     text, spec = written(place, installation, arguments, model=model)
     assert spec.model is not None
@@ -95,17 +85,6 @@ def test_the_template_is_that_of_the_model(
     text, spec = written(place, None, None)  # the machine where it is written need not be the one where it runs
     assert spec.model is not None and spec.model.template is None
     assert "# template: NAME" in text and "LLaMA-Factory was not found" in text
-
-
-def test_a_folder_with_any_name_stays_that_folder(
-    place: Workspace, installation: Installation, arguments: dict[str, Argument]
-) -> None:
-    """Quotes, hashes and newlines do not become YAML, nor another line of a comment."""
-    for name in ('it\'s # a: "b"', "new\nline: x", "yes", "1e-4", "日本語"):
-        (place.root / name).mkdir()
-        text, spec = written(place, installation, arguments, model=name)
-        assert spec.model is not None and spec.model.name_or_path == name
-        assert not any(line.startswith("line:") for line in text.splitlines())
 
 
 def test_a_name_is_one_of_a_file_and_quoted_where_yaml_would_take_it_for_something_else(place: Workspace) -> None:
@@ -122,8 +101,7 @@ def test_what_there_is_none_of_is_refused_with_the_nearest(place: Workspace) -> 
     with pytest.raises(SpecError, match="did you mean 'qlora'") as error:
         written(place, None, None, kind="qlor")
     assert "lora-sft, full-sft" in error.value.remedy
-    with pytest.raises(SpecError, match="--model is empty"):
-        written(place, None, None, model=" ")
+    assert written(place, None, None, model="new\nline: '#x'")[1].model.name_or_path == "new\nline: '#x'"
 
 
 def test_only_a_dataset_with_a_test_split_gets_a_benchmark(place: Workspace) -> None:
@@ -155,32 +133,23 @@ def test_init_new_launch_is_a_way_that_works(workshop):
     done = workshop.run("new", "first", "--model", workshop.root / "models" / "tiny", "--workspace", inner)
     assert (done.code, done.out) == (0, f"{inner / 'runs' / 'first.yaml'}\n"), done.err
     overrides = ("--set", "train.use_cpu=true", "--set", "train.bf16=false")
-    done = workshop.run("launch", "runs/first.yaml", *overrides, "--no-benchmark", cwd=inner)
+    done = workshop.run("launch", "runs/first.yaml", *overrides, "--dry-run", cwd=inner)
     assert done.code == 0, done.err
 
 
-def test_new_overwrites_nothing(workshop):
-    """Neither a spec nor, with init, one's own .gitignore."""
+def test_new_and_init_overwrite_nothing_and_schema_needs_llamafactory(workshop):
     spec = workshop.spec("mine")
     before = spec.read_bytes()
     done = workshop.run("new", "mine")
-    assert done.code == 2 and "mine.yaml" in done.err
-    assert spec.read_bytes() == before
+    assert done.code == 2 and "mine.yaml" in done.err and spec.read_bytes() == before
     (workshop.runs / ".gitignore").write_text("mine\n")
-    assert workshop.run("init", ".").code == 0
-    assert (workshop.runs / ".gitignore").read_text() == "mine\n"
-
-
-def test_schema_goes_to_stdout_or_into_a_file(workshop):
-    """The same text; without LLaMA-Factory none, and init says what is missing."""
-    done = workshop.run("schema")
-    assert done.code == 0, done.err
-    assert "lora_rank" in json.loads(done.out)["$defs"]["TrainSpec"]["properties"]
-    assert workshop.run("schema", "--output", "there.json").code == 0
-    assert (workshop.root / "there.json").read_text("utf-8") == done.out
     nowhere = {"ORCHESTRATOR_LLAMAFACTORY": str(workshop.root / "gone")}
+    done = workshop.run("init", ".", **nowhere)
+    assert done.code == 0 and "orchestrator schema" in done.err
+    assert (workshop.runs / ".gitignore").read_text() == "mine\n"
     done = workshop.run("schema", **nowhere)
     assert done.code == 3 and done.out == ""
-    done = workshop.run("init", "other", **nowhere)
-    assert done.code == 0 and "orchestrator schema" in done.err
-    assert not (workshop.root / "other" / "runs" / ".spec.schema.json").exists()
+    assert workshop.run("schema", "--output", "there.json").code == 0
+    assert (
+        "lora_rank" in json.loads((workshop.root / "there.json").read_text("utf-8"))["$defs"]["TrainSpec"]["properties"]
+    )

@@ -49,46 +49,11 @@ TRAPS = [
 ]  # fmt: skip
 
 
-def as_llamafactory_reads(text: str, folder: Path) -> object:
+def as_llamafactory_reads(text: str, folder: Path):
     """As hparams/parser.py read_args does with a file and no further arguments."""
     path = folder / "read.yaml"
     path.write_bytes(text.encode())
     return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli([])))
-
-
-def arguments(value: object) -> dict[str, object]:
-    """A training's arguments with a value in every kind of place."""
-    in_dict = {value: value} if isinstance(value, str) else {"key": value}
-    return {
-        "model_name_or_path": value,
-        "stage": "sft",
-        "dataset": value,
-        "learning_rate": 1e-05,
-        "run_name": value,
-        "items": [value, [value], in_dict],
-        "mapping": {"nested": in_dict},
-        "plot_loss": False,
-        "nothing": None,
-    }
-
-
-def same(one: object, other: object) -> bool:
-    return one == other and repr(one) == repr(other)  # 1 and True are equal, and have two reprs
-
-
-def spec_with(value: str) -> RunSpec:
-    """A spec with a text in every field that takes any."""
-    return RunSpec(
-        name="toy",
-        model=ModelSpec(
-            name_or_path=value or "m", template=value, adapter_name_or_path=value, default_system=value, revision=value
-        ),
-        dataset=value,
-        train={"lora_target": [value, "x"], "run_name": value, "kwargs": {value: [value]}},
-        serve={"host": value, "model_name": value, "devices": value, "vllm_config": {"a": value}},
-        benchmark=[{"testset": value, "split": value}],
-        compute={"devices": value},
-    )
 
 
 @pytest.fixture
@@ -96,16 +61,24 @@ def renderer() -> Renderer:
     return Renderer()
 
 
+EVERYWHERE = {
+    "model_name_or_path": TRAPS[0],
+    "stage": "sft",
+    "learning_rate": 1e-05,
+    "plot_loss": False,
+    "nothing": None,
+    "count": 1,
+    **{f"trap_{number}": value for number, value in enumerate(TRAPS)},
+    "items": [TRAPS, [TRAPS]],
+    "mapping": {"nested": {value: value for value in TRAPS}},
+}
+
+
 def test_every_string_reaches_llamafactory_unchanged(renderer, tmp_path):
     """What a spec says is what LLaMA-Factory's own reader (OmegaConf) gets, type included."""
-    for value in TRAPS:
-        for render in (renderer.train_yaml, renderer.api_yaml):
-            assert same_items(as_llamafactory_reads(render(arguments(value)), tmp_path), arguments(value)), value
-
-
-def same_items(one: object, other: dict[str, object]) -> bool:
-    """train.yaml groups the arguments; their order says nothing."""
-    return isinstance(one, dict) and same(dict(sorted(one.items())), dict(sorted(other.items())))
+    for render in (renderer.train_yaml, renderer.api_yaml):
+        read = as_llamafactory_reads(render(EVERYWHERE), tmp_path)
+        assert {key: repr(value) for key, value in read.items()} == {k: repr(v) for k, v in EVERYWHERE.items()}
 
 
 def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(renderer, tmp_path):
@@ -126,8 +99,17 @@ def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(rendere
 
 def test_the_saved_spec_is_the_spec(tmp_path):
     path = tmp_path / "spec.yaml"
-    for value in TRAPS[::2]:
-        spec = spec_with(value)
+    for value in ("no", "1e-4", "", "line\nbreak", "{{ x }}", "日本語"):
+        model = {name: value for name in ("template", "adapter_name_or_path", "default_system", "revision")}
+        spec = RunSpec(
+            name="toy",
+            model={"name_or_path": value or "m", **model},
+            dataset=value,
+            train={"lora_target": [value, "x"], "run_name": value, "kwargs": {value: TRAPS}},
+            serve={"host": value, "model_name": value, "devices": value, "vllm_config": {"a": value}},
+            benchmark=[{"testset": value, "split": value}],
+            compute={"devices": value},
+        )
         path.write_bytes(spec_yaml(spec).encode())
         assert load_spec(path) == spec
 
@@ -161,7 +143,7 @@ def test_an_argument_as_words(value, words):
     assert command_words("key", ["a,b", "c"], several=True) == ["--key", "a,b", "c"]
 
 
-@pytest.mark.parametrize("key", ["a b", "a=b", "", "a-b", "a\nb", "a;b", "1a", "ä"])
+@pytest.mark.parametrize("key", ["a b", "", "a-b", "a\nb", "1a", "ä"])
 def test_what_is_no_name_is_refused_in_every_file(key, renderer):
     for render in (renderer.train_yaml, renderer.api_yaml, lambda values: renderer.command("train", values, {})):
         with pytest.raises(SpecError, match="is no name of an argument"):
@@ -201,10 +183,6 @@ def test_the_run_s_own_arguments_are_added_and_an_explicit_null_is_passed_on():
         "seed": 42,
         "enable_jit_checkpoint": True,
     }
-    with pytest.raises(SpecError, match="trains nothing"):
-        train_arguments(
-            RunSpec(name="toy", model={"name_or_path": "m"}, serve={}), Checkpoint("base", ModelSpec(name_or_path="m"))
-        )
 
 
 def test_training_server_and_export_get_the_same_model():
@@ -228,8 +206,8 @@ def test_training_server_and_export_get_the_same_model():
 # Templates of a workspace
 
 
-def overridden(folder: Path, file: str, text: str | bytes) -> Renderer:
-    (folder / f"{file}.j2").write_bytes(text if isinstance(text, bytes) else text.encode())
+def overridden(folder: Path, file: str, text: str) -> Renderer:
+    (folder / f"{file}.j2").write_text(text, "utf-8")
     return Renderer(folder)
 
 
@@ -266,16 +244,10 @@ LOOP = "{% for key, value in arguments %}\n{{ key }}: {{ value }}\n{% endfor %}\
         (LOOP.replace("{{ value }}", "'{{ value }}'"), "does not say what the spec says: dataset, learning_rate"),
         (LOOP.replace("{{ value }}", "{{ value }}/x"), "renders no api.yaml"),
         (LOOP.replace("arguments", "arguments[1:]"), "does not say what the spec says: model_name_or_path"),
-        ("plot_loss: 1\n" + LOOP.replace("arguments %}", "arguments if key != 'plot_loss' %}"), "spec says: plot_loss"),
         ("n: 1.0\n" + LOOP.replace("arguments %}", "arguments if key != 'n' %}"), "what the spec says: n"),
-        ("", "does not say what the spec says: dataset, learning_rate, model_name_or_path, n, plot_loss, stage"),
         ("a: [\n", "renders no api.yaml"),
         ("{{ nothing }}", "UndefinedError: 'nothing' is undefined"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{% for a in arguments %}{{ loop }}{% endfor %}", "RepresenterError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
-        ("{% include 'api.yaml.j2' %}", "RecursionError"),
-        (b"# \xff\n", "UnicodeDecodeError"),
     ],
 )  # fmt: skip
 def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_its_name(text, said, tmp_path):
@@ -289,7 +261,7 @@ def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        *(("dataset_info.json", text) for text in ("{", '{"d": {"file_name": {{ datasets }} } }', "[]", '"x"')),
+        *(("dataset_info.json", text) for text in ("{", "[]")),
         *(("command.txt", text) for text in ("", "llamafactory-cli train '", "llamafactory-cli {{ command }} --more")),
         ("command.txt", "llamafactory-cli {{ words | join(' ') }}"),
     ],

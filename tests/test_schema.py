@@ -1,6 +1,5 @@
 """The JSON Schema of a spec: what editors make of it. Run: pytest tests/test_schema.py."""
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.places import RESERVED_ARGUMENTS
-from orchestrator.specs.schema import argument_schema, spec_schema
+from orchestrator.specs.schema import spec_schema
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.specs.yamlfile import read_yaml
 from orchestrator.upstream.chat_templates import read_templates
@@ -80,22 +78,11 @@ def test_specs_that_load_are_accepted(schema: dict[str, Any], arguments: dict[st
     ],
 )
 def test_what_a_spec_may_not_say_is_underlined(
-    section: str,
-    change: dict[str, Any],
-    at: str,
-    tmp_path: Path,
-    schema: dict[str, Any],
-    arguments: dict[str, Argument],
+    section: str, change: dict[str, Any], at: str, schema: dict[str, Any]
 ) -> None:
-    """In the place where load_spec reports it."""
-    spec = copy.deepcopy(read_yaml(ROOT / "runs" / "demo.yaml").value)
+    spec = read_yaml(ROOT / "runs" / "demo.yaml").value
     spec[section] = {**spec.get(section, {}), **change}
     assert problems(schema, spec) == [at]
-    if "template" in change:
-        return  # check's affair
-    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
-    with pytest.raises(SpecError):
-        load_spec(tmp_path / "spec.yaml", (), arguments)
 
 
 def test_every_argument_stands_where_it_may_with_help_and_default(
@@ -117,21 +104,3 @@ def test_every_argument_stands_where_it_may_with_help_and_default(
     assert train["stage"]["description"] == "Training stage."
     for name in allowed - {"lora_target"}:
         jsonschema.validate(train[name].get("default"), {"anyOf": [train[name], {"type": "null"}]})
-
-
-@pytest.mark.parametrize(
-    ("kinds", "choices", "optional", "expected"),
-    [
-        ({"int"}, None, False, {"type": "integer"}),
-        ({"int", "float"}, None, True, {"type": ["number", "null"]}),
-        ({"str", "list"}, None, False, {"type": ["string", "array"]}),
-        ({"bool", "dict"}, None, True, {"type": ["boolean", "object", "null"]}),
-        ({"str"}, ("a", "b"), True, {"enum": ["a", "b", None]}),
-        (set(), None, True, {}),
-    ],
-)
-def test_an_argument_s_kinds_become_types(
-    kinds: set[str], choices: tuple[Any, ...] | None, optional: bool, expected: dict[str, Any]
-) -> None:
-    """What is not known is not restricted; without a default that is known, none is shown."""
-    assert argument_schema(Argument("x", frozenset(kinds), choices, optional, frozenset())) == expected

@@ -204,17 +204,6 @@ def test_what_slurm_does_not_take_fails_with_its_words(shop):
     assert record["status"] == "failed" and "Invalid feature" in record["error"] and record["job"] is None
 
 
-def test_a_check_knows_the_partitions_and_their_time_limits(shop):
-    for asked, said in (
-        ({"partition": "urgnt"}, "there is no partition 'urgnt'; did you mean 'urgent'?"),
-        ({"partition": "urgent", "time": "1:00:00"}, "1:00:00 is longer than partition urgent allows: 10:00"),
-    ):
-        done = shop.run("check", shop.spec(compute={"slurm": asked}))
-        assert done.code == 2 and said in done.err, done.err
-    nowhere = shop.run("check", shop.spec(compute=JOB), PATH=str(shop.root))
-    assert nowhere.code == 3 and "sbatch is not here" in nowhere.err
-
-
 @slow
 def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, slurm):
     two = {"slurm": {"nodes": 2, "time": 10, "cpus_per_task": 2}, "env": {"OMP_NUM_THREADS": "1"}}

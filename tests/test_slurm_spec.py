@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.files import shipped
-from orchestrator.specs.compute_spec import RESERVED_SBATCH, SlurmSpec, parse_slurm_time
+from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec_file import load_spec
 from tests.reports import flat
@@ -53,15 +53,9 @@ def test_what_cannot_be_a_job_is_reported_at_its_place(tmp_path, compute, proble
     assert problem in " ".join(flat(error.value.message)).replace("; did you", " did you"), error.value.message
 
 
-def test_a_time_limit_that_leaves_a_second_is_enough():
-    assert SlurmSpec(time="4:01").time_limit_s == 241
+def test_limits_of_a_spec():
+    assert SlurmSpec(time="4:01").time_limit_s == 241  # one second is left
     assert SlurmSpec(time="infinite").time_limit_s is None
-
-
-def test_reserved_options_are_refused():
-    for name in RESERVED_SBATCH:
-        with pytest.raises(ValueError, match=f"options holds {name}, "):
-            SlurmSpec(options={name: "x"})
 
 
 def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None) -> str:

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.benchmark_spec import METRICS
-from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret, reason
+from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, RESERVED_VLLM, is_secret, reason
 from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec import RunSpec, spec_json, spec_sha256
 from orchestrator.specs.spec_file import load_spec
@@ -126,16 +126,17 @@ seed: -1
     ]  # fmt: skip
 
 
-# Names with a place of their own
+# Names with a place of their own, fields of earlier versions, secrets
 
 
-@pytest.mark.parametrize("section", ["train", "export"])
-def test_an_argument_with_a_place_of_its_own_is_refused_with_that_place(section, tmp_path):
+@pytest.mark.parametrize(("section", "reserved"), [("train", RESERVED_ARGUMENTS), ("serve", RESERVED_VLLM)])
+def test_an_argument_with_a_place_of_its_own_is_refused_with_that_place(section, reserved, tmp_path):
     """Whether or not an installation was found."""
-    names = sorted(set(RESERVED_ARGUMENTS) - {"export_dir"})
-    lines = refusal(tmp_path, LEAST, *(f"{section}.{key}=x" for key in names), arguments=None)
+    names = sorted(set(reserved) - {"export_dir"})
+    backend = ["serve.backend=vllm"] if section == "serve" else []
+    lines = refusal(tmp_path, LEAST, *backend, *(f"{section}.{key}=x" for key in names), arguments=None)
     assert sorted(lines[1:]) == [
-        f"--set {section}.{key}=x: {section}.{key}: {key} is managed by orchestrator: {reason(RESERVED_ARGUMENTS[key])}"
+        f"--set {section}.{key}=x: {section}.{key}: {key} is managed by orchestrator: {reason(reserved[key])}"
         for key in names
     ]
 
@@ -147,9 +148,9 @@ def test_a_variable_with_a_place_of_its_own_is_refused_in_env(tmp_path):
 
 
 def test_every_place_is_a_field_of_a_spec():
+    spec = RunSpec(name="a", model={"name_or_path": "m"}, serve={})
     fields = {("", name) for name in RunSpec.model_fields}
     for section in ("model", "serve", "export", "compute"):
-        spec = RunSpec(name="a", model={"name_or_path": "m"}, serve={})
         fields |= {(section, name) for name in type(getattr(spec, section)).model_fields}
     assert {place for place in (RESERVED_ARGUMENTS | RESERVED_ENV).values() if isinstance(place, tuple)} <= fields
 
@@ -157,39 +158,33 @@ def test_every_place_is_a_field_of_a_spec():
 @pytest.mark.parametrize(
     ("lines", "dropped"),
     [
-        (["compute: {rdzv_id: null, cloud: null, ray: false, ray_timeout_s: 600.0}"], ""),
+        (["compute: {rdzv_id: null, ray: false, ray_timeout_s: 600.0, slurm: {nodes: 1, benchmark: null}}"], ""),
         (["compute: {min_nnodes: 2, ray: true}"], "compute.min_nnodes, compute.ray"),
+        (["compute: {slurm: {benchmark: {time: 5}}}"], "compute.slurm.benchmark"),
         (["  - {testset: b, during: true}", "compute: {max_restarts: 3}"], "compute.max_restarts, benchmark.during"),
     ],
 )
 def test_fields_of_earlier_versions_are_left_out_with_one_line(lines, dropped, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "orchestrator"):
-        spec = load(tmp_path, LEAST + "\n".join(lines))
+        load(tmp_path, LEAST + "\n".join(lines))
     path = tmp_path / "s.yaml"
     expected = [f"{path}: fields of an earlier version are left out: {dropped}"] if dropped else []
     assert [record.getMessage() for record in caplog.records] == expected
-    assert spec.compute == load(tmp_path, LEAST).compute
-
-
-# Secrets
 
 
 @pytest.mark.parametrize(
-    ("override", "remedy"),
+    "override",
     [
-        ("train.hf_hub_token=some-text", "export HF_TOKEN"),
-        ("train.swanlab_api_key=some-text", "export SWANLAB_API_KEY"),
-        ("train.vllm_config={api_key: some-text}", "export ORCHESTRATOR_API_KEY"),
-        ("serve.ms_hub_token=some-text", "export MODELSCOPE_API_TOKEN"),
-        ("compute.env.GH_PAT=some-text", "export it instead"),
-        ("compute.env.DB=postgres://user:some-text@host", "export it instead"),
+        "train.hf_hub_token=some-text",
+        "train.vllm_config={api_key: some-text}",
+        "compute.env.GH_PAT=some-text",
+        "compute.env.DB=postgres://user:some-text@host",
     ],
 )
-def test_a_secret_is_refused_and_not_shown(override, remedy, tmp_path):
+def test_a_secret_is_refused_and_not_shown(override, tmp_path):
     with pytest.raises(SpecError) as error:
         load(tmp_path, LEAST, override, arguments=None)
-    assert "would go into the run folder" in str(error.value) and remedy in str(error.value)
-    assert "some-text" not in str(error.value)
+    assert "would go into the run folder" in str(error.value) and "some-text" not in str(error.value)
     with pytest.raises(SpecError) as error:
         load(tmp_path, with_train("hub_token: some-text"))
     assert "s.yaml:6:3" in str(error.value) and "some-text" not in str(error.value)
@@ -203,9 +198,6 @@ def test_a_secret_is_known_by_its_name_or_value():
         assert is_secret(name, "x"), name
     for value in ("postgres://u:PASS@h", "hf_" + "a" * 34, "sk-" + "b" * 20, "AKIA" + "C" * 16):
         assert is_secret("x", value), value
-
-
-def test_other_names_and_values_are_no_secrets():
     for name in ("add_tokens", "TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "SSH_AUTH_SOCK", "monkey"):
         assert not is_secret(name, "x"), name
     for value in ("1", "true", "", None, True, 5):
@@ -214,39 +206,32 @@ def test_other_names_and_values_are_no_secrets():
         assert not is_secret("x", value), value
 
 
+def test_a_server_address_with_a_secret_in_it_is_refused_and_not_shown(tmp_path):
+    for url in ("http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"):
+        with pytest.raises(SpecError, match=r"serve\.url holds a user|holds a secret") as error:
+            load(tmp_path, f"name: a\nserve: {{url: '{url}'}}\nbenchmark: [{{testset: t}}]\n")
+        assert not any(part in str(error.value) for part in ("secret@", "=secret", "#secret"))
+
+
 # One model in training, serving and export
 
 
 def test_arguments_that_make_another_model_go_to_training_server_and_export(tmp_path):
-    text = with_train("add_tokens: <a>,<b>", "rope_scaling: yarn", "cutoff_len: 1e5")
-    spec = load(tmp_path, text)
+    spec = load(tmp_path, with_train("add_tokens: <a>,<b>", "rope_scaling: yarn", "cutoff_len: 1e5"))
     assert spec.model is not None and spec.train is not None
     shared = {"add_tokens": "<a>,<b>", "rope_scaling": "yarn", "cutoff_len": 100_000}
-    start = Checkpoint("base", spec.model)
     adapter = Checkpoint("output", spec.model.trained("/out", is_adapter=True))
     for given in (
-        train_arguments(spec, start),
+        train_arguments(spec, Checkpoint("base", spec.model)),
         api_arguments(adapter, spec.serve),
         export_arguments(adapter, spec.export, Path("x")),
     ):
         assert shared.items() <= given.items()
-    whole = api_arguments(Checkpoint("output", spec.model.trained("/out", is_adapter=False)), spec.serve)
-    assert whole.get("add_tokens") == "<a>,<b>" and "rope_scaling" not in whole  # its own config.json has it
+    full = api_arguments(Checkpoint("output", spec.model.trained("/out", is_adapter=False)), spec.serve)
+    assert full.get("add_tokens") == "<a>,<b>" and "rope_scaling" not in full  # its own config.json has it
     saved = tmp_path / "saved.yaml"
     saved.write_text(json.dumps(spec_json(spec)))
     assert load_spec(saved, (), ARGUMENTS) == spec
-
-
-@pytest.mark.parametrize(
-    ("override", "problem"),
-    [
-        ("train.add_tokens=5", "train.add_tokens: expected text, got 5"),
-        ("model.arguments.rope_scaling=yar", "rope_scaling: expected one of 'linear', 'yarn'; got 'yar'"),
-        ("model.arguments.lora_rank=4", "model.arguments.lora_rank: expected one of add_tokens, "),
-    ],
-)
-def test_they_are_checked_in_either_place(override, problem, tmp_path):
-    assert problem in refusal(tmp_path, LEAST, override)[1]
 
 
 def test_vllm_serves_such_an_adapter_only_merged(tmp_path):
@@ -256,46 +241,34 @@ def test_vllm_serves_such_an_adapter_only_merged(tmp_path):
         assert load(tmp_path, LEAST, *overrides, other).serve.backend == "vllm"
 
 
-# Strings that could not arrive
+# Values
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        ("a${b}", "'${' cannot be passed on"),
-        ("a\\0b", "a null byte or a lone surrogate"),
-        ("a\\ud800", "a null byte or a lone surrogate"),
-    ],
-)
 @pytest.mark.parametrize(
     ("override", "at"),
     [
-        ('train.run_name="{}"', "train.run_name"),
-        ('train.vllm_config={{a: [{{b: "{}"}}]}}', "train.vllm_config.a.0.b"),
-        ('train.vllm_config={{"{}": 1}}', "train.vllm_config."),
-        ('model.name_or_path="{}"', "model.name_or_path"),
+        ("train.run_name=a${b}", "train.run_name"),
+        ("train.vllm_config={a: [{b: '${c}'}]}", "train.vllm_config.a.0.b"),
+        ("train.vllm_config={'${c}': 1}", "train.vllm_config."),
+        ("model.name_or_path=${a}", "model.name_or_path"),
     ],
 )
-def test_text_that_would_not_arrive_unchanged_is_refused_wherever_it_stands(override, at, value, problem, tmp_path):
-    override = override.format(value)
+def test_text_that_would_be_interpolated_is_refused_wherever_it_stands(override, at, tmp_path):
     _, line = refusal(tmp_path, LEAST, override)
-    assert line.startswith(f"--set {override}: {at}") and problem in line
+    assert line.startswith(f"--set {override}: {at}") and "'${' cannot be passed on" in line
 
 
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        *((number, "is no number that could be passed on") for number in (".nan", ".inf", "-.inf", "1e999")),
-        *((text, 'for text write it in quotes: "..."') for text in ("2024-01-01", "!tag x", "!!set {a}")),
+        *((number, "is no number that could be passed on") for number in (".nan", "-.inf")),
+        *((text, 'for text write it in quotes: "..."') for text in ("2024-01-01", "!!set {a}")),
     ],
 )
 def test_values_that_no_file_could_hold_are_refused(value, problem, tmp_path):
     lines = refusal(tmp_path, LEAST.replace("5.0e-4", value))
     assert len(lines) == 2
     assert lines[1].startswith("s.yaml:6:3: train.learning_rate: ") and lines[1].endswith(problem)
-
-
-# Types
 
 
 @pytest.mark.parametrize(
@@ -306,7 +279,6 @@ def test_values_that_no_file_could_hold_are_refused(value, problem, tmp_path):
         ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
         ("train.save_strategy=no", ("train", "save_strategy"), "no"),
         ("train.run_name=null", ("train", "run_name"), None),
-        ("train.run_name='1e-4'", ("train", "run_name"), "1e-4"),
         ("train.lora_target=[q_proj, v_proj]", ("train", "lora_target"), ["q_proj", "v_proj"]),
         ("train.vllm_config={a: {b: 1}}", ("train", "vllm_config"), {"a": {"b": 1}}),
         ("serve.start_timeout_s=1", ("serve", "start_timeout_s"), 1.0),
@@ -324,12 +296,14 @@ def test_an_override_arrives_in_its_type(text, at, value, tmp_path):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("train.max_steps=x", "train.max_steps: expected an integer, got 'x'"),
         ("train.max_steps='5'", "train.max_steps: expected an integer, got '5'"),
         ("train.run_name=5", 'train.run_name: expected text, got 5 (write it in quotes: "...")'),
         ("train.max_steps=null", "train.max_steps: expected an integer, got null"),
         ("train.lora_rank=0", "train.lora_rank: expected at least 1, got 0"),
         ("train.num_train_epochs=0", "train.num_train_epochs: expected more than 0, got 0"),
+        ("train.add_tokens=5", 'train.add_tokens: expected text, got 5 (write it in quotes: "...")'),
+        ("model.arguments.rope_scaling=yar", "model.arguments.rope_scaling: expected one of 'linear', 'yarn'"),
+        ("model.arguments.lora_rank=4", "model.arguments.lora_rank: expected one of add_tokens, "),
         ("model.0=x", "model.0: unknown field"),
         ("seed=1.5", "seed: Input should be a valid integer, got a number with a fractional part (got 1.5)"),
         ("name=", "name: expected text: write it in quotes (got None)"),
@@ -338,10 +312,11 @@ def test_an_override_arrives_in_its_type(text, at, value, tmp_path):
         ("train.lora_rank=1", ""),
         ("train.num_train_epochs=0.1", ""),
     ],
-)
+)  # fmt: skip
 def test_a_problem_of_an_override_is_reported_once_with_the_override_as_its_place(override, problem, tmp_path):
     if problem:
-        assert refusal(tmp_path, LEAST, override) == ["s.yaml has 1 error:", f"--set {override}: {problem}"]
+        heading, line = refusal(tmp_path, LEAST, override)
+        assert heading == "s.yaml has 1 error:" and line.startswith(f"--set {override}: {problem}")
     else:
         load(tmp_path, LEAST, override)
 
@@ -352,50 +327,35 @@ def test_a_problem_of_an_override_is_reported_once_with_the_override_as_its_plac
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"dataset": None}, "train is there, but no dataset to train on: add dataset: NAME"),
-        ({"train": None}, "dataset is there, but no train section"),
-        ({"train": None, "dataset": None, "benchmark": []}, "nothing to do"),
-        ({"train": None, "dataset": None, "eval_dataset": "a"}, "eval_dataset is there, but no train section"),
-        ({"model": None}, "model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}"),
-        ({"serve": {"url": "http://x/v1"}}, "serve.url is for benchmarks without training"),
+        ({"dataset": None}, "spec: train is there, but no dataset to train on: add dataset: NAME"),
+        ({"train": None}, "spec: dataset is there, but no train section"),
+        ({"train": None, "dataset": None, "benchmark": []}, "spec: nothing to do"),
+        ({"train": None, "dataset": None, "eval_dataset": "a"}, "spec: eval_dataset is there, but no train section"),
+        ({"model": None}, "spec: model is missing: add model: {name_or_path: FOLDER_OR_HUB_ID}"),
+        ({"serve": {"url": "http://x/v1"}}, "spec: serve.url is for benchmarks without training"),
         ({"serve": {"url": "http://x/v1"}, "train": None, "dataset": None,
-          "benchmark": [{"testset": "a", "base_model": True}]}, "benchmark.base_model cannot be had from serve.url"),
+          "benchmark": [{"testset": "a", "base_model": True}]}, "spec: benchmark.base_model cannot be had"),
+        ({"serve": {"backend": "vllm", "infer_backend": "vllm"}}, "infer_backend is nothing to backend: vllm"),
+        ({"serve": {"backend": "vllm", "max_concurrent": 2}}, "max_concurrent is nothing to backend: vllm"),
+        ({"serve": {"backend": "vllm", "url": "http://x/v1"}}, "url is nothing to backend: vllm"),
+        ({"serve": {"merge": True}}, "merge is for backend vllm"),
+        ({"compute": {"master_addr": "my host"}}, "compute.master_addr: String should match pattern"),
+        ({"benchmark": [{"testset": "a", "request": {"n": 2}}]}, "n: the benchmark itself says that"),
     ],
 )  # fmt: skip
 def test_sections_that_contradict_each_other_are_refused(changes, problem, tmp_path):
     lines = refusal(tmp_path, LEAST, *(f"{key}={json.dumps(value)}" for key, value in changes.items()))
-    assert lines[1].startswith(f"s.yaml:1:1: spec: {problem}")
-
-
-@pytest.mark.parametrize(
-    ("serve", "problem"),
-    [
-        ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend is nothing to backend: vllm"),
-        ({"backend": "vllm", "max_concurrent": 2}, "max_concurrent is nothing to backend: vllm"),
-        ({"backend": "vllm", "url": "http://x/v1"}, "url is nothing to backend: vllm"),
-        ({"merge": True}, "merge is for backend vllm"),
-    ],
-)
-def test_options_of_the_other_backend_are_refused(serve, problem, tmp_path):
-    assert problem in refusal(tmp_path, LEAST, f"serve={json.dumps(serve)}")[1]
-    assert load(tmp_path, LEAST, "serve={backend: vllm, merge: true, max_model_len: 5}").serve.merge
+    assert problem in lines[1]
 
 
 def test_a_server_or_a_model_alone_is_a_spec(tmp_path):
     spec = load(tmp_path, "name: a\nserve: {url: 'https://example.org/v1'}\nbenchmark: [{testset: t}]\n")
     assert spec.model is None
     text = "name: s\nmodel: {name_or_path: m}\n"
-    assert "nothing to do" in refusal(tmp_path, text)[1]
     assert load(tmp_path, text + "serve: {}\n").serve.host == "127.0.0.1"
     spec = load(tmp_path, text + "export: {export_dir: out, vllm_maxlen: 5}\n")
     assert (spec.export.export_dir, spec.export.extra_arguments()) == ("out", {"vllm_maxlen": 5})
-
-
-def test_a_server_address_with_a_secret_in_it_is_refused_and_not_shown(tmp_path):
-    for url in ("http://me:secret@host/v1", "http://host/v1?key=secret", "http://host/v1#secret"):
-        with pytest.raises(SpecError, match=r"serve\.url holds a user|holds a secret") as error:
-            load(tmp_path, f"name: a\nserve: {{url: '{url}'}}\nbenchmark: [{{testset: t}}]\n")
-        assert not any(part in str(error.value) for part in ("secret@", "=secret", "#secret"))
+    assert load(tmp_path, LEAST, "serve={backend: vllm, merge: true, max_model_len: 5}").serve.merge
 
 
 def test_names_are_folders_on_any_system(tmp_path):
@@ -410,9 +370,6 @@ def test_several_datasets_are_written_with_commas_or_as_a_list(line, tmp_path):
     spec = load(tmp_path, LEAST.replace("dataset: captions_en_de", f"{line}\neval_dataset: [b, c]"))
     assert spec.datasets == ["a", "b"]
     assert spec.eval_names == {"b": "b-validation", "c": "c"}
-
-
-# Hashes, and specs that ship
 
 
 def test_the_hash_does_not_depend_on_how_a_spec_is_written(tmp_path):

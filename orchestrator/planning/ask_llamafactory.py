@@ -90,7 +90,8 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
     if any("vllm" in each.commands for each in questions):
         with contextlib.suppress(PrerequisiteError):  # check says so
             vllm = find_vllm()
-    files = [_kept_file(_key(session, installation, vllm, each)) for each in questions]
+    keys = [_key(session, installation, vllm, each) for each in questions]
+    files = [cache_folder() / "checks" / f"{key}.json" for key in keys]
     answers = [_kept(file) if each.commands else Answer() for file, each in zip(files, questions, strict=True)]
     new = [number for number, answer in enumerate(answers) if answer is None]
     if new:
@@ -133,11 +134,7 @@ def sample_lines(name: str, sample: Sample) -> list[str]:
 
 
 def dataset_infos(spec: RunSpec, folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The entries of dataset_info.json that a training reads.
-
-    Raises:
-        SpecError: there is no such dataset, or its entry is wrong.
-    """
+    """The entries of dataset_info.json that a training reads; SpecError where one is missing or wrong."""
     infos: dict[str, dict[str, Any]] = {}
     for name, called in _datasets(spec):
         dataset = load_entry(name, folders)
@@ -187,10 +184,6 @@ def _key(session: Session, installation: Installation, vllm: Installation | None
     programs = [__version__, str(installation.cli), str(installation.package), installation.versions]
     parts = [question.commands, question.environment, stamps, programs, vllm and vllm.versions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _kept_file(key: str) -> Path:
-    return cache_folder() / "checks" / f"{key}.json"
 
 
 def _kept(file: Path) -> Answer | None:
@@ -256,9 +249,7 @@ def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
     if problem["kind"] == "unknown":
         return Finding("note", "missing", at, f"not checked: {message}")
     if problem["kind"] == "missing":
-        package = re.search(r"pip install (?:-\S+ )?([\w.\[\]-]+)", message)
-        remedy = f"{installation.python} -m pip install {package[1]}" if package else ""
-        return Finding("error", "missing", at, message, remedy)
+        return Finding("error", "missing", at, message, f"install it for {installation.python}")
     remedy = f"change {' or '.join(places)}" if len(places) > 1 else ""
     return Finding("error", "spec", at, f"LLaMA-Factory refuses this: {message}", remedy)
 

@@ -27,24 +27,16 @@ _Found = Installation | PrerequisiteError
 def check(
     spec: RunSpec, root: Path, folders: Sequence[Path], archives: ArchiveStore, installation: _Found
 ) -> list[Finding]:
-    """Check a run before it starts.
+    """All findings, in the order of the spec; its paths are relative to `root`, the workspace.
 
-    Args:
-        spec: what would run.
-        root: the workspace, which the spec's paths are relative to.
-        folders: where dataset entries are (datasets.entry_folders).
-        archives: where their archives are, or go.
-        installation: LLaMA-Factory, or the error that looking for it ended with.
-
-    Returns:
-        All findings in the order of the spec; none where all is well.
+    `folders` hold dataset entries; `installation` may be the error that looking for LLaMA-Factory ended with.
     """
     findings: list[Finding] = []
     if spec.model is not None:
         findings += [*check_model(spec.model, root, installation), *_lora_target(spec, spec.model, root)]
     findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
     if spec.serve.url is None:
-        findings += [*_files(spec, root), *_vllm(spec), *check_compute(spec), *_port(spec)]
+        findings += [*_vllm(spec), *check_compute(spec), *_port(spec)]
     return findings
 
 
@@ -141,22 +133,6 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
                 locate_comet_model(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
-    return findings
-
-
-def _files(spec: RunSpec, root: Path) -> list[Finding]:
-    """Files that LLaMA-Factory opens itself, in the run's folder."""
-    findings: list[Finding] = []
-    arguments = spec.train.arguments() if spec.train is not None else {}
-    for name in ("deepspeed", "fsdp_config"):
-        value, field = arguments.get(name), f"train.{name}"
-        if not isinstance(value, str) or not value.strip() or value.lstrip().startswith("{"):
-            continue  # a text that begins with a brace is the configuration itself
-        if not Path(value).is_absolute():
-            what, remedy = f"{value!r} is a relative path", f"write {(root / value).absolute()}"
-            findings.append(Finding("error", "spec", field, what, remedy))
-        elif not Path(value).is_file():
-            findings.append(Finding("error", "missing", field, f"no file {value}"))
     return findings
 
 

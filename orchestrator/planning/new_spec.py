@@ -41,8 +41,6 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
         raise SpecError(f"dataset {dataset} has no split train to train on; it has: {', '.join(splits)}")
     held_out = sorted(set(splits) - {"train"}, key=lambda split: (not split.startswith("test"), splits.index(split)))
     given = model if model is not None else (_SMALL if kind in ("full-sft", "freeze-sft") else _LARGE)
-    if not given.strip():
-        raise SpecError("--model is empty", f"name a folder or a hub id, such as {_LARGE}")
     resolved, installation = ModelSpec(name_or_path=given), session.llamafactory_or_none()
     found, thinks = "LLaMA-Factory was not found, and with it no list of them", False
     if installation is not None:

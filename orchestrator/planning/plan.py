@@ -43,15 +43,9 @@ class Plan:
 
 
 def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
-    """Check a spec and read what it needs.
+    """Check a spec and read what it needs; with `ask` LLaMA-Factory is asked about it too, unless its answer is kept.
 
-    Args:
-        session: the workspace and its tools.
-        spec: what would run.
-        ask: whether LLaMA-Factory is asked about it too, unless its answer is kept.
-
-    Raises:
-        SpecError, PrerequisiteError: everything that is wrong with it, at once.
+    Raises SpecError or PrerequisiteError: everything that is wrong with it, at once.
     """
     root = session.workspace.root
     raise_or_log(check(spec, root, session.dataset_folders, session.archives, session.installation))
@@ -64,11 +58,7 @@ def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
 
 
 def facts_now(session: Session, spec: RunSpec) -> Facts:
-    """The facts of a run as they are now: data, model and LLaMA-Factory are looked at anew.
-
-    Raises:
-        SpecError, PrerequisiteError: something of it is not there any more.
-    """
+    """The facts of a run as they are now; SpecError or PrerequisiteError where something is not there any more."""
     _, own, texts = _inputs(session, spec)
     installation = find_installation() if session.llamafactory_or_none() else None
     return collect_facts(spec, session.workspace.root, installation, texts, own)
@@ -122,7 +112,7 @@ def render_files(session: Session, spec: RunSpec, output_dir: str = "output") ->
     served = start
     if spec.train is not None:
         arguments = train_arguments(spec, start, output_dir)
-        known = session.arguments() or {}
+        known = session.arguments or {}
         lists = {name for name, argument in known.items() if argument.kinds == {"list"}}
         files["train.yaml"] = session.renderer.train_yaml(arguments)
         files["command.txt"] = session.renderer.command("train", arguments, train_environment(spec), lists)
@@ -142,11 +132,7 @@ def render_job(session: Session, spec: RunSpec) -> dict[str, str]:
 
 
 def render_dataset_info(session: Session, spec: RunSpec) -> dict[str, str]:
-    """dataset_info.json, the one file that needs the entries; nothing where the spec trains nothing.
-
-    Raises:
-        SpecError: there is no such dataset, or its entry is wrong.
-    """
+    """dataset_info.json, the one file that needs the entries; SpecError where one is missing or wrong."""
     if spec.train is None:
         return {}
     return {"dataset_info.json": session.renderer.dataset_info(dataset_infos(spec, session.dataset_folders))}

@@ -33,11 +33,7 @@ class Session:
 
     @classmethod
     def open(cls, workspace: Path | None = None, archives: Path | None = None) -> Self:
-        """The session of a command: its --workspace and --from, and the environment.
-
-        Raises:
-            SpecError: there is no workspace.
-        """
+        """The session of a command: its --workspace and --from, and the environment; SpecError without a workspace."""
         place = find_workspace(workspace)
         installation: Installation | PrerequisiteError
         try:
@@ -55,19 +51,16 @@ class Session:
 
     def load_spec(self, path: Path, overrides: Sequence[str] = ()) -> RunSpec:
         """A spec file, its arguments checked one by one against the LLaMA-Factory in use."""
-        return load_spec(path, overrides, self.arguments())
+        return load_spec(path, overrides, self.arguments)
 
     def llamafactory(self) -> Installation:
         if isinstance(self.installation, PrerequisiteError):
             raise self.installation
         return self.installation
 
+    @cached_property
     def arguments(self) -> dict[str, Argument] | None:
         """LLaMA-Factory's arguments by name, to check a spec against; None where they cannot be known."""
-        return self._arguments
-
-    @cached_property
-    def _arguments(self) -> dict[str, Argument] | None:  # a launch needs them three times, 0.1 s each
         installation = self.llamafactory_or_none()
         return (read_arguments(installation) or None) if installation is not None else None
 

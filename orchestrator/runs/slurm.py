@@ -123,13 +123,6 @@ def requeue(job: str) -> None:
     _answers.clear()
 
 
-def partitions() -> dict[str, str]:
-    """Partition -> its time limit, as Slurm writes it; an error where Slurm is not here, or does not answer."""
-    lines = run_short(["sinfo", "--noheader", "--format=%R|%l"]).splitlines()
-    pairs = [line.rpartition("|") for line in lines if "|" in line]
-    return {name.strip(): limit.strip() for name, _, limit in pairs}
-
-
 def node_address(node: str) -> str:
     """The address that Slurm itself reaches a node at."""
     lines = run_short(["sinfo", "--noheader", f"--nodes={node}", "--format=%o"]).split()

@@ -57,23 +57,16 @@ RESERVED_ENV: dict[str, Place] = {
 # Of these, what LLaMA-Factory's launcher.py gives to torchrun, by field of the compute section.
 LAUNCHER_ENV = {at[1]: name for name, at in RESERVED_ENV.items() if at[0] == "compute" and at[1] != "devices"}
 
-_PROMPT = "the prompt is the one of training: model.template, model.default_system"
-_TOKENIZER = "it is the model's own"
-_ADDRESS = "the server is reached at http://HOST:PORT/v1"
+_OWN = (
+    "model trust_remote_code revision tokenizer tokenizer_revision tokenizer_mode skip_tokenizer_init chat_template "
+    "chat_template_content_format trust_request_chat_template default_chat_template_kwargs response_role "
+    "generation_config override_generation_config enable_lora lora_modules max_loras max_lora_rank served_model_name "
+    "config uds headless grpc root_path tokens_only ssl_keyfile ssl_certfile"
+)
 # Arguments of `vllm serve`. api_key and hf_token are secrets.
-RESERVED_VLLM: dict[str, Place] = {
-    "model": ("model", "name_or_path"),
-    "trust_remote_code": ("model", "trust_remote_code"),
-    "revision": ("model", "revision"),
-    **dict.fromkeys(("tokenizer", "tokenizer_revision", "tokenizer_mode", "skip_tokenizer_init"), _TOKENIZER),
-    **dict.fromkeys(("chat_template", "chat_template_content_format", "trust_request_chat_template"), _PROMPT),
-    **dict.fromkeys(("default_chat_template_kwargs", "response_role"), _PROMPT),
-    **dict.fromkeys(("generation_config", "override_generation_config"), "the benchmark sets temperature and such"),
-    **dict.fromkeys(("enable_lora", "lora_modules", "max_loras", "max_lora_rank"), "it follows from the adapters"),
-    "served_model_name": "the model's name is made of the run and the hash of its weights",
-    "config": "write its arguments here",
-    **dict.fromkeys(("uds", "headless", "grpc", "root_path", "tokens_only", "ssl_keyfile", "ssl_certfile"), _ADDRESS),
-}
+RESERVED_VLLM: dict[str, Place] = dict.fromkeys(
+    _OWN.split(), "model, prompt, adapters, sampling and address follow from the other fields of the spec"
+)
 
 # Fields of earlier versions, with the value that changed nothing.
 _RETIRED: dict[str, dict[str, Any]] = {
@@ -97,15 +90,7 @@ _SECRET_VALUE = re.compile(
     r"://[^/@\s:]*:[^/@\s]+@"  # a URL with a password
     r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[a-z]-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|PRIVATE KEY-----"
 )
-# Arguments of LLaMA-Factory and vLLM, and the variable that the library behind each reads itself.
-_INSTEAD = {
-    "hf_hub_token": "HF_TOKEN",
-    "hub_token": "HF_TOKEN",
-    "hf_token": "HF_TOKEN",
-    "ms_hub_token": "MODELSCOPE_API_TOKEN",
-    "swanlab_api_key": "SWANLAB_API_KEY",
-    "api_key": "ORCHESTRATOR_API_KEY",
-}
+SECRET_REMEDY = "remove it here, and export the variable that its library reads instead, such as HF_TOKEN"
 
 
 def reason(place: Place) -> str:
@@ -132,8 +117,3 @@ def is_secret(name: str, value: object = "?") -> bool:
     if not isinstance(value, str) or _PLAIN.fullmatch(value):
         return False
     return bool(_SECRET_NAME.search(name) and not _PATH.search(name)) or bool(_SECRET_VALUE.search(value))
-
-
-def secret_remedy(name: str) -> str:
-    """What to do instead of writing a secret into a spec."""
-    return f"remove it here, and export {_INSTEAD.get(name, 'it')} instead"

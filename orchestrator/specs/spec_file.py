@@ -16,10 +16,10 @@ from orchestrator.specs.places import (
     MODEL_ARGUMENTS,
     RESERVED_ARGUMENTS,
     RESERVED_VLLM,
+    SECRET_REMEDY,
     drop_retired,
     is_secret,
     reason,
-    secret_remedy,
 )
 from orchestrator.specs.spec import OPEN_SECTIONS, ModelSpec, RunSpec
 from orchestrator.specs.yamlfile import Location, explain, read_yaml, set_value
@@ -36,11 +36,8 @@ _Problem = tuple[Location, str]
 def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str, Argument] | None = None) -> RunSpec:
     """Read a spec file and check all that it says by itself.
 
-    Whether arguments fit together is LLaMA-Factory's to say, and vLLM's arguments are vLLM's to check. `overrides` are
-    KEY=VALUE pairs of `--set`; without `arguments`, LLaMA-Factory's by name, their names and values are unchecked.
-
-    Raises:
-        SpecError: every problem at once, each with file:line:column and dotted path.
+    `overrides` are KEY=VALUE pairs of `--set`; without `arguments`, LLaMA-Factory's by name, their names and values are
+    unchecked. Raises SpecError: every problem at once, each with file:line:column and dotted path.
     """
     source = read_yaml(path)
     dropped = drop_retired(source.value)
@@ -53,7 +50,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
         name = str(at[-1])
         if is_secret(name, value):
             source.hidden.add(at)
-            problems.append((at, f"holds a secret, which would go into the run folder\n{secret_remedy(name)}"))
+            problems.append((at, f"holds a secret, which would go into the run folder\n{SECRET_REMEDY}"))
         elif problem := _unwritable(name) or _unwritable(value):
             problems.append((at, problem))
     problems += _check_arguments(source.value, arguments or {})
@@ -81,10 +78,8 @@ def _walk(value: object, at: Location = ()) -> Iterator[tuple[Location, Any]]:
 def _unwritable(value: object) -> str:
     """Why LLaMA-Factory's reader, a file or a command line would change a value; '' where none would."""
     if isinstance(value, str):
-        if "${" in value:
-            return "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, even in quotes"
-        is_text = "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-        return "" if is_text else "a null byte or a lone surrogate cannot be passed on"
+        problem = "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, even in quotes"
+        return problem if "${" in value else ""
     if isinstance(value, float):
         return "" if math.isfinite(value) else f"{value} is no number that could be passed on"
     if value is None or isinstance(value, int | list | Mapping):

@@ -4,8 +4,6 @@ YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
 """
 
 import re
-import unicodedata
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import read_file
@@ -24,8 +22,6 @@ Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 WIDTH = 100
 """Characters of a line that are shown."""
-# What ruamel.yaml raises beside its own errors: for a date of month 13, `!!int x`, brackets a thousand deep.
-_ALSO_RAISED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError)
 _BREAK = re.compile("\r\n|[\n\r]")  # str.splitlines breaks at form feeds too
 # A quoted text, or a word: what is underlined.
 _TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
@@ -118,21 +114,20 @@ def set_value(source: YamlSource, override: str) -> None:
         _, value = _load(text)
     except YAMLError as error:
         raise SpecError(f"--set {override}: {text!r} is not YAML; quote it, such as {key}='\"...\"'") from error
-    steps: list[str | int] = [int(step) if step.isdecimal() else step for step in key.strip().split(".")]
+    steps = key.strip().split(".")
     parent: Any = source.value
     at: Location = ()
-    for number, step in enumerate(steps):
-        if isinstance(parent, dict):
-            step = str(step)
-        elif isinstance(parent, list) and isinstance(step, int) and step <= len(parent):
-            parent.extend([None] * (step == len(parent)))
-        else:
+    for number, name in enumerate(steps):
+        step = int(name) if isinstance(parent, list) and name.isdecimal() else name
+        if isinstance(parent, list) and step == len(parent):
+            parent.append(None)
+        elif not isinstance(parent, dict) and not (isinstance(parent, list) and step in range(len(parent))):
             raise SpecError(f"--set {override}: {'.'.join(map(str, at))} has no item {step!r}")
         at += (step,)
         if number == len(steps) - 1:
             parent[step] = value
         elif (parent.get(step) if isinstance(parent, dict) else parent[step]) is None:
-            parent[step] = [] if isinstance(steps[number + 1], int) else {}  # an absent section is made
+            parent[step] = {}  # an absent section is made
             source.overridden[at] = override
         parent = parent[step]
     for earlier in [earlier for earlier in source.overridden if earlier[: len(at)] == at]:
@@ -159,11 +154,11 @@ def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Locatio
 def _load(text: str) -> tuple[Any, Any]:
     """A text's nodes, and its plain values; YAMLError where it is no YAML, or not a sensible one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", YAMLWarning)  # an anchor that is used twice, say: YAML allows it
-            nodes = YAML(typ="rt", pure=True).load(text)
+        nodes = YAML(typ="rt", pure=True).load(text)
         return nodes, _plain(nodes)
-    except _ALSO_RAISED as error:
+    except YAMLError:
+        raise
+    except Exception as error:  # for a date of month 13, `!!int x`, brackets a thousand deep
         reason = "too deep" if isinstance(error, RecursionError) else error
         raise YAMLError(f"a value cannot be read: {reason}") from error
 
@@ -190,7 +185,7 @@ def excerpt(lines: Sequence[str], line: int, column: int) -> list[str]:
     token = _TOKEN.match(text, column)
     stop = min(token.end() if token else column + 1, max(end, column + 1))
     dots = "..." if start else ""
-    carets = " " * _width(dots + _visible(text[start:column])) + "^" * max(1, _width(_visible(text[column:stop])))
+    carets = " " * len(dots + _visible(text[start:column])) + "^" * max(1, len(_visible(text[column:stop])))
     number = f"{line + 1:>2}"
     margin = " " * len(number)
     shown = f"{number} | {dots}{_visible(text[start:end])}{'...' if end < len(text) else ''}"
@@ -204,11 +199,6 @@ def _block(message: str, place: str, lines: Sequence[str], helps: Sequence[str])
 
 def _visible(text: str) -> str:
     return escape_controls(text).replace("\t", "    ")
-
-
-def _width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text if not unicodedata.combining(char))
 
 
 def _position(node: Any, at: Location) -> tuple[int, int]:
