@@ -15,12 +15,10 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import json_mapping
-from orchestrator.models.model_files import unchecked_weights, weight_problems
-from orchestrator.models.safetensors_header import read_header
+from orchestrator.models.model_files import read_header, weight_problems
 
 SENTINEL = "checkpoint-is-incomplete.txt"  # transformers' trainer_jit_checkpoint.py
 CHECKPOINT_LABEL = re.compile(r"checkpoint-([0-9]+)")
-_RNG = re.compile(r"rng_state_([0-9]+)\.pth")
 # One that can't be resumed from, though it is complete otherwise.
 _ONLY_MODEL = "it holds no optimizer state (save_only_model): it can be served, not resumed from"
 
@@ -64,7 +62,7 @@ def is_saved(found: Inspected) -> bool:
 
 def can_be_served(found: Inspected) -> bool:
     """Whether its weights are complete, whatever else of it is not."""
-    return found.problems == [_ONLY_MODEL] or not _weights_problems(found.folder, needed=True)
+    return not weight_problems(found.folder)
 
 
 def _problems(folder: Path, step: int, ranks: range | None) -> list[str]:
@@ -74,63 +72,43 @@ def _problems(folder: Path, step: int, ranks: range | None) -> list[str]:
         problems.append("trainer_state.json is missing or cut off: it is written last, so the saving did not end")
     elif state.get("global_step") != step:
         problems.append(f"trainer_state.json is of step {state.get('global_step')!r}")
-    sharded = _deepspeed_problems(folder)
-    if sharded is None:
-        sharded = _fsdp_problems(folder)
-    weights = _weights_problems(folder, needed=sharded is None)
-    plain = [folder / "optimizer.pt", folder / "scheduler.pt"]
-    if not problems and sharded is None and not any(path.exists() for path in [*plain, *folder.glob("rng_state*.pth")]):
-        return [*weights, _ONLY_MODEL]
-    archives = [*(plain if sharded is None else []), *_rng_states(folder, ranks)]
-    archives += [scaler] if (scaler := folder / "scaler.pt").exists() else []  # of fp16
-    return [*problems, *weights, *(sharded or []), *_archive_problems(archives)]
-
-
-def _weights_problems(folder: Path, *, needed: bool) -> list[str]:
-    """Of the weights in ordinary files. Not needed: DeepSpeed and FSDP may hold them in files of their own alone."""
-    problems = []
-    if needed:
-        config = next((name for name in ("adapter_config.json", "config.json") if (folder / name).is_file()), None)
-        if config is not None and json_mapping(folder / config) is None:
-            return [f"{config} is no JSON mapping: cut off, or something else"]
-        problems += weight_problems(folder)
-        problems += _archive_problems([folder / name for name in unchecked_weights(folder)])
-    for path in sorted(folder.glob("*.safetensors")):  # the value head of rm and ppo, and what sharded states have
+    weights = []
+    for path in folder.glob("*.safetensors"):  # the value head of rm and ppo too
         try:
             read_header(path)
         except PrerequisiteError as error:
-            problems.append(error.message)
-    return problems
+            weights.append(error.message)
+    plain = [folder / "optimizer.pt", folder / "scheduler.pt"]
+    if any(folder.glob("global_step*")):
+        needed = _deepspeed_files(folder)
+    elif any(folder.glob("pytorch_model_fsdp*")):
+        needed = [*_fsdp_files(folder), folder / "scheduler.pt"]
+    else:
+        weights += weight_problems(folder)
+        if not problems and not any(path.exists() for path in [*plain, *folder.glob("rng_state*.pth")]):
+            return [*weights, _ONLY_MODEL]
+        needed = plain
+    scaler = [path for path in (folder / "scaler.pt",) if path.exists()]  # of fp16
+    return [*problems, *weights, *_archive_problems([*needed, *_rng_states(folder, ranks), *scaler])]
 
 
-def _deepspeed_problems(folder: Path) -> list[str] | None:
-    """Of DeepSpeed's state; None where there is no sign of one."""
-    if not (folder / "latest").is_file():
-        tags = sorted(path.name for path in folder.glob("global_step*"))
-        return [f"latest is missing: {tags[0]} was not finished"] if tags else None
-    tag = (folder / "latest").read_text("utf-8", "replace").strip()
-    if tag not in {path.name for path in folder.iterdir()} or not any((folder / tag).glob("*model_states.pt")):
-        return [f"latest names {tag!r}, which is no folder beside it with a *model_states.pt"]
-    return _archive_problems(sorted((folder / tag).glob("*.pt")))
+def _deepspeed_files(folder: Path) -> list[Path]:
+    latest = folder / "latest"
+    tag = latest.read_text("utf-8", "replace").strip() if latest.is_file() else ""
+    if tag not in {path.name for path in folder.glob("global_step*")}:
+        return [folder / "the folder global_stepN that the file latest has to name"]
+    return sorted((folder / tag).glob("*.pt")) or [folder / tag / "*.pt"]
 
 
-def _fsdp_problems(folder: Path) -> list[str] | None:
-    """Of FSDP's state, in two files or sharded in two folders; None where there is no sign of one."""
-    if not any(folder.glob("pytorch_model_fsdp*")):
-        return None
-    problems = []
-    for name in ("pytorch_model_fsdp", "optimizer"):
-        shards = folder / f"{name}_0"
-        if not shards.is_dir():
-            problems += _archive_problems([folder / f"{name}.bin"])
-        elif not (shards / ".metadata").is_file():
-            problems.append(f"{shards / '.metadata'} is missing: it was not finished")
-    return problems + _archive_problems([folder / "scheduler.pt"])
+def _fsdp_files(folder: Path) -> list[Path]:
+    names = ("pytorch_model_fsdp", "optimizer")
+    shards = {name: folder / f"{name}_0" for name in names}
+    return [shards[name] / ".metadata" if shards[name].is_dir() else folder / f"{name}.bin" for name in names]
 
 
 def _rng_states(folder: Path, own: range | None) -> list[Path]:
     """The states of the random numbers that there have to be: one file of each process that saved it."""
-    saved = sorted(int(match[1]) for path in folder.glob("rng_state_*.pth") if (match := _RNG.fullmatch(path.name)))
+    saved = sorted(int(path.stem.removeprefix("rng_state_")) for path in folder.glob("rng_state_*[0-9].pth"))
     if own is None and not saved:
         return [folder / "rng_state.pth"]
     # Of a later one of several machines the first is not 0.
@@ -138,11 +116,11 @@ def _rng_states(folder: Path, own: range | None) -> list[Path]:
 
 
 def _archive_problems(paths: list[Path]) -> list[str]:
-    """Of files that torch.save wrote: zip archives, whose directory stands at the end."""
+    """Of files that torch.save wrote: zip archives, whose directory stands at the end. .metadata is none."""
     problems = []
     for path in paths:
         if not path.is_file():
             problems.append(f"{path} is missing")
-        elif not zipfile.is_zipfile(path):
+        elif path.name != ".metadata" and not zipfile.is_zipfile(path):
             problems.append(f"{path} is empty, cut off, or no file of torch.save")
     return problems

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json
+from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_file, sha256_json
 from orchestrator.models.model_files import weight_files
-from orchestrator.processes.progress import Progress
+from orchestrator.text import size
 
-_CHUNK_BYTES = 1 << 22
-_WORTH_A_BAR_BYTES = 1 << 30
+log = logging.getLogger("orchestrator")
+
+_WORTH_A_LINE_BYTES = 1 << 30
 _ADAPTER_CONFIG = "adapter_config.json"
 # Of a model, what decides an answer beside its weights and its code, which trust_remote_code runs.
 _SETTINGS = (
@@ -55,7 +57,9 @@ def file_sha256(path: Path) -> str:
         known = json_mapping(kept)
         if known is not None and known.get("state") == state:
             return str(known["sha256"])
-        digest = _digest(path)
+        if path.stat().st_size >= _WORTH_A_LINE_BYTES:
+            log.info("hashing %s (%s)", path.name, size(path.stat().st_size))
+        digest = sha256_file(path)
         if _state(path) != state:
             raise PrerequisiteError(f"{path} was written to while it was read", "wait until that has ended")
     except OSError as error:
@@ -69,16 +73,3 @@ def file_sha256(path: Path) -> str:
 def _state(path: Path) -> list[object]:
     found = path.stat()
     return [str(path), found.st_size, found.st_mtime_ns, found.st_ino]
-
-
-def _digest(path: Path) -> str:
-    size_bytes = path.stat().st_size
-    if size_bytes < _WORTH_A_BAR_BYTES:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    with path.open("rb") as file, Progress(size_bytes >> 20, f"hashing {path.name}", "MiB") as bar:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            bar.update((file.tell() >> 20) - bar.count)
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
-"""The files of a model or an adapter: where they are, and whether they are complete. Nothing is loaded."""
+"""The files of a model or an adapter: where they are, and whether they are complete. No weights are loaded."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -7,11 +8,12 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import expanded, json_mapping
-from orchestrator.models.safetensors_header import AGAIN, read_header
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_AGAIN = "copy or download it again"
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _ADAPTER_CONFIG, _INDEX = "adapter_config.json", "model.safetensors.index.json"
 # huggingface_hub's rule for repository ids, `owner/name` or `name`
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.ASCII)
@@ -83,10 +85,10 @@ def model_problems(folder: Path) -> list[str]:
     """What is missing or broken in a full model's folder."""
     if (folder / _ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         return [f"{folder} holds an adapter, not a model"]
-    problems = _config_problems(folder / "config.json")
+    problems = weight_problems(folder)
     if not any((folder / name).is_file() for name in _VOCABULARIES) and not any(folder.glob("*.tiktoken")):
         problems.append(f"{folder} has no tokenizer: none of {', '.join(_VOCABULARIES)}")
-    return problems + weight_problems(folder)
+    return problems
 
 
 def adapter_problems(folder: Path) -> list[str]:
@@ -94,19 +96,22 @@ def adapter_problems(folder: Path) -> list[str]:
     if not (folder / _ADAPTER_CONFIG).is_file():
         kind = "a full model, not an adapter" if (folder / "config.json").is_file() else "no adapter"
         return [f"{folder} holds {kind}: it has no {_ADAPTER_CONFIG}"]
-    return _config_problems(folder / _ADAPTER_CONFIG) + weight_problems(folder)
+    return weight_problems(folder)
 
 
 def weight_problems(folder: Path) -> list[str]:
-    """What is missing or broken among the weights of a model or an adapter, whichever the folder holds."""
+    """What is missing or broken of the configuration and the weights of a model or an adapter, whichever it is."""
+    config = folder / (_ADAPTER_CONFIG if (folder / _ADAPTER_CONFIG).is_file() else "config.json")
+    problems = [] if json_mapping(config) is not None else [f"{config} is missing, or no JSON mapping"]
     try:
         shards = _shards(folder)
     except PrerequisiteError as error:
-        return [error.message]
-    if not shards:
-        return [f"{folder} has no weights: no (adapter_)model.safetensors, and no {_INDEX}"]
+        return [*problems, error.message]
     absent = [name for name in shards if not (folder / name).is_file()]
-    problems = [f"{folder} lacks {len(absent)} of {len(shards)} files: {', '.join(absent[:5])}"] if absent else []
+    if not shards:
+        problems.append(f"{folder} has no weights: no (adapter_)model.safetensors, and no {_INDEX}")
+    elif absent:
+        problems.append(f"{folder} lacks {len(absent)} of {len(shards)} files: {', '.join(absent[:5])}")
     for name in [name for name in shards if name.endswith(".safetensors") and name not in absent]:
         try:
             lacking = sorted(shards[name] - read_header(folder / name).keys())
@@ -125,8 +130,46 @@ def weight_files(folder: Path) -> list[Path]:
 
 def unchecked_weights(folder: Path) -> list[str]:
     """Weights that a look at headers cannot check: pickled ones, where there are no others."""
-    is_pickled = not any(folder.glob("*.safetensors")) and not (folder / _INDEX).is_file()
-    return list(_shards(folder)) if is_pickled else []
+    return [] if any(folder.glob("*.safetensors*")) else list(_shards(folder))
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read a *.safetensors file's header and compare it with the file's size.
+
+    Returns name -> dtype as safetensors writes it (BF16, F32), and shape.
+
+    Raises:
+        PrerequisiteError: the file is missing, cut off, or something else; the message says which.
+
+    Source: https://github.com/huggingface/safetensors#format (8 bytes length, JSON, data without gaps).
+    """
+    try:
+        if not path.is_file():  # a pipe would block
+            raise PrerequisiteError(f"{path} is missing")
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            start = file.read(40)
+            header_bytes = int.from_bytes(start[:8], "little")
+            if start.startswith(b"version https://git-lfs"):
+                raise PrerequisiteError(f"{path} is a git-lfs pointer, not the file itself", "git lfs pull")
+            if start.lstrip().startswith(b"<"):
+                raise PrerequisiteError(f"{path} is a web page, not weights: a download went wrong", _AGAIN)
+            if not 8 + header_bytes <= size_bytes or header_bytes > _MAX_HEADER_BYTES:
+                what = f"{path} is cut off inside its header, or no safetensors file: it has {size_bytes:,} bytes"
+                raise PrerequisiteError(what, _AGAIN)
+            file.seek(8)
+            entries = json.loads(file.read(header_bytes))
+        entries.pop("__metadata__", None)
+        tensors = {name: (str(each["dtype"]), tuple(map(int, each["shape"]))) for name, each in entries.items()}
+        expected = 8 + header_bytes + max((int(each["data_offsets"][1]) for each in entries.values()), default=0)
+    except OSError as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise PrerequisiteError(f"{path}: its header is no safetensors header ({error})", _AGAIN) from error
+    if size_bytes != expected:
+        what = f"{path} is cut off, or another file: it has {size_bytes:,} bytes, and its header says {expected:,}"
+        raise PrerequisiteError(what, _AGAIN)
+    return tensors
 
 
 def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
@@ -157,11 +200,11 @@ def _shards(folder: Path) -> Mapping[str, set[str]]:
     if kind == "model" and index.is_file():
         weight_map = (json_mapping(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise PrerequisiteError(f"{index} is damaged: it has no weight_map", AGAIN)
+            raise PrerequisiteError(f"{index} is damaged: it has no weight_map", _AGAIN)
         shards: dict[str, set[str]] = {}
         for tensor, name in sorted(weight_map.items()):
             if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-                raise PrerequisiteError(f"{index} names {name!r}, which is no file beside it", AGAIN)
+                raise PrerequisiteError(f"{index} names {name!r}, which is no file beside it", _AGAIN)
             shards.setdefault(name, set()).add(tensor)
         return dict(sorted(shards.items()))
     pattern = "adapter_model.bin" if kind == "adapter_model" else "pytorch_model*.bin"
@@ -179,9 +222,3 @@ def _modules(folder: Path) -> set[str]:
             if kind in ("weight", "qweight") and len(shape) == 2:  # GPTQ and AWQ call it qweight
                 found.add(module)
     return found
-
-
-def _config_problems(path: Path) -> list[str]:
-    if not path.is_file():
-        return [f"{path} is missing"]
-    return [f"{path} is no JSON mapping: cut off, or a git-lfs pointer"] if json_mapping(path) is None else []

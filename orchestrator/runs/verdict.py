@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.models.safetensors_header import read_header
+from orchestrator.models.model_files import read_header
 from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.trainer_log import FIRST_LOSSES
