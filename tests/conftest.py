@@ -71,12 +71,8 @@ def _installed() -> Installation:
 
 
 @pytest.fixture(scope="session")
-def arguments(fake_cli: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Argument]:
-    """LLaMA-Factory 0.9.5's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(fake_cli))
-        patch.setenv("ORCHESTRATOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return read_arguments(find_installation())
+def arguments(installation: Installation) -> dict[str, Argument]:
+    return read_arguments(installation)
 
 
 @pytest.fixture(scope="session")

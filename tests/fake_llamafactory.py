@@ -45,18 +45,12 @@ def first_lines(python: str | Path = sys.executable) -> str:
     return f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
 
 
-ARGUMENTS = Path(__file__).parent / "data" / "arguments-0.9.5.json"
-"""What the script of that name prints of LLaMA-Factory 0.9.5 with transformers 5.6.0."""
-
-
 def install(folder: Path) -> Path:
     """An executable llamafactory-cli in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     cli, python = folder / "llamafactory-cli", folder / "python"
     python.write_text(f"""#!/bin/sh
 case "$1" in
-*/scripts/arguments.py)
-  exec tr -d '\\n' < "{ARGUMENTS}";;
 */scripts/check_arguments.py)
   cat > /dev/null
   echo '{{"argv": ["", "check_arguments"]}}' >> "${{FAKE_CALLS:-/dev/null}}"

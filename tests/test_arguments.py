@@ -1,6 +1,7 @@
 """LLaMA-Factory's arguments: which there are, and whether a value fits one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.spec import TrainSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
-from orchestrator.upstream.installation import SCRIPTS, Installation
-from tests.fake_llamafactory import ARGUMENTS
+from orchestrator.upstream.installation import Installation
 from tests.imported_once import Imported
 
 COMMANDS = frozenset({"train", "api", "export"})
@@ -28,15 +28,38 @@ def argument(kinds: str, choices: tuple[Any, ...] | None = None, optional: bool 
     return {"x": Argument("x", frozenset(kinds.split()), choices, optional, COMMANDS)}
 
 
-@pytest.mark.integration
-def test_the_real_llamafactory_declares_what_the_fake_one_gives(
-    llamafactory: Imported, installation: Installation, tmp_path: Path
-) -> None:
+DECLARED = Path(__file__).with_name("declared_arguments.py")
+
+
+def declared(installation: Installation) -> dict[str, dict[str, Any]]:
     have = {name: installation.versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the file is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
-    found = llamafactory.script(SCRIPTS / "arguments.py", cwd=tmp_path)
-    assert found == json.loads(ARGUMENTS.read_text("utf-8"))
+    return json.loads((DECLARED.parent / "data" / "arguments-0.9.5.json").read_text("utf-8"))
+
+
+@pytest.mark.integration
+def test_the_declared_arguments_are_those_of_the_imported_dataclasses(
+    llamafactory: Imported, installation: Installation, tmp_path: Path
+) -> None:
+    assert llamafactory.script(DECLARED, cwd=tmp_path) == declared(installation)
+
+
+def test_the_source_is_read_as_python_imports_it(installation: Installation, arguments: dict[str, Argument]) -> None:
+    wanted = {name: {"default": COMPUTED, **each} for name, each in declared(installation).items()}
+    wanted["optim"]["default"] = COMPUTED  # by the version of torch
+    for name in ("log_level", "log_level_replica"):
+        wanted[name]["choices"] = None  # of logging's levels
+    found = {
+        name: {
+            "kinds": sorted(each.kinds), "choices": None if each.choices is None else list(each.choices),
+            "optional": each.optional, "help": each.help, "commands": sorted(each.commands, reverse=True),
+            "default": each.default,
+        }
+        for name, each in arguments.items()
+    }  # fmt: skip
+    commands = {name: sorted(each.pop("commands"), reverse=True) for name, each in wanted.items()}
+    assert found == {name: {**each, "commands": commands[name]} for name, each in wanted.items()}
 
 
 @pytest.mark.parametrize(
@@ -67,32 +90,52 @@ def test_each_command_has_its_arguments_and_what_is_derived_is_none(arguments: d
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    """An installation with one argument, whose Python notes each start."""
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    declared = {"kinds": [], "choices": None, "optional": True, "commands": ["api"], "help": ""}
-    (tmp_path / "python").write_text(f"#!/bin/sh\necho >> {tmp_path}/starts\necho '{json.dumps({'x': declared})}'\n")
-    (tmp_path / "python").chmod(0o755)
-    (tmp_path / "llamafactory" / "hparams").mkdir(parents=True)
-    (tmp_path / "llamafactory" / "hparams" / "model_args.py").write_text("")
-    return Installation(tmp_path / "cli", tmp_path / "python", tmp_path / "llamafactory", {})
+def toy(tmp_path: Path) -> Installation:
+    """An installation whose source files hold little."""
+    for name in ("model", "data", "training", "finetuning", "generating"):
+        base = "(BaseTrainingArguments)" if name == "training" else ""
+        text = f"class {name.title()}Arguments{base}:\n    pass\n"
+        write(tmp_path / "llamafactory" / "hparams" / f"{name}_args.py", text)
+    write(tmp_path / "llamafactory" / "extras" / "constants.py", "")
+    write(tmp_path / "transformers" / "trainer_utils.py", "")
+    write(tmp_path / "transformers" / "training_args.py", "class TrainingArguments:\n    lr: float = 1.0\n")
+    derived = "class Seq2SeqTrainingArguments(TrainingArguments):\n    pass\n"
+    write(tmp_path / "transformers" / "training_args_seq2seq.py", derived)
+    package, theirs = tmp_path / "llamafactory", tmp_path / "transformers"
+    return Installation(tmp_path / "cli", tmp_path / "python", package, {}, transformers=theirs)
 
 
-def test_llamafactory_is_asked_again_where_its_source_changed(toy: Installation, tmp_path: Path) -> None:
-    for n_starts in (1, 1):
-        found = read_arguments(toy)["x"]
-        assert (found.default, found.commands) == (COMPUTED, {"api"})
-        assert len((tmp_path / "starts").read_text()) == n_starts
-    (tmp_path / "llamafactory" / "hparams" / "model_args.py").write_text("changed")
-    read_arguments(toy)
-    assert len((tmp_path / "starts").read_text()) == 2
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
-def test_one_that_cannot_be_asked_is_named(toy: Installation, tmp_path: Path) -> None:
-    with pytest.raises(PrerequisiteError, match="no package llamafactory"):
-        read_arguments(Installation(toy.cli, toy.python, None, {}))
-    toy.python.write_text("#!/bin/sh\necho No module named torch >&2; exit 1\n")
-    with pytest.raises(PrerequisiteError, match="No module named torch"):
+def test_a_class_overrides_its_bases_and_transformers_has_one_of_the_same_name(toy: Installation) -> None:
+    """The class over its bases, the left base over the right one; ClassVar and init=False are no arguments."""
+    assert toy.package is not None
+    model = (
+        "class A:\n    x: int = 1\n    y: int = 1\n    z: int = 1\n"
+        "class B:\n    x: str = ''\n    w: ClassVar[int] = 1\n"
+        "class ModelArguments(B, A):\n    y: 'Optional[Literal[1, 2]]' = 1\n    z: int = field(default=1, init=False)\n"
+    )
+    write(toy.package / "hparams" / "model_args.py", model)
+    found = read_arguments(toy)
+    assert found.keys() == {"x", "y", "lr"}
+    assert (found["x"].kinds, found["x"].default) == ({"str"}, "")
+    assert (found["y"].choices, found["y"].optional) == ((1, 2), True)
+    assert (found["lr"].kinds, found["lr"].commands) == ({"float"}, {"train"})
+
+
+def test_a_source_that_cannot_be_read_is_named(toy: Installation) -> None:
+    assert toy.package is not None
+    for changes, named in (({"package": None}, "llamafactory"), ({"transformers": None}, "transformers")):
+        with pytest.raises(PrerequisiteError, match=f"no package {named}"):
+            read_arguments(replace(toy, **changes))
+    write(toy.package / "hparams" / "data_args.py", "class Other:\n    pass\n")
+    with pytest.raises(PrerequisiteError, match="no class DataArguments"):
+        read_arguments(toy)
+    write(toy.package / "hparams" / "data_args.py", "class\n")
+    with pytest.raises(PrerequisiteError, match=r"data_args\.py"):
         read_arguments(toy)
 
 

@@ -1,48 +1,183 @@
-"""LLaMA-Factory's arguments, as the one that will run declares them: asked once, since importing it takes seconds."""
+"""LLaMA-Factory's arguments, read with ast from the source files of the installation that will run.
 
-import json
-import logging
-from contextlib import suppress
+Nothing is imported: it takes 0.2 s, and an installation that does not start will do.
+"""
+
+import ast
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json
 from orchestrator.specs.arguments import COMPUTED, Argument
-from orchestrator.upstream.installation import AskError, Installation, ask
+from orchestrator.upstream.installation import Installation, parse_source
 
-log = logging.getLogger("orchestrator")
+# What each command reads (hparams/parser.py); export is as api.
+_COMMANDS = {
+    "ModelArguments": frozenset({"train", "api", "export"}),
+    "DataArguments": frozenset({"train", "api", "export"}),
+    "TrainingArguments": frozenset({"train"}),
+    "FinetuningArguments": frozenset({"train", "api", "export"}),
+    "GeneratingArguments": frozenset({"train", "api", "export"}),
+}
+_FILES = ("model_args.py", "data_args.py", "training_args.py", "finetuning_args.py", "generating_args.py")
+_KINDS = {**{name: name for name in ("int", "float", "bool", "str", "list", "dict")}, "Path": "str"}
 
 
 def read_arguments(installation: Installation) -> dict[str, Argument]:
-    """Every argument of the installation by name; kept in the cache until its files or the versions beside it change.
+    """Every argument of the installation by name.
 
     Raises:
-        PrerequisiteError: LLaMA-Factory cannot be imported, or is not as 0.9 is.
+        PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
     """
-    if installation.package is None:
+    package, transformers = installation.package, installation.transformers
+    if package is None or transformers is None:
+        missing = "llamafactory" if package is None else "transformers, whose arguments LLaMA-Factory takes"
         raise PrerequisiteError(
-            f"{installation.cli}: its Python, {installation.python}, has no package llamafactory",
+            f"{installation.cli}: its Python, {installation.python}, has no package {missing}",
             f"{installation.python} -m pip install llamafactory",
         )
-    changed = [path.stat().st_mtime_ns for path in sorted((installation.package / "hparams").glob("*.py"))]
-    key = sha256_json([str(installation.python), installation.versions, changed])
-    kept = cache_folder() / "arguments" / f"{key}.json"
-    found = json_mapping(kept)
-    if found is None:
-        log.info("asking LLaMA-Factory for its arguments, once for this installation ...")
+    own = [parse_source(package / "hparams" / name)[0] for name in _FILES]
+    theirs = [parse_source(transformers / name)[0] for name in ("training_args.py", "training_args_seq2seq.py")]
+    others = [package / "extras" / "constants.py", transformers / "trainer_utils.py"]
+    enums = _enums([*(parse_source(path)[0] for path in others), *theirs])
+    base = _Classes(theirs, {}, enums).fields("Seq2SeqTrainingArguments")
+    classes = _Classes(own, base, enums)
+    found: dict[str, Argument] = {}
+    for name, commands in _COMMANDS.items():
+        if name not in classes.nodes:
+            raise PrerequisiteError(f"{package}/hparams has no class {name}", 'pip install "llamafactory>=0.9.5"')
+        declared = classes.fields(name)
+        found |= {key: Argument(key, commands=commands, **each) for key, each in declared.items()}
+    return found
+
+
+class _Classes:
+    """The dataclasses of some modules. `base` has the fields of transformers' class, on which LLaMA-Factory builds."""
+
+    def __init__(self, modules: list[ast.Module], base: dict[str, Any], enums: dict[str, dict[str, str]]) -> None:
+        nodes = [node for module in modules for node in ast.walk(module)]
+        self.nodes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+        self.base, self.enums = base, enums
+        calls = [node for node in nodes if isinstance(node, ast.Call) and _name(node.func) == "split_arg"]
+        # split_arg(self.X): text is split at commas, and a list is taken too
+        self.split = {each.attr for call in calls for each in call.args if isinstance(each, ast.Attribute)}
+        self.constants = {f"{enum}.{key}": value for enum, each in enums.items() for key, value in each.items()}
+
+    def fields(self, name: str) -> dict[str, dict[str, Any]]:
+        """What Argument is made of, by name: a class's own over those of its bases, the left base over the others."""
+        if name not in self.nodes:  # BaseTrainingArguments, as LLaMA-Factory calls transformers' class
+            return self.base if name.endswith("TrainingArguments") else {}
+        found: dict[str, dict[str, Any]] = {}
+        for base in reversed(self.nodes[name].bases):
+            found |= self.fields(_name(base))
+        for each in self.nodes[name].body:
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+                keywords = _keywords(each.value)
+                if _name(each.annotation) == "ClassVar" or ast.unparse(keywords.get("init", each.target)) == "False":
+                    found.pop(each.target.id, None)  # it is derived, not given
+                else:
+                    found[each.target.id] = self._argument(each, keywords)
+        return found
+
+    def _argument(self, field: ast.AnnAssign, keywords: dict[str | None, ast.expr]) -> dict[str, Any]:
+        is_field = isinstance(field.value, ast.Call) and _name(field.value.func) == "field"
+        default = keywords.get("default") if is_field else field.value
+        factory, metadata = keywords.get("default_factory"), keywords.get("metadata")
+        if isinstance(factory, ast.Lambda):
+            default = factory.body
+        elif factory is not None:
+            default = ast.parse({"list": "[]", "dict": "{}"}.get(_name(factory), "COMPUTED"), mode="eval").body
+        pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+        about = {ast.unparse(key).strip("'"): self._literal(value) for key, value in pairs if key}
+        kinds, choices, optional = self._types(field.annotation)
+        if isinstance(field.target, ast.Name) and field.target.id in self.split:
+            kinds |= {"list"}
+        return {
+            "kinds": frozenset(kinds),
+            "choices": tuple(about["choices"]) if isinstance(about.get("choices"), list) else choices,
+            "optional": optional,
+            "default": COMPUTED if default is None else self._literal(default),
+            "help": " ".join(str(about.get("help", "")).split()),
+        }
+
+    def _types(self, annotation: ast.expr) -> tuple[set[str], tuple[Any, ...] | None, bool]:
+        """Kinds (none: a type that is not known here), choices, and whether it may be null."""
+        plain: set[str] = set()
+        literals: list[Any] = []
+        members: list[str] = []
+        for part in _alternatives(annotation):
+            label = _name(part)
+            if label == "Literal" and isinstance(part, ast.Subscript):
+                literals += [each.value for each in ast.walk(part.slice) if isinstance(each, ast.Constant)]
+            elif isinstance(part, ast.Constant) and part.value is None:
+                literals.append(None)
+            elif label in self.enums:
+                members += self.enums[label].values()
+            else:
+                plain.add(_KINDS.get(label.lower() if label in ("List", "Dict") else label, ""))
+        optional = None in literals
+        values = [value for value in literals if value is not None]
+        # transformers makes a member of the text of `SomeEnum | str`: no other will do. `Literal | str` is any text.
+        is_closed = bool(members or values) and plain <= (set() if values else {"str"})
+        kinds = plain | {type(value).__name__ for value in [*members, *values]}
+        choices = tuple(dict.fromkeys([*members, *values])) if is_closed else None
+        return set() if "" in plain else kinds, choices, optional
+
+    def _literal(self, node: ast.expr) -> Any:
+        """The JSON value that an expression plainly is, or COMPUTED."""
+        if isinstance(node, ast.Attribute):  # a member of an enum
+            return self.constants.get(ast.unparse(node), COMPUTED)
+        if isinstance(node, ast.BinOp):  # a long help text; 768 * 768
+            left, right = self._literal(node.left), self._literal(node.right)
+            if isinstance(node.op, ast.Add) and isinstance(left, str) and isinstance(right, str):
+                return left + right
+            is_product = isinstance(node.op, ast.Mult) and isinstance(left, int) and isinstance(right, int)
+            return left * right if is_product else COMPUTED
         try:
-            found = dict(ask(installation.python, "arguments", None, timeout_s=300))
-        except AskError as error:
-            what = f"LLaMA-Factory did not give its arguments: {error.message}"
-            raise PrerequisiteError(what, error.remedy or 'pip install "llamafactory>=0.9.5"') from error
-        with suppress(OSError):  # a cache that cannot be written costs time alone
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(kept, json.dumps(found))
-    return {name: _argument(name, **declared) for name, declared in found.items()}
+            value = ast.literal_eval(node)
+        except ValueError:
+            return COMPUTED
+        return list(value) if isinstance(value, tuple) else value
 
 
-def _argument(
-    name: str, kinds: list[str], choices: list[str] | None, optional: bool, commands: list[str], help: str,
-    default: object = COMPUTED,
-) -> Argument:  # fmt: skip
-    listed = None if choices is None else tuple(choices)
-    return Argument(name, frozenset(kinds), listed, optional, frozenset(commands), default, help)
+def _enums(modules: list[ast.Module]) -> dict[str, dict[str, str]]:
+    """The members of string enums, name -> value, by class name."""
+    classes = [node for module in modules for node in module.body if isinstance(node, ast.ClassDef)]
+    return {
+        node.name: {
+            _name(each.targets[0]): each.value.value
+            for each in node.body
+            if isinstance(each, ast.Assign)
+            and isinstance(each.value, ast.Constant)
+            and isinstance(each.value.value, str)
+        }
+        for node in classes
+        if any(_name(base).endswith("Enum") for base in node.bases)
+    }
+
+
+def _keywords(value: ast.expr | None) -> dict[str | None, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    """The members of X | Y, Union[X, Y] and Optional[X], text annotations included."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield from _alternatives(ast.parse(node.value, mode="eval").body)
+    elif isinstance(node, ast.BinOp):
+        yield from itertools.chain(_alternatives(node.left), _alternatives(node.right))
+    elif isinstance(node, ast.Subscript) and _name(node) in ("Union", "Optional"):
+        for item in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
+            yield from _alternatives(item)
+        if _name(node) == "Optional":
+            yield ast.Constant(None)
+    else:
+        yield node
+
+
+def _name(node: ast.expr) -> str:
+    """'Optional' of typing.Optional[str]; '' of what has no name."""
+    if isinstance(node, ast.Subscript):
+        return _name(node.value)
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from orchestrator.errors import PrerequisiteError
 from orchestrator.files import json_mapping
 from orchestrator.models.model_files import locate_model
 from orchestrator.specs.spec import ModelSpec
-from orchestrator.upstream.installation import Installation
+from orchestrator.upstream.installation import Installation, parse_source
 
 _THINKS = "ReasoningTemplate"
 
@@ -46,7 +45,7 @@ def read_templates(installation: Installation) -> ChatTemplates:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, changed: int) -> ChatTemplates:
-    module, lines = _parsed(path)
+    module, lines = parse_source(path)
     classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
     thinking = {_THINKS, *(node.name for node in classes if _THINKS in map(ast.unparse, node.bases))}
     names, reasoning = {}, set()
@@ -56,7 +55,7 @@ def _read(path: Path, changed: int) -> ChatTemplates:
         if "template_class" in keywords and ast.unparse(keywords["template_class"]) in thinking:
             reasoning.add(name)
     models = path.parent.parent / "extras" / "constants.py"
-    return ChatTemplates(names, frozenset(reasoning), _by_model(_parsed(models)[0]) if models.is_file() else {})
+    return ChatTemplates(names, frozenset(reasoning), _by_model(parse_source(models)[0]) if models.is_file() else {})
 
 
 def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> tuple[str | None, str]:
@@ -142,14 +141,6 @@ def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
         for key in {key for hub_id in ids for key in (hub_id.lower(), hub_id.lower().rpartition("/")[2])}:
             found.setdefault(key, set()).add(its_template)
     return {key: frozenset(templates) for key, templates in found.items()}
-
-
-def _parsed(path: Path) -> tuple[ast.Module, list[str]]:
-    try:
-        text = path.read_text("utf-8")
-        return ast.parse(text, filename=str(path)), text.splitlines()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PrerequisiteError(f"{path} cannot be read: {error}", "reinstall llamafactory") from error
 
 
 def _calls(module: ast.Module, function: str) -> Iterator[tuple[ast.Call, dict[str | None, ast.expr]]]:

@@ -3,6 +3,7 @@
 Nothing of it is imported here. To ask it something, a script of scripts/ runs in its own Python.
 """
 
+import ast
 import json
 import os
 import re
@@ -52,6 +53,8 @@ class Installation:
     """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
     note: str = ""
     """What could not be known for certain, in a sentence; '' where all could."""
+    transformers: Path | None = None
+    """Folder of transformers beside it, whose TrainingArguments LLaMA-Factory takes."""
 
 
 class AskError(StageError):
@@ -89,8 +92,8 @@ def inspect_environment(cli: Path, package: str, distributions: Sequence[str], r
     cuda = {name: version for name, version in found["versions"].items() if name in _CUDA}
     cuda |= {"torch's CUDA": found["torch_cuda"]} if found["torch_cuda"] else {}
     versions = {name.removesuffix("-kt"): each for name, each in found["versions"].items() if name not in _CUDA}
-    folder = Path(found["folder"]) if found["folder"] else None
-    return Installation(cli, python, folder, versions, found["python_version"], cuda, note)
+    folder, transformers = (Path(found[key]) if found[key] else None for key in ("folder", "transformers"))
+    return Installation(cli, python, folder, versions, found["python_version"], cuda, note, transformers)
 
 
 def program_named(variable: str, command: str) -> Path | None:
@@ -130,6 +133,19 @@ def ask(
         raise AskError(error.message, error.remedy) from error
     except ValueError as error:
         raise AskError(f"{python} answered {script}.py with something that is not JSON: {error}") from error
+
+
+def parse_source(path: Path) -> tuple[ast.Module, list[str]]:
+    """The syntax tree of a Python file of an installation, and its lines.
+
+    Raises:
+        PrerequisiteError: it cannot be read, or this Python does not understand it.
+    """
+    try:
+        text = path.read_text("utf-8")
+        return ast.parse(text, filename=str(path)), text.splitlines()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error}", "reinstall llamafactory and transformers") from error
 
 
 def _python_of(cli: Path, remedy: str) -> tuple[Path, str]:

@@ -35,6 +35,7 @@ if __name__ == "__main__":
     answer = {
         "python_version": ".".join(map(str, sys.version_info[:3])),
         "folder": folder(question["package"]),
+        "transformers": folder("transformers"),
         "versions": versions,
         "torch_cuda": cuda_of_torch(),
     }
