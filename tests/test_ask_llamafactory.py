@@ -90,7 +90,7 @@ def test_the_question_is_what_llamafactory_will_be_given_and_the_first_records(a
     model = {"model_name_or_path": str(asked.shop.root / "models" / "tiny"), "template": "smollm2"}
     assert point["train"].items() >= {**model, "do_train": True, "learning_rate": 5.0e-4, "use_cpu": True}.items()
     assert point["api"] == {**model, "infer_backend": "huggingface", "temperature": 0.1}
-    assert point["export"] == {**model, "export_size": 2, "export_dir": "export"} and point["torchrun"] is False
+    assert point["export"] == {**model, "export_size": 2, "export_dir": "export"}
     (lines,) = [text.splitlines() for text in asked.records]
     assert len(lines) == asked.questions[0]["limit"] == 100
     assert json.loads(lines[0]).keys() == {"instruction", "input", "output"}
@@ -98,26 +98,6 @@ def test_the_question_is_what_llamafactory_will_be_given_and_the_first_records(a
     assert environment["DISABLE_VERSION_CHECK"] == "1" and not environment.keys() & {"PYTHONPATH", "LD_PRELOAD"}
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["HF_HUB_OFFLINE"]) == ("", "1")
     assert environment["USE_MODELSCOPE_HUB"] == "0"
-
-
-@pytest.mark.parametrize(
-    ("compute", "variables", "expected"),
-    [
-        ({"nproc_per_node": 2}, {}, True),
-        ({"devices": "0,1"}, {}, True),
-        ({"devices": "0"}, {}, False),
-        ({}, {"FORCE_TORCHRUN": "1"}, True),
-        ({}, {"FORCE_TORCHRUN": "0"}, False),
-        ({"slurm": {}}, {}, None),
-    ],
-)
-def test_whether_torchrun_starts_the_training_is_stated_as_far_as_it_is_known(
-    compute, variables, expected, asked, monkeypatch
-):
-    for name, value in {"CUDA_VISIBLE_DEVICES": "", **variables}.items():
-        monkeypatch.setenv(name, value)
-    asked.about({"compute": compute})
-    assert asked.questions[0]["points"][0]["torchrun"] is expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +135,7 @@ CPU = {"use_cpu": True}
 BASE = ("is a base model", "nothing between them", "learns no end", "template: default")
 THINKS = "thinker is for models that think"
 MERGE = {"backend": "vllm", "merge": True}
+MEETING = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": 29500, "node_rank": 0}
 # What a spec says otherwise, and the one finding of it: severity, kind, field, words of its message or remedy.
 ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "unknown dataset": ({"dataset": "toi"}, "error", "spec", "dataset", ("did you mean 'toy'",)),
@@ -161,6 +161,9 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
                      "train.finetuning_type", ("(oft)",)),
     "bf16 without a GPU": ({"train": {"bf16": True}}, "warning", "missing", "train.bf16", ("refuses bf16",)),
     "no GPU": ({"train": {}}, "note", "missing", "train", ("trains on the CPU",)),
+    "no address": ({"compute": {**MEETING, "master_addr": None}}, "error", "spec", "compute.master_addr",
+                   ("2 machines",)),
+    "no rank": ({"compute": {**MEETING, "node_rank": None}}, "error", "spec", "compute.node_rank", ("NODE_RANK=1",)),
 }  # fmt: skip
 
 
@@ -181,6 +184,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "vllm without benchmarks": {"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}, "benchmark": []},
     "bf16 on the CPU": {"train": {**CPU, "bf16": True}},
     "bf16 off": {"train": {**CPU, "bf16": False}},
+    "two machines that can meet": {"compute": MEETING},
     "a variable of the training": {"compute": {"env": {"OMP_NUM_THREADS": "1"}}},
 }
 
@@ -256,18 +260,3 @@ def test_a_hub_id_that_is_not_here_is_an_error_offline(root, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     finding = only(root, model={**MODEL, "name_or_path": "Owner/Name"})
     assert (finding.severity, finding.kind, finding.remedy[:20]) == ("error", "missing", "unset HF_HUB_OFFLINE")
-
-
-def test_a_port_in_use_is_found(root):
-    """LLaMA-Factory finds it after the model is loaded. Without a benchmark nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        finding = only(root, serve={"port": port})
-        assert (finding.severity, finding.kind, finding.field) == ("error", "missing", "serve.port")
-        assert f"127.0.0.1:{port}" in finding.message
-        assert findings(root, serve={"port": port}, benchmark=[]) == []
-    assert findings(root, serve={"port": port}) == []
-    finding = only(root, serve={"host": "192.0.2.1", "port": 6006})  # TEST-NET-1 belongs to nobody
-    assert "nothing can listen on 192.0.2.1" in finding.message

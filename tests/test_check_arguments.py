@@ -152,25 +152,17 @@ def test_refusals_that_do_not_hang_together_are_all_found(llamafactory: Imported
 
 
 @pytest.mark.parametrize(
-    ("given", "torchrun", "arguments", "words"),
+    ("given", "arguments", "words"),
     [
-        ({}, False, ["deepspeed"], "Please use `FORCE_TORCHRUN=1`"),
-        ({}, True, ["deepspeed"], "deepspeed"),  # the package
-        ({"predict_with_generate": True, "val_size": 2}, True, ["predict_with_generate", "deepspeed"], "ZeRO-3"),
-        ({"pure_bf16": True}, None, ["pure_bf16", "deepspeed"], "incompatible with DeepSpeed ZeRO-3"),
+        ({}, ["deepspeed"], "deepspeed"),  # the package
+        ({"predict_with_generate": True, "val_size": 2}, ["predict_with_generate", "deepspeed"], "ZeRO-3"),
+        ({"pure_bf16": True}, ["pure_bf16", "deepspeed"], "incompatible with DeepSpeed ZeRO-3"),
     ],
 )
-def test_deepspeed_is_judged_as_it_would_be_launched(
-    given: dict[str, Any],
-    torchrun: bool | None,
-    arguments: list[str],
-    words: str,
-    llamafactory: Imported,
-    tmp_path: Path,
-) -> None:
+def test_deepspeed_is_judged_as_it_would_be_launched(given, arguments, words, llamafactory, tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
     asked = {**TRAIN, **given, "deepspeed": str(tmp_path / "ds.json")}
-    ((first, *_),) = problems(llamafactory, tmp_path, [{"train": asked, "torchrun": torchrun}])
+    ((first, *_),) = problems(llamafactory, tmp_path, [{"train": asked}])
     assert words in first["message"] and {*first["arguments"]} >= {*arguments}
 
 
@@ -209,8 +201,3 @@ def test_a_model_s_own_files_are_looked_at(llamafactory: Imported, tiny_model: P
     question = json.dumps({"points": [{"train": {**TRAIN, "model_name_or_path": "a/b"}}], "limit": 100})
     answer = llamafactory.script(SCRIPTS / "check_arguments.py", cwd=tmp_path, input=question)
     assert [each["kind"] for each in answer["problems"]] == ["unknown"] and answer["datasets"] == [None]
-
-
-def test_a_backend_of_torch_distributed_is_the_launchers_and_no_problem(llamafactory: Imported, tmp_path: Path) -> None:
-    asked = {**TRAIN, "ddp_backend": "gloo"}
-    assert problems(llamafactory, tmp_path, [{"train": asked, "torchrun": True}]) == [[]]

@@ -10,24 +10,14 @@ import pytest
 
 from orchestrator.lifecycle.train_process import CheckpointWait
 from orchestrator.models.checkpoints import inspect
-from orchestrator.planning.compute import check_compute
 from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
-from orchestrator.specs.spec import RunSpec
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 MEETING = {"nnodes": 2, "nproc_per_node": 1, "master_addr": "127.0.0.1", "master_port": 29500}
-
-
-def findings(compute, monkeypatch, rank=None, **train):
-    monkeypatch.delenv("NODE_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("NODE_RANK", rank)
-    spec = {"name": "x", "model": {"name_or_path": "m"}, "dataset": "d", "train": train, "compute": compute}
-    return check_compute(RunSpec.model_validate(spec))
 
 
 @pytest.mark.parametrize(
@@ -55,19 +45,6 @@ def test_the_ranks_of_a_machine_follow_from_its_own():
     compute = ComputeSpec(**{**MEETING, "nproc_per_node": 8, "node_rank": 1})
     assert own_ranks(compute, this_machine(compute, {})) == range(8, 16)
     assert own_ranks(compute, None) is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "rank", "field", "said"),
-    [
-        ({"master_port": None}, "0", "compute.master_port", "not given, and there are 2 machines"),
-        ({"master_addr": None}, "0", "compute.master_addr", "not given"),
-        ({}, None, "compute.node_rank", "which of the 2 machines is this?"),
-    ],
-)
-def test_machines_that_could_not_meet_are_told_before(monkeypatch, changes, rank, field, said):
-    errors = [each for each in findings({**MEETING, **changes}, monkeypatch, rank) if each.severity == "error"]
-    assert [each.field for each in errors] == [field] and said in errors[0].message
 
 
 def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Workshop):

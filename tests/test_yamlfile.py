@@ -59,7 +59,7 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
         (b"a:\n\tb: 1\n", ":2:1: not valid YAML: found character '\\t' that cannot start any token"),
         (b"a: 1\n---\nb: 2\n", ":2:1: not valid YAML"),
         (b"a: *nowhere\n", ":1:4: not valid YAML: found undefined alias"),
-        (b"a: \xff\n", "is not UTF-8 text: byte 3 is 0xff"),
+        (b"a: \xff\n", "can't decode byte 0xff"),
         (b"a: 2024-13-45\n", "a value cannot be read: month must be in 1..12"),
         (b"a: !!int x\n", "a value cannot be read"),
         (b"a: " + b"[" * 400 + b"]" * 400, "a value cannot be read: too deep"),

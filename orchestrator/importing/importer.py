@@ -17,7 +17,6 @@ from orchestrator.errors import SpecError
 from orchestrator.files import expanded, read_json
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
-from orchestrator.planning.compute import is_enabled
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.workspace import Workspace
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret
@@ -205,7 +204,8 @@ class _Import:
                 self.notes.append(f"not taken over: {name}={value} ({reason})")
             else:
                 kept[name] = str(value)
-        if self.expected.get("compute", {}).keys() - {"devices"} and is_enabled(kept, "FORCE_TORCHRUN"):
+        is_forced = kept.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")  # LLaMA-Factory's is_env_enabled
+        if is_forced and self.expected.get("compute", {}).keys() - {"devices"}:
             del kept["FORCE_TORCHRUN"]  # these fields say it
         if kept:
             self._put("compute", "env", kept)

@@ -29,7 +29,6 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
 from orchestrator.files import atomic_write, cache_folder, json_mapping
 from orchestrator.models.model_files import base_checkpoint, locate_model
-from orchestrator.planning.compute import uses_torchrun
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
 from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, is_secret
@@ -71,8 +70,8 @@ class Answer:
 @dataclass(frozen=True)
 class _Question:
     spec: RunSpec
-    commands: dict[str, Any]
-    """By command, the arguments without secrets; `torchrun`: whether it starts the training."""
+    commands: dict[str, dict[str, Any]]
+    """By command, the arguments without secrets."""
     environment: dict[str, str]
     """The training's own variables; no GPU, no network."""
 
@@ -150,7 +149,7 @@ def _datasets(spec: RunSpec) -> list[tuple[str, str]]:
 
 def _question(session: Session, spec: RunSpec) -> _Question:
     """No commands where there is nothing to ask."""
-    commands: dict[str, Any] = {}
+    commands: dict[str, dict[str, Any]] = {}
     if spec.model is not None:
         start = base_checkpoint(spec.model, session.workspace.root)
         if spec.train is not None:
@@ -165,8 +164,7 @@ def _question(session: Session, spec: RunSpec) -> _Question:
     for command, arguments in commands.items():
         commands[command] = {name: value for name, value in arguments.items() if not is_secret(name, value)}
     own = {name: value for name, value in sorted(spec.compute.env.items()) if name not in _RUNS_CODE}
-    torchrun = {"torchrun": uses_torchrun(spec)} if commands else {}
-    return _Question(spec, {**commands, **torchrun}, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK})
+    return _Question(spec, commands, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK})
 
 
 def _key(session: Session, installation: Installation, vllm: Installation | None, question: _Question) -> str:
@@ -178,7 +176,7 @@ def _key(session: Session, installation: Installation, vllm: Installation | None
             files += [dataset.path, *(find_files(dataset) if isinstance(dataset, LlamaFactoryDataset) else ())]
         folder = spec.model and locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
         files += sorted(folder.iterdir()) if folder else []
-    given = [each.get(name) for each in question.commands.values() if isinstance(each, dict) for name in _FILES]
+    given = [each.get(name) for each in question.commands.values() for name in _FILES]
     files += [Path(each) for each in given if isinstance(each, str) and not each.lstrip().startswith("{")]
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
     programs = [__version__, str(installation.cli), str(installation.package), installation.versions]

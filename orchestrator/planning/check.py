@@ -5,8 +5,9 @@ archives that the data need, and nothing else.
 """
 
 import os
-import socket
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,8 @@ from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.checks import check_data
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, did_you_mean, from_error
 from orchestrator.models.model_files import adapter_problems, locate_model, lora_target_problem, model_problems
-from orchestrator.planning.compute import check_compute
+from orchestrator.runs import slurm
+from orchestrator.runs.machine import this_machine
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, read_templates, suggest_template
 from orchestrator.upstream.comet import find_comet, locate_comet_model
@@ -22,6 +24,8 @@ from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 
 _Found = Installation | PrerequisiteError
+# GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
+_ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
 
 
 def check(
@@ -36,7 +40,7 @@ def check(
         findings += [*check_model(spec.model, root, installation), *_lora_target(spec, spec.model, root)]
     findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
     if spec.serve.url is None:
-        findings += [*_vllm(spec), *check_compute(spec), *_port(spec)]
+        findings += [*_vllm(spec), *_compute(spec)]
     return findings
 
 
@@ -155,16 +159,39 @@ def _vllm(spec: RunSpec) -> list[Finding]:
     return findings
 
 
-def _port(spec: RunSpec) -> list[Finding]:
-    """The benchmarks' port, unless a job elsewhere listens on it."""
-    host, port = spec.serve.host, spec.serve.port
-    if port is None or not spec.benchmark or spec.compute.slurm is not None:
+def _compute(spec: RunSpec) -> list[Finding]:
+    """Where the training is to run. What a job asks of Slurm, sbatch itself refuses at once."""
+    if spec.compute.slurm is not None and not slurm.own_job():
+        what, remedy = "sbatch is not here: Slurm's programs are not installed", "--set compute.slurm=null runs it here"
+        return [] if shutil.which("sbatch") else [Finding("error", "missing", "compute.slurm", what, remedy)]
+    return [*_devices(spec, spec.train.arguments()), *_several_machines(spec)] if spec.train is not None else []
+
+
+def _devices(spec: RunSpec, arguments: Mapping[str, object]) -> list[Finding]:
+    visible = spec.compute.devices if spec.compute.devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
+    is_hidden = visible is not None and visible.strip() in ("", "-1")
+    has_gpu = sys.platform != "linux" or any(any(Path("/dev").glob(pattern)) for pattern in _ACCELERATORS)
+    if arguments.get("use_cpu") is True or (has_gpu and not is_hidden):
         return []
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server((str(address[0]), port), family=family).close()
-    except OSError as error:
-        remedy = "stop what listens there, or leave serve.port out: then a free one is taken"
-        what = f"nothing can listen on {host}:{port}: {error.strerror}"
-        return [Finding("error", "missing", "serve.port", what, remedy)]
-    return []
+    refused = [name for name in ("bf16", "fp16", "pure_bf16", "tf32") if arguments.get(name) is True]
+    what = "no GPU is seen here: this trains on the CPU"
+    if not refused:
+        return [Finding("note", "missing", "train", what)]
+    what += f", and LLaMA-Factory refuses {refused[0]} there: write use_cpu: true in its place"
+    return [Finding("warning", "missing", f"train.{refused[0]}", what)]
+
+
+def _several_machines(spec: RunSpec) -> list[Finding]:
+    machine = this_machine(spec.compute, os.environ)
+    if machine is None:
+        return []
+    findings = []
+    for field in ("master_addr", "master_port"):
+        if getattr(spec.compute, field) is None:
+            what = f"not given, and there are {machine.count} machines: each would wait for the others somewhere else"
+            findings.append(Finding("error", "spec", f"compute.{field}", what, f"the same on each: {field}: ..."))
+    if machine.rank is None:
+        what = f"which of the {machine.count} machines is this? Two with rank 0 wait for each other for ever"
+        remedy = "NODE_RANK=0 orchestrator launch SPEC on the first, NODE_RANK=1 on the second; or compute.node_rank"
+        findings.append(Finding("error", "spec", "compute.node_rank", what, remedy))
+    return findings

@@ -2,19 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from orchestrator.errors import did_you_mean
 
-
-class Computed(Enum):
-    """Stands where a default is no plain value of the source."""
-
-    COMPUTED = "computed"
-
-
-COMPUTED = Computed.COMPUTED
+COMPUTED: Any = ...
+"""Stands where a default is no plain value of the source."""
 _MAX_LISTED = 12
 
 # In JSON Schema's words. Below these nothing is trained, or the training fails after the model is loaded.

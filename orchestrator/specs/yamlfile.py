@@ -88,15 +88,13 @@ def read_yaml(path: Path) -> YamlSource:
         raise SpecError(f"{path}: no such file", f"YAML files in {path.parent}: {specs}") from error
     except PrerequisiteError as error:
         raise SpecError(error.message) from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
     except MarkedYAMLError as error:
         message = f"not valid YAML: {' '.join(str(error.problem or error.context).split())}"
         mark = error.problem_mark or error.context_mark
         shown = excerpt(_BREAK.split(text), mark.line, mark.column)
         what = _block(message, f"{path}:{mark.line + 1}:{mark.column + 1}", shown, [])
         raise SpecError(what, f"edit {path}") from error
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
     if not isinstance(nodes, CommentedMap):
         kind = "a list" if isinstance(nodes, list) else "a single value"

@@ -1,7 +1,6 @@
 """What LLaMA-Factory's own parser, its libraries and its loader say to arguments. No GPU is used, no weights are read.
 
-stdin: {"points": [{"train", "api", "export": arguments or null, "torchrun": whether torchrun starts the training, null
-where that is not known}], "limit": how many records of each dataset are read}.
+stdin: {"points": [{"train", "api", "export": arguments or null}], "limit": how many records of each dataset are read}.
 stdout: {"problems": [{"point", "command", "arguments": the names that it hangs on, "message", "kind"}], "datasets":
 [by point, what datasets_probe.probe gives, or null]}. kind: refused; missing, a package; unknown, not checked here.
 
@@ -41,7 +40,6 @@ GENERATION = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repeti
 class Launch:
     """What the training will have, and this process has not."""
 
-    torchrun = False
     deepspeed: Any = None
     zero3 = False
 
@@ -58,7 +56,7 @@ def stand_in() -> None:
         return parsed
 
     def mode(_: Any) -> ParallelMode:
-        return ParallelMode.DISTRIBUTED if Launch.torchrun else ParallelMode.NOT_PARALLEL
+        return ParallelMode.DISTRIBUTED if Launch.deepspeed is not None else ParallelMode.NOT_PARALLEL
 
     parser._parse_train_args = parse_train
     parser.TrainingArguments.parallel_mode = property(mode)
@@ -66,14 +64,13 @@ def stand_in() -> None:
     parser.is_torch_bf16_gpu_available = lambda: True
 
 
-def parsed(command: str, arguments: dict[str, Any], torchrun: bool | None) -> Any:
+def parsed(command: str, arguments: dict[str, Any]) -> Any:
     """The parser's dataclasses, for the launch as it will be, on the CPU."""
     given = copy.deepcopy(arguments)
     if command != "train":
         return parser.get_infer_args(given)
     Launch.deepspeed = given.pop("deepspeed", None)
     Launch.zero3 = zero_stage(Launch.deepspeed) == 3
-    Launch.torchrun = Launch.deepspeed is not None if torchrun is None else torchrun
     given.pop("tf32", None)
     given.pop("ddp_backend", None)  # it opens a process group, and there is none here
     return parser.get_train_args({**given, "use_cpu": True, "output_dir": "output"})
@@ -154,9 +151,9 @@ def kind_of(error: Exception) -> str:
     return "missing" if is_missing else "refused"
 
 
-def refusal(command: str, arguments: dict[str, Any], torchrun: bool | None) -> Refusal | None:
+def refusal(command: str, arguments: dict[str, Any]) -> Refusal | None:
     try:
-        try_libraries(command, arguments, parsed(command, arguments, torchrun))
+        try_libraries(command, arguments, parsed(command, arguments))
     except Exception as error:
         return kind_of(error), " ".join(text_of(error).split())
     return None
@@ -169,18 +166,18 @@ def distance(name: str, message: str) -> int:
     return 1 if any(len(part) > 3 and part in message.lower() for part in name.split("_")) else 2
 
 
-def refusals(command: str, arguments: dict[str, Any], torchrun: bool | None) -> Iterator[Problem]:
+def refusals(command: str, arguments: dict[str, Any]) -> Iterator[Problem]:
     """Each refusal with the arguments that it hangs on: those without which LLaMA-Factory says something else.
 
     It stops at its first. Another one is there for certain only if it is what comes whichever of them is left out.
     """
     given = dict(arguments)
     for _ in range(MAX_PROBLEMS):
-        found = refusal(command, given, torchrun)
+        found = refusal(command, given)
         if found is None:
             return
         without = {
-            name: refusal(command, {key: value for key, value in given.items() if key != name}, torchrun)
+            name: refusal(command, {key: value for key, value in given.items() if key != name})
             for name in given
             if name not in STRUCTURE
         }
@@ -214,9 +211,9 @@ def model_problems(model_args: Any, *, is_trainable: bool) -> Iterator[Problem]:
         yield {"arguments": [name], "kind": "unknown", "message": text_of(error)}
 
 
-def inputs(command: str, given: dict[str, Any], torchrun: bool | None, limit: int) -> tuple[list[Problem], Any]:
+def inputs(command: str, given: dict[str, Any], limit: int) -> tuple[list[Problem], Any]:
     """What the model's files and the first records show, of arguments that the parser takes."""
-    arguments = parsed(command, given, torchrun)
+    arguments = parsed(command, given)
     problems = list(model_problems(arguments[0], is_trainable=command == "train"))
     if problems or command != "train" or not limit:
         return problems, None
@@ -237,14 +234,14 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     decisive |= {"stage", "deepspeed"}
     for number, point in enumerate(question["points"]):
         for command in ("train", "api", "export"):
-            given, torchrun = point.get(command), point.get("torchrun")
+            given = point.get(command)
             if given is None:
                 continue
-            own = list(refusals(command, given, torchrun))
+            own = list(refusals(command, given))
             if not own and (command == "train" or point.get("train") is None):
                 key = json.dumps([command, {name: given[name] for name in given if name in decisive}])
                 if key not in known:
-                    known[key] = inputs(command, given, torchrun, question["limit"])
+                    known[key] = inputs(command, given, question["limit"])
                 own, found[number] = known[key]
             problems += [{"point": number, "command": command, **each} for each in own]
     return {"problems": problems, "datasets": found}
