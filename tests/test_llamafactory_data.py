@@ -1,13 +1,27 @@
 """Entries in LLaMA-Factory's own formats. Run: pytest tests/test_llamafactory_data.py."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from orchestrator.data import llamafactory_data
 from orchestrator.data.datasets import load_entry, load_parallel
-from orchestrator.data.llamafactory_data import Columns, DatasetInfo, Tags, entry_from_info, entry_yaml
-from orchestrator.errors import SpecError
+from orchestrator.data.llamafactory_data import (
+    Column,
+    DatasetInfo,
+    Tag,
+    count_records,
+    entry_from_info,
+    entry_yaml,
+    files_sha256,
+    find_files,
+    records,
+)
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.specs.render import Renderer
 from tests.reports import flat
 
@@ -38,8 +52,6 @@ def test_an_entry_holds_the_keys_of_dataset_info_json(native):
     dataset = native(file_name="a/x.json", formatting="sharegpt", ranking=True, columns={"messages": "m"})
     assert (dataset.entry.license, dataset.info.split, dataset.info.num_samples) == ("unknown", "train", None)
     assert dataset.local_path == dataset.folder / "a" / "x.json"
-    assert dataset.info.column("messages") == "m"
-    assert dataset.info.column("response") is None  # columns are given: their defaults are gone
     with pytest.raises(SpecError, match="it can be trained on, not benchmarked"):
         load_parallel("toy", [dataset.folder])
 
@@ -157,6 +169,88 @@ def test_every_published_entry_comes_through_unchanged(tmp_path):
         assert through_a_file(name, raw, tmp_path / "data", tmp_path / "x") == absolute(raw, tmp_path / "data")
 
 
+# Files
+
+
+def write(path, content="x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_file_and_the_files_of_a_folder_are_found_in_order(native, tmp_path):
+    """Hubs and clouds have none here."""
+    one = write(tmp_path / "x.json")
+    several = [write(tmp_path / "many" / name) for name in ("a.jsonl", "b.json")]
+    assert find_files(native(file_name="x.json")) == find_files(native(file_name=str(one))) == [one]
+    assert find_files(native(file_name="many")) == several
+    assert find_files(native(hf_hub_url="a/b", file_name="x.json")) == []
+    assert find_files(native(cloud_file_name="s3://x/y.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gone.json", r"no regular file .*gone\.json"),
+        ("empty", r"no regular file .*empty/\*"),
+        ("pipe.json", r"no regular file .*pipe\.json"),
+        (".", "no regular file .*empty"),
+    ],
+)
+def test_what_is_no_file_of_data_is_refused(name, expected, native, tmp_path):
+    """A pipe would be waited for without end."""
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(PrerequisiteError, match=expected):
+        find_files(native(file_name=name))
+
+
+def test_the_hash_is_that_of_sha256sum(native, tmp_path):
+    """Of a folder: of the lines that it prints, so names count too."""
+    sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a.json", "b.json")}
+    for name in sums:
+        write(tmp_path / "many" / name, name)
+    one, many = native(file_name="many/a.json"), native(file_name="many")
+    assert files_sha256(one, find_files(one)) == sums["a.json"]
+    printed = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    assert files_sha256(many, find_files(many)) == hashlib.sha256(printed.encode()).hexdigest()
+    (tmp_path / "many" / "a.json").rename(tmp_path / "many" / "c.json")
+    assert files_sha256(many, find_files(many)) != hashlib.sha256(printed.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("x.json", '\n[{"a": 1}, {"a": "raw\ttab"}]', [{"a": 1}, {"a": "raw\ttab"}]),
+        ("x.json", '["one", "two"]', ["one", "two"]),
+        ("x.json", b'\xef\xbb\xbf{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]),
+        ("x.jsonl", '{"a": "\u2028"}\n\n[1]', [{"a": "\u2028"}, [1]]),
+        ("x.csv", 'a,b\n1,"x\ny"\n\n3,4\n', [{"a": "1", "b": "x\ny"}, {"a": "3", "b": "4"}]),
+        ("x.txt", "one\n\nthree\n", ["one\n", "\n", "three\n"]),
+        ("x.parquet", "PAR1", "its type is .parquet"),
+        ("x.json", '[{"a": 1}, {"a": 2]', "cannot be read to its end: Expecting"),
+        ("x.json", "[" * 100_000, "cannot be read to its end: maximum recursion"),
+        ("x.jsonl", b'{"a": "\xfc"}', "cannot be read to its end: 'utf-8'"),
+    ],
+)
+def test_records_are_read_by_the_files_type(name, content, expected, tmp_path):
+    file = write(tmp_path / name, content)
+    if isinstance(expected, list):
+        assert list(records([file, file])) == expected * 2
+        assert count_records([file]) == len(expected)
+    else:
+        with pytest.raises(PrerequisiteError, match=expected):
+            list(records([file]))
+        assert count_records([file]) is None
+
+
+def test_large_files_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(llamafactory_data, "MAX_READ_BYTES", 8)
+    file = write(tmp_path / "x.txt", "a\n" * 4)
+    assert count_records([file]) == 4
+    assert count_records([file, write(tmp_path / "y.txt", "a")]) is None
+
+
 ATTRIBUTES = """
 import json, sys
 from dataclasses import asdict
@@ -171,12 +265,12 @@ print("DEFAULTS " + json.dumps(asdict(DatasetAttr("file", "x"))))
 
 @pytest.mark.integration
 def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafactory, tmp_path):
-    """Its own parser, on all published entries and some more; and our defaults are its own."""
+    """Its own parser, on all published entries and some more; and its defaults are ours."""
     more = {
         "all_keys": {
             "script_url": "here", "subset": "s", "split": "train[:5]", "folder": "f", "num_samples": 7,
-            "formatting": "openai", "ranking": True, "columns": dict.fromkeys(Columns.model_fields, "c"),
-            "tags": dict.fromkeys(Tags.model_fields, "t"),
+            "formatting": "openai", "ranking": True, "columns": dict.fromkeys(get_args(Column), "c"),
+            "tags": dict.fromkeys(get_args(Tag), "t"),
         },
         "cloud": {"cloud_file_name": "s3://bucket/x.json", "columns": {"prompt": "text"}},
         "tags_only": {"file_name": "x.jsonl", "formatting": "sharegpt", "tags": {"role_tag": "role"}},
@@ -195,9 +289,9 @@ def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafact
         if attributes["load_from"] in ("file", "script"):
             attributes["dataset_name"] = str(tmp_path / "a" / attributes["dataset_name"])
     assert other == one
-    ours = {**Columns().model_dump(), **Tags().model_dump()}
-    assert {name: defaults[name] for name in ours} == ours
-    assert set(defaults) - set(ours) - {"load_from", "dataset_name"} <= set(DatasetInfo.model_fields)
+    names = {*get_args(Column), *get_args(Tag)}
+    assert names <= set(defaults)
+    assert set(defaults) - names - {"load_from", "dataset_name"} <= set(DatasetInfo.model_fields)
     for name, field in DatasetInfo.model_fields.items():
         if name in defaults:
             assert field.default == defaults[name]

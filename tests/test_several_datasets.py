@@ -69,14 +69,11 @@ def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
     assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_what_an_entry_gets_wrong_is_said_before_a_run_folder_is_made(workshop):
-    entry(workshop, "toy", {"ranking": True}, ALPACA)
-    done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
-    assert done.code == 2 and "ranking is true, and stage sft learns" in done.err, done.err
-    assert workshop.run_folders() == []
+def test_a_file_of_data_that_is_not_there_is_an_error_before_a_run_folder_is_made(workshop):
     entry(workshop, "toy", {}, []).unlink()
-    done = workshop.run("check", workshop.spec(dataset="toy", benchmark=None))
+    done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
     assert done.code == 3 and "toy.jsonl" in done.err, done.err
+    assert workshop.run_folders() == []
 
 
 def test_show_needs_the_datasets_only_for_dataset_info_json(workshop):

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from orchestrator.benchmark.results import find_benchmarks
-from orchestrator.data.archives import ArchiveStore
-from orchestrator.data.datasets import Entry, FileSplit, Sums, load_entry, load_split
+from orchestrator.data.datasets import ArchiveStore, Entry, FileSplit, Sums, load_entry, load_split
 from orchestrator.data.testset import FilePair, describe_subset, load_testset
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import shipped

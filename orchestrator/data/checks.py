@@ -8,15 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.archives import ArchiveStore
-from orchestrator.data.data_files import find_files, records
-from orchestrator.data.datasets import ParallelText, evaluated_split, load_entry, load_split, normalize, sample_pairs
-from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset
+from orchestrator.data.datasets import (
+    ArchiveStore,
+    ParallelText,
+    evaluated_split,
+    load_entry,
+    load_split,
+    normalize,
+    sample_pairs,
+)
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset, find_files, records
 from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, from_error
-from orchestrator.specs.spec import RunSpec, TrainSpec
+from orchestrator.specs.spec import RunSpec
 
-_AS_TRANSLATIONS = DatasetInfo(file_name="-")  # with its default columns
 Trained = ParallelText | LlamaFactoryDataset
 Test = tuple[str, ParallelText]  # the spec's field, and the sentences
 
@@ -26,16 +31,20 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
     findings: list[Finding] = []
     trained: list[Trained] = []
     tests: list[Test] = []
+    limit = spec.train.max_samples if spec.train is not None else None
     sections = {"dataset": spec.datasets, "eval_dataset": spec.eval_datasets} if spec.train is not None else {}
     for section, number, name in [(each, n, name) for each, names in sections.items() for n, name in enumerate(names)]:
-        field = section if len(sections[section]) == 1 else f"{section}.{number}"
         try:
-            data, found = _load(field, name, spec.train or TrainSpec(), folders, archives)
+            dataset = load_entry(name, folders)
+            if isinstance(dataset, LlamaFactoryDataset):
+                find_files(dataset)
+                data: Trained = dataset
+            else:
+                split = "train" if section == "dataset" else evaluated_split(dataset)
+                data = sample_pairs(load_split(dataset, split, archives), limit)
+            trained += [data] if section == "dataset" else []
         except OrchestratorError as error:
-            findings.append(from_error(field, error))
-            continue
-        findings += found
-        trained += [data] if section == "dataset" else []
+            findings.append(from_error(section if len(sections[section]) == 1 else f"{section}.{number}", error))
     for number, item in enumerate(spec.benchmark):
         field = f"benchmark.{number}.testset"
         try:
@@ -43,42 +52,7 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
             tests.append((field, sample_pairs(text, item.max_samples, item.sample_seed)))
         except OrchestratorError as error:
             findings.append(from_error(field, error))
-    limit = spec.train.max_samples if spec.train is not None else None
     return findings + [found for data in trained for found in _overlaps(data, tests, limit)]
-
-
-def _load(
-    field: str, name: str, train: TrainSpec, folders: Sequence[Path], archives: ArchiveStore
-) -> tuple[Trained, list[Finding]]:
-    """A dataset as the training would use it, and what its entry shows."""
-    dataset = load_entry(name, folders)
-    if isinstance(dataset, LlamaFactoryDataset):
-        find_files(dataset)
-        data: Trained = dataset
-        info, remedy = dataset.info, f"edit {dataset.path}"
-    else:
-        split = "train" if field.startswith("dataset") else evaluated_split(dataset)
-        data = sample_pairs(load_split(dataset, split, archives), train.max_samples)
-        info, remedy = _AS_TRANSLATIONS, "stage sft learns from translations"
-    found = [Finding("error", "spec", field, f"{name}: {what}", remedy) for what in _entry_errors(info, train.stage)]
-    if info.formatting == "openai":
-        what = 'LLaMA-Factory puts "detailed thinking off" into the system text of each record without tools'
-        found.append(
-            Finding("warning", "spec", field, f"{name} has formatting: openai: {what}", "formatting: sharegpt")
-        )
-    return data, found
-
-
-def _entry_errors(info: DatasetInfo, stage: str) -> Iterator[str]:
-    """What a stage needs and the entry does not name, so that LLaMA-Factory ends, or has no record left."""
-    ranking = stage in ("rm", "dpo")
-    if info.ranking is not ranking:
-        learns = "from pairs of a chosen and a rejected answer" if ranking else "from no such pairs"
-        yield f"ranking is {str(info.ranking).lower()}, and stage {stage} learns {learns}"
-    if info.ranking and not (info.column("chosen") and info.column("rejected")):
-        yield "ranking: true needs columns chosen and rejected"
-    if (stage == "kto") is not bool(info.column("kto_tag")) and stage in ("kto", "sft"):
-        yield "stage kto needs a column kto_tag, and stage sft drops each record that has one"
 
 
 def _overlaps(data: Trained, tests: Sequence[Test], max_samples: int | None) -> list[Finding]:

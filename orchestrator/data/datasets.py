@@ -3,6 +3,10 @@
 import hashlib
 import json
 import logging
+import lzma
+import os
+import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,20 +16,13 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from orchestrator.data.archives import MAX_BYTES, Archive, Sha256, read_members
-from orchestrator.data.archives import ArchiveStore as ArchiveStore
-from orchestrator.data.llamafactory_data import (
-    Columns,
-    DatasetInfo,
-    LlamaFactoryDataset,
-    LlamaFactoryEntry,
-    Tags,
-    validated,
-)
+from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry, validated
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import atomic_write, read_file, sha256_json, shipped
+from orchestrator.files import atomic_write, cache_folder, expanded, read_file, sha256_file, sha256_json, shipped
 from orchestrator.specs.yamlfile import read_yaml
 
+MAX_BYTES = 256 << 20
+"""Most that a text may have: it is held in memory."""
 log = logging.getLogger("orchestrator")
 
 
@@ -38,10 +35,19 @@ def _stays_inside(path: str) -> str:
 InsidePath = Annotated[str, AfterValidator(_stays_inside)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Archive(_Part):
+    """A tar archive on the web, plain or packed by gzip, bzip2 or xz. No more than its size is downloaded."""
+
+    url: str = Field(pattern=r"^https?://[!-.0-~]+/[!-~]+$")
+    sha256: Sha256
+    size_bytes: int = Field(gt=0)
 
 
 class Sums(_Part):
@@ -113,6 +119,44 @@ class ParallelText:
     """Dataset and split, for messages."""
 
 
+@dataclass(frozen=True)
+class ArchiveStore:
+    """Archives by name, each verified before it is used."""
+
+    from_folder: Path | None
+    """A folder of the user's with archives in it, looked at first."""
+    cache: Path
+    """Where downloads are kept, by checksum."""
+
+    @classmethod
+    def from_environment(cls, from_folder: Path | None = None) -> "ArchiveStore":
+        """The store of `--from DIR`, else of $ORCHESTRATOR_ARCHIVES, with the default cache."""
+        given = os.environ.get("ORCHESTRATOR_ARCHIVES")
+        return cls(from_folder or (expanded(given) if given else None), cache_folder() / "archives")
+
+    def path(self, name: str, archive: Archive) -> Path:
+        """A verified archive, fetched into the cache where it is not on this machine.
+
+        Raises:
+            PrerequisiteError: it cannot be fetched or read, or it is another file.
+        """
+        remedy = f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
+        path = self.cache / archive.sha256 / name
+        if self.from_folder is not None and (given := self.from_folder / name).exists():
+            path = given
+        try:
+            if not path.exists():
+                _fetch(name, archive, path)
+            found = sha256_file(path)
+        except (OSError, ValueError) as error:
+            what = f"{path} is not there and cannot be had from {archive.url}: {error}"
+            raise PrerequisiteError(what, remedy) from error
+        if found != archive.sha256:
+            what = f"{path} is not the archive that the entry means: its sha256 is {found}, not {archive.sha256}"
+            raise PrerequisiteError(what, f"rm '{path}' to have it fetched, or put the right one there")
+        return path
+
+
 def entry_folders(workspace_dataset_info: Path) -> list[Path]:
     """Where entries are looked for: the workspace's folder before the shipped one."""
     folders = [workspace_dataset_info, shipped("dataset_info")]
@@ -133,9 +177,8 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
         raise SpecError(f"no dataset {name!r}{did_you_mean(name, entries)}", known)
     source, folder = read_yaml(entries[name]), entries[name].parent
     if "llamafactory" in source.value:
-        entry = validated(LlamaFactoryEntry, source, (LlamaFactoryEntry, DatasetInfo, Columns, Tags))
-        return LlamaFactoryDataset(name, folder, entry)
-    return Dataset(name, folder, validated(Entry, source, (Entry, FileSplit, Sums, Archive)))
+        return LlamaFactoryDataset(name, folder, validated(LlamaFactoryEntry, source, [DatasetInfo]))
+    return Dataset(name, folder, validated(Entry, source, [FileSplit, Sums, Archive]))
 
 
 def load_parallel(name: str, folders: Sequence[Path]) -> Dataset:
@@ -170,7 +213,7 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
     sides = (part.source, part.target)
     if part.sha256 is not None:
         places = [str(dataset.folder / name) for name in sides]
-        raw = [read_regular(Path(place)) for place in places]
+        raw = [read_text_file(Path(place)) for place in places]
         for place, data, sha256 in zip(places, raw, (part.sha256.source, part.sha256.target), strict=True):
             if (found := hashlib.sha256(data).hexdigest()) != sha256:
                 what = f"{place} is not the file that {dataset.path} means: its sha256 is {found}, not {sha256}"
@@ -181,30 +224,30 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         places = [f"{archive}, {name}" for name in sides]
     else:
         raise SpecError(f"{dataset.path}: archives has no {part.archive!r}, of split {split}", f"edit {dataset.path}")
-    sources, references, n_blank = read_pairs(raw, places)
-    if len(sources) != part.pairs:
-        found = f"expected {part.pairs} pairs, found {len(sources)} (and {n_blank} with a blank side)"
+    text = read_pairs(raw, places, origin=f"{dataset.name} {split}")
+    if len(text.sources) != part.pairs:
+        found = f"expected {part.pairs} pairs, found {len(text.sources)} (and {text.blank_pairs} with a blank side)"
         raise SpecError(f"{dataset.path}: splits.{split}.pairs: {found}", f"edit {dataset.path}")
-    digest = text_sha256(sources, references)
-    return ParallelText(sources, references, n_blank, digest, origin=f"{dataset.name} {split}")
+    return text
 
 
-def read_pairs(raw: Sequence[bytes], places: Sequence[str]) -> tuple[list[str], list[str], int]:
-    """Sources, references, and how many pairs were left out because a side is blank.
-
-    `raw` is the content of the source's and of the reference's file, `places` what the two are called in messages.
-    """
-    sources, references = (_lines(data, place) for data, place in zip(raw, places, strict=True))
-    if len(sources) != len(references):
-        what = f"{places[0]} has {len(sources)} lines, {places[1]} has {len(references)}"
+def read_pairs(raw: Sequence[bytes], places: Sequence[str], origin: str = "") -> ParallelText:
+    """The text of the contents of two files, source and reference; `places` is what they are called in messages."""
+    sides = [_lines(data, place) for data, place in zip(raw, places, strict=True)]
+    if len(sides[0]) != len(sides[1]):
+        what = f"{places[0]} has {len(sides[0])} lines, {places[1]} has {len(sides[1])}"
         raise SpecError(what, "edit them: line N of one must be the translation of line N of the other")
-    pairs = list(zip(sources, references, strict=True))
-    kept = [(source, reference) for source, reference in pairs if source.strip() and reference.strip()]
-    half = [str(n) for n, pair in enumerate(pairs, start=1) if len([side for side in pair if side.strip()]) == 1]
+    kept, half = [], []
+    for number, pair in enumerate(zip(*sides, strict=True), start=1):
+        n_texts = len([side for side in pair if side.strip()])
+        kept += [pair] if n_texts == 2 else []
+        half += [str(number)] if n_texts == 1 else []
     if half:
         lines = ", ".join(half[:3]) + (", ..." if len(half) > 3 else "")
         _warn(f"{len(half)} lines of {places[0]} and {places[1]} have text on one side only and are left out: {lines}")
-    return [source for source, _ in kept], [reference for _, reference in kept], len(pairs) - len(kept)
+    sources, references = [source for source, _ in kept], [reference for _, reference in kept]
+    n_blank = len(sides[0]) - len(kept)
+    return ParallelText(sources, references, n_blank, text_sha256(sources, references), origin)
 
 
 @cache
@@ -250,12 +293,56 @@ def normalize(sentence: str) -> str:
     return " ".join(sentence.split()).casefold()
 
 
-def read_regular(path: Path) -> bytes:
+def read_text_file(path: Path) -> bytes:
     """A file's content; PrerequisiteError where it cannot be read, or would never end, such as a pipe."""
     try:
         return read_file(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise PrerequisiteError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -> list[bytes]:
+    """The content of members of a tar archive, by name with or without './' before it. Nothing is written to disk.
+
+    Raises:
+        SpecError: it is no tar archive, damaged, or lacks such a member; or the member is no plain file or too large.
+    """
+    contents = []
+    try:
+        with tarfile.open(path) as tar:
+            members = {member.name.removeprefix("./"): member for member in tar}
+            for name in (name.removeprefix("./") for name in names):
+                if name not in members:
+                    has = ", ".join(repr(each) for each in list(members)[:12])
+                    raise SpecError(f"{path} has no member {name!r}{did_you_mean(name, members)}", f"it has {has}")
+                member = members[name]
+                stream = tar.extractfile(member) if member.isreg() else None  # a link would be followed
+                if stream is None or member.size > max_bytes:
+                    raise SpecError(f"{path}: {name!r} is no plain file of at most {max_bytes} bytes")
+                contents.append(stream.read())
+    except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
+        raise SpecError(f"{path} cannot be read as a tar archive: {error}") from error
+    return contents
+
+
+def _fetch(name: str, archive: Archive, target: Path) -> None:
+    from http.client import HTTPException  # here: seldom needed, and slow to import
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    log.info("fetching %s (%.1f MB) from %s", name, archive.size_bytes / 1e6, archive.url)
+    try:
+        with urlopen(archive.url, timeout=60) as answer:
+            data = answer.read(archive.size_bytes + 1)
+    except HTTPError as error:
+        error.close()  # it holds the connection
+        raise
+    except HTTPException as error:
+        raise ValueError(str(error)) from error
+    if (found := hashlib.sha256(data).hexdigest()) != archive.sha256:
+        raise ValueError(f"it is another file: {len(data)} bytes of sha256 {found}, not {archive.sha256}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, data)
 
 
 def _lines(data: bytes, place: str) -> list[str]:

@@ -1,17 +1,22 @@
-"""Entries of dataset_info/ in LLaMA-Factory's own format: the keys of its dataset_info.json, checked.
+"""Datasets in LLaMA-Factory's own format: their entries, the keys of its dataset_info.json, and their files.
 
-A key that is left out means what it means in get_dataset_list (llamafactory/data/parser.py, 0.9.5).
+A key that is left out means what it means in get_dataset_list (llamafactory/data/parser.py, 0.9.5). Whether the records
+can be trained on, LLaMA-Factory is asked itself (upstream/scripts/datasets_probe.py).
 """
 
+import csv
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.models.hashes import file_sha256
 from orchestrator.specs.render import quoted_yaml
 from orchestrator.specs.yamlfile import YamlSource, explain
 
@@ -19,6 +24,9 @@ from orchestrator.specs.yamlfile import YamlSource, explain
 SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 LOCAL = ("file_name", "script_url")
 """Sources that are paths: LLaMA-Factory joins them to dataset_dir."""
+MAX_READ_BYTES = 256 << 20
+"""Most that is counted and searched: a file is held in memory."""
+_READABLE = {".csv", ".json", ".jsonl", ".txt"}
 Model = TypeVar("Model", bound=BaseModel)
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -28,34 +36,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Columns(_Part):
-    """What LLaMA-Factory's columns are called in a dataset, with its defaults for where none of them is given."""
-
-    prompt: str | None = "instruction"
-    query: str | None = "input"
-    response: str | None = "output"
-    history: str | None = None
-    messages: str | None = "conversations"
-    system: str | None = None
-    tools: str | None = None
-    images: str | None = None
-    videos: str | None = None
-    audios: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    kto_tag: str | None = None
-
-
-class Tags(_Part):
-    """The words for roles in turns, with LLaMA-Factory's defaults for where none of them is given."""
-
-    role_tag: str | None = "from"
-    content_tag: str | None = "value"
-    user_tag: str | None = "human"
-    assistant_tag: str | None = "gpt"
-    observation_tag: str | None = "observation"
-    function_tag: str | None = "function_call"
-    system_tag: str | None = "system"
+Column = Literal[
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios", "chosen",
+    "rejected", "kto_tag",
+]  # fmt: skip
+Tag = Literal["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]
+_KEYS = {"columns": get_args(Column), "tags": get_args(Tag)}
 
 
 class DatasetInfo(_Part):
@@ -77,8 +63,10 @@ class DatasetInfo(_Part):
     split: NonEmpty = "train"
     folder: str | None = None
     num_samples: int | None = Field(None, gt=0)
-    columns: Columns = Columns()
-    tags: Tags = Tags()
+    columns: dict[Column, str | None] = {}
+    """What LLaMA-Factory's columns are called in the data."""
+    tags: dict[Tag, str | None] = {}
+    """The words for roles in turns."""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "DatasetInfo":
@@ -95,11 +83,6 @@ class DatasetInfo(_Part):
                 return key, given[key]
         return next(iter(given.items()))
 
-    def column(self, name: str) -> str | None:
-        """What a column is called; None: there is none."""
-        is_left_out = "columns" in self.model_fields_set and name not in self.columns.model_fields_set
-        return None if is_left_out else getattr(self.columns, name)
-
 
 class LlamaFactoryEntry(_Part):
     """A file dataset_info/NAME.yaml with a section llamafactory; the dataset's name is the file's."""
@@ -108,9 +91,6 @@ class LlamaFactoryEntry(_Part):
     license: str = Field("unknown", min_length=1)
     homepage: str | None = None
     llamafactory: DatasetInfo
-
-
-_PARTS: dict[str, type[BaseModel]] = {"columns": Columns, "tags": Tags}
 
 
 @dataclass(frozen=True)
@@ -143,13 +123,14 @@ class LlamaFactoryDataset:
         return given | {key: str(self.folder.absolute() / given[key]) for key in LOCAL if key in given}
 
 
-def validated(model: type[Model], source: YamlSource, models: Sequence[type[BaseModel]]) -> Model:
-    """A model of a YAML mapping; SpecError has every problem with its place, and the nearest field of `models`."""
+def validated(model: type[Model], source: YamlSource, parts: Sequence[type[BaseModel]] = ()) -> Model:
+    """A model of a YAML mapping; SpecError has every problem with its place, and the nearest field, of `parts` too."""
     try:
         return model.model_validate(source.value)
     except ValidationError as error:
-        fields = [field for each in models for field in each.model_fields]
-        raise SpecError(source.report(explain(error, fields)), f"edit {source.path}") from error
+        models: list[type[BaseModel]] = [model, *parts]
+        known = [*(field for each in models for field in each.model_fields), *get_args(Column), *get_args(Tag)]
+        raise SpecError(source.report(explain(error, known)), f"edit {source.path}") from error
 
 
 def entry_from_info(name: str, raw: object, dataset_dir: Path) -> tuple[LlamaFactoryEntry, list[str]]:
@@ -165,16 +146,16 @@ def entry_from_info(name: str, raw: object, dataset_dir: Path) -> tuple[LlamaFac
         raise SpecError(f"{name} in {file} is {type(raw).__name__}, expected an object")
     notes: list[str] = []
 
-    def known(given: Any, model: type[BaseModel], at: str = "") -> Any:
+    def known(given: Any, keys: Collection[str], at: str = "") -> Any:
         if not isinstance(given, Mapping):
             return given
-        for key in [key for key in given if key not in model.model_fields]:
-            hint = did_you_mean(key, model.model_fields) if key != "file_sha1" else ""  # it was a key once
+        for key in [key for key in given if key not in keys]:
+            hint = did_you_mean(key, keys) if key != "file_sha1" else ""  # it was a key once
             notes.append(f"{name} in {file}: {at}{key} is left out: LLaMA-Factory ignores it{hint}")
-        return {key: value for key, value in given.items() if key in model.model_fields}
+        return {key: value for key, value in given.items() if key in keys}
 
-    info = known(raw, DatasetInfo)
-    info |= {key: known(info[key], part, f"{key}.") for key, part in _PARTS.items() if key in info}
+    info = known(raw, DatasetInfo.model_fields)
+    info |= {part: known(info[part], keys, f"{part}.") for part, keys in _KEYS.items() if part in info}
     info |= {key: str(dataset_dir.absolute() / info[key]) for key in LOCAL if isinstance(info.get(key), str)}
     try:
         parsed = DatasetInfo.model_validate(info)
@@ -189,3 +170,72 @@ def entry_yaml(entry: LlamaFactoryEntry) -> str:
     """The text of a file dataset_info/NAME.yaml."""
     heads = "# A dataset in LLaMA-Factory's own format: below llamafactory stand the keys of its dataset_info.json.\n"
     return heads + quoted_yaml(entry.model_dump(exclude_unset=True))
+
+
+def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
+    """The local files of a dataset, in the order of their names; none where LLaMA-Factory takes it from elsewhere.
+
+    Raises:
+        PrerequisiteError: there is no file, or one that is not a regular file.
+    """
+    path = dataset.local_path
+    if path is None or dataset.info.source()[0] == "script_url":
+        return []
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    wrong = [file for file in files or [path / "*"] if not file.is_file()]
+    if wrong:
+        raise PrerequisiteError(f"no regular file {wrong[0]}", f"put the data there, or edit {dataset.path}")
+    return files
+
+
+def files_sha256(dataset: LlamaFactoryDataset, files: Sequence[Path]) -> str:
+    """Hash of a file; of a folder's files, that of the lines that sha256sum prints for them.
+
+    Raises:
+        PrerequisiteError: one cannot be read.
+    """
+    if dataset.local_path in files:
+        return file_sha256(files[0])
+    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def count_records(files: Sequence[Path]) -> int | None:
+    """How many records some files have; None where they are large, of a type that is not read here, or damaged."""
+    try:
+        return sum(1 for _ in records(files))
+    except PrerequisiteError:
+        return None
+
+
+def records(files: Sequence[Path]) -> Iterator[Any]:
+    """The records of some files, one by one.
+
+    Raises:
+        PrerequisiteError: they are too large, of a type that is not read here, or damaged; its message is the reason.
+    """
+    types = {file.suffix for file in files}
+    if types - _READABLE:
+        raise PrerequisiteError(f"its type is {', '.join(sorted(types))}")
+    if sum(file.stat().st_size for file in files) > MAX_READ_BYTES:
+        raise PrerequisiteError(f"it has more than {MAX_READ_BYTES >> 20} MiB")
+    for file in files:
+        try:
+            yield from _records(file)
+        except (OSError, ValueError, csv.Error, RecursionError) as error:
+            raise PrerequisiteError(f"{file} cannot be read to its end: {error}") from error
+
+
+def _records(file: Path) -> Iterator[Any]:
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        if file.suffix == ".csv":
+            yield from csv.DictReader(lines)
+        elif file.suffix == ".txt":
+            yield from lines
+        else:
+            text = lines.read()
+            # strict=False: LLaMA-Factory takes a raw tab or line break within a string of a list too.
+            if file.suffix == ".json" and text.lstrip().startswith("["):
+                yield from json.loads(text, strict=False)
+            else:
+                yield from (json.loads(line) for line in text.split("\n") if line.strip())

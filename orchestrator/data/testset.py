@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.datasets import Dataset, Entry, load_entry, load_parallel, read_pairs, read_regular
+from orchestrator.data.datasets import Dataset, Entry, load_entry, load_parallel, read_pairs, read_text_file
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, cache_folder, sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
@@ -74,8 +74,8 @@ def _sacrebleu_set(name: str, instruction: str | None) -> Dataset:
         raise SpecError(what, "choose a set with one (sacrebleu --list)")
     source_lang, _, target_lang = pair.partition("-")
     given = {"source_lang": source_lang, "target_lang": target_lang, "instruction": instruction}
-    sources, _, _ = read_pairs(list(files.values()), paths)
-    entry = Entry.model_validate(_entry(f"{testset} {pair}, from sacrebleu", given, files, len(sources)))
+    n_pairs = len(read_pairs(list(files.values()), paths).sources)
+    entry = Entry.model_validate(_entry(f"{testset} {pair}, from sacrebleu", given, files, n_pairs))
     return Dataset(name, Path(paths[0]).parent, entry)
 
 
@@ -124,9 +124,9 @@ class FilePair:
             SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
             PrerequisiteError: a file cannot be read, or the cache cannot be written.
         """
-        raw = [read_regular(self.source), read_regular(self.reference)]
-        *sides, _ = read_pairs(raw, [str(self.source), str(self.reference)])
-        if not sides[0]:
+        places = [str(self.source), str(self.reference)]
+        text = read_pairs([read_text_file(self.source), read_text_file(self.reference)], places)
+        if not text.sources:
             raise SpecError(f"no line has text in both {self.source} and {self.reference}")
         given = {
             "source_lang": self.source_lang or _language(self.source) or (like.source_lang if like else None),
@@ -137,12 +137,12 @@ class FilePair:
             what = f"{field.replace('_', ' ')} of {self.source} is not known"
             raise SpecError(what, f"give it: --{field.replace('_', '-')}")
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", self.source.stem).strip("._-") or "pair"
-        name = f"{stem[:40]}-{sha256_json([sides, given])[:8]}"
+        name = f"{stem[:40]}-{sha256_json([[text.sources, text.references], given])[:8]}"
         folder = cache_folder() / "testsets" / name
-        texts = ["".join(f"{line}\n" for line in side).encode() for side in sides]
+        texts = ["".join(f"{line}\n" for line in side).encode() for side in (text.sources, text.references)]
         copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
         description = f"{self.source.name} and {self.reference.name}, given on the command line"
-        entry = quoted_yaml(_entry(description, given, copies, len(sides[0])))
+        entry = quoted_yaml(_entry(description, given, copies, len(text.sources)))
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
             for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():

@@ -248,7 +248,7 @@ class _Import:
             return name
         entry, notes = entry_from_info(name, raw, folder)
         self.notes += [f"dataset {name}: {note}" for note in notes]
-        if any(entry.llamafactory.column(kind) for kind in ("images", "videos", "audios")):
+        if any(entry.llamafactory.columns.get(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
         free = stem = _file_name(name, 56) or "dataset"
         number = 1

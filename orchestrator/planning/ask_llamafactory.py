@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.data.data_files import find_files
 from orchestrator.data.datasets import (
     Dataset,
     evaluated_split,
@@ -25,7 +24,7 @@ from orchestrator.data.datasets import (
     sample_pairs,
     write_training_file,
 )
-from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset, find_files
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
 from orchestrator.files import atomic_write, cache_folder, json_mapping
 from orchestrator.models.model_files import base_checkpoint, locate_model

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.data.archives import ArchiveStore
 from orchestrator.data.checks import check_data
+from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, did_you_mean, from_error
 from orchestrator.models.model_files import adapter_problems, locate_model, lora_target_problem, model_problems
 from orchestrator.runs import slurm

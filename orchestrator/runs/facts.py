@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.data.data_files import count_records, files_sha256, find_files
 from orchestrator.data.datasets import ParallelText
-from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset, count_records, files_sha256, find_files
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.models.hashes import model_sha256
