@@ -41,7 +41,6 @@ def test_a_time_is_read_as_slurm_reads_it(text, seconds):
         ({"slurm": {"options": {"mem": "1G"}}}, "options holds mem: write it as mem"),
         ({"slurm": {"options": {"requeue": True}}}, "options holds requeue: write it as requeue"),
         ({"slurm": {"options": {"array": "0-3"}}}, "options holds array, which is managed by orchestrator"),
-        ({"slurm": {"options": {"Mail-Type": "END"}}}, "compute.slurm.options"),
         ({"slurm": {}, "devices": "0"}, "devices is set by Slurm"),
     ],
 )
@@ -53,8 +52,8 @@ def test_what_cannot_be_a_job_is_reported_at_its_place(tmp_path, compute, proble
     assert problem in " ".join(flat(error.value.message)).replace("; did you", " did you"), error.value.message
 
 
-def test_limits_of_a_spec():
-    assert SlurmSpec(time="4:01").time_limit_s == 241  # one second is left
+def test_a_time_limit_that_leaves_a_second_after_the_signal_is_enough():
+    assert SlurmSpec(time="4:01").time_limit_s == 241
     assert SlurmSpec(time="infinite").time_limit_s is None
 
 

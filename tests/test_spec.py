@@ -247,7 +247,6 @@ def test_vllm_serves_such_an_adapter_only_merged(tmp_path):
 @pytest.mark.parametrize(
     ("override", "at"),
     [
-        ("train.run_name=a${b}", "train.run_name"),
         ("train.vllm_config={a: [{b: '${c}'}]}", "train.vllm_config.a.0.b"),
         ("train.vllm_config={'${c}': 1}", "train.vllm_config."),
         ("model.name_or_path=${a}", "model.name_or_path"),
@@ -262,7 +261,7 @@ def test_text_that_would_be_interpolated_is_refused_wherever_it_stands(override,
     ("value", "problem"),
     [
         *((number, "is no number that could be passed on") for number in (".nan", "-.inf")),
-        *((text, 'for text write it in quotes: "..."') for text in ("2024-01-01", "!!set {a}")),
+        ("2024-01-01", 'for text write it in quotes: "..."'),
     ],
 )
 def test_values_that_no_file_could_hold_are_refused(value, problem, tmp_path):
@@ -276,12 +275,9 @@ def test_values_that_no_file_could_hold_are_refused(value, problem, tmp_path):
     [
         ("train.max_steps=1e5", ("train", "max_steps"), 100_000),
         ("train.num_train_epochs=1", ("train", "num_train_epochs"), 1),
-        ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
         ("train.save_strategy=no", ("train", "save_strategy"), "no"),
         ("train.run_name=null", ("train", "run_name"), None),
-        ("train.lora_target=[q_proj, v_proj]", ("train", "lora_target"), ["q_proj", "v_proj"]),
-        ("train.vllm_config={a: {b: 1}}", ("train", "vllm_config"), {"a": {"b": 1}}),
-        ("serve.start_timeout_s=1", ("serve", "start_timeout_s"), 1.0),
+        ("train.vllm_config={a: [b, 1]}", ("train", "vllm_config"), {"a": ["b", 1]}),
         ("compute.devices='0'", ("compute", "devices"), "0"),
     ],
 )
@@ -308,17 +304,12 @@ def test_an_override_arrives_in_its_type(text, at, value, tmp_path):
         ("seed=1.5", "seed: Input should be a valid integer, got a number with a fractional part (got 1.5)"),
         ("name=", "name: expected text: write it in quotes (got None)"),
         ("dataset=[a, 3]", "dataset: expected text, or a list of texts"),
-        ("eval_dataset=null", ""),
-        ("train.lora_rank=1", ""),
-        ("train.num_train_epochs=0.1", ""),
     ],
 )  # fmt: skip
 def test_a_problem_of_an_override_is_reported_once_with_the_override_as_its_place(override, problem, tmp_path):
-    if problem:
-        heading, line = refusal(tmp_path, LEAST, override)
-        assert heading == "s.yaml has 1 error:" and line.startswith(f"--set {override}: {problem}")
-    else:
-        load(tmp_path, LEAST, override)
+    heading, line = refusal(tmp_path, LEAST, override)
+    assert heading == "s.yaml has 1 error:" and line.startswith(f"--set {override}: {problem}")
+    load(tmp_path, LEAST, "train.lora_rank=1", "train.num_train_epochs=0.1", "eval_dataset=null")
 
 
 # Sections that must agree
@@ -356,13 +347,6 @@ def test_a_server_or_a_model_alone_is_a_spec(tmp_path):
     spec = load(tmp_path, text + "export: {export_dir: out, vllm_maxlen: 5}\n")
     assert (spec.export.export_dir, spec.export.extra_arguments()) == ("out", {"vllm_maxlen": 5})
     assert load(tmp_path, LEAST, "serve={backend: vllm, merge: true, max_model_len: 5}").serve.merge
-
-
-def test_names_are_folders_on_any_system(tmp_path):
-    for name in ("a", "A.b_c-1", "0", "x" * 64):
-        assert load(tmp_path, LEAST, f"name='{name}'").name == name
-    for name in ("", ".a", "-a", "a b", "a/b", "..", "ä", "x" * 65, "a\\n", "a:b"):
-        assert refusal(tmp_path, LEAST, f'name="{name}"')[1].startswith(f'--set name="{name}": name: ')
 
 
 @pytest.mark.parametrize("line", ["dataset: a,b", "dataset: [a, b]", "dataset: 'a , b'"])
