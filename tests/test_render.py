@@ -20,6 +20,7 @@ from orchestrator.files import shipped
 from orchestrator.planning.plan import render_dataset_info, render_files
 from orchestrator.planning.session import Session
 from orchestrator.runs.workspace import Workspace
+from orchestrator.specs.compute_spec import SlurmSpec
 from orchestrator.specs.render import (
     Checkpoint,
     Renderer,
@@ -262,6 +263,58 @@ def test_the_same_for_the_other_files(tmp_path):
     for text in ("{", "[]"):
         with pytest.raises(SpecError, match=r"^templates/dataset_info\.json\.j2 "):
             overridden(tmp_path, "dataset_info.json", text).dataset_info({"d": {"file_name": "f"}})
+
+
+# Slurm
+
+
+def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None) -> str:
+    return Renderer(templates).sbatch(slurm, runs, workspace=Path("/a b"), name="toy")
+
+
+def options(text: str) -> list[str]:
+    return [word for line in text.splitlines() if line.startswith("#SBATCH ") for word in shlex.split(line)[1:]]
+
+
+def test_the_script_has_what_the_spec_has():
+    slurm = SlurmSpec(
+        partition="gpu", gpus_per_node="a100:4", mem="64G", time="1-00:00:00", options={"exclusive": True}
+    )
+    text = script(slurm, [Path("/work space/50%/run")])
+    assert options(text) == [
+        "--nodes=1", "--partition=gpu", "--gpus-per-node=a100:4", "--mem=64G", "--time=1-00:00:00",
+        "--ntasks-per-node=1", "--signal=B:TERM@180", "--open-mode=append", "--requeue", "--exclusive",
+        "--job-name=toy", "--output=/work space/50%%/run/logs/supervisor.log",
+    ]  # fmt: skip
+    assert "runs=( '/work space/50%/run' )" in text and "supervise --workspace '/a b' \"$run\" >>" in text
+
+
+def test_runs_of_a_group_are_tasks_of_an_array():
+    text = script(SlurmSpec(requeue=False), [Path("/a"), Path("/b c")])
+    assert "runs=( /a '/b c' )" in text
+    assert {"--array=0-1", "--no-requeue"} <= {*options(text)}
+
+
+def test_a_site_s_own_script_has_to_carry_out_the_run(tmp_path):
+    own = tmp_path / "sbatch.sh.j2"
+    text = (shipped("templates") / "sbatch.sh.j2").read_text("utf-8")
+    own.write_text(text.replace("\nruns=", "\nmodule load cuda\nruns="), "utf-8")
+    assert "\nmodule load cuda\n" in script(SlurmSpec(), [Path("/a")], tmp_path)
+    own.write_text("#!/bin/bash\nhostname\n")
+    with pytest.raises(SpecError, match="does not carry out the run: it lacks"):
+        script(SlurmSpec(), [Path("/a")], tmp_path)
+    own.write_text(text.replace("#!/bin/bash", "# no shell"))
+    with pytest.raises(SpecError, match="does not begin with #!"):
+        script(SlurmSpec(), [Path("/a")], tmp_path)
+
+
+def test_the_script_is_shown_and_without_slurm_there_is_nothing_to_submit_to(workshop):
+    spec = workshop.spec(compute={"slurm": {"gpus_per_node": 2}})
+    done = workshop.run("show", spec, "--file", "sbatch.sh")
+    assert done.code == 0 and "#SBATCH --gpus-per-node=2\n" in done.out and done.out.startswith("#!/bin/bash\n")
+    done = workshop.run("launch", spec, PATH=str(workshop.root))
+    assert done.code == 3 and "sbatch is not here" in done.err and "--set compute.slurm=null" in done.err
+    assert workshop.run_folders() == []
 
 
 # Golden files

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.benchmark_spec import METRICS
+from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, RESERVED_VLLM, is_secret, reason
 from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec import RunSpec, spec_json, spec_sha256
@@ -332,11 +333,25 @@ def test_a_problem_of_an_override_is_reported_once_with_the_override_as_its_plac
         ({"serve": {"merge": True}}, "merge is for backend vllm"),
         ({"compute": {"master_addr": "my host"}}, "compute.master_addr: String should match pattern"),
         ({"benchmark": [{"testset": "a", "request": {"n": 2}}]}, "n: the benchmark itself says that"),
+        ({"compute": {"slurm": {"partiton": "all"}}}, "partiton: unknown field; did you mean 'partition'?"),
+        ({"compute": {"slurm": {"time": "soon"}}}, "no time limit: minutes, HH:MM:SS or DAYS-HH:MM:SS"),
+        ({"compute": {"slurm": {"time": "4:00", "signal_s": 180}}}, "a time limit of 240 s with signal_s 180"),
+        ({"compute": {"slurm": {"options": {"mem": "1G"}}}}, "options holds mem: write it as mem"),
+        ({"compute": {"slurm": {"options": {"array": "0-3"}}}}, "options holds array, which is managed"),
+        ({"compute": {"slurm": {}, "devices": "0"}}, "devices is set by Slurm"),
     ],
 )  # fmt: skip
 def test_sections_that_contradict_each_other_are_refused(changes, problem, tmp_path):
     lines = refusal(tmp_path, LEAST, *(f"{key}={json.dumps(value)}" for key, value in changes.items()))
     assert problem in lines[1]
+
+
+def test_a_time_is_read_as_slurm_reads_it():
+    times = {"90": 5400, "1:30": 90, "1:30:00": 5400, "2-12": 216_000, "2-12:30": 217_800, "1-00:00:01": 86_401}
+    assert {text: parse_slurm_time(text) for text in times} == times
+    assert parse_slurm_time("UNLIMITED") is parse_slurm_time("one hour") is None
+    assert SlurmSpec(time="4:01").time_limit_s == 241  # a second is left after the signal
+    assert SlurmSpec(time="infinite").time_limit_s is None
 
 
 def test_a_server_or_a_model_alone_is_a_spec(tmp_path):
