@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.benchmark.comet import add_comet
 from orchestrator.benchmark.results import read_result
+from orchestrator.benchmark.run import add_comet
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.runs.rundir import RunDir
 from orchestrator.upstream.comet import find_comet
@@ -11,7 +11,6 @@ from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
 from tests.fake_comet import VERSION, install
 
 MODEL = "Unbabel/wmt22-comet-da"
-CAPTIONS = ("--testset", "captions_en_de", "--max-samples", "6")
 HALF = [f"{line.split()[0]} ..." for line in REFERENCES]
 
 
@@ -24,9 +23,7 @@ def environment(tmp_path_factory):
 def score(tmp_path, environment, monkeypatch):
     """Scores a finished benchmark, and gives COMET's scores of it."""
     monkeypatch.setenv("ORCHESTRATOR_COMET", str(environment))
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    mixed = [*REFERENCES[:20], *HALF[20:]]
-    folder = add_benchmark(workspace(tmp_path / "it's; echo"), mixed)
+    folder = add_benchmark(workspace(tmp_path / "it's; echo"), [*REFERENCES[:20], *HALF[20:]])
 
     def add(model=MODEL):
         add_comet(folder, model, tmp_path, None, None, RunDir(folder.parent.parent))
@@ -36,31 +33,26 @@ def score(tmp_path, environment, monkeypatch):
     return add
 
 
-def test_the_score_is_the_segments_mean_with_interval_model_and_version_once(score):
+def test_the_score_is_the_segments_mean_with_interval_model_and_version_once_for_each_model(score, tmp_path):
     [found] = score()
     assert (found.metric, found.n_segments) == ("comet", len(REFERENCES))
     assert found.score == pytest.approx((20 + 25 * 0.5) / 45)
     assert 0.5 < found.ci95[0] < found.score < found.ci95[1] < 1
     assert found.signature == f"nrefs:1|bs:20|seed:12345|model:{MODEL}|version:{VERSION}"
-    assert score() == [found], "once for each model"
-
-
-def test_a_model_that_takes_no_references_says_so_and_a_file_is_named_by_its_content_too(score, tmp_path):
-    score("Unbabel/wmt22-cometkiwi-da")
+    assert score() == [found]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.ckpt").write_text(name)
         score(f"{name}/model.ckpt")
-    kiwi, one, two = (each.signature for each in read_result(score.folder).comet)
+    *_, one, two, kiwi = (each.signature for each in score("Unbabel/wmt22-cometkiwi-da"))
     assert kiwi.startswith("nrefs:0|") and "|model:model.ckpt@" in one and one != two
     assert "references None" in (score.folder / "comet-Unbabel-wmt22-cometkiwi-da.log").read_text()
 
 
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [("dies", "status 1.*GatedRepoError: 401"), ("nan", "status 0 and 45 of 45 segments scored"),
-     ("short", "44 of 45 segments scored"), ("silent", "0 of 45 segments scored")],
-)  # fmt: skip
+    [("dies", "status 1.*GatedRepoError: 401"), ("nan", "status 0; 45 of 45"), ("short", "44 of 45 segments")],
+)
 def test_what_is_no_score_of_these_texts_is_an_error(score, monkeypatch, mode, words):
     monkeypatch.setenv("FAKE_COMET", mode)
     with pytest.raises(StageError, match="(?s)" + words):
@@ -69,19 +61,17 @@ def test_what_is_no_score_of_these_texts_is_an_error(score, monkeypatch, mode, w
 
 
 def test_where_there_is_no_environment_it_says_how_to_make_one(monkeypatch, tmp_path):
-    monkeypatch.delenv("ORCHESTRATOR_COMET", raising=False)
-    with pytest.raises(PrerequisiteError, match="ORCHESTRATOR_COMET names no environment") as error:
-        find_comet()
-    assert "pip install unbabel-comet" in error.value.remedy
-    monkeypatch.setenv("ORCHESTRATOR_COMET", str(tmp_path))
-    with pytest.raises(PrerequisiteError, match="no package unbabel-comet for the program"):
-        find_comet()
+    for value in ("", str(tmp_path)):
+        monkeypatch.setenv("ORCHESTRATOR_COMET", value)
+        with pytest.raises(PrerequisiteError, match="COMET needs an environment") as error:
+            find_comet(MODEL, tmp_path)
+        assert "pip install unbabel-comet" in error.value.remedy
 
 
 def test_benchmark_scores_by_comet_apart_from_bleu_and_a_finished_one_without_a_server(toy, environment):
     where = {"ORCHESTRATOR_COMET": str(environment)}
     before = {path.parent for path in toy.runs.glob("*/benchmarks/*/scores.json")}
-    done = toy.run("benchmark", "toy", *CAPTIONS, "--comet", MODEL, **where)
+    done = toy.run("benchmark", "toy", "--testset", "captions_en_de", "--max-samples", "6", "--comet", MODEL, **where)
     assert done.code == 0, done.err
     table, _, rest = done.out.partition("BLEU: ")
     assert "COMET" not in table and f"COMET: nrefs:1|bs:1000|seed:12345|model:{MODEL}|version:{VERSION}" in rest
@@ -89,12 +79,5 @@ def test_benchmark_scores_by_comet_apart_from_bleu_and_a_finished_one_without_a_
     calls = len(toy.calls("api"))
     done = toy.run("benchmark", folder, "--comet", "Unbabel/XCOMET-XL", "--json", **where)
     assert done.code == 0 and len(toy.calls("api")) == calls, done.err
-    [result] = done.json()
-    assert [each["signature"].split("|")[3] for each in result["comet"]] == [
-        f"model:{MODEL}",
-        "model:Unbabel/XCOMET-XL",
-    ]
     [summary] = [item for item in toy.record()["benchmarks"] if item["id"] == folder.name]
-    assert summary["comet"] == result["comet"] and "COMET" in toy.run("show", "toy").out
-    refused = toy.run("benchmark", folder, "--comet", MODEL, "--fresh")
-    assert refused.code == 2 and "--comet MODEL" in refused.err
+    assert summary["comet"] == done.json()[0]["comet"] and len(summary["comet"]) == 2

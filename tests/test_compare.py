@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.benchmark.compare import Comparison, compare, verdict
-from orchestrator.benchmark.results import find_compared
+from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.scoring.significance import PairedTest
 from orchestrator.views.comparison import comparison_text
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
-from tests.workshop import Workshop, new_workshop
+from tests.workshop import new_workshop
 
 GOOD = [line.replace("Ein ", "Der ") for line in REFERENCES]
 BAD = [line.replace("auf", "an").replace("in", "x").replace("te", "t e") for line in REFERENCES]
@@ -31,7 +31,7 @@ def place(tmp_path):
 
 
 def compared(place, *words, **options):
-    return compare(find_compared(words, place, None), **{"n_bootstrap": 100, "n_randomizations": 500, **options})
+    return compare(find_benchmarks(words, place, None), **{"n_bootstrap": 100, "n_randomizations": 500, **options})
 
 
 def shown(comparison) -> str:
@@ -48,9 +48,8 @@ def test_the_better_one_is_said_with_figures_that_are_sacrebleus(place):
     argv += ["-m", "bleu", "--paired-bs", "--paired-bs-n", "100", "-f", "latex", "-w", "6", "-nc", "-q"]
     printed = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
     bleu = found.tests[0]
-    assert f"{bleu.baseline_score:.6f}" in printed
-    assert f"{bleu.score:.6f}" in printed
-    assert f"(p = {bleu.p_bootstrap:.4f})" in printed
+    figures = (f"{bleu.baseline_score:.6f}", f"{bleu.score:.6f}", f"(p = {bleu.p_bootstrap:.4f})")
+    assert all(figure in printed for figure in figures)
     assert (found.baseline, found.n_comparisons, [each.metric for each in found.tests]) == (
         "demo@base", 1, ["bleu", "chrf", "chrf++", "ter"],
     )  # fmt: skip
@@ -76,35 +75,37 @@ def test_where_nothing_is_shown_the_verdict_says_what_could_be(place):
     assert "(one comparison)" in found.verdicts[0]
 
 
-def test_a_verdict_is_as_sure_as_the_test_and_no_surer():
-    figures = {"baseline": "a", "system": "b", "metric": "bleu", "baseline_score": 20, "score": 21.2, "difference": 1.2,
-               "ci95": (0.4, 2.0), "p_bootstrap": 0.001, "p_randomization": 0.001, "p_value": 0.00133, "p_holm": 0.004,
-               "mde": 1.5}  # fmt: skip
-    better, unknown = PairedTest(**figures, better="b"), PairedTest(**{**figures, "p_holm": 0.05}, better=None)
-    assert verdict(better, 3) == "b is better: +1.2 BLEU [0.4, 2.0], p = 0.004 (Holm, 3 comparisons)"
-    assert verdict(unknown, 3) == (
-        "b: no difference shown: +1.2 BLEU [0.4, 2.0], p = 0.05 (Holm, 3 comparisons); "
-        "minimum detectable difference: about 1.5 BLEU"
-    )
-    small = PairedTest(**{**figures, "difference": 0.03, "ci95": (-0.01, 0.07)}, better=None)
-    assert "+0.0300 BLEU [-0.0100, 0.0700]" in verdict(small, 1)
-    ter = PairedTest(**{**figures, "metric": "ter", "difference": 1.2}, better="a")
-    assert verdict(ter, 1).startswith("b is worse: +1.2 TER")
-    alone = PairedTest(**{**figures, "ci95": None, "mde": None, "difference": -92.5}, better=None)
-    assert verdict(alone, 1) == "b: -92.5 BLEU in one segment, which no test can say more of"
+FIGURES = {"baseline": "a", "system": "b", "metric": "bleu", "baseline_score": 20, "score": 21.2, "difference": 1.2,
+           "ci95": (0.4, 2.0), "p_bootstrap": 0.001, "p_randomization": 0.001, "p_value": 0.00133, "p_holm": 0.004,
+           "mde": 1.5, "better": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "n", "words"),
+    [
+        ({"better": "b"}, 3, "b is better: +1.2 BLEU [0.4, 2.0], p = 0.004 (Holm, 3 comparisons)"),
+        ({"metric": "ter", "better": "a"}, 1, "b is worse: +1.2 TER [0.4, 2.0], p = 0.004 (one comparison)"),
+        ({"p_holm": 0.05}, 3, "b: no difference shown: +1.2 BLEU [0.4, 2.0], p = 0.05 (Holm, 3 comparisons); "
+                              "minimum detectable difference: about 1.5 BLEU"),
+        ({"difference": 0.03, "ci95": (-0.01, 0.07), "mde": None}, 1,
+         "b: no difference shown: +0.0300 BLEU [-0.0100, 0.0700], p = 0.004 (one comparison)"),
+        ({"ci95": None, "difference": -92.5}, 1, "b: -92.5 BLEU in one segment, which no test can say more of"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_as_sure_as_the_test_and_no_surer(changes, n, words):
+    assert verdict(PairedTest(**{**FIGURES, **changes}), n) == words
 
 
 def test_sentences_are_shown_where_the_difference_is_biggest(place):
     [found] = compared(place, "demo@base", "demo", n_examples=2).sentences
     assert found.better + found.worse + found.equal == len(SOURCES)
-    gains = [each.chrf - each.baseline_chrf for each in found.where_better]
-    assert len(gains) == 2
-    assert gains == sorted(gains, reverse=True)
-    best = found.where_better[0]
+    gains = [each.chrf[1] - each.chrf[0] for each in found.examples]
+    assert gains[0] >= gains[1] > 0 > gains[-1] == min(gains) and found.worse == 2
+    assert {each.index for each in found.examples[:2]} == {7, 8}
+    best = found.examples[0]
     assert (best.source, best.reference) == (SOURCES[best.index], REFERENCES[best.index])
-    assert (best.baseline_hypothesis, best.hypothesis) == (BAD[best.index], GOOD[best.index])
-    assert {each.index for each in found.where_better} == {7, 8}
-    assert compared(place, "demo@base", "demo", n_examples=0).sentences[0].where_better == []
+    assert best.hypotheses == (BAD[best.index], GOOD[best.index])
+    assert compared(place, "demo@base", "demo", n_examples=0).sentences[0].examples == []
 
 
 def test_issues_stand_side_by_side_also_of_a_result_of_the_first_version(place):
@@ -165,14 +166,11 @@ def test_texts_that_were_changed_since_are_not_compared(place, name, message):
         compared(place, "demo", "changed")
 
 
-def test_a_request_that_differs_is_noted(place):
-    other = {
-        "sent": {"max_tokens": 5, "temperature": 0.0, "top_p": 1.0},
-        "effective_defaults": {"stop": ["x"]},
-        "model": "x",
-    }
-    add_benchmark(place, GOOD, run="short", request=other)
-    assert compared(place, "demo", "short").notes == ["max_tokens differs: demo 9, short 5"]
+def test_a_decoding_that_differs_is_noted_also_where_no_request_says_it(place):
+    sent, held = {"max_tokens": 5, "temperature": 0.0, "top_p": 1.0}, {"num_beams": 4}
+    add_benchmark(place, GOOD, run="short", request={"sent": sent, "effective_defaults": held})
+    notes = ["max_tokens differs: demo 9, short 5", "num_beams differs: demo none, short 4"]
+    assert compared(place, "demo", "short").notes == notes
     add_benchmark(place, GOOD, run="old", version=1, request={"sent": None, "max_tokens": 9, "temperature": 0.5})
     assert compared(place, "demo", "old").notes == ["temperature differs: demo 0.0, old 0.5"]
 
@@ -183,22 +181,16 @@ def test_text_of_strangers_is_neither_markup_nor_obeyed(place):
     assert "\\x1b[31mrot\\x1b[0m [bold]fett[/bold]" in said
 
 
-@pytest.fixture
-def shop(tmp_path):
-    made = new_workshop(tmp_path, None)
-    place = workspace(made.root)
+def test_the_command_prints_one_json_document_or_a_page(tmp_path):
+    shop = new_workshop(tmp_path, None)
+    place = workspace(shop.root)
     add_benchmark(place, BAD, of="base")
     add_benchmark(place, GOOD)
-    yield made
-    made.kill_all()
-
-
-def test_the_command_prints_one_json_document_or_a_page(shop: Workshop):
-    done = shop.run("compare", "demo@base", "demo", "--json", "--metric", "bleu", "--examples", "1")
+    words = ("compare", "demo@base", "demo", "--testset", "toy:test")
+    done, page = shop.run_together([(*words, "--json", "--metric", "bleu", "--examples", "1"), words])
     assert (done.code, done.err) == (0, "")
     found = Comparison.model_validate_json(done.out)
     assert (found.tests[0].better, found.n_bootstrap, found.n_randomizations) == ("demo", 1000, 10000)
-    assert len(found.sentences[0].where_better) == 1
-    page = shop.run("compare", "demo@base", "demo", "--testset", "toy:test")
+    assert len(found.sentences[0].examples) == 2
     assert page.code == 0
     assert page.out.splitlines()[1].startswith("  demo is better: +")

@@ -49,7 +49,6 @@ def test_a_hypothesis_has_exactly_the_issues_that_it_shows(hypothesis, issues):
     [
         ("Angela Merkel", "Angela Merkel", "Angela Merkel", ("en", "de")),
         ("Angela Merkel kam", "Angela", "Angela Merkel ist da", ("en", "de")),
-        (SOURCE, REFERENCE, SOURCE, ("en", "en-GB")),
         (SOURCE, REFERENCE, SOURCE, ("zho", "zh-Hans")),
         ("Chapter 1 " + "." * 40, "Kapitel 1 " + "." * 40, "Kapitel 1 " + "." * 40, ("en", "de")),
         ("Nein, danke.", "No.", "Nein.", ("de", "en")),
@@ -91,10 +90,8 @@ def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_lik
     "hypothesis",
     [
         f"Here is the translation: {GOOD}",
-        f"Here's the German translation of the sentence: {GOOD}",
         f"Sure! {GOOD}",
         f"Sure, here you go: {GOOD}",
-        f"Translation: {GOOD}",
         f"**German translation:** {GOOD}",
         f"Die Übersetzung lautet: {GOOD}",
         f"Hier ist die Übersetzung: {GOOD}",
@@ -103,7 +100,6 @@ def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_lik
         f"{GOOD} Let me know if you need more.",
         "I'm sorry, but I can't do that.",
         "以下是翻译：一个男人",
-        "Voici la traduction : Un homme",
         f"Translate this into German. {SOURCE} {GOOD}",
     ],
 )
@@ -121,9 +117,8 @@ def test_reasoning_and_marks_of_a_chat_template_are_control_text(text):
 
 
 def test_a_hypothesis_of_unknown_end_among_known_ones_is_not_cut_off():
-    assert diagnose([SOURCE] * 3, [REFERENCE] * 3, [GOOD] * 3, [None, True, False], "en", "de")["cut_off"].indices == [
-        1
-    ]
+    found = diagnose([SOURCE] * 3, [REFERENCE] * 3, [GOOD] * 3, [None, True, False], "en", "de")
+    assert found["cut_off"].indices == [1]
     assert diagnose([SOURCE], [REFERENCE], [GOOD], [None], "en", "de")["cut_off"] is None
 
 

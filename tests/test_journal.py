@@ -53,7 +53,7 @@ def test_what_was_written_is_there_again_and_a_failure_is_not(tmp_path):
         assert second.answers == {1: answer(1, "Zwei\nMänner \u2028\x85")}
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30, 120])
+@pytest.mark.parametrize("cut", [1, 120])
 def test_a_torn_last_line_is_requested_again_and_spoils_no_other(tmp_path, cut):
     with journal(tmp_path) as first:
         first.add(answer(0))
@@ -67,30 +67,18 @@ def test_a_torn_last_line_is_requested_again_and_spoils_no_other(tmp_path, cut):
         assert sorted(third.answers) == [0, 2]
 
 
-@pytest.mark.parametrize(
-    "damage", [b"\0" * 50, b"[]", b"null", b"[" * 5000, b'{"index": 0}', b"\xff\xfe"]
-)  # fmt: skip
-def test_a_damaged_line_is_left_out(tmp_path, damage):
+def test_a_damaged_line_and_one_that_is_no_answer_to_this_sentence_are_left_out(tmp_path):
     with journal(tmp_path) as first:
         first.add(answer(0))
-    path = tmp_path / "hypotheses.jsonl"
-    path.write_bytes(damage + b"\n" + path.read_bytes())
+        first.add(answer(1))
+    line, good = lines(tmp_path)
+    changes = [{"index": 3}, {"index": -1}, {"index": "0"}, {"index": True}, {"source": "Another."},
+               {"hypothesis": None}, {"latency_s": "fast"}, {"attempts": None}]  # fmt: skip
+    bad = [b"\0" * 50, b"[]", b"null", b"[" * 5000, b'{"index": 0}', b"\xff\xfe"]
+    bad += [json.dumps({**line, **change}).encode() for change in changes]
+    (tmp_path / "hypotheses.jsonl").write_bytes(b"\n".join([*bad, json.dumps(good).encode(), b""]))
     with journal(tmp_path) as second:
-        assert list(second.answers) == [0]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"index": 3}, {"index": -1}, {"index": "0"}, {"index": True}, {"source": "Another."}, {"hypothesis": None},
-     {"latency_s": "fast"}, {"attempts": None}, {"completion_tokens": "3"}],
-)  # fmt: skip
-def test_a_line_that_is_no_answer_to_this_sentence_is_left_out(tmp_path, change):
-    with journal(tmp_path) as first:
-        first.add(answer(0))
-    [line] = lines(tmp_path)
-    (tmp_path / "hypotheses.jsonl").write_text(json.dumps({**line, **change}) + "\n")
-    with journal(tmp_path) as second:
-        assert second.answers == {}
+        assert list(second.answers) == [1]
 
 
 def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
@@ -103,14 +91,9 @@ def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
     assert [line["reference"] for line in lines(tmp_path)] == REFERENCES
 
 
-def test_two_processes_never_share_a_journal(tmp_path):
+def test_two_never_share_a_journal(tmp_path):
     with journal(tmp_path):
         assert is_locked(tmp_path)
-        code = f"from tests.test_journal import *; journal(Path({str(tmp_path)!r}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
-        )
-        assert b"StageError: another process is at work" in done.stderr
         with pytest.raises(StageError, match="another process is at work"):
             journal(tmp_path)
     assert not is_locked(tmp_path)
@@ -119,7 +102,6 @@ def test_two_processes_never_share_a_journal(tmp_path):
 def filled(folder, who=WHO, sent=SENT):
     made = AnswerCache(who, sent, folder)
     made.add(prompt("A dog."), answer(0))
-
     return made
 
 
@@ -136,24 +118,17 @@ def test_the_cache_gives_what_was_put_in_under_another_index(tmp_path):
     assert "A dog." not in about and json.loads(about.splitlines()[0])["about"]["adapter_sha256"] == "2" * 64
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_whatever_decides_an_answer_decides_where_it_is_found(tmp_path):
+    filled(tmp_path)
+    changes = [
         {"model_sha256": "3" * 64}, {"adapter_sha256": "3" * 64}, {"adapter_sha256": None},
         {"chat_template_sha256": "6" * 64}, {"backend": "llamafactory-vllm"}, {"versions": {"torch": "2.10"}},
-        {"device": "gpu"}, {"arguments": {"template": "llama3", "infer_dtype": "auto"}},
+        {"device": "gpu"}, {"arguments": {**WHO.arguments, "template": "llama3"}},
         {"arguments": {**WHO.arguments, "default_system": "Be brief."}},
-    ],
-)  # fmt: skip
-def test_whatever_decides_an_answer_decides_where_it_is_found(tmp_path, changes):
-    filled(tmp_path)
-    assert found(tmp_path, prompt("A dog."), replace(WHO, **changes)) == []
-
-
-@pytest.mark.parametrize("sent", [{**SENT, "max_tokens": 128}, {**SENT, "top_p": 1.0}, {**SENT, "temperature": 0.5}])
-def test_another_decoding_has_other_answers(tmp_path, sent):
-    filled(tmp_path)
-    assert found(tmp_path, prompt("A dog."), sent=sent) == []
+    ]  # fmt: skip
+    assert [found(tmp_path, prompt("A dog."), replace(WHO, **change)) for change in changes] == [[]] * len(changes)
+    other = [{**SENT, "max_tokens": 128}, {**SENT, "top_p": 1.0}, {**SENT, "temperature": 0.5}]
+    assert [found(tmp_path, prompt("A dog."), sent=sent) for sent in other] == [[]] * len(other)
 
 
 def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
@@ -161,11 +136,8 @@ def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
         file.write(b'\xff\n{"key": "' + b"0" * 64 + b'", "hypo')
     again = AnswerCache(WHO, SENT, tmp_path)
     again.add(prompt("A cat."), answer(0, "Katze"))
-
-    assert [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))] == [
-        "Ja.",
-        "Katze",
-    ]
+    there = [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))]
+    assert there == ["Ja.", "Katze"]
 
 
 def test_many_processes_append_at_once_and_no_line_is_lost(tmp_path):
@@ -189,7 +161,6 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(tmp_path, capl
     made = AnswerCache(WHO, SENT, tmp_path / "file")
     for text in "ab":
         made.add(prompt(text), answer(0))
-
     assert caplog.text.count("the cache of answers is not used") == 1
 
 
@@ -218,8 +189,6 @@ def test_cpu_or_gpu_counts_and_not_which_gpu(served, monkeypatch):
 
 
 def test_the_chat_templates_text_counts_under_one_name(served):
-    assert (
-        served().chat_template_sha256
-        and served().chat_template_sha256 != served(template="llama3").chat_template_sha256
-    )
+    qwen, llama = served().chat_template_sha256, served(template="llama3").chat_template_sha256
+    assert qwen and qwen != llama
     assert served(template=None).chat_template_sha256 is None, "the tokenizer's own is a part of the model's hash"

@@ -1,14 +1,14 @@
 """Scores equal sacrebleu's command line."""
 
 import json
-import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import sacrebleu
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import PrerequisiteError, SpecError
@@ -21,7 +21,7 @@ from orchestrator.scoring.metrics import (
     normalize_segment,
     score_system,
     seed,
-    tokenizer_warning,
+    spacing_warning,
 )
 
 HYPOTHESES = [
@@ -57,22 +57,16 @@ def score_corpus(hypotheses, references, **options):
     return score_system(hypotheses, references, **options)[0]
 
 
-def command_line(
-    tmp_path: Path, hypotheses: list[str], references: list[list[str]], *options: str, **environment: str
-) -> dict[str, dict]:
+def command_line(tmp_path: Path, references: list[list[str]], *options: str) -> dict[str, dict]:
     """What `sacrebleu REF ... -i HYP` prints as JSON, by metric; chrF2++ in a run of its own."""
-    names = []
-    for number, lines in enumerate(references):
-        names.append(f"references{number}.txt")
-        (tmp_path / names[-1]).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    (tmp_path / "hypotheses.txt").write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
+    for name, lines in [("hypotheses", HYPOTHESES), *enumerate(references)]:
+        (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    names = [f"{number}.txt" for number in range(len(references))]
     found = {}
-    for names_of_metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
-        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *names_of_metrics]
+    for metrics_of_run in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
+        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *metrics_of_run]
         argv += ["-f", "json", "-w", "10", *options]
-        env = {**os.environ, **environment}
-        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True, text=True, env=env)
-        printed = json.loads(done.stdout)
+        printed = json.loads(subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True).stdout)
         names_of = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter", "chrF2++": "chrf++"}
         found |= {names_of[item["name"]]: item for item in (printed if isinstance(printed, list) else [printed])}
     return found
@@ -81,7 +75,7 @@ def command_line(
 @pytest.mark.parametrize("references", [[REFERENCES], [REFERENCES, OTHER_REFERENCES]], ids=["one", "two references"])
 def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path, references):
     """Digit for digit, `sacrebleu --confidence --confidence-n N`."""
-    printed = command_line(tmp_path, HYPOTHESES, references, "--confidence", "--confidence-n", "300")
+    printed = command_line(tmp_path, references, "--confidence", "--confidence-n", "300")
     scores = score_corpus(HYPOTHESES, references, tgt_lang="de", n_bootstrap=300)
     assert [score.metric for score in scores] == list(METRICS) == ["bleu", "chrf", "chrf++", "ter"]
     for score in scores:
@@ -96,13 +90,10 @@ def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path,
 
 def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "7")
-    printed = command_line(tmp_path, HYPOTHESES, [REFERENCES], "--confidence", "--confidence-n", "50")
+    printed = command_line(tmp_path, [REFERENCES], "--confidence", "--confidence-n", "50")
     for score in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=50):
-        assert "seed:7" in score.signature
-        assert (score.signature, round(score.ci_mean, 10)) == (
-            printed[score.metric]["signature"],
-            printed[score.metric]["confidence_mean"],
-        )
+        assert "seed:7" in score.signature == printed[score.metric]["signature"]
+        assert round(score.ci_mean, 10) == printed[score.metric]["confidence_mean"]
     monkeypatch.setenv("SACREBLEU_SEED", "None")
     assert seed() != seed(), "drawn anew each time"
     assert "seed:none" in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=5)[0].signature
@@ -113,20 +104,16 @@ def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
 
 def test_bleu_of_sacrebleus_own_example():
     """README of sacrebleu 2: 48.530827, with two references."""
-    references = [
-        ["The dog bit the man.", "It was not unexpected.", "The man bit him first."],
-        ["The dog had bit the man.", "No one was surprised.", "The man had bitten the dog."],
-    ]
+    references = [REFERENCES[:3], OTHER_REFERENCES[:3]]
     [score] = score_corpus(HYPOTHESES[:3], references, tgt_lang="en", metrics=["bleu"], n_bootstrap=1)
     assert score.score == pytest.approx(48.530827, abs=1e-6)
     assert "nrefs:2" in score.signature
 
 
-@pytest.mark.parametrize("code", ["zh", "zh-Hans", "zh_CN", "ZH", "zho", "zho-Hans", "chi", "cmn", "yue-HK"])
+@pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH", "zho-Hans", "chi", "cmn", "yue-HK"])
 def test_chinese_is_tokenized_as_chinese_whatever_its_code(code):
     [score] = score_corpus(["你好世界啊"], [["你好世界啊"]], tgt_lang=code, metrics=["bleu"])
-    assert "tok:zh" in score.signature
-    assert score.score == pytest.approx(100)
+    assert "tok:zh" in score.signature and score.score == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -139,26 +126,24 @@ def test_a_language_is_known_without_script_and_region(code, base):
 @pytest.mark.parametrize(
     ("references", "code", "warned"),
     [
-        (["一个男人站着。"], "xx", True), (["ชายคนหนึ่งยืนอยู่"], "th", True), (["男の人が立っています。"], "xx", True),
-        (["一个男人站着。"], "zh", False), (["Ein Mann steht."], "de", False),
-        (["The word 男 is short, and so on."], "en", False),
+        ("一个男人站着。", "xx", "BLEU, TER"), ("ชายคนหนึ่งยืนอยู่", "th", "BLEU, TER"),
+        ("男の人が立っています。", "xx", "BLEU, TER"), ("一个男人站着。", "zh", "TER"), ("Ein Mann steht.", "de", None),
+        ("The word 男 is short, and so on.", "en", None), ("남자가 서 있다.", "xx", None),
     ],
 )  # fmt: skip
-def test_a_tokenizer_for_spaces_and_references_without_them_is_warned_of(references, code, warned):
-    [score] = score_corpus(references, [references], tgt_lang=code, metrics=["bleu"])
-    assert bool(tokenizer_warning(score.signature, references, code)) == warned
+def test_a_measure_by_words_and_references_without_spaces_are_warned_of(references, code, warned):
+    scores = score_corpus([references], [[references]], tgt_lang=code, metrics=["bleu", "chrf", "ter"])
+    said = spacing_warning(scores, [references], code)
+    assert (said and said.partition(":")[0]) == warned
 
 
 @pytest.mark.parametrize("language", ["ja", "ko", "jpn"])
 def test_a_language_that_needs_mecab_says_what_to_install_or_leave_out(language):
-    try:
-        import MeCab  # noqa: F401
-    except ImportError:
-        with pytest.raises(PrerequisiteError) as error:
-            load_metric("bleu", language)
-        assert f"sacrebleu[{base_language(language)}]" in error.value.remedy and "--metrics" in error.value.remedy
-    else:
+    if find_spec("MeCab"):
         pytest.skip("MeCab is installed")
+    with pytest.raises(PrerequisiteError) as error:
+        load_metric("bleu", language)
+    assert f"sacrebleu[{base_language(language)}]" in error.value.remedy and "--metrics" in error.value.remedy
 
 
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
@@ -223,6 +208,7 @@ def test_character_bleu4_is_that_of_llamafactorys_own_code(llamafactory, tmp_pat
     assert ours.score == pytest.approx(json.loads(done.stdout), abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=5))
 def test_any_text_has_scores_and_one_segment_no_interval(pairs):
     hypotheses, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -1,6 +1,5 @@
 """Paired tests equal sacrebleu's; where those are fooled, verdicts are not."""
 
-import os
 import random
 import re
 import subprocess
@@ -38,7 +37,7 @@ def compared(references, *systems, metrics=METRICS, names=None, **numbers):
     return paired_tests(names or list("ABCDEF"[: len(systems)]), stats, **numbers)
 
 
-def command_line(folder: Path, kind: str, n: int, references, *systems, **environment):
+def command_line(folder: Path, kind: str, n: int, references, *systems):
     """`sacrebleu ref -i a b ... --paired-KIND`: (metric, system) -> (score, p), the baseline's p being None."""
     for name, lines in zip(["ref", *"ABCDEF"], [references, *systems], strict=False):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -47,8 +46,7 @@ def command_line(folder: Path, kind: str, n: int, references, *systems, **enviro
     found = {}
     for metrics in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
         argv = [sys.executable, "-m", "sacrebleu", *files, "-m", *metrics, *options]
-        env = {**os.environ, **environment}
-        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True, timeout=120, env=env)
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
         heads, *rows = [line.split("&") for line in done.stdout.splitlines() if "&" in line]
         for first, *cells in rows:
             for head, cell in zip(heads[1:], cells, strict=True):
@@ -64,10 +62,8 @@ REFERENCES = corpus()
 A, B, C = system(REFERENCES, 0.3, 2), system(REFERENCES, 0.25, 3), system(REFERENCES, 0.5, 4)
 
 
-@pytest.mark.parametrize("environment", [{}, {"SACREBLEU_SEED": "99"}], ids=["default seed", "another seed"])
-def test_the_tests_are_those_of_the_command_line(tmp_path, monkeypatch, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_the_tests_are_those_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "99")
     bootstrap = command_line(tmp_path, "bs", 200, REFERENCES, A, B, C)
     randomization = command_line(tmp_path, "ar", 500, REFERENCES, A, B, C)
     tests = compared(REFERENCES, A, B, C, n_bootstrap=200, n_randomizations=500)
@@ -82,7 +78,7 @@ def test_the_tests_are_those_of_the_command_line(tmp_path, monkeypatch, environm
         assert test.ci95[0] <= test.difference <= test.ci95[1]
 
 
-@pytest.mark.parametrize("n_segments", [1, 2, 33, 1001])
+@pytest.mark.parametrize("n_segments", [1, 33, 1001])
 def test_every_digit_is_that_of_sacrebleus_paired_test(n_segments):
     """Also where the trials are drawn in several parts."""
     references = corpus(n_segments)
@@ -145,6 +141,7 @@ def test_holms_correction_by_hand():
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
     assert holm([0.01, 0.04], n_comparisons=3) == pytest.approx([0.03, 0.08])
+    assert holm([0.5, 0.001], n_comparisons=1) == pytest.approx([0.5, 0.002]), "never for fewer than there are"
     assert [n_pairs(k) for k in (1, 2, 3, 8)] == [0, 1, 3, 28]
 
 
@@ -158,3 +155,4 @@ def test_p_values_are_corrected_within_a_metric_and_for_all_pairs_where_the_data
     [alone] = compared(REFERENCES, A, B, metrics=["bleu"], n_bootstrap=40, n_randomizations=100)
     assert alone.p_holm == alone.p_value == tests[0].p_value
     assert alone.mde < tests[0].mde < picked[0].mde, "more comparisons, stricter each"
+    assert compared(REFERENCES, A, B, C, n_comparisons=n_pairs(2), **numbers) == tests, "a base beside two checkpoints"

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -68,11 +68,7 @@ def identify(
     devices: str | None,
     installation: Installation | None,
 ) -> Identity:
-    """The identity of a checkpoint that is served here, on CUDA_VISIBLE_DEVICES `devices` (None: as it is).
-
-    Raises:
-        PrerequisiteError: a file of the model cannot be read.
-    """
+    """The identity of a checkpoint that is served here, on CUDA_VISIBLE_DEVICES `devices` (None: as it is)."""
     model, backend, versions = checkpoint.model, f"llamafactory-{settings.infer_backend}", facts.versions
     base = locate_model(model.name_or_path, root, model.revision)
     adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None
@@ -112,33 +108,32 @@ class AnswerCache:
         wanted: dict[str, list[int]] = {}
         for index, messages in prompts:
             wanted.setdefault(sha256_json(messages), []).append(index)
+        try:
+            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        except OSError as error:
+            self._turn_off(error)
+            lines = []
         found: dict[int, Hypothesis] = {}
-        with suppress(FileNotFoundError), self._errors_logged(), self.path.open("rb") as file:
-            for line in file:
-                if parsed := parse_line(line):
-                    for index in wanted.get(parsed[0].get("key", ""), []):
-                        found[index] = parsed[1].model_copy(update={"cached": True, "index": index})
+        for value, answer in filter(None, map(parse_line, lines)):
+            for index in wanted.get(value.get("key", ""), []):
+                found[index] = answer.model_copy(update={"cached": True, "index": index})
         return list(found.values())
 
     def add(self, messages: list[Message], answer: Hypothesis) -> None:
         if self._off:
             return
         line = json_line({"key": sha256_json(messages), **answer.model_dump(exclude={"cached"})})
-        with self._errors_logged():
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self.path.open("ab", buffering=0) as file:
                 head = b"" if file.tell() else json_line({"about": self._about})
                 file.write(head + b"\n" + line)  # one write, on a line of its own whatever stood there torn
-
-    @contextmanager
-    def _errors_logged(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            self._off = True
-            log.warning("the cache of answers is not used: %s: %s", self.path, error.strerror)
+            self._turn_off(error)
+
+    def _turn_off(self, error: OSError) -> None:
+        self._off = True
+        log.warning("the cache of answers is not used: %s: %s", self.path, error.strerror)
 
 
 class Journal:
@@ -147,8 +142,7 @@ class Journal:
     def __init__(self, folder: Path, sources: Sequence[str], references: Sequence[str]) -> None:
         """Open it, lock it, and read what an earlier attempt left.
 
-        Raises:
-            StageError: another process is at work there, or the file cannot be opened.
+        Raises StageError: another process is at work there, or the file cannot be opened.
         """
         self.path = folder / "hypotheses.jsonl"
         self.answers: dict[int, Hypothesis] = {}
@@ -161,7 +155,12 @@ class Journal:
             raise StageError(f"another process is at work in {folder}", "wait for it, or stop it")
         with self._errors_reported():
             self._file = self.path.open("ab+", buffering=0)
-            self._replay()
+            content = self.path.read_bytes()
+            complete = content.rfind(b"\n") + 1
+            self._file.truncate(complete)  # the next line must not be glued to half of one
+        for value, answer in filter(None, map(parse_line, content[:complete].split(b"\n"))):
+            if 0 <= answer.index < len(sources) and value.get("source") == sources[answer.index]:
+                self.answers[answer.index] = answer
 
     def __enter__(self) -> Self:
         return self
@@ -192,16 +191,6 @@ class Journal:
     def _line(self, result: Hypothesis | FailedSegment) -> bytes:
         sides = {"source": self._sources[result.index], "reference": self._references[result.index]}
         return json_line({"index": result.index, **sides, **result.model_dump()})
-
-    def _replay(self) -> None:
-        content = self.path.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        self._file.truncate(complete)  # the next line must not be glued to half of one
-        for line in content[:complete].split(b"\n"):
-            value, answer = parse_line(line) or ({}, None)
-            if answer is not None and 0 <= answer.index < len(self._sources):
-                if value.get("source") == self._sources[answer.index]:
-                    self.answers[answer.index] = answer
 
     @contextmanager
     def _errors_reported(self) -> Iterator[None]:

@@ -7,17 +7,10 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.benchmark.results import Benchmark, Found
+from orchestrator.benchmark.results import COMPARABLE, Benchmark
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.scoring.metrics import HEADINGS, Statistics, seed, sufficient_statistics
-from orchestrator.scoring.significance import (
-    MDE,
-    N_BOOTSTRAP,
-    N_RANDOMIZATIONS,
-    PairedTest,
-    n_pairs,
-    paired_tests,
-)
+from orchestrator.scoring.significance import MDE, N_BOOTSTRAP, N_RANDOMIZATIONS, PairedTest, paired_tests
 from orchestrator.specs.benchmark_spec import METRICS, Metric
 
 
@@ -32,23 +25,19 @@ class System(_Part):
     target: str
     """What was benchmarked."""
     folder: str
-    values: dict[str, str] = {}
-    """Of a group's run: what was swept, by key."""
     scores: dict[str, float]
     issues: dict[str, int | None]
     """Hypotheses by issue; null: not known."""
 
 
 class Example(_Part):
-    """One sentence, as two systems have it."""
+    """One sentence, as two systems have it: the baseline, then the other."""
 
     index: int
     source: str
     reference: str
-    baseline_hypothesis: str
-    hypothesis: str
-    baseline_chrf: float
-    chrf: float
+    hypotheses: tuple[str, str]
+    chrf: tuple[float, float]
 
 
 class Sentences(_Part):
@@ -58,9 +47,8 @@ class Sentences(_Part):
     better: int
     worse: int
     equal: int
-    where_better: list[Example]
-    """The biggest differences first."""
-    where_worse: list[Example]
+    examples: list[Example]
+    """Where the system wins by most, then where the baseline does."""
 
 
 class Comparison(_Part):
@@ -71,8 +59,6 @@ class Comparison(_Part):
     n_segments: int
     text_sha256: str
     prompts_sha256: str
-    group: str | None = None
-    """The group whose runs are compared, the best first."""
     baseline: str
     """The first system; every other one is compared with it."""
     systems: list[System]
@@ -81,7 +67,7 @@ class Comparison(_Part):
     n_bootstrap: int
     n_randomizations: int
     n_comparisons: int
-    """Within a metric, for Holm's correction: the systems but the first; all pairs where the same data ranked them."""
+    """Within a metric, for Holm's correction."""
     mde: str = MDE
     """What a test's mde means."""
     tests: list[PairedTest]
@@ -92,7 +78,7 @@ class Comparison(_Part):
 
 
 def compare(
-    found: Found,
+    benchmarks: Sequence[Benchmark],
     metrics: Sequence[str] = (),
     *,
     n_examples: int = 3,
@@ -105,43 +91,32 @@ def compare(
         SpecError: the signatures differ, or a metric is none.
         PrerequisiteError: the files are not what was scored; or BLEU needs MeCab, which is not installed.
     """
-    benchmarks, drawn = found.benchmarks, seed()
-    names, result = [each.name for each in benchmarks], benchmarks[0].result
+    names, m = [each.name for each in benchmarks], len(benchmarks) - 1
     chosen = _metrics(benchmarks, metrics)
     stats, notes = load_statistics(benchmarks, chosen)
-    m = n_pairs(len(names)) if found.best_is_baseline else len(names) - 1
-    tests = paired_tests(
-        names, stats, n_comparisons=m, n_bootstrap=n_bootstrap, n_randomizations=n_randomizations, seed=drawn
-    )
+    numbers = {"n_bootstrap": n_bootstrap, "n_randomizations": n_randomizations, "seed": seed()}
+    tests = paired_tests(names, stats, **numbers)
     systems = [
         System(
             name=each.name,
             target=each.result.target,
             folder=str(each.folder),
-            values=found.values.get(each.name, {}),
             scores={metric: stats[metric][number].score() for metric in chosen},
             issues={issue: flagged and flagged.count for issue, flagged in each.result.diagnostics.items()},
         )
         for number, each in enumerate(benchmarks)
     ]
     return Comparison(
-        testset=result.testset,
-        split=result.split,
-        n_segments=result.n_segments,
-        text_sha256=result.text_sha256,
-        prompts_sha256=result.prompts_sha256,
-        group=found.group,
+        **{key: getattr(benchmarks[0].result, key) for key in COMPARABLE},
+        **numbers,
         baseline=names[0],
         systems=systems,
         signatures={metric: stats[metric][0].signature for metric in chosen},
-        seed=drawn,
-        n_bootstrap=n_bootstrap,
-        n_randomizations=n_randomizations,
         n_comparisons=m,
         tests=tests,
         verdicts=[verdict(test, m) for test in tests],
         sentences=_sentences(benchmarks, stats, n_examples),
-        notes=[*_decoding_notes(benchmarks), *notes, *found.notes],
+        notes=[*_decoding_notes(benchmarks), *notes],
     )
 
 
@@ -223,16 +198,14 @@ def _comparable(signature: str) -> str:
 
 
 def _decoding_notes(benchmarks: Sequence[Benchmark]) -> list[str]:
-    """What was requested otherwise than of the first, such as max_tokens: part of what the scores differ by."""
-    first, *others = (
-        {**each.result.request.get("effective_defaults", {}), **each.result.request.get("sent", {})}
-        for each in benchmarks
-    )
+    """What was requested otherwise than of the first (max_tokens) or held without a request in one alone (num_beams)"""
+    held, sent = ([each.result.request.get(key, {}) for each in benchmarks] for key in ("effective_defaults", "sent"))
+    both = [{**a, **b} for a, b in zip(held, sent, strict=True)]
     return [
-        f"{key} differs: {benchmarks[0].name} {first[key]}, {benchmark.name} {other[key]}"
-        for benchmark, other in zip(benchmarks[1:], others, strict=True)
-        for key in sorted(first.keys() & other.keys())
-        if first[key] != other[key]
+        f"{key} differs: {benchmarks[0].name} {both[0].get(key, 'none')}, {each.name} {both[number].get(key, 'none')}"
+        for number, each in enumerate(benchmarks)
+        for key in sorted(both[0].keys() & both[number].keys() | held[0].keys() | held[number].keys())
+        if both[0].get(key) != both[number].get(key)
     ]
 
 
@@ -240,35 +213,25 @@ def _sentences(
     benchmarks: Sequence[Benchmark], stats: dict[Metric, list[Statistics]], n_examples: int
 ) -> list[Sentences]:
     by_chrf = stats if "chrf" in stats else load_statistics(benchmarks, ["chrf"])[0]
-    baseline, *others = (each.segment_scores() for each in by_chrf["chrf"])
+    chrf, *others = (each.segment_scores() for each in by_chrf["chrf"])
     sources, references = benchmarks[0].lines("sources"), benchmarks[0].lines("references")
     before, *texts = (each.lines("hypotheses") for each in benchmarks)
     made = []
-    for benchmark, lines, chrf in zip(benchmarks[1:], texts, others, strict=True):
-        deltas = [score - other for score, other in zip(chrf, baseline, strict=True)]
+    for benchmark, after, scores in zip(benchmarks[1:], texts, others, strict=True):
+        deltas = [score - other for score, other in zip(scores, chrf, strict=True)]
         in_order = sorted(range(len(deltas)), key=deltas.__getitem__)
         worse = [index for index in in_order if deltas[index] < 0]
         better = [index for index in reversed(in_order) if deltas[index] > 0]
-        examples = {
-            index: Example(
+        examples = [
+            Example(
                 index=index,
                 source=sources[index],
                 reference=references[index],
-                baseline_hypothesis=before[index],
-                hypothesis=lines[index],
-                baseline_chrf=baseline[index],
-                chrf=chrf[index],
+                hypotheses=(before[index], after[index]),
+                chrf=(chrf[index], scores[index]),
             )
             for index in (*better[:n_examples], *worse[:n_examples])
-        }
-        made.append(
-            Sentences(
-                system=benchmark.name,
-                better=len(better),
-                worse=len(worse),
-                equal=len(deltas) - len(better) - len(worse),
-                where_better=[examples[index] for index in better[:n_examples]],
-                where_worse=[examples[index] for index in worse[:n_examples]],
-            )
-        )
+        ]
+        counts = {"better": len(better), "worse": len(worse), "equal": len(deltas) - len(better) - len(worse)}
+        made.append(Sentences(system=benchmark.name, examples=examples, **counts))
     return made

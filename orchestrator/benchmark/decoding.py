@@ -75,10 +75,7 @@ def decode(
     """What a benchmark sends to a kind of server; the spec's `request` is merged in last.
 
     `model_config` is the model's generation_config.json. Of `server_arguments`, which the server was started with, its
-    repetition_penalty is kept where the spec has none.
-
-    Raises:
-        SpecError: the server would drop something of it.
+    repetition_penalty is kept where the spec has none. Raises SpecError: the server would drop something of it.
     """
     given, is_ours, samples = server_arguments or {}, backend.startswith("llamafactory"), bench.temperature > 0
     _refuse_dropped(backend, bench)

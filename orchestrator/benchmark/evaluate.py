@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,11 +26,13 @@ from orchestrator.files import atomic_write, sha256_json
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.scoring.diagnostics import diagnose
-from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, tokenizer_warning
+from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, spacing_warning
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
 log = logging.getLogger("orchestrator")
+
+_MIXED = "may be another model than"
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,6 @@ class EvalRequest:
 
     def messages(self, index: int) -> list[Message]:
         return [{"role": "user", "content": prompt(self.dataset.entry.instruction, self.text.sources[index])}]
-
-    def prompts(self, indices: Iterable[int]) -> Iterator[tuple[int, list[Message]]]:
-        """(index, messages), made as they are needed."""
-        return ((index, self.messages(index)) for index in indices)
 
     @cached_property
     def prompts_sha256(self) -> str:
@@ -108,7 +106,13 @@ def evaluate(
         journal.rewrite_sorted(made.failures)
         if made.failures and not (options.allow_incomplete and journal.answers):
             made.result().save(folder)
-            raise made.incomplete()
+            first = min(made.failures, key=lambda each: (not each.attempts, each.index))
+            raise StageError(
+                f"{len(made.failures)} of {len(request.text.sources)} sentences got no answer, so there is no score; "
+                f"the first, sentence {first.index + 1}: {first.error}",
+                f"the answers that came are in {journal.path}; when the server is well again, the same command goes on "
+                "with what is missing (--allow-incomplete: scores over what was answered)",
+            )
         result = made.scored()
         result.save(folder)
     for warning in result.warnings:
@@ -126,12 +130,11 @@ class _Evaluation:
     journal: Journal
     options: EvalOptions
     endpoint: Endpoint | None = None
-    models: list[str] = field(default_factory=list)
-    """Those that a server of others lists."""
     n_cache_hits: int = 0
     failures: list[FailedSegment] = field(default_factory=list)
     speed: dict[str, int | float | None] | None = None
-    warnings: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+    """Signs that answers are of several models, of earlier attempts too."""
 
     def __post_init__(self) -> None:
         self.n_resumed = len(self.journal.answers)
@@ -140,39 +143,41 @@ class _Evaluation:
             self.endpoint = self.connect()
             with suppress(PrerequisiteError):  # the list is optional
                 owners = list_models(self.endpoint) or {}
-            self.models = sorted(owners)
         self.backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
         config, arguments = identity.generation_config, identity.arguments
         self.decoding = decode(self.backend, self.request.bench, model_config=config, server_arguments=arguments)
+        if self.n_resumed and has_result(self.folder):
+            self.mixed = [each for each in read_result(self.folder).warnings if _MIXED in each]
 
     def collect(self) -> None:
         """Answers from before, from the cache, and from the server; all of them are in the journal then."""
         request, bench, journal = self.request, self.request.bench, self.journal
-        earlier = read_result(self.folder) if self.n_resumed and has_result(self.folder) else None
         self.result().save(self.folder)  # from now on the folder says what it is about
         subset = describe_subset(len(request.text.sources), request.n_testset, bench.sample_seed)
         log.info("%s %s: %s sentences", request.dataset.name, bench.split, subset)
         if self.decoding.effective_defaults:
             values = ", ".join(f"{name} {value}" for name, value in self.decoding.effective_defaults.items())
             log.info("in force, though no request says so: %s", values)
-        answers = self._cache()
-        if answers is not None and self.options.reuse_cache and not self.options.fresh:
-            for answer in answers.look_up(request.prompts(self._missing())):
+        cache = None  # another answer may be as right: a sampled one, or that of a model that nobody here has seen
+        if self.decoding.greedy and request.identity.known:
+            cache = AnswerCache(request.identity, self.decoding.sent)
+        missing = [index for index in range(len(request.text.sources)) if index not in journal.answers]
+        if cache is not None and self.options.reuse_cache and not self.options.fresh:
+            for answer in cache.look_up((index, request.messages(index)) for index in missing):
                 journal.add(answer)
                 self.n_cache_hits += 1
-        missing = self._missing()
+            missing = [index for index in missing if index not in journal.answers]
         if self.n_resumed or self.n_cache_hits:
             log.info(
                 "%d sentences were answered before, %d more are in the cache; %d are requested",
                 self.n_resumed, self.n_cache_hits, len(missing),
             )  # fmt: skip
         if missing:
-            if self.endpoint is None:
-                self.endpoint = self.connect()
-                self.result().save(self.folder)
-            elif earlier is not None:
-                self._compare_with(self.endpoint, earlier)
-            self._request(self.endpoint, missing, answers)
+            if self.endpoint is not None and self.n_resumed:
+                self._compare_with_earlier()
+            self.endpoint = self.endpoint or self.connect()
+            self.result().save(self.folder)
+            self._request(missing, cache)
 
     def result(self, **scores: Any) -> BenchmarkResult:
         """The result, without its scores unless they are given."""
@@ -189,7 +194,6 @@ class _Evaluation:
             n_segments=len(answers),
             failed=len(self.failures),
             errors=dict(Counter(failure.error for failure in self.failures).most_common(10)),
-            warnings=self.warnings,
             n_resumed=self.n_resumed,
             n_cache_hits=self.n_cache_hits,
             retried=sum(answer.attempts > 1 for answer in answers),
@@ -204,11 +208,10 @@ class _Evaluation:
                 **bench.model_dump(include={"request_timeout_s", "metrics", "n_bootstrap"}),
                 "base_url": self.endpoint.base_url if self.endpoint else None,
                 "model": self.endpoint.model if self.endpoint else None,
-                "models": self.models,
                 **asdict(self.decoding),
             },
             identity=request.identity.parts(),
-            **scores,
+            **{"warnings": self.mixed, **scores},
         )
 
     def scored(self) -> BenchmarkResult:
@@ -224,42 +227,23 @@ class _Evaluation:
         scores, mean, bleu4 = score_system(
             hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
         )
-        cut_off = [self._is_cut_off(answer) for answer in answers]
         issues = diagnose(
-            sources, references, hypotheses, cut_off, entry.source_lang, entry.target_lang,
-            instruction=entry.instruction, indices=indices,
+            sources, references, hypotheses, list(map(self._is_cut_off, answers)), entry.source_lang,
+            entry.target_lang, instruction=entry.instruction, indices=indices,
         )  # fmt: skip
-        tokenizers = (tokenizer_warning(score.signature, references, entry.target_lang) for score in scores)
-        self.warnings += filter(None, tokenizers)
+        warnings = [*self.mixed, *filter(None, [spacing_warning(scores, references, entry.target_lang)])]
         requested = self.endpoint.model if self.endpoint else None
-        named = Counter(each.model for each in answers if requested and each.model not in (None, requested))
-        for model, number in named.items():
-            what = f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
-            self.warnings.append(what)
-        return self.result(scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=issues)
-
-    def incomplete(self) -> StageError:
-        first = min((each for each in self.failures if each.attempts), default=self.failures[0], key=lambda f: f.index)
-        return StageError(
-            f"{len(self.failures)} of {len(self.request.text.sources)} sentences got no answer, so there is no score; "
-            f"the first, sentence {first.index + 1}: {first.error}",
-            f"the answers that came are in {self.journal.path}; when the server is well again, the same command goes "
-            "on with what is missing (--allow-incomplete: scores over what was answered)",
+        others = Counter(each.model for each in answers if each.model not in (None, requested) and not each.cached)
+        warnings += [
+            f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
+            for model, number in others.items()
+            if requested
+        ]
+        return self.result(
+            scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=issues, warnings=warnings
         )
 
-    def _missing(self) -> list[int]:
-        return [index for index in range(len(self.request.text.sources)) if index not in self.journal.answers]
-
-    def _cache(self) -> AnswerCache | None:
-        """None where another answer may be as right: sampled ones, and those of a model that nobody here has seen."""
-        if not self.decoding.greedy:
-            return None
-        if not self.request.identity.known:
-            log.info("%s: its weights are not known here: no cache of answers", self.request.target)
-            return None
-        return AnswerCache(self.request.identity, self.decoding.sent)
-
-    def _request(self, endpoint: Endpoint, missing: Sequence[int], answers: AnswerCache | None) -> None:
+    def _request(self, missing: Sequence[int], cache: AnswerCache | None) -> None:
         """Have the missing sentences translated, the longest first."""
         request, bench = self.request, self.request.bench
         most = bench.concurrency or max(CONCURRENCY.get(self.backend, 32), 1 + request.max_concurrent)
@@ -274,26 +258,22 @@ class _Evaluation:
                     progress.update(failed=len(self.failures))
                     return
                 new.append(result)
-                if answers is not None:
-                    answers.add(request.messages(result.index), result)
+                if cache is not None:
+                    cache.add(request.messages(result.index), result)
                 progress.update()
 
-            longest_first = sorted(missing, key=lambda index: -len(request.text.sources[index]))
-            self._translate(endpoint, longest_first, concurrency, take)
+            self._translate(sorted(missing, key=lambda index: -len(request.text.sources[index])), concurrency, take)
         if new:
             self.speed = _speed(new, time.monotonic() - began, concurrency)
 
     def _translate(
-        self,
-        endpoint: Endpoint,
-        indices: Sequence[int],
-        concurrency: int,
-        on_result: Callable[[Hypothesis | FailedSegment], None],
+        self, indices: Sequence[int], concurrency: int, on_result: Callable[[Hypothesis | FailedSegment], None]
     ) -> None:
+        assert self.endpoint is not None
         run_interruptible(
             translate(
-                endpoint,
-                self.request.prompts(indices),
+                self.endpoint,
+                ((index, self.request.messages(index)) for index in indices),
                 self.decoding.sent,
                 concurrency=concurrency,
                 timeout_s=self.request.bench.request_timeout_s,
@@ -302,23 +282,21 @@ class _Evaluation:
             )
         )
 
-    def _compare_with(self, endpoint: Endpoint, earlier: BenchmarkResult) -> None:
-        """Warn where another model may answer at the address now than gave the answers of an earlier attempt."""
+    def _compare_with_earlier(self) -> None:
+        """Note where another model may answer at the address now than gave the answers of an earlier attempt."""
         before = min(self.journal.answers.values(), key=lambda answer: len(answer.hypothesis))
         again: list[Hypothesis | FailedSegment] = []
-        self._translate(endpoint, [before.index], 1, again.append)
+        self._translate([before.index], 1, again.append)
         signs = []
-        if earlier.request.get("models") not in (None, [], self.models):
-            signs.append(f"it listed {', '.join(earlier.request['models'])}, now {', '.join(self.models) or 'nothing'}")
         if isinstance(again[0], Hypothesis):
             if again[0].model != before.model:
                 signs.append(f"its replies named {before.model}, now {again[0].model}")
             if self.decoding.greedy and again[0].hypothesis != before.hypothesis:
                 signs.append(f"sentence {before.index + 1} has another answer now")
         if signs:
-            self.warnings.append(
-                f"{self.request.server} may be another model than the one that gave the first {self.n_resumed} "
-                f"answers: {'; '.join(signs)}. --fresh requests all of them anew"
+            self.mixed.append(
+                f"{self.request.server} {_MIXED} the one that gave the first {self.n_resumed} answers: "
+                f"{'; '.join(signs)}. --fresh requests all of them anew"
             )
 
     def _is_cut_off(self, answer: Hypothesis) -> bool | None:
@@ -337,17 +315,18 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
-    p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
-    speed: dict[str, float | None] = {
+    speed = {
         "segments": len(answers),
         "wall_s": round(wall_s, 3),
         "segments_per_s": round(len(answers) / wall_s, 3),
         "tokens_per_s": None if tokens is None else round(tokens / wall_s, 1),
-        "latency_p50_s": p50_s,
-        "latency_p95_s": p95_s,
+        "latency_p50_s": latencies[math.ceil(0.50 * len(latencies)) - 1],
+        "latency_p95_s": latencies[math.ceil(0.95 * len(latencies)) - 1],
         "concurrency": concurrency,
     }
-    rate = f"{len(answers) / wall_s:.3g}/s" + ("" if tokens is None else f", {tokens / wall_s:.0f} output tokens/s")
-    latency = f"latency {p50_s:.3g} s (95 %: {p95_s:.3g})"
-    log.info("%d sentences in %.1f s: %s; %s; %d requests at once", len(answers), wall_s, rate, latency, concurrency)
+    log.info(
+        "%(segments)d sentences in %(wall_s).1f s: %(segments_per_s).3g/s; latency %(latency_p50_s).3g s "
+        "(95 %%: %(latency_p95_s).3g); %(concurrency)d requests at once",
+        speed,
+    )
     return speed

@@ -6,11 +6,10 @@ A sentence that fails stays failed and the others go on; a server that only fail
 import asyncio
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -25,7 +24,6 @@ Kind = Literal["rate_limited", "server_error", "timeout", "connect", "rejected"]
 Message = dict[str, str]
 
 ATTEMPTS: Mapping[Kind, int] = {"rate_limited": 8, "server_error": 4, "connect": 4, "timeout": 3, "rejected": 1}
-"""Attempts at one sentence, by what it met."""
 SILENT_IN_A_ROW, FAILED_IN_A_ROW = 3, 20
 """Sentences in a row that found no server or a silent one, or that failed in any way: it is given up on."""
 FIRST_WAIT_S, LONGEST_WAIT_S, RETRY_AFTER_MAX_S = 0.5, 8.0, 60.0
@@ -35,7 +33,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S, RETRY_AFTER_MAX_S = 0.5, 8.0, 60.0
 class Hypothesis(BaseModel):
     """A model's answer to one prompt; a line of hypotheses.jsonl, with its source and reference."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, strict=True)
 
     index: int
     hypothesis: str
@@ -84,19 +82,13 @@ async def translate(
     on_result: Callable[[Hypothesis | FailedSegment], None],
     n_answered: int = 0,
 ) -> None:
-    """Request every prompt's answer. Cancelled, it drops the requests under way and closes the client.
+    """Request the answer to every prompt, an index and messages. Cancelled, it drops the requests under way.
 
-    Args:
-        endpoint: the server.
-        prompts: (index, messages), read as they are needed.
-        fields: sent with each request.
-        concurrency: requests under way at once; halved where the server is busy, or does not answer.
-        timeout_s: for one attempt.
-        on_result: called once for each prompt; what it raises ends all.
-        n_answered: answers that this server gave before: a refusal is then that sentence's alone.
+    `fields` go with each request. So many are under way at once, fewer where the server is busy or does not answer;
+    timeout_s is for one attempt. `on_result` is called once for each prompt; what it raises ends all. After
+    `n_answered` earlier answers of this server a refusal is one sentence's alone.
 
-    Raises:
-        PrerequisiteError: the server answered nothing and refuses every request alike: a wrong key, URL or model.
+    Raises PrerequisiteError: the server answered nothing and refuses every request alike: a wrong key, URL or model.
     """
     pool, remaining = _Pool(endpoint, fields, timeout_s, concurrency, n_answered), iter(prompts)
 
@@ -184,7 +176,8 @@ class _Pool:
             raise RequestError(error.kind, excerpt(self.endpoint, error.reason)) from error
         except openai.APIStatusError as error:
             status, words = error.status_code, excerpt(self.endpoint, error.response.text)
-            wait_s = _retry_after_s(error.response.headers.get("retry-after", ""))
+            header = error.response.headers.get("retry-after", "")  # bounded, for it is a stranger's wish
+            wait_s = min(float(header), RETRY_AFTER_MAX_S) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", header) else None
             refused = status if status in (401, 403, 404, 405) or status < 400 else 0
             raise RequestError(_kind_of(status), f"HTTP {status}: {words}", wait_s, refused) from error
         except TimeoutError as error:
@@ -199,33 +192,29 @@ class _Pool:
 def read_reply(content: bytes) -> dict[str, Any]:
     """The fields of a Hypothesis that a reply has: text, why it ended, tokens, model.
 
-    Raises:
-        RequestError: the reply holds no answer; its own words are in the reason.
+    Raises RequestError: the reply holds no answer; its own words are in the reason.
     """
     raw = content.decode("utf-8", "replace")
     try:
         reply = _mapping(from_json(content))
     except ValueError:
-        what = "a stream of events, which was not requested" if raw.lstrip().startswith("data:") else "no JSON"
-        raise RequestError("server_error", f"the reply is {what}: {raw}") from None
+        raise RequestError("server_error", f"the reply is no JSON: {raw}") from None
     choices, usage, model = reply.get("choices"), _mapping(reply.get("usage")), reply.get("model")
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message, finish = _mapping(choice.get("message")), choice.get("finish_reason")
     text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
-    error = choice.get("error") or reply.get("error")
     tokens = _count(usage.get("completion_tokens"))
-    if error or finish in ("error", "content_filter"):
+    error = choice.get("error") or reply.get("error")
+    if error or finish in ("error", "content_filter", "abort"):
         code = _mapping(error).get("code")
         kind = _kind_of(code) if isinstance(code, int) and 400 <= code < 600 else "server_error"
         words = _mapping(error).get("message") or error or f"finish_reason {finish}"
         raise RequestError(kind, f"the reply is an error: {words}")
-    if "content" not in message:
-        raise RequestError("server_error", f"the reply is no chat completion: {raw}")
     if not text and (reasoning or (text is None and finish == "length")):
         spent = "everything" if tokens is None else f"{tokens} tokens"
         raise RequestError("rejected", f"no text, {spent} went into reasoning: raise max_tokens, or turn thinking off")
     if not isinstance(text, str):
-        raise RequestError("server_error", f"the reply has no text: content is {text!r}")
+        raise RequestError("server_error", f"the reply is no chat completion with a text: {raw}")
     return {
         "hypothesis": text,
         "finish_reason": finish if isinstance(finish, str) else None,
@@ -241,27 +230,11 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens, however it is written: 9, 9.0 or "9"; None where it is no such number."""
-    try:
-        number = int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if number >= 0 else None
+    """A number of tokens, which some servers write as 9.0."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
 
 
 def _kind_of(status: int) -> Kind:
     if status in (425, 429, 503):
         return "rate_limited"
     return "server_error" if status == 408 or status >= 500 else "rejected"
-
-
-def _retry_after_s(text: str) -> float | None:
-    """Seconds of a Retry-After header, as a number or a date; bounded, for it is a stranger's wish."""
-    try:
-        wait_s = float(text)
-    except ValueError:
-        try:
-            wait_s = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
-        except (ValueError, OverflowError):
-            return None
-    return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S) if wait_s == wait_s else None  # NaN is a number to float()

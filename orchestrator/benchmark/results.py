@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.data.testset import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, read_file, read_json
-from orchestrator.runs.groups import Group, lookup_group, members
+from orchestrator.runs.groups import Group, lookup_group
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, damage
 from orchestrator.runs.workspace import Workspace
 from orchestrator.scoring.diagnostics import Flagged
-from orchestrator.scoring.metrics import HEADINGS, NORMALIZATION, Score, higher_is_better
-from orchestrator.specs.benchmark_spec import METRICS
+from orchestrator.scoring.metrics import Score
 from orchestrator.specs.yamlfile import read_yaml
 
 NAME = "scores.json"
@@ -26,7 +25,7 @@ _RENAMED = {
     "n_asked": "n_requested", "from_before": "n_resumed", "from_cache": "n_cache_hits", "triage": "diagnostics",
     "in_force": "effective_defaults",
 }  # fmt: skip
-_COMPARABLE = {
+COMPARABLE = {
     "testset": "test set", "split": "split", "n_segments": "number of segments",
     "text_sha256": "hash of the test set's text", "prompts_sha256": "hash of the prompts",
 }  # fmt: skip
@@ -54,7 +53,6 @@ class BenchmarkResult(BaseModel):
     """What the failed ones met, and how many of them."""
     scores: list[Score] = []
     """Empty where a sentence failed, unless scores over a part were wanted."""
-    normalization: str = NORMALIZATION
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
     comet: list[Score] = []
@@ -86,47 +84,35 @@ class BenchmarkResult(BaseModel):
 
     def summary(self, folder: Path, label: str) -> BenchmarkSummary:
         """What the run's record keeps."""
+        same = {"testset", "split", "status", "n_segments", "scores", "comet"}
         return BenchmarkSummary(
             id=folder.name,
             of=label,
-            testset=self.testset,
-            split=self.split,
-            status=self.status,
-            n_segments=self.n_segments,
             n_asked=self.n_requested,
-            scores=self.scores,
             mean_sentence_bleu=self.mean_sentence_bleu.score if self.mean_sentence_bleu else None,
             llamafactory_bleu4=self.llamafactory_bleu4.score if self.llamafactory_bleu4 else None,
-            comet=self.comet,
             faults={issue: flagged and flagged.count for issue, flagged in self.diagnostics.items()},
+            **{key: getattr(self, key) for key in same},
         )
 
 
 def read_result(folder: Path) -> BenchmarkResult:
-    """A benchmark's scores.json.
-
-    Raises:
-        PrerequisiteError: it is damaged, or of a later version.
-    """
+    """A benchmark's scores.json. Raises PrerequisiteError: it is damaged, or of a later version."""
     path = folder / NAME
     try:
-        value = read_json(path)
-        version = value.get("schema_version", 1)
-        if version < SCHEMA_VERSION:
-            value = _upgraded(value, folder)
-        result = BenchmarkResult.model_validate(value)
+        result = BenchmarkResult.model_validate(_upgraded(read_json(path), folder))
     except (OSError, PrerequisiteError, ValidationError) as error:
         raise PrerequisiteError(f"{path} cannot be read: {damage(error)}", "repeat the benchmark") from error
-    except (AttributeError, TypeError) as error:
-        raise PrerequisiteError(f"{path} cannot be read: {error}", "repeat the benchmark") from error
-    if version > SCHEMA_VERSION:
-        what = f"{path} is of version {version}; {SCHEMA_VERSION} is the newest known here"
+    if result.schema_version > SCHEMA_VERSION:
+        what = f"{path} is of version {result.schema_version}; {SCHEMA_VERSION} is the newest known here"
         raise PrerequisiteError(what, "pip install --upgrade orchestrator")
     return result
 
 
-def _upgraded(value: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A scores.json of version 1 or 2, which had what was requested in a benchmark.yaml beside it."""
+def _upgraded(value: Any, folder: Path) -> Any:
+    """A scores.json of version 1 or 2, which had what was requested in a benchmark.yaml beside it; others unchanged."""
+    if not isinstance(value, dict) or value.get("schema_version", 1) not in (1, 2):
+        return value
     value = {_RENAMED.get(key, key): each for key, each in value.items()}
     value["diagnostics"] = {k: v for k, v in (value.get("diagnostics") or {}).items() if k != "numbers_lost"}
     path = folder / "benchmark.yaml"
@@ -152,7 +138,7 @@ class Benchmark:
     @property
     def comparable_by(self) -> tuple[Any, ...]:
         """What two benchmarks must have in common."""
-        return tuple(getattr(self.result, key) for key in _COMPARABLE)
+        return tuple(getattr(self.result, key) for key in COMPARABLE)
 
     def score(self, metric: str) -> Score | None:
         return next((score for score in self.result.scores if score.metric == metric), None)
@@ -170,70 +156,18 @@ class Benchmark:
         return lines
 
 
-@dataclass(frozen=True)
-class Found:
-    """Benchmarks in the order in which they are compared."""
+def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | None) -> list[Benchmark]:
+    """The newest complete benchmark of each run, RUN@LABEL, folder, or run of a group; all of one test set and prompt.
 
-    benchmarks: list[Benchmark]
-    group: str | None = None
-    """The group among them, whose runs are ranked."""
-    values: dict[str, dict[str, str]] = field(default_factory=dict)
-    """A benchmark's name -> what was swept, by key."""
-    best_is_baseline: bool = False
-    """Whether the data that compare the systems picked the first of them."""
-    notes: list[str] = field(default_factory=list)
-
-
-def find_compared(
-    names: Sequence[str], workspace: Workspace, testset: str | None, metrics: Sequence[str] = ()
-) -> Found:
-    """The benchmarks that names mean: runs, RUN@LABEL, folders, and one group, whose runs come the best first.
-
-    `testset` is NAME or NAME:SPLIT; None: the newest that all of them have. The first metric ranks a group.
+    `testset` is NAME or NAME:SPLIT; None: the newest that all of them have.
 
     Raises:
-        SpecError: one has no complete benchmark, or none that can be compared with the others'; two groups.
+        SpecError: one has no complete benchmark, or none that can be compared with the others'.
         PrerequisiteError: a benchmark's files are damaged.
     """
-    groups = [(place, folder) for place, name in enumerate(names) if (folder := lookup_group(workspace, name))]
-    if not groups:
-        return Found(find_benchmarks(names, workspace, testset))
-    if len(groups) > 1:
-        raise SpecError(f"one group at a time: {', '.join(names)}", "orchestrator compare GROUP; or name single runs")
-    ((place, folder),) = groups
-    group = Group.load(folder)
-    labels: dict[str, str] = {}
-    values: dict[str, dict[str, str]] = {}
-    notes = []
-    for each in members(folder, group):
-        label = group.label(each.point)
-        try:
-            candidates(each.run.id, workspace, testset)
-        except SpecError:
-            notes.append(f"not ranked: {each.run.id} ({label}), {each.status}: it has no complete benchmark")
-            continue
-        labels[each.run.id] = label
-        values[label] = dict(zip((axis.key for axis in group.axes), each.point.values, strict=True))
-    if not labels or len(labels) + len(names) < 3:
-        raise SpecError(
-            f"{len(labels)} of {len(group.points)} runs of {folder.id} have a complete benchmark"
-            f"{f' of {testset}' if testset else ''}: a comparison takes two",
-            f"orchestrator resume {folder.id} finishes them; orchestrator show {folder.id} says how far they are",
-        )
-    found = find_benchmarks([*names[:place], *labels, *names[place + 1 :]], workspace, testset)
-    shared = [metric for metric in METRICS if all(each.score(metric) for each in found)] or METRICS[:1]
-    metric = next((each for each in metrics if each in shared), shared[0])
-    end, sign = place + len(labels), 1 if higher_is_better(metric) else -1
-    ranked = [replace(each, name=labels[each.name]) for each in found[place:end]]
-    ranked.sort(key=lambda each: sign * (score.score if (score := each.score(metric)) else 0.0), reverse=True)
-    notes.insert(0, f"ranked by {HEADINGS[metric]}; the best of {len(ranked)} was chosen by the very sentences that "
-                    "score it, which flatters it: say its score on another test set")  # fmt: skip
-    everything = [*found[:place], *ranked, *found[end:]]
-    return Found(everything, folder.id, values, best_is_baseline=place == 0, notes=notes)
-
-
-def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | None) -> list[Benchmark]:
-    """The newest complete benchmark of each, all of the same test set and prompt; as find_compared."""
+    groups = {name: folder for name in names if (folder := lookup_group(workspace, name))}
+    runs = {name: [point.run for point in Group.load(folder).points] for name, folder in groups.items()}
+    names = [each for name in names for each in runs.get(name, [name])]
     if len(names) < 2:
         raise SpecError("compare takes two benchmarks or more", "orchestrator compare RUN@base RUN")
     of_each = [candidates(name, workspace, testset) for name in names]
@@ -248,6 +182,8 @@ def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | N
         if each.folder in by_folder:
             raise SpecError(f"{by_folder[each.folder]} and {each.name} are the same benchmark: {each.folder}")
         by_folder[each.folder] = each.name
+    if len(set(by_folder.values())) < len(found):  # folders of the same name in two places
+        found = [replace(each, name=str(each.folder)) for each in found]
     return found
 
 
@@ -298,11 +234,11 @@ def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
 
 def _differences(benchmarks: Sequence[Benchmark]) -> list[str]:
     """What differs from the first, a line each."""
-    first, lines = benchmarks[0], []
+    first, lines = benchmarks[0], dict[str, None]()
     for other in benchmarks[1:]:
-        for (key, words), a, b in zip(_COMPARABLE.items(), first.comparable_by, other.comparable_by, strict=True):
+        for (key, words), a, b in zip(COMPARABLE.items(), first.comparable_by, other.comparable_by, strict=True):
             if a != b:
                 shown = [str(each)[:12] if key.endswith("sha256") else str(each) for each in (a, b)]
-                lines.append(f"  {words}: {first.name} {shown[0]}, {other.name} {shown[1]}")
+                lines[f"  {words}: {first.name} {shown[0]}, {other.name} {shown[1]}"] = None
     # Any two may have one in common, but not all together.
-    return list(dict.fromkeys(lines)) or ["  no test set with the same prompts that all of them have"]
+    return list(lines) or ["  no test set with the same prompts that all of them have"]

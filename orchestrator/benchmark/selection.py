@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.benchmark.compare import load_statistics
 from orchestrator.benchmark.evaluate import EvalOptions
-from orchestrator.benchmark.results import Benchmark, read_result
-from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
+from orchestrator.benchmark.results import COMPARABLE, Benchmark, read_result
+from orchestrator.benchmark.run import BenchmarkJob
 from orchestrator.data.testset import load_testset, resolve_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError, did_you_mean
 from orchestrator.files import atomic_write, json_mapping
 from orchestrator.models.checkpoints import can_be_served, is_saved
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import base_checkpoint, trained_checkpoint, weight_problems
-from orchestrator.planning.plan import Plan, plan_run
+from orchestrator.planning.plan import plan_run
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import BenchmarkSummary
@@ -154,11 +154,11 @@ def select_checkpoint(
         benchmark=items,
         compute=spec.compute.model_copy(update={"slurm": None}),
     )
-    work = _Work(session, plan_run(session, alone), run, RunRecord.load(run), options)
+    job = BenchmarkJob(session, plan_run(session, alone), run, RunRecord.load(run), options)
     base = base_checkpoint(spec.model, session.workspace.root)
     if how.watch:
-        work.watch(base.model, items[:1])
-    points, left_out = _points(run, work.record, base.model)
+        _watch(job, base.model, items[:1])
+    points, left_out = _points(run, job.record)
     for label, reason in left_out.items():
         log.warning("%s is passed over: %s", label, reason)
     if not points:
@@ -166,7 +166,7 @@ def select_checkpoint(
     checkpoints = {point.label: trained_checkpoint(_folder(run, point.label), base.model) for point in points}
     if how.with_base:
         points, checkpoints = [Point(label="base", step=0), *points], {"base": base, **checkpoints}
-    folders, failed = work.evaluate(list(checkpoints.values()), items[:1])
+    folders, failed = _evaluate(job, list(checkpoints.values()), items[:1])
     left_out |= {label: error.message.splitlines()[0] for label, error in failed.items()}
     if failed and not (options.allow_incomplete and folders):
         raise StageError(
@@ -181,79 +181,64 @@ def select_checkpoint(
             left_out[label] = f"incomplete: {each.result.n_segments} answers"
     curve = _curve(run, [point for point in points if point.label not in left_out], found, metric, left_out)
     curve.save(run)
-    work.record.update(run, chosen_checkpoint=curve.chosen)
+    job.record.update(run, chosen_checkpoint=curve.chosen)
     if not tests:
         log.warning("the spec has no other set to score it on: the score here, which it was chosen by, is too good")
         return curve
     tested = checkpoints[curve.chosen]
     if any("output" in point.same_as for point in points if point.label == curve.chosen):
         tested = replace(tested, label="output")  # the run's own benchmarks are of output: they are not done again
-    folders, failed = work.evaluate([tested], items[1:])
+    folders, failed = _evaluate(job, [tested], items[1:])
     if failed:
         raise failed[tested.label]
     ids = {folder.name for folder in folders[tested.label]}
-    curve = curve.model_copy(update={"test": [item for item in work.record.benchmarks if item.id in ids]})
+    curve = curve.model_copy(update={"test": [item for item in job.record.benchmarks if item.id in ids]})
     curve.save(run)
     return curve
 
 
-@dataclass(frozen=True)
-class _Work:
-    """How the checkpoints of one run are benchmarked."""
+def _evaluate(
+    job: BenchmarkJob, checkpoints: Sequence[Checkpoint], items: Sequence[BenchmarkSpec]
+) -> tuple[dict[str, list[Path]], dict[str, StageError]]:
+    """By label the folders of the items' benchmarks, and how a checkpoint failed, which does not stop the others.
 
-    session: Session
-    plan: Plan
-    run: RunDir
-    record: RunRecord
-    options: EvalOptions
+    Raises StageError: the first two fail: it is not the checkpoint's fault.
+    """
+    done: dict[str, list[Path]] = {}
+    failed: dict[str, StageError] = {}
+    while left := [each for each in checkpoints if each.label not in {*done, *failed}]:
+        at = left[0].label
+        try:
+            with job.servers(left) as connect_to:
+                for each in left:
+                    at = each.label
+                    done[at] = job.benchmark(each, items, connect_to, keep_completed=not job.options.fresh)
+        except StageError as error:  # it may have lost its server, so the others get a new one
+            failed[at] = error
+            if len(failed) > 1 and not done:
+                raise
+            log.error("%s: %s", at, error.message)
+    job.score_by_comet([pair for folders in done.values() for pair in zip(items, folders, strict=True)])
+    return done, failed
 
-    def evaluate(
-        self, checkpoints: Sequence[Checkpoint], items: Sequence[BenchmarkSpec]
-    ) -> tuple[dict[str, list[Path]], dict[str, StageError]]:
-        """By label the folders of the items' benchmarks, and how a checkpoint failed, which does not stop the others.
 
-        Raises:
-            StageError: the first two fail: it is not the checkpoint's fault.
-        """
-        session, plan, run, record, options = self.session, self.plan, self.run, self.record, self.options
-        done: dict[str, list[Path]] = {}
-        failed: dict[str, StageError] = {}
-        while left := [each for each in checkpoints if each.label not in {*done, *failed}]:
-            at = left[0].label
+def _watch(job: BenchmarkJob, base: ModelSpec, items: Sequence[BenchmarkSpec]) -> None:
+    """Benchmark checkpoints as they are saved, until the run has ended."""
+    settled = set[str]()
+    while True:
+        trains = RunRecord.load(job.run).is_active()  # before the checkpoints are looked at
+        saved = (each for each in reversed(usable_checkpoints(job.run)) if is_saved(each))
+        if each := next((each for each in saved if each.label not in settled), None):
+            settled.add(each.label)
             try:
-                with checkpoint_servers(session, plan.spec, run, record, left) as connect_to:
-                    for each in left:
-                        at = each.label
-                        done[at] = benchmark_checkpoint(
-                            session, plan, run, record, each, items, options, connect_to,
-                            keep_completed=not options.fresh,
-                        )  # fmt: skip
-            except StageError as error:  # it may have lost its server, so the others get a new one
-                failed[at] = error
-                if len(failed) > 1 and not done:
-                    raise
-                log.error("%s: %s", at, error.message)
-        pairs = [(item, folder) for folders in done.values() for item, folder in zip(items, folders, strict=True)]
-        score_by_comet(session, plan.spec, run, record, pairs)
-        return done, failed
-
-    def watch(self, base: ModelSpec, items: Sequence[BenchmarkSpec]) -> None:
-        """Benchmark checkpoints as they are saved, until the run has ended."""
-        settled = set[str]()
-        while True:
-            trains = RunRecord.load(self.run).is_active()  # before the checkpoints are looked at
-            saved = (each for each in reversed(usable_checkpoints(self.run)) if is_saved(each))
-            if each := next((each for each in saved if each.label not in settled), None):
-                settled.add(each.label)
-                try:
-                    self.evaluate([trained_checkpoint(each.folder, base)], items)
-                except (OrchestratorError, OSError) as error:
-                    gone = "it was removed meanwhile (save_total_limit)"
-                    log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
-            elif not trains:
-                return
-            else:
-                time.sleep(POLL_S)
+                _evaluate(job, [trained_checkpoint(each.folder, base)], items)
+            except (OrchestratorError, OSError) as error:
+                gone = "it was removed meanwhile (save_total_limit)"
+                log.warning("%s is passed over: %s", each.label, error if each.folder.is_dir() else gone)
+        elif not trains:
+            return
+        else:
+            time.sleep(POLL_S)
 
 
 def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> BenchmarkSpec:
@@ -270,7 +255,7 @@ def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> B
     return item
 
 
-def _points(run: RunDir, record: RunRecord, base: ModelSpec) -> tuple[list[Point], dict[str, str]]:
+def _points(run: RunDir, record: RunRecord) -> tuple[list[Point], dict[str, str]]:
     """The checkpoints of a run by step, output last, and what can't be served, with the reason."""
     found: dict[str, Point] = {}  # by the hash of the weights
     left_out: dict[str, str] = {}
@@ -303,42 +288,33 @@ def _curve(
     run: RunDir, points: Sequence[Point], found: Mapping[str, Benchmark], metric: Metric, left_out: dict[str, str]
 ) -> Curve:
     """The curve of checkpoints that were benchmarked alike, in the order of their steps, and the best of them."""
-    trained = [point.label for point in points if point.label != "base"]
+    labels, trained = [point.label for point in points], [point.label for point in points if point.label != "base"]
     if not trained:
         raise StageError(f"no checkpoint of {run.id} was answered completely, so none can be chosen")
-    scores = {point.label: found[point.label].score(metric) for point in points}
-    if not_scored := [label for label, score in scores.items() if score is None]:
+    if not_scored := [label for label in labels if found[label].score(metric) is None]:
         raise SpecError(f"{', '.join(not_scored)}: no score by {metric}", "benchmark them anew: --fresh")
-    values = {label: score.score if score else 0.0 for label, score in scores.items()}
+    of_all, _ = load_statistics([found[label] for label in labels], [metric])
+    stats = dict(zip(labels, of_all[metric], strict=True))
+    # Scored now, all by one sacrebleu: a benchmark that was completed before may be of another version.
+    values = {label: stats[label].score() for label in trained}
     best = (max if higher_is_better(metric) else min)(trained, key=values.__getitem__)  # of equal ones the first
-    names = [best, *(point.label for point in points if point.label != best)]
-    stats, _ = load_statistics([found[name] for name in names], [metric])
-    tests = paired_tests(names, stats, n_comparisons=max(1, n_pairs(len(trained))))
+    names = [best, *(label for label in labels if label != best)]
+    tests = paired_tests(names, {metric: [stats[name] for name in names]}, n_comparisons=n_pairs(len(trained)))
     tested = {test.system: test for test in tests}
-    scored = {
-        point.label: point.model_copy(
-            update={
-                "benchmark": found[point.label].folder.name,
-                "scores": found[point.label].result.scores,
-                "test": tested.get(point.label),
-            }
-        )
-        for point in points
-    }
-    own, result = [scored[label] for label in trained], found[best].result
+    scored = {}
+    for point in points:
+        of, result = found[point.label].folder.name, found[point.label].result
+        own = {"benchmark": of, "scores": result.scores, "test": tested.get(point.label)}
+        scored[point.label] = point.model_copy(update=own)
     return Curve(
+        **{key: getattr(found[best].result, key) for key in COMPARABLE},
         run=run.id,
         made_at=now(),
-        testset=result.testset,
-        split=result.split,
-        n_segments=result.n_segments,
-        text_sha256=result.text_sha256,
-        prompts_sha256=result.prompts_sha256,
         metric=metric,
-        signature=next(score.signature for score in result.scores if score.metric == metric),
-        points=own,
+        signature=next(score.signature for score in scored[best].scores if score.metric == metric),
+        points=[scored[label] for label in trained],
         base=scored.get("base"),
         chosen=best,
-        earliest_not_worse=next(point.label for point in own if not point.worse),
+        earliest_not_worse=next(label for label in trained if not scored[label].worse),
         left_out=left_out,
     )

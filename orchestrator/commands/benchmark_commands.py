@@ -120,27 +120,21 @@ def benchmark(
 @app.command(epilog="Example: orchestrator compare demo@base demo")
 def compare(
     systems: Annotated[
-        list[str], Argument(metavar="A B...", help="Runs, RUN@LABEL, benchmark folders, or a group; first: baseline.")
+        list[str], Argument(metavar="A B...", help="Runs, RUN@LABEL, benchmark folders, groups; first: baseline.")
     ],
     testset: Annotated[str | None, Option(metavar="NAME[:SPLIT]", help="Default: the newest that all have.")] = None,
     metric: Annotated[list[str] | None, Option(help="bleu, chrf, chrf++, ter; repeatable. Default: all.")] = None,
-    examples: Annotated[
-        int | None, Option(min=0, help="Sentences shown where each wins. Default: 3; group: 0.")
-    ] = None,
+    examples: Annotated[int, Option(min=0, help="Sentences shown where each wins.")] = 3,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
-    """Which is better, by how much, and can this test set tell? Paired tests of benchmarks, each with the first.
-
-    The runs of a group are ranked, each compared with the best.
-    """
+    """Which is better, by how much, and can this test set tell? Paired tests of benchmarks, each with the first."""
     from orchestrator.benchmark.compare import compare as compare_benchmarks
-    from orchestrator.benchmark.results import find_compared
+    from orchestrator.benchmark.results import find_benchmarks
     from orchestrator.views.comparison import comparison_text
 
-    found = find_compared(systems, open_workspace(workspace), testset, metric or ())
-    n_examples = examples if examples is not None else 3 if found.group is None else 0
-    comparison = compare_benchmarks(found, metric or (), n_examples=n_examples)
+    found = find_benchmarks(systems, open_workspace(workspace), testset)
+    comparison = compare_benchmarks(found, metric or (), n_examples=examples)
     show(comparison.model_dump(mode="json"), comparison_text(comparison), as_json=as_json)
 
 

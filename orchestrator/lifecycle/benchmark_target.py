@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.benchmark.comet import add_comet
 from orchestrator.benchmark.evaluate import EvalOptions
-from orchestrator.benchmark.run import benchmark_checkpoint, checkpoint_servers, score_by_comet
+from orchestrator.benchmark.run import BenchmarkJob, add_comet
 from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded, lock
@@ -58,10 +57,10 @@ def benchmark(
             log.info("run %s is continued", run.id)
             carry_out(session, take_up(run, request), own, plan)
         return [run.benchmarks / item.id for item in RunRecord.load(run).benchmarks]
-    record = RunRecord.load(target.run)
-    with checkpoint_servers(session, spec, target.run, record, [target.checkpoint]) as connect_to:
-        folders = benchmark_checkpoint(session, plan, target.run, record, target.checkpoint, items, options, connect_to)
-    score_by_comet(session, spec, target.run, record, zip(items, folders, strict=True))
+    job = BenchmarkJob(session, plan, target.run, RunRecord.load(target.run), options)
+    with job.servers([target.checkpoint]) as connect_to:
+        folders = job.benchmark(target.checkpoint, items, connect_to)
+    job.score_by_comet(list(zip(items, folders, strict=True)))
     return folders
 
 

@@ -19,7 +19,7 @@ from orchestrator.runs import slurm
 from orchestrator.runs.machine import this_machine
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, read_templates, suggest_template
-from orchestrator.upstream.comet import find_comet, locate_comet_model
+from orchestrator.upstream.comet import find_comet
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 
@@ -133,8 +133,7 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
     for number, item in enumerate(spec.benchmark):
         if item.comet is not None:
             try:
-                find_comet()
-                locate_comet_model(item.comet, root)
+                find_comet(item.comet, root)
             except PrerequisiteError as error:
                 findings.append(from_error(f"benchmark.{number}.comet", error))
     return findings

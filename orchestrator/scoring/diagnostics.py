@@ -20,8 +20,7 @@ N_LISTED = 100
 N_TO_LEARN_FROM = 50
 """With fewer segments, what the two languages look like is not known well enough."""
 
-# How much more likely a hypothesis has to be in the source language: e ** 10, over all of it. Runs of characters
-# overlap, so that this is less sure than it looks.
+# How much more likely a hypothesis has to be in the source language: e ** 10, over all of it.
 _CLEARLY = 10.0
 _SURELY_A_SENTENCE = 15
 _TOO_LONG, _TOO_SHORT, _FEW_CHARACTERS = 2.0, 0.5, 15
@@ -65,25 +64,16 @@ def diagnose(
     instruction: str = "",
     indices: Sequence[int] | None = None,
 ) -> dict[str, Flagged | None]:
-    """Look for hypotheses that are no translation. What the reference does too is no issue.
+    """Look for hypotheses that are no translation; what the reference does too is no issue.
 
-    Args:
-        sources: in test-set order.
-        references: one for each.
-        hypotheses: as they are scored.
-        cut_off: whether each ended at the longest length that was allowed; None where that is not known.
-        source_lang: language code; within one language nothing is a copy or in the wrong language.
-        target_lang: likewise.
-        instruction: what stood before each source in the prompt.
-        indices: of each in the test set. None: all of it is here.
+    `cut_off` says of each whether it ended at the longest length that was allowed (None: not known), `instruction` what
+    stood before each source in the prompt, `indices` where each is in the test set (None: all of it is here).
 
-    Returns:
-        By issue; None where it cannot be known. empty: nothing or white space. copied_source: the source, letter case
-        and punctuation aside, alone or with more around it. wrong_language: mostly in scripts that the references do
-        not use, or, in a test set of 50 or more, clearly nearer to the sources' language. chatter: words around the
-        translation, or the instruction repeated. control_text: reasoning tags or a chat template's marks. cut_off.
-        repetition: the same words four times running. length_outlier: twice or half as long as reference and source
-        let expect.
+    By issue; None where it cannot be known. empty: nothing or white space. copied_source: the source, letter case and
+    punctuation aside, alone or with more around it. wrong_language: mostly in scripts that the references do not use,
+    or, in a test set of 50 or more, clearly nearer to the sources' language. chatter: words around the translation, or
+    the instruction repeated. control_text: reasoning tags or a chat template's marks. cut_off. repetition: the same
+    words four times running. length_outlier: twice or half as long as reference and source let expect.
     """
     triples = list(zip(sources, references, hypotheses, strict=True))
     translated = base_language(source_lang) != base_language(target_lang)
@@ -100,10 +90,11 @@ def diagnose(
         "length_outlier": (_is_length_outlier(*each, per_character) for each in triples),
     }
     numbers = range(len(triples)) if indices is None else indices
-    found: dict[str, Flagged | None] = {}
+    found: dict[str, Flagged | None] = dict.fromkeys(flags)
     for issue, of_each in flags.items():
-        at = [index for index, flag in zip(numbers, of_each, strict=True) if flag] if of_each is not None else []
-        found[issue] = None if of_each is None else Flagged(count=len(at), indices=at[:N_LISTED])
+        if of_each is not None:
+            at = [index for index, flag in zip(numbers, of_each, strict=True) if flag]
+            found[issue] = Flagged(count=len(at), indices=at[:N_LISTED])
     return found
 
 
@@ -112,15 +103,11 @@ def describe(counts: dict[str, int | None]) -> str:
     return ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items() if number)
 
 
-def _is_copied(source: str, reference: str, hypothesis: str) -> bool:
-    source, reference, hypothesis = map(_letters_and_digits, (source, reference, hypothesis))
+def _is_copied(*texts: str) -> bool:
+    source, reference, hypothesis = ("".join(filter(str.isalnum, text.casefold())) for text in texts)
     if hypothesis == source:
         return bool(source) and source != reference
     return len(source) >= _SURELY_A_SENTENCE and source in hypothesis and source not in reference
-
-
-def _letters_and_digits(text: str) -> str:
-    return "".join(char for char in text.casefold() if char.isalnum())
 
 
 def _has_only(pattern: re.Pattern[str], source: str, reference: str, hypothesis: str) -> bool:
@@ -141,35 +128,23 @@ def _is_length_outlier(source: str, reference: str, hypothesis: str, per_charact
 
 
 def _in_wrong_language(triples: Sequence[tuple[str, str, str]]) -> list[bool]:
-    scripts = sum((_scripts(reference) for _, reference, _ in triples), Counter())
+    scripts = Counter(script for _, reference, _ in triples for script in _scripts(reference))
     usual = {script for script, number in scripts.items() if number >= 0.05 * scripts.total()}
-    flags = [
-        _share(hypothesis, usual) < 0.5 <= _share(reference, usual) if usual else False
-        for _, reference, hypothesis in triples
-    ]
+    flags = [bool(usual) and _share(text, usual) < 0.5 <= _share(reference, usual) for _, reference, text in triples]
     if len(triples) < N_TO_LEARN_FROM:
         return flags
-    like_source = _Language(source for source, _, _ in triples)
-    like_target = _Language(reference for _, reference, _ in triples)
-    return [
-        flag
-        or (
-            hypothesis != reference
-            and like_source.log_likelihood(hypothesis) - like_target.log_likelihood(hypothesis) > _CLEARLY
-        )
-        for flag, (_, reference, hypothesis) in zip(flags, triples, strict=True)
-    ]
+    in_sources = Counter(run for source, _, _ in triples for run in _trigrams(source))
+    in_references = Counter(run for _, reference, _ in triples for run in _trigrams(reference))
+    for number, (_, reference, text) in enumerate(triples):
+        nearer = _log_likelihood(text, in_sources) - _log_likelihood(text, in_references)
+        flags[number] |= text != reference and nearer > _CLEARLY
+    return flags
 
 
-class _Language:
-    """What a language looks like: how often each run of three characters comes in some texts of it."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._counts = Counter(run for text in texts for run in _trigrams(text))
-        self._total = self._counts.total() + 0.5 * (len(self._counts) + 1)
-
-    def log_likelihood(self, text: str) -> float:
-        return sum(math.log((self._counts[run] + 0.5) / self._total) for run in _trigrams(text))
+def _log_likelihood(text: str, counts: Counter[str]) -> float:
+    """Of a text in the language in which runs of three characters are so frequent."""
+    total = counts.total() + 0.5 * (len(counts) + 1)
+    return sum(math.log((counts[run] + 0.5) / total) for run in _trigrams(text))
 
 
 def _trigrams(text: str) -> list[str]:
@@ -180,11 +155,11 @@ def _trigrams(text: str) -> list[str]:
 def _share(text: str, scripts: set[str]) -> float:
     """Which part of a text's letters is of some scripts; 1 where it has no letters."""
     found = _scripts(text)
-    return sum(found[script] for script in scripts) / found.total() if found else 1.0
+    return sum(script in scripts for script in found) / len(found) if found else 1.0
 
 
-def _scripts(text: str) -> Counter[str]:
-    return Counter(_script(char) for char in text if char.isalpha())
+def _scripts(text: str) -> list[str]:
+    return [_script(char) for char in text if char.isalpha()]
 
 
 @lru_cache(maxsize=4096)

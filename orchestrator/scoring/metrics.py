@@ -31,8 +31,6 @@ HEADINGS: dict[str, str] = {
     "mean_sentence_bleu": "mean sentence BLEU",
     "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
 }
-NORMALIZATION = "outer white space goes, each line break becomes one space; nothing else is changed"
-"""What happens to a hypothesis before it is scored."""
 
 _SEGMENTS_AT_ONCE = 1000
 # Whatever some reader takes for the end of a line: str.splitlines' list.
@@ -45,7 +43,7 @@ _TOKENIZED = {
     "ko": "ko kor",
 }
 _LANGUAGE_OF = {code: language for language, codes in _TOKENIZED.items() for code in codes.split()}
-_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class Score(BaseModel):
@@ -69,10 +67,7 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Statistics:
-    """The sufficient statistics of each segment by one of sacrebleu's metrics: every score is computed from their sums.
-
-    Counting n-grams or edits is what costs; a score from given counts takes microseconds.
-    """
+    """Each segment's sufficient statistics by one of sacrebleu's metrics: every score is computed from their sums."""
 
     metric: Any
     rows: list[list[float]]
@@ -112,15 +107,16 @@ def normalize_segment(text: str) -> str:
     return _LINE_BREAK.sub(" ", text).strip()
 
 
-def tokenizer_warning(bleu_signature: str, references: Sequence[str], tgt_lang: str) -> str | None:
-    """Why a BLEU is about 0 for any translation: words without spaces between them, in the tokenizer for spaces."""
+def spacing_warning(scores: Sequence[Score], references: Sequence[str], tgt_lang: str) -> str | None:
+    """Which scores are near their worst for any translation: words without spaces, in a tokenizer that goes by them."""
     letters = [char for text in references[:500] for char in text if char.isalpha()]
     unspaced = sum(unicodedata.name(char, "").startswith(_UNSPACED_SCRIPTS) for char in letters)
-    if "tok:13a" not in bleu_signature or 2 * unspaced <= len(letters):
+    spaced = [HEADINGS[each.metric] for each in scores if re.search("tok:13a|asian:no", each.signature)]
+    if 2 * unspaced <= len(letters) or not spaced:
         return None
     return (
-        f"BLEU is near 0 for any translation here: the references have no spaces between words, and target language "
-        f"{tgt_lang!r} has the tokenizer 13a; take chrF2, or correct the language (zh, ja, ko have tokenizers)"
+        f"{', '.join(spaced)}: no measure here, since a sentence counts as one word: the references have no spaces "
+        f"between words; take chrF2 (BLEU has tokenizers for zh, ja, ko; the target language is {tgt_lang!r})"
     )
 
 
@@ -134,15 +130,10 @@ def score_system(
 ) -> tuple[list[Score], Score | None, Score]:
     """Score a system's output: by every metric, the mean of sentence BLEUs (None without BLEU), LLaMA-Factory's bleu-4.
 
-    Args:
-        hypotheses: detokenized output, one string per segment, in test-set order.
-        references: one sequence per reference set, each as long as hypotheses.
-        tgt_lang: language code; chooses BLEU's tokenizer (zh: zh, ja: ja-mecab, ko: ko-mecab, else 13a).
-        metrics: any of METRICS.
-        n_bootstrap: resamples for the 95 % interval; 1 turns it off, and so does a single segment.
+    `hypotheses` are detokenized, one string per segment in test-set order; `references` hold a sequence of as many for
+    each reference set; `n_bootstrap` resamples give the 95 % interval, which one segment has none of.
 
-    Raises:
-        PrerequisiteError: tgt_lang needs MeCab, and it is not installed.
+    Raises PrerequisiteError: as load_metric.
 
     Source: Post (2018), https://aclanthology.org/W18-6319; chrF: Popović (2015), https://aclanthology.org/W15-3049;
     chrF++: Popović (2017), https://aclanthology.org/W17-4770; TER: Snover et al. (2006),
@@ -158,8 +149,7 @@ def score_system(
 def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """What LLaMA-Factory calls bleu-4, usually much higher than BLEU: the mean of sentences' BLEUs over characters.
 
-    nltk's sentence_bleu with smoothing method 3, rounded to four digits for each sentence, as
-    llamafactory/train/sft/metric.py (0.9.5) has it; jieba's words go into its ROUGE only. It has one reference.
+    nltk's sentence_bleu with smoothing method 3, each rounded to four digits, as in llamafactory/train/sft/metric.py.
     """
     each = [round(100 * _character_bleu(*pair), 4) for pair in zip(hypotheses, references, strict=True)]
     return Score(
@@ -171,10 +161,9 @@ def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> 
 
 
 def load_metric(name: Metric, tgt_lang: str) -> Any:
-    """Sacrebleu's metric for a target language.
+    """Sacrebleu's metric for a target language, which chooses BLEU's tokenizer (zh, ja-mecab, ko-mecab, else 13a).
 
-    Raises:
-        PrerequisiteError: BLEU for a tgt_lang that needs MeCab, which is not installed.
+    Raises PrerequisiteError: that needs MeCab, which is not installed.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -197,11 +186,7 @@ def load_metric(name: Metric, tgt_lang: str) -> Any:
 def sufficient_statistics(
     name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], systems: Sequence[Sequence[str]]
 ) -> list[Statistics]:
-    """A metric's statistics of each system's output; the references are counted once for all of them.
-
-    Raises:
-        PrerequisiteError: as load_metric.
-    """
+    """A metric's statistics of each system's output; the references are counted once for all of them."""
     metric = load_metric(name, tgt_lang)
     rows: list[list[list[float]]] = [[] for _ in systems]
     # Some segments at a time: a reference's n-grams are a hundred times as large as its text.
@@ -215,10 +200,7 @@ def sufficient_statistics(
 
 
 def seed() -> int:
-    """The seed of all resampling: sacrebleu's, 12345, or what SACREBLEU_SEED says; a number drawn now for none.
-
-    Whoever compares two systems resamples both with the same one.
-    """
+    """The seed of all resampling: sacrebleu's, 12345, or what SACREBLEU_SEED says; a number drawn now for none."""
     text = os.environ.get("SACREBLEU_SEED", "12345")
     try:
         return secrets.randbelow(1 << 32) if text.lower() == "none" else int(text)

@@ -77,8 +77,8 @@ def paired_tests(
 ) -> list[PairedTest]:
     """Every system but the first against the first, by every metric; p values are corrected within a metric.
 
-    `n_comparisons` to correct for is the number of systems but the first unless it is given: n_pairs() where these data
-    picked the baseline.
+    They are corrected for their number, or for `n_comparisons` where that is more: n_pairs() where these data picked
+    the baseline.
 
     Source: Koehn (2004), https://aclanthology.org/W04-3250; Riezler and Maxwell (2005),
     https://aclanthology.org/W05-0908; ties: Phipson and Smyth (2010), https://doi.org/10.2202/1544-6115.1585;
@@ -87,7 +87,7 @@ def paired_tests(
     import numpy as np
 
     seed = default_seed() if seed is None else seed
-    m = n_comparisons or max(1, len(names) - 1)
+    m = max(n_comparisons or 1, len(names) - 1)
     tests: list[PairedTest] = []
     for metric, (baseline, *systems) in stats.items():
         resampled = np.array(baseline.resampled(n_bootstrap, seed))
@@ -102,11 +102,8 @@ def paired_tests(
 
 
 def holm(p_values: Sequence[float], n_comparisons: int | None = None) -> list[float]:
-    """P values corrected for their number, or for more comparisons than were made.
-
-    Reject what is below alpha, and the chance of any false alarm stays below alpha.
-    """
-    m = n_comparisons or len(p_values)
+    """P values corrected for their number, or for more comparisons than were made."""
+    m = max(n_comparisons or 0, len(p_values))
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (m - rank) * p_values[index]))

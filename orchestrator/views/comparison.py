@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from orchestrator.benchmark.compare import Comparison, Example, Sentences
+from orchestrator.benchmark.compare import Comparison, Sentences
 from orchestrator.scoring.metrics import HEADINGS, higher_is_better
 from orchestrator.scoring.significance import PairedTest
 from orchestrator.views.terminal import line, table
@@ -27,15 +27,11 @@ def comparison_text(comparison: Comparison) -> RenderableType:
 
 
 def _scores(comparison: Comparison) -> RenderableType:
-    headings = [HEADINGS[metric] for metric in comparison.signatures]
     rows = [
-        [system.name, *(f"{system.scores[metric]:.2f}" for metric in comparison.signatures)]
+        [system.name, *(f"{score:.2f}" for score in system.scores.values()), system.target]
         for system in comparison.systems
     ]
-    if comparison.group is None:
-        return table(["", *headings], rows)
-    rows = [[*row, system.target] for row, system in zip(rows, comparison.systems, strict=True)]
-    return table([comparison.group, *headings, "run"], rows)
+    return table(["", *(HEADINGS[metric] for metric in comparison.signatures), "of"], rows)
 
 
 def _test_row(test: PairedTest) -> list[str]:
@@ -64,12 +60,10 @@ def _small_print(comparison: Comparison) -> list[str]:
 def _issues(comparison: Comparison) -> RenderableType:
     """Side by side; '?' where a benchmark could not know."""
     names = dict.fromkeys(name for each in comparison.systems for name, number in each.issues.items() if number)
+    of_each = [[each.issues.get(name) for each in comparison.systems] for name in names]
     rows = [
-        [
-            name.replace("_", " "),
-            *("?" if (count := each.issues.get(name)) is None else str(count) for each in comparison.systems),
-        ]
-        for name in names
+        [name.replace("_", " "), *("?" if count is None else str(count) for count in counts)]
+        for name, counts in zip(names, of_each, strict=True)
     ]
     return table(["", *(each.name for each in comparison.systems)], rows)
 
@@ -80,18 +74,10 @@ def _sentences(sentences: Sentences, baseline: str) -> list[str]:
         f"{system} against {baseline}, sentence by sentence, by chrF2: higher in {sentences.better}, "
         f"lower in {sentences.worse}, the same in {sentences.equal}"
     ]
-    for winner, examples in ((system, sentences.where_better), (baseline, sentences.where_worse)):
-        if examples:
-            lines += [
-                f"where {winner} wins:",
-                *(row for each in examples for row in _example(each, baseline, system)),
-            ]
-    return lines
-
-
-def _example(example: Example, baseline: str, system: str) -> list[str]:
     width = max(len("reference"), len(baseline), len(system))
-    rows = [("source", example.source), ("reference", example.reference)]
-    rows += [(baseline, example.baseline_hypothesis), (system, example.hypothesis)]
-    number = f"  {example.index}: chrF2 {example.baseline_chrf:.1f} -> {example.chrf:.1f}"
-    return [number, *(f"    {name:{width}}  {text}" for name, text in rows)]
+    for each in sentences.examples:
+        lines.append(f"  {each.index}: chrF2 {each.chrf[0]:.1f} -> {each.chrf[1]:.1f}")
+        texts = [each.source, each.reference, *each.hypotheses]
+        rows = zip(("source", "reference", baseline, system), texts, strict=True)
+        lines += [f"    {name:{width}}  {text}" for name, text in rows]
+    return lines
