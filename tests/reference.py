@@ -23,7 +23,7 @@ VARIABLES = {
     "ORCHESTRATOR_LLAMAFACTORY": "the environment (its folder, or its `llamafactory-cli`) that trains and serves. "
     "Default: ours, then PATH",
     "ORCHESTRATOR_VLLM": "the environment (its folder, or its `vllm`) of `serve.backend: vllm`. Default: none",
-    "ORCHESTRATOR_COMET": "the environment (its folder, or its `comet-score`) that computes COMET. Default: none",
+    "ORCHESTRATOR_COMET": "the environment, a folder with bin/comet-score, that computes COMET. Default: none",
     "ORCHESTRATOR_WORKSPACE": "the folder with runs/ and dataset_info/. Default: found upwards from the current one",
     "ORCHESTRATOR_ARCHIVES": "a folder with datasets' archives, instead of the network",
     "ORCHESTRATOR_CACHE": "downloads, hashes, answers of benchmarks. Default: the user's cache folder",
