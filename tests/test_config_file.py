@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own YAML files: values as it reads them, and comments. Run: pytest tests/test_config_file.py."""
+"""LLaMA-Factory's own YAML files: values as it reads them, and comments."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,7 @@ def test_values_are_read_as_omegaconf_reads_them(tmp_path):
     }  # fmt: skip
 
 
-def test_each_comment_goes_with_the_argument_that_it_is_about(tmp_path):
-    _, comments = read(
-        tmp_path,
-        """\
+COMMENTED = """\
 # what this is
 # in two lines
 
@@ -42,21 +39,25 @@ block: |
   line # no comment
   two
 flow: {a: 1,  # within
-  b: 2}
+  b: 2}  # and more
 
 ### eval
 # val_size: 0.1
-""",
+"""
+
+
+def test_each_comment_goes_with_the_argument_that_it_is_about(tmp_path):
+    assert read(tmp_path, COMMENTED)[1] == Comments(
+        head=["# what this is", "# in two lines"],
+        before={
+            "model_name_or_path": ["### model"],
+            "lora_rank": ["# why 8"],
+            "fsdp": ["# inner", "# another"],
+            "flow": ["# and more"],
+        },
+        beside={"model_name_or_path": "# or a folder", "text": "# beside", "flow": "# within"},
+        tail=["### eval", "# val_size: 0.1"],
     )
-    assert comments.head == ["# what this is", "# in two lines"]
-    assert comments.before == {
-        "model_name_or_path": ["### model"],
-        "lora_rank": ["# why 8"],
-        "fsdp": ["# inner", "# another"],
-        "flow": ["# within"],
-    }
-    assert comments.beside == {"model_name_or_path": "# or a folder", "text": "# beside"}
-    assert comments.tail == ["### eval", "# val_size: 0.1"]
 
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))

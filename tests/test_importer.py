@@ -50,11 +50,12 @@ def origin(tmp_path) -> Path:
 @pytest.fixture
 def make(workspace, origin) -> Make:
     """The import of these arguments."""
+    renderer = Renderer()
 
     def import_them(arguments: dict[str, Any], command: str = "train", **draft: Any) -> Imported:
         given = Draft(command, arguments, "here", [origin], **draft)
         folders = entry_folders(workspace.dataset_info)
-        return import_draft(given, "x", workspace=workspace, folders=folders, renderer=Renderer())
+        return import_draft(given, "x", workspace=workspace, folders=folders, renderer=renderer)
 
     return import_them
 
@@ -129,15 +130,15 @@ def test_datasets_of_dataset_info_json_become_entries_with_absolute_files(make, 
     toy, hub = (load_entry(name, folders).entry.llamafactory for name in spec.datasets)
     assert (toy.file_name, hub.hf_hub_url) == (str(origin / "data" / "toy.json"), "a/b")
     assert any("file_sha1" in note for note in found.notes)
-    assert any("is called with-sha here" in note for note in found.notes)
+    assert any("is called with-sha here: 'with sha' can be no file's name" in note for note in found.notes)
 
 
 def test_an_entry_that_is_the_same_is_used_and_another_of_its_name_is_kept(make, workspace, origin):
     write_imported(make(LEAST), "x", workspace)
     assert make(LEAST).entries == {}
     (origin / "data" / "dataset_info.json").write_text('{"toy": {"file_name": "other.json"}}')
-    again = make(LEAST)
-    assert list(again.entries) == ["toy-2"] and "dataset: toy-2" in again.spec
+    again = make({**LEAST, "eval_dataset": "toy"})
+    assert list(again.entries) == ["toy-2"] and "dataset: toy-2" in again.spec and "eval_dataset: toy-2" in again.spec
 
 
 @pytest.mark.parametrize(
@@ -165,20 +166,13 @@ def test_datasets_of_the_hub_and_of_media_have_what_llamafactory_would_take(make
 def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_went(make, workspace, origin):
     (origin / "ds.json").write_text("{}")
     (origin / "models" / "m").mkdir(parents=True)
-    paths = {
-        "model_name_or_path": "models/m",
-        "deepspeed": "ds.json",
-        "tokenized_path": "tok",
-        "fsdp_config": "no.json",
-    }
+    paths = {"model_name_or_path": "models/m", "deepspeed": "ds.json", "tokenized_path": "t", "fsdp_config": "no.json"}
     found = make({**LEAST, **paths})
     spec = spec_of(found, workspace)
     assert spec.model is not None and spec.train is not None
     assert spec.model.name_or_path == str(origin / "models" / "m")
-    arguments = spec.train.arguments()
-    assert [arguments[key] for key in ("deepspeed", "tokenized_path", "fsdp_config")] == [
-        str(origin / "ds.json"), str(origin / "tok"), "no.json",
-    ]  # fmt: skip
+    arguments = [spec.train.arguments()[key] for key in ("deepspeed", "tokenized_path", "fsdp_config")]
+    assert arguments == [str(origin / "ds.json"), str(origin / "t"), "no.json"]
     assert any("fsdp_config: 'no.json' is not there" in note for note in found.notes)
 
 
@@ -187,7 +181,6 @@ def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_wen
     [
         {"CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NNODES": "2", "NODE_RANK": "1",
          "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "4"},
-        {"FORCE_TORCHRUN": "1"},
         {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0"},
     ],
 )  # fmt: skip
@@ -248,19 +241,18 @@ def test_a_spec_is_called_after_the_file_or_the_old_output_folder(words, output_
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0$"), max_size=30),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.text("abc", min_size=1, max_size=5), inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.dictionaries(st.from_regex("[a-z_]{1,12}", fullmatch=True), anything, max_size=4))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.dictionaries(st.from_regex("[a-z_]{1,12}", fullmatch=True), anything, max_size=8))
 def test_any_value_of_any_argument_is_written_as_it_is(values, make, workspace):
     ours = {"seed", "name", "stage", "max_samples", "lora_target", "finetuning_type"}
     given = {key: value for key, value in values.items() if key not in ours and not is_secret(key)}
-    given = {key: value for key, value in given.items() if "${" not in json.dumps(value)}
     path = workspace.runs / "x.yaml"
     path.write_text(make({**LEAST, **given}).spec, encoding="utf-8")
     spec = load_spec(path)

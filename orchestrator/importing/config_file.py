@@ -42,32 +42,29 @@ def read_config(path: Path) -> tuple[dict[str, Any], Comments]:
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"{path} cannot be read as LLaMA-Factory reads it: {reason}", f"edit {path}") from error
-    if not isinstance(values, dict):
-        raise SpecError(f"{path} holds no mapping of arguments")
-    text = path.read_text(encoding="utf-8-sig")
-    return {str(key): value for key, value in values.items()}, _comments(text)
+    assert isinstance(values, dict)  # read_yaml takes nothing else
+    return {str(key): value for key, value in values.items()}, _comments(path.read_text(encoding="utf-8-sig"))
 
 
 def _comments(text: str) -> Comments:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    nodes = root.value if isinstance(root, yaml.MappingNode) else []
-    keys = [(str(key.value), key.start_mark.line, _last_line(value)) for key, value in nodes]
-    comments = Comments()
-    above = text.split("\n")[: keys[0][1] if keys else 0]
+    names = {key.start_mark.line: str(key.value) for key, _ in root.value} if isinstance(root, yaml.MappingNode) else {}
+    lines, comments = [*names], Comments()
+    above = text.split("\n")[: lines[0] if lines else 0]
     head_ends = max((number for number, line in enumerate(above) if not line.strip()), default=-1)
-    following = 0  # comments come in the order of the file, as the keys do
     for line, column, words in _found(text):
-        while following < len(keys) and keys[following][2] < line:
-            following += 1
-        name, first, last = keys[following] if following < len(keys) else ("", -1, -1)
+        following = bisect_right(lines, line)
+        name = names[lines[following - 1]] if following else ""
         if line <= head_ends:
             comments.head.append(words)
-        elif not name:
-            comments.tail.append(words)
-        elif column > 0 and line == first == last:
+        elif column > 0 and line in names and name not in comments.beside:
             comments.beside[name] = words
-        else:
+        elif column > 0 and following:  # within the value
             comments.before.setdefault(name, []).append(words)
+        elif following < len(lines):
+            comments.before.setdefault(names[lines[following]], []).append(words)
+        else:
+            comments.tail.append(words)
     return comments
 
 
@@ -83,12 +80,3 @@ def _found(text: str) -> Iterator[tuple[int, int, str]]:
             yield line, at - starts[line], text[at:stop].strip()
             at = stop
         ends = max(ends, token.end_mark.index)
-
-
-def _last_line(node: yaml.Node) -> int:
-    """The line on which a value ends; a block's own end mark is where the next thing begins."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _last_line(last[1] if isinstance(last, tuple) else last)
-    end, start = node.end_mark, node.start_mark
-    return int(end.line - 1 if end.column == 0 and end.line > start.line else end.line)

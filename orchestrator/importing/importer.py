@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secre
 from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.schema import modeline
 
-# Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run. True: it makes it.
-_PATHS = dict.fromkeys((
+# Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run.
+_READ = (
     "deepspeed", "fsdp_config", "media_dir", "new_special_tokens_config", "reward_model", "reward_model_adapters",
     "ref_model", "ref_model_adapters", "export_quantization_dataset", "kt_weight_path", "kt_expert_checkpoint_path",
     "generation_config", "accelerator_config", "swanlab_logdir", "adapter_folder",
-), False) | dict.fromkeys((
-    "tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir", "export_dir",
-), True)  # fmt: skip
+)  # fmt: skip
+_MADE = ("tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profiler_output_dir", "export_dir")
 _ENVIRONMENT = RESERVED_ENV | dict.fromkeys(
     ("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), "an elastic training has no place in a spec"
 )
@@ -38,6 +38,7 @@ _TEXTS = ("devices", "host", "master_addr")
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
 _TOP = ("name", "dataset", "eval_dataset", "seed")
 _ORDER = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
+_SECRET = "a secret by its name: export it yourself"
 
 
 @dataclass
@@ -76,10 +77,13 @@ def import_draft(
     Raises:
         SpecError: it trains nothing, or cannot be written as a spec.
     """
-    if draft.command == "train" and draft.arguments.get("do_train") is not True:
-        heads = f"{draft.place} does not train: do_train is {json.dumps(draft.arguments.get('do_train'))}"
+    given = draft.arguments
+    problem = None if given.get("model_name_or_path") else "names no model: model_name_or_path is missing"
+    if draft.command == "train" and given.get("do_train") is not True:
+        problem = f"does not train: do_train is {json.dumps(given.get('do_train'))}"
+    if problem:
         remedy = "a model's translations are scored by `orchestrator benchmark`; to train, write do_train: true"
-        raise SpecError("\n  ".join([heads, *draft.notes]), remedy)
+        raise SpecError("\n  ".join([f"{draft.place} {problem}", *draft.notes]), remedy)
     return _Import(draft, workspace, folders).spec(name, renderer)
 
 
@@ -115,14 +119,14 @@ class _Import:
         self.draft, self.workspace, self.folders = draft, workspace, folders
         self.section = _SECTIONS[draft.command]
         self.notes = list(draft.notes)
-        self.entries: dict[str, str] = {}
+        self.entries: dict[str, LlamaFactoryEntry] = {}
         self.media_dir: Path | None = None
         self.lines: dict[str, list[Line]] = {self.section: []}
         self.expected: dict[str, Any] = {self.section: {}, "model": {}}
         """What the text must say once it is read back."""
 
     def spec(self, name: str, renderer: Renderer) -> Imported:
-        comments, pending, dropped = self.draft.comments, list[str](), dict[str, list[str]]()
+        comments, pending = self.draft.comments, list[str]()
         self._put("name", "name", name)
         for key, value in self.draft.arguments.items():
             above, beside = [*pending, *comments.before.get(key, [])], comments.beside.get(key)
@@ -133,15 +137,20 @@ class _Import:
             pending = [*above, *([beside] if beside else [])]  # they go to the next argument
             if value not in (None, False) and key != "do_train":  # the spec says that it trains
                 text = key if is_secret(key) else f"{key}: {json.dumps(value, default=str)}"
-                dropped.setdefault(place, []).append(text)
-        self.notes += [f"not taken over: {', '.join(each)} ({reason})" for reason, each in dropped.items()]
-        self._add_defaults()
+                self.notes.append(f"not taken over: {text} ({place})")
+        if "template" not in self.expected["model"]:  # left out, a spec would look one up
+            reason = "# none given: LLaMA-Factory takes the tokenizer's own, or none at all"
+            self._put("model", "template", None, beside=reason)
+        if self.media_dir is not None and "media_dir" not in self.expected[self.section]:
+            reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
+            self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
         self._add_environment()
         below = {self.section: [Comment(line) for line in [*pending, *comments.tail]]}
         keys = [key for key in _ORDER if key in self.lines]
         sections = [Section(None if key in _TOP else key, self.lines[key], below.get(key, ())) for key in keys]
         heads = [modeline(self.workspace.schema.name), *comments.head]
-        return Imported(renderer.imported_yaml(heads, sections, self.expected), self.entries, self.notes)
+        entries = {each: entry_yaml(entry) for each, entry in self.entries.items()}
+        return Imported(renderer.imported_yaml(heads, sections, self.expected), entries, self.notes)
 
     def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
         if section == key:
@@ -155,7 +164,7 @@ class _Import:
         """Section and field in the spec, or why there is none."""
         place = RESERVED_ARGUMENTS.get(key)
         if is_secret(key):
-            return "a secret by its name: export it yourself"
+            return _SECRET
         if isinstance(place, tuple) and place[0] == "model":
             return place
         if place is None or self.draft.command != "train":
@@ -165,24 +174,30 @@ class _Import:
         return place if isinstance(place, str) else (key, key) if key in _TOP else (self.section, key)
 
     def _value(self, key: str, value: Any) -> Any:
-        if key in ("model_name_or_path", "adapter_name_or_path") and isinstance(value, str):
-            found = self._found(value)
-            return value if found is None or found == self.workspace.root / value else str(found)
-        if key in ("dataset", "eval_dataset") and self.draft.command == "train":
-            return self._datasets(value)
-        return self._absolute(key, value) if key in _PATHS else value
+        """A value as the spec has it: paths absolute, datasets by their names here."""
+        is_train = self.draft.command == "train"
+        if key in ("dataset", "eval_dataset") and is_train:
+            names = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+            if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+                return value
+            taken = [self._dataset(each) for each in names if each]
+            return taken[0] if len(taken) == 1 else taken
+        is_model = key in ("model_name_or_path", "adapter_name_or_path")
+        if not is_model and key not in (*_READ, *_MADE):
+            return value
+        if not isinstance(value, str) or not value.strip() or value.lstrip().startswith("{"):
+            return value
+        paths = [base / expanded(value) for base in self.draft.bases]
+        found = next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110 - Path's raises for long names
+        if key in _MADE:
+            found = found or self.draft.bases[0] / value
+        elif found is None and (key in ("deepspeed", "fsdp_config") or value.startswith(".")):
+            self.notes.append(f"{key}: {value!r} is not there, looked for from {self._looked_in()}")
+        is_here = found == self.workspace.root / value and (is_model or key == "export_dir")
+        return value if found is None or is_here else str(found)
 
-    def _add_defaults(self) -> None:
-        """What the original leaves to defaults that a spec has other ones for."""
-        if "name_or_path" not in self.expected["model"]:
-            heads = f"{self.draft.place} names no model: model_name_or_path is missing"
-            raise SpecError("\n  ".join([heads, *self.draft.notes]))
-        if "template" not in self.expected["model"]:  # left out, a spec would look one up
-            reason = "# none given: LLaMA-Factory takes the tokenizer's own, or none at all"
-            self._put("model", "template", None, beside=reason)
-        if self.media_dir is not None and "media_dir" not in self.expected[self.section]:
-            reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
-            self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
+    def _looked_in(self) -> str:
+        return ", ".join(map(str, self.draft.bases[:3]))
 
     def _add_environment(self) -> None:
         section = "serve" if self.draft.command == "api" else "compute"
@@ -196,7 +211,7 @@ class _Import:
                     self._put(*place, int(value) if is_number else str(value))
                     continue
             if is_secret(name):
-                self.notes.append(f"not taken over: {name} (a secret by its name: export it yourself)")
+                self.notes.append(f"not taken over: {name} ({_SECRET})")
             elif is_unknown:
                 self.notes.append(f"not taken over: {name}={value} (only running the script would tell its value)")
             elif place or self.draft.command != "train":
@@ -210,37 +225,6 @@ class _Import:
         if kept:
             self._put("compute", "env", kept)
 
-    # paths
-
-    def _absolute(self, key: str, value: Any) -> Any:
-        is_json = isinstance(value, str) and value.lstrip().startswith("{")
-        if not isinstance(value, str) or not value.strip() or is_json or Path(value).is_absolute():
-            return value
-        found = self._found(value)
-        if key == "export_dir" and self.draft.bases[0] == self.workspace.root:
-            return value
-        if found is None and _PATHS[key]:
-            found = self.draft.bases[0] / value
-        if found is None and (key in ("deepspeed", "fsdp_config") or value.startswith(".")):
-            self.notes.append(f"{key}: {value!r} is not there, looked for from {self._looked_in()}")
-        return value if found is None else str(found)
-
-    def _found(self, value: str) -> Path | None:
-        paths = (base / expanded(value) for base in self.draft.bases)
-        return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110 - Path's raises for long names
-
-    def _looked_in(self) -> str:
-        return ", ".join(map(str, self.draft.bases[:3]))
-
-    # datasets
-
-    def _datasets(self, value: Any) -> Any:
-        names = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            return value
-        taken = [self._dataset(each) for each in names if each]
-        return taken[0] if len(taken) == 1 else taken
-
     def _dataset(self, name: str) -> str:
         """The name of a dataset in dataset_info/, its entry made where there is none."""
         raw, folder = self._info(name)
@@ -250,24 +234,18 @@ class _Import:
         self.notes += [f"dataset {name}: {note}" for note in notes]
         if any(entry.llamafactory.columns.get(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
-        free = stem = _file_name(name, 56) or "dataset"
-        number = 1
-        while (same := self._is_same(free, entry)) is False:
-            number += 1
-            free = f"{stem}-{number}"
-        if same is None:
-            self.entries[free] = entry_yaml(entry)
-        if free != name:
-            why = f"{stem} in dataset_info/ is another" if number > 1 else f"{name!r} can be no file's name"
-            self.notes.append(f"dataset {name} is called {free} here: {why}")
-        return free
-
-    def _is_same(self, name: str, entry: LlamaFactoryEntry) -> bool | None:
-        """Whether a dataset of that name is this one; None: there is none."""
-        if name in self.entries or not self._has_entry(name):
-            return self.entries[name] == entry_yaml(entry) if name in self.entries else None
-        found = load_entry(name, self.folders)
-        return isinstance(found.entry, LlamaFactoryEntry) and found.entry.llamafactory == entry.llamafactory
+        stem = _file_name(name, 56) or "dataset"
+        for free in (stem if number == 1 else f"{stem}-{number}" for number in count(1)):
+            taken = self.entries.get(free) or (load_entry(free, self.folders).entry if self._has_entry(free) else None)
+            if taken is None:
+                self.entries[free] = entry
+            elif not isinstance(taken, LlamaFactoryEntry) or taken.llamafactory != entry.llamafactory:
+                continue
+            if free != name:
+                why = f"{name!r} can be no file's name" if free == stem else f"{stem} in dataset_info/ is another"
+                self.notes.append(f"dataset {name} is called {free} here: {why}")
+            return free
+        raise AssertionError("count() has no end")
 
     def _has_entry(self, name: str) -> bool:
         return any((folder / f"{name}.yaml").exists() for folder in self.folders)

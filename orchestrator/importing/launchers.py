@@ -1,4 +1,7 @@
-"""The commands of a shell text that start LLaMA-Factory, however they start it. Nothing is run, no file is opened."""
+"""The commands of a shell text that start LLaMA-Factory, however they start it, and what they say.
+
+Nothing is run, no file is opened. A value that does not fit its argument is kept as text: the spec's check reports it.
+"""
 
 import argparse
 import re
@@ -7,19 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.importing.command_line import UNRESOLVED, parse_words
+from yaml import YAMLError
+
+from orchestrator.errors import SpecError
 from orchestrator.importing.shell import Command, read_commands
 from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.specs.arguments import Argument
 
+UNRESOLVED = "cannot be resolved without running the script"
 _PROGRAMS = frozenset({"llamafactory-cli", "lmf"})
 _READS_ARGUMENTS = frozenset({"train", "api", "chat", "export", "webchat", "eval"})
 _COMMANDS = _READS_ARGUMENTS | {"webui", "env", "version", "help"}
 # Scripts of LLaMA-Factory's repository, old names included: the command that each is, and where it lies.
 _SCRIPTS = {
     "train.py": ("train", {"src", ""}), "train_bash.py": ("train", {"src", ""}), "api.py": ("api", {"src", ""}),
-    "launcher.py": ("train", {"llamafactory"}), "webui.py": ("webui", {"src"}), "cli_demo.py": ("chat", {"src"}),
-    "web_demo.py": ("webchat", {"src"}), "export_model.py": ("export", {"src"}), "evaluate.py": ("eval", {"src"}),
+    "launcher.py": ("train", {"llamafactory"}), "webui.py": ("webui", {"src"}), "export_model.py": ("export", {"src"}),
 }  # fmt: skip
 _MODULES = {
     "llamafactory": "", "llamafactory.cli": "", "llamafactory.launcher": "train", "llamafactory.train.tuner": "train",
@@ -32,10 +37,9 @@ _LAUNCHERS = {
 _SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
 # What stands before a program without changing what it does.
 _SILENT = _SHELLS | {"nohup", "time", "exec", "command", "env", "$", "setsid", "stdbuf", "unbuffer", "eval", "-m"}
-_PYTHON = re.compile(r"pythonw?[0-9.]*")
+_SILENT_NAME = re.compile(rf"(?:{'|'.join(map(re.escape, _SILENT))}|pythonw?[0-9.]*|-[a-z]*c)")
 _LOOKED_UP = re.compile(r"(?:\$\(|`)\s*(?:which|command -v|type -p)\s+(\S+?)\s*[)`]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-_MENTION = re.compile(r"llamafactory-cli|\blmf\s|\btrain(?:_bash)?\.py\b|llamafactory\.(?:cli|launcher)\b")
 # Options of torchrun and deepspeed that have a variable of LLaMA-Factory's launcher, and those that need none.
 _VARIABLES = {
     "nnodes": "NNODES", "num_nodes": "NNODES", "nproc_per_node": "NPROC_PER_NODE", "num_gpus": "NPROC_PER_NODE",
@@ -45,6 +49,8 @@ _VARIABLES = {
 _NEEDLESS = (
     "standalone", "use_env", "user_args", "force_multi", "no_local_rank", "rdzv_backend", "rdzv_id", "rdzv_conf",
 )  # fmt: skip
+_REFUSED = "LLaMA-Factory would not start with it: correct the command"
+_BOOLS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,6 @@ class Invocation:
     """Variables of the command, and those that mean the same as its launcher's options."""
     notes: list[str]
     """What was on the command and has no place here, each with its reason."""
-    comments: list[str]
     line: int
     accelerate: tuple[str | None, list[str]] | None
     """Of `accelerate launch` its --config_file and its other options."""
@@ -76,42 +81,29 @@ def read_invocations(
         SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
     """
     found: list[Invocation] = []
-    before, last_line = None, 0
+    before = None
     for command, outer in _unwrapped(read_commands(text, place, folder), place):
         if command.is_rest and before is not None:
-            reason = f"not taken over: the command before it ended in line {last_line}"
+            reason = "not taken over: the command before it ends above this line"
             before.notes.append(f"line {command.line}: {' '.join(command.words)}: {reason}")
         elif not command.is_rest:
             before = _invocation(command, outer, place, arguments)
             found += [before] if before else []
-        last_line = command.last_line
     return found
 
 
-def unread_lines(text: str, place: str) -> list[str]:
-    """Why the first lines that name LLaMA-Factory start it in no way that was understood."""
-    commands, reasons = read_commands(text, place), []
-    for number, line in enumerate(text.split("\n"), 1):
-        found = next((each for each in commands if each.line <= number <= each.last_line), None)
-        if _MENTION.search(line):
-            reason = f"as words of {str(found.words[0])!r}" if found else "as a comment, or a part of something else"
-            reasons.append(f"line {number} names LLaMA-Factory, but is read {reason}")
-    return reasons[:3]
-
-
-def _unwrapped(commands: Sequence[Command], place: str, depth: int = 0) -> Iterator[tuple[Command, list[str]]]:
+def _unwrapped(commands: Sequence[Command], place: str) -> Iterator[tuple[Command, list[str]]]:
     """Each command, or those within `bash -c TEXT`; and the words before that TEXT."""
     for command in commands:
         words, where = command.words, f"{place}, line {command.line}"
         at = next((at for at, word in enumerate(words) if _name(word) in _SHELLS), len(words)) + 1
         while at < len(words) and words[at].startswith("-"):
             at += 1
-        if at >= len(words) or not re.fullmatch("-[a-z]*c", words[at - 1]) or depth == 3:
+        if at >= len(words) or not re.fullmatch("-[a-z]*c", words[at - 1]):
             yield command, []
             continue
-        for inner, outer in _unwrapped(read_commands(words[at], where), where, depth + 1):
-            environment, comments = command.environment | inner.environment, [*command.comments, *inner.comments]
-            moved = replace(inner, environment=environment, comments=comments, line=command.line)
+        for inner, outer in _unwrapped(read_commands(words[at], where), where):
+            moved = replace(inner, environment=command.environment | inner.environment, line=command.line)
             yield moved, [*words[:at], *outer]
 
 
@@ -133,20 +125,18 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         variables, more = _launcher_environment(launcher, options)
         environment |= variables
         notes += more
-    given = parse_words(rest if name in _READS_ARGUMENTS else [], name, arguments, f"{place}, line {command.line}")
-    if name not in _READS_ARGUMENTS and (rest or name not in _COMMANDS):
-        notes.append(f"{' '.join([name, *rest])}: no command of LLaMA-Factory that reads arguments")
+    words = rest if name in _READS_ARGUMENTS else []
+    config, values, more = _parse(words, name, arguments, f"{place}, line {command.line}")
     parts = dict.fromkeys(part for word in [*command.words, *command.environment.values()] for part in word.unknown)
-    texts = "\n".join(given.notes)
-    notes += [*given.notes, *(text for part in parts if (text := f"{part}: {UNRESOLVED}") not in texts)]
+    texts = "\n".join(more)
+    notes += [*more, *(f"{part}: {UNRESOLVED}" for part in parts if f"{part}: {UNRESOLVED}" not in texts)]
     for variable, value in environment.items():  # an option's --name=VALUE has lost the marks
         if any(part in value for part in parts) and not isinstance(value, Word):
             environment[variable] = Word(f"{ONE}{value}{ONE}")
     if command.defaults:
         notes.append(f"read with the default in it: {', '.join(command.defaults)}")
     accelerate = _config_file(options) if launcher == "accelerate" else None
-    comments, line = command.comments, command.line
-    return Invocation(name, given.config, given.arguments, environment, notes, comments, line, accelerate)
+    return Invocation(name, config, values, environment, notes, command.line, accelerate)
 
 
 def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
@@ -155,25 +145,23 @@ def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
         rest, path, before = words[at + 1 :], PurePosixPath(word), words[:at]
         is_first = all(_is_silent(each) or _ASSIGNMENT.match(each) for each in before)
         is_module = word in ("-m", "--module") and bool(rest) and rest[0] in _MODULES
-        is_program = _name(word) in _PROGRAMS or path.parts[-2:] == ("llamafactory", "cli.py")
         if is_module and _MODULES[rest[0]]:
             return at, _MODULES[rest[0]], rest[1:]
         names_command = bool(rest) and rest[0] in _COMMANDS and words[0] not in ("echo", "printf")
-        if is_module or (is_program and (is_first or names_command)):
+        if is_module or (_name(word) in _PROGRAMS and (is_first or names_command)):
             rest = rest[is_module:]
             return at, *((rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("help", rest))
         command, folders = _SCRIPTS.get(path.name, ("", set[str]()))
         is_there = path.parent.name in folders or ("$" in path.parent.name and "" in folders)
-        starts = any(each == "run" or each.unknown or _is_silent(each) or _name(each) in _LAUNCHERS for each in before)
+        starts = any(each == "run" or _is_silent(each) or _name(each) in _LAUNCHERS for each in before)
         if is_there and (is_first or (starts and not any(each.endswith(".py") for each in before))):
             return at, command, rest
     return None
 
 
 def _is_silent(word: str) -> bool:
-    name = _name(word)
     is_unknown = isinstance(word, Word) and bool(word.unknown)  # which is noted by itself
-    return name in _SILENT or bool(_PYTHON.fullmatch(name) or re.fullmatch("-[a-z]*c", word)) or is_unknown
+    return _SILENT_NAME.fullmatch(_name(word)) is not None or is_unknown
 
 
 def _name(word: str) -> str:
@@ -187,7 +175,7 @@ def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config_file", "--config-file", nargs="?")
     given, rest = parser.parse_known_args(options)
-    return given.config_file, [str(word) for word in rest if not (isinstance(word, Word) and word.is_open)]
+    return given.config_file, [str(word) for word in rest if not _is_open(word)]
 
 
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
@@ -215,6 +203,110 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
         found |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
     elif "include" in given:
         left.append(f"--include {given['include']}")
-    left = [word for word in left if not (isinstance(word, Word) and word.is_open)]
+    left = [word for word in left if not _is_open(word)]
     notes = [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
     return {"FORCE_TORCHRUN": "1", **found}, notes
+
+
+def _parse(
+    words: Sequence[str], command: str, arguments: Mapping[str, Argument], where: str
+) -> tuple[str | None, dict[str, Any], list[str]]:
+    """What the words after a command say: the file that they begin with, arguments, and notes."""
+    is_flags = any(word.startswith("-") for word in words)
+    is_config = bool(words) and words[0].endswith((".yaml", ".yml", ".json"))
+    if is_config or (words and isinstance(words[0], Word) and words[0].unknown and not is_flags):
+        return words[0], *_overrides(words[1:])
+    takes = command if command in ("train", "export") else "api"
+    return None, *_flags(words, {key: each for key, each in arguments.items() if takes in each.commands}, where)
+
+
+def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What OmegaConf.from_cli makes of the words after a YAML file, and notes."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values, notes = OmegaConf.create(), list[str]()
+    for word in words:
+        if _is_open(word):
+            notes.append(_left_out(word))
+        elif not re.match(r"[A-Za-z_][\w.]*=", word):
+            notes.append(f"{word!r}: LLaMA-Factory refuses it: after a YAML file it reads key=value alone")
+        else:
+            try:
+                values.merge_with_dotlist([word])
+            except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+                notes.append(f"{word!r}: OmegaConf cannot read it: {' '.join(str(error).split())[:200]}")
+    read = OmegaConf.to_container(values)
+    assert isinstance(read, dict)
+    return {str(key): item for key, item in read.items()}, notes
+
+
+def _flags(words: Sequence[str], known: Mapping[str, Argument], where: str) -> tuple[dict[str, Any], list[str]]:
+    """What HfArgumentParser makes of flags and the words after them, unknown flags kept; and notes."""
+    turned_off = {f"no_{name}": name for name, each in known.items() if _is_bool(each) and each.default is True}
+    names, given, values = [*known, *turned_off], dict[str, list[str]](), dict[str, Any]()
+    current = strays = list[str]()
+    end = words.index("--") if "--" in words else len(words)
+    for word in words[:end]:
+        flag, equals, text = word.partition("=")
+        if not re.fullmatch(r"--?[A-Za-z_][\w-]*", flag):
+            current.append(word)
+            continue
+        name = flag.lstrip("-").replace("-", "_")
+        near = [name] if name in names else [each for each in names if each.startswith(name) and flag[:2] == "--"]
+        if len(near) > 1:
+            raise SpecError(f"{where}: {flag} may be {', '.join(near[:5])}", _REFUSED)
+        name = near[0] if near else name
+        given[name] = [text] if equals else []
+        current = strays if equals else given[name]
+    for name, found in given.items():
+        argument = known.get(name)
+        if argument is None or _is_list(argument):
+            taken = [] if name in turned_off else [word for word in found if not _is_open(word)]
+            strays += [word for word in found if word not in taken]
+            may_be_bare = argument is None
+        else:
+            may_be_bare = _is_bool(argument) and (isinstance(argument.default, bool) or not argument.optional)
+            taken = found[:1] if not may_be_bare or not any(map(_is_open, found[:1])) else []
+            strays += found[len(taken) :]
+        if not taken and not may_be_bare:
+            raise SpecError(f"{where}: --{name} has no value", _REFUSED)
+        values[turned_off.get(name, name)] = False if name in turned_off else _value(taken, argument)
+    reason = "belongs to no argument; LLaMA-Factory reads key=value only after a YAML file"
+    strays += words[end + 1 :]
+    return values, [_left_out(word) if _is_open(word) else f"{word!r}: {reason}" for word in strays]
+
+
+def _is_bool(argument: Argument) -> bool:
+    """Whether it is declared bool, or bool | str where null is none of its values."""
+    return argument.kinds == {"bool"} or ("bool" in argument.kinds and not argument.optional)
+
+
+def _is_list(argument: Argument) -> bool:
+    return argument.kinds == {"list"} or argument.name == "debug"  # declared text | list: the parser takes the list
+
+
+def _value(words: Sequence[str], argument: Argument | None) -> Any:
+    """Words in the argument's type, or as they are where they cannot be."""
+    texts = list(map(str, words))
+    if not texts or len(texts) > 1 or (argument is not None and _is_list(argument)):
+        return texts or True
+    text = texts[0]
+    if argument is None:
+        return text
+    if argument.choices is not None:
+        return next((choice for choice in argument.choices if str(choice) == text), text)
+    if _is_bool(argument):
+        return _BOOLS.get(text.lower(), text)
+    try:
+        return int(text) if argument.kinds == {"int"} else float(text) if argument.kinds == {"float"} else text
+    except ValueError:
+        return text
+
+
+def _is_open(word: object) -> bool:
+    return isinstance(word, Word) and word.is_open
+
+
+def _left_out(word: str) -> str:
+    return f"{word}: {UNRESOLVED}; left out"

@@ -1,7 +1,7 @@
 """The commands of a shell text, as a shell would start them. Nothing of the text is run, no file is opened.
 
 Branches and loops over words are followed; after a branch a variable is known as far as all ways agree. Functions are
-read where they are defined. What only running the text would tell is marked as unknown.
+read where they are defined.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError
-from orchestrator.importing.shell_words import BREAK, EMPTY, MANY, MAX_DEPTH, NAME, Values, Word, WordReader
+from orchestrator.importing.shell_words import BREAK, EMPTY, MANY, NAME, Values, Word, WordReader
 
 MAX_CHARS = 1 << 16
 _BLANKS = re.compile(r"(?:[ \t]|\\\r?\n|\r(?=\n))*+")
@@ -20,6 +20,7 @@ _KEYWORD = re.compile(
 )
 # What begins a part that may be passed over, and what ends one; the last of these ends all.
 _STOPS = {"if": ("elif", "else", "fi"), "case": (";;", ";&", ";;&", "esac"), "while": ("done",), "until": ("done",)}
+_COMPOUND = {"(", "{", "for", *_STOPS}
 _OPERATOR = re.compile(r"&&|\|\||\|&?|;(?![;&])|&(?!>)|\n")
 _REDIRECTION = re.compile(r"(?:[0-9]+|\{\w+\})?(<<<|<<-?|<>|<&|&>>?|>>|>&|>\||<|>)(?!\()")
 _FUNCTION = re.compile(r"(?:function[ \t]+[\w.:-]+(?:[ \t]*\(\s*\))?|[\w.:-]+[ \t]*\([ \t]*\))\s*(?=[{(])")
@@ -42,10 +43,7 @@ class Command:
     environment: dict[str, Word]
     """Variables before the program, and those exported earlier in the text."""
     words: list[Word]
-    comments: list[str]
-    """Since the command before it, and behind it on its last line, without the #."""
     line: int
-    last_line: int
     is_rest: bool
     """Whether its words can only be arguments of the command before it."""
     defaults: list[str]
@@ -63,50 +61,38 @@ def read_commands(text: str, place: str, folder: Path | None = None) -> list[Com
     reader = _Reader(text.removeprefix("\ufeff"), place, folder)
     if mark := re.search("[\0-\3]", reader.text):
         raise reader.fail("it holds a control character", mark.start())
-    reader.read()
+    try:
+        reader.read()
+    except RecursionError as error:
+        raise reader.fail("too many commands within each other", reader.at) from error
     return reader.commands
 
 
 class _Reader(WordReader):
-    """Reads a text from its beginning; variables are as they stand at the place that is read."""
+    """Reads a text from its beginning."""
 
     def __init__(self, text: str, place: str, folder: Path | None) -> None:
         super().__init__(text, place, folder)
         self.commands: list[Command] = []
         self.exported: dict[str, None] = {}
-        self.comments: list[str] = []
         self.documents: list[str] = []
-        self.depth = 0
-        self.is_broken = False
-        """Whether the command before looks as if it went on."""
-
-    # commands
 
     def read(self, *stops: str) -> str:
         """Read commands up to one of some keywords, which is returned, or to the end of the text."""
-        self.charge(200)
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise self.fail(f"more than {MAX_DEPTH} commands within each other", self.at)
         before_condition: Values | None = None
         while self._skip_lines() < len(self.text):
-            asks = False
-            keyword = _KEYWORD.match(self.text, self.at)
-            test = _TEST.match(self.text, self.at)
-            if found := _FENCE.match(self.text, self.at):
+            asks, keyword = False, _KEYWORD.match(self.text, self.at)
+            if found := _TEST.match(self.text, self.at):
+                self.at, asks = found.end(), True
+            elif keyword and keyword[0] in stops:
+                self.at = keyword.end()
+                return keyword[0]
+            elif keyword and keyword[0] in _COMPOUND:
+                self.at, asks = keyword.end(), keyword[0] == "("
+                self._compound(keyword[0])
+            elif found := keyword or _FENCE.match(self.text, self.at):  # then, do, time, !: what follows is a command
                 self.at = found.end()
                 continue
-            if test:
-                self.at, asks = test.end(), True
-            elif keyword:
-                self.at = keyword.end()
-                if keyword[0] in stops:
-                    self.depth -= 1
-                    return keyword[0]
-                if keyword[0] in ("then", "do", "time", "!"):
-                    continue
-                asks = keyword[0] == "("
-                self._compound(keyword[0])
             elif found := _FUNCTION.match(self.text, self.at):
                 self.at = found.end() + 1
                 self._branches("function", "}" if self.text[self.at - 1] == "{" else ")")
@@ -139,28 +125,23 @@ class _Reader(WordReader):
             self.read("}")
         elif word == "for":
             self._for()
-        elif word in _STOPS:
-            found = _IN_CASE.match(self.text, self.at) if word == "case" else None
-            self.at = found.end() if found else self.at
-            self._branches(word, *_STOPS[word])
         else:
-            raise self.fail(f"unexpected `{word}`", self.at - len(word))
+            self._branches(word, *_STOPS[word])
 
     def _branches(self, word: str, *stops: str) -> None:
         """Read what may be passed over: branches up to the last of some keywords."""
         stop, before = "", self.values
         merged = before
-        if word not in ("if", "case"):
+        if word == "case" and (found := _IN_CASE.match(self.text, self.at)):
+            self.at = found.end()
+        elif word != "if":
             # What runs again or later finds variables as the text below may have set them by then.
-            self.charge(len(self.text) - self.at)
             later = {found[1] for found in _ASSIGNMENT.finditer(self.text, self.at)}
             self.forget([name for name in self.values if name in later])
         while stop != stops[-1]:
             if word == "case" and not self.text.startswith("esac", self._skip_lines()):
                 pattern = _PATTERN.match(self.text, self.at)
-                if pattern is None:
-                    raise self.fail("`)` is missing", self.at)
-                self.at = pattern.end()
+                self.at = pattern.end() if pattern else len(self.text)
             stop = self.read(*stops)
             merged = self.merged(merged, self.values)
             self.values = before
@@ -178,7 +159,7 @@ class _Reader(WordReader):
         if words and not any(word.unknown for word in words):
             for word in words:
                 self.at = start
-                self.set(**{name: [word.marked]})
+                self.values = self.values | {name: [word.marked]}
                 self.read("done")
         else:
             self.forget([name] if name else [])
@@ -187,12 +168,12 @@ class _Reader(WordReader):
     def _simple(self) -> bool:
         """Read a simple command; whether it only asks something."""
         text, start, before = self.text, self.at, self.values
-        words, names, own, is_broken = list[Word](), list[str](), before, False
+        words, names, own = list[Word](), list[str](), before
         while (at := self._skip_blanks()) < len(text) and not _OPERATOR.match(text, at) and text[at] not in ";)":
             if text[at] == "#":
                 self._comment()
             elif broken := _BROKEN.match(text, at):
-                is_broken, self.at = True, broken.end()
+                self.at = broken.end()
             elif redirection := _REDIRECTION.match(text, at):
                 self._redirect(redirection)
             elif (not words or words[0] in _DECLARE) and (assignment := _ASSIGNMENT.match(text, at)):
@@ -201,29 +182,21 @@ class _Reader(WordReader):
                 if not words:  # what stands before a command is its own, and is not put into its words
                     own, self.values = self.values, before
                 words += self.words()
-        is_rest = bool(words) and words[0][:1] in _DASHES and len(words[0]) > 1
-        if names and not words and self.is_broken:
-            words, is_rest = [Word(text[start:at].strip())], True
         if not words:
             return False
         if words[0] in _DECLARE:
             names += [word for word in words[1:] if not word.startswith("-")]
-            self.exported |= dict.fromkeys(names) if words[0] in ("export", "%env") or "-x" in words else {}
+            self.exported |= dict.fromkeys(names) if words[0] in ("export", "%env") else {}
             return False
-        line, last_line = bisect_right(self.starts, start), bisect_right(self.starts, at)
-        is_odd = last_line > line and text[self.starts[last_line - 1] : at].strip()[:1] in ("", "#")
-        self.is_broken = is_rest or is_broken or is_odd
-        self.charge(100 + 16 * len(self.exported))
         variables = {name: self.values[name] for name in self.exported if name in self.values}
         variables |= {name: own[name] for name in names if own is not before}
         environment = {name: Word(" ".join(value)) for name, value in variables.items()}
-        comments, self.comments = self.comments, []
-        self.commands.append(Command(environment, words, comments, line, last_line, is_rest, list(self.defaults)))
+        is_rest = words[0][:1] in _DASHES and len(words[0]) > 1
+        line = bisect_right(self.starts, start)
+        self.commands.append(Command(environment, words, line, is_rest, list(self.defaults)))
         if words[0] in _CHANGES:
             self.forget([word for word in words[1:] if re.fullmatch(NAME, word)])
         return words[0] in ("[", "test")
-
-    # variables
 
     def _assign(self, found: re.Match[str]) -> str:
         """Read and do NAME=VALUE, NAME+=VALUE or NAME=(WORD ...)."""
@@ -239,10 +212,8 @@ class _Reader(WordReader):
         else:
             text = self.expand().replace(BREAK, " ").replace(EMPTY, "")
             value = ["".join(before[:1]) + text, *before[1:]]
-        self.set(**{name: [f"{MANY}${name}{MANY}"] if item else value})
+        self.values = self.values | {name: [f"{MANY}${name}{MANY}"] if item else value}
         return name
-
-    # lines
 
     def _skip_blanks(self) -> int:
         found = _BLANKS.match(self.text, self.at)
@@ -264,9 +235,7 @@ class _Reader(WordReader):
 
     def _comment(self) -> None:
         end = self.text.find("\n", self.at)
-        start, self.at = self.at, len(self.text) if end < 0 else end
-        if not self.text.startswith("#!", start):
-            self.comments.append(self.text[start + 1 : self.at].strip())
+        self.at = len(self.text) if end < 0 else end
 
     def _redirect(self, found: re.Match[str]) -> None:
         self.at = found.end()

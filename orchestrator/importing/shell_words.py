@@ -1,19 +1,19 @@
-"""The words of a shell text with quotes removed and variables put in; what only running it would tell is marked."""
+"""The words of a shell text with quotes removed and variables put in; what only running it would show is marked."""
 
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
 from orchestrator.errors import SpecError
 
 _MAX_WORK = 1 << 21  # characters read and written while variables are put in and loops followed: about a second
-MAX_DEPTH = 40
 # Marks in texts. An unknown part stands between two ONE, or two MANY where it may be any number of words.
 ONE, MANY, BREAK, EMPTY = "\0\1\2\3"
 _MARKED = re.compile("[\0\1]([^\0\1]*)[\0\1]")
-BLANK_OR_MARKED = re.compile("([\0\1][^\0\1]*+[\0\1])|[ \t\n]++")
+_BLANK_OR_MARKED = re.compile("([\0\1][^\0\1]*+[\0\1])|[ \t\n]++")
 NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _PIECE = re.compile(
     rf"""(?P<plain>(?:[^ \t\r\n\\'"`$;&|()<>]|\r(?!\n))++) | '(?P<single>[^']*+)'
@@ -35,11 +35,9 @@ _PARAMETER = re.compile(rf"""\$\{{?({NAME}|[0-9@*]+)(?:\[([@*])\])?(?:(:?[-=])("
 _MANY_WORDS = re.compile(r"\$\{?(?:[@*]|\w+\[[@*]\])")
 _FILES = re.compile(r"[*?]|\{[^{},]*+,[^{}]*+\}|\{[^{}.]*+\.\.[^{}]*+\}")
 _SELF = r"(?:\$0|\$\{?BASH_SOURCE(?:\[0\])?(?::-\$0)?\}?)"
-_DIRNAME = rf"\$\(\s*dirname\s+(?:--\s+)?(?:{_SELF}|\$\(\s*(?:readlink\s+-f|realpath)\s+{_SELF}\s*\))\s*\)"
-# The script's own folder, quotes left out: $(cd $(dirname $0)/.. && pwd), $(dirname $(readlink -f $0)).
+# The script's own folder, without quotes, blanks and where errors go: $(cd $(dirname $0)/.. && pwd), $(dirname $0).
 _OWN_FOLDER = re.compile(
-    rf"\$\(\s*cd\s+(?:--\s+)?{_DIRNAME}(/[./]*)?(?:\s*&?>\s*/dev/null(?:\s*2>&1)?)?\s*(?:&&|;)\s*pwd(?:\s+-P)?\s*\)"
-    rf"|{_DIRNAME}"
+    rf"(?:\$\(cd)?\$\(dirname(?:{_SELF}|\$\((?:readlink-f|realpath){_SELF}\))\)(?:(/[./]*)?(?:&&|;)pwd(?:-P)?\))?"
 )
 
 
@@ -55,7 +53,7 @@ class Word(str):
 
     @property
     def unknown(self) -> list[str]:
-        """The parts that only running the text would tell."""
+        """The parts that cannot be resolved without running the script."""
         return _MARKED.findall(self.marked)
 
     @property
@@ -73,9 +71,9 @@ class WordReader:
     def __init__(self, text: str, place: str, folder: Path | None) -> None:
         self.text, self.place, self.folder = text, place, folder
         self.at = 0
+        self.defaults: dict[str, None] = {}
         self.values: Values = {}
         """What the text has set, with marks: one text, or an array's items. Replaced, never changed."""
-        self.defaults: dict[str, None] = {}
         self.starts = [0, *(found.end() for found in re.finditer("\n", text))]
         self.work = 0
 
@@ -90,23 +88,15 @@ class WordReader:
         if self.work > _MAX_WORK:
             raise self.fail("its variables and loops make more of it than any sensible script", self.at)
 
-    def set(self, **values: list[str]) -> None:
-        self.charge(len(self.values))
-        self.values = self.values | values
-
-    def forget(self, names: list[str]) -> None:
-        self.set(**{name: [f"{ONE}${name}{ONE}"] for name in names})
+    def forget(self, names: Iterable[str]) -> None:
+        self.values = self.values | {name: [f"{ONE}${name}{ONE}"] for name in names}
 
     def merged(self, one: Values, other: Values) -> Values:
         """After one of two ways was taken: variables as far as both agree, else their common beginning."""
-        if one is other:
-            return one
-        self.charge(len(one) + len(other))
         merged = dict(one)
         for name in one.keys() | other.keys():
             values = one.get(name, []), other.get(name, [])
             if values[0] != values[1]:
-                self.charge(len("".join(values[0] + values[1])))
                 merged[name] = _common(name, *values)
         return merged
 
@@ -153,7 +143,6 @@ class WordReader:
             if found is None or found[0] in ("'", "`"):
                 opened = found.start() if found else begin
                 raise self.fail(f"{self.text[opened : opened + 2].rstrip()} is never closed", opened)
-            self.charge(found.end() - at)
             token, at = found[0], found.end()
             if stack and token == stack[-1]:
                 stack.pop()
@@ -161,14 +150,12 @@ class WordReader:
                 stack.append({'"': '"', "(": ")", "{": "}"}[token[-1]])
             if not stack:
                 return at
-            if len(stack) > MAX_DEPTH:
-                raise self.fail(f"more than {MAX_DEPTH} constructs within each other", at)
 
     def _substitution(self, raw: str, quoted: bool) -> str:
         """$(...) is not known, but where it is the script's own folder."""
-        plain = re.sub("[\"']", "", f"$({raw[1:-1]})" if raw[0] == "`" else raw)
-        found = _OWN_FOLDER.fullmatch(plain) if self.folder and len(raw) < 200 else None
         mark = ONE if quoted else MANY
+        plain = re.sub(r"[\"'\s]|--|&?>\s*/dev/null|2>&1", "", f"$({raw[1:-1]})" if raw[0] == "`" else raw)
+        found = _OWN_FOLDER.fullmatch(plain) if self.folder else None
         return os.path.normpath(f"{self.folder}{found[1] or ''}") if found else f"{mark}{raw}{mark}"
 
     def _parameter(self, raw: str, quoted: bool) -> str:
@@ -182,22 +169,24 @@ class WordReader:
         if operator and (value is None or (operator[0] == ":" and not text)):
             self.defaults |= {raw: None} if value is None else {}
             if "=" in operator:
-                self.set(**{name: [default]})
+                self.values = self.values | {name: [default]}
             return default or EMPTY if quoted or quote else re.sub(r"\s+", BREAK, default)
         if value is None:
             mark = ONE if quoted and not _MANY_WORDS.match(raw) else MANY
             return f"{mark}{raw}{mark}"
         if quoted:
             return BREAK.join(value) if index == "@" else text.replace(MANY, ONE) or EMPTY
-        text = BREAK.join(value).replace(EMPTY, "")
-        return BLANK_OR_MARKED.sub(lambda each: each[1].replace(ONE, MANY) if each[1] else BREAK, text)
+        return _split(BREAK.join(value).replace(EMPTY, "")).replace(ONE, MANY)
+
+
+def _split(text: str) -> str:
+    """A text with BREAK for its blanks, but those of its unknown parts."""
+    return _BLANK_OR_MARKED.sub(lambda each: each[1] or BREAK, text)
 
 
 def _common(name: str, one: list[str], other: list[str]) -> list[str]:
     """What two ways agree on: the common beginning, and that more is not known."""
-    pair, unknown = [one, other], f"{MANY}${name}{MANY}"
-    is_text = len(one) == len(other) == 1
-    if is_text:
-        pair = [BLANK_OR_MARKED.sub(lambda each: each[1] or BREAK, value).split(BREAK) for value in (*one, *other)]
+    unknown, is_text = f"{MANY}${name}{MANY}", len(one) == len(other) == 1
+    pair = [_split(one[0]).split(BREAK), _split(other[0]).split(BREAK)] if is_text else [one, other]
     same = [item for item, _ in takewhile(lambda each: each[0] == each[1], zip(*pair, strict=False))]
     return [" ".join([*same, unknown])] if is_text else [*same, unknown]

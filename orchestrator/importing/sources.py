@@ -3,40 +3,47 @@
 Reads the files that it is pointed to, and those that they name; writes nothing, runs nothing of theirs.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, SpecError
-from orchestrator.files import expanded, read_file
-from orchestrator.importing.command_line import UNRESOLVED
+from orchestrator.files import expanded, json_mapping, read_file
 from orchestrator.importing.config_file import Comments, read_config
 from orchestrator.importing.importer import Draft
-from orchestrator.importing.launchers import Invocation, read_invocations, unread_lines
-from orchestrator.importing.output_folder import read_output_folder
+from orchestrator.importing.launchers import UNRESOLVED, Invocation, read_invocations
 from orchestrator.importing.shell_words import Word
-from orchestrator.specs.arguments import Argument
+from orchestrator.runs.rundir import RunDir
+from orchestrator.specs.arguments import Argument, argument_problem
 from orchestrator.upstream.installation import Installation, ask
 
 MAX_BYTES = 1 << 20
 _SERVING = ("api", "chat", "webchat")
 _CONFIG = (".yaml", ".yml", ".json")
 _WAYS = "give a command in quotes, a script, a YAML file of arguments, or an output folder"
-# Files that are something else: the beginnings of their keys, what they are, and what to do.
-_OTHERS = {
-    ("top.", "train.", "eval."): (
-        "a form that LLaMA Board saved, which is not read",
-        "import training_args.yaml of the training's output folder, or what the button Preview command shows",
-    ),
-    ("compute_environment", "distributed_type"): (
-        "accelerate's configuration, not LLaMA-Factory's",
-        "import the command that starts the training with it",
-    ),
-    ("train_dataset", "peft_config", "sample_backend"): ("a configuration of LLaMA-Factory's v1 (USE_V1=1)", ""),
-}
+# What the files of an output folder tell: the name there, and the argument's.
+_FILES = {
+    "adapter_config.json": {
+        "base_model_name_or_path": "model_name_or_path", "revision": "model_revision", "r": "lora_rank",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora", "use_dora": "use_dora",
+        "target_modules": "lora_target", "modules_to_save": "additional_target",
+    },
+    "trainer_state.json": {
+        "logging_steps": "logging_steps", "save_steps": "save_steps", "train_batch_size": "per_device_train_batch_size",
+    },
+}  # fmt: skip
+# In no file, for the reader to fill in.
+UNKNOWN = (
+    "dataset, template, stage, cutoff_len, packing, max_samples, val_size",
+    "learning_rate, num_train_epochs, gradient_accumulation_steps, lr_scheduler_type, warmup_ratio, seed",
+    "bf16, pure_bf16, optim, weight_decay, deepspeed, fsdp: only in training_args.bin, which is not opened: unpickling "
+    "it would run its code",
+    "quantization_bit, adapter_name_or_path, settings of freeze, dpo, kto and ppo",
+)
 
 
 def read_source(
@@ -61,13 +68,14 @@ def read_source(
     reader = _Reader([cwd.absolute() if cwd else Path.cwd()], line, arguments, installation.python)
     if words == ["-"]:
         return reader.commands(sys.stdin.read(MAX_BYTES + 1), "stdin")
-    if len(words) == 1 and _is(path, "exists"):
+    if len(words) == 1 and os.path.exists(path):  # noqa: PTH110 - Path's raises for long names: a command, maybe
         reader.bases += [] if cwd else [each for each in path.absolute().parents if each != Path.cwd()]
         if path.is_dir():
-            return reader.folder(path)
+            return reader.folder(path.absolute())
         if path.suffix in _CONFIG:
             return reader.config(path)
-        return reader.commands(_text(path), str(path), path.absolute().parent)
+        text = read_file(path, MAX_BYTES).decode("utf-8-sig", "surrogateescape")  # the spec's check names such bytes
+        return reader.commands(text, str(path), path.absolute().parent)
     if len(words) == 1 and not any(map(str.isspace, words[0])):
         if path.suffix in _CONFIG:
             read_config(path)  # its error names the files that are near
@@ -86,23 +94,52 @@ class _Reader:
     python: Path
 
     def folder(self, folder: Path) -> Draft:
-        found = read_output_folder(folder, self.arguments)
-        return replace(found, bases=self.bases, environment=found.environment | _torchrun(found.arguments))
+        """An output folder: training_args.yaml, which LLaMA Board leaves, is complete; other files tell a part."""
+        for run in map(RunDir, (folder, *folder.parents[:2])):
+            if run.record.is_file():
+                message = f"{folder} belongs to the run {run.path.name}, which has its spec"
+                raise SpecError(message, f"orchestrator rerun {run.path.name}, or copy {run.spec}")
+        if (folder / "training_args.yaml").is_file():
+            return self.config(folder / "training_args.yaml")
+        values, beside, notes = dict[str, Any](), dict[str, str](), list[str]()
+        for file, names in _FILES.items():
+            found = json_mapping(folder / file) or {}
+            kind = found.get("peft_type")
+            if kind == "LORA":
+                values["finetuning_type"] = "lora"
+            elif kind:
+                notes.append(f"{file} has peft_type {str(kind)[:40]!r}, whose settings were not read")
+                names = {"base_model_name_or_path": "model_name_or_path"}
+            for key, name in names.items():
+                value = found.get(key)
+                if value is None:
+                    continue
+                problem = argument_problem(name, value, "train", self.arguments)
+                if problem:
+                    notes.append(f"not taken over: {name} of {file}: {problem}")
+                else:
+                    values[name], beside[name] = value, f"# from {file}"
+        if not values:
+            message = f"{folder} tells of no training by training_args.yaml, adapter_config.json or trainer_state.json"
+            raise SpecError(message, "give a training's output_dir, or a checkpoint in it")
+        if "lora_target" in values:
+            notes.append("lora_target: the modules that were trained; it may have been written as 'all'")
+        comments = Comments(beside=beside, tail=[f"# not known: {each}" for each in UNKNOWN])
+        return Draft("train", {**values, "do_train": True}, str(folder), self.bases, comments, notes=notes)
 
     def config(self, path: Path) -> Draft:
         """A YAML file by itself."""
         values, comments = read_config(path)
         if isinstance(values.get("model"), Mapping) and "name" in values:
             raise SpecError(f"{path} is a spec already", f"orchestrator check {path}")
-        for beginnings, (what, remedy) in _OTHERS.items():
-            if any(key.startswith(beginnings) for key in values if key not in self.arguments):
-                raise SpecError(f"{path} is {what}", remedy)
         known = [self.arguments[key] for key in values if key in self.arguments]
         if not known:
-            raise SpecError(f"{path} holds none of LLaMA-Factory's arguments", "is it another program's file?")
+            remedy = "is it another program's file? Of LLaMA Board, import training_args.yaml in the output folder"
+            raise SpecError(f"{path} holds none of LLaMA-Factory's arguments", remedy)
         is_training = "do_train" in values or any(each.commands == {"train"} for each in known)
         command = "train" if is_training else "export" if "export_dir" in values else "api"
-        environment = _torchrun(values) if path.name == "training_args.yaml" else {}
+        is_board = path.name == "training_args.yaml" and values.get("deepspeed") is not None
+        environment = {"FORCE_TORCHRUN": "1"} if is_board else {}  # LLaMA Board sets it then
         return Draft(command, values, str(path), self.bases, comments, environment)
 
     def commands(self, text: str, place: str, folder: Path | None = None) -> Draft:
@@ -112,8 +149,7 @@ class _Reader:
         if not usable:
             heads = f"{place} holds no command that trains, serves or exports with LLaMA-Factory"
             others = [f"line {each.line} starts `{each.command}`" for each in found]
-            lines = [heads, *others, *unread_lines(text, place)]
-            raise SpecError("\n  ".join(lines), "such as: llamafactory-cli train config.yaml")
+            raise SpecError("\n  ".join([heads, *others]), "such as: llamafactory-cli train config.yaml")
         trains = [each for each in usable if each.command == "train"]
         chosen = [each for each in usable if each.line == self.line] if self.line is not None else trains or usable
         if len(chosen) != 1:
@@ -145,33 +181,13 @@ class _Reader:
             except OrchestratorError as error:
                 notes.append(f"accelerate launch: its options are not taken over: {error.message}")
         command = "api" if invocation.command in _SERVING else invocation.command
-        comments = replace(comments, head=[*(f"# {each}" for each in invocation.comments), *comments.head])
         return Draft(command, values | invocation.arguments, place, self.bases, comments, environment, notes)
 
     def _existing(self, name: str, place: str) -> Path:
         if isinstance(name, Word) and name.unknown:
             raise SpecError(f"{place} reads {name}, and {name.unknown[0]} {UNRESOLVED}", "write the file's name there")
-        found = next((base / name for base in self.bases if _is(base / name, "is_file")), None)
+        found = next((base / name for base in self.bases if (base / name).is_file()), None)
         if found is None:
             message = f"{place} names {name}, which is not there; looked for from {', '.join(map(str, self.bases[:3]))}"
             raise SpecError(message, "--cwd FOLDER, where it was run")
         return found
-
-
-def _torchrun(values: Mapping[str, Any]) -> dict[str, str]:
-    """What LLaMA Board adds to the environment of a training for its arguments' sake."""
-    return {"FORCE_TORCHRUN": "1"} if values.get("deepspeed") is not None else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_file(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-
-
-def _is(path: Path, kind: str) -> bool:
-    try:
-        return bool(getattr(path, kind)())
-    except (OSError, ValueError):  # too long, or with a null byte: a command, maybe
-        return False

@@ -1,4 +1,4 @@
-"""What `accelerate launch` tells a training by environment variables: accelerate's own functions are called.
+"""What `accelerate launch` sets for a training by environment variables: accelerate's own functions are called.
 
 stdin: a list of {"config": the values of a configuration file, or null, "options": words}. stdout: for each
 {"environment": variables, "notes": what is not taken over}. Runs in LLaMA-Factory's Python.
@@ -22,40 +22,36 @@ from accelerate.utils import launch  # type: ignore[import-untyped]  # noqa: E40
 
 
 def environment(config: Any, options: list[str], notes: list[str]) -> dict[str, str]:
-    given, words, values = parsed(options), list(options), config or {}
+    given = parsed(options)
     if config is None:
+        if not given.num_processes and not given.cpu:
+            raise ValueError("without --config_file and --num_processes they depend on the machine where it ran")
         notes.append("without --config_file it also reads its default_config.yaml, which is not taken over")
+        config = {"distributed_type": "MULTI_GPU" if not given.cpu and given.num_processes > 1 else "NO"}
     elif "kt_config" in config:
         notes.append("kt_config is not taken over: LLaMA-Factory reads use_kt and kt_weight_path")
-    processes = given.num_processes or values.get("num_processes") or 0
-    is_known = isinstance(processes, int) and processes > 0
-    is_one = given.cpu or values.get("distributed_type") in ("NO", "MULTI_CPU")
-    if not is_known:  # accelerate would count the GPUs that it sees
-        words += ["--num_processes", "1" if is_one or config is None else "2"]
-        notes += [] if is_one else ["num_processes is not given: LLaMA-Factory takes all devices that it sees"]
-    chosen = given.multi_gpu or given.tpu or given.use_deepspeed or given.use_fsdp or given.use_megatron_lm
-    if config is None and is_known and processes > 1 and not (given.cpu or chosen):
-        words.append("--multi_gpu")
     with tempfile.TemporaryDirectory() as folder:
-        if config is not None:
-            path = Path(folder) / "config.json"
-            path.write_text(json.dumps({key: value for key, value in config.items() if key != "kt_config"}))
-            words += ["--config_file", str(path)]
-        args, defaults, has_precision = command._validate_launch_command(parsed(words))
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({key: value for key, value in config.items() if key != "kt_config"}))
+        args, defaults, has_precision = command._validate_launch_command(parsed([*options, "--config_file", str(path)]))
     if args.tpu or args.use_megatron_lm or type(defaults).__name__ == "SageMakerConfig":
         raise ValueError("TPUs, Megatron-LM and SageMaker have no counterpart here")
     port, several = args.main_process_port, not args.cpu and (args.use_fsdp or args.multi_gpu or args.use_deepspeed)
-    found = prepared(args, several, list(defaults.deepspeed_config) if defaults else [], has_precision)
+    launch.is_port_in_use = lambda port: False  # whether it is in use here says nothing
+    if several and args.use_deepspeed:
+        fields = [*defaults.deepspeed_config, *(["mixed_precision"] if has_precision else [])]
+        args.deepspeed_fields_from_accelerate_config = ",".join(fields)
+        found = launch.prepare_deepspeed_cmd_env(args)[1]
+        found = {key: text for key, text in found.items() if key not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    else:
+        found = launch.prepare_multi_gpu_env(args) if several else launch.prepare_simple_launcher_cmd_env(args)[1]
+    found = {key: str(text) for key, text in found.items() if HERE.get(key) != text or key == "OMP_NUM_THREADS"}
     if several:
-        found["FORCE_TORCHRUN"] = "1"
-        if is_known:
-            found["NPROC_PER_NODE"] = str(args.num_processes // args.num_machines)
+        found |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(args.num_processes // args.num_machines)}
         if args.num_machines > 1:
             found |= {"NNODES": str(args.num_machines), "NODE_RANK": str(args.machine_rank or 0)}
             found |= {"MASTER_ADDR": str(args.main_process_ip)} if args.main_process_ip else {}
         found |= {"MASTER_PORT": str(port)} if port else {}
-    elif config is None and not is_known and not args.cpu:  # with GPUs it sets neither
-        return {key: text for key, text in found.items() if not key.startswith(("KMP_", "ACCELERATE_USE_CPU"))}
     return found
 
 
@@ -66,21 +62,6 @@ def parsed(words: list[str]) -> Any:
     parser = command.launch_command_parser()
     parser.error = fail
     return parser.parse_args([*words, "train.py"])
-
-
-def prepared(args: Any, several: bool, deepspeed_fields: list[str], has_precision: bool) -> dict[str, str]:
-    """The variables that accelerate adds to those of this process."""
-    launch.is_port_in_use = lambda port: False  # whether it is in use here says nothing
-    if several and args.use_deepspeed:
-        fields = [*deepspeed_fields, *(["mixed_precision"] if has_precision else [])]
-        args.deepspeed_fields_from_accelerate_config = ",".join(fields)
-        found = launch.prepare_deepspeed_cmd_env(args)[1]
-        found = {key: text for key, text in found.items() if key not in ("PYTHONPATH", "OMP_NUM_THREADS")}
-    elif several:
-        found = launch.prepare_multi_gpu_env(args)
-    else:
-        found = launch.prepare_simple_launcher_cmd_env(args)[1]
-    return {key: str(text) for key, text in found.items() if HERE.get(key) != text or key == "OMP_NUM_THREADS"}
 
 
 def answer(question: Any) -> dict[str, Any]:
