@@ -175,7 +175,6 @@ COMMANDS = {
 FILES = {
     "spec.yaml": (b"name: s\nmodel: {name_or_path: org/model}\nserve: {}\n", "is a spec already"),
     "board.yaml": (b"top.model_name: Qwen\ntrain.training_stage: x\n", "holds none of LLaMA-Factory's arguments"),
-    "binary.yaml": (bytes(range(256)) * 50, "is not UTF-8 text"),
     "huge.yaml": (b"a: 1\n# " + b"x" * (3 << 20), "it has 3,145,735 bytes, over 1,048,576"),
     "binary.sh": (b"\x7fELF" + bytes(range(256)) * 50, "holds a control character"),
     "open.sh": (b"llamafactory-cli train --default_system 'never closed\n", "' is never closed"),
