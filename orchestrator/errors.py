@@ -1,6 +1,6 @@
 """What a user can act on, with the exit code of each kind.
 
-    OrchestratorError        cli prints message and remedy, no traceback
+    OrchestratorError        __main__ prints message and remedy, no traceback
       SpecError          2   the spec or the command line is wrong; all problems at once
       PrerequisiteError  3   a program, file, GPU, server or free port is missing
       StageError         4   a stage failed; the message holds the log's last lines
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-class OrchestratorError(Exception):
-    """An error with a next step: `message` says what happened, `remedy` what to do now."""
+class _WithRemedy(BaseException):
+    """`message` says what happened, `remedy` what to do now."""
 
     exit_code = 1
 
@@ -24,6 +24,10 @@ class OrchestratorError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+
+
+class OrchestratorError(_WithRemedy, Exception):
+    """An error with a next step."""
 
 
 class SpecError(OrchestratorError):
@@ -44,7 +48,7 @@ class StageError(OrchestratorError):
     exit_code = 4
 
 
-class Interrupted(BaseException):
+class Interrupted(_WithRemedy, BaseException):
     """The user or the system stopped us; the work in progress was stopped in order.
 
     No Exception, as KeyboardInterrupt is none: a signal's handler raises it anywhere in the program, and a library's
@@ -52,11 +56,6 @@ class Interrupted(BaseException):
     """
 
     exit_code = 130
-
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

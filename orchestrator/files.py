@@ -25,12 +25,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
+    temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        error.filename = str(path)  # not the temporary file's name, which means nothing to a user
-        raise
-    try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -40,9 +37,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         Path(temporary).replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # write() reports a full disk without a name
+            error.filename = str(path)  # a full disk has no name, and the temporary one means nothing to a user
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -109,14 +107,14 @@ def try_lock(descriptor: int, path: Path | str = "a file", *, wait: bool = False
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[int]:
+def lock(path: Path) -> Iterator[None]:
     """Hold the lock of a file, made where there is none, for the length of the block; waits for other holders.
 
     Raises PrerequisiteError: the file system has no locks.
     """
     with path.open("a") as file:
         try_lock(file.fileno(), path, wait=True)
-        yield file.fileno()
+        yield
 
 
 def storage_problem(folder: Path) -> str | None:

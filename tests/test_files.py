@@ -143,13 +143,15 @@ def test_hashes_are_those_of_the_bytes_and_of_the_values(tmp_path):
 
 def test_a_lock_excludes_until_its_last_holder_closes_it(tmp_path):
     path = tmp_path / ".lock"
-    with lock(path) as descriptor, path.open("a") as other:
-        assert not try_lock(other.fileno())
-        kept = os.dup(descriptor)
     with path.open("a") as other:
-        assert not try_lock(other.fileno())
-        os.close(kept)
+        with lock(path):
+            assert not try_lock(other.fileno())
         assert try_lock(other.fileno())
+        kept = os.dup(other.fileno())
+    with path.open("a") as another:
+        assert not try_lock(another.fileno())
+        os.close(kept)
+        assert try_lock(another.fileno())
 
 
 @contextmanager

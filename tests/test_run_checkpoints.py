@@ -153,19 +153,16 @@ def test_a_best_one_that_is_not_there_is_none(run, best):
     assert best_and_last(run) == {"checkpoint-400"}
 
 
-def test_the_one_of_the_lowest_eval_loss_is_kept(run):
-    losses = {50: 0.1, 100: float("nan"), 200: 2.0, 300: 1.0, 400: 1.5}
-    four(run, log_history=[{"step": step, "eval_loss": loss} for step, loss in losses.items()])
-    recorded(run)
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-300"}
-
-
 def test_the_best_by_each_metric_of_our_benchmarks_is_kept(run):
     four(run)
     recorded(run, ("checkpoint-100", "bleu", 30.0), ("checkpoint-200", "bleu", 29.0), ("output", "bleu", 40.0))
     assert best_and_last(run) == {"checkpoint-400", "checkpoint-100"}
     recorded(run, ("checkpoint-100", "ter", 30.0), ("checkpoint-200", "ter", 29.0))
     assert best_and_last(run) == {"checkpoint-400", "checkpoint-200"}
+    recorded(run, ("checkpoint-100", "bleu", 30.0), ("checkpoint-200", "ter", 29.0))
+    assert best_and_last(run) == {"checkpoint-400", "checkpoint-100", "checkpoint-200"}
+    RunRecord.load(run).update(run, chosen_checkpoint="checkpoint-300", benchmarks=[])
+    assert best_and_last(run) == {"checkpoint-400", "checkpoint-300"}
     recorded(run, ("checkpoint-100", "bleu", 30.0), status="incomplete")
     assert best_and_last(run) == {"checkpoint-400"}
 

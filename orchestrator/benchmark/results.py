@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.data.testset import PREFIX, is_sacrebleu
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, read_file, read_json
-from orchestrator.runs.groups import Group, lookup_group
+from orchestrator.runs.groups import Group
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, damage
 from orchestrator.runs.workspace import Workspace
@@ -165,7 +165,7 @@ def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | N
         SpecError: one has no complete benchmark, or none that can be compared with the others'.
         PrerequisiteError: a benchmark's files are damaged.
     """
-    groups = {name: folder for name in names if (folder := lookup_group(workspace, name))}
+    groups = {name: folder for name in names if (folder := workspace.lookup_group(name))}
     runs = {name: [point.run for point in Group.load(folder).points] for name, folder in groups.items()}
     names = [each for name in names for each in runs.get(name, [name])]
     if len(names) < 2:

@@ -35,12 +35,11 @@ def list_runs(
 ) -> None:
     """List runs with status and scores, oldest first. --json has all of their records."""
     from orchestrator.runs import registry
-    from orchestrator.runs.groups import find_group
     from orchestrator.views.terminal import run_table
 
     place = open_workspace(workspace)
     moment = registry.since(since) if since is not None else None
-    group_id = find_group(place, group).id if group is not None else None
+    group_id = place.find_group(group).id if group is not None else None
     filters = registry.Filters(status or (), name, dataset, model, tag or (), moment, group_id)
     filters.check()
     rows, problems = registry.read_rows(place)

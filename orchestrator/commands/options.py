@@ -94,9 +94,7 @@ def open_session(workspace: Path | None, archives: Path | None = None) -> "Sessi
 
 
 def find_run_or_group(place: "WorkspaceFolder", word: str) -> "RunDir | GroupDir":
-    from orchestrator.runs.groups import lookup_group
-
-    return lookup_group(place, word) or place.find_run(word)
+    return place.lookup_group(word) or place.find_run(word)
 
 
 def open_target(session: "Session", word: str, template: str | None = None) -> "Target":

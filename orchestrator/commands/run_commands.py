@@ -321,7 +321,7 @@ def _log_of(run: RunDir, name: str | None, *, is_needed: bool) -> list[Path]:
     """The log of a name; without one that which was written last; none, where it is not needed and not there yet."""
     found = {"train": run.train_log, "supervisor": run.supervisor_log}
     found |= {path.stem: path for path in sorted(run.train_log.parent.glob("train-node*.log"))}
-    found |= {folder.name: run.benchmark_log(folder) for folder in sorted(run.benchmarks.glob("*"))}
+    found |= {folder.name: folder / "api.log" for folder in sorted(run.benchmarks.glob("*"))}
     files = {each: path for each, path in found.items() if path.is_file()}
     if name in files:
         return [files[name]]

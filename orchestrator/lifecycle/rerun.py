@@ -87,7 +87,6 @@ class RerunComparison:
             kinds = ("data", "model", "adapter", "template", "version", "machine")
             sides = [Side("", self._spec, facts) for facts in (self._facts, now)]
             found = [each for each in differences(sides[0], sides[1]) if each.kind in kinds]
-            self._drift = [*self._drift, *found]
             lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
         for line in lines:
             log.warning("changed while it ran: %s", line)
@@ -95,5 +94,5 @@ class RerunComparison:
 
     def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> None:
         """Log the run's scores beside the past ones."""
-        for line in compare_scores(self._then.benchmarks, benchmarks, drift=self._drift):
+        for line in compare_scores(self._then.benchmarks, benchmarks):
             log.info("%s: %s", self._past.id, line)

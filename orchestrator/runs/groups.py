@@ -10,20 +10,17 @@ from math import prod
 from typing import Any, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import atomic_write
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import current
-from orchestrator.runs.workspace import Workspace
 
-SCHEMA_VERSION = 1
 MAX_POINTS = 1000
 """More is a slip: each point is a training."""
-_EXAMPLE = "such as --sweep train.learning_rate=1e-5,5e-5"
 
 
 class _Part(BaseModel):
@@ -42,7 +39,7 @@ class Axis(_Part):
 class Point(_Part):
     """One run of a group."""
 
-    run: str
+    run: str = Field(pattern=r"^[^/]*[^/.][^/]*$")
     """Its id."""
     values: list[str]
     """Of the axes, in their order, as YAML."""
@@ -51,7 +48,7 @@ class Point(_Part):
 class Group(_Part):
     """group.json, written once, after the runs were made."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     id: str
     created_at: datetime
     spec_file: str
@@ -63,24 +60,18 @@ class Group(_Part):
 
     @classmethod
     def load(cls, folder: GroupDir) -> Self:
-        """Read what a group is. Raises PrerequisiteError: its file is damaged, or a later version's."""
+        """Read what a group is. Raises PrerequisiteError: its file is damaged."""
         try:
-            group = cls.model_validate_json(folder.file.read_bytes())
+            return cls.model_validate_json(folder.file.read_bytes())
         except (OSError, ValidationError) as error:
             raise PrerequisiteError(f"{folder.file} cannot be read: {damage(error)}") from error
-        if group.schema_version > SCHEMA_VERSION:
-            raise PrerequisiteError(f"{folder.file} is of version {group.schema_version}; {SCHEMA_VERSION} is known")
-        for point in group.points:
-            if point.run in ("", ".", "..") or "/" in point.run or len(point.values) != len(group.axes):
-                raise PrerequisiteError(f"{folder.file} is damaged: no point can be {point.run!r}, {point.values}")
-        return group
 
     def save(self, folder: GroupDir) -> None:
         atomic_write(folder.file, self.model_dump_json(indent=2) + "\n")
 
     def label(self, point: Point) -> str:
         """'learning_rate=1e-5, lora_rank=8'."""
-        return ", ".join(f"{key}={value}" for key, value in zip(short_keys(self.axes), point.values, strict=True))
+        return ", ".join(f"{key}={value}" for key, value in zip(short_keys(self.axes), point.values, strict=False))
 
 
 class Member(NamedTuple):
@@ -136,34 +127,16 @@ def remaining(folder: GroupDir, group: Group) -> str:
 
 def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
     """What there is to know of a group, as plain JSON values."""
-    runs = []
     found = members(folder, group)
+    runs: list[dict[str, Any]] = []
     for each in found:
-        values = {axis.key: value for axis, value in zip(group.axes, each.point.values, strict=True)}
+        values = {axis.key: value for axis, value in zip(group.axes, each.point.values, strict=False)}
         kept: dict[str, Any] = each.record.as_json() if each.record is not None else {}
-        about = {key: kept[key] for key in ("error", "training", "benchmarks") if key in kept}
-        runs.append({"run": each.run.id, "values": values, "status": each.status} | about)
+        about: dict[str, Any] = {key: kept[key] for key in ("error", "training", "benchmarks") if key in kept}
+        runs.append({"run": each.run.id, "values": values, "status": each.status, **about})
     described = group.model_dump(mode="json", exclude={"points"})
     under_way = any(each.is_active() for each in found)
     return {**described, "path": str(folder.path), "under_way": under_way, "runs": runs}
-
-
-def find_group(workspace: Workspace, selector: str) -> GroupDir:
-    """The group of an id or a name; SpecError where there is none."""
-    found = workspace.lookup_group(selector)
-    if found is None:
-        known = sorted(path.parent.name for path in workspace.runs.glob("*/group.json"))
-        there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
-        raise SpecError(f"no group {selector!r} in {workspace.runs}{did_you_mean(selector, known)}", there)
-    return found
-
-
-def lookup_group(workspace: Workspace, selector: str) -> GroupDir | None:
-    """The group that a selector means where it means no run. Raises SpecError: it may mean either."""
-    folder = workspace.lookup_group(selector)
-    if folder is not None and selector not in (folder.id, str(folder.path)) and selector in workspace.run_words():
-        workspace.lookup_run(selector)  # raises
-    return folder
 
 
 def read_axes(options: Sequence[str]) -> list[Axis]:
@@ -173,9 +146,8 @@ def read_axes(options: Sequence[str]) -> list[Axis]:
     """
     axes = [_read_axis(option) for option in options]
     keys = [axis.key for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise SpecError(f"--sweep {key} is there {keys.count(key)} times", f"give its values in one: {key}=A,B")
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise SpecError(f"--sweep {twice} is there {keys.count(twice)} times", f"give its values in one: {twice}=A,B")
     if (count := prod(len(axis.values) for axis in axes)) > MAX_POINTS:
         raise SpecError(f"--sweep makes {count} runs; at most {MAX_POINTS} are taken", "leave some values out")
     return axes
@@ -210,6 +182,6 @@ def _read_axis(option: str) -> Axis:
     if not key.strip() or not values or not all(values):
         raise SpecError(
             f"--sweep {option}: expected KEY=V1,V2,... with YAML values, none empty",
-            f"""{_EXAMPLE}; quote text that holds commas: --sweep 'KEY="a, b",c'""",
+            "such as --sweep train.lora_rank=8,16; quote text that holds commas: --sweep 'KEY=\"a, b\",c'",
         )
     return Axis(key=key.strip(), values=values)

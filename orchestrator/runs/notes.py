@@ -14,8 +14,6 @@ from orchestrator.files import atomic_write, lock, read_file
 from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import RunDir
 
-MAX_CHARACTERS = 10_000
-"""Of one note."""
 _TAG = re.compile(r"[^\W_][\w.+-]{0,31}")
 
 
@@ -48,8 +46,11 @@ class Notes(BaseModel):
 
 def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Notes:
     """Give a run tags and take some from it; SpecError where a word is no tag, or the run has not the one to remove."""
-    added = [checked_tag(word) for word in add]
-    removed = [unicodedata.normalize("NFC", word) for word in remove]
+    added, removed = ([unicodedata.normalize("NFC", word) for word in words] for words in (add, remove))
+    for tag in added:
+        if not _TAG.fullmatch(tag):
+            rule = "one word of at most 32 letters, digits, . _ + or -, beginning with a letter or digit"
+            raise SpecError(f"{tag!r} is no tag: {rule}", "for a sentence: orchestrator note RUN TEXT")
     with _changing(run) as stored:
         for word in removed:
             if word not in stored.tags:
@@ -60,28 +61,13 @@ def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()
 
 
 def add_note(run: RunDir, text: str) -> Notes:
-    """Append a note with the time; SpecError where it is blank, too long, or no UTF-8 text."""
-    text = text.strip()
+    """Append a note with the time; SpecError where it is blank."""
+    text = text.strip().encode("utf-8", "replace").decode()  # an argument may be no UTF-8
     if not text:
         raise SpecError("the note is blank")
-    if len(text) > MAX_CHARACTERS:
-        raise SpecError(f"the note has {len(text)} characters; at most {MAX_CHARACTERS} are kept")
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise SpecError("the note is not UTF-8 text")
     with _changing(run) as stored:
         stored.notes.append(Note(at=datetime.now(UTC).replace(microsecond=0), text=text))
     return stored
-
-
-def checked_tag(word: str) -> str:
-    """The tag that a word is; SpecError where it cannot be one."""
-    tag = unicodedata.normalize("NFC", word)  # é typed is é pasted
-    if not _TAG.fullmatch(tag):
-        raise SpecError(
-            f"{word!r} is no tag: one word of at most 32 letters, digits, . _ + or -, beginning with a letter or digit",
-            "for a sentence: orchestrator note RUN TEXT",
-        )
-    return tag
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def is_owned(run: RunDir) -> bool:
         os.close(file)
 
 
-def liveness(run: RunDir, record: RunRecord, *, max_age_s: float | None = None) -> Liveness:
+def liveness(run: RunDir, record: RunRecord, *, max_age_s: float = slurm.MAX_AGE_S) -> Liveness:
     """Whether that which carries an active run out is still there; max_age_s: how old an answer of Slurm may be."""
     return "alive" if is_owned(run) else _liveness_without_owner(record, max_age_s)
 
@@ -101,7 +101,7 @@ def in_use(record: RunRecord) -> PrerequisiteError:
     return PrerequisiteError(f"run {record.id} is {record.status}: {owner} owns it", f"orchestrator stop {record.id}")
 
 
-def _liveness_without_owner(record: RunRecord, max_age_s: float | None) -> Liveness:
+def _liveness_without_owner(record: RunRecord, max_age_s: float) -> Liveness:
     if record.job is None or not record.job.id:
         return "ended" if record.is_here() else "unknown"
     found = slurm.job_state(record.job.id, record.job.uid, max_age_s=max_age_s)

@@ -23,22 +23,16 @@ from orchestrator.runs.slurm import Job
 SCHEMA_VERSION = 1
 MAX_RECORD_BYTES = 32 << 20
 ACTIVE: tuple[Status, ...] = ("queued", "preparing", "running", "trained", "benchmarking")
-_ENDS: tuple[Status, ...] = ("failed", "stopped")
-_BEGIN: tuple[Status, ...] = ("preparing", "queued")
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
-    "planned": (*_BEGIN, *_ENDS),
-    "queued": (*_BEGIN, *_ENDS),
-    "preparing": (*_BEGIN, "running", "trained", "benchmarking", "done", *_ENDS),
-    "running": (*_BEGIN, "trained", *_ENDS),
-    "trained": (*_BEGIN, "benchmarking", "done", *_ENDS),
-    "benchmarking": (*_BEGIN, "done", *_ENDS),
-    "done": _BEGIN,
-    "failed": _BEGIN,
-    "stopped": _BEGIN,
-    "interrupted": _BEGIN,  # written by earlier versions
+    "planned": ("failed", "stopped"),
+    "queued": ("failed", "stopped"),
+    "preparing": ("running", "trained", "benchmarking", "done", "failed", "stopped"),
+    "running": ("trained", "failed", "stopped"),
+    "trained": ("benchmarking", "done", "failed", "stopped"),
+    "benchmarking": ("done", "failed", "stopped"),
 }
-"""What may follow each status: a new attempt follows any, since its owner may have been killed. `interrupted` is never
-written: a run reads so whose owner is gone."""
+"""What may follow each status, beside a new attempt (preparing, queued): its owner may have been killed at any. No one
+writes `interrupted`: a run reads so whose owner is gone."""
 
 
 class RunRecord(BaseModel):
@@ -51,46 +45,35 @@ class RunRecord(BaseModel):
     name: str
     status: Status = "preparing"
     error: str | None = None
-    """Why it failed or stopped."""
     created_at: datetime
     ended_at: datetime | None = None
     host: str = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
     """Of the owner; it is alive only while the run's lock is held."""
     attempts: list[Attempt] = []
-    """Each launch and resume, in order."""
     request: Request = Request()
     """What is left to do, and how: that of the launch, or of the last resume."""
     with_benchmarks: bool = True
-    """Whether the spec's benchmarks belong to the run."""
     group: str | None = None
-    """The id of the sweep that it belongs to."""
     values: list[str] = []
     """Its values of the sweep's axes, in their order."""
     job: Job | None = None
     """The Slurm job that carries it out, or did so last; None: a process of its own does."""
     benchmark_job: Job | None = None
-    """The job that is to benchmark what this one trains."""
     stop_requested: bool = False
-    """Whether `stop` was called: no job and no sweep resumes it by itself."""
+    """By `stop`: no job and no sweep resumes it by itself."""
     waits_for: str | None = None
-    """What holds the devices that the run waits for."""
     model: str | None = None
-    """The spec's model.name_or_path. None: it asks a server; or a record of an earlier version."""
     datasets: list[str] = []
-    """Those that it trains on."""
     spec_file: str | None = None
-    """The spec that was launched, as named on the command line."""
     spec_sha256: str
     overrides: list[str] = []
-    """--set KEY=VALUE, in order."""
     rerun_of: str | None = None
     drift: list[str] = []
-    """What differed from the run that this one repeats, before it started."""
+    """Of a rerun: what differed from the run that it repeats, before it started."""
     changed: list[str] = []
-    """Of a rerun: data, model and versions that were changed by others while it ran."""
+    """Of a rerun: what others changed of data, model and versions while it ran."""
     verdict: str | None = None
-    """Of a rerun: whether its losses are those of the run that it repeats, and the likely cause where not."""
     commands: dict[str, list[str]] = {}
     """Stage -> the command line that was run for it, in the run folder."""
     environment: dict[str, dict[str, str]] = {}
@@ -115,10 +98,6 @@ class RunRecord(BaseModel):
             found["status"] = "planned" if found.get("awaits_turn") else "preparing"
         if found.get("status") == "trained" and found.get("ended_at") is not None:
             found["status"] = "done"
-        attempts = found.get("attempts")
-        for each in attempts if isinstance(attempts, list) else ():
-            if isinstance(each, dict) and each.get("status") == "created":
-                each["status"] = "preparing"
         return found
 
     @classmethod
@@ -144,8 +123,7 @@ class RunRecord(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """What record.json holds, as plain JSON values."""
-        value: dict[str, Any] = json.loads(self.model_dump_json())
-        return value
+        return dict(json.loads(self.model_dump_json()))
 
     def save(self, run: RunDir) -> None:
         atomic_write(run.record, self.model_dump_json(indent=2) + "\n")
@@ -160,7 +138,7 @@ class RunRecord(BaseModel):
             stored = self.load(run)
             before = stored.status
             yield stored
-            if stored.status not in (before, *TRANSITIONS.get(before, ())):
+            if stored.status not in (before, "preparing", "queued", *TRANSITIONS.get(before, ())):
                 raise ValueError(f"a run that is {before} cannot become {stored.status}")
             stored.save(run)
         for name in type(self).model_fields:
@@ -169,23 +147,19 @@ class RunRecord(BaseModel):
     def update(self, run: RunDir, **changes: Any) -> None:
         """Set fields, then save."""
         with self.changing(run) as stored:
-            for name, value in changes.items():
-                setattr(stored, name, value)
+            stored._set(**changes)
 
     def begin_attempt(self, run: RunDir, job: str = "") -> None:
         """Say that this process, which holds the run's lock and may be a Slurm job, makes a new attempt at it."""
         with self.changing(run) as stored:
             if stored.attempts and stored.attempts[-1].ended_at is None:
                 stored.attempts[-1].status = "interrupted"
-            stored.host, stored.pid = socket.gethostname(), os.getpid()
-            attempt = Attempt(started_at=now(), status="preparing", pid=stored.pid, host=stored.host)
-            stored.attempts.append(attempt)
             if not job:
                 stored.job = stored.benchmark_job = None
             elif stored.job is None or stored.job.id != job:
                 stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
-            stored.status, stored.error, stored.ended_at = "preparing", None, None
-            stored.stop_requested, stored.waits_for = False, None
+            stored._set(status="preparing", **_owned_by_us(), waits_for=None)
+            stored.attempts.append(Attempt(started_at=now(), status="preparing", pid=stored.pid, host=stored.host))
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
 
@@ -197,7 +171,7 @@ class RunRecord(BaseModel):
     def end(self, run: RunDir, status: Status, error: str | None = None) -> None:
         """Say how the run ended, and with it the attempt."""
         with self.changing(run) as stored:
-            stored.status, stored.error, stored.ended_at, stored.waits_for = status, error, now(), None
+            stored._set(status=status, error=error, ended_at=now(), waits_for=None)
             stored._end_attempt(status)
 
     def hand_to_job(self, run: RunDir, job: Job, status: Status) -> None:
@@ -205,15 +179,14 @@ class RunRecord(BaseModel):
         with self.changing(run) as stored:
             if job == stored.benchmark_job:
                 stored.benchmark_job = None
-            stored.status, stored.job, stored.waits_for = "queued", job, None
+            stored._set(status="queued", job=job, waits_for=None)
             stored._end_attempt(status)
 
     def submit_to_job(self, run: RunDir) -> None:
         """Say that this process, which holds the run's lock, submits a job for it."""
         with self.changing(run) as stored:
-            stored.host, stored.pid = socket.gethostname(), os.getpid()
-            stored.job, stored.benchmark_job = Job(uid=os.getuid(), submitted_at=now()), None
-            stored.status, stored.error, stored.ended_at, stored.stop_requested = "queued", None, None, False
+            job = Job(uid=os.getuid(), submitted_at=now())
+            stored._set(status="queued", **_owned_by_us(), job=job, benchmark_job=None)
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark; one that was continued takes the place of what it had come to before."""
@@ -227,10 +200,19 @@ class RunRecord(BaseModel):
             if environment is not None:
                 stored.environment = {**stored.environment, stage: environment}
 
+    def _set(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self, name, value)
+
     def _end_attempt(self, status: Status) -> None:
         for last in self.attempts[-1:]:
             if last.ended_at is None:
                 last.status, last.ended_at = status, now()
+
+
+def _owned_by_us() -> dict[str, Any]:
+    known = {"host": socket.gethostname(), "pid": os.getpid()}
+    return {**known, "error": None, "ended_at": None, "stop_requested": False}
 
 
 def now() -> datetime:

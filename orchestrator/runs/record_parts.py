@@ -1,9 +1,9 @@
 """What a run's record is made of, as it stands in record.json; a field of a later version is kept."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.scoring.metrics import Score
@@ -52,7 +52,7 @@ class DataFacts(_Part):
     use: str = ""
     """train, eval or benchmark; '' in records of earlier versions."""
     pairs: int | None
-    """Pairs after blank ones were dropped; in LLaMA-Factory's own formats, records. None: not counted."""
+    """Without blank ones; in LLaMA-Factory's own formats, records. None: not counted."""
     blank_pairs: int = 0
     sha256: str | None
     """Hash of the text, or of the files. None: they are not on this machine."""
@@ -75,28 +75,26 @@ class Facts(_Part):
     gpus: list[str] = []
     """Name and driver of each NVIDIA GPU."""
     cuda: dict[str, str] | None = None
-    """What the GPUs are used through: the CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that
-    the driver takes."""
+    """The CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that the driver takes."""
     environment: dict[str, str] | None = None
-    """Variables that reach LLaMA-Factory from ours, and matter; secrets left out."""
+    """Variables that reach LLaMA-Factory from ours; secrets left out."""
     git_commit: str | None = None
-    """Of the workspace; None outside git."""
+    """None: outside git."""
     git_dirty: bool | None = None
     git_diff_sha256: str | None = None
-    """Of workspace.diff in the run folder; None: there was nothing to keep."""
+    """Of workspace.diff."""
     data: list[DataFacts] = []
     hash_version: int = 1
     """Of the two hashes below. 1: samples of a model's weights, as earlier versions took them. 2: every byte."""
     model_sha256: str | None = None
-    """Weights, configuration, tokenizer, code; None: not on this machine."""
+    """None: not on this machine."""
     model_revision: str | None = None
-    """The hub's commit, where the model comes from there."""
+    """The hub's commit."""
     adapter_sha256: str | None = None
     """Of the adapter that training started from."""
     adapter_revision: str | None = None
     chat_template_sha256: str | None = None
-    """Of the template's text in LLaMA-Factory's source; None: not known, or the tokenizer's own, which is hashed above.
-    """
+    """Of the template's text in LLaMA-Factory's source. None: not known, or the tokenizer's own."""
 
 
 class Training(_Part):
@@ -120,14 +118,14 @@ class BenchmarkSummary(_Part):
 
     id: str
     of: str
-    """What was benchmarked: output, checkpoint-N, base, or the target's own name."""
+    """output, checkpoint-N, base, or the target's own name."""
     testset: str
     split: str
     status: Literal["complete", "incomplete"]
     n_segments: int
     """Sentences that were answered, and scored where there are scores."""
     n_asked: int | None = None
-    """Sentences that were asked; more than n_segments in an incomplete benchmark. None: an older record."""
+    """Sentences that were asked, more than n_segments in an incomplete benchmark."""
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
@@ -142,12 +140,11 @@ class Attempt(_Part):
     started_at: datetime
     ended_at: datetime | None = None
     """None: it is under way, or its process was gone before it could say so."""
-    status: Status
+    status: Annotated[Status, BeforeValidator(lambda value: "preparing" if value == "created" else value)]
     """preparing until the devices are held and nothing has changed, running then, and how it ended."""
     from_checkpoint: str | None = None
     """The checkpoint that the training was resumed from; None: it began at step 0, or nothing was left to train."""
     from_step: int | None = None
-    """The step that the training began at; None: it did not begin."""
     log_start_bytes: int = 0
     """Where this attempt's lines begin in trainer_log.jsonl."""
     drift: list[str] = []

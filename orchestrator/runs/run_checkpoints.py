@@ -1,7 +1,6 @@
 """A run's checkpoints: which one to resume from, what changed since, which ones a clean-up keeps."""
 
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import json_mapping
@@ -30,15 +29,10 @@ def choose_checkpoint(
     resume it; None: not known. ranks: of several nodes, the processes on this one. Raises SpecError: there is none of
     that label; PrerequisiteError: that is incomplete, or the chosen one was saved by another number of processes.
     """
-    skipped: list[str] = []
-    chosen = None
-    if label is not None:
-        chosen = _named(run, label, ranks)
-    for found in usable_checkpoints(run, ranks) if label is None else ():
-        if found.complete:
-            chosen = found
-            break
-        skipped.append(f"{found.label} is skipped: {'; '.join(found.problems)}")
+    found = usable_checkpoints(run, ranks)
+    chosen = _named(run, label, found) if label is not None else next((each for each in found if each.complete), None)
+    newer = found[: found.index(chosen)] if chosen in found else found
+    skipped = [f"{each.label} is skipped: {'; '.join(each.problems)}" for each in newer if label is None]
     if chosen is not None and world_size is not None and ranks is None:
         processes = saved_by(chosen.folder)
         # to skip a complete checkpoint for a fault of the plan would throw the training away
@@ -93,25 +87,31 @@ def best_and_last(run: RunDir) -> set[str]:
     """The labels of the checkpoints that a clean-up has to keep; PrerequisiteError where the record is damaged.
 
     The newest complete one, or where there is none, the newest whose weights are; the one that trainer_state.json names
-    as the best, or the one of the lowest eval_loss; the best by each metric of each of our own benchmarks, and the
-    chosen one.
+    as the best; the best by each metric of each of our own benchmarks, and the chosen one.
     """
     found = usable_checkpoints(run)
-    labels = {each.label for each in found}
     last = [each.label for each in found if each.complete] or [each.label for each in found if can_be_served(each)]
-    state = next((state for each in found if (state := json_mapping(each.folder / "trainer_state.json"))), {})
+    states = (json_mapping(each.folder / "trainer_state.json") for each in found)
+    named = (next(filter(None, states), {})).get("best_model_checkpoint")
     record = RunRecord.load(run)
-    best = {record.chosen_checkpoint or "", *_best_by_trainer(state, labels), *_best_by_benchmarks(record, labels)}
-    return {*last[:1], *(best & labels)}
+    best = {record.chosen_checkpoint, Path(named).name if isinstance(named, str) else ""}
+    labels = {each.label for each in found}
+    scores: dict[tuple[str, ...], tuple[float, str]] = {}
+    for each in record.benchmarks:
+        for score in each.scores if each.of in labels and each.status == "complete" else ():
+            group = (each.testset, each.split, score.metric, score.signature)
+            worth = score.score if higher_is_better(score.metric) else -score.score
+            scores[group] = max(scores.get(group, (worth, each.of)), (worth, each.of))
+    return {*last[:1], *(labels & {*best, *(label for _, label in scores.values())})}
 
 
-def _named(run: RunDir, label: str, ranks: range | None) -> Inspected:
-    found = {each.label: each for each in usable_checkpoints(run, ranks)}
+def _named(run: RunDir, label: str, inspected: list[Inspected]) -> Inspected:
+    found = {each.label: each for each in inspected}
     if label not in found:
         have = f"it has: {', '.join(found)}" if found else "it has none"
         raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, found)}; {have}")
     if not found[label].complete:
-        other = next((each.label for each in found.values() if each.complete), None)
+        other = next((each.label for each in inspected if each.complete), None)
         remedy = f"the newest complete one is {other}" if other else "no checkpoint of the run is complete"
         problems = "; ".join(found[label].problems)
         raise PrerequisiteError(f"{label} of {run.id} cannot be resumed: {problems}", remedy)
@@ -127,31 +127,3 @@ def _resume_severity(each: Difference) -> Severity | None:
         severities: dict[str, Severity] = {"trajectory": "error", "rounding": "warning"}
         return severities.get(each.effect)
     return "warning" if each.effect == "rounding" else None
-
-
-def _best_by_trainer(state: dict[str, Any], labels: set[str]) -> set[str]:
-    named = state.get("best_model_checkpoint")
-    if isinstance(named, str):
-        return {Path(named).name}
-    history = state.get("log_history")
-    losses = {
-        f"checkpoint-{event.get('step')}": float(event["eval_loss"])
-        for event in (history if isinstance(history, list) else [])
-        if isinstance(event, dict) and isinstance(event.get("eval_loss"), int | float)
-    }
-    saved = {label: loss for label, loss in losses.items() if label in labels and loss == loss}  # NaN is none
-    return {min(saved, key=lambda label: saved[label])} if saved else set()
-
-
-def _best_by_benchmarks(record: RunRecord, labels: set[str]) -> set[str]:
-    """The best of each group of scores that may be compared; of equal ones, the later benchmark's."""
-    best: dict[tuple[object, ...], tuple[float, str]] = {}
-    for each in record.benchmarks:
-        if each.of not in labels or each.status != "complete":
-            continue
-        for score in each.scores:
-            group = (each.testset, each.split, each.n_segments, score.metric, score.signature)
-            worth = score.score if higher_is_better(score.metric) else -score.score
-            if group not in best or worth >= best[group][0]:
-                best[group] = (worth, each.of)
-    return {label for _, label in best.values()}

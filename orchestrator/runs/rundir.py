@@ -36,15 +36,12 @@ class RunDir:
     train_yaml = _InFolder("train.yaml")
     api_yaml = _InFolder("api.yaml")
     export_yaml = _InFolder("export.yaml")
-    dataset_info = _InFolder("dataset_info.json")
     workspace_diff = _InFolder("workspace.diff")  # what of the workspace was in no commit when the run started
-    command = _InFolder("command.txt")
     data = _InFolder("data")  # what was prepared for the training
     train_log = _InFolder("logs/train.log")
     export_log = _InFolder("logs/export.log")
     supervisor_log = _InFolder("logs/supervisor.log")  # of the process that carries out a detached run
     sbatch = _InFolder("sbatch.sh")  # the script of the Slurm job that carries the run out
-    sbatch_benchmark = _InFolder("sbatch-benchmark.sh")
     output = _InFolder("output")  # LLaMA-Factory's output_dir
     trainer_log = _InFolder("output/trainer_log.jsonl")
     export = _InFolder("export")  # the merged model, where `export` is given no other folder
@@ -58,10 +55,6 @@ class RunDir:
     def training_file(self, name: str) -> Path:
         """The prepared file of a dataset, by its name in dataset_info.json."""
         return self.path / prepared_file(name)
-
-    def benchmark_log(self, folder: Path) -> Path:
-        """The output of the server that was started for a benchmark, and for those after it."""
-        return folder / "api.log"
 
     def checkpoints(self) -> list[Path]:
         """output/checkpoint-N, by N."""

@@ -1,8 +1,6 @@
-"""What Slurm says of jobs, and what it is told: squeue, sbatch, scancel, scontrol, sinfo.
+"""What Slurm says of jobs, and what it is told: squeue, sbatch, scancel, scontrol, sinfo."""
 
-One squeue call answers for all jobs of a user, and is kept for some seconds: a list of many runs asks once.
-"""
-
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -22,7 +20,8 @@ _ENDED = {
     "TIMEOUT",
 }  # fmt: skip
 _FORMAT = "%i|%T|%L|%S|%N|%r"  # %r last: a reason may hold anything
-_started = time.monotonic()
+MAX_AGE_S = 10.0
+"""One squeue call answers for all jobs of a user, and is kept for as long: a list of many runs asks once."""
 _answers: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
 """By user: when squeue was called, and its answer."""
 
@@ -49,11 +48,11 @@ class JobState:
     state: str
     """PENDING, RUNNING, TIMEOUT, ..."""
     reason: str = ""
-    """Why it waits or failed, in Slurm's word; '' where there is none."""
+    """Why it waits or failed, in Slurm's word."""
     time_left: str = ""
-    """Until its time limit, as Slurm writes it; UNLIMITED where it has none."""
+    """Until its time limit, as Slurm writes it."""
     start: str = ""
-    """When it started, or is expected to; '' where that is not known."""
+    """When it started, or is expected to."""
     nodes: str = ""
 
     @property
@@ -73,19 +72,19 @@ class JobState:
         return f"Slurm job {self.id} is {self.state}{reason}{there}{expected}{held}"
 
 
-def job_state(job: str, uid: int, *, max_age_s: float | None = None) -> JobState | None:
+def job_state(job: str, uid: int, *, max_age_s: float = MAX_AGE_S) -> JobState | None:
     """The state of a user's job (ARRAY_TASK for a task of an array); one that Slurm has forgotten has ended.
 
-    max_age_s: how old the answer may be. None: the older, the longer this process has been asking, up to 30 s. Returns
-    None where Slurm cannot be asked: it is not installed here, or does not answer.
+    max_age_s: how old the answer may be. None: Slurm is not installed here, or does not answer.
     """
-    age = min(30.0, 2 + (time.monotonic() - _started) / 10) if max_age_s is None else max_age_s
-    jobs = _jobs_of(uid, age)
-    if jobs is not None and job not in jobs and age > 1:
-        jobs = _jobs_of(uid, 1.0)  # it may have been submitted since
-    if jobs is None:
-        return None
-    return jobs.get(job) or JobState(job, "COMPLETED", "or Slurm knows it no more")
+    for age in (max_age_s, 1.0):  # it may have been submitted since
+        asked_at, jobs = _answers.get(uid, (-math.inf, None))
+        if time.monotonic() - asked_at > age:
+            jobs = _squeue(uid)
+            _answers[uid] = (time.monotonic(), jobs)
+        if jobs is None or job in jobs:
+            break
+    return None if jobs is None else jobs.get(job) or JobState(job, "COMPLETED", "or Slurm knows it no more")
 
 
 def final_state(job: str, uid: int) -> str:
@@ -133,14 +132,6 @@ def own_job(environment: Mapping[str, str] = os.environ) -> str:
     """The job that this process is in; '' outside Slurm."""
     array, task = (environment.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
-
-
-def _jobs_of(uid: int, max_age_s: float) -> dict[str, JobState] | None:
-    moment, jobs = _answers.get(uid, (0.0, None))
-    if not moment or time.monotonic() - moment > max_age_s:
-        jobs = _squeue(uid)
-        _answers[uid] = (time.monotonic(), jobs)
-    return jobs
 
 
 def _squeue(uid: int) -> dict[str, JobState] | None:

@@ -87,8 +87,7 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     for what, path in items if not dry_run else ():
         (run.path / what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
         _rename(path, run.path / what)
-    if not dry_run:
-        (workspace.trash / run.id).rmdir()
+    _remove_if_empty(workspace.trash / run.id)
     return moved
 
 
@@ -109,8 +108,7 @@ def empty(
         with suppress(FileNotFoundError):  # another gc is at it
             for path in items if not dry_run else ():
                 path.unlink() if path.is_symlink() else shutil.rmtree(path)  # which never follows a link
-            if not dry_run:
-                folder.rmdir()
+        _remove_if_empty(folder)
     return deleted
 
 
@@ -166,6 +164,11 @@ def _take(workspace: Workspace, run: RunDir, what: list[str], dry_run: bool) -> 
             for name, target in zip(what, targets, strict=True):
                 _rename(run.path / name, target)
     return moved
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -15,7 +15,6 @@ from orchestrator.models.model_files import read_header
 from orchestrator.runs.differences import Difference
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.trainer_log import FIRST_LOSSES
-from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 
 FULL, REDUCED = 5e-4, 2e-2
@@ -80,25 +79,22 @@ def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
     return FULL if dtypes == {"F32"} else REDUCED
 
 
-def compare_scores(
-    then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary], *, drift: Sequence[Difference] = ()
-) -> list[str]:
-    """A line for each score of two runs' benchmarks: the difference with its interval, or why it is not compared.
+def compare_scores(then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary]) -> list[str]:
+    """A line for each complete benchmark that both runs have: its scores then and now, where signatures are the same.
 
-    Of a benchmark that was run again the last one counts.
+    Whether a difference is more than chance `orchestrator compare` tells.
     """
-    old, new = ({(each.of, each.testset, each.split): each for each in side} for side in (then, now))
-    changed = {each.path for each in drift if each.kind == "data"}
+    old = {(each.of, each.testset, each.split, each.n_segments): each for each in then if each.status == "complete"}
     lines = []
-    for key in dict.fromkeys([*old, *new]):
-        of, testset, split = key
-        if key not in old or key not in new:
-            found = [f"not compared, there is no such benchmark {'then' if key not in old else 'now'}"]
-        elif f"data {testset} {split}" in changed:
-            found = ["not compared, the test set is another one"]
-        else:
-            found = _benchmark_lines(old[key], new[key])
-        lines += [f"{testset} {split}, {of}: {line}" for line in found]
+    for each in now:
+        before = old.get((each.of, each.testset, each.split, each.n_segments))
+        known = {(score.metric, score.signature): score.score for score in before.scores} if before else {}
+        pairs = [
+            f"{score.metric} {known[score.metric, score.signature]:.2f} then, {score.score:.2f} now"
+            for score in each.scores
+            if (score.metric, score.signature) in known and each.status == "complete"
+        ]
+        lines += [f"{each.testset} {each.split}, {each.of}: {'; '.join(pairs)}"] if pairs else []
     return lines
 
 
@@ -127,37 +123,3 @@ def _causes(drift: Sequence[Difference]) -> list[Difference]:
         return each.effect != "trajectory", _KINDS.index(each.kind), likeliest
 
     return sorted((each for each in drift if each.effect != "none"), key=rank)
-
-
-def _benchmark_lines(then: BenchmarkSummary, now: BenchmarkSummary) -> list[str]:
-    for each, when in ((then, "then"), (now, "now")):
-        if each.status != "complete":
-            return [f"not compared, the benchmark is incomplete {when}"]
-    if then.n_segments != now.n_segments:
-        return [f"not compared, {then.n_segments} segments then, {now.n_segments} now"]
-    old, new = ({score.metric: score for score in side.scores} for side in (then, now))
-    return [
-        f"{metric}: not compared, it was not scored {'then' if metric not in old else 'now'}"
-        if metric not in old or metric not in new
-        else _score_line(old[metric], new[metric])
-        for metric in dict.fromkeys([*old, *new])
-    ]
-
-
-def _score_line(then: Score, now: Score) -> str:
-    if then.signature != now.signature:
-        return f"{then.metric}: not compared, the signature is {then.signature} then, {now.signature} now"
-    figures = f"{then.metric} {then.score:.2f} then, {now.score:.2f} now"
-    if then.score == now.score:
-        return f"{figures}: the same"
-    figures += f" ({now.score - then.score:+.2f})"
-    if then.ci95 is None or now.ci95 is None:
-        return f"{figures}: no interval to compare with"
-    outside = [
-        f"{which} 95 % interval [{low:.2f}, {high:.2f}]"
-        for which, (low, high), score in (("then's", then.ci95, now.score), ("now's", now.ci95, then.score))
-        if not low <= score <= high
-    ]
-    return f"{figures}: " + (
-        f"outside {' and '.join(outside)}" if outside else "each lies in the other's 95 % interval"
-    )

@@ -3,17 +3,14 @@
 import os
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.files import expanded, resolved
 from orchestrator.runs.rundir import GroupDir, RunDir, new_folder
 
-_RUN_ID = re.compile(r"(.+)-[0-9]{8}-[0-9]{6}(?:-([0-9]+))?", re.DOTALL)
-# Near the beginning of record.json: to sort a thousand runs, none is read to its end.
-_CREATED = re.compile(rb'"created_at": *"([0-9T:.+Z-]+)"')
-_HEAD_BYTES = 64 << 10
+_RUN_ID = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -53,34 +50,26 @@ class Workspace:
         return GroupDir(new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
 
     def all_runs(self) -> list[RunDir]:
-        """Every run folder, oldest first."""
+        """Every run folder, oldest first by the time in its id."""
         return [RunDir(path) for path in sorted(self._folders_with("record.json"), key=_age)]
 
     def lookup_run(self, word: str) -> RunDir | None:
-        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest.
-
-        Raises SpecError: it means a group, or may mean one as well.
-        """
+        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
         if (folder := self._folder(word, "record.json")) is not None:
             return RunDir(folder)
         runs = self.all_runs()
         named = runs if word == "latest" else [run for run in runs if spec_name(run.id) == word]
-        group = self.lookup_group(word)
-        if group is not None:
-            also = f" is the newest run {named[-1].id}, but also" if named else " is"
-            raise SpecError(
-                f"{word!r}{also} a group of runs, {group.id}: this takes a run",
-                f"orchestrator show {group.id} lists its runs; name one by its id",
-            )
         return named[-1] if named else None
 
     def find_run(self, word: str) -> RunDir:
         """The same; SpecError where there is none."""
-        run = self.lookup_run(word)
-        if run is None:
-            hint = did_you_mean(word, self.run_words())
-            raise SpecError(f"no run {word!r} in {self.runs}{hint}", "orchestrator list shows the runs")
-        return run
+        if (run := self.lookup_run(word)) is not None:
+            return run
+        if (group := self.lookup_group(word)) is not None:
+            remedy = f"orchestrator show {group.id} lists its runs; name one by its id"
+            raise SpecError(f"{word!r} is a group of runs, {group.id}: this takes a run", remedy)
+        hint = did_you_mean(word, self.run_words())
+        raise SpecError(f"no run {word!r} in {self.runs}{hint}", "orchestrator list shows the runs")
 
     def run_words(self) -> set[str]:
         """Every word that lookup_run knows but paths."""
@@ -94,6 +83,14 @@ class Workspace:
         found = [path for path in self._folders_with("group.json") if spec_name(path.name) == word]
         return GroupDir(max(found, key=_age)) if found else None
 
+    def find_group(self, word: str) -> GroupDir:
+        """The same; SpecError where there is none."""
+        if (group := self.lookup_group(word)) is not None:
+            return group
+        known = sorted(path.name for path in self._folders_with("group.json"))
+        there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
+        raise SpecError(f"no group {word!r} in {self.runs}{did_you_mean(word, known)}", there)
+
     def _folder(self, word: str, name: str) -> Path | None:
         """The folder that a word names, as a path or by its id, if it holds a file of that name."""
         for path in (Path(word), self.root / word) if word else ():
@@ -106,10 +103,10 @@ class Workspace:
         return [path for path in paths if not path.name.startswith(".") and _has_file(path, name)]
 
 
-def find_workspace(given: Path | None = None, start: Path | None = None) -> Workspace:
+def find_workspace(given: Path | None = None) -> Workspace:
     """The workspace: `given`, or $ORCHESTRATOR_WORKSPACE, or the nearest folder upwards; SpecError without one."""
     named = given or os.environ.get("ORCHESTRATOR_WORKSPACE")
-    here = resolved(expanded(named)) if named else (start or Path.cwd()).resolve()
+    here = resolved(expanded(named)) if named else Path.cwd()
     for folder in (here,) if named else (here, *here.parents):
         if (folder / "runs").is_dir() and (folder / "dataset_info").is_dir():
             return Workspace(folder)
@@ -131,17 +128,8 @@ def _has_file(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises where a name is too long
 
 
-def _age(path: Path) -> tuple[float, int, str]:
-    """When a run or a group was made, by its file (ids have local times); within a second by the number in its id."""
-    match = _RUN_ID.fullmatch(path.name)
-    number = int(match[2] or 1) if match else 1
-    for name in ("record.json", "group.json"):
-        try:
-            with (path / name).open("rb") as file:
-                found = _CREATED.search(file.read(_HEAD_BYTES))
-            if found:
-                created = datetime.fromisoformat(found[1].decode())
-                return created.replace(tzinfo=created.tzinfo or UTC).timestamp(), number, path.name
-        except (OSError, ValueError):
-            continue
-    return path.stat().st_mtime, number, path.name
+def _age(path: Path) -> tuple[str, int, str]:
+    """When a run or a group was made, by its id; within a second by the number at its end."""
+    if match := _RUN_ID.fullmatch(path.name):
+        return match[2], int(match[3] or 1), path.name
+    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y%m%d-%H%M%S}", 1, path.name
