@@ -21,7 +21,6 @@ FACTS = Facts(
     platform="Linux x86_64",
     gpus=["NVIDIA H100, 550"],
     git_commit="a" * 40,
-    git_dirty=False,
     data=[
         DataFacts(dataset="d", split="train", pairs=2, blank_pairs=0, sha256="1" * 64),
         DataFacts(dataset="d", split="test", pairs=2, blank_pairs=0, sha256="3" * 64),
@@ -172,7 +171,7 @@ def test_what_chooses_examples_weights_or_steps_is_never_taken_for_less(argument
         ({"platform": "Darwin arm64"}, "platform: Linux x86_64 then, Darwin arm64 now", "warning", "rounding"),
         ({"gpus": []}, "GPUs: NVIDIA H100, 550 then, none now", "warning", "rounding"),
         ({"git_commit": "b" * 40}, "git commit: aaaaaaaaaaaa then, bbbbbbbbbbbb now", "warning", "none"),
-        ({"git_dirty": True}, "uncommitted changes in git: False then, True now", "warning", "none"),
+        ({"git_diff_sha256": "8" * 64}, "uncommitted changes in git: none then, 888888888888 now", "warning", "none"),
     ],
 )  # fmt: skip
 def test_a_fact_that_differs_is_a_line_with_its_weight(facts, line, severity, expected):
@@ -199,13 +198,6 @@ def test_what_only_one_side_knows_is_not_compared(name, then, now, line):
     known, unknown = FACTS.model_copy(update={name: then}), FACTS.model_copy(update={name: None})
     assert only(then=known, **{name: now}).line() == line
     assert found(then=unknown, **{name: now}) == found(then=known, **{name: None}) == []
-
-
-def test_changes_that_are_in_no_commit_are_compared_by_their_text():
-    dirty = FACTS.model_copy(update={"git_dirty": True, "git_diff_sha256": "7" * 64})
-    assert found(then=dirty) == []
-    line = "uncommitted changes in git: 777777777777 then, 888888888888 now"
-    assert only(then=dirty, git_diff_sha256="8" * 64).line() == line
 
 
 def test_hashes_of_an_earlier_version_are_not_compared():

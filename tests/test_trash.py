@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.notes import change_tags
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.trash import Moved, empty, in_trash, process_users, remove, restore, size_of, take_checkpoints
+from orchestrator.runs.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
 from orchestrator.runs.workspace import Workspace
 from tests.runs_on_disk import benchmark, checkpoint, new_run, new_workspace, record_json, running
 
@@ -66,7 +66,7 @@ def test_what_is_large_goes_and_comes_back_and_what_tells_of_the_run_stays(works
 
 def test_what_was_removed_bit_by_bit_comes_back_at_once_by_the_spec_s_name(workspace, run):
     before = tree(run.path)
-    take_checkpoints(workspace, run, {}, keep_last=1)
+    take_checkpoints(workspace, run, keep_last=1)
     moved(workspace, run)
     assert moved(workspace, run, with_record=True).what == ["."]
     assert not run.path.exists() and workspace.all_runs() == []
@@ -127,7 +127,7 @@ def refused(workspace: Workspace, run: RunDir, match: str, *others: RunDir, **ch
         remove(workspace, [*others, run], **{"with_record": False, **changes})
     if not changes:
         with pytest.raises(PrerequisiteError, match=match):
-            take_checkpoints(workspace, run, process_users(), keep_last=1)
+            take_checkpoints(workspace, run, keep_last=1)
     assert tree(workspace.root) == before and not workspace.trash.exists()
 
 
@@ -138,12 +138,9 @@ def test_a_run_whose_owner_lives_is_left_alone_with_all_others_of_the_command(wo
     refused(workspace, run, f"run {ID} is running", with_record=True)
 
 
-@pytest.mark.parametrize("served", ["output/checkpoint-5", "output", None])
-def test_a_run_that_a_process_works_on_is_left_alone(workspace, run, served):
-    """A server of it, or (None) a rank that was left when its owner was killed."""
-    folders = {FOLDERS_ENV: json.dumps(["/a/base/model", str(run.path / (served or ""))])}
-    own = {RUN_ENV: str(run.path)} if served is None else folders
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={**os.environ, **own}) as worker:
+def test_a_run_that_a_process_works_on_is_left_alone(workspace, run):
+    """An export, or a rank that was left when its owner was killed."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={**os.environ, RUN_ENV: str(run.path)}) as worker:
         refused(workspace, run, f"is in use: process {worker.pid}")
         assert moved(workspace, new_run(workspace, f"{ID}-2")).what
         worker.communicate(b"")
@@ -168,7 +165,7 @@ def test_links_are_moved_as_links_and_what_is_elsewhere_is_refused(workspace, ru
     run.output.rename(tmp_path / "big disk")
     run.output.symlink_to(tmp_path / "big disk")
     with pytest.raises(PrerequisiteError, match="is a link"):
-        take_checkpoints(workspace, run, {}, keep_last=1)
+        take_checkpoints(workspace, run, keep_last=1)
     moved(workspace, run)
     empty(workspace)
     assert (outside / "weights").read_text() == "x" * 5000 and (tmp_path / "big disk" / "checkpoint-5").is_dir()
@@ -204,7 +201,7 @@ def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspa
     change(run, benchmarks=[benchmark(score, label) for label, score in scores.items()])
     before = tree(run.path)
     size = sum(size_of(run.output / f"checkpoint-{step}") for step in (5, 15))
-    found = take_checkpoints(workspace, run, {}, keep_last=1)
+    found = take_checkpoints(workspace, run, keep_last=1)
     assert (found.what, found.bytes) == (["output/checkpoint-5", "output/checkpoint-15"], size)
     assert labels(run) == ["checkpoint-10", "checkpoint-20"]
     assert (run.output / "adapter_model.safetensors").exists()
@@ -214,7 +211,7 @@ def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspa
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(1, 1), (2, 2), (3, 3), (99, 3)])
 def test_as_many_of_the_last_stay_as_is_said(workspace, run, keep_last, kept):
-    take_checkpoints(workspace, run, {}, keep_last=keep_last)
+    take_checkpoints(workspace, run, keep_last=keep_last)
     assert labels(run) == ["checkpoint-5", "checkpoint-10", "checkpoint-15"][-kept:]
 
 
@@ -224,7 +221,7 @@ def test_the_newest_complete_checkpoint_stays_for_a_resume(workspace, run):
     (torn / "trainer_state.json").unlink()
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     change(run, status="stopped", training=None, benchmarks=[])
-    take_checkpoints(workspace, run, {}, keep_last=1)
+    take_checkpoints(workspace, run, keep_last=1)
     assert {"checkpoint-15", "checkpoint-20"} == set(labels(run))
 
 
@@ -233,7 +230,7 @@ def test_the_newest_complete_checkpoint_stays_for_a_resume(workspace, run):
 
 def test_only_what_is_old_enough_or_of_the_runs_named_is_deleted(workspace, run):
     other = new_run(workspace, "other-20261124-101500")
-    take_checkpoints(workspace, run, {}, keep_last=1)
+    take_checkpoints(workspace, run, keep_last=1)
     moved(workspace, other)
     old = time.time() - 8 * 24 * 3600
     os.utime(workspace.trash / ID, (old, old))

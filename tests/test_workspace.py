@@ -131,9 +131,7 @@ def test_a_group_is_found_by_id_and_name_and_is_no_run(workspace):
 # Finding the workspace
 
 
-def test_the_workspace_is_the_option_s_the_environment_s_or_the_nearest_folder_upwards(
-    workspace, monkeypatch, tmp_path
-):
+def test_the_workspace_is_by_option_by_environment_or_the_nearest_upwards(workspace, monkeypatch, tmp_path):
     monkeypatch.delenv("ORCHESTRATOR_WORKSPACE", raising=False)
     (workspace.runs / "a" / "b").mkdir(parents=True)
     for folder in (workspace.runs / "a" / "b", workspace.root):

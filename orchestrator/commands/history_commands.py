@@ -144,11 +144,10 @@ def gc(
         return
     if older_than is not None:
         raise SpecError("--older-than is for what is in the trash", "orchestrator gc --trash --older-than 7d")
-    users = trash.process_users()
     moved = []
     for run in [place.find_run(word) for word in dict.fromkeys(runs or ())] or place.all_runs():
         try:
-            moved.append(trash.take_checkpoints(place, run, users, keep_last=keep_last or 1, dry_run=dry_run))
+            moved.append(trash.take_checkpoints(place, run, keep_last=keep_last or 1, dry_run=dry_run))
         except PrerequisiteError as error:
             if runs:
                 raise

@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 RUN_ENV = "ORCHESTRATOR_RUN"
 """In the environment of every process of a run: the run's folder, which is unique on a machine; a run's id is not."""
-FOLDERS_ENV = "ORCHESTRATOR_FOLDERS"
-"""In the environment of servers and exports: a JSON list of the folders that they read or write."""
 CHILD_ENV = "ORCHESTRATOR_CHILD"
 """In the environment of a child of ours and of all that it starts: a marker of its own."""
 GRACE_S = 90

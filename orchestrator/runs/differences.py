@@ -151,12 +151,7 @@ def effect(path: str, *, packs: bool = False) -> Effect:
 
 
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
-    sides = (then, now)
-    trained = {f"data {each.dataset} {each.split}" for side in sides for each in side.data if each.is_trained_on}
-    data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in sides]
-    git: list[Any] = [side.git_dirty for side in sides]
-    if then.git_diff_sha256 is not None and now.git_diff_sha256 is not None:
-        git = [then.git_diff_sha256, now.git_diff_sha256]
+    data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in (then, now)]
     facts: list[tuple[Kind, str, Any, Any]] = [
         *_each("data", "data {}", *data),
         ("model", "model hash", then.model_sha256, now.model_sha256),
@@ -169,23 +164,29 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
         *_each("version", "version of {}", then.cuda, now.cuda),
         *_each("environment", "variable {}", then.environment, now.environment),
         ("git", "git commit", then.git_commit, now.git_commit),
-        ("git", "uncommitted changes in git", git[0], git[1]),
+        (
+            "git",
+            "uncommitted changes in git",
+            *(diff if all(each[1] for each in git) else dirty for dirty, diff in git),
+        ),
     ]
+    trained = {f"data {each.dataset} {each.split}" for each in [*then.data, *now.data] if each.is_trained_on}
+    is_rehashed = then.hash_version != now.hash_version  # earlier versions took samples of the weights
     found = []
     for kind, path, old, new in facts:
+        is_unknown = old is None or new is None
         is_optional = kind == "template" or path == "processor"  # records of earlier versions lack these
-        if old == new or (is_optional and None in (old, new)):
+        if old == new or (is_unknown and is_optional):
             continue
         changes: Effect = "rounding"
         severity: Severity = "warning"
-        if kind in ("model", "adapter") and None not in (old, new) and then.hash_version != now.hash_version:
-            path = f"{path} (one was hashed by an earlier version: not compared)"
+        if kind in ("model", "adapter") and is_rehashed and not is_unknown:
+            path += " (one was hashed by an earlier version: not compared)"
             changes, severity = "none", "note"
         elif kind in _SECTIONS:
             changes = "none" if kind == "data" and path not in trained else "trajectory"
-            severity = "warning" if old is None or new is None else "error"  # one that is not known may be the same
-            if any(key.partition(".")[0] in _SECTIONS[kind] for key in keys):
-                severity = "note"
+            is_named = any(key.partition(".")[0] in _SECTIONS[kind] for key in keys)
+            severity = "note" if is_named else "warning" if is_unknown else "error"
         elif kind == "environment":
             changes = _variable_effect(path.removeprefix("variable "), old, new)
             severity = "note" if changes == "none" else "warning"
@@ -195,8 +196,8 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
     return found
 
 
-def _variable_effect(name: str, then: Any, now: Any) -> Effect:
-    if name == "CUDA_VISIBLE_DEVICES" and None not in (then, now):
+def _variable_effect(name: str, then: str | None, now: str | None) -> Effect:
+    if name == "CUDA_VISIBLE_DEVICES" and then is not None and now is not None:
         return "rounding" if then.count(",") == now.count(",") else "trajectory"
     return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
 

@@ -4,7 +4,6 @@ runs/.trash/<run id>/ holds parts of the run folder by their names (output, outp
 (checkpoint-5), and the entire folder as `run`. Links are moved as links, never followed.
 """
 
-import json
 import os
 import re
 import shutil
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import lock
-from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV, environments, name_of
+from orchestrator.processes.process_tree import run_processes
 from orchestrator.runs.owner import in_use, is_owned
 from orchestrator.runs.run_checkpoints import best_and_last
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.state import current
+from orchestrator.runs.state import current, pids
 from orchestrator.runs.workspace import Workspace, spec_name
 
 _PART = re.compile(r"output(-[0-9]+)?|data|export|logs")
@@ -44,27 +43,23 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, d
     Without `with_record` the spec, record, notes and benchmarks stay: the run is listed, and can be run again.
     Raises PrerequisiteError: a run is in use, or is no folder of this workspace, or the trash has that of it already.
     """
-    users = process_users()
-    what = {run: ["."] if with_record else _parts(run) for run in runs}
     for run in runs:  # all are checked before one is moved
-        _refuse_if_in_use(workspace, run, users, damaged_too=with_record)
-        _targets(workspace, run, what[run])
-    return [_take(workspace, run, what[run], dry_run) for run in runs]
+        _refuse_if_in_use(workspace, run, damaged_too=with_record)
+    plans = [_renames(workspace, run, ["."] if with_record else _parts(run)) for run in runs]
+    return [_take(run, plan, dry_run) for run, plan in zip(runs, plans, strict=True)]
 
 
-def take_checkpoints(
-    workspace: Workspace, run: RunDir, users: Mapping[Path, str], *, keep_last: int, dry_run: bool = False
-) -> Moved:
+def take_checkpoints(workspace: Workspace, run: RunDir, *, keep_last: int, dry_run: bool = False) -> Moved:
     """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
 
     Raises PrerequisiteError: as `remove`, or its record is damaged.
     """
-    _refuse_if_in_use(workspace, run, users)
+    _refuse_if_in_use(workspace, run)
     if run.output.is_symlink():
         raise PrerequisiteError(f"{run.output} is a link: links are not followed", "remove the checkpoints by hand")
     found = [path.name for path in run.checkpoints()]
     kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
-    return _take(workspace, run, [f"{run.output.name}/{name}" for name in found if name not in kept], dry_run)
+    return _take(run, _renames(workspace, run, [f"output/{name}" for name in found if name not in kept]), dry_run)
 
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
@@ -74,17 +69,16 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     """
     run = _trashed(workspace, word)
     if os.path.lexists(run.path):
-        _refuse_if_in_use(workspace, run, process_users(), damaged_too=True)
-    items = sorted((_place(path), path) for path in in_trash(workspace, run.id))  # "." first, output before its parts
-    at = next((path for what, path in items if what == "."), run.path)  # where its other parts are now
-    for what, path in items:
-        target = run.path if what == "." else at / what
-        if os.path.lexists(target):
+        _refuse_if_in_use(workspace, run, damaged_too=True)
+    renames = {_place(path): path for path in sorted(in_trash(workspace, run.id), key=_place)}  # output, then its parts
+    folder = renames.get(".", run.path)  # where the rest of it is now
+    for what, path in renames.items():
+        if os.path.lexists(target := run.path if what == "." else folder / what):
             raise PrerequisiteError(f"{path} cannot be put back: {target} is there", "move one of the two away")
-        if not at.is_dir():
-            raise PrerequisiteError(f"{path} cannot be put back: {run.path} is gone", "move it by hand")
-    moved = Moved(run.id, [what for what, _ in items], sum(size_of(path) for _, path in items))
-    for what, path in items if not dry_run else ():
+    if not folder.is_dir():
+        raise PrerequisiteError(f"{run.path} is gone: nothing can be put back into it")
+    moved = Moved(run.id, [*renames], sum(map(size_of, renames.values())))
+    for what, path in renames.items() if not dry_run else ():
         (run.path / what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
         _rename(path, run.path / what)
     _remove_if_empty(workspace.trash / run.id)
@@ -120,15 +114,6 @@ def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Path]:
     return sorted(path for path in found if _ITEM.fullmatch(path.name) and run_id in (None, path.parent.name))
 
 
-def process_users() -> dict[Path, str]:
-    """Each folder that a process of ours trains in, serves from or exports -> 'process 12 (python)'."""
-    found: dict[Path, str] = {}
-    for process, environment in environments():
-        folders = [environment.get(RUN_ENV, ""), *json.loads(environment.get(FOLDERS_ENV, "[]"))]
-        found |= {Path(each).resolve(): f"process {process.pid} ({name_of(process)})" for each in folders if each}
-    return found
-
-
 def size_of(path: Path) -> int:
     """Sum of the sizes of all files in a folder, in bytes; one with several names counts once, a link nothing."""
     inside = path.rglob("*") if not path.is_symlink() else ()
@@ -145,30 +130,24 @@ def _place(item: Path) -> str:
     return "." if item.name == "run" else f"output/{item.name}" if item.name.startswith("checkpoint-") else item.name
 
 
-def _targets(workspace: Workspace, run: RunDir, what: Sequence[str]) -> list[Path]:
-    targets = [workspace.trash / run.id / ("run" if name == "." else Path(name).name) for name in what]
-    if taken := next(filter(os.path.lexists, targets), None):
+def _renames(workspace: Workspace, run: RunDir, what: Sequence[str]) -> dict[str, Path]:
+    """Path in the run folder -> its place in the trash; PrerequisiteError where that is taken, or the trash a link."""
+    in_trash(workspace)
+    found = {name: workspace.trash / run.id / ("run" if name == "." else Path(name).name) for name in what}
+    if taken := next(filter(os.path.lexists, found.values()), None):
         remedy = f"orchestrator rm --restore {run.id}, or orchestrator gc --trash {run.id}"
         raise PrerequisiteError(f"{taken} is in the trash already", remedy)
-    return targets
+    return found
 
 
-def _take(workspace: Workspace, run: RunDir, what: list[str], dry_run: bool) -> Moved:
-    targets = _targets(workspace, run, what)
-    moved = Moved(run.id, what, sum(size_of(run.path / name) for name in what))
-    if what and not dry_run:
+def _take(run: RunDir, renames: Mapping[str, Path], dry_run: bool) -> Moved:
+    moved = Moved(run.id, [*renames], sum(size_of(run.path / name) for name in renames))
+    if renames and not dry_run:
         with lock(run.record_lock):  # a resume that comes now waits, and finds what is left
-            if is_owned(run):
-                raise PrerequisiteError(f"run {run.id} was taken up by another process just now")
-            targets[0].parent.mkdir(parents=True, exist_ok=True)
-            for name, target in zip(what, targets, strict=True):
+            for name, target in renames.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
                 _rename(run.path / name, target)
     return moved
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -176,6 +155,11 @@ def _rename(source: Path, target: Path) -> None:
         source.rename(target)  # of a link: the link itself
     except OSError as error:
         raise PrerequisiteError(f"{source} cannot be moved to {target}: {error.strerror}") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _trashed(workspace: Workspace, word: str) -> RunDir:
@@ -188,10 +172,7 @@ def _trashed(workspace: Workspace, word: str) -> RunDir:
     return RunDir(workspace.runs / (word if word in named else named[-1]))
 
 
-def _refuse_if_in_use(
-    workspace: Workspace, run: RunDir, users: Mapping[Path, str], *, damaged_too: bool = False
-) -> None:
-    in_trash(workspace, run.id)  # refuses a trash that is a link
+def _refuse_if_in_use(workspace: Workspace, run: RunDir, *, damaged_too: bool = False) -> None:
     if run.path.is_symlink() or run.path.parent != workspace.runs:
         raise PrerequisiteError(f"{run.path} is no run folder of {workspace.root}, or a link", "remove it by hand")
     try:
@@ -202,6 +183,5 @@ def _refuse_if_in_use(
     else:
         if record.is_active() or is_owned(run):
             raise in_use(record)
-    for folder, process in users.items():
-        if folder.is_relative_to(run.path.resolve()):
-            raise PrerequisiteError(f"run {run.id} is in use: {process}", "end that first")
+    if left := run_processes(run.path):
+        raise PrerequisiteError(f"run {run.id} is in use: process {pids(left)}", f"orchestrator stop {run.id}")

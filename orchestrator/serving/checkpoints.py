@@ -16,7 +16,7 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.llamafactory import export, llamafactory_plan
 from orchestrator.serving.server import ServePlan, Server, Serving, serve
-from orchestrator.serving.target import Target, local_folders
+from orchestrator.serving.target import Target
 from orchestrator.serving.vllm import fit_one_server, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
@@ -69,7 +69,6 @@ def served(
         else:
             (checkpoint,) = checkpoints.values()
             plan = llamafactory_plan(checkpoint, names, serving, session.llamafactory(), session.renderer)
-        plan = replace(plan, reads=[folder for each in checkpoints.values() for folder in local_folders(each)])
         started(plan)
         yield stack.enter_context(serve(plan))
 

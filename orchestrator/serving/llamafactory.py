@@ -9,10 +9,10 @@ from orchestrator.errors import Interrupted, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.models.model_files import model_problems
 from orchestrator.processes.process import child_environment, repro_command, start
-from orchestrator.processes.process_tree import FOLDERS_ENV
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.server import ServePlan, Serving
-from orchestrator.serving.target import EXPORT_NOTE, local_folders
+from orchestrator.serving.target import EXPORT_NOTE
 from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments
 from orchestrator.specs.spec import ExportSpec
 from orchestrator.upstream.installation import Installation
@@ -60,8 +60,7 @@ def export(
         raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
     atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
     argv = [str(installation.cli), "export", run.export_yaml.name]
-    used = json.dumps([str(run.path), str(folder), *local_folders(checkpoint)])
-    environment = child_environment(installation.cli, {FOLDERS_ENV: used})
+    environment = child_environment(installation.cli, {RUN_ENV: str(run.path)})
     child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
     try:
         while child.poll() is None:

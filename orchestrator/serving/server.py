@@ -15,7 +15,7 @@ from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child, child_environment, repro_command, start
-from orchestrator.processes.process_tree import FOLDERS_ENV, RUN_ENV
+from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.spec import API_KEY_ENV, ServeSpec
 
@@ -54,8 +54,6 @@ class ServePlan:
     """Our name of a checkpoint -> its name on the server; the first is the default."""
     also_listed: frozenset[str] = frozenset()
     """Other names that the server lists."""
-    reads: Sequence[str] = ()
-    """Folders that it serves from. They stand in its environment, so that rm and gc leave them alone."""
 
     @property
     def log(self) -> Path:
@@ -108,7 +106,7 @@ def serve(plan: ServePlan) -> Iterator[Server]:
     for path, text in plan.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
-    own = {plan.key_variable: serving.api_key, FOLDERS_ENV: json.dumps([*plan.reads, str(plan.log.parent)])}
+    own = {plan.key_variable: serving.api_key}
     if serving.run is not None:
         own[RUN_ENV] = str(serving.run)
     if serving.devices is not None:

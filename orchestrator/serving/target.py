@@ -133,12 +133,6 @@ def run_checkpoints(run: RunDir, spec: RunSpec, workspace: Workspace) -> dict[st
     return found
 
 
-def local_folders(checkpoint: Checkpoint) -> list[str]:
-    """The folders of this machine that a checkpoint is read from."""
-    adapters = (checkpoint.model.adapter_name_or_path or "").split(",")
-    return [name for name in (checkpoint.model.name_or_path, *adapters) if Path(name).is_absolute()]
-
-
 def _spec_target(path: Path, workspace: Workspace) -> Target:
     """The model of a spec that trains nothing."""
     spec = load_spec(path)
