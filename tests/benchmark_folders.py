@@ -10,8 +10,7 @@ import yaml
 
 from orchestrator.benchmark.results import SCHEMA_VERSION, BenchmarkResult
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.scoring.diagnostics import diagnose
 from orchestrator.scoring.metrics import score_system
 from orchestrator.specs.benchmark_spec import METRICS

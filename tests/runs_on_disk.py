@@ -10,8 +10,7 @@ from typing import Any
 
 from orchestrator.runs.owner import lock_run
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import RunDir, Workspace
 
 SIGNATURES = {
     "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.processes.process_tree import RUN_ENV
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from tests.workshop import assert_none_left, training_at_step
 
 OLD_S = 3600

@@ -10,8 +10,7 @@ import yaml
 from orchestrator.errors import SpecError
 from orchestrator.lifecycle.cross_workspace import Dependencies, saved_run
 from orchestrator.planning.session import Session
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import find_workspace
+from orchestrator.runs.rundir import RunDir, find_workspace
 from tests.workshop import Workshop, new_workshop
 
 ROWS = "".join(json.dumps({"instruction": "Translate", "input": "a", "output": "b"}) + "\n" for _ in range(40))

@@ -15,7 +15,7 @@ from orchestrator.errors import SpecError
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.importing.shell_words import ONE, Word
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.places import is_secret
 from orchestrator.specs.render import Renderer, train_environment
 from orchestrator.specs.spec import RunSpec

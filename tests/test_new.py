@@ -12,7 +12,7 @@ from orchestrator.data.datasets import ArchiveStore, entry_folders
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.planning.new_spec import KINDS, check_name, new_spec
 from orchestrator.planning.session import Session
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.schema import modeline, spec_schema
 from orchestrator.specs.spec import RunSpec

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.notes import Notes, add_note, change_tags
+from orchestrator.runs.registry import Notes, add_note, change_tags
 from tests.runs_on_disk import new_run, new_workspace
 
 

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.notes import change_tags
-from orchestrator.runs.registry import Filters, Row, read_rows, since, sort_rows
+from orchestrator.runs.registry import Filters, Row, change_tags, read_rows, since, sort_rows
 from tests.runs_on_disk import benchmark, new_run, new_workspace, owned_by_another, record_json, running
 
 ID = "toy-20261124-101500"

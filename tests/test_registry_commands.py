@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from tests.runs_on_disk import benchmark, new_run, running
 from tests.workshop import Workshop
 

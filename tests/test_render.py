@@ -19,7 +19,7 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import shipped
 from orchestrator.planning.plan import render_dataset_info, render_files
 from orchestrator.planning.session import Session
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import SlurmSpec
 from orchestrator.specs.render import (
     Checkpoint,

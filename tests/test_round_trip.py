@@ -14,7 +14,7 @@ from orchestrator.data.datasets import entry_folders
 from orchestrator.errors import SpecError
 from orchestrator.importing.importer import import_draft, write_imported
 from orchestrator.importing.sources import read_source
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec_file import load_spec

@@ -16,7 +16,7 @@ from orchestrator.errors import OrchestratorError, SpecError
 from orchestrator.importing import sources
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.sources import read_source
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.spec_file import load_spec
 from tests import imported_once
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.serving.target import EXPORT_NOTE, resolve_target, with_template
 from orchestrator.specs.render import Checkpoint, spec_yaml
 from orchestrator.specs.spec import ModelSpec, RunSpec

@@ -11,10 +11,9 @@ import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.processes.process_tree import RUN_ENV
-from orchestrator.runs.notes import change_tags
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.registry import change_tags
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
-from orchestrator.runs.workspace import Workspace
 from tests.runs_on_disk import benchmark, checkpoint, new_run, new_workspace, record_json, running
 
 ID = "toy-20261124-101500"

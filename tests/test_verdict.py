@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.runs.differences import Difference
+from orchestrator.runs.differences import FULL, REDUCED, Difference, compare_losses, compare_scores, loss_band
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.trainer_log import FIRST_LOSSES
-from orchestrator.runs.verdict import FULL, REDUCED, compare_losses, compare_scores, loss_band
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
 from tests.imported_once import Imported

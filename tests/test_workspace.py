@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.rundir import GroupDir, RunDir
-from orchestrator.runs.workspace import Workspace, find_workspace, spec_name
+from orchestrator.runs.rundir import GroupDir, RunDir, Workspace, find_workspace, spec_name
 from tests.runs_on_disk import new_workspace
 
 NOW = datetime(2026, 11, 24, 10, 15, 0)

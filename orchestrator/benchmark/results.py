@@ -14,7 +14,7 @@ from orchestrator.files import atomic_write, read_file, read_json
 from orchestrator.runs.groups import Group
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, damage
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.scoring.diagnostics import Flagged
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.yamlfile import read_yaml

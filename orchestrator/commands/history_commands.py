@@ -65,7 +65,7 @@ def tag(
     as_json: options.Json = False,
 ) -> None:
     """Add tags to a run, for `list --tag`; prints all its tags."""
-    from orchestrator.runs.notes import Notes, change_tags
+    from orchestrator.runs.registry import Notes, change_tags
 
     found = open_workspace(workspace).find_run(run)
     notes = change_tags(found, tags or (), remove or ()) if tags or remove else Notes.load(found)
@@ -83,7 +83,7 @@ def note(
     as_json: options.Json = False,
 ) -> None:
     """Add a note with the current time to a run; without a text, print its notes."""
-    from orchestrator.runs.notes import Notes, add_note
+    from orchestrator.runs.registry import Notes, add_note
     from orchestrator.views.terminal import note_lines
 
     found = open_workspace(workspace).find_run(run)

@@ -17,7 +17,7 @@ from orchestrator.text import escape_controls
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
     from orchestrator.runs.rundir import GroupDir, RunDir
-    from orchestrator.runs.workspace import Workspace as WorkspaceFolder
+    from orchestrator.runs.rundir import Workspace as WorkspaceFolder
     from orchestrator.serving.target import Target
     from orchestrator.specs.spec import ServeSpec
 
@@ -82,7 +82,7 @@ def is_spec(word: str) -> bool:
 
 
 def open_workspace(workspace: Path | None) -> "WorkspaceFolder":
-    from orchestrator.runs.workspace import find_workspace
+    from orchestrator.runs.rundir import find_workspace
 
     return find_workspace(workspace)
 

@@ -17,14 +17,14 @@ from orchestrator.runs.rundir import GroupDir
 if TYPE_CHECKING:
     from orchestrator.planning.session import Session
     from orchestrator.runs.differences import Side
-    from orchestrator.runs.workspace import Workspace
+    from orchestrator.runs.rundir import Workspace
 
 
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
     from orchestrator.files import resolved
-    from orchestrator.runs.workspace import Workspace
+    from orchestrator.runs.rundir import Workspace
 
     place = Workspace(resolved(folder))
     for made in (place.runs, place.dataset_info):
@@ -172,7 +172,7 @@ def show_command(
     """Show what would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve
     from orchestrator.runs import groups, registry, state
-    from orchestrator.runs.notes import Notes
+    from orchestrator.runs.registry import Notes
     from orchestrator.specs.render import spec_yaml
     from orchestrator.specs.spec import spec_json
     from orchestrator.views import terminal

@@ -19,7 +19,7 @@ from orchestrator.files import expanded, read_json
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret
 from orchestrator.specs.render import Comment, Line, Renderer, Section
 from orchestrator.specs.schema import modeline

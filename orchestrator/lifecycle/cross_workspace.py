@@ -16,8 +16,7 @@ from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.errors import SpecError
 from orchestrator.files import expanded, resolved
 from orchestrator.planning.session import Session
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.spec import RunSpec
 
 MAX_PATH = 4096  # bytes, of Linux

@@ -15,8 +15,8 @@ from orchestrator.lifecycle.orphans import orphans, unfinished_files
 from orchestrator.models.model_files import hub_cache
 from orchestrator.processes.process import run_short
 from orchestrator.runs import machine
+from orchestrator.runs.rundir import Workspace
 from orchestrator.runs.state import current
-from orchestrator.runs.workspace import Workspace
 from orchestrator.text import size
 from orchestrator.upstream.installation import Installation, find_installation
 

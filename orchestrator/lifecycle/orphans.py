@@ -16,9 +16,8 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.files import PROBE
 from orchestrator.processes.process_tree import RUN_ENV, alive, command_line, environments, name_of, terminate_run
 from orchestrator.runs.owner import is_owned
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.state import current
-from orchestrator.runs.workspace import Workspace
 
 QUIET_S = 60
 """How long a temporary file must have been left alone: one that is written now is somebody's."""

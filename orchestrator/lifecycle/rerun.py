@@ -9,11 +9,20 @@ from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.models.model_files import locate_model
 from orchestrator.planning.plan import facts_now, run_side, spec_side
 from orchestrator.planning.session import Session
-from orchestrator.runs.differences import Difference, Side, by_severity, differences
+from orchestrator.runs.differences import (
+    REDUCED,
+    Difference,
+    Side,
+    Verdict,
+    by_severity,
+    compare_losses,
+    compare_scores,
+    differences,
+    loss_band,
+)
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.verdict import REDUCED, Verdict, compare_losses, compare_scores, loss_band
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from orchestrator.data.datasets import ArchiveStore, entry_folders
 from orchestrator.errors import PrerequisiteError
-from orchestrator.runs.workspace import Workspace, find_workspace
+from orchestrator.runs.rundir import Workspace, find_workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec import API_KEY_ENV, RunSpec

@@ -1,9 +1,13 @@
-"""Where the files of a run and of a group of runs are. Nobody else joins these paths."""
+"""The workspace, its runs and groups: where the files are, and how a run is found by what a user calls it."""
 
+import os
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, did_you_mean
+from orchestrator.files import expanded, resolved
 
 
 def prepared_file(name: str) -> str:
@@ -95,3 +99,128 @@ def new_folder(parent: Path, name: str, *, numbered: bool = False) -> Path:
             continue
         return path
     raise SpecError(f"{parent} has 10,000 folders that begin with {name}", "clear some away")
+
+
+_RUN_ID = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with runs/ and dataset_info/ (and templates/, where it overrides the shipped ones)."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def schema(self) -> Path:
+        """The specs' JSON Schema for the LLaMA-Factory of this machine; a spec's first line names it."""
+        return self.runs / ".spec.schema.json"
+
+    @property
+    def trash(self) -> Path:
+        """Beside the run folders, so that moving something there is a rename."""
+        return self.runs / ".trash"
+
+    @property
+    def dataset_info(self) -> Path:
+        return self.root / "dataset_info"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
+    def new_run(self, name: str, now: datetime) -> RunDir:
+        """A new, empty run folder runs/<name>-<YYYYMMDD-HHMMSS>, with a suffix where that is taken."""
+        return RunDir(new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
+
+    def new_group(self, name: str, now: datetime) -> GroupDir:
+        """A new, empty folder runs/<name>-sweep-<YYYYMMDD-HHMMSS> for a group of runs."""
+        return GroupDir(new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
+
+    def all_runs(self) -> list[RunDir]:
+        """Every run folder, oldest first by the time in its id."""
+        return [RunDir(path) for path in sorted(self._folders_with("record.json"), key=_age)]
+
+    def lookup_run(self, word: str) -> RunDir | None:
+        """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
+        if (folder := self._folder(word, "record.json")) is not None:
+            return RunDir(folder)
+        runs = self.all_runs()
+        named = runs if word == "latest" else [run for run in runs if spec_name(run.id) == word]
+        return named[-1] if named else None
+
+    def find_run(self, word: str) -> RunDir:
+        """The same; SpecError where there is none."""
+        if (run := self.lookup_run(word)) is not None:
+            return run
+        if (group := self.lookup_group(word)) is not None:
+            remedy = f"orchestrator show {group.id} lists its runs; name one by its id"
+            raise SpecError(f"{word!r} is a group of runs, {group.id}: this takes a run", remedy)
+        hint = did_you_mean(word, self.run_words())
+        raise SpecError(f"no run {word!r} in {self.runs}{hint}", "orchestrator list shows the runs")
+
+    def run_words(self) -> set[str]:
+        """Every word that lookup_run knows but paths."""
+        runs = self.all_runs()
+        return {run.id for run in runs} | {spec_name(run.id) for run in runs}
+
+    def lookup_group(self, word: str) -> GroupDir | None:
+        """The group that a word means: its id, its folder, or its id without the time (the newest such group)."""
+        if (folder := self._folder(word, "group.json")) is not None:
+            return GroupDir(folder)
+        found = [path for path in self._folders_with("group.json") if spec_name(path.name) == word]
+        return GroupDir(max(found, key=_age)) if found else None
+
+    def find_group(self, word: str) -> GroupDir:
+        """The same; SpecError where there is none."""
+        if (group := self.lookup_group(word)) is not None:
+            return group
+        known = sorted(path.name for path in self._folders_with("group.json"))
+        there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
+        raise SpecError(f"no group {word!r} in {self.runs}{did_you_mean(word, known)}", there)
+
+    def _folder(self, word: str, name: str) -> Path | None:
+        """The folder that a word names, as a path or by its id, if it holds a file of that name."""
+        for path in (Path(word), self.root / word) if word else ():
+            if _has_file(path, name):
+                return resolved(path)
+        return self.runs / word if word and "/" not in word and _has_file(self.runs / word, name) else None
+
+    def _folders_with(self, name: str) -> list[Path]:
+        paths = self.runs.iterdir() if self.runs.is_dir() else ()
+        return [path for path in paths if not path.name.startswith(".") and _has_file(path, name)]
+
+
+def find_workspace(given: Path | None = None) -> Workspace:
+    """The workspace: `given`, or $ORCHESTRATOR_WORKSPACE, or the nearest folder upwards; SpecError without one."""
+    named = given or os.environ.get("ORCHESTRATOR_WORKSPACE")
+    here = resolved(expanded(named)) if named else Path.cwd()
+    for folder in (here,) if named else (here, *here.parents):
+        if (folder / "runs").is_dir() and (folder / "dataset_info").is_dir():
+            return Workspace(folder)
+    if named:
+        raise SpecError(f"{here} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
+    raise SpecError(
+        f"no workspace here: neither {here} nor a folder above it has runs/ and dataset_info/",
+        "orchestrator init makes one here; --workspace DIR names one elsewhere",
+    )
+
+
+def spec_name(run_id: str) -> str:
+    """'demo' for demo-20261124-101500 and demo-20261124-101500-2."""
+    match = _RUN_ID.fullmatch(run_id)
+    return match[1] if match else run_id
+
+
+def _has_file(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises where a name is too long
+
+
+def _age(path: Path) -> tuple[str, int, str]:
+    """When a run or a group was made, by its id; within a second by the number at its end."""
+    if match := _RUN_ID.fullmatch(path.name):
+        return match[2], int(match[3] or 1), path.name
+    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y%m%d-%H%M%S}", 1, path.name

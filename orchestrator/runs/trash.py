@@ -18,9 +18,8 @@ from orchestrator.files import lock
 from orchestrator.processes.process_tree import run_processes
 from orchestrator.runs.owner import in_use, is_owned
 from orchestrator.runs.run_checkpoints import best_and_last
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import RunDir, Workspace, spec_name
 from orchestrator.runs.state import current, pids
-from orchestrator.runs.workspace import Workspace, spec_name
 
 _PART = re.compile(r"output(-[0-9]+)?|data|export|logs")
 _ITEM = re.compile(rf"run|checkpoint-[0-9]+|{_PART.pattern}")

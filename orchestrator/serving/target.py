@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import expanded, json_mapping
 from orchestrator.models.model_files import absolute_model, base_checkpoint, trained_checkpoint
-from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec

@@ -17,8 +17,7 @@ from rich.text import Text
 
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.runs.registry import Row
-from orchestrator.runs.rundir import GroupDir, RunDir
-from orchestrator.runs.workspace import Workspace
+from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
 from orchestrator.scoring.metrics import HEADINGS
 from orchestrator.text import escape_controls
 
@@ -26,9 +25,9 @@ from orchestrator.text import escape_controls
 if TYPE_CHECKING:
     from orchestrator.benchmark.selection import Curve
     from orchestrator.runs.differences import Side
-    from orchestrator.runs.notes import Notes
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.record_parts import BenchmarkSummary
+    from orchestrator.runs.registry import Notes
 
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
 """Also called BLEU elsewhere, and other numbers."""
@@ -205,7 +204,7 @@ def show_differences(one: "Side", other: "Side", as_json: bool) -> None:
 
 def run_parts(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> list[RenderableType]:
     """A run: its line, what it is at, why it ended, its notes, its benchmarks, what it took, its folder."""
-    from orchestrator.runs.notes import Notes
+    from orchestrator.runs.registry import Notes
     from orchestrator.runs.state import usage_lines
     from orchestrator.runs.trash import in_trash
 
@@ -245,7 +244,7 @@ def group_parts(folder: GroupDir) -> list[RenderableType]:
     """A group's runs with the swept values of each, and how many are done."""
     from orchestrator.runs.groups import Group as RunGroup
     from orchestrator.runs.groups import members, short_keys
-    from orchestrator.runs.notes import Notes
+    from orchestrator.runs.registry import Notes
 
     group = RunGroup.load(folder)
     found = members(folder, group)
