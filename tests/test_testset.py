@@ -184,8 +184,8 @@ def test_the_instruction_is_its_own_or_that_of_the_training_in_the_same_language
 def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_does(toy, tmp_path):
     cache = tmp_path / "sets"
     put(cache, "wmt14", "en-de", src=SOURCES, ref=TARGETS)
-    argv = ("benchmark", "toy", "--testset", "sacrebleu:wmt14")
-    done = toy.run(*argv, "--langpair", "en-de", "--json", SACREBLEU=str(cache))
+    argv = ("benchmark", "toy", "--testset", "sacrebleu:wmt14/en-de")
+    done = toy.run(*argv, "--json", SACREBLEU=str(cache))
     assert done.code == 0, done.err
     [result] = done.json()
     assert (result["testset"], result["n_requested"], result["n_testset"]) == ("sacrebleu:wmt14/en-de", 3, 3)
@@ -196,8 +196,8 @@ def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_doe
     scored = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert scored.returncode == 0, scored.stderr
     assert float(scored.stdout) == pytest.approx(result["scores"][0]["score"], abs=1e-9)
-    assert toy.run(*argv, SACREBLEU=str(cache)).code == 2
-    missing = toy.run(*argv, "--langpair", "en-de", SACREBLEU=str(tmp_path / "empty"), http_proxy="http://127.0.0.1:9")
+    assert toy.run("benchmark", "toy", "--testset", "sacrebleu:wmt14", SACREBLEU=str(cache)).code == 2
+    missing = toy.run(*argv, SACREBLEU=str(tmp_path / "empty"), http_proxy="http://127.0.0.1:9")
     assert missing.code == 3 and "--echo src" in missing.err
 
 

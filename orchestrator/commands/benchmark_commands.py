@@ -1,24 +1,36 @@
 """Commands that benchmark a model, trained here or not, and that compare benchmarks."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from orchestrator.benchmark.compare import compare as compare_benchmarks
+from orchestrator.benchmark.evaluate import EvalOptions
+from orchestrator.benchmark.results import find_benchmarks, has_result
+from orchestrator.benchmark.selection import SelectionOptions, select_checkpoint
 from orchestrator.commands import options
-from orchestrator.commands.options import app, open_session, open_target, open_workspace, say, serve_settings, show
+from orchestrator.commands.options import app, open_target, say, serve_settings
+from orchestrator.data.datasets import Dataset, load_entry
+from orchestrator.data.testset import SPLIT, FilePair
 from orchestrator.errors import Interrupted, SpecError, did_you_mean
 from orchestrator.files import expanded
+from orchestrator.lifecycle import benchmark_target as targets
+from orchestrator.planning.session import Session
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.rundir import RunDir, find_workspace
+from orchestrator.serving.target import every_checkpoint
+from orchestrator.specs.benchmark_spec import METRICS, BenchmarkSpec
+from orchestrator.views.comparison import comparison_text
+from orchestrator.views.terminal import curve_parts, score_tables, show
 
 
 @app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")
 def benchmark(
     target: options.TargetName,
     testset: Annotated[str | None, Option(help="Dataset, or sacrebleu:SET/PAIR. Default: the run's own.")] = None,
-    langpair: Annotated[str | None, Option(metavar="PAIR", help="Of sacrebleu:SET, such as en-de.")] = None,
     split: Annotated[str | None, Option(help="Default: test; of RUN@all: validation.")] = None,
     max_samples: Annotated[int | None, Option(min=1, help="Only the first N sentences.")] = None,
     sample_seed: Annotated[int | None, Option(min=0, help="Draw --max-samples sentences with this seed.")] = None,
@@ -39,7 +51,7 @@ def benchmark(
         bool, Option("--allow-incomplete", help="Score without the sentences that have no answer.")
     ] = False,
     template: options.Template = None,
-    backend: options.BackendName = None,
+    backend: options.Backend = None,
     merge: options.Merge = None,
     devices: options.Devices = None,
     port: options.Port = None,
@@ -53,17 +65,7 @@ def benchmark(
     RUN@all benchmarks every checkpoint on the validation set, chooses the best, names the earliest that cannot be told
     from it, and benchmarks the chosen one on the test sets of the run's spec.
     """
-    from orchestrator.benchmark.evaluate import EvalOptions
-    from orchestrator.benchmark.results import has_result
-    from orchestrator.benchmark.selection import SelectionOptions, select_checkpoint
-    from orchestrator.data.datasets import Dataset, load_entry
-    from orchestrator.data.testset import SPLIT, FilePair, is_sacrebleu
-    from orchestrator.lifecycle import benchmark_target as targets
-    from orchestrator.serving.target import every_checkpoint
-    from orchestrator.specs.benchmark_spec import BenchmarkSpec
-    from orchestrator.views.terminal import curve_parts
-
-    session = open_session(workspace, archives)
+    session = Session.open(workspace, archives)
     if comet is not None and comet.endswith(".ckpt"):
         comet = str(expanded(comet).absolute())
     if has_result(Path(target)):
@@ -83,15 +85,11 @@ def benchmark(
     if source is not None or reference is not None:
         if source is None or reference is None or testset is not None:
             raise SpecError("--source and --reference go together, and without --testset")
-        pair = FilePair(source, reference, _language_tag(source_lang), _language_tag(target_lang), instruction)
+        pair = FilePair(source, reference, _language(source_lang), _language(target_lang), instruction)
         own = [load_entry(name, session.dataset_folders) for name in (found.spec.datasets if found.spec else [])]
         testset, folder = pair.entry(next((each.entry for each in own if isinstance(each, Dataset)), None))
         session = replace(session, dataset_folders=[*session.dataset_folders, folder])
         split, instruction = SPLIT, None  # the instruction is the pair's
-    if langpair is not None:
-        if testset is None or not is_sacrebleu(testset):
-            raise SpecError("--langpair is for a set of sacrebleu's", "--testset sacrebleu:wmt14 --langpair en-de")
-        testset = f"{testset}/{langpair}"
     given: dict[str, Any] = dict(instruction=instruction, max_samples=max_samples, sample_seed=sample_seed)
     given |= dict(max_tokens=max_tokens, concurrency=concurrency, metrics=_metrics(metrics), comet=comet)
     given = {key: value for key, value in given.items() if value is not None}
@@ -129,18 +127,12 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Which is better, by how much, and can this test set tell? Paired tests of benchmarks, each with the first."""
-    from orchestrator.benchmark.compare import compare as compare_benchmarks
-    from orchestrator.benchmark.results import find_benchmarks
-    from orchestrator.views.comparison import comparison_text
-
-    found = find_benchmarks(systems, open_workspace(workspace), testset)
+    found = find_benchmarks(systems, find_workspace(workspace), testset)
     comparison = compare_benchmarks(found, metric or (), n_examples=examples)
     show(comparison.model_dump(mode="json"), comparison_text(comparison), as_json=as_json)
 
 
 def _metrics(names: str | None) -> list[str] | None:
-    from orchestrator.specs.benchmark_spec import METRICS
-
     chosen = [name.strip() for name in (names or "").split(",") if name.strip()]
     for name in chosen:
         if name not in METRICS:
@@ -148,22 +140,13 @@ def _metrics(names: str | None) -> list[str] | None:
     return chosen or None
 
 
-def _language_tag(code: str | None) -> str | None:
-    """zh_CN and ZH as zh-CN and zh."""
-    if code is None:
-        return None
-    if not re.fullmatch("[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*", code.strip()):
-        raise SpecError(f"{code!r} is no language code", "such as de, zh-Hans, pt-BR")
-    primary, *others = re.split("[-_]", code.strip())
-    return "-".join([primary.lower(), *others])
+def _language(code: str | None) -> str | None:
+    """zh_CN as zh-cn, as an entry has it."""
+    return code and code.strip().replace("_", "-").lower()
 
 
 def _show(folders: list[Path], as_json: bool) -> None:
     """The results of benchmarks of one run."""
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.rundir import RunDir
-    from orchestrator.views.terminal import score_tables
-
     documents = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
     record = RunRecord.load(RunDir(folders[0].parent.parent))
     names = {folder.name for folder in folders}

@@ -7,8 +7,14 @@ import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.options import app, open_workspace, say, show
+from orchestrator.commands.options import app, say
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.files import cache_folder, docs_folder
+from orchestrator.lifecycle.doctor import diagnose
+from orchestrator.lifecycle.orphans import orphans, remove, unfinished_files
+from orchestrator.processes.process_tree import GRACE_S
+from orchestrator.runs.rundir import find_workspace
+from orchestrator.views.terminal import show
 
 
 @app.command(epilog="Example: orchestrator doctor --clean")
@@ -18,13 +24,8 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Check the installation, the machine and the workspace, with the next step for each problem. Exit 3: an error."""
-    from orchestrator.files import cache_folder
-    from orchestrator.lifecycle.doctor import diagnose
-    from orchestrator.lifecycle.orphans import orphans, remove, unfinished_files
-    from orchestrator.processes.process_tree import GRACE_S
-
     try:
-        place = open_workspace(workspace)
+        place = find_workspace(workspace)
     except SpecError:
         if workspace is not None or clean:  # it was named, or it is what is to be cleaned
             raise
@@ -56,15 +57,12 @@ def show_page(
     topic: Annotated[str | None, Argument(metavar="[TOPIC]", help="A page. Default: list them.")] = None,
 ) -> None:
     """Print a page of the documentation."""
-    from orchestrator.files import docs_folder
-
-    pages = {path.stem: path for path in sorted(docs_folder().glob("*.md"))}
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(docs_folder().glob("*.md"))}
     if topic is None:
-        for name, path in pages.items():
-            title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-            typer.echo(f"{name:{max(map(len, pages))}}  {title}")
+        for name, text in pages.items():
+            typer.echo(f"{name:{max(map(len, pages))}}  {text.partition(chr(10))[0].removeprefix('# ')}")
     elif topic in pages:
-        typer.echo(pages[topic].read_text(encoding="utf-8"), nl=False)
+        typer.echo(pages[topic], nl=False)
     else:
         hint = did_you_mean(topic, pages) or f"; there are: {', '.join(pages)}"
         raise SpecError(f"no page {topic!r}{hint}", "orchestrator help lists the pages; a command has --help")

@@ -1,17 +1,18 @@
 """Commands for the runs of a workspace: list, tags and notes, the trash, old checkpoints."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.options import app, open_workspace, say, show
+from orchestrator.commands.options import app, say
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.runs import registry, trash
+from orchestrator.runs.registry import Notes, add_note, change_tags
+from orchestrator.runs.rundir import find_workspace
 from orchestrator.text import size
-
-if TYPE_CHECKING:
-    from orchestrator.runs.trash import Moved
+from orchestrator.views.terminal import note_lines, run_table, show
 
 DryRunOption = Annotated[bool, Option("--dry-run", help="Show what would be moved or deleted; change nothing.")]
 _TO_TRASH = ("to the trash", "would go to the trash")  # done, or by --dry-run
@@ -34,10 +35,7 @@ def list_runs(
     as_json: options.Json = False,
 ) -> None:
     """List runs with status and scores, oldest first. --json has all of their records."""
-    from orchestrator.runs import registry
-    from orchestrator.views.terminal import run_table
-
-    place = open_workspace(workspace)
+    place = find_workspace(workspace)
     moment = registry.since(since) if since is not None else None
     group_id = place.find_group(group).id if group is not None else None
     filters = registry.Filters(status or (), name, dataset, model, tag or (), moment, group_id)
@@ -65,9 +63,7 @@ def tag(
     as_json: options.Json = False,
 ) -> None:
     """Add tags to a run, for `list --tag`; prints all its tags."""
-    from orchestrator.runs.registry import Notes, change_tags
-
-    found = open_workspace(workspace).find_run(run)
+    found = find_workspace(workspace).find_run(run)
     notes = change_tags(found, tags or (), remove or ()) if tags or remove else Notes.load(found)
     if notes.tags or as_json:
         show({"run": found.id, "tags": notes.tags}, " ".join(notes.tags), as_json=as_json)
@@ -83,10 +79,7 @@ def note(
     as_json: options.Json = False,
 ) -> None:
     """Add a note with the current time to a run; without a text, print its notes."""
-    from orchestrator.runs.registry import Notes, add_note
-    from orchestrator.views.terminal import note_lines
-
-    found = open_workspace(workspace).find_run(run)
+    found = find_workspace(workspace).find_run(run)
     notes = Notes.load(found) if text is None else add_note(found, " ".join(text))
     if as_json or (text is None and notes.notes):
         document = {"run": found.id, "notes": notes.model_dump(mode="json")["notes"]}
@@ -105,9 +98,7 @@ def rm(
     as_json: options.Json = False,
 ) -> None:
     """Move a run's weights, data and logs to the trash. Spec, record and benchmarks stay; it can be rerun."""
-    from orchestrator.runs import trash
-
-    place = open_workspace(workspace)
+    place = find_workspace(workspace)
     if restore and everything:
         raise SpecError("--all and --restore exclude each other", "--restore puts back all that the trash holds")
     if restore:
@@ -132,9 +123,7 @@ def gc(
     as_json: options.Json = False,
 ) -> None:
     """Move old checkpoints of ended runs to the trash; the best and the last stay. Or empty the trash."""
-    from orchestrator.runs import registry, trash
-
-    place = open_workspace(workspace)
+    place = find_workspace(workspace)
     if empty_trash:
         if keep_last is not None:
             raise SpecError("--keep-last is for checkpoints, --trash for what is in the trash already")
@@ -155,7 +144,7 @@ def gc(
     _show_moved([each for each in moved if each.what], _TO_TRASH[dry_run], as_json)
 
 
-def _show_moved(moved: "list[Moved]", where: str, as_json: bool) -> None:
+def _show_moved(moved: list[trash.Moved], where: str, as_json: bool) -> None:
     lines = []
     for each in moved:
         what = ", ".join("all of it" if name == "." else name for name in each.what)

@@ -1,5 +1,6 @@
 """Commands around a model, trained here or not: serve it, chat with it, export it."""
 
+import asyncio
 import shutil
 import signal
 import tempfile
@@ -8,22 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.options import app, open_session, open_target, say, serve_settings, show
+from orchestrator.commands.options import app, open_target, say, serve_settings
 from orchestrator.errors import Interrupted, StageError
+from orchestrator.lifecycle.benchmark_target import export_target
+from orchestrator.planning.session import Session
+from orchestrator.serving.checkpoints import servable, served, serving_devices
+from orchestrator.serving.endpoint import Endpoint, connect, connection_problem, excerpt, open_client
+from orchestrator.serving.server import ServePlan, Server, Serving, example_request, free_port
+from orchestrator.serving.target import Target
+from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls
-
-if TYPE_CHECKING:
-    from orchestrator.planning.session import Session
-    from orchestrator.serving.endpoint import Endpoint
-    from orchestrator.serving.server import ServePlan, Server
-    from orchestrator.serving.target import Target
-    from orchestrator.specs.spec import ServeSpec
+from orchestrator.views.terminal import show
 
 LEAVE = ("exit", "退出")
 SILENCE_S = 300  # between two pieces of an answer; a failure within the server's generate leaves a stream open for ever
@@ -33,16 +35,14 @@ SILENCE_S = 300  # between two pieces of an answer; a failure within the server'
 def serve(
     target: options.TargetName,
     port: options.Port = None,
-    backend: options.BackendName = None,
+    backend: options.Backend = None,
     merge: options.Merge = None,
     devices: options.Devices = None,
     template: options.Template = None,
     workspace: options.Workspace = None,
 ) -> None:
     """Serve a model on an OpenAI-compatible API until Ctrl-C. ORCHESTRATOR_API_KEY sets the key."""
-    from orchestrator.serving.server import example_request
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices=devices, port=port, backend=backend, merge=merge)
     with _server(session, found, settings, settings.port or 6006) as server:
@@ -64,7 +64,7 @@ def chat(
     max_tokens: Annotated[int, Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, Option(min=0, help="0: always the most likely token.")] = 0.0,
     port: options.Port = None,
-    backend: options.BackendName = None,
+    backend: options.Backend = None,
     merge: options.Merge = None,
     devices: options.Devices = None,
     template: options.Template = None,
@@ -72,15 +72,12 @@ def chat(
     workspace: options.Workspace = None,
 ) -> None:
     """Chat with a model in the terminal. exit, Ctrl-D or 退出 ends the chat; Ctrl-C stops an answer."""
-    from orchestrator.serving.endpoint import connect
-    from orchestrator.serving.server import free_port
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     found = open_target(session, target, template)
     settings = serve_settings(found, devices=devices, port=port, model_name=model_name, backend=backend, merge=merge)
     messages = [{"role": "system", "content": system}] if system else []
 
-    def talk(endpoint: "Endpoint") -> None:
+    def talk(endpoint: Endpoint) -> None:
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
         try:
             converse(Conversation(endpoint, max_tokens, temperature, messages), input, _echo)
@@ -102,9 +99,7 @@ def export(
     as_json: options.Json = False,
 ) -> None:
     """Merge a run's adapter into a full model, for benchmark, serve, chat and other programs."""
-    from orchestrator.lifecycle.benchmark_target import export_target
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     folder = export_target(session, open_target(session, run), to.resolve() if to else None)
     show({"folder": str(folder)}, str(folder), as_json=as_json)
 
@@ -113,7 +108,7 @@ def export(
 class Conversation:
     """The messages so far, and how answers are requested."""
 
-    endpoint: "Endpoint"
+    endpoint: Endpoint
     max_tokens: int
     temperature: float
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -124,12 +119,8 @@ class Conversation:
         Raises:
             StageError: the server failed; the message is taken back.
         """
-        import asyncio
-
-        import aiohttp
+        import aiohttp  # these two take half a second
         import openai
-
-        from orchestrator.serving.endpoint import connection_problem
 
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
@@ -151,8 +142,6 @@ class Conversation:
         return answer
 
     async def _stream(self, pieces: list[str], write: Callable[[str], None]) -> None:
-        from orchestrator.serving.endpoint import open_client
-
         messages: Any = self.messages
         async with open_client(self.endpoint, SILENCE_S) as client:
             stream = await client.chat.completions.create(
@@ -172,8 +161,6 @@ class Conversation:
             raise ValueError("not one event came")
 
     def _failure(self, what: str, words: str) -> StageError:
-        from orchestrator.serving.endpoint import excerpt
-
         self.messages.pop()
         return StageError(f"the server {what}: {excerpt(self.endpoint, words)}")
 
@@ -205,12 +192,10 @@ def _echo(text: str) -> None:
 
 
 @contextmanager
-def _server(session: "Session", target: "Target", settings: "ServeSpec", port: int) -> "Iterator[Server]":
+def _server(session: Session, target: Target, settings: ServeSpec, port: int) -> Iterator[Server]:
     """A model's server. Its folder stays where it failed: the error names its log and api.yaml."""
-    from orchestrator.serving.checkpoints import servable, served, serving_devices
-    from orchestrator.serving.server import Serving
 
-    def loading(plan: "ServePlan") -> None:
+    def loading(plan: ServePlan) -> None:
         say(f"loading {plan.model_name}; the server's output: {plan.log}")
 
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))

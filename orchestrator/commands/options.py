@@ -1,26 +1,20 @@
-"""What the commands share: the program that they are added to, their options, what a word of theirs stands for.
-
-Every command imports what it needs within itself: --help and a mistyped option answer at once.
-"""
+"""What the commands share: the program that they are added to, their options, what a word of theirs stands for."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 from typer import Argument, Option
 
 from orchestrator.errors import SpecError
+from orchestrator.planning.session import Session
+from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.runs.rundir import Workspace as WorkspaceFolder
+from orchestrator.serving.target import Target, resolve_target, with_template
+from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls
-
-if TYPE_CHECKING:
-    from orchestrator.planning.session import Session
-    from orchestrator.runs.rundir import GroupDir, RunDir
-    from orchestrator.runs.rundir import Workspace as WorkspaceFolder
-    from orchestrator.serving.target import Target
-    from orchestrator.specs.spec import ServeSpec
-
 
 app = typer.Typer(
     help="A thin layer over LLaMA-Factory: run specs, reruns, and benchmarks with an honest BLEU.",
@@ -30,29 +24,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-class Backend(StrEnum):
-    """What serves a model."""
-
-    LLAMAFACTORY = "llamafactory"
-    VLLM = "vllm"
-
-
-def given_folder(text: str) -> Path:
-    """A folder's name; '' would be the current one, which a variable that is not set does not mean."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty; . is the current folder")
-    return Path(text)
-
-
 Run = Annotated[str, Argument(help="A run's id, a spec's name (its newest run), or latest.")]
 RunOrGroup = Annotated[str, Argument(metavar="RUN|GROUP", help="A run's id, a spec's name, latest, or a group.")]
 TargetName = Annotated[
     str, Argument(metavar="TARGET", help="A run, RUN@checkpoint-N, RUN@base, a folder, a hub id, URL, or spec.")
 ]
 Workspace = Annotated[
-    Path | None,
-    Option("--workspace", metavar="PATH", parser=given_folder, help="Default: this folder, or the nearest above it."),
+    Path | None, Option("--workspace", metavar="PATH", help="Default: this folder, or the nearest above it.")
 ]
 Archives = Annotated[Path | None, Option("--from", help="Folder with datasets' archives, used instead of the network.")]
 Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a value; repeatable.")]
@@ -60,7 +38,7 @@ Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout.
 Devices = Annotated[str | None, Option(help="CUDA_VISIBLE_DEVICES of the server, such as 0.")]
 Port = Annotated[int | None, Option(min=1, max=65535, help="Port. Default: the spec's.")]
 Template = Annotated[str | None, Option(help="Chat template of a model that is not one of our runs.")]
-BackendName = Annotated[Backend | None, Option(help="Server program. Default: the spec's.")]
+Backend = Annotated[Literal["llamafactory", "vllm"] | None, Option(help="Server program. Default: the spec's.")]
 Merge = Annotated[bool | None, Option("--merge", help="With vllm: merge the adapter first, for speed.")]
 ModelName = Annotated[str | None, Option(help="The model's name on a server given by URL.")]
 
@@ -70,49 +48,24 @@ def say(text: str) -> None:
     typer.echo("\n".join(map(escape_controls, text.split("\n"))), err=True)
 
 
-def show(document: Any, *parts: Any, as_json: bool = False) -> None:
-    """A result on stdout; see terminal.show."""
-    from orchestrator.views import terminal
-
-    terminal.show(document, *parts, as_json=as_json)
-
-
 def is_spec(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) or os.path.isfile(word)  # noqa: PTH113 - Path.is_file raises on long names
 
 
-def open_workspace(workspace: Path | None) -> "WorkspaceFolder":
-    from orchestrator.runs.rundir import find_workspace
-
-    return find_workspace(workspace)
-
-
-def open_session(workspace: Path | None, archives: Path | None = None) -> "Session":
-    from orchestrator.planning.session import Session
-
-    return Session.open(workspace, archives)
-
-
-def find_run_or_group(place: "WorkspaceFolder", word: str) -> "RunDir | GroupDir":
+def find_run_or_group(place: WorkspaceFolder, word: str) -> RunDir | GroupDir:
     return place.lookup_group(word) or place.find_run(word)
 
 
-def open_target(session: "Session", word: str, template: str | None = None) -> "Target":
-    from orchestrator.serving.target import resolve_target, with_template
-
+def open_target(session: Session, word: str, template: str | None = None) -> Target:
     return with_template(resolve_target(word, session.workspace), template)
 
 
-def serve_settings(target: "Target", **given: Any) -> "ServeSpec":
+def serve_settings(target: Target, **given: Any) -> ServeSpec:
     """How a target is served: as its run or spec says, with the command line's values over it.
 
     Raises:
         SpecError: the two do not go together.
     """
-    from pydantic import ValidationError
-
-    from orchestrator.specs.spec import ServeSpec
-
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
     changes = {key: value for key, value in given.items() if value is not None}
     kept = own.model_dump()

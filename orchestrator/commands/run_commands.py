@@ -3,28 +3,39 @@
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.options import app, find_run_or_group, open_session, open_workspace, say, show
+from orchestrator.commands.options import app, find_run_or_group, say
 from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError, did_you_mean
-from orchestrator.runs.rundir import GroupDir, RunDir
+from orchestrator.lifecycle import scheduler
+from orchestrator.lifecycle import stop as stopping
+from orchestrator.lifecycle import supervise as supervising
+from orchestrator.lifecycle.cross_workspace import saved_run
+from orchestrator.lifecycle.executors import local, slurm
+from orchestrator.lifecycle.new_run import Provenance, RunOptions, new_run
+from orchestrator.lifecycle.pipeline import carry_out, plan_rerun
+from orchestrator.lifecycle.resume import plan_resume, take_up
+from orchestrator.lifecycle.sweep import make_group, plan_sweep
+from orchestrator.planning.plan import Plan, plan_run, render_files
+from orchestrator.planning.session import Session
+from orchestrator.runs import state
+from orchestrator.runs.groups import point_overrides
+from orchestrator.runs.owner import OwnedRun
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import Request
+from orchestrator.runs.rundir import GroupDir, RunDir, find_workspace
+from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
-
-if TYPE_CHECKING:
-    from orchestrator.planning.plan import Plan
-    from orchestrator.planning.session import Session
-    from orchestrator.runs.owner import OwnedRun
-    from orchestrator.runs.record_parts import Request
-    from orchestrator.specs.spec import RunSpec
+from orchestrator.views.terminal import print_text, score_tables, show, show_group
 
 DetachOption = Annotated[bool, Option("--detach", "-d", help="Run in the background; it outlives the terminal.")]
 NoBenchmarkOption = Annotated[bool, Option("--no-benchmark", help="Train only.")]
-LOOK_S = 0.3
 WaitOption = Annotated[bool, Option("--wait", help="Wait for devices that another run holds.")]
+LOOK_S = 0.3
 
 
 @app.command(epilog="Example: orchestrator launch runs/demo.yaml --sweep train.learning_rate=1e-4,5e-4")
@@ -42,29 +53,21 @@ def launch(
     as_json: options.Json = False,
 ) -> None:
     """Prepare the data, train, and benchmark, as the spec says."""
-    from orchestrator.lifecycle.new_run import Provenance, new_run
-    from orchestrator.lifecycle.sweep import make_group, plan_sweep
-    from orchestrator.planning.plan import plan_run
-    from orchestrator.runs.groups import point_overrides
-
-    if dry_run and detach:
-        raise SpecError("--dry-run starts nothing, so there is nothing to detach", "leave one of them out")
     if per_device and not sweep:
         raise SpecError("--per-device is for a sweep", "add --sweep KEY=A,B; or name devices: compute.devices")
-    session = open_session(workspace, archives)
+    session = Session.open(workspace, archives)
     request = _request(no_benchmark, wait, archives)
     if sweep:
         planned = plan_sweep(session, spec, overrides or (), sweep, per_device=per_device)
         if dry_run:
             changes = [point_overrides(planned.axes, values) for values in planned.values]
-            specs = [plan.spec for plan in planned.plans]
-            _show_commands(session, list(zip(changes, specs, strict=True)), as_json)
+            _show_commands(session, changes, [plan.spec for plan in planned.plans], as_json)
         else:
             _run_group(session, make_group(session, planned, request), detach, as_json)
         return
     plan = plan_run(session, session.load_spec(spec, overrides or ()), ask=True)
     if dry_run:
-        _show_commands(session, [(overrides or [], plan.spec)], as_json)
+        _show_commands(session, [overrides or []], [plan.spec], as_json)
     else:
         owned = new_run(session, plan, Provenance(str(spec), overrides or ()), request)
         _run(session, owned, plan, detach, as_json)
@@ -84,15 +87,12 @@ def resume(
 
     Of a group: all its runs that are not done.
     """
-    from orchestrator.lifecycle.resume import plan_resume, take_up
-    from orchestrator.lifecycle.scheduler import renew_requests
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     found = find_run_or_group(session.workspace, run)
     if isinstance(found, GroupDir):
         if label is not None:
             raise SpecError("--from is for a run: each run of a group resumes from its own newest complete checkpoint")
-        renew_requests(found, with_benchmarks=not no_benchmark)
+        scheduler.renew_requests(found, with_benchmarks=not no_benchmark)
         _run_group(session, found, detach, as_json)
     else:
         plan, request = plan_resume(session, found, label, no_benchmark=no_benchmark, wait=wait)
@@ -108,21 +108,16 @@ def rerun(
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
     into: Annotated[
-        Path | None,
-        Option("--in", metavar="PATH", parser=options.given_folder, help="Workspace to run in; datasets are copied."),
+        Path | None, Option("--in", metavar="PATH", help="Workspace to run in; datasets are copied.")
     ] = None,
     workspace: options.Workspace = None,
     archives: options.Archives = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a past run's saved spec again, under a new id; first prints what has changed since."""
-    from orchestrator.lifecycle.cross_workspace import saved_run
-    from orchestrator.lifecycle.new_run import new_run
-    from orchestrator.lifecycle.pipeline import plan_rerun
-
-    session = open_session(into or workspace, archives)
+    session = Session.open(into or workspace, archives)
     try:
-        place = open_workspace(workspace)
+        place = find_workspace(workspace)
     except SpecError:  # a run that is named by its path needs none
         place = None
     plan, provenance = plan_rerun(session, saved_run(run, place), overrides or (), strict=strict)
@@ -137,8 +132,6 @@ def supervise(
     lock: Annotated[int | None, Option(help="The open file that makes this process the run's owner.")] = None,
 ) -> None:
     """Run a run or a group as its owner; `launch --detach` and Slurm jobs start this."""
-    from orchestrator.lifecycle import supervise as supervising
-
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
     supervising.supervise(folder, workspace, lock)
 
@@ -155,7 +148,7 @@ def logs(
 
     Ctrl-C ends the following, not the run.
     """
-    found = open_workspace(workspace).find_run(run)
+    found = find_workspace(workspace).find_run(run)
     try:
         _print_logs(found, file, lines, follow)
     except Interrupted as error:
@@ -176,46 +169,34 @@ def stop(
 
     Of a group: the runs under way are stopped, and no other begins.
     """
-    from orchestrator.lifecycle.executors.local import STOP_GRACE_S
-    from orchestrator.lifecycle.stop import assume_host_lost, stop_group, stop_run
-    from orchestrator.runs.state import current
-
     if sum([now, grace is not None, host_is_gone]) > 1:
         raise SpecError("--now, --grace and --host-is-gone exclude each other", "leave all but one out")
-    grace_s = 0 if now else STOP_GRACE_S if grace is None else grace
-    found = find_run_or_group(open_workspace(workspace), run)
+    grace_s = 0 if now else local.STOP_GRACE_S if grace is None else grace
+    found = find_run_or_group(find_workspace(workspace), run)
     if isinstance(found, GroupDir):
         if host_is_gone:
             raise SpecError(f"{run} is a group: --host-is-gone is for a run", "orchestrator show GROUP lists them")
-        for line in stop_group(found, grace_s):
+        for line in stopping.stop_group(found, grace_s):
             say(line)
         if as_json:
-            _show_group(found, as_json=True)
+            show_group(found, as_json=True)
     else:
-        for line in assume_host_lost(found) if host_is_gone else stop_run(found, grace_s):
+        for line in stopping.assume_host_lost(found) if host_is_gone else stopping.stop_run(found, grace_s):
             say(line)
-        record = current(found)
+        record = state.current(found)
         if record.status in ("stopped", "interrupted", "failed"):
             say(f"to continue: orchestrator resume {found.id}")
         if as_json:
             show(record.as_json(), as_json=True)
 
 
-def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> "Request":
-    from orchestrator.runs.record_parts import Request
-
+def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> Request:
     kept = str(archives.absolute()) if archives is not None else None
     return Request(with_benchmarks=not no_benchmark, wait=wait, archives=kept)
 
 
-def _run(session: "Session", owned: "OwnedRun", plan: "Plan", detach: bool, as_json: bool) -> None:
+def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: bool) -> None:
     """Here, or in the background."""
-    from orchestrator.lifecycle.executors import local, slurm
-    from orchestrator.lifecycle.new_run import RunOptions
-    from orchestrator.lifecycle.pipeline import carry_out
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.views.terminal import score_tables
-
     run = owned.run
     if not detach and plan.spec.compute.slurm is None:
         carry_out(session, owned, RunOptions(), plan)
@@ -236,23 +217,20 @@ def _run(session: "Session", owned: "OwnedRun", plan: "Plan", detach: bool, as_j
     show(record.as_json(), run.id, as_json=as_json)
 
 
-def _run_group(session: "Session", folder: GroupDir, detach: bool, as_json: bool) -> None:
-    from orchestrator.lifecycle.scheduler import detach_group, run_group, submit_group
-
-    job = submit_group(session, folder)
+def _run_group(session: Session, folder: GroupDir, detach: bool, as_json: bool) -> None:
+    job = scheduler.submit_group(session, folder)
     if job is None and not detach:
         try:
-            run_group(session, folder)
+            scheduler.run_group(session, folder)
         except (StageError, Interrupted):
-            _show_group(folder, as_json)
+            show_group(folder, as_json)
             raise
-        _show_group(folder, as_json)
+        show_group(folder, as_json)
         return
-    _say_under_way(
-        folder.id, f"is Slurm job {job}" if job else f"is carried out by process {detach_group(session, folder)}"
-    )
+    process = None if job else scheduler.detach_group(session, folder)
+    _say_under_way(folder.id, f"is Slurm job {job}" if job else f"is carried out by process {process}")
     if as_json:
-        _show_group(folder, as_json)
+        show_group(folder, as_json)
     else:
         show(None, folder.id)
 
@@ -263,35 +241,26 @@ def _say_under_way(name: str, doing: str) -> None:
     say(f"to stop it: orchestrator stop {name}")
 
 
-def _show_group(folder: GroupDir, as_json: bool) -> None:
-    from orchestrator.runs.groups import Group, group_json
-    from orchestrator.views.terminal import group_parts
-
-    show(group_json(folder, Group.load(folder)), *group_parts(folder), as_json=as_json)
-
-
-def _show_commands(session: "Session", planned: "list[tuple[list[str], RunSpec]]", as_json: bool) -> None:
+def _show_commands(session: Session, changes: list[list[str]], specs: list[RunSpec], as_json: bool) -> None:
     """What each run would be started with."""
-    from orchestrator.planning.plan import render_files
-    from orchestrator.views.terminal import print_text
-
-    found: list[dict[str, Any]] = []
-    for changes, spec in planned:
-        files = render_files(session, spec)
-        found.append({"set": changes, "command": files.get("command.txt", files.get("api.yaml", ""))})
+    files = [render_files(session, spec) for spec in specs]
+    commands = [each.get("command.txt", each.get("api.yaml", "")) for each in files]
     if as_json:
-        show(found, as_json=True)
+        pairs = zip(changes, commands, strict=True)
+        show([{"set": change, "command": command} for change, command in pairs], as_json=True)
         return
-    for number, each in enumerate(found, start=1):
-        heading = f"# {number} of {len(found)}: {' '.join(each['set'])}\n" if len(found) > 1 else ""
-        print_text(heading + each["command"])
-    say(f"{len(found)} runs, no errors; nothing was started" if len(found) > 1 else "no errors; nothing was started")
+    for number, (change, command) in enumerate(zip(changes, commands, strict=True), start=1):
+        heading = f"# {number} of {len(commands)}: {' '.join(change)}\n" if len(commands) > 1 else ""
+        print_text(heading + command)
+    say(
+        f"{len(commands)} runs, no errors; nothing was started"
+        if len(commands) > 1
+        else "no errors; nothing was started"
+    )
 
 
 def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) -> None:
     """Print a log, and what is added until the run has ended; without a name the newest, which may change meanwhile."""
-    from orchestrator.runs import state
-
     offsets: dict[Path, int] = {}
     shown: Path | None = None
     waits: list[str] = []

@@ -4,28 +4,34 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
 from orchestrator.commands import options
-from orchestrator.commands.options import app, find_run_or_group, is_spec, open_session, open_workspace, say, show
+from orchestrator.commands.options import app, find_run_or_group, is_spec, say
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
-from orchestrator.runs.rundir import GroupDir
-
-if TYPE_CHECKING:
-    from orchestrator.planning.session import Session
-    from orchestrator.runs.differences import Side
-    from orchestrator.runs.rundir import Workspace
+from orchestrator.files import atomic_write, resolved
+from orchestrator.importing.importer import import_draft, name_of, write_imported
+from orchestrator.importing.sources import read_source
+from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
+from orchestrator.planning.check import check as find
+from orchestrator.planning.new_spec import new_spec, schema_text
+from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve, run_side, spec_side
+from orchestrator.planning.session import Session
+from orchestrator.runs.differences import Side
+from orchestrator.runs.rundir import GroupDir, Workspace, find_workspace
+from orchestrator.specs.render import spec_yaml
+from orchestrator.specs.spec import spec_json
+from orchestrator.upstream.arguments import read_arguments
+from orchestrator.upstream.installation import find_installation
+from orchestrator.views.terminal import print_file, print_text, show, show_differences, show_group, show_run
 
 
 @app.command(epilog="Example: orchestrator init my-work")
 def init(folder: Annotated[Path, Argument(help="The new workspace.")] = Path()) -> None:
     """Make a workspace: a folder with runs/ and dataset_info/."""
-    from orchestrator.files import resolved
-    from orchestrator.runs.rundir import Workspace
-
     place = Workspace(resolved(folder))
     for made in (place.runs, place.dataset_info):
         made.mkdir(parents=True, exist_ok=True)
@@ -44,9 +50,7 @@ def new(
     workspace: options.Workspace = None,
 ) -> None:
     """Write a commented spec to start from."""
-    from orchestrator.planning.new_spec import new_spec
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     place = session.workspace
     text = new_spec(session, name, kind, model, dataset)
     path = place.runs / f"{name}.yaml"
@@ -81,12 +85,7 @@ def import_spec(
     as_json: options.Json = False,
 ) -> None:
     """Make a spec of a LLaMA-Factory command, script, YAML file or output folder."""
-    from orchestrator.importing.importer import import_draft, name_of, write_imported
-    from orchestrator.importing.sources import read_source
-    from orchestrator.upstream.arguments import read_arguments
-    from orchestrator.views.terminal import print_text
-
-    session = open_session(workspace)
+    session = Session.open(workspace)
     place, installation = session.workspace, session.llamafactory()
     draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(installation), installation=installation)
     called = name if name is not None else name_of(source, draft)
@@ -107,18 +106,10 @@ def import_spec(
     say(f"next: orchestrator check {shlex.quote(str(spec))}")
 
 
-@app.command(epilog="Example: orchestrator schema --output runs/.spec.schema.json")
-def schema(output: Annotated[Path | None, Option(help="Write it to this file instead of stdout.")] = None) -> None:
+@app.command(epilog="Example: orchestrator schema > runs/.spec.schema.json")
+def schema() -> None:
     """Print the JSON Schema of a spec, for editors: with every argument of the installed LLaMA-Factory."""
-    from orchestrator.files import atomic_write
-    from orchestrator.planning.new_spec import schema_text
-    from orchestrator.upstream.installation import find_installation
-
-    text = schema_text(find_installation())
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        atomic_write(output, text)
+    typer.echo(schema_text(find_installation()), nl=False)
 
 
 @app.command(epilog="Example: orchestrator check runs/demo.yaml --set train.lora_rank=16")
@@ -131,11 +122,7 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without a GPU: the spec, the data, the model's files, the machine."""
-    from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
-    from orchestrator.planning.check import check as find
-    from orchestrator.planning.plan import resolve
-
-    session = open_session(workspace, archives)
+    session = Session.open(workspace, archives)
     loaded = session.load_spec(spec, overrides or ())
     findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
     answer = Answer()
@@ -162,32 +149,24 @@ def check(
 def show_command(
     what: Annotated[str, Argument(metavar="SPEC|RUN|GROUP", help="A spec file, a run, or a group.")],
     command: Annotated[bool, Option("--command", help="The training as one llamafactory-cli line.")] = False,
-    file: Annotated[str | None, Option(help="A rendered file, such as train.yaml.")] = None,
-    resolved: Annotated[bool, Option("--resolved", help="The spec with every default written out.")] = False,
+    file: Annotated[str | None, Option(help="A file, such as train.yaml, or spec.yaml with every default.")] = None,
     diff: Annotated[str | None, Option("--diff", metavar="OTHER", help="Differences to another spec or run.")] = None,
     overrides: options.Set = None,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what would run, or what ran: command line, rendered files, resolved spec, record, differences."""
-    from orchestrator.planning.plan import render_dataset_info, render_files, render_job, resolve
-    from orchestrator.runs import groups, registry, state
-    from orchestrator.runs.registry import Notes
-    from orchestrator.specs.render import spec_yaml
-    from orchestrator.specs.spec import spec_json
-    from orchestrator.views import terminal
-
-    if sum([command, file is not None, resolved, diff is not None]) > 1:
-        raise SpecError("--command, --file, --resolved and --diff exclude each other")
+    if sum([command, file is not None, diff is not None]) > 1:
+        raise SpecError("--command, --file and --diff exclude each other")
     if overrides and not is_spec(what):
         raise SpecError("--set is for a spec; a run is shown as it was")
     if diff is not None:
-        session = open_session(workspace)
-        terminal.show_differences(_side(session, what, overrides or ()), _side(session, diff), as_json)
+        session = Session.open(workspace)
+        show_differences(_side(session, what, overrides or ()), _side(session, diff), as_json)
         return
     name = "command.txt" if command else file
     if is_spec(what):
-        session = open_session(workspace)
+        session = Session.open(workspace)
         spec, template = resolve(session, session.load_spec(Path(what), overrides or ()))
         files = render_files(session, spec) | render_job(session, spec) | {"spec.yaml": spec_yaml(spec, template)}
         if name == "dataset_info.json":  # the others can be shown without the datasets
@@ -195,38 +174,26 @@ def show_command(
         if as_json:
             show(spec_json(spec), as_json=True)
         else:
-            terminal.print_text(files[terminal.checked_name(name or "spec.yaml", files, what)])
+            print_file(files, name or "spec.yaml", what)
         return
-    place = open_workspace(workspace)  # no session: to look for LLaMA-Factory takes as long as the rest
-    name = "spec.yaml" if resolved else name
+    place = find_workspace(workspace)  # no session: to look for LLaMA-Factory takes as long as the rest
     found = place.find_run(what) if name is not None else find_run_or_group(place, what)
     if isinstance(found, GroupDir):
-        group = groups.Group.load(found)
-        left = groups.remaining(found, group)
-        parts = terminal.group_parts(found) + ([left] if left else [])
-        show(groups.group_json(found, group), *parts, as_json=as_json)
-    elif name is not None:
-        terminal.print_text(terminal.file_of(found.path, name, found.id))
+        show_group(found, as_json)
+    elif name is not None:  # what begins with a dot is a lock, or a file that is being written
+        print_file({path.name: path for path in sorted(found.path.glob("[!.]*")) if path.is_file()}, name, found.id)
     else:
-        record = state.current(found)
-        parts = terminal.run_parts(record, found.path, state.lines(found, record))
-        show(registry.Row(found, record, Notes.load(found)).as_json(), *parts, as_json=as_json)
+        show_run(found, as_json)
 
 
-def _side(session: "Session", word: str, overrides: Sequence[str] = ()) -> "Side":
-    from orchestrator.planning.plan import run_side, spec_side
-
+def _side(session: Session, word: str, overrides: Sequence[str] = ()) -> Side:
     if is_spec(word):
         return spec_side(session, word, session.load_spec(Path(word), overrides))
     return run_side(session.workspace.find_run(word))
 
 
-def _write_schema(place: "Workspace") -> None:
+def _write_schema(place: Workspace) -> None:
     """The schema that specs of the workspace name in their first line; without LLaMA-Factory there is none."""
-    from orchestrator.files import atomic_write
-    from orchestrator.planning.new_spec import schema_text
-    from orchestrator.upstream.installation import find_installation
-
     try:
         atomic_write(place.schema, schema_text(find_installation()))
     except PrerequisiteError as error:

@@ -6,28 +6,27 @@ Every text may be a stranger's: control characters are made visible, nothing is 
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.benchmark.selection import Curve
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.runs.registry import Row
+from orchestrator.runs import groups
+from orchestrator.runs.differences import Side, differences
+from orchestrator.runs.record_parts import BenchmarkSummary
+from orchestrator.runs.registry import Notes, Row
 from orchestrator.runs.rundir import GroupDir, RunDir, Workspace
+from orchestrator.runs.state import current, lines, usage_lines
+from orchestrator.runs.trash import in_trash
+from orchestrator.scoring.diagnostics import describe
 from orchestrator.scoring.metrics import HEADINGS
 from orchestrator.text import escape_controls
-
-# What these take to import, a list of runs takes to print.
-if TYPE_CHECKING:
-    from orchestrator.benchmark.selection import Curve
-    from orchestrator.runs.differences import Side
-    from orchestrator.runs.record import RunRecord
-    from orchestrator.runs.record_parts import BenchmarkSummary
-    from orchestrator.runs.registry import Notes
 
 _OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
 """Also called BLEU elsewhere, and other numbers."""
@@ -76,21 +75,15 @@ def print_text(text: str | bytes) -> None:
         sys.stdout.buffer.flush()
 
 
-def file_of(folder: Path, name: str, of: str) -> bytes:
-    """One of a folder's files. SpecError where there is none of that name."""
-    # What begins with a dot is a lock, or a file that is being written.
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return (folder / checked_name(name, names, of)).read_bytes()
+def print_file(files: Mapping[str, str | Path], name: str, of: str) -> None:
+    """Print one of some files, which are texts or paths, by name. SpecError where there is none of that name."""
+    if name not in files:
+        raise SpecError(f"{of} has no file {name!r}{did_you_mean(name, files)}; it has: {', '.join(files)}")
+    found = files[name]
+    print_text(found if isinstance(found, str) else found.read_bytes())
 
 
-def checked_name(name: str, names: Collection[str], of: str) -> str:
-    """The name of a file; SpecError where it is none of these."""
-    if name not in names:
-        raise SpecError(f"{of} has no file {name!r}{did_you_mean(name, names)}; it has: {', '.join(names)}")
-    return name
-
-
-def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
+def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
     """A table for each test set and set of signatures, which stand under it."""
     groups: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
     for item in items:
@@ -104,14 +97,13 @@ def score_tables(items: Sequence["BenchmarkSummary"]) -> RenderableType:
             line(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
             table(columns, [[item.of, *_cells(item)] for item in members]),
             *(line(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
-            *_comet_tables(members),
             *(line(remark) for item in members for remark in _remarks(item)),
             Text(),
         ]
     return Group(*parts[:-1])
 
 
-def _cells(item: "BenchmarkSummary") -> list[str]:
+def _cells(item: BenchmarkSummary) -> list[str]:
     others = (getattr(item, name) for name in _OTHER_NUMBERS)
     scores = [f"{score.score:.1f}{_interval(score.ci95)}" for score in item.scores]
     return [*scores, *("" if number is None else f"{number:.1f}" for number in others)]
@@ -121,30 +113,14 @@ def _interval(ci95: tuple[float, float] | None, digits: int = 1) -> str:
     return f" [{ci95[0]:.{digits}f}, {ci95[1]:.{digits}f}]" if ci95 else ""
 
 
-def _comet_tables(members: Sequence["BenchmarkSummary"]) -> list[RenderableType]:
-    """A table for each model of COMET: they share no scale, neither with BLEU nor among themselves."""
-    by_signature: dict[str, list[list[str]]] = {}
-    for item in members:
-        for score in item.comet:
-            cells = [item.of, f"{score.score:.4f}{_interval(score.ci95, 4)}"]
-            by_signature.setdefault(score.signature, []).append(cells)
-    return [
-        part
-        for signature, rows in by_signature.items()
-        for part in (table(["", HEADINGS["comet"]], rows), line(f"{HEADINGS['comet']}: {signature}"))
-    ]
-
-
-def _remarks(item: "BenchmarkSummary") -> list[str]:
-    """What a score does not tell."""
-    from orchestrator.scoring.diagnostics import describe
-
-    lines = []
+def _remarks(item: BenchmarkSummary) -> list[str]:
+    """COMET's scores, which share no scale with the others, and what a score does not tell."""
+    found = [f"{item.of}: COMET {each.score:.4f}{_interval(each.ci95, 4)}, {each.signature}" for each in item.comet]
     if item.status == "incomplete" and item.n_asked is not None:
-        lines.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
+        found.append(f"{item.of}: incomplete, {item.n_segments} of {item.n_asked} sentences were answered")
     if faults := describe(item.faults):
-        lines.append(f"{item.of}: hypotheses with issues: {faults}")
-    return lines
+        found.append(f"{item.of}: hypotheses with issues: {faults}")
+    return found
 
 
 def run_table(rows: Sequence[Row]) -> Table:
@@ -165,7 +141,7 @@ def run_table(rows: Sequence[Row]) -> Table:
     return made
 
 
-def curve_parts(curve: "Curve") -> list[RenderableType]:
+def curve_parts(curve: Curve) -> list[RenderableType]:
     """A run's checkpoints by step, and the one that was chosen."""
     heading = HEADINGS[curve.metric]
     rows = []
@@ -189,10 +165,8 @@ def curve_parts(curve: "Curve") -> list[RenderableType]:
     ]
 
 
-def show_differences(one: "Side", other: "Side", as_json: bool) -> None:
+def show_differences(one: Side, other: Side, as_json: bool) -> None:
     """What differs between two specs or runs, a line each."""
-    from orchestrator.runs.differences import differences
-
     found = differences(one, other)
     if not found and not as_json:
         sys.stderr.write("nothing differs\n")
@@ -202,22 +176,17 @@ def show_differences(one: "Side", other: "Side", as_json: bool) -> None:
     show(document, f"--- {one.name}", f"+++ {other.name}", *arrows, as_json=as_json)
 
 
-def run_parts(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> list[RenderableType]:
+def show_run(run: RunDir, as_json: bool) -> None:
     """A run: its line, what it is at, why it ended, its notes, its benchmarks, what it took, its folder."""
-    from orchestrator.runs.registry import Notes
-    from orchestrator.runs.state import usage_lines
-    from orchestrator.runs.trash import in_trash
-
-    run = RunDir(path)
-    notes = Notes.load(run)
+    record, notes = current(run), Notes.load(run)
     row = Row(run, record, notes)
-    parts: list[RenderableType] = [run_table([row]), *(part for each in now for part in ("", each))]
+    parts: list[RenderableType] = [run_table([row]), *(part for each in lines(run, record) for part in ("", each))]
     if record.error:
         parts += ["", f"{record.status}: {record.error.splitlines()[0]}"]
     if record.results_elsewhere:
         parts += ["", record.results_elsewhere]
     if row.is_removed:
-        held = in_trash(Workspace(path.parent.parent), run.id)
+        held = in_trash(Workspace(run.path.parent.parent), run.id)
         parts += [
             f"removed: weights and logs, {f'back with: orchestrator rm --restore {run.id}' if held else 'for good'}"
         ]
@@ -228,10 +197,10 @@ def run_parts(record: "RunRecord", path: Path, now: Sequence[str] = ()) -> list[
         parts += ["", f"chosen checkpoint: {record.chosen_checkpoint}, by {run.curve}"]
     if took := usage_lines(record):
         parts += ["", *took]
-    return [*parts, "", str(path)]
+    show(row.as_json(), *parts, "", str(run.path), as_json=as_json)
 
 
-def note_lines(notes: "Notes") -> list[str]:
+def note_lines(notes: Notes) -> list[str]:
     """Notes with their times."""
     return [
         f"{f'{note.at.astimezone():%Y-%m-%d %H:%M}' if number == 0 else '':16}  {text}"
@@ -240,24 +209,19 @@ def note_lines(notes: "Notes") -> list[str]:
     ]
 
 
-def group_parts(folder: GroupDir) -> list[RenderableType]:
-    """A group's runs with the swept values of each, and how many are done."""
-    from orchestrator.runs.groups import Group as RunGroup
-    from orchestrator.runs.groups import members, short_keys
-    from orchestrator.runs.registry import Notes
-
-    group = RunGroup.load(folder)
-    found = members(folder, group)
+def show_group(folder: GroupDir, as_json: bool) -> None:
+    """A group's runs with the swept values of each, how many are done, and what is left to do."""
+    group = groups.Group.load(folder)
+    found = groups.members(folder, group)
     rows = []
     for each in found:
-        row = Row(each.run, each.record, Notes()) if each.record is not None else None
-        error = each.record.error if each.record is not None else None
-        last = (
-            row.last_benchmark
-            if row and row.last_benchmark
-            else shorten((error or "").partition("\n")[0], 80, placeholder=" ...")
-        )
-        rows.append([*each.point.values, each.status, row.steps if row else "", each.run.id, last])
-    columns = [*short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
+        steps = last = ""
+        if each.record is not None:
+            row = Row(each.run, each.record, Notes())
+            error = (each.record.error or "").partition("\n")[0]
+            steps, last = row.steps, row.last_benchmark or shorten(error, 80, placeholder=" ...")
+        rows.append([*each.point.values, each.status, steps, each.run.id, last])
+    columns = [*groups.short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
     done = sum(each.is_finished() for each in found)
-    return [table(columns, rows), "", f"{len(rows)} runs, {done} done: {folder.path}"]
+    ends = [f"{len(rows)} runs, {done} done: {folder.path}", *filter(None, [groups.remaining(folder, group)])]
+    show(groups.group_json(folder, group), table(columns, rows), "", *ends, as_json=as_json)
