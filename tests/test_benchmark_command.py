@@ -110,12 +110,15 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
     assert strange.code == 2 and "--instruction" in strange.err
 
 
+SAME = ("--source", "runs/toy.yaml", "--reference", "runs/toy.yaml")
+
+
 def test_what_cannot_be_meant_is_refused(toy):
     cases = {
         ("toy", "--metrics", "chrf,blue"): "no metric 'blue'; did you mean 'bleu'",
         ("127.0.0.1:6006/v1",): "an http(s) URL",
         ("toy", "--watch"): "--watch are for RUN@all",
-        ("toy", "--source", "a.en", "--reference", "b.de", "--target-lang", "de!"): "target_lang: ",
+        ("toy", *SAME, "--source-lang", "en", "--target-lang", "de!"): "target_lang: ",
         ("toy", "--source", "a.en"): "go together",
     }
     for message, done in zip(cases.values(), toy.run_together([("benchmark", *words) for words in cases]), strict=True):

@@ -74,7 +74,7 @@ def test_benchmark_scores_by_comet_apart_from_bleu_and_a_finished_one_without_a_
     done = toy.run("benchmark", "toy", "--testset", "captions_en_de", "--max-samples", "6", "--comet", MODEL, **where)
     assert done.code == 0, done.err
     table, _, rest = done.out.partition("BLEU: ")
-    assert "COMET" not in table and f"COMET: nrefs:1|bs:1000|seed:12345|model:{MODEL}|version:{VERSION}" in rest
+    assert "COMET" not in table and f", nrefs:1|bs:1000|seed:12345|model:{MODEL}|version:{VERSION}" in rest
     [folder] = {path.parent for path in toy.runs.glob("*/benchmarks/*/scores.json")} - before
     calls = len(toy.calls("api"))
     done = toy.run("benchmark", folder, "--comet", "Unbabel/XCOMET-XL", "--json", **where)

@@ -74,8 +74,8 @@ def test_every_command_has_help_with_an_example_that_the_program_takes(name):
     assert command.help
     assert command.epilog
     example = command.epilog.removeprefix("Example: ")
-    program, *words = shlex.split(example)
-    assert (program, words[0]) == ("orchestrator", name)
+    (words,) = examples(f"```\n{example}\n```")
+    assert words[0] == name
     parse(words)
 
 
