@@ -4,9 +4,9 @@ import re
 import sys
 
 import pytest
+from orchestrator.runs.notes import change_tags
 from rich.cells import cell_len
 
-from orchestrator.runs.notes import change_tags
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.registry import read_rows
 from orchestrator.scoring.metrics import Score
