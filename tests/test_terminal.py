@@ -4,11 +4,10 @@ import re
 import sys
 
 import pytest
-from orchestrator.runs.notes import change_tags
 from rich.cells import cell_len
 
 from orchestrator.runs.record_parts import BenchmarkSummary
-from orchestrator.runs.registry import read_rows
+from orchestrator.runs.registry import change_tags, read_rows
 from orchestrator.scoring.metrics import Score
 from orchestrator.views.terminal import run_table, score_tables, show, table
 from tests.runs_on_disk import new_run, new_workspace
