@@ -5,7 +5,6 @@ for as long as arguments, data, tokenizer and installation are the same.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -26,7 +25,7 @@ from orchestrator.data.datasets import (
 )
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset, find_files
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
-from orchestrator.files import atomic_write, cache_folder, json_mapping
+from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json
 from orchestrator.models.model_files import base_checkpoint, locate_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
@@ -39,9 +38,7 @@ from orchestrator.upstream.vllm import argument_words, find_vllm, parser_refusal
 
 log = logging.getLogger("orchestrator")
 
-RECORDS = 100
-"""How many of each dataset are read."""
-TIMEOUT_S, TIMEOUT_PER_SPEC_S = 180, 3
+RECORDS = 100  # of each dataset
 # Arguments that are files which the parser reads, or their content.
 _FILES = ("deepspeed", "fsdp_config", "accelerator_config", "new_special_tokens_config")
 _SECTIONS = {"train": "train", "api": "serve", "export": "export"}
@@ -76,10 +73,7 @@ class _Question:
 
 
 def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]:
-    """Ask about resolved specs, at once about all whose answer is not kept.
-
-    That LLaMA-Factory, or vLLM, cannot be asked is a warning among the findings.
-    """
+    """Ask about resolved specs, at once about all whose answer is not kept; no answer is a warning in the findings."""
     installation = session.llamafactory_or_none()
     if installation is None or installation.package is None:
         return [Answer() for _ in specs]  # check says so
@@ -90,8 +84,11 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
             vllm = find_vllm()
     keys = [_key(session, installation, vllm, each) for each in questions]
     files = [cache_folder() / "checks" / f"{key}.json" for key in keys]
-    answers = [_kept(file) if each.commands else Answer() for file, each in zip(files, questions, strict=True)]
-    new = [number for number, answer in enumerate(answers) if answer is None]
+    kept = [json_mapping(file) if question.commands else {} for file, question in zip(files, questions, strict=True)]
+    answers = [
+        Answer([Finding(**each) for each in old["findings"]], old["samples"]) if old else Answer() for old in kept
+    ]
+    new = [number for number, old in enumerate(kept) if old is None]
     if new:
         log.info("asking LLaMA-Factory about the arguments and the first records, which takes some 10 s")
     while new:  # those with the same variables in one process
@@ -104,7 +101,7 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
                     files[number].parent.mkdir(parents=True, exist_ok=True)
                     atomic_write(files[number], json.dumps(asdict(answer)))
         new = [number for number in new if number not in group]
-    return [answer or Answer() for answer in answers]
+    return answers
 
 
 def without_repeats(answer: Answer, known: Sequence[Finding]) -> list[Finding]:
@@ -179,13 +176,7 @@ def _key(session: Session, installation: Installation, vllm: Installation | None
     files += [Path(each) for each in given if isinstance(each, str) and not each.lstrip().startswith("{")]
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
     programs = [__version__, str(installation.cli), str(installation.package), installation.versions]
-    parts = [question.commands, question.environment, stamps, programs, vllm and vllm.versions]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _kept(file: Path) -> Answer | None:
-    found = json_mapping(file)
-    return Answer([Finding(**each) for each in found["findings"]], found["samples"]) if found else None
+    return sha256_json([question.commands, question.environment, stamps, programs, vllm and vllm.versions])
 
 
 def _ask(
@@ -202,7 +193,7 @@ def _ask(
                 installation.python,
                 "check_arguments",
                 {"points": points, "limit": RECORDS},
-                timeout_s=TIMEOUT_S + TIMEOUT_PER_SPEC_S * len(points),
+                timeout_s=180 + 3 * len(points),
                 environment=questions[0].environment,
             )
         except AskError as error:
@@ -222,7 +213,7 @@ def _ask(
 def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
     """A dataset_dir with the first records, one for all specs that train on the same data."""
     datasets = _datasets(spec)
-    folder = parent / hashlib.sha256(json.dumps(datasets).encode()).hexdigest()[:16]
+    folder = parent / sha256_json(datasets)[:16]
     if folder.is_dir():
         return folder
     folder.mkdir()
