@@ -121,10 +121,8 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "base model, null": ({"model": {**MODEL, "template": None}}, "warning", "spec", "model.template", BASE),
     "a model that thinks": ({"model": {**MODEL, "template": "thinker"}}, "warning", "spec", "model.enable_thinking",
                             (THINKS,)),
-    "hub id": ({"model": {**MODEL, "name_or_path": "Owner/Name"}}, "note", "missing", "model.name_or_path",
+    "hub id": ({"model": {**MODEL, "name_or_path": "Owner/Name"}}, "warning", "missing", "model.name_or_path",
                ("will try to download",)),
-    "a path was meant": ({"model": {**MODEL, "name_or_path": "models/tinny"}}, "warning", "missing",
-                         "model.name_or_path", ("will try to download",)),
     "no adapter": ({"model": {**MODEL, "adapter_name_or_path": "models/tiny"}}, "error", "missing",
                    "model.adapter_name_or_path", ("not an adapter",)),
     "lora_target": ({"train": {**CPU, "lora_target": "q_proj,query_key_value"}}, "error", "spec", "train.lora_target",
@@ -178,7 +176,7 @@ def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root):
     assert findings(root, model={"name_or_path": "models/tiny", "template": None}) == []  # on purpose
     found = findings(root, model={"name_or_path": "Owner/Deep"})
     assert [each.field for each in found] == ["model.name_or_path", "model.template", "model.enable_thinking"]
-    (warning,) = [each for each in findings(root, model={"name_or_path": "a/b"}) if each.severity == "warning"]
+    _, warning = findings(root, model={"name_or_path": "a/b"})
     assert "lists no model b" in warning.message and "or where it has none" in warning.message
 
 

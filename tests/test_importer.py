@@ -17,7 +17,7 @@ from orchestrator.importing.importer import Draft, Imported, import_draft, name_
 from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.places import is_secret
-from orchestrator.specs.render import Renderer, train_environment
+from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
@@ -50,12 +50,11 @@ def origin(tmp_path) -> Path:
 @pytest.fixture
 def make(workspace, origin) -> Make:
     """The import of these arguments."""
-    renderer = Renderer()
 
     def import_them(arguments: dict[str, Any], command: str = "train", **draft: Any) -> Imported:
         given = Draft(command, arguments, "here", [origin], **draft)
         folders = entry_folders(workspace.dataset_info)
-        return import_draft(given, "x", workspace=workspace, folders=folders, renderer=renderer)
+        return import_draft(given, "x", workspace=workspace, folders=folders)
 
     return import_them
 

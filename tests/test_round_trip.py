@@ -75,7 +75,7 @@ def round_trip(root: Path, path: Path, arguments: dict[str, Argument], installat
     workspace.dataset_info.mkdir()
     folders = entry_folders(workspace.dataset_info)
     draft = read_source([str(path)], cwd=PUBLISHED, line=None, arguments=arguments, installation=installation)
-    imported = import_draft(draft, "example", workspace=workspace, folders=folders, renderer=renderer)
+    imported = import_draft(draft, "example", workspace=workspace, folders=folders)
     written, _ = write_imported(imported, "example", workspace)
     original = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(original, dict)

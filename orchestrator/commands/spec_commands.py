@@ -89,7 +89,7 @@ def import_spec(
     place, installation = session.workspace, session.llamafactory()
     draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(installation), installation=installation)
     called = name if name is not None else name_of(source, draft)
-    found = import_draft(draft, called, workspace=place, folders=session.dataset_folders, renderer=session.renderer)
+    found = import_draft(draft, called, workspace=place, folders=session.dataset_folders)
     for note in found.notes:
         say(f"note: {note}")
     if dry_run:

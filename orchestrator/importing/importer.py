@@ -21,7 +21,7 @@ from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret
-from orchestrator.specs.render import Comment, Line, Renderer, Section
+from orchestrator.specs.render import Comment, field_line
 from orchestrator.specs.schema import modeline
 
 # Files and folders that LLaMA-Factory opens where it is started, which is the run folder in a run.
@@ -69,9 +69,7 @@ class Imported:
     """What was not taken over, or not as it was, each with the reason."""
 
 
-def import_draft(
-    draft: Draft, name: str, *, workspace: Workspace, folders: Sequence[Path], renderer: Renderer
-) -> Imported:
+def import_draft(draft: Draft, name: str, *, workspace: Workspace, folders: Sequence[Path]) -> Imported:
     """The spec of a draft, called `name`; `folders` have the entries of datasets.
 
     Raises:
@@ -84,7 +82,7 @@ def import_draft(
     if problem:
         remedy = "a model's translations are scored by `orchestrator benchmark`; to train, write do_train: true"
         raise SpecError("\n  ".join([f"{draft.place} {problem}", *draft.notes]), remedy)
-    return _Import(draft, workspace, folders).spec(name, renderer)
+    return _Import(draft, workspace, folders).spec(name)
 
 
 def name_of(words: Sequence[str], draft: Draft) -> str:
@@ -121,11 +119,11 @@ class _Import:
         self.notes = list(draft.notes)
         self.entries: dict[str, LlamaFactoryEntry] = {}
         self.media_dir: Path | None = None
-        self.lines: dict[str, list[Line]] = {self.section: []}
+        self.lines: dict[str, list[str]] = {self.section: []}
         self.expected: dict[str, Any] = {self.section: {}, "model": {}}
-        """What the text must say once it is read back."""
+        """What the text says."""
 
-    def spec(self, name: str, renderer: Renderer) -> Imported:
+    def spec(self, name: str) -> Imported:
         comments, pending = self.draft.comments, list[str]()
         self._put("name", "name", name)
         for key, value in self.draft.arguments.items():
@@ -145,20 +143,22 @@ class _Import:
             reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
             self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
         self._add_environment()
-        below = {self.section: [Comment(line) for line in [*pending, *comments.tail]]}
-        keys = [key for key in _ORDER if key in self.lines]
-        sections = [Section(None if key in _TOP else key, self.lines[key], below.get(key, ())) for key in keys]
-        heads = [modeline(self.workspace.schema.name), *comments.head]
+        self.lines[self.section] += [f"  {Comment(line)}" for line in [*pending, *comments.tail]]
+        written: list[str] = [*map(Comment, [modeline(self.workspace.schema.name), *comments.head])]
+        for key in (key for key in _ORDER if key in self.lines):
+            written += [] if key in _TOP else [f"{key}:" if self.expected[key] else f"{key}: {{}}"]
+            written += self.lines[key]
         entries = {each: entry_yaml(entry) for each, entry in self.entries.items()}
-        return Imported(renderer.imported_yaml(heads, sections, self.expected), entries, self.notes)
+        return Imported("\n".join([*written, ""]), entries, self.notes)
 
     def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
         if section == key:
             self.expected[key] = value
         else:
             self.expected.setdefault(section, {})[key] = value
-        line = Line(key, value, tuple(map(Comment, above)), Comment(beside) if beside else None)
-        self.lines.setdefault(section, []).append(line)
+        indent = "" if section in _TOP else "  "
+        line = field_line(key, value) + (f"  {Comment(beside)}" if beside else "")
+        self.lines.setdefault(section, []).extend(f"{indent}{each}" for each in [*map(Comment, above), line])
 
     def _place(self, key: str, value: Any) -> tuple[str, str] | str:
         """Section and field in the spec, or why there is none."""

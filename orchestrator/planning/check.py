@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from orchestrator.data.checks import check_data
 from orchestrator.data.datasets import ArchiveStore
@@ -71,9 +70,7 @@ def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[l
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
             what = f"{absent}, and {variable} is set"
             return [Finding("error", "missing", field, what, f"unset {variable}, or give a folder")], None
-    is_path = (root / name).parent != root and (root / name).parent.is_dir()
-    severity: Literal["warning", "note"] = "warning" if is_path else "note"
-    return [Finding(severity, "missing", field, f"{absent}: LLaMA-Factory will try to download it")], None
+    return [Finding("warning", "missing", field, f"{absent}: LLaMA-Factory will try to download it")], None
 
 
 def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> list[Finding]:

@@ -51,8 +51,6 @@ RESERVED_ENV: dict[str, Place] = {
     "MAX_CONCURRENT": ("serve", "max_concurrent"),
     "USE_V1": "LLaMA-Factory's v1 has other commands and arguments",
     "ALLOW_EXTRA_ARGS": "it would hide a mistyped argument",
-    "LLAMABOARD_ENABLED": "it is LLaMA Board's own",
-    "LLAMABOARD_WORKDIR": "it is LLaMA Board's own",
 }
 # Of these, what LLaMA-Factory's launcher.py gives to torchrun, by field of the compute section.
 LAUNCHER_ENV = {at[1]: name for name, at in RESERVED_ENV.items() if at[0] == "compute" and at[1] != "devices"}

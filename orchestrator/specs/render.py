@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ class Checkpoint:
 
 def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:
     """Everything that `llamafactory-cli train` is given, paths relative to the run folder, where it is started."""
-    if spec.train is None or not spec.datasets:
-        raise SpecError(f"{spec.name} trains nothing: it has no train section")
+    assert spec.train is not None
     return {
         **model_arguments(start.model),
         "do_train": True,
@@ -100,29 +99,6 @@ class _Name(_Raw):
         return super().__new__(cls, word)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One field of a spec that is written as people write it, with comments on lines above it and beside it."""
-
-    key: str
-    value: Any
-    before: Sequence[Comment] = ()
-    beside: Comment | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """Fields of one section, or of the top level (key None), with comments on lines below them."""
-
-    key: str | None
-    lines: Sequence[Line]
-    after: Sequence[Comment] = ()
-
-    @property
-    def indent(self) -> _Raw:
-        return _Raw("" if self.key is None else "  ")
-
-
 class _QuotedDumper(yaml.SafeDumper):
     """Double-quotes every string, so that 'no', '1e-4' and '2024-01-01' stay strings for PyYAML and OmegaConf."""
 
@@ -159,11 +135,6 @@ class Renderer:
 
     def export_yaml(self, arguments: Mapping[str, Any]) -> str:
         return self._yaml("export.yaml", arguments, {"arguments": _named(arguments)})
-
-    def imported_yaml(self, heads: Sequence[str], sections: Sequence[Section], meant: Mapping[str, Any]) -> str:
-        """A spec of fields that come with comments, `heads` above all; it has to say what is `meant`."""
-        named = [replace(each, lines=[replace(line, key=_key(line.key)) for line in each.lines]) for each in sections]
-        return self._yaml("imported.yaml", meant, {"heads": [*map(Comment, heads)], "sections": named})
 
     def dataset_info(self, datasets: Mapping[str, Mapping[str, Any]]) -> str:
         """dataset_info.json with the entries that the training reads, by name."""
@@ -244,6 +215,12 @@ def quoted_yaml(value: Any, *, in_one_line: bool = False) -> str:
     return str(yaml.dump(value, Dumper=_QuotedDumper, default_flow_style=in_one_line, **options))
 
 
+def field_line(name: str, value: Any) -> str:
+    """A field of a spec as people write it."""
+    word = _Name(name)
+    return f"{word if yaml.safe_load(word) == name else json.dumps(name)}: {_spec_quote(value)}"
+
+
 def command_words(key: str, value: object, *, several: bool = False) -> list[str]:
     """One argument as words of a llamafactory-cli command line; None has none: the argument is left out.
 
@@ -257,12 +234,6 @@ def command_words(key: str, value: object, *, several: bool = False) -> list[str
     text = json.dumps(value) if isinstance(value, dict) else str(value)
     text = ",".join(map(str, value)) if isinstance(value, list) else text
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]  # argparse would take it for the next flag
-
-
-def _key(name: str) -> str:
-    """A field's name; `no` and such only in quotes, else YAML takes it for something else."""
-    word = _Name(name)
-    return word if yaml.safe_load(word) == name else _Raw(json.dumps(name))
 
 
 def _named(arguments: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
@@ -298,7 +269,6 @@ def _spec_quote(value: Any) -> str:
 
 _QUOTES: dict[str, Callable[[Any], str]] = {
     "new.yaml": _spec_quote,
-    "imported.yaml": _spec_quote,
     ".yaml": _yaml_quote,
     ".json": lambda value: json.dumps(value, ensure_ascii=True, allow_nan=False),  # opened in the locale's encoding
     **dict.fromkeys((".txt", ".sh"), lambda value: shlex.quote(str(value))),

@@ -9,27 +9,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.specs import places
 from orchestrator.specs.arguments import Argument, argument_problem
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.compute_spec import ComputeSpec, SlurmSpec
-from orchestrator.specs.places import (
-    MODEL_ARGUMENTS,
-    RESERVED_ARGUMENTS,
-    RESERVED_VLLM,
-    SECRET_REMEDY,
-    drop_retired,
-    is_secret,
-    reason,
-)
 from orchestrator.specs.spec import OPEN_SECTIONS, ModelSpec, RunSpec
 from orchestrator.specs.yamlfile import Location, explain, read_yaml, set_value
 
 log = logging.getLogger("orchestrator")
-_MODELS: list[type[BaseModel]] = [
-    *(RunSpec, ModelSpec, BenchmarkSpec, ComputeSpec, SlurmSpec),
-    *OPEN_SECTIONS.values(),
-]
-_FIELDS = [name for model in _MODELS for name in model.model_fields]
+_SECTIONS: tuple[type[BaseModel], ...] = (RunSpec, ModelSpec, BenchmarkSpec, ComputeSpec, SlurmSpec)
+_FIELDS = [name for model in (*_SECTIONS, *OPEN_SECTIONS.values()) for name in model.model_fields]
 _Problem = tuple[Location, str]
 
 
@@ -40,7 +29,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
     unchecked. Raises SpecError: every problem at once, each with file:line:column and dotted path.
     """
     source = read_yaml(path)
-    dropped = drop_retired(source.value)
+    dropped = places.drop_retired(source.value)
     if dropped:
         log.warning("%s: fields of an earlier version are left out: %s", path, ", ".join(dropped))
     for override in overrides:
@@ -48,9 +37,9 @@ def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str,
     problems: list[_Problem] = []
     for at, value in _walk(source.value):
         name = str(at[-1])
-        if is_secret(name, value):
+        if places.is_secret(name, value):
             source.hidden.add(at)
-            problems.append((at, f"holds a secret, which would go into the run folder\n{SECRET_REMEDY}"))
+            problems.append((at, f"holds a secret, which would go into the run folder\n{places.SECRET_REMEDY}"))
         elif problem := _unwritable(name) or _unwritable(value):
             problems.append((at, problem))
     problems += _check_arguments(source.value, arguments or {})
@@ -97,17 +86,17 @@ def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument])
         if not isinstance(values, dict):
             continue
         by_vllm = section == "serve" and values.get("backend") == "vllm"
-        known, reserved = ({}, RESERVED_VLLM) if by_vllm else (arguments, RESERVED_ARGUMENTS)
+        known, reserved = ({}, places.RESERVED_VLLM) if by_vllm else (arguments, places.RESERVED_ARGUMENTS)
         for key in [key for key in values if key not in fields]:
             if key in reserved:
-                yield (section, key), f"{key} is managed by orchestrator: {reason(reserved[key])}"
+                yield (section, key), f"{key} is managed by orchestrator: {places.reason(reserved[key])}"
             elif known and (problem := argument_problem(key, values[key], command, known, fields)):
                 yield (section, key), problem
             elif known:
                 values[key] = known[key].typed(values[key])
     model = spec.get("model")
     for key, value in _items(model.get("arguments") if isinstance(model, Mapping) else None):
-        if key not in (*MODEL_ARGUMENTS, "cutoff_len"):
-            yield ("model", "arguments", key), f"expected one of {', '.join(MODEL_ARGUMENTS)}"
+        if key not in (*places.MODEL_ARGUMENTS, "cutoff_len"):
+            yield ("model", "arguments", key), f"expected one of {', '.join(places.MODEL_ARGUMENTS)}"
         elif arguments and (problem := argument_problem(str(key), value, "train", arguments)):
             yield ("model", "arguments", key), problem
