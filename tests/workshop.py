@@ -23,7 +23,6 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from orchestrator.files import cache_folder
 from tests import imported_once
 from tests.model_folders import model_folder
 
@@ -363,10 +362,6 @@ def new_workshop(
         model_folder(root / "models" / "tiny")
     else:
         shutil.copytree(model, root / "models" / "tiny")
-    if cli is None:  # the real LLaMA-Factory gives its arguments once for all
-        (cache_folder() / "arguments").mkdir(parents=True, exist_ok=True)
-        (parent / "cache").mkdir()
-        (parent / "cache" / "arguments").symlink_to(cache_folder() / "arguments")
     return Workshop(root, cli, environment or {})
 
 

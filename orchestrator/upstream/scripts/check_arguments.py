@@ -17,12 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from datasets import Dataset
 from llamafactory.hparams import DataArguments, ModelArguments, parser
 from llamafactory.model import load_config, load_tokenizer
 from llamafactory.model.model_utils import quantization
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.quantizers import AutoHfQuantizer
 from transformers.training_args import ParallelMode
@@ -33,8 +31,6 @@ Refusal = tuple[str, str]
 MAX_PROBLEMS = 10
 # Without these everything else is refused.
 STRUCTURE = {"model_name_or_path", "dataset", "dataset_dir", "output_dir", "do_train"}
-OWN_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
-GENERATION = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "length_penalty")
 
 
 class Launch:
@@ -85,60 +81,6 @@ def zero_stage(deepspeed: Any) -> Any:
     return deepspeed.get("zero_optimization", {}).get("stage") if deepspeed else None
 
 
-def try_libraries(command: str, given: dict[str, Any], arguments: Any) -> None:
-    """Make what the training, or the server's engine, makes of values that the parser does not look at."""
-    if command == "train":
-        _, data_args, training_args, finetuning_args, generating_args = arguments
-        for callback in get_reporting_integration_callbacks(training_args.report_to):
-            callback()
-        try_optimizer(training_args, finetuning_args)
-        try_loaders(data_args, training_args)
-        if finetuning_args.finetuning_type == "lora":
-            torch.nn.Dropout(max(finetuning_args.lora_dropout, 0.0))
-        generates = training_args.predict_with_generate
-    else:
-        generating_args = arguments[-1]
-        generates = command == "api" and arguments[0].infer_backend == "huggingface"
-    if generates and given.keys() & {*GENERATION}:
-        try_generation(generating_args, is_api=command == "api")
-
-
-def try_optimizer(training_args: Any, finetuning_args: Any) -> None:
-    if not any(getattr(finetuning_args, name, False) for name in OWN_OPTIMIZERS):
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training_args)
-        if optimizer.__module__.startswith("torch."):
-            optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
-
-
-def try_loaders(data_args: Any, training_args: Any) -> None:
-    sizes = {training_args.per_device_train_batch_size}
-    if training_args.do_eval or training_args.do_predict:
-        sizes.add(training_args.per_device_eval_batch_size)
-    for size in sizes:
-        torch.utils.data.DataLoader(
-            [0],
-            batch_size=size,
-            num_workers=training_args.dataloader_num_workers,
-            prefetch_factor=training_args.dataloader_prefetch_factor,
-            persistent_workers=training_args.dataloader_persistent_workers,
-        )
-    rows = Dataset.from_dict({"row": list(range(100))})
-    if 1e-6 < data_args.val_size <= 1:
-        rows.train_test_split(test_size=data_args.val_size)
-    if data_args.preprocessing_num_workers is not None and not data_args.streaming:
-        rows.map(lambda row: row, num_proc=min(data_args.preprocessing_num_workers, 1))
-
-
-def try_generation(generating_args: Any, *, is_api: bool) -> None:
-    """Generate a token by a model of a few numbers."""
-    options = {name: getattr(generating_args, name) for name in GENERATION}
-    if is_api and not options["temperature"]:
-        options["do_sample"] = False  # as HuggingfaceEngine
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, num_key_value_heads=1, **small))
-    model.generate(torch.tensor([[1]]), generation_config=GenerationConfig(**options, max_new_tokens=1, pad_token_id=0))
-
-
 def text_of(error: BaseException) -> str:
     text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
     if not isinstance(error, ValueError | RuntimeError | OSError | AssertionError | ImportError) or not text:
@@ -153,7 +95,11 @@ def kind_of(error: Exception) -> str:
 
 def refusal(command: str, arguments: dict[str, Any]) -> Refusal | None:
     try:
-        try_libraries(command, arguments, parsed(command, arguments))
+        training_args = parsed(command, arguments)[2]
+        if command == "train":  # packages that are looked for after the model is loaded
+            for callback in get_reporting_integration_callbacks(training_args.report_to):
+                callback()
+            Trainer.get_optimizer_cls_and_kwargs(training_args)
     except Exception as error:
         return kind_of(error), " ".join(text_of(error).split())
     return None
