@@ -14,7 +14,7 @@ from orchestrator.benchmark.selection import SelectionOptions, select_checkpoint
 from orchestrator.commands import options
 from orchestrator.commands.options import app, open_target, say, serve_settings
 from orchestrator.data.datasets import Dataset, load_entry
-from orchestrator.data.testset import SPLIT, FilePair
+from orchestrator.data.testset import SPLIT, entry_of_files
 from orchestrator.errors import Interrupted, SpecError, did_you_mean
 from orchestrator.files import expanded
 from orchestrator.lifecycle import benchmark_target as targets
@@ -85,9 +85,10 @@ def benchmark(
     if source is not None or reference is not None:
         if source is None or reference is None or testset is not None:
             raise SpecError("--source and --reference go together, and without --testset")
-        pair = FilePair(source, reference, _language(source_lang), _language(target_lang), instruction)
         own = [load_entry(name, session.dataset_folders) for name in (found.spec.datasets if found.spec else [])]
-        testset, folder = pair.entry(next((each.entry for each in own if isinstance(each, Dataset)), None))
+        like = next((each.entry for each in own if isinstance(each, Dataset)), None)
+        languages = {"source_lang": _language(source_lang), "target_lang": _language(target_lang)}
+        testset, folder = entry_of_files(source, reference, like, **languages, instruction=instruction)
         session = replace(session, dataset_folders=[*session.dataset_folders, folder])
         split, instruction = SPLIT, None  # the instruction is the pair's
     given: dict[str, Any] = dict(instruction=instruction, max_samples=max_samples, sample_seed=sample_seed)

@@ -8,14 +8,14 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.models.hashes import file_sha256
 from orchestrator.specs.render import quoted_yaml
 from orchestrator.specs.yamlfile import YamlSource, explain
@@ -41,7 +41,6 @@ Column = Literal[
     "rejected", "kto_tag",
 ]  # fmt: skip
 Tag = Literal["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]
-_KEYS = {"columns": get_args(Column), "tags": get_args(Tag)}
 
 
 class DatasetInfo(_Part):
@@ -133,29 +132,19 @@ def validated(model: type[Model], source: YamlSource, parts: Sequence[type[BaseM
         raise SpecError(source.report(explain(error, known)), f"edit {source.path}") from error
 
 
-def entry_from_info(name: str, raw: object, dataset_dir: Path) -> tuple[LlamaFactoryEntry, list[str]]:
+def entry_from_info(name: str, raw: object, dataset_dir: Path) -> LlamaFactoryEntry:
     """An entry of dataset_info/, paths absolute, from one value of the dataset_info.json in a folder.
 
-    A line is returned too for each key that is left out because LLaMA-Factory ignores it.
-
-    Raises:
-        SpecError: it is no mapping, or has values that LLaMA-Factory would fail on, or take for something else.
+    Keys that LLaMA-Factory ignores are left out. Raises SpecError: it is no mapping, or has values that LLaMA-Factory
+    would fail on, or take for something else.
     """
     file = dataset_dir / "dataset_info.json"
     if not isinstance(raw, Mapping):
         raise SpecError(f"{name} in {file} is {type(raw).__name__}, expected an object")
-    notes: list[str] = []
-
-    def known(given: Any, keys: Collection[str], at: str = "") -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        for key in [key for key in given if key not in keys]:
-            hint = did_you_mean(key, keys) if key != "file_sha1" else ""  # it was a key once
-            notes.append(f"{name} in {file}: {at}{key} is left out: LLaMA-Factory ignores it{hint}")
-        return {key: value for key, value in given.items() if key in keys}
-
-    info = known(raw, DatasetInfo.model_fields)
-    info |= {part: known(info[part], keys, f"{part}.") for part, keys in _KEYS.items() if part in info}
+    info = {key: value for key, value in raw.items() if key in DatasetInfo.model_fields}
+    for part, keys in (("columns", get_args(Column)), ("tags", get_args(Tag))):
+        if isinstance(info.get(part), Mapping):
+            info[part] = {key: value for key, value in info[part].items() if key in keys}
     info |= {key: str(dataset_dir.absolute() / info[key]) for key in LOCAL if isinstance(info.get(key), str)}
     try:
         parsed = DatasetInfo.model_validate(info)
@@ -163,7 +152,7 @@ def entry_from_info(name: str, raw: object, dataset_dir: Path) -> tuple[LlamaFac
         found = [f"{'.'.join(map(str, at)) or name}: {message}" for at, message in explain(error, ())]
         raise SpecError(f"{name} in {file}: {'; '.join(found)}", f"edit {file}") from error
     key, value = parsed.source()
-    return LlamaFactoryEntry(description=f"{name}: {key} {value}", license="unknown", llamafactory=parsed), notes
+    return LlamaFactoryEntry(description=f"{name}: {key} {value}", license="unknown", llamafactory=parsed)
 
 
 def entry_yaml(entry: LlamaFactoryEntry) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,54 +102,50 @@ def _entry(description: str, given: Mapping[str, Any], files: Mapping[str, bytes
     return {"description": description, "license": "not known", **given, "splits": {SPLIT: split}}
 
 
-@dataclass(frozen=True)
-class FilePair:
-    """Two text files, line N of one being the translation of line N of the other."""
+def entry_of_files(
+    source: Path,
+    reference: Path,
+    like: Entry | None,
+    *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    instruction: str | None = None,
+) -> tuple[str, Path]:
+    """Make an entry in the cache of two texts, line N of one being the translation of line N of the other.
 
-    source: Path
-    reference: Path
-    source_lang: str | None = None
-    """None: the file's ending, where that is a language's code (test.en)."""
-    target_lang: str | None = None
-    instruction: str | None = None
-    """None: that of the entry given beside."""
+    It has copies of the lines that have text on both sides. A language that is not given is the file's ending, where
+    that is a language's code (test.en), else that of `like`; so is the instruction. Returns the entry's name, and its
+    folder, to be looked into like dataset_info/.
 
-    def entry(self, like: Entry | None) -> tuple[str, Path]:
-        """Make an entry of them in the cache, with copies of their lines that have text on both sides.
-
-        The instruction and languages that the pair does not say are those of `like`. Returns the entry's name and the
-        folder that it is in, to be looked into like dataset_info/.
-
-        Raises:
-            SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
-            PrerequisiteError: a file cannot be read, or the cache cannot be written.
-        """
-        places = [str(self.source), str(self.reference)]
-        text = read_pairs([read_text_file(self.source), read_text_file(self.reference)], places)
-        if not text.sources:
-            raise SpecError(f"no line has text in both {self.source} and {self.reference}")
-        given = {
-            "source_lang": self.source_lang or _language(self.source) or (like.source_lang if like else None),
-            "target_lang": self.target_lang or _language(self.reference) or (like.target_lang if like else None),
-            "instruction": self.instruction or (like.instruction if like else None),
-        }
-        for field in [field for field, value in given.items() if not value]:
-            what = f"{field.replace('_', ' ')} of {self.source} is not known"
-            raise SpecError(what, f"give it: --{field.replace('_', '-')}")
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", self.source.stem).strip("._-") or "pair"
-        name = f"{stem[:40]}-{sha256_json([[text.sources, text.references], given])[:8]}"
-        folder = cache_folder() / "testsets" / name
-        texts = ["".join(f"{line}\n" for line in side).encode() for side in (text.sources, text.references)]
-        copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
-        description = f"{self.source.name} and {self.reference.name}, given on the command line"
-        entry = quoted_yaml(_entry(description, given, copies, len(text.sources)))
-        try:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():
-                atomic_write(folder / file, content)
-        except OSError as error:
-            raise PrerequisiteError(f"{folder} cannot be written: {error.strerror}") from error
-        return name, folder
+    Raises:
+        SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
+        PrerequisiteError: a file cannot be read, or the cache cannot be written.
+    """
+    text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
+    if not text.sources:
+        raise SpecError(f"no line has text in both {source} and {reference}")
+    given = {
+        "source_lang": source_lang or _language(source) or (like.source_lang if like else None),
+        "target_lang": target_lang or _language(reference) or (like.target_lang if like else None),
+        "instruction": instruction or (like.instruction if like else None),
+    }
+    for field in [field for field, value in given.items() if not value]:
+        what = f"{field.replace('_', ' ')} of {source} is not known"
+        raise SpecError(what, f"give it: --{field.replace('_', '-')}")
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", source.stem).strip("._-") or "pair"
+    name = f"{stem[:40]}-{sha256_json([[text.sources, text.references], given])[:8]}"
+    folder = cache_folder() / "testsets" / name
+    texts = ["".join(f"{line}\n" for line in side).encode() for side in (text.sources, text.references)]
+    copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
+    description = f"{source.name} and {reference.name}, given on the command line"
+    entry = quoted_yaml(_entry(description, given, copies, len(text.sources)))
+    try:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():
+            atomic_write(folder / file, content)
+    except OSError as error:
+        raise PrerequisiteError(f"{folder} cannot be written: {error.strerror}") from error
+    return name, folder
 
 
 def _language(path: Path) -> str | None:

@@ -230,8 +230,7 @@ class _Import:
         raw, folder = self._info(name)
         if raw is None:
             return name
-        entry, notes = entry_from_info(name, raw, folder)
-        self.notes += [f"dataset {name}: {note}" for note in notes]
+        entry = entry_from_info(name, raw, folder)
         if any(entry.llamafactory.columns.get(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
         stem = _file_name(name, 56) or "dataset"

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from llamafactory.data import converter, get_template_and_fix_tokenizer, loader
 from llamafactory.extras.constants import IGNORE_INDEX
-from llamafactory.extras.logging import add_handler, remove_handler
+from llamafactory.extras.logging import add_handler
 from llamafactory.model import load_config, load_tokenizer
 
 Answer = dict[str, Any]
@@ -49,6 +49,10 @@ class _Probe:
     """What all datasets of a training share."""
 
     def __init__(self, model_args: Any, data_args: Any, training_args: Any, stage: str) -> None:
+        self.warnings: list[str] = []  # LLaMA-Factory's, of the record in work
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self.warnings.append(record.getMessage())  # type: ignore[method-assign]
+        add_handler(handler)
         self.model_args, self.data_args, self.training_args = model_args, data_args, training_args
         self.stage = "rm" if stage == "dpo" else stage  # as train/dpo/workflow.py calls it
         self.module = load_tokenizer(model_args)
@@ -107,26 +111,26 @@ class _Probe:
         uncut, cut = (self._processor(length) for length in (UNCUT, self.data_args.cutoff_len))
         lengths: list[int] = []
         for number, row in enumerate(rows, start=1):
-            with _Warnings() as warnings:
-                try:
-                    batch = {key: [value] for key, value in convert(row).items()}
-                    encoded = uncut.preprocess_dataset(batch)
-                    texts = [encoded[key][0] for key in encoded if key.endswith("input_ids") and encoded[key]]
-                    if not texts:
-                        why = f"it is no example for stage {self.stage}: {' '.join(warnings.texts[:1])}"
-                        answer["problems"].append(_problem(number, why, fatal=False))
-                        continue
-                    if (largest := max(max(ids, default=0) for ids in texts)) >= self.vocabulary:
-                        # The template's tokens are added to a tokenizer that lacks them; the model has no row for them.
-                        token = self.module["tokenizer"].convert_ids_to_tokens(largest)
-                        what = f"token {token!r} is number {largest}, and the model knows {self.vocabulary}"
-                        raise IndexError(f"{what}: it is of another template, or needs resize_vocab: true")
-                    if answer["first"] is None:
-                        answer["first"] = self._pieces(cut.preprocess_dataset(batch))
-                    lengths.append(max(map(len, texts)))
-                except Exception as error:
-                    names = f"; the record has {', '.join(row)}" if isinstance(error, KeyError) else ""
-                    answer["problems"].append(_problem(number, _text(error) + names))
+            self.warnings.clear()
+            try:
+                batch = {key: [value] for key, value in convert(row).items()}
+                encoded = uncut.preprocess_dataset(batch)
+                texts = [encoded[key][0] for key in encoded if key.endswith("input_ids") and encoded[key]]
+                if not texts:
+                    why = f"it is no example for stage {self.stage}: {' '.join(self.warnings[:1])}"
+                    answer["problems"].append(_problem(number, why, fatal=False))
+                    continue
+                if (largest := max(max(ids, default=0) for ids in texts)) >= self.vocabulary:
+                    # The template's tokens are added to a tokenizer that lacks them; the model has no row for them.
+                    token = self.module["tokenizer"].convert_ids_to_tokens(largest)
+                    what = f"token {token!r} is number {largest}, and the model knows {self.vocabulary}"
+                    raise IndexError(f"{what}: it is of another template, or needs resize_vocab: true")
+                if answer["first"] is None:
+                    answer["first"] = self._pieces(cut.preprocess_dataset(batch))
+                lengths.append(max(map(len, texts)))
+            except Exception as error:
+                names = f"; the record has {', '.join(row)}" if isinstance(error, KeyError) else ""
+                answer["problems"].append(_problem(number, _text(error) + names))
         answer["kept"] = len(lengths)
         answer["over_cutoff"] = sum(length > self.data_args.cutoff_len for length in lengths)
         if lengths:
@@ -150,22 +154,6 @@ class _Probe:
             decode = self.module["tokenizer"].decode
             found[side] = [[decode([token for token, _ in group]), is_trained] for is_trained, group in groups]
         return found
-
-
-class _Warnings(logging.Handler):
-    """What LLaMA-Factory warns of within a block."""
-
-    def __enter__(self) -> "_Warnings":
-        self.texts: list[str] = []
-        self.setLevel(logging.WARNING)
-        add_handler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        remove_handler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
 
 
 def _problem(record: int | None, message: str, *, fatal: bool = True) -> Answer:
