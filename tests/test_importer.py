@@ -144,7 +144,7 @@ def test_an_entry_that_is_the_same_is_used_and_another_of_its_name_is_kept(make,
     [
         ({"dataset": "gone"}, "dataset gone has no entry: .*/data/dataset_info.json does not have it"),
         ({"dataset_dir": "elsewhere"}, "elsewhere/dataset_info.json was not found from .*; --cwd names the folder"),
-        ({"dataset_dir": "REMOTE:org/demo"}, "dataset_dir 'REMOTE:org/demo' was not read"),
+        ({"dataset_dir": "REMOTE:org/demo"}, "REMOTE:org/demo/dataset_info.json was not found from"),
         ({"dataset_dir": {"toy": 3}}, "dataset toy has no entry"),
     ],
 )

@@ -167,7 +167,6 @@ def filled(unit: str, head: str = "", tail: str = "") -> str:
 REFUSED = {
     "too long": "run " + "a" * 300_000,
     "substitutions within each other": filled("$(", "run "),
-    "groups within each other": filled("{ "),
     "variables that double": "A=xxxxxxxx;" + "A=$A$A;" * 60 + "run $A",
     "copies of one": "A=" + "x" * 30_000 + "; run" + " $A" * 9000,
 }

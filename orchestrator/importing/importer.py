@@ -8,14 +8,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info, entry_yaml
 from orchestrator.errors import SpecError
-from orchestrator.files import expanded, read_json
+from orchestrator.files import expanded, json_mapping
 from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
@@ -111,8 +110,6 @@ def write_imported(imported: Imported, name: str, workspace: Workspace) -> tuple
 
 
 class _Import:
-    """One import, while it goes on."""
-
     def __init__(self, draft: Draft, workspace: Workspace, folders: Sequence[Path]) -> None:
         self.draft, self.workspace, self.folders = draft, workspace, folders
         self.section = _SECTIONS[draft.command]
@@ -161,7 +158,7 @@ class _Import:
         self.lines.setdefault(section, []).extend(f"{indent}{each}" for each in [*map(Comment, above), line])
 
     def _place(self, key: str, value: Any) -> tuple[str, str] | str:
-        """Section and field in the spec, or why there is none."""
+        """As RESERVED_ARGUMENTS has it."""
         place = RESERVED_ARGUMENTS.get(key)
         if is_secret(key):
             return _SECRET
@@ -233,40 +230,37 @@ class _Import:
         entry = entry_from_info(name, raw, folder)
         if any(entry.llamafactory.columns.get(kind) for kind in ("images", "videos", "audios")):
             self.media_dir = folder
-        stem = _file_name(name, 56) or "dataset"
-        for free in (stem if number == 1 else f"{stem}-{number}" for number in count(1)):
-            taken = self.entries.get(free) or (load_entry(free, self.folders).entry if self._has_entry(free) else None)
-            if taken is None:
-                self.entries[free] = entry
-            elif not isinstance(taken, LlamaFactoryEntry) or taken.llamafactory != entry.llamafactory:
-                continue
-            if free != name:
-                why = f"{name!r} can be no file's name" if free == stem else f"{stem} in dataset_info/ is another"
-                self.notes.append(f"dataset {name} is called {free} here: {why}")
-            return free
-        raise AssertionError("count() has no end")
+        free = stem = _file_name(name, 56) or "dataset"
+        number = 1
+        while (taken := self._taken(free)) not in (None, entry.llamafactory):
+            number += 1
+            free = f"{stem}-{number}"
+        if taken is None:
+            self.entries[free] = entry
+        if free != name:
+            why = f"{name!r} can be no file's name" if number == 1 else f"{stem} in dataset_info/ is another"
+            self.notes.append(f"dataset {name} is called {free} here: {why}")
+        return free
 
-    def _has_entry(self, name: str) -> bool:
-        return any((folder / f"{name}.yaml").exists() for folder in self.folders)
+    def _taken(self, name: str) -> object:
+        """The dataset that has a name already, or None."""
+        is_there = any((folder / f"{name}.yaml").exists() for folder in self.folders)
+        entry = self.entries.get(name) or (load_entry(name, self.folders).entry if is_there else None)
+        return getattr(entry, "llamafactory", entry)
 
     def _info(self, name: str) -> tuple[Mapping[str, Any] | None, Path]:
         """What dataset_info.json has on a dataset, else None and a note; and the folder of that file."""
         given, folder = self.draft.arguments.get("dataset_dir", "data"), self.draft.bases[0]
         if given == "ONLINE":
             return {"hf_hub_url": name}, folder
-        info, reason = given, f"dataset_dir {given!r} was not read"
-        if isinstance(given, str) and not given.startswith("REMOTE:"):
-            paths = [base / given / "dataset_info.json" for base in self.draft.bases]
-            path = next((path for path in paths if path.is_file()), None)
-            if path is None and self._has_entry(name):
-                return None, folder
-            reason = f"{given}/dataset_info.json was not found from {self._looked_in()}; --cwd names the folder"
-            if path is not None:
-                info, folder, reason = read_json(path), path.parent.absolute(), f"{path} does not have it"
-        value = info.get(name) if isinstance(info, Mapping) else None
-        if isinstance(value, Mapping):
-            return value, folder
-        self.notes.append(f"dataset {name} has no entry: {reason}")
+        paths = [base / str(given) / "dataset_info.json" for base in self.draft.bases]
+        path = next((path for path in paths if path.is_file()), None)
+        value = (json_mapping(path) or {}).get(name) if path else None
+        if path and isinstance(value, Mapping):
+            return value, path.parent.absolute()
+        reason = f"{given}/dataset_info.json was not found from {self._looked_in()}; --cwd names the folder"
+        if path or self._taken(name) is None:
+            self.notes.append(f"dataset {name} has no entry: {f'{path} does not have it' if path else reason}")
         return None, folder
 
 

@@ -7,7 +7,7 @@ import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from yaml import YAMLError
@@ -18,26 +18,25 @@ from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.specs.arguments import Argument
 
 UNRESOLVED = "cannot be resolved without running the script"
-_PROGRAMS = frozenset({"llamafactory-cli", "lmf"})
-_READS_ARGUMENTS = frozenset({"train", "api", "chat", "export", "webchat", "eval"})
-_COMMANDS = _READS_ARGUMENTS | {"webui", "env", "version", "help"}
-# Scripts of LLaMA-Factory's repository, old names included: the command that each is, and where it lies.
-_SCRIPTS = {
-    "train.py": ("train", {"src", ""}), "train_bash.py": ("train", {"src", ""}), "api.py": ("api", {"src", ""}),
-    "launcher.py": ("train", {"llamafactory"}), "webui.py": ("webui", {"src"}), "export_model.py": ("export", {"src"}),
-}  # fmt: skip
-_MODULES = {
-    "llamafactory": "", "llamafactory.cli": "", "llamafactory.launcher": "train", "llamafactory.train.tuner": "train",
-}  # fmt: skip
+_PROGRAMS = ("llamafactory-cli", "lmf")
+_READS_ARGUMENTS = ("train", "api", "chat", "export", "webchat", "eval")
+_COMMANDS = (*_READS_ARGUMENTS, "webui", "env", "version", "help")
+# Scripts of LLaMA-Factory's repository, old names included, where they lie or in a folder that is not known.
+_SCRIPT = re.compile(
+    r"(?:(?:.*/)?src/|.*\$[^/]*/)?(train|api|export)(?:_bash|_model)?\.py|(?:.*/)?llamafactory/launcher\.py"
+)
+_CLI_MODULES = ("llamafactory", "llamafactory.cli")
+_TRAIN_MODULES = ("llamafactory.launcher", "llamafactory.train.tuner")
 _LAUNCHERS = {
     "torchrun": "torchrun", "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun",
     "deepspeed": "deepspeed", "accelerate": "accelerate", "accelerate-launch": "accelerate",
     "accelerate.commands.launch": "accelerate",
 }  # fmt: skip
-_SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
+_SHELLS = ("bash", "sh", "zsh", "dash")
 # What stands before a program without changing what it does.
-_SILENT = _SHELLS | {"nohup", "time", "exec", "command", "env", "$", "setsid", "stdbuf", "unbuffer", "eval", "-m"}
-_SILENT_NAME = re.compile(rf"(?:{'|'.join(map(re.escape, _SILENT))}|pythonw?[0-9.]*|-[a-z]*c)")
+_SILENT = re.compile(
+    r"(ba|z|da)?sh|nohup|time|exec|command|env|\$|setsid|stdbuf|unbuffer|eval|-m|pythonw?[0-9.]*|-[a-z]*c"
+)
 _LOOKED_UP = re.compile(r"(?:\$\(|`)\s*(?:which|command -v|type -p)\s+(\S+?)\s*[)`]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 # Options of torchrun and deepspeed that have a variable of LLaMA-Factory's launcher, and those that need none.
@@ -58,7 +57,6 @@ class Invocation:
     """A command that starts LLaMA-Factory."""
 
     command: str
-    """train, api, chat, export, webchat, webui, ..."""
     config: str | None
     """The YAML or JSON file that stands first, as written; a Word may have parts that are not known."""
     arguments: dict[str, Any]
@@ -133,8 +131,7 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
     for variable, value in environment.items():  # an option's --name=VALUE has lost the marks
         if any(part in value for part in parts) and not isinstance(value, Word):
             environment[variable] = Word(f"{ONE}{value}{ONE}")
-    if command.defaults:
-        notes.append(f"read with the default in it: {', '.join(command.defaults)}")
+    notes += [f"read with the default in it: {', '.join(command.defaults)}"] if command.defaults else []
     accelerate = _config_file(options) if launcher == "accelerate" else None
     return Invocation(name, config, values, environment, notes, command.line, accelerate)
 
@@ -142,30 +139,27 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
 def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
     """Where the words that start LLaMA-Factory begin, its command, and what follows that."""
     for at, word in enumerate(words):
-        rest, path, before = words[at + 1 :], PurePosixPath(word), words[:at]
+        before, rest = words[:at], words[at + 1 :]
         is_first = all(_is_silent(each) or _ASSIGNMENT.match(each) for each in before)
-        is_module = word in ("-m", "--module") and bool(rest) and rest[0] in _MODULES
-        if is_module and _MODULES[rest[0]]:
-            return at, _MODULES[rest[0]], rest[1:]
+        is_module = before[-1:] in (["-m"], ["--module"])
         names_command = bool(rest) and rest[0] in _COMMANDS and words[0] not in ("echo", "printf")
-        if is_module or (_name(word) in _PROGRAMS and (is_first or names_command)):
-            rest = rest[is_module:]
+        is_program = _name(word) in _PROGRAMS and (is_first or names_command)
+        if is_program or (is_module and word in _CLI_MODULES):
             return at, *((rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("help", rest))
-        command, folders = _SCRIPTS.get(path.name, ("", set[str]()))
-        is_there = path.parent.name in folders or ("$" in path.parent.name and "" in folders)
-        starts = any(each == "run" or _is_silent(each) or _name(each) in _LAUNCHERS for each in before)
-        if is_there and (is_first or (starts and not any(each.endswith(".py") for each in before))):
-            return at, command, rest
+        script = _SCRIPT.fullmatch(word)
+        starts = any(_is_silent(each) or _name(each) in _LAUNCHERS for each in before)
+        is_script = script and (is_first or (starts and not any(each.endswith(".py") for each in before)))
+        if is_script or (is_module and word in _TRAIN_MODULES):
+            return at, script[1] or "train" if script else "train", rest
     return None
 
 
 def _is_silent(word: str) -> bool:
     is_unknown = isinstance(word, Word) and bool(word.unknown)  # which is noted by itself
-    return _SILENT_NAME.fullmatch(_name(word)) is not None or is_unknown
+    return _SILENT.fullmatch(_name(word)) is not None or is_unknown
 
 
 def _name(word: str) -> str:
-    """A program's name without its folder."""
     found = _LOOKED_UP.fullmatch(word)
     return (found[1] if found else word).rpartition("/")[2]
 
@@ -179,7 +173,7 @@ def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
 
 
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
-    """LLaMA-Factory's variables for the options of torchrun or deepspeed, and a note for what has none."""
+    """Variables for the options of torchrun or deepspeed, and a note for what has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in (*_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include"):
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
@@ -189,12 +183,11 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
     host, _, port = given.get("rdzv_endpoint", "").partition(":")
     if host:
         found = {"MASTER_ADDR": host, "MASTER_PORT": port or "29400", **found}
-    least, _, most = found.get("NNODES", "1").partition(":")
-    if least in ("1", "-1") and most in ("", "1"):  # how machines meet means nothing to one
+    if (nodes := found.get("NNODES", "1")) in ("1", "-1", "1:1"):  # how machines meet means nothing to one
         port = given.get("master_port", "")
         found = {key: value for key, value in found.items() if key == "NPROC_PER_NODE"}
         found |= {"MASTER_PORT": port} if port not in ("", "0") else {}
-    elif most not in ("", least):
+    elif ":" in nodes:
         left.append(f"--nnodes {found.pop('NNODES')}")
     if found.setdefault("NPROC_PER_NODE", "1" if launcher == "torchrun" else "-1") in ("gpu", "auto", "-1", ""):
         del found["NPROC_PER_NODE"]  # all devices, as LLaMA-Factory's launcher takes of itself

@@ -61,16 +61,11 @@ def read_commands(text: str, place: str, folder: Path | None = None) -> list[Com
     reader = _Reader(text.removeprefix("\ufeff"), place, folder)
     if mark := re.search("[\0-\3]", reader.text):
         raise reader.fail("it holds a control character", mark.start())
-    try:
-        reader.read()
-    except RecursionError as error:
-        raise reader.fail("too many commands within each other", reader.at) from error
+    reader.read()
     return reader.commands
 
 
 class _Reader(WordReader):
-    """Reads a text from its beginning."""
-
     def __init__(self, text: str, place: str, folder: Path | None) -> None:
         super().__init__(text, place, folder)
         self.commands: list[Command] = []

@@ -66,7 +66,7 @@ Values = dict[str, list[str]]
 
 
 class WordReader:
-    """Reads the words of a text from `at` on; variables are as they stand there."""
+    """Reads a text from `at` on; variables are as they stand there."""
 
     def __init__(self, text: str, place: str, folder: Path | None) -> None:
         self.text, self.place, self.folder = text, place, folder

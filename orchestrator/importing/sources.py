@@ -37,12 +37,10 @@ _FILES = {
     },
 }  # fmt: skip
 # In no file, for the reader to fill in.
-UNKNOWN = (
-    "dataset, template, stage, cutoff_len, packing, max_samples, val_size",
-    "learning_rate, num_train_epochs, gradient_accumulation_steps, lr_scheduler_type, warmup_ratio, seed",
-    "bf16, pure_bf16, optim, weight_decay, deepspeed, fsdp: only in training_args.bin, which is not opened: unpickling "
-    "it would run its code",
-    "quantization_bit, adapter_name_or_path, settings of freeze, dpo, kto and ppo",
+_UNKNOWN = (
+    "# not known: dataset, template, stage, cutoff_len, packing, max_samples, val_size, quantization_bit",
+    "# only in training_args.bin, which is not opened, as unpickling runs code: learning_rate, num_train_epochs,",
+    "#   gradient_accumulation_steps, lr_scheduler_type, warmup_ratio, seed, bf16, optim, deepspeed, fsdp",
 )
 
 
@@ -85,10 +83,7 @@ def read_source(
 
 @dataclass
 class _Reader:
-    """Reads one source."""
-
     bases: list[Path]
-    """The folders that it may have been run in."""
     line: int | None
     arguments: Mapping[str, Argument]
     python: Path
@@ -124,11 +119,10 @@ class _Reader:
             raise SpecError(message, "give a training's output_dir, or a checkpoint in it")
         if "lora_target" in values:
             notes.append("lora_target: the modules that were trained; it may have been written as 'all'")
-        comments = Comments(beside=beside, tail=[f"# not known: {each}" for each in UNKNOWN])
+        comments = Comments(beside=beside, tail=list(_UNKNOWN))
         return Draft("train", {**values, "do_train": True}, str(folder), self.bases, comments, notes=notes)
 
     def config(self, path: Path) -> Draft:
-        """A YAML file by itself."""
         values, comments = read_config(path)
         if isinstance(values.get("model"), Mapping) and "name" in values:
             raise SpecError(f"{path} is a spec already", f"orchestrator check {path}")
@@ -143,7 +137,6 @@ class _Reader:
         return Draft(command, values, str(path), self.bases, comments, environment)
 
     def commands(self, text: str, place: str, folder: Path | None = None) -> Draft:
-        """A command, or one of the commands of a script."""
         found = read_invocations(text, place, self.arguments, folder)
         usable = [each for each in found if each.command in ("train", "export", *_SERVING)]
         if not usable:
