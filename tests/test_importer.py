@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
@@ -16,7 +14,6 @@ from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.places import is_secret
 from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
@@ -68,7 +65,7 @@ def test_arguments_go_where_a_spec_has_them(make, workspace):
     arguments = {
         **LEAST, "adapter_name_or_path": "org/adapter", "default_system": "s", "enable_thinking": False,
         "trust_remote_code": True, "model_revision": "r", "eval_dataset": "toy", "seed": 7, "stage": "sft",
-        "learning_rate": 1e-4, "lora_target": ["a", "b"],
+        "learning_rate": 1e-4, "lora_target": ["a", "1e-4"],
     }  # fmt: skip
     spec = spec_of(make(arguments), workspace)
     assert spec.model is not None and spec.train is not None
@@ -77,15 +74,11 @@ def test_arguments_go_where_a_spec_has_them(make, workspace):
         "enable_thinking": False, "trust_remote_code": True, "revision": "r", "arguments": {},
     }  # fmt: skip
     assert (spec.dataset, spec.eval_dataset, spec.seed) == ("toy", "toy", 7)
+    del arguments["template"]  # a spec without one would look it up; LLaMA-Factory takes the tokenizer's own
+    assert "  template: null  # none given" in make(arguments).spec
     assert spec.train.arguments() == {
-        "stage": "sft", "finetuning_type": "lora", "lora_target": ["a", "b"], "learning_rate": 1e-4,
+        "stage": "sft", "finetuning_type": "lora", "lora_target": ["a", "1e-4"], "learning_rate": 1e-4,
     }  # fmt: skip
-
-
-def test_a_template_that_is_left_out_stays_left_out(make, workspace):
-    """A spec without one would look it up; LLaMA-Factory takes the tokenizer's own."""
-    spec = spec_of(make({key: value for key, value in LEAST.items() if key != "template"}), workspace)
-    assert spec.model is not None and "template" in spec.model.model_fields_set and spec.model.template is None
 
 
 def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
@@ -97,7 +90,7 @@ def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
     ]
 
 
-def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make):
+def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make, workspace):
     before = {"model_name_or_path": ["### model"], "output_dir": ["### output"]}
     comments = Comments(["# head"], before, {"output_dir": "# beside", "dataset": "# which"}, ["# tail"])
     text = make({**LEAST, "output_dir": "o", "logging_steps": 5}, comments=comments).spec
@@ -105,18 +98,14 @@ def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_nex
         "# head", "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
         "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "  # tail",
     ]  # fmt: skip
+    hostile = make(LEAST, comments=Comments(["# a\nseed: 1"], {}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
+    assert spec_of(hostile, workspace).seed == 42 and "\x1b" not in hostile.spec
 
 
-def test_a_comment_cannot_become_anything_else(make, workspace):
-    found = make(LEAST, comments=Comments(["# a\nseed: 1"], {}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
-    assert spec_of(found, workspace).seed == 42
-    assert "\x1b" not in found.spec and "\\x1b" in found.spec
-
-
-@pytest.mark.parametrize("value", [None, False, "true", 1])
-def test_what_trains_nothing_or_names_no_model_is_refused_with_the_notes(value, make):
-    with pytest.raises(SpecError, match=r"does not train: do_train is .*\n  line 2: why"):
-        make({**LEAST, "do_train": value}, notes=["line 2: why"])
+def test_what_trains_nothing_or_names_no_model_is_refused_with_the_notes(make):
+    for value in (None, False, "true", 1):
+        with pytest.raises(SpecError, match=r"does not train: do_train is .*\n  line 2: why"):
+            make({**LEAST, "do_train": value}, notes=["line 2: why"])
     with pytest.raises(SpecError, match=r"names no model: .*\n  line 2: why"):
         make({"do_train": True, "dataset": "toy"}, notes=["line 2: why"])
 
@@ -187,21 +176,15 @@ def test_variables_go_to_the_compute_section_and_mean_the_same(environment, make
 
 
 def test_secrets_what_a_spec_refuses_and_what_is_not_known_are_noted_and_not_written(make):
-    unknown = Word(f"/x:{ONE}$PATH{ONE}")
-    environment = {"WANDB_API_KEY": "hush", "ALLOW_EXTRA_ARGS": "1", "RDZV_ID": "a", "PATH": unknown}
+    environment = {"WANDB_API_KEY": "hush", "ALLOW_EXTRA_ARGS": "1", "RDZV_ID": "a"}
+    environment |= {"PATH": Word(f"/x:{ONE}$PATH{ONE}"), "MASTER_ADDR": Word(f"{ONE}$M{ONE}")}
     found = make(LEAST, environment=environment)
     assert "hush" not in found.spec + "".join(found.notes) and "compute" not in found.spec
     assert [note.partition(" (")[0].removeprefix("not taken over: ") for note in found.notes] == [
-        "WANDB_API_KEY", "ALLOW_EXTRA_ARGS=1", "RDZV_ID=a", "PATH=/x:$PATH",
+        "WANDB_API_KEY", "ALLOW_EXTRA_ARGS=1", "RDZV_ID=a", "PATH=/x:$PATH", "MASTER_ADDR=$M",
     ]  # fmt: skip
     assert "elastic" in found.notes[2] and "only running the script" in found.notes[3]
-
-
-def test_a_number_that_is_not_known_is_kept_as_written_for_the_specs_check_to_name(make, workspace):
-    found = make(LEAST, environment={"NNODES": Word(f"{ONE}$N{ONE}"), "MASTER_ADDR": Word(f"{ONE}$M{ONE}")})
-    with pytest.raises(SpecError, match=r"compute\.nnodes: .*integer"):
-        spec_of(found, workspace)
-    assert "master_addr" not in found.spec and any("MASTER_ADDR=$M" in note for note in found.notes)
+    assert "nnodes: $N" in make(LEAST, environment={"NNODES": Word(f"{ONE}$N{ONE}")}).spec.replace('"', "")
 
 
 def test_a_server_s_variables_go_to_the_serve_section(make, workspace):
@@ -235,24 +218,3 @@ def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, wor
 )
 def test_a_spec_is_called_after_the_file_or_the_old_output_folder(words, output_dir, name):
     assert name_of(words, Draft("train", {"output_dir": output_dir}, "", [])) == name
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8", exclude_characters="\0$"), max_size=30),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text("abc", min_size=1, max_size=5), inner, max_size=3),
-    max_leaves=5,
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.dictionaries(st.from_regex("[a-z_]{1,12}", fullmatch=True), anything, max_size=8))
-def test_any_value_of_any_argument_is_written_as_it_is(values, make, workspace):
-    ours = {"seed", "name", "stage", "max_samples", "lora_target", "finetuning_type"}
-    given = {key: value for key, value in values.items() if key not in ours and not is_secret(key)}
-    path = workspace.runs / "x.yaml"
-    path.write_text(make({**LEAST, **given}).spec, encoding="utf-8")
-    spec = load_spec(path)
-    assert spec.train is not None
-    assert {key: value for key, value in spec.train.arguments().items() if key in given} == given
