@@ -19,22 +19,12 @@ Reply = Callable[["_Handler"], None]
 
 def completion(text: Any, *, finish_reason: str = "stop", completion_tokens: int = 5, model: str = "stub") -> Reply:
     """A chat completion as LLaMA-Factory's server writes it."""
-    return json_reply(
-        {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text, "tool_calls": None},
-                    "finish_reason": finish_reason,
-                }
-            ],
-            "usage": {"prompt_tokens": 10, "completion_tokens": completion_tokens, "total_tokens": 15},
-        }
-    )
+    message = {"role": "assistant", "content": text, "tool_calls": None}
+    return json_reply({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": completion_tokens, "total_tokens": 15},
+    })  # fmt: skip
 
 
 def json_reply(value: object, status: int = 200, **headers: str) -> Reply:

@@ -12,7 +12,7 @@ from orchestrator.benchmark.compare import Comparison, compare, verdict
 from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.scoring.significance import PairedTest
-from orchestrator.views.comparison import comparison_text
+from orchestrator.views.terminal import comparison_text
 from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
 from tests.workshop import new_workshop
 

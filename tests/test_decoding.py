@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark.decoding import SUPPORTED, decode
+from orchestrator.benchmark.requests import SUPPORTED, decode
 from orchestrator.errors import SpecError
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.upstream.installation import find_installation

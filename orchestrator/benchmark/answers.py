@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.benchmark.decoding import Backend
-from orchestrator.benchmark.requests import FailedSegment, Hypothesis, Message
+from orchestrator.benchmark.requests import Backend, FailedSegment, Hypothesis, Message
 from orchestrator.errors import StageError
 from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json, try_lock
 from orchestrator.models.hashes import model_sha256

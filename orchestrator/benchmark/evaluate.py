@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.benchmark.answers import AnswerCache, Identity, Journal
-from orchestrator.benchmark.decoding import CONCURRENCY, DECODING_PARAMS, decode
-from orchestrator.benchmark.requests import FailedSegment, Hypothesis, Message, translate
+from orchestrator.benchmark.requests import (
+    CONCURRENCY,
+    DECODING_PARAMS,
+    FailedSegment,
+    Hypothesis,
+    Message,
+    decode,
+    translate,
+)
 from orchestrator.benchmark.results import BenchmarkResult, has_result, read_result
 from orchestrator.data.datasets import Dataset, ParallelText, prompt
 from orchestrator.data.testset import describe_subset

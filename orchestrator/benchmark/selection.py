@@ -139,12 +139,7 @@ def select_checkpoint(
     """
     if spec.model is None or spec.train is None:
         raise SpecError(f"{run.id} trains nothing, so it has no checkpoints", f"orchestrator benchmark {run.id}")
-    validation = _validation_set(session, spec, how)
-    metric = next((each for each in validation.metrics if each == how.metric), None)
-    if metric is None:
-        hint = did_you_mean(how.metric, validation.metrics)
-        what = f"the validation set is not scored by {how.metric!r}{hint}; by: {', '.join(validation.metrics)}"
-        raise SpecError(what, "choose one of these: --metric NAME")
+    validation, metric = _validation_set(session, spec, how)
     tests = [each for each in spec.benchmark if (each.testset, each.split) != (validation.testset, validation.split)]
     items = [resolve_instruction(item, session.dataset_folders, spec.datasets) for item in (validation, *tests)]
     alone = RunSpec(  # the training's data are not read again, and it is carried out here
@@ -241,7 +236,8 @@ def _watch(job: BenchmarkJob, base: ModelSpec, items: Sequence[BenchmarkSpec]) -
             time.sleep(POLL_S)
 
 
-def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> BenchmarkSpec:
+def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> tuple[BenchmarkSpec, Metric]:
+    """The benchmark that chooses, and the metric that it chooses by."""
     like = next((item for item in spec.benchmark if how.testset in (None, item.testset)), None)
     if like is None and how.testset is None:
         raise SpecError(f"which validation set? {spec.name} has no benchmark", "give one: --testset NAME")
@@ -252,7 +248,12 @@ def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> B
             f"{item.testset} has no split {item.split} to choose a checkpoint by; it has: {', '.join(splits)}",
             "name a set other than the one that the chosen checkpoint is scored on: --testset NAME --split SPLIT",
         )
-    return item
+    for metric in item.metrics:
+        if metric == how.metric:
+            return item, metric
+    hint = did_you_mean(how.metric, item.metrics)
+    what = f"the validation set is not scored by {how.metric!r}{hint}; by: {', '.join(item.metrics)}"
+    raise SpecError(what, "choose one of these: --metric NAME")
 
 
 def _points(run: RunDir, record: RunRecord) -> tuple[list[Point], dict[str, str]]:
@@ -271,12 +272,10 @@ def _points(run: RunDir, record: RunRecord) -> tuple[list[Point], dict[str, str]
     elif record.training is not None:
         left_out["output"] = "; ".join(problems)
     for label, step in steps.items():
-        digest = model_sha256(_folder(run, label))
-        if same := found.get(digest):
+        same = found.setdefault(model_sha256(_folder(run, label)), Point(label=label, step=step))
+        if same.label != label:
             log.info("%s: the same weights as %s, benchmarked once", label, same.label)
-            found[digest] = same.model_copy(update={"same_as": [*same.same_as, label]})
-        else:
-            found[digest] = Point(label=label, step=step)
+            same.same_as.append(label)
     return list(found.values()), left_out
 
 

@@ -23,8 +23,7 @@ from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir, find_workspace
 from orchestrator.serving.target import every_checkpoint
 from orchestrator.specs.benchmark_spec import METRICS, BenchmarkSpec
-from orchestrator.views.comparison import comparison_text
-from orchestrator.views.terminal import curve_parts, score_tables, show
+from orchestrator.views.terminal import comparison_text, curve_parts, score_tables, show
 
 
 @app.command(epilog="Example: orchestrator benchmark demo@base --testset captions_en_de --max-samples 20")

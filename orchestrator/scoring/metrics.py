@@ -32,7 +32,6 @@ HEADINGS: dict[str, str] = {
     "llamafactory_bleu4": "character BLEU-4 (LLaMA-Factory)",
 }
 
-_SEGMENTS_AT_ONCE = 1000
 # Whatever some reader takes for the end of a line: str.splitlines' list.
 _LINE_BREAK = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 # Codes of ISO 639-2 and 639-3 for the languages that sacrebleu has a tokenizer of its own for; zh stands for all that
@@ -188,14 +187,9 @@ def sufficient_statistics(
 ) -> list[Statistics]:
     """A metric's statistics of each system's output; the references are counted once for all of them."""
     metric = load_metric(name, tgt_lang)
-    rows: list[list[list[float]]] = [[] for _ in systems]
-    # Some segments at a time: a reference's n-grams are a hundred times as large as its text.
-    for start in range(0, len(references[0]), _SEGMENTS_AT_ONCE):
-        part = slice(start, start + _SEGMENTS_AT_ONCE)
-        metric._ref_cache = metric._cache_references([lines[part] for lines in references])
-        for of_system, hypotheses in zip(rows, systems, strict=True):
-            of_system += metric._extract_corpus_statistics(hypotheses[part], None)
-    metric._ref_cache = None
+    metric._ref_cache = metric._cache_references(references)
+    rows = [metric._extract_corpus_statistics(hypotheses, None) for hypotheses in systems]
+    metric._ref_cache = None  # it is a hundred times as large as the text
     return [Statistics(metric, of_system) for of_system in rows]
 
 
