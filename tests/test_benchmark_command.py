@@ -90,8 +90,7 @@ def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, s
     assert "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
     assert len(server.attempts) == 2, "the one that failed, and one by which the server is known again"
     server.replies = lambda source, attempt: stub.completion(source)
-    whole = workshop.run(*words, "--json")
-    [result] = whole.json()
+    [result] = workshop.run(*words, "--json").json()
     assert (result["status"], result["n_segments"], result["n_resumed"]) == ("complete", 6, 5)
     assert [item["status"] for item in workshop.record()["benchmarks"]] == ["complete"], "the part's line is replaced"
 
@@ -104,6 +103,8 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
     assert done.code == 0, done.err
     [result] = done.json()
     assert (result["n_requested"], result["n_testset"]) == (2, 2)
+    [line] = [line for line in done.err.splitlines() if " sentences in " in line and "latency" in line]
+    assert line.endswith("2 requests at once"), "the huggingface engine: MAX_CONCURRENT, and one that waits"
     newest = max(folders(toy), key=lambda folder: folder.stat().st_mtime)
     assert [line["source"] for line in lines(newest)] == ["A dog runs.", "Two men talk."]
     strange = toy.run("benchmark", "models/tiny", *files, "--template", "smollm2")
@@ -149,9 +150,3 @@ def test_a_first_try_without_a_server_leaves_nothing_that_is_in_the_way(workshop
     [result] = done.json()
     [folder] = folders(workshop)
     assert (result["n_segments"], folder.name) == (3, "server-captions_en_de-test")
-
-
-def test_the_speed_is_said_in_one_line(toy):
-    done = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "5")
-    [line] = [line for line in done.err.splitlines() if " sentences in " in line and "latency" in line]
-    assert line.endswith("2 requests at once"), "the huggingface engine: MAX_CONCURRENT, and one that waits"

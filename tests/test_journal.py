@@ -99,6 +99,16 @@ def test_two_never_share_a_journal(tmp_path):
     assert not is_locked(tmp_path)
 
 
+def test_a_full_disk_says_so_and_keeps_the_answers(tmp_path):
+    with journal(tmp_path) as book:
+        book.add(answer(0))
+        book._file.close()
+        book._file = Path("/dev/full").open("ab", buffering=0)
+        with pytest.raises(StageError, match=r"hypotheses.jsonl cannot be written: No space left"):
+            book.add(answer(1))
+        assert list(book.answers) == [0] == [line["index"] for line in lines(tmp_path)]
+
+
 def filled(folder, who=WHO, sent=SENT):
     made = AnswerCache(who, sent, folder)
     made.add(prompt("A dog."), answer(0))
@@ -148,8 +158,7 @@ made = AnswerCache(WHO, SENT, Path(sys.argv[1]))
 for number in range(60):
     made.add(prompt(f"{sys.argv[2]} {number}"), answer(0, "x" * 200))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-c", code, str(tmp_path)]
+    argv, environment = [sys.executable, "-c", code, str(tmp_path)], {**os.environ, "PYTHONPATH": str(ROOT)}
     children = [subprocess.Popen([*argv, name], cwd=ROOT, env=environment) for name in "ab"]
     assert [child.wait() for child in children] == [0, 0]
     wanted = [prompt(f"{name} {number}") for name in "ab" for number in range(60)]
