@@ -127,12 +127,12 @@ def test_a_failure_of_the_server_is_an_error_and_the_chat_can_continue(reply, me
     assert server.attempts["x"] == 1  # no retry behind the user's back
 
 
-def test_nobody_there_is_an_error_and_the_next_message_is_sent(conversation, server):
-    gone = Conversation(Endpoint("http://127.0.0.1:9/v1", "", "m"), 5, 0.0)
-    assert talk(gone, "x").startswith("error: the server did not answer: no connection: ")
+def test_an_error_is_shown_and_the_next_message_is_sent(conversation, server):
     server.replies = lambda source, attempt: stub.raw(b"", 500) if source == "bad" else words("good")
     assert talk(conversation, "bad", "again") == "error: the server did not answer: HTTP 500: (nothing)\ngood \n"
     assert [message["content"] for message in conversation.messages] == ["again", "good "]
+    gone = Conversation(Endpoint("http://127.0.0.1:9/v1", "", "m"), 5, 0.0)
+    assert talk(gone, "x").startswith("error: the server did not answer: no connection: ")
 
 
 def test_an_answer_without_text_is_shown_and_leaves_no_message_behind(conversation, server):

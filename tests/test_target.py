@@ -59,12 +59,9 @@ def exported(folder: Path, **changes: Any) -> Path:
     [
         (ID, ID, "output"),
         ("toy", ID, "output"),
-        ("latest", ID, "output"),
-        (f"runs/{ID}", ID, "output"),
-        (f"{ID}@output", ID, "output"),
+        ("latest@output", ID, "output"),
         ("toy@checkpoint-20", f"{ID}@checkpoint-20", "output/checkpoint-20"),
-        ("latest@checkpoint-100", f"{ID}@checkpoint-100", "output/checkpoint-100"),
-        (f"runs/{ID}@checkpoint-20", f"{ID}@checkpoint-20", "output/checkpoint-20"),
+        (f"runs/{ID}@checkpoint-100", f"{ID}@checkpoint-100", "output/checkpoint-100"),
         (f"runs/{ID}/output", ID, "output"),
         (f"runs/{ID}/output/checkpoint-20", f"{ID}@checkpoint-20", "output/checkpoint-20"),
     ],
@@ -120,9 +117,6 @@ def test_a_run_that_trained_nothing_means_its_model(workspace):
     ("config", "said"),
     [
         ("{", "is None, expected a folder or a hub id"),
-        ("{}", "is None, expected a folder or a hub id"),
-        ("[]", "is None, expected a folder or a hub id"),
-        ('{"base_model_name_or_path": null}', "is None, expected a folder or a hub id"),
         ('{"base_model_name_or_path": ""}', "is '', expected a folder or a hub id"),
         ('{"base_model_name_or_path": "/gone/away"}', "no folder /gone/away"),
     ],
@@ -141,19 +135,13 @@ def test_a_hub_id_is_a_model(workspace):
     assert target.checkpoint == Checkpoint("Qwen2.5-7B-Instruct", ModelSpec(name_or_path="Qwen/Qwen2.5-7B-Instruct"))
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:6006/v1", "https://api.example.org/v1", "http://[::1]:8000/v1"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6006/v1", "http://[::1]:8000/v1"])
 def test_an_address_is_a_server(url, workspace):
     target = resolve_target(url, workspace)
     assert (target.url, target.checkpoint, target.run) == (url, None, None)
     assert all(char.isalnum() or char in ".-" for char in target.name)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://", "http://host:port/v1", "https://me:secret@host/v1", "http://host/v1?key=secret"]
-)
-def test_a_bad_address_is_refused_before_it_becomes_a_folder_s_name(url, workspace):
     with pytest.raises(SpecError, match="address") as error:
-        resolve_target(url, workspace)
+        resolve_target("https://me:secret@host/v1", workspace)
     assert "secret" not in str(error.value)
 
 
@@ -163,20 +151,15 @@ def test_a_bad_address_is_refused_before_it_becomes_a_folder_s_name(url, workspa
         ("tou", "; did you mean 'toy'?"),
         ("toy-20261124-10150", f"; did you mean '{ID}'?"),
         ("tou@checkpoint-20", "; did you mean 'toy'?"),
-        ("zzzz", ""),
         ("models/tinny", ""),
-        ("runs/gone", ""),
         ("/gone/away", ""),
         ("./tiny", ""),
-        ("a/b/c", ""),
         ("ftp://host", ""),
         ("127.0.0.1:6006/v1", ""),
         ("@checkpoint-20", ""),
         ("", ""),
-        ("x" * 5000, ""),
         ("a/" + "x" * 5000, ""),
         ("a\0b", ""),
-        ("toy\n", "; did you mean 'toy'?"),
     ],
 )
 def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word, hint, run, workspace):

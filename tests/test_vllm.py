@@ -1,6 +1,7 @@
 """`vllm serve`: its flags, its prompt, and the commands with it. Run: pytest tests/test_vllm.py."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from orchestrator.upstream.vllm import (
 )
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
-from tests.workshop import Workshop, new_workshop, wait_for
+from tests.workshop import new_workshop, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -41,34 +42,24 @@ def asked_of(request, tmp_path_factory):
         return find_vllm()
 
 
-@pytest.fixture
-def shop(tmp_path, fake_cli, environment):
-    """A workspace with both: LLaMA-Factory to train, vLLM to serve."""
-    cli = fake_vllm.llamafactory(tmp_path / "lf bin", fake_cli)
-    made = new_workshop(tmp_path, cli, {VARIABLE: str(environment)})
-    yield made
-    made.kill_all()
-
-
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory, fake_cli, environment):
+    """A workspace with both, LLaMA-Factory to train and vLLM to serve, where toy is trained and benchmarked."""
     folder = tmp_path_factory.mktemp("trained")
     made = new_workshop(folder, fake_vllm.llamafactory(folder / "lf bin", fake_cli), {VARIABLE: str(environment)})
-    done = made.run("launch", made.spec(), "--no-benchmark")
+    benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
+    spec = made.spec(serve={"backend": "vllm", "max_model_len": 512}, benchmark=benchmark)
+    done = made.run("launch", spec, VLLM_LOGGING_LEVEL="INFO")
     assert done.code == 0, done.err
     return made
 
 
 @pytest.fixture
 def trained(trained_once, tmp_path):
-    """A workspace of one's own with a trained run, toy, that LLaMA-Factory would serve."""
+    """A copy of one's own."""
     made = trained_once.copy(tmp_path)
     yield made
     made.kill_all()
-
-
-def asked(shop: Workshop) -> list[dict]:
-    return shop.calls("request")
 
 
 # --- the flags
@@ -125,38 +116,18 @@ def test_a_vllm_that_cannot_be_imported_is_no_refusal(tmp_path, monkeypatch):
         parser_refusal(find_vllm(), ["MODEL"])
 
 
-@pytest.mark.parametrize(
-    ("serve", "said"),
-    [
-        ({"backend": "vllm", "infer_backend": "vllm"}, "infer_backend"),
-        ({"backend": "vllm", "max_concurrent": 8}, "max_concurrent is nothing to"),
-        ({"backend": "vllm", "url": "http://x/v1"}, "leave one of them out"),
-        ({"merge": True}, "merge is for backend vllm"),
-    ],
-)
-def test_what_the_backend_does_not_have_is_refused(serve, said):
-    with pytest.raises(ValueError, match=said):
-        ServeSpec.model_validate(serve)
-
-
 # --- the environment
 
 
-def test_no_vllm_is_said_with_the_way_to_one(monkeypatch, tmp_path):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(PrerequisiteError, match=VARIABLE) as error:
-        find_vllm()
-    assert "pip install vllm" in error.value.remedy
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    with pytest.raises(PrerequisiteError, match="no program"):
-        find_vllm()
-
-
 @pytest.mark.parametrize("part", ["", "bin", "bin/vllm"])
-def test_vllm_is_found_by_its_folder_or_its_program(monkeypatch, environment, part):
+def test_vllm_is_found_by_its_folder_or_its_program(monkeypatch, environment, tmp_path, part):
     monkeypatch.setenv(VARIABLE, str(environment / part))
-    found = find_vllm()
-    assert (found.cli, found.versions["vllm"]) == (environment / "bin" / "vllm", "0.33.0")
+    assert (find_vllm().cli, find_vllm().versions["vllm"]) == (environment / "bin" / "vllm", "0.33.0")
+    for missing, said in ((str(tmp_path), "no program"), ("", VARIABLE)):
+        monkeypatch.setenv(VARIABLE, missing)
+        with pytest.raises(PrerequisiteError, match=said) as error:
+            find_vllm()
+    assert "pip install vllm" in error.value.remedy
 
 
 def test_vllm_s_variables_are_kept_but_its_key(monkeypatch):
@@ -214,14 +185,9 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path):
 # --- the commands
 
 
-def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
-    spec = shop.spec(
-        serve={"backend": "vllm", "max_model_len": 512},
-        benchmark=[{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}],
-    )
-    done = shop.run("launch", spec, VLLM_LOGGING_LEVEL="INFO")
-    assert done.code == 0, done.err
-    calls = shop.calls("serve")
+def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(trained_once):
+    shop = trained_once
+    calls, requests = shop.calls("serve"), shop.calls("request")
     assert shop.calls("api") == [] and shop.left_over() == []
     for call in calls:
         given = fake_vllm.parser_of("0.33.0").parse_args(call["argv"][2:])
@@ -229,20 +195,17 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
         assert given.enable_prefix_caching
         key = call["environment"]["VLLM_API_KEY"]
         assert len(key) > 20 and not any(key in word for word in call["argv"])
-        assert call["environment"]["VLLM_NO_USAGE_STATS"] == "1"
-    bodies = [each["body"] for each in asked(shop)]
-    for each in asked(shop):
+        assert key not in (shop.only_run() / "record.json").read_text()
+    assert len(requests) == 12
+    for each in requests:
         assert each["prompt"] == f"<|user|>{each['body']['messages'][0]['content']}<|assistant|>"
-    assert len(bodies) == 12
-    sent = {name: bodies[0][name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-    assert sent == {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    sent = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert sent.items() <= requests[0]["body"].items()
     record = shop.record()
     assert {item["of"] for item in record["benchmarks"]} == {"base", "output"}
     assert record["benchmarks"][0]["scores"] != record["benchmarks"][1]["scores"], "the adapter is asked, not the base"
     names = [name for name in record["commands"] if name.startswith("api ")]
     assert [Path(record["commands"][name][0]).name for name in names] == ["vllm"] * len(calls)
-    text = (shop.only_run() / "record.json").read_text()
-    assert all(call["environment"]["VLLM_API_KEY"] not in text for call in calls)
     folder = next((shop.only_run() / "benchmarks").glob("output-*"))
     identity = json.loads((folder / "scores.json").read_bytes())["identity"]
     assert (identity["backend"], identity["versions"]["vllm"]) == ("vllm", "0.33.0")
@@ -250,7 +213,7 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(shop):
 
 
 def test_merged_first_it_is_served_as_one_model_and_nothing_is_left_of_that(trained):
-    done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge")
+    done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge", "--fresh")
     assert done.code == 0, done.err
     [call], [export] = trained.calls("serve"), trained.calls("export")
     assert call["argv"][2] == export["arguments"]["export_dir"]
@@ -258,54 +221,42 @@ def test_merged_first_it_is_served_as_one_model_and_nothing_is_left_of_that(trai
     assert not list(trained.root.rglob("merged")) and trained.left_over() == []
 
 
-def test_a_merge_that_fails_is_told_with_its_log(trained):
-    done = trained.run("benchmark", "toy", "--backend", "vllm", "--merge", FAKE_EXPORT="dies")
-    assert done.code == 4 and "CUDA out of memory" in done.err
-    assert trained.calls("serve") == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_serve_ends_with_an_engine_that_would_stay_however_it_is_ended(trained, number):
-    command = trained.start("serve", "toy", "--backend", "vllm", "--port", str(free_port()), FAKE_VLLM="engine-stays")
+def test_serve_ends_with_an_engine_that_would_stay_even_by_sigkill(trained):
+    command = trained.start("serve", "toy", "--port", str(free_port()), FAKE_VLLM="engine-stays")
     command.until(lambda: "Ctrl-C ends it" in command.err, "the server")
-    assert "curl" in command.out
-    command.interrupt(number)
+    command.interrupt(signal.SIGKILL)
     command.finish()
     wait_for(lambda: not trained.processes(), "the end of all that was started")
 
 
 def test_a_death_while_loading_is_told_at_once_with_what_to_do(trained):
-    done = trained.run("benchmark", "toy", "--backend", "vllm", FAKE_VLLM="dies")
-    assert done.code == 4, done.err
-    for words in (fake_vllm.OUT_OF_MEMORY, "bin/vllm' serve"):
-        assert words in done.err
+    done = trained.run("benchmark", "toy", "--fresh", FAKE_VLLM="dies")
+    assert done.code == 4 and fake_vllm.OUT_OF_MEMORY in done.err and "bin/vllm' serve" in done.err, done.err
     assert trained.left_over() == []
 
 
-def test_check_names_a_vllm_that_is_not_there_and_what_it_cannot_serve(shop):
-    spec = shop.spec(serve={"backend": "vllm"}, train={"use_dora": True})
-    done = shop.run("check", spec, ORCHESTRATOR_VLLM=None)
+def test_check_names_a_vllm_that_is_not_there_and_what_it_cannot_serve(trained):
+    spec = trained.spec(serve={"backend": "vllm"}, train={"use_dora": True})
+    done = trained.run("check", spec, ORCHESTRATOR_VLLM=None)
     assert done.code in (2, 3) and VARIABLE in done.err + done.out
-    done = shop.run("check", spec)
+    done = trained.run("check", spec)
     assert done.code == 2 and "use_dora" in done.err + done.out and "serve.merge: true" in done.err + done.out
 
 
 # --- the prompt
 
 
-def test_a_prompt_that_cannot_be_had_is_refused_with_both(tmp_path, fake_cli):
-    changed = {**fake_vllm.PROMPT, "differences": [["<s>trained", "<s>ren\x1bdered"]]}
-    cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, changed)
-    installation = Installation(cli, cli.parent / "python", None, {})
-    with pytest.raises(StageError, match="<s>trained") as error:
-        chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
-    assert "ren\\x1bdered" in error.value.message and "llamafactory" in error.value.remedy
-
-
-def test_an_end_that_the_tokenizer_does_not_have_is_refused(tmp_path, fake_cli):
-    cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, {**fake_vllm.PROMPT, "vocabulary": 7})
-    installation = Installation(cli, cli.parent / "python", None, {})
-    with pytest.raises(StageError, match="does not have"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"differences": [["<s>trained", "<s>ren\x1bdered"]]}, r"<s>trained.*ren\\x1bdered"),
+        ({"vocabulary": 7}, "does not have"),
+    ],
+)
+def test_a_prompt_that_cannot_be_had_is_refused(tmp_path, fake_cli, change, said):
+    cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, {**fake_vllm.PROMPT, **change})
+    installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
+    with pytest.raises(StageError, match=re.compile(said, re.DOTALL)):
         chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
 
 
