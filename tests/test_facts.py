@@ -17,7 +17,7 @@ from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
-from tests.model_folders import adapter_folder, model_folder, safetensors
+from tests.model_folders import adapter_folder, model_folder
 
 SPEC = RunSpec(
     name="toy",
@@ -58,15 +58,6 @@ def test_data_and_model_are_recorded_by_their_hashes(root):
     assert (facts.adapter_sha256, facts.hash_version) == (None, HASH_VERSION)
     assert (facts.git_commit, facts.git_dirty) == (None, None)
     assert facts.platform
-
-
-def test_weights_of_which_one_byte_changed_are_another_model(root):
-    """Anywhere in the file: earlier versions took samples."""
-    path = root / "models" / "tiny" / "model.safetensors"
-    safetensors(path, {"model.layers.0.self_attn.q_proj.weight": (1000, 1000)})
-    before, content = collect_facts(SPEC, root, None, {}), path.read_bytes()
-    path.write_bytes(content[:1_500_000] + b"\1" + content[1_500_001:])
-    assert collect_facts(SPEC, root, None, {}).model_sha256 != before.model_sha256
 
 
 def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
@@ -191,7 +182,7 @@ def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, 
 @pytest.mark.parametrize(
     "name",
     ["CUDA_VISIBLE_DEVICES", "NCCL_P2P_DISABLE", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE",
-     "HF_HOME", "OPTIM_TORCH", "LD_PRELOAD", "HF_TOKEN_PATH", "TOKENIZERS_PARALLELISM"],
+     "OPTIM_TORCH", "LD_PRELOAD", "FORCE_TORCHRUN", "MIN_NNODES"],
 )  # fmt: skip
 def test_what_can_change_a_run_is_kept(name):
     assert relevant_variables({name: "x"}) == {name: "x"}
@@ -200,22 +191,12 @@ def test_what_can_change_a_run_is_kept(name):
 @pytest.mark.parametrize(
     "name",
     ["HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "RAY_REDIS_PASSWORD", "HF_SECRET_NAME", "VLLM_API_KEY", "hf_token",
-     "HOME", "PATH", "LANG", "OPENAI_API_KEY", "ORCHESTRATOR_API_KEY", "WANDB_API_KEY"],
+     "HOME", "PATH", "LANG", "HF_HOME", "NCCL_DEBUG", "OPENAI_API_KEY", "ORCHESTRATOR_API_KEY", "WANDB_API_KEY"],
 )  # fmt: skip
 def test_secrets_and_all_else_are_not(name, root, monkeypatch):
     assert relevant_variables({name: "x"}) == {}
     monkeypatch.setenv(name, "hf_secret")
     assert "hf_secret" not in collect_facts(SPEC, root, None, {}).model_dump_json()
-
-
-def test_a_password_in_an_address_is_hidden():
-    found = relevant_variables({"HF_ENDPOINT": "https://me:secret@hub.example.org/x"})
-    assert found == {"HF_ENDPOINT": "https://***@hub.example.org/x"}
-
-
-def test_bytes_of_no_encoding_can_be_written():
-    (value,) = relevant_variables({"LD_PRELOAD": "/x/\udcff.so"}).values()
-    assert value.encode() == rb"/x/\udcff.so"
 
 
 # The workspace's git

@@ -46,13 +46,14 @@ _ROUNDING = tuple(
     "ddp_bucket_cap_mb ddp_broadcast_buffers deepspeed ddp_find_unused_parameters ddp_static_graph fsdp".split()
 )
 _SCORING = ("version of sacrebleu", "version of openai")  # of the benchmarks only
-# Variables of the environment: which decide how many examples make a step, and which change no sum.
-_LAUNCHING = ("FORCE_TORCHRUN", "NNODES", "NPROC_PER_NODE", "MIN_NNODES", "MAX_NNODES", "USE_RAY", "USE_KT", "USE_MCA")
-_QUIET = re.compile(
-    r"HF_(HOME|TOKEN_PATH|ENDPOINT|.*(CACHE|OFFLINE|TRANSFER|TIMEOUT|TELEMETRY|DISABLE|XET).*)|HUGGINGFACE_.*|"
-    r".*(VERBOSITY|DEBUG|_LOG|LOG_|_CACHE|OFFLINE).*|TOKENIZERS_PARALLELISM|MASTER_(ADDR|PORT)|NODE_RANK|RDZV_ID|"
-    r"MAX_RESTARTS|RECORD_VRAM|MODELSCOPE_.*|PYTHONPATH|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES|REQUIRE_.*)"
+# Variables of the environment that can change a run's sums, and those of them that say how many examples make a step.
+RELEVANT = re.compile(
+    r"(?!.*(DEBUG|LOG|CACHE))((CUDA|NCCL|GLOO|HIP|ROCR|ASCEND|TORCH|TORCHINDUCTOR|PYTORCH|TRITON|CUBLAS|CUDNN|"
+    r"OMP|GOMP|KMP|MKL|OPENBLAS|DNNL|ONEDNN|NUMEXPR|FLASH|XFORMERS|BNB|ACCELERATE|FSDP|DEEPSPEED|DS|PEFT|UNSLOTH|"
+    r"LIGER|VLLM|RAY|FP8)_.*|FORCE_TORCHRUN|NNODES|NPROC_PER_NODE|M(IN|AX)_NNODES|OPTIM_TORCH|USE_(RAY|KT|MCA)|"
+    r"NVIDIA_TF32_OVERRIDE|PYTHONHASHSEED|LD_PRELOAD|LD_LIBRARY_PATH|MALLOC_CONF)"
 )
+_LAUNCHING = re.compile("FORCE_TORCHRUN|NPROC_PER_NODE|.*NNODES|USE_(RAY|KT|MCA)")
 # Sections of a spec that choose what a fact is of.
 _SECTIONS = {
     "data": ("dataset", "eval_dataset", "benchmark"),
@@ -69,8 +70,7 @@ FULL, REDUCED = 5e-4, 2e-2
 _LESS_THAN_FLOAT32 = ("bf16", "fp16", "pure_bf16", "fp8", "tf32", "quantization_bit", "deepspeed", "fsdp")
 _SMALLEST = 0.1  # of a loss near 0 a fraction says nothing
 _LOGGING = ("train.logging_steps", "train.logging_strategy", "train.logging_first_step")
-# The likeliest causes first: by kind, and among packages by name.
-_KINDS = ("data", "model", "adapter", "template", "spec", "version", "environment", "machine", "git")
+# The likeliest causes of what rounds otherwise.
 _PACKAGES = ("torch", "transformers", "peft", "llamafactory", "accelerate", "trl", "datasets", "tokenizers")
 
 
@@ -198,19 +198,16 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
             changes = "none" if kind == "data" and path not in trained else "trajectory"
             is_named = any(key.partition(".")[0] in _SECTIONS[kind] for key in keys)
             severity = "note" if is_named else "warning" if is_unknown else "error"
+        elif kind == "environment" and not RELEVANT.fullmatch(path.removeprefix("variable ")):
+            continue  # of a record of an earlier version
+        elif path == "variable CUDA_VISIBLE_DEVICES" and not is_unknown:
+            changes = "rounding" if old.count(",") == new.count(",") else "trajectory"
         elif kind == "environment":
-            changes = _variable_effect(path.removeprefix("variable "), old, new)
-            severity = "note" if changes == "none" else "warning"
+            changes = "trajectory" if _LAUNCHING.fullmatch(path.removeprefix("variable ")) else "rounding"
         elif kind == "git" or path in _SCORING:
             changes = "none"  # what a commit can change of a run, its spec and its data, is compared itself
         found.append(Difference(kind, path, old, new, changes, severity))
     return found
-
-
-def _variable_effect(name: str, then: str | None, now: str | None) -> Effect:
-    if name == "CUDA_VISIBLE_DEVICES" and then is not None and now is not None:
-        return "rounding" if then.count(",") == now.count(",") else "trajectory"
-    return "trajectory" if name in _LAUNCHING else "none" if _QUIET.fullmatch(name) else "rounding"
 
 
 def _each(
@@ -343,10 +340,7 @@ def _cause(causes: Sequence[Difference], otherwise: str) -> str:
 
 def _causes(drift: Sequence[Difference]) -> list[Difference]:
     """What can have changed the losses, the likeliest first."""
-
-    def rank(each: Difference) -> tuple[bool, int, int]:
-        package = each.path.removeprefix("version of ")
-        likeliest = _PACKAGES.index(package) if package in _PACKAGES else len(_PACKAGES)
-        return each.effect != "trajectory", _KINDS.index(each.kind), likeliest
-
-    return sorted((each for each in drift if each.effect != "none"), key=rank)
+    specs = [each for each in drift if each.kind == "spec"]
+    packages = [each for name in _PACKAGES for each in drift if each.path == f"version of {name}"]
+    found = [each for each in dict.fromkeys([*specs, *packages, *drift]) if each.effect != "none"]
+    return sorted(found, key=lambda each: each.effect != "trajectory")

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from orchestrator.files import atomic_write
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import hub_revision, locate_model
 from orchestrator.processes.process import run_short
+from orchestrator.runs.differences import RELEVANT
 from orchestrator.runs.machine import driver_cuda, gpu_names, processor
 from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.rundir import RunDir
@@ -26,21 +26,6 @@ from orchestrator.upstream.installation import Installation
 
 HASH_VERSION = 2
 MAX_PATCH_BYTES = 1_000_000
-# Of devices and how they talk to each other, of how sums are taken, and of packages.
-_PREFIXES = tuple(
-    "CUDA_ NVIDIA_ NCCL_ GLOO_ UCX_ FI_ HIP_ ROCR_ HSA_ ASCEND_ ZE_ ONEAPI_ TORCH_ TORCHINDUCTOR_ PYTORCH_ ATEN_ "
-    "TRITON_ CUBLAS_ CUDNN_ OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ BLIS_ DNNL_ ONEDNN_ NUMEXPR_ FLASH_ XFORMERS_ BNB_ "
-    "BITSANDBYTES_ HF_ HUGGINGFACE_ TRANSFORMERS_ TOKENIZERS_ DATASETS_ ACCELERATE_ FSDP_ DEEPSPEED_ DS_ PEFT_ "
-    "UNSLOTH_ LIGER_ VLLM_ SGLANG_ RAY_ LLAMAFACTORY_ MODELSCOPE_ FP8_".split()
-)
-# LLaMA-Factory's launcher and extras; the interpreter and the loader.
-_NAMES = frozenset(
-    "FORCE_TORCHRUN NNODES NODE_RANK NPROC_PER_NODE MASTER_ADDR MASTER_PORT RDZV_ID MIN_NNODES MAX_NNODES MAX_RESTARTS "
-    "OPTIM_TORCH USE_RAY USE_KT USE_MCA USE_MODELSCOPE_HUB USE_OPENMIND_HUB RECORD_VRAM DISABLE_VERSION_CHECK "
-    "FORCE_CHECK_IMPORTS NPU_JIT_COMPILE DOWNSAMPLE_MODE IMAGE_PLACEHOLDER VIDEO_PLACEHOLDER AUDIO_PLACEHOLDER "
-    "PYTHONHASHSEED PYTHONPATH PYTHONNOUSERSITE LD_PRELOAD LD_LIBRARY_PATH MALLOC_CONF".split()
-)
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def collect_facts(
@@ -108,12 +93,9 @@ def complete_facts(facts: Facts, spec: RunSpec, root: Path) -> Facts:
 
 def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that reach LLaMA-Factory and can change a run, in order; without secrets."""
-    found = {}
-    for name in sorted(environment):
-        if is_secret(name) or not (name.startswith(_PREFIXES) or name in _NAMES):
-            continue
-        found[name] = _USER_INFO.sub("***@", environment[name]).encode("utf-8", "backslashreplace").decode()
-    return found
+    names = [name for name in sorted(environment) if RELEVANT.fullmatch(name) and not is_secret(name)]
+    values = {name: environment[name].encode("utf-8", "backslashreplace").decode() for name in names}
+    return {name: value for name, value in values.items() if not is_secret(name, value)}
 
 
 def _read_git(root: Path) -> tuple[dict[str, Any], bytes]:

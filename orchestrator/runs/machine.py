@@ -120,28 +120,28 @@ def hold_devices(
     if not devices:
         yield []
         return
-    folder = os.open(lock_folder(), os.O_RDONLY)
-    files = [folder]
+    files = [os.open(lock_folder(), os.O_RDONLY)]
     try:
         with suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles clears /tmp of what is not locked
+            fcntl.flock(files[0], fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles clears /tmp of what is not locked
         files += _lock_all([_lock_file(device) for device in devices], on_wait)
         for file in files[1:] if run is not None else []:
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps({"run": str(run.path) if run else "", "pid": os.getpid()}).encode(), 0)
         yield files
     finally:
-        _close(files)
+        for file in files:
+            os.close(file)
 
 
 def is_free(device: str) -> bool:
     """Whether nobody holds a device at this moment."""
-    return not _busy([_lock_file(device)])
+    return _is_free(_lock_file(device))
 
 
 def busy_devices() -> list[str]:
     """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
-    return _busy(sorted(lock_folder().glob("gpu-*.lock")))
+    return [_holder(path) for path in sorted(lock_folder().glob("gpu-*.lock")) if not _is_free(path)]
 
 
 def lock_folder() -> Path:
@@ -167,48 +167,43 @@ def _lock_file(device: str) -> Path:
     return lock_folder() / f"gpu-{_UNSAFE.sub('-', device)[:80]}.lock"
 
 
-def _busy(paths: Sequence[Path]) -> list[str]:
-    found = []
-    for path in paths:
-        files, taken = _try_all([path])
-        _close(files)
-        found += [] if taken is None else [_holder(path)]
-    return found
-
-
 def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> list[int]:
     """All the locks or none, so that no two runs wait for each other's."""
     deadline = time.monotonic() + PATIENCE_S
     waits_for = ""
     while True:
-        files, taken = _try_all(paths)
-        if taken is None:
-            return files
-        holder = _holder(taken)
+        files = [_lock(path) for path in paths]
+        held = [file for file in files if file is not None]
+        if len(held) == len(paths):
+            return held
+        for file in held:
+            os.close(file)
+        holder = _holder(paths[files.index(None)])
         if on_wait is not None and holder != waits_for:
             on_wait(holder)
             waits_for = holder
         elif on_wait is None and time.monotonic() > deadline:
-            raise PrerequisiteError(
-                f"{holder} is in use",
-                "wait for its end with --wait; end it with orchestrator stop; or take another device: "
-                """--set 'compute.devices="N"'""",
-            )
+            remedy = "wait for it with --wait; end it with orchestrator stop; or take another: --set compute.devices=N"
+            raise PrerequisiteError(f"{holder} is in use", remedy)
         time.sleep(POLL_S)
 
 
-def _try_all(paths: Sequence[Path]) -> tuple[list[int], Path | None]:
-    files: list[int] = []
+def _lock(path: Path) -> int | None:
+    """The locked file; None where another process holds it."""
     try:
-        for path in paths:
-            files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            if not try_lock(files[-1]):
-                _close(files)
-                return [], path
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if try_lock(file):
+            return file
     except (OSError, PrerequisiteError) as error:
-        _close(files)
-        raise _unusable(paths[0].parent, str(error)) from error
-    return files, None
+        raise _unusable(path.parent, str(error)) from error
+    os.close(file)
+    return None
+
+
+def _is_free(path: Path) -> bool:
+    if (file := _lock(path)) is not None:
+        os.close(file)
+    return file is not None
 
 
 def _holder(path: Path) -> str:
@@ -219,11 +214,6 @@ def _holder(path: Path) -> str:
         return f"device {device} (run {run.name} of {run.parent.parent}, process {int(owner['pid'])})"
     except (OSError, ValueError, KeyError, TypeError):  # it is being written
         return f"device {device}"
-
-
-def _close(files: Sequence[int]) -> None:
-    for file in files:
-        os.close(file)
 
 
 def _nvidia_smi(*options: str) -> str:

@@ -18,14 +18,13 @@ STORED = ConfigDict(
 
 
 def damage(error: OSError | PrerequisiteError | ValidationError) -> str:
-    """Why a stored file cannot be read, in a line; of many problems the first three."""
+    """Why a stored file cannot be read, in a line; of many problems the first."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, PrerequisiteError):
         return error.message.rpartition("cannot be read: ")[2]
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [": ".join(filter(None, [".".join(map(str, each["loc"])), each["msg"]])) for each in problems[:3]]
-    return "; ".join([*lines, *([f"and {len(problems) - 3} more"] if len(problems) > 3 else [])])
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 class _Part(BaseModel):

@@ -9,6 +9,8 @@ from pathlib import Path
 from orchestrator.errors import SpecError, did_you_mean
 from orchestrator.files import expanded, resolved
 
+_RUN_ID = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?", re.DOTALL)
+
 
 def prepared_file(name: str) -> str:
     """The file of a dataset that is prepared for training, relative to the run folder."""
@@ -21,8 +23,8 @@ class _InFolder:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, folder: "RunDir | GroupDir", owner: type) -> Path:
-        return folder.path / self.name
+    def __get__(self, folder: "RunDir | GroupDir | Workspace", owner: type) -> Path:
+        return (folder.root if isinstance(folder, Workspace) else folder.path) / self.name
 
 
 @dataclass(frozen=True)
@@ -101,36 +103,17 @@ def new_folder(parent: Path, name: str, *, numbered: bool = False) -> Path:
     raise SpecError(f"{parent} has 10,000 folders that begin with {name}", "clear some away")
 
 
-_RUN_ID = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?", re.DOTALL)
-
-
 @dataclass(frozen=True)
 class Workspace:
     """A folder with runs/ and dataset_info/ (and templates/, where it overrides the shipped ones)."""
 
     root: Path
 
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def schema(self) -> Path:
-        """The specs' JSON Schema for the LLaMA-Factory of this machine; a spec's first line names it."""
-        return self.runs / ".spec.schema.json"
-
-    @property
-    def trash(self) -> Path:
-        """Beside the run folders, so that moving something there is a rename."""
-        return self.runs / ".trash"
-
-    @property
-    def dataset_info(self) -> Path:
-        return self.root / "dataset_info"
-
-    @property
-    def templates(self) -> Path:
-        return self.root / "templates"
+    runs = _InFolder("runs")
+    schema = _InFolder("runs/.spec.schema.json")  # for the LLaMA-Factory of this machine; a spec's first line names it
+    trash = _InFolder("runs/.trash")  # beside the run folders, so that moving something there is a rename
+    dataset_info = _InFolder("dataset_info")
+    templates = _InFolder("templates")
 
     def new_run(self, name: str, now: datetime) -> RunDir:
         """A new, empty run folder runs/<name>-<YYYYMMDD-HHMMSS>, with a suffix where that is taken."""
