@@ -49,11 +49,7 @@ class StageError(OrchestratorError):
 
 
 class Interrupted(_WithRemedy, BaseException):
-    """The user or the system stopped us; the work in progress was stopped in order.
-
-    No Exception, as KeyboardInterrupt is none: a signal's handler raises it anywhere in the program, and a library's
-    `except Exception` would swallow it.
-    """
+    """A signal stopped us, in order. No Exception: it is raised anywhere, and a library's `except` would swallow it."""
 
     exit_code = 130
 
@@ -88,11 +84,7 @@ def from_error(field: str, error: OrchestratorError) -> Finding:
 
 
 def raise_on_errors(findings: Sequence[Finding]) -> None:
-    """Raise all errors among the findings as one.
-
-    Raises SpecError: at least one is in the spec; PrerequisiteError: the spec is right, but things that it needs are
-    missing.
-    """
+    """Raise all errors among the findings as one: SpecError, or PrerequisiteError where the spec itself is right."""
     errors = errors_of(findings)
     if not errors:
         return

@@ -19,11 +19,7 @@ PROBE = ".probe-"
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: temporary file, fsync, rename, fsync of the folder.
-
-    A full disk, a kill or a power cut leaves the old file as it was. Raises OSError: it could not be written; the old
-    file is unchanged.
-    """
+    """Replace a file in one step; a full disk (OSError), a kill or a power cut leaves the old one as it was."""
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
@@ -69,10 +65,7 @@ def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """A file's JSON value.
-
-    Raises FileNotFoundError: there is no such file; PrerequisiteError: as read_file, or it is no JSON.
-    """
+    """A file's JSON value. Raises as read_file; PrerequisiteError where it is no JSON."""
     try:
         return json.loads(read_file(path, max_bytes))
     except (ValueError, RecursionError) as error:
@@ -108,10 +101,7 @@ def try_lock(descriptor: int, path: Path | str = "a file", *, wait: bool = False
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, made where there is none, for the length of the block; waits for other holders.
-
-    Raises PrerequisiteError: the file system has no locks.
-    """
+    """Hold the lock of a file, made where there is none, for the length of the block; waits for other holders."""
     with path.open("a") as file:
         try_lock(file.fileno(), path, wait=True)
         yield

@@ -144,7 +144,7 @@ def test_every_filter_that_is_given_matches(three, given, found):
 
 def test_an_unknown_status_gets_a_hint():
     with pytest.raises(SpecError, match="no status 'runing'; did you mean 'running'"):
-        Filters(statuses=["done", "runing"]).check()
+        Filters(statuses=["done", "runing"])
 
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -39,7 +39,6 @@ def list_runs(
     moment = registry.since(since) if since is not None else None
     group_id = place.find_group(group).id if group is not None else None
     filters = registry.Filters(status or (), name, dataset, model, tag or (), moment, group_id)
-    filters.check()
     rows, problems = registry.read_rows(place)
     for problem in problems:  # one damaged record does not hide the others
         say(f"warning: {problem}")

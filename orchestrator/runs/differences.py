@@ -1,9 +1,8 @@
 """What differs between two specs or runs, what that can do to the losses, and whether a repeated run came to the same.
 
-One comparison for `show --diff`, rerun and resume: they only filter it and print it. The band of known nondeterminism
-was measured by tests/loss_band.py, which has the table. Where a logged loss is the mean of hundreds of examples another
-seed can lie within the band, so a difference that chooses other examples, weights or steps makes "different" of any
-difference of losses, however small.
+The band of known nondeterminism was measured by tests/loss_band.py, which has the table. Where a logged loss is the
+mean of hundreds of examples another seed can lie within it, so a difference that chooses other examples, weights or
+steps makes "different" of any difference of losses, however small.
 """
 
 import json
@@ -118,10 +117,7 @@ class Difference:
 
 
 def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[Difference]:
-    """All that differs: the specs' fields in their order, then the facts of two runs.
-
-    What the KEY=VALUE of --set name that made one spec of the other is a note.
-    """
+    """The specs' fields that differ, in their order, then the facts of two runs; what --set names is a note."""
     flats = [_flat(spec_json(side.spec)) for side in (one, other)]
     keys = [override.partition("=")[0].strip() for override in overrides]
     packs = any(_maps_in_batches(side.spec) for side in (one, other))
@@ -145,10 +141,7 @@ def by_severity(found: Sequence[Difference]) -> list[Difference]:
 
 
 def effect(path: str, *, packs: bool = False) -> Effect:
-    """What another value of a spec's field does to the losses. An unknown field changes the trajectory.
-
-    Where a training packs its examples, how data are preprocessed chooses them.
-    """
+    """What another value of a spec's field does to the losses; packs: how data are preprocessed chooses examples."""
     section, _, name = path.partition(".")
     if section in ("name", "serve", "benchmark", "export", "eval_dataset"):
         return "none"
@@ -304,10 +297,7 @@ def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
 
 
 def compare_scores(then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSummary]) -> list[str]:
-    """A line for each complete benchmark that both runs have: its scores then and now, where signatures are the same.
-
-    Whether a difference is more than chance `orchestrator compare` tells.
-    """
+    """A line for each complete benchmark that both runs have: its scores then and now, where signatures are alike."""
     old = {(each.of, each.testset, each.split, each.n_segments): each for each in then if each.status == "complete"}
     lines = []
     for each in now:

@@ -71,10 +71,7 @@ def collect_facts(
 
 
 def keep_patch(run: RunDir, root: Path, facts: Facts) -> Facts:
-    """Write workspace.diff where the workspace is not what its commit has; the facts with what that holds.
-
-    It is for `git apply` on the commit; new specs, entries and templates are named in it as comments.
-    """
+    """Write workspace.diff, for `git apply` on the commit, where anything differs; the facts with what it holds."""
     if facts.git_commit is None:
         return facts
     git, patch = _read_git(root)

@@ -1,7 +1,4 @@
-"""A group of runs, a sweep: its axes (`--sweep KEY=V1,V2,...`) and its runs, kept in group.json.
-
-How far it is stands in the runs' own records.
-"""
+"""A group of runs, a sweep: its axes (`--sweep KEY=V1,V2,...`) and its runs, kept in group.json."""
 
 import itertools
 from collections.abc import Sequence
@@ -140,10 +137,7 @@ def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
 
 
 def read_axes(options: Sequence[str]) -> list[Axis]:
-    """The axes of a sweep, from KEY=V1,V2,... each.
-
-    Raises SpecError: one is no such text, a key stands there twice, or the product is too large.
-    """
+    """The axes of a sweep; SpecError: one is no KEY=V1,V2,..., a key twice, or too many points."""
     axes = [_read_axis(option) for option in options]
     keys = [axis.key for axis in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):

@@ -74,10 +74,7 @@ def liveness(run: RunDir, record: RunRecord, *, max_age_s: float = slurm.MAX_AGE
 
 
 def acquire(run: RunDir, job: str = "") -> OwnedRun:
-    """Become the owner of a run that nothing carries out; `job` is the Slurm job that this process is, if any.
-
-    Raises PrerequisiteError: the run has an owner, or it cannot be known whether it has; or its record is damaged.
-    """
+    """Become the owner of a run, as the Slurm job `job`, if any; PrerequisiteError where it may have another."""
     owned = lock_run(run, JOB_PATIENCE_S if job else PATIENCE_S)
     record = RunRecord.load(run)
     if owned is None:

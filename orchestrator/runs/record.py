@@ -1,7 +1,4 @@
-"""record.json: what ran, when, where, with which versions and hashes, and what came of it.
-
-Reading it asks nobody: whether the owner of an unfinished run is still there is told by state.py.
-"""
+"""record.json: what ran, when, where, with which versions and hashes, and what came of it, as it was written last."""
 
 import json
 import os
@@ -130,10 +127,7 @@ class RunRecord(BaseModel):
 
     @contextmanager
     def changing(self, run: RunDir) -> Iterator[Self]:
-        """Gives the stored record to be changed, under a lock, and saves it: what other processes wrote stays.
-
-        Raises ValueError: the new status may not follow the stored one; nothing is saved.
-        """
+        """Gives the stored record to be changed, under a lock; ValueError where its new status may not follow."""
         with lock(run.record_lock):
             stored = self.load(run)
             before = stored.status

@@ -107,7 +107,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which runs: all that are given must match, all tags too, and one of the statuses."""
+    """Which runs: all that are given must match, all tags too, and one of the statuses; SpecError for an unknown one."""
 
     statuses: Sequence[str] = ()
     name: str | None = None
@@ -117,8 +117,7 @@ class Filters:
     since: datetime | None = None
     group: str | None = None
 
-    def check(self) -> None:
-        """SpecError for an unknown status."""
+    def __post_init__(self) -> None:
         known = get_args(Status)
         for status in self.statuses:
             if status not in known:

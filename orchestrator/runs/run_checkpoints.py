@@ -51,11 +51,7 @@ def saved_by(folder: Path) -> int | None:
 
 
 def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
-    """How many processes a training has, as far as its spec says. None: LLaMA-Factory decides by the devices it sees.
-
-    Without nproc_per_node that is one for each device that the spec names, on a machine with GPUs. Of several nodes it
-    is not known either: each may keep the states of its own processes alone.
-    """
+    """How many processes a training on one node has. None: LLaMA-Factory decides by the devices that it sees."""
     nodes = compute.slurm.nodes if compute.slurm is not None else compute.nnodes
     if nodes not in (None, 1):
         return None
@@ -66,11 +62,7 @@ def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
 
 
 def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Facts) -> list[tuple[Severity, str]]:
-    """What changed since the run began and bears on resuming it, as (severity, message), the worst first.
-
-    error: other examples, other steps or other weights under a checkpoint make a training that neither spec describes,
-    mostly without a message.
-    """
+    """What changed since the run began and bears on resuming it, the worst first; error: another training."""
     sides = [Side("then", spec_then, then), Side("now", spec_now, now)]
     problems = [
         (severity, each.line())
@@ -86,8 +78,8 @@ def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Fac
 def best_and_last(run: RunDir) -> set[str]:
     """The labels of the checkpoints that a clean-up has to keep; PrerequisiteError where the record is damaged.
 
-    The newest complete one, or where there is none, the newest whose weights are; the one that trainer_state.json names
-    as the best; the best by each metric of each of our own benchmarks, and the chosen one.
+    The newest complete one (or the newest with complete weights), the best by trainer_state.json and by each metric of
+    each of our own benchmarks, and the chosen one.
     """
     found = usable_checkpoints(run)
     last = [each.label for each in found if each.complete] or [each.label for each in found if can_be_served(each)]

@@ -16,11 +16,9 @@ from orchestrator.text import duration, escape_controls
 
 
 def current(run: RunDir) -> RunRecord:
-    """A run's record with the status that it has now, which may not be the one that was written last.
+    """A run's record with its status now: `interrupted` where its owner is gone, `queued` where its Slurm job waits.
 
-    `interrupted` where the owner is gone without a result, `queued` where Slurm has its job wait. Where it cannot be
-    known, since the owner was on another host or Slurm does not answer, the written status holds. Raises
-    PrerequisiteError: there is no record, or it is damaged.
+    Where that cannot be known the written status holds. Raises PrerequisiteError: there is no record, or it is damaged.
     """
     record = RunRecord.load(run)
     if not record.is_active():

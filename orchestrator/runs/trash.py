@@ -37,9 +37,8 @@ class Moved:
 
 
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, dry_run: bool = False) -> list[Moved]:
-    """Move runs to the trash: what is large (weights, data, logs), or the entire run folder.
+    """Move runs to the trash: what is large (weights, data, logs), or with_record the entire run folder.
 
-    Without `with_record` the spec, record, notes and benchmarks stay: the run is listed, and can be run again.
     Raises PrerequisiteError: a run is in use, or is no folder of this workspace, or the trash has that of it already.
     """
     for run in runs:  # all are checked before one is moved
@@ -49,10 +48,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, d
 
 
 def take_checkpoints(workspace: Workspace, run: RunDir, *, keep_last: int, dry_run: bool = False) -> Moved:
-    """Move a run's old checkpoints to the trash; the best and the newest complete one stay, and the keep_last newest.
-
-    Raises PrerequisiteError: as `remove`, or its record is damaged.
-    """
+    """Move a run's old checkpoints to the trash; best_and_last and the keep_last newest stay. Raises as `remove`."""
     _refuse_if_in_use(workspace, run)
     if run.output.is_symlink():
         raise PrerequisiteError(f"{run.output} is a link: links are not followed", "remove the checkpoints by hand")
@@ -87,10 +83,7 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
 def empty(
     workspace: Workspace, *, before: datetime | None = None, words: Sequence[str] = (), dry_run: bool = False
 ) -> list[Moved]:
-    """Delete what is in the trash, for good: of all runs or of some, and only where nothing was added since `before`.
-
-    Raises SpecError: the trash holds nothing of such a run.
-    """
+    """Delete the trash for good: of all runs or of those that `words` name, where nothing was added since `before`."""
     ids = [_trashed(workspace, word).id for word in words] or sorted({path.parent.name for path in in_trash(workspace)})
     deleted = []
     for name in dict.fromkeys(ids):
