@@ -107,7 +107,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which runs: all that are given must match, all tags too, and one of the statuses; SpecError for an unknown one."""
+    """Which runs: all that are given must match, all tags, one of the statuses; SpecError for an unknown one."""
 
     statuses: Sequence[str] = ()
     name: str | None = None
