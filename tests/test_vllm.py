@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,9 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(plan.argv[2:])
     assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
     assert [json.loads(each)["path"] for each in given.lora_modules] == list(map(str, folders))
+    longer = replace(adapted[0], model=adapted[0].model.model_copy(update={"arguments": {"rope_scaling": "yarn"}}))
+    with pytest.raises(SpecError, match="nothing of rope_scaling"):
+        vllm_plan({"a": longer}, {"a": "a"}, Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,)))
 
 
 # --- the commands

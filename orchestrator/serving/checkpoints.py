@@ -17,9 +17,9 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.llamafactory import export, llamafactory_plan
 from orchestrator.serving.server import ServePlan, Server, Serving, serve
 from orchestrator.serving.target import Target
-from orchestrator.serving.vllm import fit_one_server, vllm_plan
+from orchestrator.serving.vllm import vllm_plan
 from orchestrator.specs.render import Checkpoint
-from orchestrator.specs.spec import ExportSpec, RunSpec, ServeSpec, model_arguments
+from orchestrator.specs.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments
 from orchestrator.upstream.vllm import chat_prompt, find_vllm
 
 log = logging.getLogger("orchestrator")
@@ -30,7 +30,7 @@ def group_by_server(settings: ServeSpec, checkpoints: Sequence[Checkpoint]) -> l
     groups: list[list[Checkpoint]] = []
     for checkpoint in checkpoints:
         shares = settings.backend == "vllm" and not settings.merge and groups
-        if shares and fit_one_server([groups[-1][0], checkpoint]):
+        if shares and _base(groups[-1][0]) == _base(checkpoint):  # vllm holds a model with any number of adapters
             groups[-1].append(checkpoint)
         else:
             groups.append([checkpoint])
@@ -58,8 +58,7 @@ def served(
         if serving.settings.backend == "vllm":
             vllm, installation = find_vllm(), session.llamafactory()
             log.info("asking LLaMA-Factory for the prompt of training")
-            model = next(iter(checkpoints.values())).model
-            prompt = chat_prompt(model_arguments(model.model_copy(update={"adapter_name_or_path": None})), installation)
+            prompt = chat_prompt(model_arguments(_base(next(iter(checkpoints.values())))), installation)
             if serving.settings.merge:
                 checkpoints = {
                     name: stack.enter_context(_merged(session, checkpoint, serving.folder))
@@ -71,6 +70,10 @@ def served(
             plan = llamafactory_plan(checkpoint, names, serving, session.llamafactory(), session.renderer)
         started(plan)
         yield stack.enter_context(serve(plan))
+
+
+def _base(checkpoint: Checkpoint) -> ModelSpec:
+    return checkpoint.model.model_copy(update={"adapter_name_or_path": None})
 
 
 @contextmanager

@@ -125,17 +125,15 @@ def list_models(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] 
     Raises:
         PrerequisiteError: it answers, but refuses, or it is no OpenAI-compatible server.
     """
-    return run_interruptible(_get_models(endpoint, timeout_s))
-
-
-async def _get_models(endpoint: Endpoint, timeout_s: float) -> dict[str, object] | None:
     import aiohttp
     import openai
 
-    try:
+    async def get() -> bytes:
         async with asyncio.timeout(timeout_s), open_client(endpoint) as client:
-            content = await client.get("/models", cast_to=bytes)
-        return {str(card["id"]): card.get("owned_by") for card in from_json(content)["data"]}
+            return await client.get("/models", cast_to=bytes)
+
+    try:
+        return {str(card["id"]): card.get("owned_by") for card in from_json(run_interruptible(get()))["data"]}
     except openai.APIStatusError as error:
         raise refusal(endpoint, error.status_code, excerpt(endpoint, error.response.text)) from None
     except openai.APIConnectionError as error:

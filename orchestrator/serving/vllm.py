@@ -5,7 +5,7 @@ sampling_params.py (eos_token_id of the generation config ends an answer), lora/
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError
@@ -42,6 +42,8 @@ def vllm_plan(
     own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
     arguments = {**quiet, **with_defaults(serving.settings.extra_arguments()), **own}
     if folders:
+        if lost := [name for name, value in model.arguments.items() if value]:
+            raise SpecError(f"vLLM knows nothing of {', '.join(lost)}, which makes another model", _MERGE)
         rank = max(map(adapter_rank, folders.values()))
         arguments |= {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": rank}
     modules = [json.dumps({"name": name, "path": str(path)}) for name, path in folders.items()]
@@ -86,8 +88,3 @@ def adapter_rank(folder: Path) -> int:
     if rank > RANKS[-1]:
         raise SpecError(f"{folder} has rank {rank}; vLLM serves adapters up to {RANKS[-1]}", _MERGE)
     return next(each for each in RANKS if each >= rank)
-
-
-def fit_one_server(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether one server can hold them all: adapters on one model, and that model."""
-    return len({checkpoint.model.model_copy(update={"adapter_name_or_path": None}) for checkpoint in checkpoints}) == 1

@@ -88,12 +88,12 @@ def print_file(files: Mapping[str, str | Path], name: str, of: str) -> None:
 
 def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
     """A table for each test set and set of signatures, which stand under it."""
-    groups: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
+    tables: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
     for item in items:
         signatures = tuple(score.signature for score in item.scores)
-        groups.setdefault((item.testset, item.split, item.n_segments, signatures), []).append(item)
+        tables.setdefault((item.testset, item.split, item.n_segments, signatures), []).append(item)
     parts: list[RenderableType] = []
-    for (testset, split, n_segments, signatures), members in groups.items():
+    for (testset, split, n_segments, signatures), members in tables.items():
         metrics = [score.metric for score in members[0].scores]
         columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
@@ -140,7 +140,7 @@ def run_table(rows: Sequence[Row]) -> Table:
     }
     shown = {name: cells for name, cells in columns.items() if any(cells) or name not in ("group", "tags")}
     made = table(list(shown), zip(*shown.values(), strict=True))
-    made.columns[0].no_wrap = True  # an id is copied
+    made.columns[0].no_wrap = made.columns[1].no_wrap = True  # an id is copied, a status one word
     return made
 
 
@@ -289,14 +289,14 @@ def _issues(comparison: Comparison) -> RenderableType:
 
 def _sentences(sentences: Sentences, baseline: str) -> list[str]:
     system = sentences.system
-    lines = [
+    found = [
         f"{system} against {baseline}, sentence by sentence, by chrF2: higher in {sentences.better}, "
         f"lower in {sentences.worse}, the same in {sentences.equal}"
     ]
     width = max(len("reference"), len(baseline), len(system))
     for each in sentences.examples:
-        lines.append(f"  {each.index}: chrF2 {each.chrf[0]:.1f} -> {each.chrf[1]:.1f}")
+        found.append(f"  {each.index}: chrF2 {each.chrf[0]:.1f} -> {each.chrf[1]:.1f}")
         texts = [each.source, each.reference, *each.hypotheses]
         rows = zip(("source", "reference", baseline, system), texts, strict=True)
-        lines += [f"    {name:{width}}  {text}" for name, text in rows]
-    return lines
+        found += [f"    {name:{width}}  {text}" for name, text in rows]
+    return found
