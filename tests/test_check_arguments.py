@@ -94,7 +94,7 @@ def test_what_breaks_a_rule_is_refused_by_its_arguments_and_what_mends_it_is_not
     assert wrong == []
 
 
-def test_refusals_that_do_not_hang_together_are_all_found(llamafactory: Imported, tmp_path: Path) -> None:
+def test_refusals_that_do_not_hang_together_are_all_found(llamafactory, tmp_path):
     """And of those that do, one: without val_size there would be nothing to evaluate."""
     many = {**TRAIN, "fp16": True, "bf16": True, "save_steps": 1.5, "report_to": "nothing"}
     one = {**TRAIN, "val_size": 0.1, "streaming": True, "max_steps": 1, "eval_strategy": "steps"}
@@ -126,28 +126,24 @@ def test_deepspeed_is_judged_as_it_would_be_launched(given, arguments, words, ll
         ({"optim": "paged_adamw_8bit"}, "bitsandbytes"),
     ],
 )
-def test_a_package_that_an_argument_calls_for_is_missed(
-    given: dict[str, Any], package: str, llamafactory: Imported, tmp_path: Path
-) -> None:
+def test_a_package_that_an_argument_calls_for_is_missed(given, package, llamafactory, tmp_path):
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
     ((found,),) = problems(llamafactory, tmp_path, [{"train": {**TRAIN, **given}}])
     assert (found["kind"], found["arguments"]) == ("missing", list(given)) and "pip install" in found["message"]
 
 
-def test_a_model_s_own_files_are_looked_at(llamafactory: Imported, tiny_model: Path, tmp_path: Path) -> None:
-    """Its quantization's package, with ZeRO-3 its refusal; a tokenizer that is none; what is not on this machine."""
-    for name, quantization in (("gptq", {"quant_method": "gptq", "bits": 4}), ("broken", None)):
+def test_a_model_s_own_files_are_looked_at(llamafactory, tiny_model, tmp_path):
+    """Its quantization's package; a tokenizer that is none; what is not on this machine."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    quantized = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    for name, file, text in (("gptq", "config.json", json.dumps(quantized)), ("broken", "tokenizer.json", "{}")):
         shutil.copytree(tiny_model, tmp_path / name)
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        if quantization:
-            (tmp_path / name / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
-    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
-    names = [str(tiny_model), str(tmp_path / "gptq"), str(tmp_path / "broken")]
-    whole, gptq, broken = problems(
-        llamafactory, tmp_path, [{"train": {**TRAIN, "model_name_or_path": n}} for n in names]
-    )
-    assert whole == []
+        (tmp_path / name / file).write_text(text)
+    models = [str(tiny_model), str(tmp_path / "gptq"), str(tmp_path / "broken")]
+    points = [{"train": {**TRAIN, "model_name_or_path": model}} for model in models]
+    complete, gptq, broken = problems(llamafactory, tmp_path, points)
+    assert complete == []
     assert [(each["kind"], "gptqmodel" in each["message"]) for each in gptq] == [("missing", True)]
     assert [(each["kind"], each["arguments"]) for each in broken] == [("refused", ["model_name_or_path"])]
     question = json.dumps({"points": [{"train": {**TRAIN, "model_name_or_path": "a/b"}}], "limit": 100})
