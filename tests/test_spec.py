@@ -246,12 +246,7 @@ def test_vllm_serves_such_an_adapter_only_merged(tmp_path):
 
 
 def test_an_override_arrives_in_its_type(tmp_path):
-    overrides = (
-        "train.max_steps=1e5",
-        "train.save_strategy=no",
-        "train.run_name=null",
-        "train.vllm_config={a: [b, 1]}",
-    )
+    overrides = ("train.max_steps=1e5", "train.save_strategy=no", "train.run_name=null", "train.vllm_config={a: [b]}")
     spec = load(tmp_path, LEAST, *overrides, "compute.devices='0'", "train.num_train_epochs=1")
     assert spec.train is not None and spec.compute.devices == "0"
     expected = {"max_steps": 100_000, "save_strategy": "no", "run_name": None, "vllm_config": {"a": ["b"]}}
