@@ -57,6 +57,7 @@ case "$1" in
   answer="{folder}/answer.json"
   exec cat "${{FAKE_ANSWER:-$answer}}";;
 esac
+case "$2" in "import torch"*) echo 0; exit;; esac
 exec "{sys.executable}" "$@"
 """)
     (folder / "answer.json").write_text('{"problems": [], "datasets": []}')

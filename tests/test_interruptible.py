@@ -1,4 +1,4 @@
-"""Signals while a coroutine runs. Run: pytest tests/test_interruptible.py."""
+"""Signals while a coroutine runs, in blocks that must not be cut, and in destructors."""
 
 import asyncio
 import logging
@@ -20,12 +20,18 @@ def handlers():
     def stop(number, frame):
         raise Interrupted(f"signal {number}")
 
-    before = signal.signal(signal.SIGTERM, stop), signal.getsignal(signal.SIGINT)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     hook = sys.unraisablehook
+    signal.signal(signal.SIGTERM, stop)
     yield
     sys.unraisablehook = hook
-    signal.signal(signal.SIGTERM, before[0])
-    signal.signal(signal.SIGINT, before[1])
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def send(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    sum(range(1000))  # here it is raised
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
@@ -37,11 +43,10 @@ def test_a_signal_cleans_up_then_raises_what_its_handler_raises(number, raised, 
     async def other():
         try:
             if where == "task":
-                os.kill(os.getpid(), number)
+                send(number)
             if where == "swallowing task":
                 try:
-                    os.kill(os.getpid(), number)
-                    sum(range(1000))
+                    send(number)
                 except Exception:
                     cleaned.append("swallowed")
             await asyncio.sleep(60)
@@ -66,42 +71,23 @@ def test_a_signal_cleans_up_then_raises_what_its_handler_raises(number, raised, 
     assert cleaned == ["other", "main"]
 
 
-def test_a_signal_that_comes_as_all_is_done_is_not_lost():
-    async def main():
-        os.kill(os.getpid(), signal.SIGTERM)
-        return 1
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_signal_that_comes_as_all_is_done_or_whose_handler_raises_nothing_ends_it(raises):
+    before = signal.getsignal(signal.SIGTERM) if raises else signal.signal(signal.SIGTERM, lambda *_: None)
 
-    with pytest.raises(Interrupted, match="signal 15"):
+    async def main():
+        send()
+        await asyncio.sleep(0 if raises else 60)
+
+    with pytest.raises(Interrupted, match="signal 15" if raises else "stopped by SIGTERM"):
         run_interruptible(main())
-
-
-def test_a_handler_that_raises_nothing_still_ends_it():
-    seen = []
-    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
-
-    async def main():
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(60)
-
-    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        run_interruptible(main())
-    assert seen == [signal.SIGTERM]
-
-
-def test_the_handlers_are_back_afterwards():
-    before = signal.getsignal(signal.SIGTERM)
-
-    async def main():
-        assert signal.getsignal(signal.SIGTERM) != before
-        return 7
-
-    assert run_interruptible(main()) == 7 and signal.getsignal(signal.SIGTERM) == before
+    assert not raises or signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_second_signal_does_not_wait_for_the_cleaning_up():
     async def main():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            send()
             await asyncio.sleep(60)
         finally:
             asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
@@ -116,37 +102,27 @@ def test_a_signal_within_a_block_that_must_not_be_cut_is_heard_at_its_end(number
     done = []
     with pytest.raises(raised):
         with defer_signals():
-            os.kill(os.getpid(), number)
-            done.append("the whole block")
+            send(number)
+            done.append("the block")
         done.append("what follows")
-    assert done == ["the whole block"]
     with pytest.raises(raised):
-        os.kill(os.getpid(), number)  # and afterwards at once, as before
-        done.append("what follows")
-    assert done == ["the whole block"]
+        send(number)  # and afterwards at once, as before
+    assert done == ["the block"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_ignored_stays_ignored(number):
     """By nohup; SIGINT by a shell, of a job in the background."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        with defer_signals():
-            os.kill(os.getpid(), number)
-        assert signal.getsignal(number) is signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
+    signal.signal(number, signal.SIG_IGN)
+    raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with defer_signals():
+        send(number)
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 class _Signals:
     def __del__(self):
-        _signal()
-
-
-def _signal(*_):
-    os.kill(os.getpid(), signal.SIGINT)
-    sum(range(1000))  # here it is raised, and Python drops it
+        send(signal.SIGINT)  # Python drops what is raised here
 
 
 @pytest.mark.parametrize("where", ["destructor", "weak reference"])
@@ -154,7 +130,7 @@ def test_a_signal_that_python_drops_is_heard_a_moment_later(where):
     """Where a program goes on after "Exception ignored in"."""
     raise_interrupted(signal.SIGINT)
     thing = _Signals() if where == "destructor" else type("Thing", (), {})()
-    reference = weakref.ref(thing, _signal) if where == "weak reference" else None
+    reference = weakref.ref(thing, lambda _: send(signal.SIGINT)) if where == "weak reference" else None
     done = []
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         del thing
@@ -163,13 +139,13 @@ def test_a_signal_that_python_drops_is_heard_a_moment_later(where):
     assert done == ["went on"] and (reference is None or reference() is None)
 
 
-@pytest.mark.parametrize(("keeps_context", "said"), [(False, "error: stopped by SIGINT\n"), (True, None)])
+@pytest.mark.parametrize("keeps_context", [False, True])
 def test_an_error_that_a_library_makes_of_a_signal_is_no_bug_and_one_of_the_cleaning_up_is(
-    monkeypatch, capsys, keeps_context, said
+    monkeypatch, capsys, keeps_context
 ):
     def command():
         try:
-            _signal()
+            send(signal.SIGINT)
         except Interrupted:
             if keeps_context:
                 raise ValueError("of the cleaning up") from None
@@ -179,11 +155,7 @@ def test_an_error_that_a_library_makes_of_a_signal_is_no_bug_and_one_of_the_clea
     monkeypatch.setattr(main_module, "_prepare_streams", lambda: None)
     monkeypatch.setattr(logging.getLogger("orchestrator"), "setLevel", lambda level: None)
     monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
-    hangup = signal.getsignal(signal.SIGHUP)
-    try:
-        with pytest.raises(SystemExit if said else ValueError) as error:
-            main_module.main()
-    finally:
-        signal.signal(signal.SIGHUP, hangup)
-    if said:
-        assert (error.value.code, capsys.readouterr().err) == (130, said)
+    with pytest.raises(ValueError if keeps_context else SystemExit) as error:
+        main_module.main()
+    if not keeps_context:
+        assert (error.value.code, capsys.readouterr().err) == (130, "error: stopped by SIGINT\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lifecycle.train_process import CheckpointWait
+from orchestrator.lifecycle.train import CheckpointWait
 from orchestrator.models.checkpoints import inspect
 from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.rundir import RunDir

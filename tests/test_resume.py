@@ -5,15 +5,20 @@ The fake's weights depend on every step that led to them.
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 
 import pytest
 import yaml
 
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.lifecycle.resume import check_unchanged, find_resume_point, plan_resume
+from orchestrator.lifecycle.training_results import problems
+from orchestrator.planning.session import Session
+from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
-from tests.runs_on_disk import owned_by_another
 from tests.workshop import Workshop, assert_none_left, new_workshop, training_at_step, wait_for
 
 TRAIN = {"max_steps": 12, "save_steps": 2, "val_size": 0.1, "do_eval": True}
@@ -107,7 +112,7 @@ def test_after_a_failure_it_resumes_from_the_newest_complete_checkpoint_to_the_s
     assert again.code == 2 and "is done: there is nothing to resume" in again.err
 
 
-def test_several_stops_and_a_kill_make_one_curve_to_the_same_end(workshop, unbroken):
+def test_stops_a_kill_and_a_checkpoint_that_is_named_make_one_curve_to_the_same_end(workshop, unbroken):
     words = ("launch", workshop.spec(train=TRAIN, benchmark=None))
     for step, way in ((3, signal.SIGKILL), (5, signal.SIGTERM), (8, "stop")):
         command = workshop.start(*words, FAKE_HOLD=str(step))
@@ -121,12 +126,14 @@ def test_several_stops_and_a_kill_make_one_curve_to_the_same_end(workshop, unbro
         status = "interrupted" if way == signal.SIGKILL else "stopped"
         assert current(RunDir(workshop.only_run())).status == status
         words = ("resume", "toy")
-    assert workshop.run(*words).code == 0
-    assert outcome(workshop) == outcome(unbroken)
+    done = workshop.run("resume", "toy", "--from", "checkpoint-5")
+    assert done.code == 0 and "the training resumes from checkpoint-5" in done.err, done.err
+    assert "checkpoint-6, checkpoint-8: later than checkpoint-5, so kept in output-1/" in done.err
+    assert outcome(workshop) == outcome(unbroken)  # of the steps that were trained twice only the second time counts
     record = workshop.record()
     assert [each["status"] for each in record["attempts"]] == ["interrupted", "stopped", "stopped", "done"]
     assert record["attempts"][0]["ended_at"] is None and record["training"]["train_loss"] is None
-    assert [each["from_step"] for each in record["attempts"]] == [0, 3, 5, 8]
+    assert [each["from_step"] for each in record["attempts"]] == [0, 3, 5, 5]
 
 
 def test_without_a_checkpoint_it_begins_at_step_0_and_what_was_there_is_kept(killed, unbroken):
@@ -141,18 +148,6 @@ def test_without_a_checkpoint_it_begins_at_step_0_and_what_was_there_is_kept(kil
     assert (run / "output-1" / "mine.txt").read_text() == "mine"
     assert "resume_from_checkpoint" not in killed.calls("train")[-1]["arguments"]
     assert outcome(killed) == outcome(unbroken) and attempts(killed)[-1] == ("done", None)
-
-
-def test_an_earlier_checkpoint_can_be_named_and_the_later_ones_are_kept_aside(workshop, unbroken):
-    command = workshop.start("launch", workshop.spec(train=TRAIN, benchmark=None), FAKE_HOLD="7")
-    command.until(training_at_step(workshop, 7), "step 7")
-    command.interrupt(signal.SIGTERM)
-    command.finish()
-    done = workshop.run("resume", "toy", "--from", "checkpoint-4")
-    assert done.code == 0 and "the training resumes from checkpoint-4" in done.err, done.err
-    aside = [path.name for path in sorted((workshop.only_run() / "output-1").iterdir())]
-    assert aside[0] == "checkpoint-6" and f"{', '.join(aside)}: later than checkpoint-4" in done.err
-    assert outcome(workshop) == outcome(unbroken)  # of the steps that were trained twice only the second time counts
 
 
 # What is complete is not done again
@@ -171,12 +166,26 @@ def test_a_training_that_was_killed_between_its_last_step_and_its_end_is_not_tra
     assert not names & {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
 
 
-def test_a_training_that_went_beyond_its_last_step_is_no_result(copied):
-    place = copied("unsaved")
-    state = place.only_run() / "output" / "checkpoint-12" / "trainer_state.json"
-    state.write_text(state.read_text().replace('"max_steps": 12', '"max_steps": 14'))
-    command = place.run("resume", "toy", "--from", "checkpoint-12")
-    assert command.code == 4 and "it ended at step 13 of 12" in command.err, command.err
+@pytest.mark.parametrize(
+    ("step", "counter", "said"),
+    [
+        (12, None, None),
+        (11, None, "step 11 of 12"),
+        (13, None, "step 13 of 12"),
+        (11, 3, None),
+        (11, 2, "step 11"),
+        (13, 3, "13"),
+    ],
+)
+def test_a_training_is_complete_at_its_last_step_or_where_it_stopped_early_by_itself(copied, step, counter, said):
+    run = RunDir(copied("").only_run())
+    state = {"global_step": step, "max_steps": 12}
+    if counter is not None:  # as transformers' EarlyStoppingCallback keeps it
+        args, attributes = {"early_stopping_patience": 3}, {"early_stopping_patience_counter": counter}
+        state["stateful_callbacks"] = {"EarlyStoppingCallback": {"args": args, "attributes": attributes}}
+    (run.output / "trainer_state.json").write_text(json.dumps(state))
+    found = problems(run)
+    assert (found == []) == (said is None) and all(said in each for each in found)
 
 
 def test_only_the_benchmarks_that_are_missing_are_run(copied):
@@ -224,55 +233,95 @@ def test_weights_that_are_damaged_are_not_complete_and_old_results_are_not_taken
     assert outcome(place) == outcome(unbroken)
 
 
-def test_a_run_that_was_launched_without_benchmarks_stays_one_until_it_is_done(workshop):
-    spec = workshop.spec(train=TRAIN, benchmark=[BENCHMARK])
-    assert workshop.run("launch", spec, "--no-benchmark", FAKE_TRAIN="torn-checkpoint").code == 4
-    done = workshop.run("resume", "toy", "--json")
-    assert (done.code, done.json()["status"], workshop.calls("api")) == (0, "done", []), done.err
-    refused = workshop.run("resume", "toy", "--no-benchmark")
-    assert refused.code == 2 and "is done: there is nothing to resume" in refused.err
-    done = workshop.run("resume", "toy")
-    assert (done.code, workshop.record()["status"], len(workshop.calls("api"))) == (0, "done", 1), done.err
-    assert len(workshop.calls("train")) == 2
+# What is refused, and what a resume would do: without starting it
 
 
-# What is refused
+@pytest.fixture
+def session(killed, monkeypatch):
+    """Of the workspace whose run was killed after checkpoint-2."""
+    for name, value in killed.full_environment({}).items():
+        if name.startswith("ORCHESTRATOR_"):
+            monkeypatch.setenv(name, value)
+    return Session.open(killed.root)
 
 
-def test_a_checkpoint_that_is_not_there_or_not_complete_is_refused_by_name(killed):
-    before = killed.record()
-    misspelt, torn, detached = killed.run_together(
-        [
-            ("resume", "toy", "--from", "checkpoint-3"),
-            ("resume", "toy", "--from", "checkpoint-4"),
-            ("resume", "toy", "--from", "checkpoint-4", "--detach"),
-        ]
-    )
-    assert misspelt.code == 2 and "has no checkpoint-3; did you mean" in misspelt.err
-    for done in (torn, detached):
-        assert done.code == 3 and "checkpoint-4 of" in done.err and "cannot be resumed" in done.err
-        assert "the newest complete one is checkpoint-2" in done.err
-    assert killed.record() == before
-
-
-def test_where_only_the_number_of_processes_is_another_it_does_not_begin_at_step_0(killed):
-    edit_spec(killed, compute={"nproc_per_node": 2})
-    before = killed.record()
-    done = killed.run("resume", "toy")
-    assert done.code == 3 and "was saved by 1 process, and 2 would resume it" in done.err, done.err
-    assert "compute.nproc_per_node" in done.err and killed.record() == before
-
-
-def test_a_run_that_has_an_owner_or_is_another_host_s_is_not_resumed(killed):
+def planned(session, killed, label=None, *, no_benchmark=False):
     run = RunDir(killed.only_run())
-    edit_record(killed, status="running", ended_at=None)
-    with owned_by_another(run):
-        owned = killed.run("resume", "toy")
-    assert owned.code == 3 and f"is running: process {killed.record()['pid']} owns it" in owned.err
-    assert f"orchestrator stop {run.id}" in owned.err
-    edit_record(killed, host="gpu-box")
-    elsewhere = killed.run("resume", "toy")
-    assert elsewhere.code == 3 and "on gpu-box owns it" in elsewhere.err
+    before = run.record.read_bytes()
+    try:
+        return plan_resume(session, run, label, no_benchmark=no_benchmark, wait=False)
+    finally:
+        assert run.record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("status", "launched", "done_with", "no_benchmark", "with_benchmarks"),
+    [
+        ("failed", True, True, False, True),
+        ("failed", True, True, True, False),
+        ("failed", False, False, False, False),
+        ("done", False, False, False, True),
+        ("done", True, False, False, True),
+        ("done", True, True, False, None),
+        ("done", False, False, True, None),
+    ],
+)
+def test_a_training_only_run_stays_one_until_it_is_done_and_one_that_is_done_is_not_resumed(
+    session, killed, status, launched, done_with, no_benchmark, with_benchmarks
+):
+    edit_record(killed, status=status, with_benchmarks=launched, request={"with_benchmarks": done_with})
+    if with_benchmarks is None:
+        with pytest.raises(SpecError, match="is done: there is nothing to resume"):
+            planned(session, killed, no_benchmark=no_benchmark)
+    else:
+        _, request = planned(session, killed, no_benchmark=no_benchmark)
+        assert request.with_benchmarks == with_benchmarks
+
+
+@pytest.mark.parametrize(
+    ("label", "record", "spec", "error", "said"),
+    [
+        ("checkpoint-3", {}, {}, SpecError, "has no checkpoint-3; did you mean"),
+        ("checkpoint-4", {}, {}, PrerequisiteError, "checkpoint-4 of .* cannot be resumed: .*the newest complete one "
+         "is checkpoint-2"),
+        (None, {}, {"compute": {"nproc_per_node": 2}}, PrerequisiteError, "was saved by 1 process, and 2 would resume "
+         "it.*compute.nproc_per_node"),
+        (None, {"status": "running", "ended_at": None, "host": "gpu-box"}, {}, PrerequisiteError, "on gpu-box owns it"),
+        (None, {"data": True}, {}, PrerequisiteError, "cannot continue as it began: data captions_en_de train: 00000"),
+        (None, {}, {"train": {"per_device_train_batch_size": 4, "logging_steps": 3}}, PrerequisiteError,
+         "train.per_device_train_batch_size: none then, 4 now"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resumed_is_refused_with_the_reason(session, killed, label, record, spec, error, said):
+    if record.pop("data", None):
+        facts = killed.record()["facts"]
+        record = {"facts": {**facts, "data": [{**each, "sha256": "0" * 64} for each in facts["data"]]}}
+    edit_record(killed, **record)
+    edit_spec(killed, **spec)
+    with pytest.raises(error) as raised:
+        planned(session, killed, label)
+    assert re.search(said, f"{raised.value.message}\n{raised.value.remedy}", re.DOTALL), raised.value
+
+
+def test_a_stage_that_llamafactory_resumes_from_no_checkpoint_begins_at_step_0(session, killed):
+    spec = session.load_spec(killed.only_run() / "spec.yaml", ["train.stage=rm", "train.finetuning_type=full"])
+    run, facts = RunDir(killed.only_run()), RunRecord.load(RunDir(killed.only_run())).facts
+    assert find_resume_point(run, spec, facts).step == 0
+    with pytest.raises(SpecError, match="resumes from no checkpoint of rm with full, so not from checkpoint-2"):
+        find_resume_point(run, spec, facts, "checkpoint-2")
+
+
+def test_a_run_of_an_earlier_version_can_be_resumed_and_changed_versions_are_said(session, killed):
+    record = {key: value for key, value in killed.record().items() if key not in ("request", "values")}
+    old = {"boot_id": "x", "process_started_at": 1.0, "process_start_ticks": 1, "awaits_turn": False, "joins": None}
+    record["facts"]["versions"]["torch"] = "1.0"
+    changed = {**record, **old, "status": "running", "ended_at": None, "prepared_sha256": "x"}
+    (killed.only_run() / "record.json").write_text(json.dumps(changed))
+    (killed.only_run() / ".owner.lock").unlink()
+    plan, _ = planned(session, killed)
+    run = RunDir(killed.only_run())
+    (line,) = check_unchanged(run, RunRecord.load(run), plan.spec, plan.facts)
+    assert line.startswith("version of torch: 1.0 then")
 
 
 def test_of_two_resumes_at_once_one_gets_the_run(killed, unbroken, tmp_path):
@@ -280,44 +329,13 @@ def test_of_two_resumes_at_once_one_gets_the_run(killed, unbroken, tmp_path):
     commands = [killed.start("resume", "toy", *words, **hold) for words in ((), (), ("--detach",))]
     wait_for(lambda: [command.popen.poll() for command in commands].count(3) == 2, "two that are refused")
     (tmp_path / "go").touch()
-    codes = [command.finish().code for command in commands]
+    done = [command.finish() for command in commands]
     wait_for(lambda: killed.record()["status"] == "done", "the run's end")
-    assert sorted(codes) == [0, 3, 3], [command.err for command in commands]
+    assert sorted(each.code for each in done) == [0, 3, 3], done
+    refused = next(each.err for each in done if each.code == 3)
+    assert "owns it" in refused and "orchestrator stop toy-" in refused
     assert outcome(killed) == outcome(unbroken) and len(killed.calls("train")) == 1
     assert_none_left(killed)
-
-
-def test_what_would_make_another_training_ends_it_and_changed_versions_are_said(killed):
-    facts = killed.record()["facts"]
-    facts["versions"]["torch"] = "1.0"
-    other = [{**data, "sha256": "0" * 64} for data in facts["data"]]
-    edit_record(killed, facts={**facts, "data": other})
-    before = killed.record()
-    refused = killed.run("resume", "toy")
-    assert refused.code == 3 and "cannot continue as it began: data captions_en_de train: 000000000000" in refused.err
-    assert killed.record() == before
-    edit_record(killed, facts=facts)
-    edit_spec(killed, train={"per_device_train_batch_size": 4, "logging_steps": 3})
-    edited = killed.run("resume", "toy")
-    assert edited.code == 3 and "train.per_device_train_batch_size: none then, 4 now" in edited.err, edited.err
-    path = killed.only_run() / "spec.yaml"
-    path.write_text(path.read_text("utf-8").replace("  per_device_train_batch_size: 4\n", ""))
-    done = killed.run("resume", "toy")
-    assert done.code == 0 and "since the run began: version of torch: 1.0 then" in done.err, done.err
-    assert any("torch" in line for line in killed.record()["attempts"][-1]["drift"])
-
-
-def test_a_run_of_an_earlier_version_is_resumed_too(killed, unbroken):
-    record = {key: value for key, value in killed.record().items() if key not in ("request", "values")}
-    old = {"boot_id": "x", "process_started_at": 1.0, "process_start_ticks": 1, "awaits_turn": False, "joins": None}
-    attempt = {**record["attempts"][0], "status": "created", "ended_at": None}
-    changed = {**record, **old, "status": "running", "ended_at": None, "attempts": [attempt], "prepared_sha256": "x"}
-    (killed.only_run() / "record.json").write_text(json.dumps(changed))
-    (killed.only_run() / ".owner.lock").unlink()
-    done = killed.run("resume", "toy")
-    assert done.code == 0, done.err
-    assert outcome(killed) == outcome(unbroken)
-    assert attempts(killed) == [("interrupted", None), ("done", "checkpoint-2")]
 
 
 def test_what_a_killed_owner_left_running_is_named_and_ended_before_the_run_continues(workshop):

@@ -9,17 +9,16 @@ from typer import Argument, Option
 from orchestrator.commands import options
 from orchestrator.commands.options import app, say
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import cache_folder, docs_folder
-from orchestrator.lifecycle.doctor import diagnose
-from orchestrator.lifecycle.orphans import orphans, remove, unfinished_files
-from orchestrator.processes.process_tree import GRACE_S
+from orchestrator.files import docs_folder
+from orchestrator.lifecycle.doctor import diagnose, names, orphans
+from orchestrator.processes.process_tree import GRACE_S, alive, terminate_run
 from orchestrator.runs.rundir import find_workspace
 from orchestrator.views.terminal import show
 
 
 @app.command(epilog="Example: orchestrator doctor --clean")
 def doctor(
-    clean: Annotated[bool, Option("--clean", help="Remove processes and files that killed runs left.")] = False,
+    clean: Annotated[bool, Option("--clean", help="End processes that killed runs left.")] = False,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
@@ -31,15 +30,10 @@ def doctor(
             raise
         place = None
     cleaned: list[str] = []
-    for left in orphans(place) if clean and place else ():
-        cleaned.append(f"ending what {left.run.id} left running: {left.names()}")
+    for run, left in orphans(place).items() if clean and place else ():
+        cleaned.append(f"ending what {run} left running: {names(left)}")
         say(cleaned[-1])
-        if not left.end(GRACE_S):
-            say(f"warning: not all of it ended: {left.names()}")
-    for path in unfinished_files(place, cache_folder()) if clean and place else ():
-        cleaned.append(f"removing {path}")
-        say(cleaned[-1])
-        remove(path)
+        terminate_run(lambda left=left: list(filter(alive, left)), GRACE_S)  # type: ignore[misc]
     if clean and not cleaned:
         say("nothing to clean")
     found, lines, area = list(diagnose(place)), [], ""

@@ -11,14 +11,12 @@ from typer import Argument, Option
 from orchestrator.commands import options
 from orchestrator.commands.options import app, find_run_or_group, say
 from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError, did_you_mean
-from orchestrator.lifecycle import scheduler
+from orchestrator.lifecycle import local, scheduler, slurm_jobs
 from orchestrator.lifecycle import stop as stopping
-from orchestrator.lifecycle import supervise as supervising
-from orchestrator.lifecycle.cross_workspace import saved_run
-from orchestrator.lifecycle.executors import local, slurm
 from orchestrator.lifecycle.new_run import Provenance, RunOptions, new_run
-from orchestrator.lifecycle.pipeline import carry_out, plan_rerun
-from orchestrator.lifecycle.resume import plan_resume, take_up
+from orchestrator.lifecycle.pipeline import carry_out
+from orchestrator.lifecycle.rerun import plan_rerun, saved_run
+from orchestrator.lifecycle.resume import plan_resume, session_of, take_up
 from orchestrator.lifecycle.sweep import make_group, plan_sweep
 from orchestrator.planning.plan import Plan, plan_run, render_files
 from orchestrator.planning.session import Session
@@ -87,14 +85,14 @@ def resume(
 
     Of a group: all its runs that are not done.
     """
-    session = Session.open(workspace)
-    found = find_run_or_group(session.workspace, run)
+    found = find_run_or_group(find_workspace(workspace), run)
     if isinstance(found, GroupDir):
         if label is not None:
             raise SpecError("--from is for a run: each run of a group resumes from its own newest complete checkpoint")
         scheduler.renew_requests(found, with_benchmarks=not no_benchmark)
-        _run_group(session, found, detach, as_json)
+        _run_group(Session.open(workspace), found, detach, as_json)
     else:
+        session = session_of(found, workspace)
         plan, request = plan_resume(session, found, label, no_benchmark=no_benchmark, wait=wait)
         _run(session, take_up(found, request), plan, detach, as_json)
 
@@ -108,7 +106,7 @@ def rerun(
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
     into: Annotated[
-        Path | None, Option("--in", metavar="PATH", help="Workspace to run in; datasets are copied.")
+        Path | None, Option("--in", metavar="PATH", help="Workspace to run in; entries are copied.")
     ] = None,
     workspace: options.Workspace = None,
     archives: options.Archives = None,
@@ -133,7 +131,7 @@ def supervise(
 ) -> None:
     """Run a run or a group as its owner; `launch --detach` and Slurm jobs start this."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the terminal
-    supervising.supervise(folder, workspace, lock)
+    scheduler.supervise(folder, workspace, lock)
 
 
 @app.command(epilog="Example: orchestrator logs latest -f")
@@ -162,6 +160,7 @@ def stop(
     grace: Annotated[float | None, Option(min=0, help="Seconds to save a checkpoint. Default: 100.")] = None,
     now: Annotated[bool, Option("--now", help="Kill all its processes at once, without a checkpoint.")] = False,
     host_is_gone: Annotated[bool, Option("--host-is-gone", help="Its host is lost: mark it interrupted.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="With --host-is-gone: don't ask.")] = False,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
 ) -> None:
@@ -181,7 +180,9 @@ def stop(
         if as_json:
             show_group(found, as_json=True)
     else:
-        for line in stopping.assume_host_lost(found) if host_is_gone else stopping.stop_run(found, grace_s):
+        if host_is_gone and not yes:
+            typer.confirm(f"Is it certain that nothing of {found.id} runs any more on its host?", abort=True, err=True)
+        for line in [stopping.assume_host_lost(found)] if host_is_gone else stopping.stop_run(found, grace_s):
             say(line)
         record = state.current(found)
         if record.status in ("stopped", "interrupted", "failed"):
@@ -204,14 +205,13 @@ def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: b
         scores = ["", score_tables(record.benchmarks)] if record.benchmarks else []
         show(record.as_json(), *scores, "", f"{record.status}: {run.path}", as_json=as_json)
         return
-    executor = local if plan.spec.compute.slurm is None else slurm
+    executor = local if plan.spec.compute.slurm is None else slurm_jobs
     executor.submit(session, [owned], plan.spec, run.id)
     record = RunRecord.load(run)
     doing = f"waits for {record.waits_for}" if record.waits_for else "runs in the background"
     doing += f", in process {record.pid}"
     if record.job is not None:
         doing = f"is Slurm job {record.job.id}"
-        doing += f", its benchmarks job {record.benchmark_job.id} after that" if record.benchmark_job else ""
     _say_under_way(run.id, doing)
     say(f"to follow it: orchestrator logs {run.id} -f")
     show(record.as_json(), run.id, as_json=as_json)

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.files import atomic_write, storage_problem
+from orchestrator.files import atomic_write
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.facts import keep_patch
@@ -52,17 +52,11 @@ def new_run(
 ) -> OwnedRun:
     """A new run folder with all that carry_out needs; this process owns it.
 
-    Raises SpecError: there is nothing to run; PrerequisiteError: its devices are in use, and it would not wait; or the
-    file system can keep no runs.
+    Raises SpecError: there is nothing to run; PrerequisiteError: its devices are in use, and it would not wait.
     """
     spec = plan.spec
     if spec.train is None and not spec.benchmark:
         raise SpecError(f"{spec.name} neither trains nor benchmarks", "serve, chat and export take it")
-    if problem := storage_problem(session.workspace.runs):
-        raise PrerequisiteError(
-            f"runs cannot be kept in {session.workspace.runs}: {problem}",
-            "put the workspace on a file system with locks: a local disk, or NFS mounted without nolock",
-        )
     if exclusive and not request.wait:
         with hold_devices(devices_needed(spec, request), None):
             pass

@@ -9,18 +9,18 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from orchestrator.benchmark.run import run_benchmarks
 from orchestrator.errors import Interrupted, OrchestratorError
-from orchestrator.lifecycle.cross_workspace import dependencies
-from orchestrator.lifecycle.executors.slurm import requeue_or_reason
+from orchestrator.lifecycle.local import end_orphans
 from orchestrator.lifecycle.new_run import Provenance, RunOptions, devices_needed, new_run
-from orchestrator.lifecycle.rerun import RerunComparison, drift_from, log_differences
-from orchestrator.lifecycle.resume import check_unchanged, terminate_orphans
-from orchestrator.lifecycle.train_stage import train_run
+from orchestrator.lifecycle.rerun import compare_trainings, log_scores
+from orchestrator.lifecycle.resume import check_unchanged
+from orchestrator.lifecycle.slurm_jobs import requeue_or_reason
+from orchestrator.lifecycle.train import train_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
+from orchestrator.runs.facts import keep_patch
 from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.owner import OwnedRun
 from orchestrator.runs.record import RunRecord
@@ -49,10 +49,11 @@ def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan
         record = RunRecord.load(run)
         record.begin_attempt(run, options.job)
         with recorded(run, record, options.job):
-            terminate_orphans(run)
+            if ended := end_orphans(run):
+                log.warning("processes of %s were still there, and are ended: %s", run.id, ended)
             plan = plan or plan_run(session, session.load_spec(run.spec))
-            if options.job and len(record.attempts) == 1:
-                record.update(run, facts=plan.facts)  # the machine that submitted it is another
+            if options.job and len(record.attempts) == 1:  # the machine that submitted it is another
+                record.update(run, facts=keep_patch(run, session.workspace.root, plan.facts))
             changes = check_unchanged(run, record, plan.spec, plan.facts)
             for line in changes:
                 log.warning("since the run began: %s", line)
@@ -72,47 +73,18 @@ def _stages(
     session: Session, plan: Plan, run: RunDir, record: RunRecord, options: RunOptions, locks: Sequence[int]
 ) -> None:
     spec = plan.spec
-    benchmark_job = record.benchmark_job if options.job else None
     past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
-    comparison = RerunComparison(session, past, spec, record) if past is not None else None
-    if spec.train is not None:
-        train_run(session, plan, run, record, comparison, locks, job=options.job)
-    is_benchmarked = record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None
-    if is_benchmarked and benchmark_job is None:
+    train_run(session, plan, run, record, locks, options.job)
+    if past is not None:
+        record.update(run, verdict=compare_trainings(session, past, spec, record))
+    if record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
         is_rerun = record.rerun_of is not None
         evaluation = replace(options.evaluation, reuse_cache=False) if is_rerun else options.evaluation
         with timed(run, record, "benchmark"):
             run_benchmarks(session, plan, run, record, evaluation)
-    if comparison is not None:
-        record.update(run, changed=comparison.changed())
-        comparison.scored(record.benchmarks)
-    if benchmark_job is not None:
-        record.hand_to_job(run, benchmark_job, "trained")
-    else:
-        record.end(run, "done")
-
-
-def plan_rerun(
-    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool
-) -> tuple[Plan, Provenance]:
-    """What would run a past run's saved spec again; what differs now is logged.
-
-    A spec.yaml without a record has nothing to be compared with. Raises PrerequisiteError: strict, and data or model
-    differ.
-    """
-    file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
-    needed = dependencies(folder, session.load_spec(file), session)
-    overrides = [*needed.overrides, *overrides]
-    plan = plan_run(needed.session, session.load_spec(file, overrides), ask=True)
-    if not isinstance(past, RunDir):
-        log.warning("%s has no record beside it: there is nothing to compare with", past)
-        needed.copy()
-        return plan, Provenance(str(past), overrides)
-    found = drift_from(needed.session, past, plan.spec, plan.facts, overrides)
-    log_differences(past, found, strict=strict)
-    needed.copy()
-    name = past.id if past.path.parent == session.workspace.runs else str(past.path)
-    return plan, Provenance(str(past.spec), overrides, name, [each.line() for each in found])
+        if past is not None:
+            log_scores(past, record)
+    record.end(run, "done")
 
 
 @contextmanager

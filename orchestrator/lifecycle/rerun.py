@@ -1,19 +1,24 @@
-"""A run beside the one that it repeats: what differs before it starts, its first losses, its scores."""
+"""A past run, run again, here or in another workspace: what differs before it starts, its losses and scores after."""
 
+import json
 import logging
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.data.datasets import Dataset, FileSplit, list_entries, load_entry
+from orchestrator.data.llamafactory_data import LlamaFactoryDataset
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.files import expanded
+from orchestrator.lifecycle.new_run import Provenance
 from orchestrator.models.model_files import locate_model
-from orchestrator.planning.plan import facts_now, run_side, spec_side
+from orchestrator.planning.plan import Plan, plan_run, run_side, spec_side
 from orchestrator.planning.session import Session
 from orchestrator.runs.differences import (
     REDUCED,
     Difference,
-    Side,
-    Verdict,
     by_severity,
     compare_losses,
     compare_scores,
@@ -21,12 +26,68 @@ from orchestrator.runs.differences import (
     loss_band,
 )
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import BenchmarkSummary, Facts, Training
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
 log = logging.getLogger("orchestrator")
+
+
+def saved_run(selector: str, workspace: Workspace | None) -> RunDir | Path:
+    """The run that a selector means, or the spec.yaml that has no record beside it; paths need no workspace.
+
+    Raises SpecError: there is neither.
+    """
+    is_path = "/" in selector or selector.endswith((".yaml", ".yml"))  # else a spec's name would mean what lies here
+    if is_path:
+        path = Path(selector)
+        spec = path / "spec.yaml" if path.is_dir() else path
+        if spec.is_file():
+            beside = RunDir(spec.parent.resolve())
+            return beside if spec.name == "spec.yaml" and beside.record.is_file() else spec
+    if workspace is None:
+        raise SpecError(f"no run folder and no spec.yaml {selector!r}", "name one by its path; or --workspace DIR")
+    return workspace.find_run(selector)
+
+
+def plan_rerun(
+    session: Session, past: RunDir | Path, overrides: Sequence[str], *, strict: bool
+) -> tuple[Plan, Provenance]:
+    """What would run a past run's saved spec again; what differs now is logged.
+
+    Entries of datasets that only the past run's own workspace has are copied, after the check; a model stays there. A
+    spec.yaml without a record has nothing to be compared with. Raises PrerequisiteError: strict, and data or model
+    differ.
+    """
+    file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
+    spec, old = session.load_spec(file), folder.parent.parent
+    names: list[str] = []
+    if (old / "dataset_info").is_dir() and old != session.workspace.root:
+        overrides = [*_old_models(spec, old, session.workspace.root), *overrides]
+        used = dict.fromkeys([*spec.datasets, *spec.eval_datasets, *(item.testset for item in spec.benchmark)])
+        known, there = list_entries(session.dataset_folders), list_entries([old / "dataset_info"])
+        names = [name for name in used if name not in known and name in there]
+        if local := [name for name in names if _has_files(load_entry(name, [old / "dataset_info"]))]:
+            raise SpecError(
+                f"{', '.join(local)} of the old workspace have files beside their entries, which are not copied",
+                f"look at them, and copy them and their entries from {old / 'dataset_info'} by hand",
+            )
+    if names:
+        session = replace(session, dataset_folders=[*session.dataset_folders, old / "dataset_info"])
+    plan = plan_run(session, session.load_spec(file, overrides), ask=True)
+    if isinstance(past, RunDir):
+        found = drift_from(session, past, plan.spec, plan.facts, overrides)
+        log_differences(past, found, strict=strict)
+        name = past.id if past.path.parent == session.workspace.runs else str(past.path)
+        provenance = Provenance(str(past.spec), overrides, name, [each.line() for each in found])
+    else:
+        log.warning("%s has no record beside it: there is nothing to compare with", past)
+        provenance = Provenance(str(past), overrides)
+    for name in names:
+        shutil.copy2(old / "dataset_info" / f"{name}.yaml", session.workspace.dataset_info, follow_symlinks=False)
+        log.info("the entry of dataset %s is copied from %s", name, old)
+    return plan, provenance
 
 
 def drift_from(
@@ -44,10 +105,8 @@ def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) 
     Raises PrerequisiteError: strict, and the data or the model are others.
     """
     for each in found:
-        log.log(
-            logging.INFO if each.severity == "note" else logging.WARNING,
-            "differs from %s (%s): %s", past.id, each.severity, each.line(),
-        )  # fmt: skip
+        level = logging.INFO if each.severity == "note" else logging.WARNING
+        log.log(level, "differs from %s (%s): %s", past.id, each.severity, each.line())
     if not found:
         log.info("nothing differs from %s: same spec, data, model, versions and commit", past.id)
     errors = [each.line() for each in found if each.severity == "error"]
@@ -58,50 +117,49 @@ def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) 
         )
 
 
-class RerunComparison:
-    """A run that repeats a past one, compared stage by stage."""
+def compare_trainings(session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> str | None:
+    """Log whether a finished training came to the same as that of the run that it repeats; the verdict, in a line.
 
-    def __init__(self, session: Session, past: RunDir, spec: RunSpec, record: RunRecord) -> None:
-        self._session, self._spec, self._facts = session, spec, record.facts
-        self._past = past
-        self._then = RunRecord.load(past)
-        self._drift = drift_from(session, past, spec, record.facts, record.overrides)
-        self._band = REDUCED
-        with suppress(PrerequisiteError, SpecError):  # the folder went, or is broken: the training itself says so
-            if spec.model is not None:
-                folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
-                self._band = loss_band([load_spec(past.spec), spec], folder)
+    None where one of them has no results here.
+    """
+    before = RunRecord.load(past)
+    then, now = before.training, record.training
+    if then is None or now is None:
+        return None
+    band = REDUCED
+    with suppress(PrerequisiteError, SpecError):  # the model's folder is gone
+        if spec.model is not None:
+            folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
+            band = loss_band([load_spec(past.spec), spec], folder)
+    drift = drift_from(session, past, spec, record.facts, record.overrides)
+    verdict = compare_losses(then.logged_losses, now.logged_losses, drift=drift, band=band)
+    level = logging.WARNING if verdict.verdict == "different" else logging.INFO
+    log.log(level, "%s: %s", past.id, verdict.message)
+    weights = then.weights_sha256, now.weights_sha256
+    if None not in weights and before.facts.hash_version == record.facts.hash_version:
+        same = "the same, to the last bit" if weights[0] == weights[1] else "others"
+        log.info("%s: the trained weights are %s", past.id, same)
+    return f"{verdict.verdict}: {verdict.message}"
 
-    def trained(self, training: Training) -> Verdict | None:
-        """The verdict on a finished training, logged; None where the past run trained nothing."""
-        if self._then.training is None:
-            return None
-        then, now = self._then.training.logged_losses, training.logged_losses
-        verdict = compare_losses(then, now, drift=self._drift, band=self._band)
-        level = logging.WARNING if verdict.verdict == "different" else logging.INFO
-        log.log(level, "%s: %s", self._past.id, verdict.message)
-        weights = self._then.training.weights_sha256, training.weights_sha256
-        if None not in weights and self._then.facts.hash_version == self._facts.hash_version:
-            same = "the same, to the last bit" if weights[0] == weights[1] else "others"
-            log.info("%s: the trained weights are %s", self._past.id, same)
-        return verdict
 
-    def changed(self) -> list[str]:
-        """What others changed of data, model and versions since the run started, in lines; logged."""
-        try:
-            now = facts_now(self._session, self._spec)
-        except OrchestratorError as error:
-            lines = [f"cannot be told any more: {error.message}"]
-        else:
-            kinds = ("data", "model", "adapter", "template", "version", "machine")
-            sides = [Side("", self._spec, facts) for facts in (self._facts, now)]
-            found = [each for each in differences(sides[0], sides[1]) if each.kind in kinds]
-            lines = [f"({each.severity}) {each.line()}" for each in by_severity(found)]
-        for line in lines:
-            log.warning("changed while it ran: %s", line)
-        return lines
+def log_scores(past: RunDir, record: RunRecord) -> None:
+    """Log a rerun's scores beside the past ones."""
+    for line in compare_scores(RunRecord.load(past).benchmarks, record.benchmarks):
+        log.info("%s: %s", past.id, line)
 
-    def scored(self, benchmarks: Sequence[BenchmarkSummary]) -> None:
-        """Log the run's scores beside the past ones."""
-        for line in compare_scores(self._then.benchmarks, benchmarks):
-            log.info("%s: %s", self._past.id, line)
+
+def _old_models(spec: RunSpec, old: Path, new: Path) -> list[str]:
+    """KEY=VALUE for the model folders that the spec names relative to the old workspace."""
+    overrides = []
+    for key in ("name_or_path", "adapter_name_or_path"):
+        given = getattr(spec.model, key, None)
+        if given is not None and not (new / expanded(given)).is_dir() and (found := old / expanded(given)).is_dir():
+            log.info("model.%s is the old workspace's: %s", key, found)
+            overrides.append(f"model.{key}={json.dumps(str(found))}")
+    return overrides
+
+
+def _has_files(dataset: Dataset | LlamaFactoryDataset) -> bool:
+    if isinstance(dataset, LlamaFactoryDataset):
+        return dataset.local_path is not None and not Path(dataset.info.source()[1]).is_absolute()
+    return any(isinstance(split, FileSplit) for split in dataset.entry.splits.values())

@@ -7,22 +7,21 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.lifecycle.training_results import is_complete, remove_stale_results
-from orchestrator.models.checkpoints import Inspected
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
-from orchestrator.processes.process_tree import GRACE_S, run_processes, terminate_run
 from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.owner import OwnedRun, acquire, in_use
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts, Request
 from orchestrator.runs.run_checkpoints import choose_checkpoint, planned_world_size, resume_problems, usable_checkpoints
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.state import current, pids
+from orchestrator.runs.state import current
 from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS
 from orchestrator.specs.spec import RunSpec, TrainSpec, spec_sha256
 
@@ -33,18 +32,11 @@ log = logging.getLogger("orchestrator")
 class ResumePoint:
     """Where a training begins."""
 
-    checkpoint: Inspected | None = None
-    """None: at step 0."""
+    step: int = 0
+    label: str | None = None
+    """Of the checkpoint; None: at step 0."""
     skipped: Sequence[str] = ()
     """Why none of the others, in lines."""
-
-    @property
-    def step(self) -> int:
-        return self.checkpoint.step if self.checkpoint else 0
-
-    @property
-    def label(self) -> str | None:
-        return self.checkpoint.label if self.checkpoint else None
 
 
 def plan_resume(
@@ -61,9 +53,9 @@ def plan_resume(
     spec = session.load_spec(run.spec)
     is_done = record.status == "done"
     # A training-only run is resumed as one; once it is done, its benchmarks are what is left.
-    request = Request(
-        with_benchmarks=not no_benchmark and (record.with_benchmarks or is_done), wait=wait, checkpoint=label
-    )
+    is_benchmarked = not no_benchmark and (record.with_benchmarks or is_done)
+    changes = {"with_benchmarks": is_benchmarked, "wait": wait, "checkpoint": label}
+    request = record.request.model_copy(update=changes)
     if is_done and (record.request.with_benchmarks or not (request.with_benchmarks and spec.benchmark)):
         raise SpecError(
             f"run {run.id} is done: there is nothing to resume", f"to run it again: orchestrator rerun {run.id}"
@@ -74,6 +66,12 @@ def plan_resume(
     if not is_trained:
         find_resume_point(run, plan.spec, plan.facts, label)
     return plan, request
+
+
+def session_of(run: RunDir, workspace: Path | None) -> Session:
+    """A session with the archives that the run was launched with."""
+    archives = RunRecord.load(run).request.archives
+    return Session.open(workspace, Path(archives) if archives is not None else None)
 
 
 def take_up(run: RunDir, request: Request) -> OwnedRun:
@@ -95,56 +93,47 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
     if train is not None and train.stage in ("rm", "ppo") and train.finetuning_type in ("full", "freeze"):
         why = f"LLaMA-Factory resumes from no checkpoint of {train.stage} with {train.finetuning_type}"
         if label is not None:
-            raise SpecError(
-                f"{why}, so not from {label}", f"leave --from out: the training of {run.id} begins at step 0"
-            )
+            raise SpecError(f"{why}, so not from {label}", f"without --from {run.id} is trained again from step 0")
         return ResumePoint(skipped=[why])
     machine = this_machine(spec.compute, os.environ)
     ranks = own_ranks(spec.compute, machine)
     if machine is not None and label is None and run.checkpoints():
         # what each machine holds by itself may be another step than the others'
         found = [each.label for each in usable_checkpoints(run, ranks=ranks) if each.complete]
-        here = (
-            f"complete here: {', '.join(found)}" if found else "none is complete here: copy one from rank 0's machine"
-        )
         raise PrerequisiteError(
             f"which checkpoint? {run.id} trains on {machine.count} machines, and all must resume from the same one; "
-            f"{here}",
+            f"complete here: {', '.join(found) or 'none, so copy one from the machine with rank 0'}",
             f"on each machine: orchestrator resume {run.id} --from {found[0] if found else 'checkpoint-N'}",
         )
-    return ResumePoint(*choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks))
+    chosen, skipped = choose_checkpoint(run, label, planned_world_size(spec.compute, facts), ranks)
+    return ResumePoint(chosen.step, chosen.label, skipped) if chosen is not None else ResumePoint(skipped=skipped)
 
 
-def set_aside_stale(run: RunDir, point: ResumePoint) -> list[str]:
-    """Set aside what would mix with the training that begins; each thing that was, in a line.
+def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, label: str | None) -> ResumePoint:
+    """Find where the training begins, say so, and set aside what would mix with it.
 
     At step 0 that is all of output/: LLaMA-Factory would resume from any checkpoint in it, complete or not, by itself.
     From a checkpoint on it is the later ones: they would be written over in part.
     """
-    if point.checkpoint is None:
-        if not run.output.is_dir() or not any(run.output.iterdir()):
-            return []
-        folder = run.new_set_aside()
-        run.output.rename(folder)  # onto an empty folder
-        return [f"what the training had left is kept in {folder.name}/"]
-    remove_stale_results(run)
-    later = [path for path in run.checkpoints() if int(path.name.rpartition("-")[2]) > point.step]
-    if not later:
-        return []
-    folder = run.new_set_aside()
-    for path in later:
-        path.rename(folder / path.name)
-    names = ", ".join(path.name for path in later)
-    return [f"{names}: later than {point.label}, so kept in {folder.name}/"]
-
-
-def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, label: str | None) -> ResumePoint:
-    """Find where the training begins, say so, and set aside what stands in its way."""
     point = find_resume_point(run, spec, facts, label)
-    moved = set_aside_stale(run, point)
-    where = f"the training resumes from {point.label}" if point.checkpoint else "the training begins at step 0"
-    why = [] if point.checkpoint or point.skipped else ["there is no checkpoint"]
-    for line in [*point.skipped, *why, where, *moved] if len(record.attempts) > 1 or moved else []:
+    lines = [*point.skipped]
+    if point.label is None:
+        lines += [*([] if lines else ["there is no checkpoint"]), "the training begins at step 0"]
+        moved = run.output.is_dir() and any(run.output.iterdir())
+        if moved:
+            folder = run.new_set_aside()
+            run.output.rename(folder)  # onto an empty folder
+            lines.append(f"what the training had left is kept in {folder.name}/")
+    else:
+        lines.append(f"the training resumes from {point.label}")
+        remove_stale_results(run)
+        later = [path for path in run.checkpoints() if int(path.name.rpartition("-")[2]) > point.step]
+        moved = bool(later)
+        if moved:
+            folder = run.new_set_aside()
+            names = ", ".join(path.rename(folder / path.name).name for path in later)
+            lines.append(f"{names}: later than {point.label}, so kept in {folder.name}/")
+    for line in lines if len(record.attempts) > 1 or moved else []:
         log.info("%s", line)
     return point
 
@@ -161,13 +150,6 @@ def check_unchanged(run: RunDir, record: RunRecord, spec: RunSpec, now: Facts) -
             f"put back what it began with; or start anew with what is there: orchestrator rerun {run.id}",
         )
     return [message for severity, message in found if severity == "warning"]
-
-
-def terminate_orphans(run: RunDir) -> None:
-    """End what an earlier owner of the run left running, if it was killed: it may still write into output/."""
-    if left := run_processes(run.path):
-        log.warning("processes of %s are still there, and are ended first: %s", run.id, pids(left))
-        terminate_run(lambda: run_processes(run.path), GRACE_S)
 
 
 def _spec_then(run: RunDir, record: RunRecord, spec: RunSpec) -> RunSpec:

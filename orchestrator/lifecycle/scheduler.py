@@ -5,25 +5,30 @@ nothing, the kernel sends the supervisors SIGTERM.
 """
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StageError
+from orchestrator.errors import Interrupted, SpecError, StageError
 from orchestrator.files import atomic_write
-from orchestrator.lifecycle.executors import slurm
-from orchestrator.lifecycle.executors.local import STOP_GRACE_S, start_supervisor, supervisor_error
+from orchestrator.lifecycle import slurm_jobs
+from orchestrator.lifecycle.local import STOP_GRACE_S, start_supervisor, supervisor_error
+from orchestrator.lifecycle.new_run import RunOptions
+from orchestrator.lifecycle.pipeline import carry_out
+from orchestrator.lifecycle.resume import session_of
 from orchestrator.lifecycle.stop import stop_run
 from orchestrator.planning.session import Session
 from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child
 from orchestrator.processes.process_tree import wait_until
+from orchestrator.runs import slurm
 from orchestrator.runs.groups import Group, Member, member, members
 from orchestrator.runs.machine import is_free
-from orchestrator.runs.owner import OwnedRun, acquire, is_owned, lock_run
+from orchestrator.runs.owner import OwnedRun, acquire, inherited, is_owned, lock_run
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import Request
-from orchestrator.runs.rundir import GroupDir
+from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.specs.render import spec_yaml
 from orchestrator.specs.spec import spec_sha256
 
@@ -34,15 +39,33 @@ EARLY_EXIT_S = 1.0
 _Started = tuple[Member, Child]
 
 
+def supervise(folder: Path, workspace: Path | None, lock: int | None) -> None:
+    """Carry a run or a group out, as its record says.
+
+    `lock` is the open file that the run's owner started this process with; None: a group, or a job of Slurm.
+    """
+    if GroupDir(folder).file.is_file():
+        run_group(Session.open(workspace), GroupDir(folder))
+        return
+    run = RunDir(folder)
+    job = slurm.own_job() if lock is None else ""
+    owned = acquire(run, job) if lock is None else inherited(run, lock)
+    if job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # its own checkpoints are newer
+        record = RunRecord.load(run)
+        record.update(run, request=record.request.model_copy(update={"checkpoint": None}))
+    carry_out(session_of(run, workspace), owned, RunOptions(job=job))
+
+
 def renew_requests(folder: GroupDir, *, with_benchmarks: bool) -> None:
     """Before a group is resumed: write what is to be done into each run's record; SpecError where nothing is left."""
     group = Group.load(folder)
     found = members(folder, group)
     if not any(each.is_to_do() or is_owned(each.run) for each in found):
         raise _nothing_left(folder, found)
-    request = Request(with_benchmarks=with_benchmarks and group.with_benchmarks, wait=True)
+    changes = {"with_benchmarks": with_benchmarks and group.with_benchmarks, "wait": True, "checkpoint": None}
     for each in found:
         if each.is_to_do() and each.record is not None:
+            request = each.record.request.model_copy(update=changes)
             each.record.update(each.run, request=request, stop_requested=False)
 
 
@@ -81,7 +104,7 @@ def run_group(session: Session, folder: GroupDir) -> None:
 def submit_group(session: Session, folder: GroupDir) -> str | None:
     """Submit what is left to do of a group as the tasks of one Slurm job; its id. None: its specs have no such section.
 
-    Raises SpecError: nothing is left to do; and as slurm.submit.
+    Raises SpecError: nothing is left to do; and as slurm_jobs.submit.
     """
     found = members(folder, Group.load(folder))
     spec = next((session.load_spec(each.run.spec) for each in found if each.run.spec.is_file()), None)
@@ -90,7 +113,7 @@ def submit_group(session: Session, folder: GroupDir) -> str | None:
     todo = [each.run for each in found if each.is_to_do()]
     if not todo:
         raise _nothing_left(folder, found)
-    slurm.submit(session, [acquire(run) for run in todo], spec, folder.id)
+    slurm_jobs.submit(session, [acquire(run) for run in todo], spec, folder.id)
     job = RunRecord.load(todo[0]).job
     return job.id.partition("_")[0] if job is not None else None
 
@@ -100,13 +123,14 @@ def detach_group(session: Session, folder: GroupDir) -> int:
     child = start_supervisor(session, folder, None)
     child.wait(EARLY_EXIT_S)
     if status := child.poll():
-        raise supervisor_error(f"group {folder.id}", child, None, status)
+        raise supervisor_error(f"group {folder.id}", child, status)
     return child.pid
 
 
 def _run_queue(
     session: Session, folder: GroupDir, group: Group, queue: list[Member], under_way: dict[str | None, _Started]
 ) -> None:
+    slots: list[str | None] = [None] if group.devices is None else [*group.devices]
     has_warned = False
     while queue or under_way:
         for slot, (begun, child) in list(under_way.items()):
@@ -115,7 +139,6 @@ def _run_queue(
                 ended = member(folder, begun.point)
                 level = logging.INFO if ended.is_finished() else logging.WARNING
                 log.log(level, "%s: %s: %s", group.label(ended.point), ended.run.id, ended.line())
-        slots: list[str | None] = [*group.devices] if group.devices is not None else [None]
         for slot in slots:
             is_usable = slot not in under_way and (slot is None or is_free(slot))
             if is_usable and (found := _next(folder, queue, slot)) is not None:
@@ -147,22 +170,13 @@ def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: s
     where = "" if slot is None else f" on device {slot}"
     number = group.points.index(now.point) + 1
     log.info("%d of %d: %s%s: %s", number, len(group.points), group.label(now.point), where, now.run.id)
-    if slot is not None:
-        _put_on_device(session, now, slot)
-    return now, start_supervisor(session, now.run, owned, signal.SIGTERM)
-
-
-def _put_on_device(session: Session, now: Member, device: str) -> None:
-    """Write the device into the run's spec, so that it can be run again alone as it ran."""
-    override = f'compute.devices="{device}"'
-    try:
+    if slot is not None and now.record is not None:  # its spec has the device: it can be run again alone as it ran
+        override = f'compute.devices="{slot}"'
         spec = session.load_spec(now.run.spec, [override])
-    except OrchestratorError:  # it was edited since: the supervisor says what is wrong
-        return
-    if now.record is not None and spec_sha256(spec) != now.record.spec_sha256:
         atomic_write(now.run.spec, spec_yaml(spec, ""))
         others = [each for each in now.record.overrides if not each.startswith("compute.devices=")]
         now.record.update(now.run, spec_sha256=spec_sha256(spec), overrides=[*others, override])
+    return now, start_supervisor(session, now.run, owned, signal.SIGTERM)
 
 
 def _stop(started: Sequence[_Started]) -> None:

@@ -5,7 +5,8 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -57,46 +58,40 @@ def plan_sweep(
     by_point = [[*overrides, *point_overrides(axes, each)] for each in values]
     log.info("checking %d points", len(values))
     plans: list[Plan] = []
-    errors: list[tuple[int, OrchestratorError]] = []
-    logged: set[str] = set()
+    errors: dict[str, list[int]] = {}
+    kinds: set[type[OrchestratorError]] = set()
 
-    def once(record: logging.LogRecord) -> bool:
-        """Lets a line through once that several points have alike."""
-        is_new = record.getMessage() not in logged
-        logged.add(record.getMessage())
-        return is_new
+    @contextmanager
+    def collected(number: int) -> Iterator[None]:
+        try:
+            yield
+        except OrchestratorError as error:
+            text = indent(error.message, "  ") + (f"\n  try: {error.remedy}" if error.remedy else "")
+            errors.setdefault(text, []).append(number)
+            kinds.add(type(error))
 
-    log.addFilter(once)
-    try:
-        for number, own in enumerate(by_point):
-            try:
-                plan = plan_run(session, session.load_spec(spec_file, own))
-                if plan.spec.train is None and not plan.spec.benchmark:
-                    raise SpecError(f"{plan.spec.name} neither trains nor benchmarks")
-                plans.append(replace(plan, texts={}, datasets={}, own={}))
-            except OrchestratorError as error:
-                errors.append((number, error))
-        for number, answer in enumerate(ask_llamafactory(session, [plan.spec for plan in plans]) if not errors else ()):
-            try:
-                raise_or_log(answer.findings)
-            except OrchestratorError as error:
-                errors.append((number, error))
-    finally:
-        log.removeFilter(once)
+    for number, own in enumerate(by_point):
+        with collected(number):
+            plan = plan_run(session, session.load_spec(spec_file, own))
+            if plan.spec.train is None and not plan.spec.benchmark:
+                raise SpecError(f"{plan.spec.name} neither trains nor benchmarks")
+            plans.append(replace(plan, texts={}, datasets={}, own={}))
+    for number, answer in enumerate(ask_llamafactory(session, [plan.spec for plan in plans]) if not errors else ()):
+        with collected(number):
+            raise_or_log(answer.findings)
     if errors:
-        raise _as_one_error(errors, axes, values)
-    seen: dict[str, tuple[str, ...]] = {}
-    for plan, point in zip(plans, values, strict=True):
-        earlier = seen.setdefault(spec_sha256(plan.spec), point)
-        if earlier is not point:
-            both = (" ".join(point_overrides(axes, each)) for each in (earlier, point))
-            raise SpecError(f"two points are the same run: {' and '.join(both)}", "leave one of the values out")
+        kind = SpecError if SpecError in kinds else PrerequisiteError
+        message = _by_point(errors, [", ".join(point_overrides(axes, each)) for each in values])
+        raise kind(message, "correct these, or leave these values out")
+    if len({spec_sha256(plan.spec) for plan in plans}) < len(plans):
+        raise SpecError("two points are the same run", "leave one of the values out")
     if any(plan.spec.compute.slurm != plans[0].spec.compute.slurm for plan in plans):
         raise SpecError("compute.slurm cannot be swept: the runs are the tasks of one job array")
     devices = _per_device([plan.spec for plan in plans]) if per_device else None
-    if devices is not None:
+    if devices is not None:  # one that is resumed alone takes one device too
         by_point = [[*own, f'compute.devices="{devices[0]}"'] for own in by_point]
-        plans = [replace(plan, spec=_on_device(plan.spec, devices[0])) for plan in plans]
+        compute = {"compute": plans[0].spec.compute.model_copy(update={"devices": devices[0]})}
+        plans = [replace(plan, spec=plan.spec.model_copy(update=compute)) for plan in plans]
     return Sweep(spec_file, axes, values, by_point, plans, devices)
 
 
@@ -129,23 +124,15 @@ def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
     return folder
 
 
-def _as_one_error(
-    errors: Sequence[tuple[int, OrchestratorError]], axes: Sequence[Axis], values: Sequence[tuple[str, ...]]
-) -> OrchestratorError:
-    """The points' errors as one; what several have in common stands there once."""
-    kind = SpecError if any(isinstance(error, SpecError) for _, error in errors) else PrerequisiteError
-    alike: dict[str, list[int]] = {}
-    for number, error in errors:
-        text = indent(error.message, "  ") + (f"\n  try: {error.remedy}" if error.remedy else "")
-        alike.setdefault(text, []).append(number)
+def _by_point(errors: dict[str, list[int]], labels: Sequence[str]) -> str:
+    """Each error once, with the labels of the points that have it."""
     blocks = []
-    for text, numbers in alike.items():
-        named = [", ".join(point_overrides(axes, values[number])) for number in numbers[:3]]
-        more = [f"... and {len(numbers) - 3} more points"] if len(numbers) > 3 else []
-        every = ["every point"] if len(numbers) == len(values) and len(values) > 1 else [*named, *more]
-        blocks.append("\n".join([*every, text]))
-    head = f"{len(errors)} of {len(values)} points of the sweep cannot run; nothing was started"
-    return kind("\n\n".join([head, *blocks]), "correct these, or leave these values out")
+    for text, numbers in errors.items():
+        more = f"\n... and {len(numbers) - 3} more points" if len(numbers) > 3 else ""
+        named = "every point" if len(numbers) == len(labels) else "\n".join(labels[each] for each in numbers[:3]) + more
+        blocks.append(f"{named}\n{text}")
+    count = len({number for numbers in errors.values() for number in numbers})
+    return "\n\n".join([f"{count} of {len(labels)} points of the sweep cannot run; nothing was started", *blocks])
 
 
 def _per_device(specs: Sequence[RunSpec]) -> list[str]:
@@ -159,9 +146,8 @@ def _per_device(specs: Sequence[RunSpec]) -> list[str]:
             "serve.devices": serve.devices is not None,
             "serve.port": serve.port is not None and bool(spec.benchmark),
         }
-        for what, is_so in refused.items():
-            if is_so:
-                raise SpecError(f"--per-device does not go with {what}", "leave one of the two out")
+        if found := [what for what, is_so in refused.items() if is_so]:
+            raise SpecError(f"--per-device does not go with {found[0]}", "leave one of the two out")
     devices = devices_of([specs[0].compute.devices])
     if not devices:
         raise PrerequisiteError(
@@ -169,7 +155,3 @@ def _per_device(specs: Sequence[RunSpec]) -> list[str]:
             """leave --per-device out, or name some: --set 'compute.devices="0,1"'""",
         )
     return devices
-
-
-def _on_device(spec: RunSpec, device: str) -> RunSpec:
-    return spec.model_copy(update={"compute": spec.compute.model_copy(update={"devices": device})})

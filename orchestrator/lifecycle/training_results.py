@@ -55,9 +55,7 @@ def is_complete(run: RunDir, label: str | None = None) -> bool:
 
     Raises SpecError: the result is there already, so nothing is resumed from a checkpoint.
     """
-    if not run.output.is_dir():
-        return False
-    if not problems(run):
+    if run.output.is_dir() and not problems(run):
         if label is not None:
             raise SpecError(f"the training of {run.id} is finished: nothing resumes from {label}", "leave --from out")
         return True
@@ -69,13 +67,11 @@ def completed_training(run: RunDir, train: TrainSpec, label: str | None, *, resu
     """The figures of a training that came to its end, whether or not its owner was there to see it; else None.
 
     Where LLaMA-Factory was ended between its last step and its end, the last checkpoint becomes the result. Raises
-    SpecError: as is_complete; PrerequisiteError: that checkpoint's weights are in DeepSpeed's or FSDP's own files
-    alone.
+    SpecError: as is_complete; PrerequisiteError: the weights are in DeepSpeed's or FSDP's own files alone.
     """
     if not is_complete(run, label):
         return None
-    last = _last_checkpoint(run) if problems(run) else None
-    if last is not None:
+    if problems(run) and (last := _last_checkpoint(run)) is not None:
         _take_weights(run, last, train)
     return training_of(run, resumed=resumed)
 
@@ -92,9 +88,7 @@ def _last_checkpoint(run: RunDir) -> Inspected | None:
     A training must not be resumed from it: transformers takes one more step before it looks at max_steps.
     """
     newest = next((each for each in usable_checkpoints(run) if is_saved(each)), None)
-    if newest is None:
-        return None
-    state = json_mapping(newest.folder / "trainer_state.json")
+    state = json_mapping(newest.folder / "trainer_state.json") if newest is not None else None
     return newest if state is not None and _has_ended(state) else None
 
 
@@ -109,10 +103,7 @@ def _take_weights(run: RunDir, last: Inspected, train: TrainSpec) -> None:
             f"{source.name} of {run.id} is of the last step, but holds no weights that can be taken as the result",
             f"to train the last steps again: orchestrator resume {run.id} --from an earlier checkpoint",
         )
-    log.warning(
-        "the training was ended after its last step, before it saved its result: the weights of %s are taken as that",
-        source.name,
-    )
+    log.warning("the training was ended before it saved its result: the weights of %s are taken as that", source.name)
     names = [path.name for path in source.iterdir() if path.is_file() and not path.name.startswith(_RESUME_ONLY)]
     for name in sorted(names, key=lambda name: name == "trainer_state.json"):
         unfinished = run.output / f".{name}.unfinished"
@@ -121,15 +112,13 @@ def _take_weights(run: RunDir, last: Inspected, train: TrainSpec) -> None:
 
 
 def _has_ended(state: Mapping[str, Any]) -> bool:
-    """Whether the last step was taken; after a SIGTERM a training ends in order, files, status 0 and all."""
-    step, last = state.get("global_step"), state.get("max_steps")
-    if not isinstance(step, int) or not isinstance(last, int):
-        return True
-    return step == last or (step < last and _is_stopped_early(state))
+    """Whether the last step was taken; after a SIGTERM a training ends in order, files, status 0 and all.
 
-
-def _is_stopped_early(state: Mapping[str, Any]) -> bool:
-    """Whether it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count."""
+    Or it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count.
+    """
+    step, last = int(state.get("global_step", 0)), int(state.get("max_steps", 0))
+    if step >= last:
+        return step == last
     try:
         callback = state["stateful_callbacks"]["EarlyStoppingCallback"]
         patience, counter = callback["args"]["early_stopping_patience"], callback["attributes"]

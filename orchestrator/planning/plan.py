@@ -21,7 +21,6 @@ from orchestrator.specs.render import Checkpoint, api_arguments, train_arguments
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.chat_templates import resolve_template
-from orchestrator.upstream.installation import find_installation
 
 log = logging.getLogger("orchestrator")
 
@@ -55,13 +54,6 @@ def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
         raise_or_log(ask_llamafactory(session, [spec])[0].findings)
     facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
     return Plan(spec, datasets, own, texts, facts, found)
-
-
-def facts_now(session: Session, spec: RunSpec) -> Facts:
-    """The facts of a run as they are now; SpecError or PrerequisiteError where something is not there any more."""
-    _, own, texts = _inputs(session, spec)
-    installation = find_installation() if session.llamafactory_or_none() else None
-    return collect_facts(spec, session.workspace.root, installation, texts, own)
 
 
 def _inputs(

@@ -28,8 +28,7 @@ class _Signalled(Interrupted):
 def raise_interrupted(*numbers: int) -> list[Interrupted]:
     """Have these signals raise Interrupted in the main thread; what was raised so far, in a list that grows.
 
-    Python drops what is raised in a destructor or a weak reference's callback ("Exception ignored in"), and the
-    program would go on as if nobody had pressed Ctrl-C: the signal is sent again, until it is heard.
+    Python drops what is raised in a destructor or a weak reference's callback: the signal is sent again there.
     """
     received: list[Interrupted] = []
 
@@ -79,11 +78,9 @@ def defer_signals() -> Iterator[None]:
 def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     """asyncio.run, for a program whose signal handlers raise.
 
-    What a handler raises while the event loop runs is raised in whatever the loop is doing: a task takes it for its own
-    failure, or some library's `except` catches it; a callback's is logged and lost. So for as long as the loop runs,
-    signals with a Python handler cancel the coroutine instead. When it has ended and the loop is closed the handler is
-    called, and raises what it wants to. A second signal reaches it at once. Raises Interrupted: a signal came, and its
-    handler raised nothing.
+    Raised while the event loop runs, it would be a task's own failure, or a callback's, which is logged and lost. So a
+    signal cancels the coroutine instead, and its handler is called when the loop is closed; a second one reaches it at
+    once. Raises Interrupted: a signal came, and its handler raised nothing.
     """
     import asyncio  # here, since every command starts with this module, and few have a loop
 

@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.process_tree import CHILD_ENV, RUN_ENV, child_processes, terminate, wait_until_gone
 from orchestrator.text import escape_controls
@@ -53,7 +51,7 @@ class Child:
         return self.popen.pid
 
     def poll(self) -> int | None:
-        """The exit status, or None while the child runs; a negative number is the signal that ended it."""
+        """The exit status, or None while it runs; a negative number is the signal that ended it."""
         return self.popen.poll()
 
     def wait(self, timeout_s: float) -> None:
@@ -71,19 +69,9 @@ class Child:
         shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()]
         return "\n".join(f"  | {escape_controls(line)}" for line in shown[-lines:]) or "  | (no output)"
 
-    def log_holds(self, *texts: str) -> bool:
-        """Whether this child's own output holds one of some texts."""
-        with self.log.open("rb") as file:
-            file.seek(self.log_start_bytes)
-            return any(text.encode() in line for line in file for text in texts)
-
     def stop(self, grace_s: float, is_enough: Callable[[], bool] = lambda: False) -> int:
-        """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants; the exit status.
-
-        is_enough: called meanwhile: whether there is nothing more to wait for.
-        """
-        is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
-        left = terminate(lambda: child_processes(self.pid if is_ours else None, self.marker), grace_s, is_enough)
+        """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants; the exit status."""
+        left = terminate(lambda: child_processes(self.pid, self.marker), grace_s, is_enough)
         status = self.popen.wait()
         wait_until_gone(left)
         if self.watcher is not None:
@@ -107,7 +95,7 @@ def start(
     death_signal: what the child gets when this process dies without stopping it (Linux only); None: it is meant to
     outlive us. watched: a second process waits for our death, to end what the child has started by then (torchrun and
     its ranks, which no death signal of ours reaches); it keeps `locks` open until then. pass_fds: files that the child
-    itself keeps open. Raises PrerequisiteError: the program cannot be started, or the log cannot be written.
+    itself keeps open. Raises PrerequisiteError: the program cannot be started.
     """
     parent, marker = os.getpid(), uuid.uuid4().hex
 
@@ -118,11 +106,7 @@ def start(
                 os._exit(1)
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:  # a run folder that came from elsewhere may have a link in the log's place
-        output = open(log, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
-    except OSError as error:
-        raise PrerequisiteError(f"{log} cannot be written: {error.strerror}", f"rm {shlex.quote(str(log))}") from error
-    with output:
+    with log.open("ab") as output:
         begin = output.tell()
         try:
             popen = subprocess.Popen(
@@ -177,10 +161,10 @@ def run_short(
     environment: Mapping[str, str] | None = None,
     errors: str = "replace",
 ) -> str:
-    """Run a program that answers at once; its stdout as text.
+    """Run a program that answers at once, with `environment` beside ours; its stdout as text.
 
-    environment: variables set beside ours. errors: what becomes of bytes that are no UTF-8; "surrogateescape" loses
-    none. Raises PrerequisiteError: it is not there; StageError: it fails or takes too long.
+    errors: for bytes that are no UTF-8; "surrogateescape" loses none. Raises PrerequisiteError: it is not there;
+    StageError: it fails or takes too long.
     """
     try:
         done = subprocess.run(

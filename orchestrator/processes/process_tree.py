@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,12 +38,10 @@ def alive(process: psutil.Process) -> bool:
     return _unless_gone(lambda: process.is_running() and process.status() != psutil.STATUS_ZOMBIE, False)
 
 
-def send(process: psutil.Process, number: int) -> None:
-    """Send a signal to a process that may be gone; psutil checks its start, so a reused pid is left alone."""
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
+def send(processes: Collection[psutil.Process], number: int) -> None:
+    """Send a signal to processes that may be gone; psutil checks their start, so a reused pid is left alone."""
+    for process in processes:
+        _unless_gone(lambda each=process: each.send_signal(number), None)  # type: ignore[misc]
 
 
 def has_open(process: psutil.Process, path: Path) -> bool:
@@ -62,18 +59,16 @@ def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
             continue
 
 
-def child_processes(leader: int | None, marker: str) -> list[psutil.Process]:
-    """A child of ours first, then what is left of its session, the descendants of each, and what bears its marker.
+def child_processes(leader: int, marker: str) -> list[psutil.Process]:
+    """What is left of the session of a child of ours, the descendants of each, and all that bears the child's marker.
 
-    leader: the pid that the session is named after, which need not live any more; None where another has that pid. A
-    rank of torchrun is in a session of its own; if torchrun is killed, it is nobody's descendant either.
+    A rank of torchrun is in a session of its own, and if torchrun is killed, nobody's descendant. A program that sets
+    its title (vLLM's workers) may have written over its environment.
     """
-    everyone = psutil.process_iter() if leader is not None else ()
-    members = [each for each in everyone if _unless_gone(partial(os.getsid, each.pid), None) == leader]
-    members.sort(key=lambda process: process.pid != leader)
-    no_process: list[psutil.Process] = []
-    descendants = [each for one in members for each in _unless_gone(partial(one.children, True), no_process)]
-    return list(dict.fromkeys([*members, *descendants, *_marked(CHILD_ENV, marker)]))
+    found = [each for each in psutil.process_iter() if _session(each) == leader]
+    for each in list(found):
+        found += _unless_gone(lambda one=each: one.children(recursive=True), [])  # type: ignore[misc]
+    return list(dict.fromkeys([*found, *_marked(CHILD_ENV, marker)]))
 
 
 def run_processes(folder: Path) -> list[psutil.Process]:
@@ -94,16 +89,14 @@ def terminate(
     found = find()
     try:
         ranks = [process for process in found if _is_rank(process)]
-        roots = [each for each in found if _unless_gone(each.ppid, None) not in {other.pid for other in found}]
-        for process in ranks or roots:
-            send(process, signal.SIGTERM)
+        pids = {process.pid for process in found}
+        send(ranks or [each for each in found if _unless_gone(each.ppid, None) not in pids], signal.SIGTERM)
         if not ranks and any(map(_is_torchrun, found)):
             grace_s = min(grace_s, NOTHING_TO_SAVE_S)
         wait_until(lambda: not any(map(alive, found)) or is_enough(), grace_s)
     finally:  # a second Ctrl-C cuts the grace short
         left = {*found, *find()}
-        for process in left:
-            send(process, signal.SIGKILL)
+        send(left, signal.SIGKILL)
     return left
 
 
@@ -113,7 +106,7 @@ def terminate_run(find: Callable[[], Sequence[psutil.Process]], grace_s: float) 
     Where a watcher does that already it is given the time: a trainer that gets SIGTERM twice may die as it saves.
     """
     left = find()
-    if any(map(is_watcher, left)):
+    if any("orchestrator.processes.watch" in command_line(process) for process in left):
         wait_until_gone(left, grace_s)
     wait_until_gone(terminate(find, grace_s))
 
@@ -127,16 +120,16 @@ def name_of(process: psutil.Process) -> str:
     return _unless_gone(process.name, "gone")
 
 
-def is_watcher(process: psutil.Process) -> bool:
-    return "orchestrator.processes.watch" in command_line(process)
+def command_line(process: psutil.Process) -> list[str]:
+    return _unless_gone(process.cmdline, [])
 
 
 def _marked(name: str, value: str) -> list[psutil.Process]:
     return [process for process, environment in environments() if environment.get(name) == value]
 
 
-def command_line(process: psutil.Process) -> list[str]:
-    return _unless_gone(process.cmdline, [])
+def _session(process: psutil.Process) -> int | None:
+    return _unless_gone(lambda: os.getsid(process.pid), None)
 
 
 def _is_rank(process: psutil.Process) -> bool:

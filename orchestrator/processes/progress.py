@@ -5,15 +5,18 @@ Where nobody reads it any more (`launch | head`, a terminal that hung up) it goe
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 PLAIN_INTERVAL_S = 15.0
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Counts up to a total and shows it; a context manager that closes itself."""
+    """Counts up to a total, which may be set later, and shows it; the rate is that of what comes on top of `initial`.
+
+    unit: what is counted, in the plural.
+    """
 
     def __init__(
         self,
@@ -25,13 +28,8 @@ class Progress(AbstractContextManager["Progress"]):
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show nothing yet but an empty bar, if it is a terminal.
-
-        total: None where it is not known yet (set `total` later). unit: what is counted, in the plural. initial: the
-        count that is there already; the rate is that of what comes on top.
-        """
-        self.count = self._initial = initial
-        self._total, self._desc, self._unit = total, desc, unit
+        self.total, self.count = total, initial
+        self._initial, self._desc, self._unit = initial, desc, unit
         self._stream, self._clock = stream or sys.stderr, clock
         self._started = self._shown_at = clock()
         self._postfix: dict[str, object] = {}
@@ -40,62 +38,47 @@ class Progress(AbstractContextManager["Progress"]):
         if self._stream.isatty():
             from tqdm import tqdm
 
-            with self._unless_unread():
+            try:
                 self._bar = tqdm(
                     total=total, desc=desc, unit=f" {unit}", initial=initial, file=self._stream, dynamic_ncols=True
                 )
-
-    @property
-    def total(self) -> int | None:
-        return self._total
-
-    @total.setter
-    def total(self, total: int | None) -> None:
-        self._total = total
-        if self._bar is not None:
-            self._bar.total = total
-            with self._unless_unread():
-                self._bar.refresh()
+            except OSError:
+                self._closed = True
 
     def update(self, n: int = 1, **postfix: object) -> None:
         """Count n more; keyword arguments are shown beside the count until they are given anew, or None."""
         self.count += n
         self._postfix = {name: value for name, value in (self._postfix | postfix).items() if value is not None}
-        with self._unless_unread():
-            if self._bar is not None:
-                if postfix:
-                    self._bar.set_postfix(self._postfix, refresh=False)
-                self._bar.update(n)
-            elif self._clock() - self._shown_at >= PLAIN_INTERVAL_S:
-                self._plain_line()
+        if self._bar is not None:
+            self._unless_unread(lambda: self._update_bar(n))
+        elif self._clock() - self._shown_at >= PLAIN_INTERVAL_S:
+            self._unless_unread(self._plain_line)
 
     def close(self) -> None:
         """Show the last state and end; more calls do nothing."""
-        if self._closed:
-            return
-        with self._unless_unread():
-            if self._bar is not None:
-                self._bar.close()
-            else:
-                self._plain_line()
+        self._unless_unread(self._plain_line if self._bar is None else self._bar.close)
         self._closed = True
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @contextmanager
-    def _unless_unread(self) -> Iterator[None]:
+    def _unless_unread(self, show: Callable[[], None]) -> None:
+        if self._closed:
+            return
         try:
-            yield
+            show()
         except OSError:  # EPIPE, or EIO of a terminal that is gone
             self._closed = True
 
+    def _update_bar(self, n: int) -> None:
+        self._bar.total = self.total
+        self._bar.set_postfix(self._postfix, refresh=False)
+        self._bar.update(n)
+
     def _plain_line(self) -> None:
-        if self._closed:
-            return
         self._shown_at = self._clock()
         elapsed_s = self._shown_at - self._started
-        of = f"/{self._total}" if self._total is not None else ""
+        of = f"/{self.total}" if self.total is not None else ""
         parts = [f"{self.count}{of} {self._unit} in {elapsed_s:.0f} s"]
         counted = self.count - self._initial
         if elapsed_s > 0 and counted > 0:

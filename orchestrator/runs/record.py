@@ -56,7 +56,6 @@ class RunRecord(BaseModel):
     """Its values of the sweep's axes, in their order."""
     job: Job | None = None
     """The Slurm job that carries it out, or did so last; None: a process of its own does."""
-    benchmark_job: Job | None = None
     stop_requested: bool = False
     """By `stop`: no job and no sweep resumes it by itself."""
     waits_for: str | None = None
@@ -68,8 +67,6 @@ class RunRecord(BaseModel):
     rerun_of: str | None = None
     drift: list[str] = []
     """Of a rerun: what differed from the run that it repeats, before it started."""
-    changed: list[str] = []
-    """Of a rerun: what others changed of data, model and versions while it ran."""
     verdict: str | None = None
     commands: dict[str, list[str]] = {}
     """Stage -> the command line that was run for it, in the run folder."""
@@ -149,7 +146,7 @@ class RunRecord(BaseModel):
             if stored.attempts and stored.attempts[-1].ended_at is None:
                 stored.attempts[-1].status = "interrupted"
             if not job:
-                stored.job = stored.benchmark_job = None
+                stored.job = None
             elif stored.job is None or stored.job.id != job:
                 stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
             stored._set(status="preparing", **_owned_by_us(), waits_for=None)
@@ -168,19 +165,16 @@ class RunRecord(BaseModel):
             stored._set(status=status, error=error, ended_at=now(), waits_for=None)
             stored._end_attempt(status)
 
-    def hand_to_job(self, run: RunDir, job: Job, status: Status) -> None:
-        """End the attempt, but not the run: a job resumes it later."""
+    def hand_to_job(self, run: RunDir, job: Job) -> None:
+        """End the attempt as stopped, but not the run: the job resumes it later."""
         with self.changing(run) as stored:
-            if job == stored.benchmark_job:
-                stored.benchmark_job = None
             stored._set(status="queued", job=job, waits_for=None)
-            stored._end_attempt(status)
+            stored._end_attempt("stopped")
 
     def submit_to_job(self, run: RunDir) -> None:
         """Say that this process, which holds the run's lock, submits a job for it."""
         with self.changing(run) as stored:
-            job = Job(uid=os.getuid(), submitted_at=now())
-            stored._set(status="queued", **_owned_by_us(), job=job, benchmark_job=None)
+            stored._set(status="queued", **_owned_by_us(), job=Job(uid=os.getuid(), submitted_at=now()))
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark; one that was continued takes the place of what it had come to before."""

@@ -96,8 +96,7 @@ class StepBar(AbstractContextManager["StepBar"]):
     def show(self, event: Event) -> None:
         step, total = event.get("current_steps"), event.get("total_steps")
         if isinstance(step, int) and isinstance(total, int):
-            if total != self._progress.total:
-                self._progress.total = total
+            self._progress.total = total
             self._progress.update(step - self._progress.count, **_figures(event))
 
     def close(self) -> None:

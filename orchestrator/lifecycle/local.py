@@ -22,7 +22,7 @@ from orchestrator.processes.process_tree import (
     wait_until,
     wait_until_gone,
 )
-from orchestrator.runs.owner import OwnedRun, is_owned, lock_run
+from orchestrator.runs.owner import OwnedRun, is_owned
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import pids
@@ -34,7 +34,9 @@ SETTLE_S = 0.5
 OWNER_EXIT_S = 10
 """For an owner to write its record once its children are gone."""
 STOP_GRACE_S = GRACE_S + OWNER_EXIT_S  # of `stop`: the owner's own, and that
-_KINDS: dict[int, type[OrchestratorError]] = {kind.exit_code: kind for kind in (SpecError, PrerequisiteError)}
+_KINDS: dict[int, type[OrchestratorError | Interrupted]] = {
+    kind.exit_code: kind for kind in (SpecError, PrerequisiteError, Interrupted)
+}
 
 
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
@@ -58,18 +60,24 @@ def start_supervisor(
     """
     locks = [] if owned is None else [owned.file]
     words = ["--workspace", str(session.workspace.root), *(f"--lock={file}" for file in locks)]
-    argv = own_argv("supervise", str(of.path), *words)
     env = {**os.environ, **({} if owned is None else {RUN_ENV: str(of.path)})}
+    argv, log = own_argv("supervise", str(of.path), *words), of.supervisor_log
     with defer_signals():
         try:
-            return start(argv, log=of.supervisor_log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
+            return start(argv, log=log, cwd=None, env=env, death_signal=death_signal, pass_fds=locks)
         finally:
             if owned is not None:
                 owned.release()
 
 
-def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
-    """Stop a run: its owner gets SIGTERM and the grace, then SIGKILL as all its processes.
+def supervisor_error(what: str, child: Child, status: int, error: str | None = None) -> OrchestratorError | Interrupted:
+    """The error of a supervisor that ended before it had begun to carry out 'run demo-20261124-101500', say."""
+    why = error or f"last lines of {child.log}:\n{child.log_tail()}"
+    return _KINDS.get(status, StageError)(f"{what} did not start: {why}", f"its log: {child.log}")
+
+
+def stop(run: RunDir, record: RunRecord, grace_s: float) -> str:
+    """End a run: its owner gets SIGTERM and the grace, then SIGKILL as all its processes; why, if it was killed.
 
     Raises PrerequisiteError: it runs on another host, or its owner cannot be found; StageError: a process of it cannot
     be ended.
@@ -81,41 +89,29 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
             f"orchestrator stop {record.id} --host-is-gone",
         )
     owner = _owner(run)
-    if owner is None:
-        return stop_orphans(run)
-    record.update(run, stop_requested=True)
-    send(owner, signal.SIGTERM)
-    if not wait_until(lambda: not is_owned(run) and not run_processes(run.path), max(grace_s, SETTLE_S), 0.1):
-        _kill(run, owner)
-    _verify_none_left(run)
-    record_stopped(run, f"killed: it had not stopped within {grace_s:g} s")
-    return ["no process of it is left"]
+    if owner is not None:
+        record.update(run, stop_requested=True)
+        send([owner], signal.SIGTERM)
+        if not wait_until(lambda: not is_owned(run) and not run_processes(run.path), max(grace_s, SETTLE_S), 0.1):
+            _kill(run, owner)
+    end_orphans(run, grace_s if owner is None else 0)
+    return f"killed: it had not stopped within {grace_s:g} s"
 
 
-def stop_orphans(run: RunDir, grace_s: float = GRACE_S) -> list[str]:
-    """End what an owner that is gone left running."""
-    if not (left := run_processes(run.path)):
-        return []
-    terminate_run(lambda: run_processes(run.path), grace_s)
-    _verify_none_left(run)
-    return [f"its owner had left running, now ended: {pids(left)}", "no process of it is left"]
+def end_orphans(run: RunDir, grace_s: float = GRACE_S) -> str:
+    """End what an owner that is gone left running: it may still write into output/. Their pids, '' where none was left.
 
-
-def record_stopped(run: RunDir, why: str) -> None:
-    """Write that a run was stopped, where its owner is gone and did not."""
-    if (owned := lock_run(run)) is not None:  # else somebody resumes it already
-        with owned:
-            record = RunRecord.load(run)
-            if record.is_active():
-                record.end(run, "stopped", why)
-
-
-def supervisor_error(what: str, child: Child, error: str | None, status: int) -> OrchestratorError | Interrupted:
-    """The error of a supervisor that ended before it had begun to carry out 'run demo-20261124-101500', say."""
-    why = error or f"last lines of {child.log}:\n{child.log_tail()}"
-    if status == Interrupted.exit_code:
-        return Interrupted(f"{what} was stopped: {why}")
-    return _KINDS.get(status, StageError)(f"{what} did not start: {why}", f"its log: {child.log}")
+    Raises StageError: one cannot be ended.
+    """
+    found = run_processes(run.path)
+    if found:
+        terminate_run(lambda: run_processes(run.path), grace_s)
+    if left := run_processes(run.path):
+        raise StageError(
+            f"processes of {run.id} cannot be ended: {pids(left)}",
+            "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",
+        )
+    return pids(found)
 
 
 def _wait_until_begun(run: RunDir, child: Child) -> None:
@@ -126,7 +122,7 @@ def _wait_until_begun(run: RunDir, child: Child) -> None:
         if is_its and (record.waits_for or record.attempts[-1].status in ("running", "done")):
             return
         if status is not None:
-            raise supervisor_error(f"run {run.id}", child, record.error if is_its else None, status)
+            raise supervisor_error(f"run {run.id}", child, status, record.error if is_its else None)
         time.sleep(POLL_S)
 
 
@@ -148,19 +144,8 @@ def _owner(run: RunDir) -> psutil.Process | None:
 
 def _kill(run: RunDir, owner: psutil.Process) -> None:
     """The owner last: it writes into the record how the run ended."""
-    children = [process for process in run_processes(run.path) if process != owner]
-    for process in children:
-        send(process, signal.SIGKILL)
+    send([process for process in run_processes(run.path) if process != owner], signal.SIGKILL)
     wait_until(lambda: not is_owned(run), OWNER_EXIT_S)
     left = [*([owner] if is_owned(run) else []), *run_processes(run.path)]
-    for process in left:
-        send(process, signal.SIGKILL)
+    send(left, signal.SIGKILL)
     wait_until_gone(left)
-
-
-def _verify_none_left(run: RunDir) -> None:
-    if left := run_processes(run.path):
-        raise StageError(
-            f"processes of {run.id} cannot be ended: {pids(left)}",
-            "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",
-        )

@@ -7,11 +7,9 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from orchestrator.errors import OrchestratorError, SpecError, StageError
 from orchestrator.files import atomic_write
-from orchestrator.lifecycle.executors.local import record_stopped
 from orchestrator.planning.session import Session
 from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import own_argv
@@ -34,25 +32,22 @@ POLL_S = 0.5
 
 
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
-    """Submit runs as one job, several as the tasks of an array.
+    """Submit runs as one job, several as the tasks of an array. This process owns the runs until then.
 
-    This process owns the runs until then. `spec` is that of one of them: they all need the same of Slurm. Raises
-    StageError: Slurm refuses it; the records say `failed`.
+    `spec` is that of one of them: they all need the same of Slurm. Raises StageError: Slurm refuses it; the records
+    say `failed`.
     """
-    wanted, folders = _slurm_of(spec), [owned.run for owned in runs]
+    folders = [owned.run for owned in runs]
     records = [RunRecord.load(run) for run in folders]
-    job = ""
     with defer_signals():  # a job that was submitted is in the record
         try:
             for run, record in zip(folders, records, strict=True):
                 record.submit_to_job(run)
-            job = _submit(session, wanted, folders, folders[0].sbatch, name)
+            id = _submit(session, _slurm_of(spec), folders, name)
             for task, (run, record) in enumerate(zip(folders, records, strict=True)):
-                named = f"{job}_{task}" if len(runs) > 1 else job
-                record.update(run, job=Job(id=named, uid=os.getuid(), submitted_at=now()))
+                own = f"{id}_{task}" if len(runs) > 1 else id
+                record.update(run, job=Job(id=own, uid=os.getuid(), submitted_at=now()))
         except OrchestratorError as error:
-            if job:
-                slurm.cancel(job)
             for run, record in zip(folders, records, strict=True):
                 record.update(run, job=None)
                 record.end(run, "failed", error.message)
@@ -62,19 +57,18 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
                 owned.release()
 
 
-def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
-    """Stop a run that a job carries out, or is to; with a grace of 0 no checkpoint is saved.
+def stop(run: RunDir, record: RunRecord, job: Job, grace_s: float) -> str:
+    """End the job that carries a run out, or is to; with a grace of 0 no checkpoint is saved. Why, if it was cancelled.
 
     Raises StageError: Slurm does not answer, so nothing was changed; or the job does not end.
     """
-    jobs = [job for job in (record.benchmark_job, record.job) if job is not None and job.id]
-    job = jobs[-1]
     found = slurm.job_state(job.id, job.uid, max_age_s=0)
     if found is None:
-        raise no_answer(run, job)
+        raise StageError(
+            f"Slurm does not say whether job {job.id} of {run.id} is under way: nothing was changed",
+            "squeue says why; then try again",
+        )
     record.update(run, stop_requested=True)  # first: from here on nothing is queued again
-    for other in jobs[:-1]:
-        slurm.cancel(other.id)
 
     def has_ended() -> bool:  # no answer is none
         now_is = slurm.job_state(job.id, job.uid, max_age_s=0)
@@ -92,14 +86,7 @@ def stop(run: RunDir, record: RunRecord, grace_s: float) -> list[str]:
             f"its processes may wait for a file system: scontrol show job {job.id}",
         )
     why = f"it had not stopped within {grace_s:g} s" if is_forced else "before it ran"
-    record_stopped(run, f"Slurm job {job.id} was cancelled: {why}")
-    return [f"Slurm job {job.id} is over"]
-
-
-def no_answer(run: RunDir, job: Job) -> StageError:
-    """The error where it cannot be known whether a job is under way."""
-    message = f"Slurm does not say whether job {job.id} of {run.id} is under way: nothing was changed"
-    return StageError(message, "squeue says why; then try again")
+    return f"Slurm job {job.id} was cancelled: {why}"
 
 
 def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
@@ -110,23 +97,22 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
     else why not: '' where it was stopped by a user.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
-    job = record.job
+    job, spec = record.job, load_spec(run.spec)
     if job is None or RunRecord.load(run).stop_requested:
         return ""
-    spec = load_spec(run.spec)
     found, wanted = slurm.job_state(job.id, job.uid, max_age_s=0), _slurm_of(spec)
     if found is None:
         return "Slurm does not say whether that was the time limit"
     if found.state != "RUNNING":
         log.warning("%s: Slurm ends it, or has it wait", found.words())
-        record.hand_to_job(run, job, "stopped")
+        record.hand_to_job(run, job)
         return None
     left = parse_slurm_time(found.time_left)
     if left is None or left > wanted.signal_s + EARLY_S:
         return ""
     if reason := _why_not_again(run, record, job, spec):
         return f"the time limit of Slurm job {job.id} came, and it is not queued again: {reason}"
-    record.hand_to_job(run, job.model_copy(update={"requeues": job.requeues + 1}), "stopped")
+    record.hand_to_job(run, job.model_copy(update={"requeues": job.requeues + 1}))
     try:
         slurm.requeue(job.id)
     except OrchestratorError as error:
@@ -140,8 +126,8 @@ def across_nodes(spec: RunSpec, run: RunDir) -> tuple[list[str], dict[str, str]]
 
     Nothing of either where it has one node.
     """
-    wanted = spec.compute.slurm
-    if wanted is None or wanted.nodes == 1:
+    wanted = _slurm_of(spec)
+    if wanted.nodes == 1:
         return [], {}
     nodes = wanted.nodes
     argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
@@ -160,12 +146,11 @@ def _slurm_of(spec: RunSpec) -> SlurmSpec:
     return spec.compute.slurm
 
 
-def _submit(session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], script: Path, name: str) -> str:
-    folders, root = [run.path for run in runs], session.workspace.root
-    text = session.renderer.sbatch(wanted, folders, workspace=root, name=name)
+def _submit(session: Session, wanted: SlurmSpec, runs: Sequence[RunDir], name: str) -> str:
+    script, folders = runs[0].sbatch, [run.path for run in runs]
     for run in runs:
         run.supervisor_log.parent.mkdir(exist_ok=True)
-    atomic_write(script, text)
+    atomic_write(script, session.renderer.sbatch(wanted, folders, workspace=session.workspace.root, name=name))
     try:
         return slurm.submit(script)
     except StageError as error:
