@@ -8,12 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from orchestrator.runs.locks import hold_devices
 
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.lifecycle import local
 from orchestrator.lifecycle.stop import assume_host_lost, stop_run
 from orchestrator.runs import slurm
+from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.owner import acquire
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current

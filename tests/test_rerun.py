@@ -12,7 +12,7 @@ import yaml
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.lifecycle.rerun import compare_trainings, drift_from, log_differences, log_scores, saved_run
 from orchestrator.planning.session import Session
-from orchestrator.runs.differences import Difference, Side, differences
+from orchestrator.runs.differences import Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir, find_workspace
 from orchestrator.specs.spec_file import load_spec
@@ -73,13 +73,12 @@ def test_scores_are_logged_beside_the_past_ones(past, caplog):
 
 def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, caplog):
     record, spec = RunRecord.load(past), load_spec(past.spec)
-    then = Side("then", spec, {}, None, record.facts)
+    then = Side("then", spec, record.facts)
 
     def drift(**facts):
         return differences(then, replace(then, facts=record.facts.model_copy(update=facts)))
 
-    default = Difference("default", "train.x", 1, 2, "trajectory", "warning")
-    log_differences(past, [*drift(versions={}), default], strict=True)
+    log_differences(past, drift(versions={}), strict=True)
     assert {each.levelno for each in caplog.records} == {logging.WARNING}
     log_differences(past, drift(model_sha256="9" * 64), strict=False)
     with pytest.raises(PrerequisiteError, match="model hash"):

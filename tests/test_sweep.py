@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from orchestrator.runs.locks import hold_devices
 
+from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.rundir import RunDir
 from tests.test_locks import SMI
 from tests.workshop import Workshop, assert_none_left, wait_for
