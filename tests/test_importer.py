@@ -92,13 +92,13 @@ def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
 
 def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make, workspace):
     before = {"model_name_or_path": ["### model"], "output_dir": ["### output"]}
-    comments = Comments(["# head"], before, {"output_dir": "# beside", "dataset": "# which"}, ["# tail"])
+    comments = Comments(before, {"output_dir": "# beside", "dataset": "# which"}, ["# tail"])
     text = make({**LEAST, "output_dir": "o", "logging_steps": 5}, comments=comments).spec
     assert text.splitlines()[1:] == [
-        "# head", "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
+        "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
         "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "  # tail",
     ]  # fmt: skip
-    hostile = make(LEAST, comments=Comments(["# a\nseed: 1"], {}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
+    hostile = make(LEAST, comments=Comments({"template": ["# a\nseed: 1"]}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
     assert spec_of(hostile, workspace).seed == 42 and "\x1b" not in hostile.spec
 
 
@@ -163,16 +163,13 @@ def test_paths_that_are_there_become_absolute_and_what_is_made_goes_where_it_wen
     assert any("fsdp_config: 'no.json' is not there" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"CUDA_VISIBLE_DEVICES": "0,1", "FORCE_TORCHRUN": "1", "NNODES": "2", "NODE_RANK": "1",
-         "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "4"},
-        {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0"},
-    ],
-)  # fmt: skip
-def test_variables_go_to_the_compute_section_and_mean_the_same(environment, make, workspace):
-    assert train_environment(spec_of(make(LEAST, environment=environment), workspace)) == environment
+def test_variables_go_to_the_compute_section_and_mean_the_same(make, workspace):
+    one = {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "4"}
+    several = {**one, "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    for environment in (one, several):
+        found = make({**LEAST, "dataset": "org/d", "dataset_dir": "ONLINE"}, environment=environment)
+        (workspace.runs / "x.yaml").write_text(found.spec)
+        assert train_environment(load_spec(workspace.runs / "x.yaml")) == environment
 
 
 def test_secrets_what_a_spec_refuses_and_what_is_not_known_are_noted_and_not_written(make):
@@ -206,15 +203,11 @@ def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, wor
     assert (workspace.dataset_info / "toy.yaml").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("words", "output_dir", "name"),
-    [
-        (["a/qwen3_lora_sft.yaml"], "saves/x", "qwen3_lora_sft"),
-        (["llamafactory-cli train ..."], "saves/qwen3-4b/lora/sft", "qwen3-4b-lora-sft"),
-        (["llamafactory-cli", "train"], None, "imported"),
-        (["-"], "/abs", "abs"),
-        (["../../é é.sh"], None, "imported"),
-    ],
-)
-def test_a_spec_is_called_after_the_file_or_the_old_output_folder(words, output_dir, name):
-    assert name_of(words, Draft("train", {"output_dir": output_dir}, "", [])) == name
+def test_a_spec_is_called_after_the_file_or_the_old_output_folder():
+    def name(*words: str, output_dir: str | None = "saves/x") -> str:
+        return name_of(words, Draft("train", {"output_dir": output_dir}, "", []))
+
+    assert name("a/qwen3_lora_sft.yaml") == "qwen3_lora_sft"
+    assert name("llamafactory-cli train ...", output_dir="saves/qwen3-4b/lora/sft") == "qwen3-4b-lora-sft"
+    assert name("llamafactory-cli", "train", output_dir=None) == "imported"
+    assert (name("-", output_dir="/abs"), name("../../é é.sh", output_dir=None)) == ("abs", "imported")

@@ -19,8 +19,6 @@ from orchestrator.specs.yamlfile import read_yaml
 class Comments:
     """A file's comments, each as it is written, # and all."""
 
-    head: list[str] = field(default_factory=list)
-    """Above the first argument, an empty line between."""
     before: dict[str, list[str]] = field(default_factory=dict)
     """On lines of their own above an argument, or within its value."""
     beside: dict[str, str] = field(default_factory=dict)
@@ -50,14 +48,10 @@ def _comments(text: str) -> Comments:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     names = {key.start_mark.line: str(key.value) for key, _ in root.value} if isinstance(root, yaml.MappingNode) else {}
     lines, comments = [*names], Comments()
-    above = text.split("\n")[: lines[0] if lines else 0]
-    head_ends = max((number for number, line in enumerate(above) if not line.strip()), default=-1)
     for line, column, words in _found(text):
         following = bisect_right(lines, line)
         name = names[lines[following - 1]] if following else ""
-        if line <= head_ends:
-            comments.head.append(words)
-        elif column > 0 and line in names and name not in comments.beside:
+        if column > 0 and line in names and name not in comments.beside:
             comments.beside[name] = words
         elif column > 0 and following:  # within the value
             comments.before.setdefault(name, []).append(words)

@@ -117,8 +117,7 @@ class _Import:
         self.entries: dict[str, LlamaFactoryEntry] = {}
         self.media_dir: Path | None = None
         self.lines: dict[str, list[str]] = {self.section: []}
-        self.expected: dict[str, Any] = {self.section: {}, "model": {}}
-        """What the text says."""
+        self.fields = set[tuple[str, str]]()
 
     def spec(self, name: str) -> Imported:
         comments, pending = self.draft.comments, list[str]()
@@ -133,26 +132,24 @@ class _Import:
             if value not in (None, False) and key != "do_train":  # the spec says that it trains
                 text = key if is_secret(key) else f"{key}: {json.dumps(value, default=str)}"
                 self.notes.append(f"not taken over: {text} ({place})")
-        if "template" not in self.expected["model"]:  # left out, a spec would look one up
+        if "template" not in self.draft.arguments:  # left out, a spec would look one up
             reason = "# none given: LLaMA-Factory takes the tokenizer's own, or none at all"
             self._put("model", "template", None, beside=reason)
-        if self.media_dir is not None and "media_dir" not in self.expected[self.section]:
+        if self.media_dir is not None and "media_dir" not in self.draft.arguments:
             reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
             self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
         self._add_environment()
         self.lines[self.section] += [f"  {Comment(line)}" for line in [*pending, *comments.tail]]
-        written: list[str] = [*map(Comment, [modeline(self.workspace.schema.name), *comments.head])]
+        written: list[str] = [Comment(modeline(self.workspace.schema.name))]
+        filled = {section for section, _ in self.fields}
         for key in (key for key in _ORDER if key in self.lines):
-            written += [] if key in _TOP else [f"{key}:" if self.expected[key] else f"{key}: {{}}"]
+            written += [] if key in _TOP else [f"{key}:" if key in filled else f"{key}: {{}}"]
             written += self.lines[key]
         entries = {each: entry_yaml(entry) for each, entry in self.entries.items()}
         return Imported("\n".join([*written, ""]), entries, self.notes)
 
     def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
-        if section == key:
-            self.expected[key] = value
-        else:
-            self.expected.setdefault(section, {})[key] = value
+        self.fields.add((section, key))
         indent = "" if section in _TOP else "  "
         line = field_line(key, value) + (f"  {Comment(beside)}" if beside else "")
         self.lines.setdefault(section, []).extend(f"{indent}{each}" for each in [*map(Comment, above), line])
@@ -217,7 +214,7 @@ class _Import:
             else:
                 kept[name] = str(value)
         is_forced = kept.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")  # LLaMA-Factory's is_env_enabled
-        if is_forced and self.expected.get("compute", {}).keys() - {"devices"}:
+        if is_forced and any(section == "compute" and key != "devices" for section, key in self.fields):
             del kept["FORCE_TORCHRUN"]  # these fields say it
         if kept:
             self._put("compute", "env", kept)

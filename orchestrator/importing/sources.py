@@ -38,9 +38,8 @@ _FILES = {
 }  # fmt: skip
 # In no file, for the reader to fill in.
 _UNKNOWN = (
-    "# not known: dataset, template, stage, cutoff_len, packing, max_samples, val_size, quantization_bit",
-    "# only in training_args.bin, which is not opened, as unpickling runs code: learning_rate, num_train_epochs,",
-    "#   gradient_accumulation_steps, lr_scheduler_type, warmup_ratio, seed, bf16, optim, deepspeed, fsdp",
+    "# not known: dataset, template, stage, cutoff_len, packing, val_size, quantization_bit",
+    "# only in training_args.bin, which is not opened, as unpickling runs code: learning_rate, epochs, seed, bf16",
 )
 
 
