@@ -30,7 +30,7 @@ register_model_group(models={"Deep-Chat": {"hf": "Owner/Deep"}}, template="qwen_
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace with a whole model and a small dataset; no GPU is visible, no hub cache is there."""
+    """A workspace with a complete model and a small dataset; no GPU is visible, no hub cache is there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "IMAGE_PLACEHOLDER"):
@@ -149,8 +149,8 @@ def test_what_is_wrong_is_found_at_its_place(sections, severity, kind, field, wo
 
 
 RIGHT: dict[str, dict[str, Any]] = {
-    "thinking said": {"model": {**MODEL, "template": "thinker", "enable_thinking": False}},
-    "a whole adapter": {"model": {**MODEL, "adapter_name_or_path": "fits"}},
+    "thinking given": {"model": {**MODEL, "template": "thinker", "enable_thinking": False}},
+    "a complete adapter": {"model": {**MODEL, "adapter_name_or_path": "fits"}},
     "a lora_target that is not used": {"train": {**CPU, "finetuning_type": "full", "lora_target": "nothing"}},
     "merged for vllm": {"train": {**CPU, "use_dora": True}, "serve": MERGE},
     "vllm without benchmarks": {"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}, "benchmark": []},

@@ -162,24 +162,6 @@ def test_the_launcher_s_variables_stand_before_the_command(renderer):
 # Which arguments
 
 
-def test_the_run_s_own_arguments_are_added_and_an_explicit_null_is_passed_on():
-    spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={"run_name": None, "lora_rank": 4})
-    assert spec.model is not None
-    assert train_arguments(spec, Checkpoint("base", spec.model)) == {
-        "model_name_or_path": "m",
-        "do_train": True,
-        "stage": "sft",
-        "finetuning_type": "lora",
-        "run_name": None,
-        "lora_rank": 4,
-        "dataset": "d",
-        "dataset_dir": ".",
-        "output_dir": "output",
-        "seed": 42,
-        "enable_jit_checkpoint": True,
-    }
-
-
 def test_training_server_and_export_get_the_same_model():
     model = ModelSpec(
         name_or_path="m", template="qwen", adapter_name_or_path="a", default_system="s", enable_thinking=False,
@@ -232,7 +214,7 @@ LOOP = "{% for key, value in arguments %}\n{{ key }}: {{ value }}\n{% endfor %}\
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (LOOP + "extra: 1\n", "does not say what the spec says: extra"),
         (LOOP.replace("{{ value }}", "'{{ value }}'"), "does not say what the spec says: dataset, learning_rate"),
@@ -244,12 +226,12 @@ LOOP = "{% for key, value in arguments %}\n{{ key }}: {{ value }}\n{% endfor %}\
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
     ],
 )  # fmt: skip
-def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_its_name(text, said, tmp_path):
+def test_a_template_that_changes_loses_adds_or_breaks_something_is_refused_with_its_name(text, message, tmp_path):
     with pytest.raises(SpecError) as error:
         overridden(tmp_path, "api.yaml", text).api_yaml(GOOD)
     assert str(error.value).startswith("templates/api.yaml.j2")
-    assert said in str(error.value)
-    assert "one whole value per {{ }}" in error.value.remedy
+    assert message in str(error.value)
+    assert "one complete value per {{ }}" in error.value.remedy
 
 
 def test_the_same_for_the_other_files(tmp_path):

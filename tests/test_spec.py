@@ -338,6 +338,8 @@ def test_several_datasets_are_written_with_commas_or_as_a_list(line, tmp_path):
     spec = load(tmp_path, LEAST.replace("dataset: captions_en_de", f"{line}\neval_dataset: [b, c]"))
     assert spec.datasets == ["a", "b"]
     assert spec.eval_names == {"b": "b-validation", "c": "c"}
+    spec = spec.model_copy(update={"eval_dataset": ["b-validation", "b"]})
+    assert spec.eval_names == {"b-validation": "b-validation", "b": "b-validation-validation"}
 
 
 def test_the_hash_does_not_depend_on_how_a_spec_is_written(tmp_path):

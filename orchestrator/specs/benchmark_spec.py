@@ -16,7 +16,7 @@ class BenchmarkSpec(BaseModel):
     testset: str
     """A dataset of dataset_info/, or one of sacrebleu's sets, which sacrebleu fetches: sacrebleu:wmt14/en-de."""
     instruction: str | None = Field(None, pattern=r"\S")
-    """What the model is told to do, on the line before each sentence. None: the dataset's own, as in training; of
+    """What the model is to do, on the line before each sentence. None: the dataset's own, as in training; of
     sacrebleu's sets that of the dataset that was trained on."""
     split: str = "test"
     """Which of the dataset's splits."""
@@ -38,7 +38,7 @@ class BenchmarkSpec(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     """Sample from the most likely tokens that make up this probability. None: 1, all of them."""
     repetition_penalty: float | None = Field(None, gt=0)
-    """Above 1: words that were said are less likely again. None: 1 where the server can be told, so no penalty."""
+    """Above 1: words of the answer so far are less likely again. None: 1, no penalty, if the server takes it."""
     stop: list[str] | None = Field(None, min_length=1, max_length=4)
     """Texts that end an answer. None: only the model's own end."""
     request: dict[str, Any] = {}

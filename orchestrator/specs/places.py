@@ -97,7 +97,7 @@ def reason(place: Place) -> str:
 
 
 def drop_retired(spec: dict[str, Any]) -> list[str]:
-    """Remove the fields of earlier versions from a spec; those that said something are returned, as section.field."""
+    """Remove the fields of earlier versions from a spec; those that had an effect are returned, as section.field."""
     dropped: dict[str, None] = {}
     for path, fields in _RETIRED.items():
         value: Any = spec

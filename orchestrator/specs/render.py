@@ -24,7 +24,7 @@ from orchestrator.specs.places import LAUNCHER_ENV, MODEL_ARGUMENTS, MODEL_PLACE
 from orchestrator.specs.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec, model_arguments, spec_json
 
 DATASET_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-TEMPLATE_HINT = "in a template: one whole value per {{ }}, no quotes around it; arguments are added in the spec"
+TEMPLATE_HINT = "in a template: one complete value per {{ }}, no quotes around it; arguments are added in the spec"
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
 # The sections of train.yaml; what is in none of them goes to "train".
 _SECTIONS: dict[str, Collection[str]] = {

@@ -180,9 +180,9 @@ class RunSpec(_Section):
         trains, url, model = self.train is not None, self.serve.url, self.model
         is_idle = not trains and not self.benchmark and not {"serve", "export"} & self.model_fields_set
         needs_base = any(item.base_model for item in self.benchmark)
-        is_whole = self.train is not None and self.train.finetuning_type in ("full", "freeze")
+        is_full_model = self.train is not None and self.train.finetuning_type in ("full", "freeze")
         own = [name for name, value in (model.arguments if model else {}).items() if value]
-        lost = own and self.serve.backend == "vllm" and not self.serve.merge and not is_whole
+        lost = own and self.serve.backend == "vllm" and not self.serve.merge and not is_full_model
         for is_wrong, problem in (
             (trains and not self.datasets, "train is there, but no dataset to train on: add dataset: NAME"),
             (not trains and self.dataset is not None, "dataset is there, but no train section: add one, train: {}"),
