@@ -143,13 +143,3 @@ def test_every_relative_link_leads_somewhere(page):
         assert target.exists(), f"{page.name}: {link}"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name}: {link}"
-
-
-def test_the_tests_of_documents_see_what_is_wrong():
-    """A dead link, a heading's anchor, a mistyped option."""
-    text = "# A b's\n[x](gone.md) ![y](<a.png>)\n`[z](code)`\n```\norchestrator list --jsn  # x\n```\n[r]: ref.md\n"
-    assert links(text) == ["gone.md", "a.png", "ref.md"]
-    assert anchors(text) == {"a-bs"}
-    (words,) = examples(text)
-    with pytest.raises(UsageError):
-        parse(words)
