@@ -7,7 +7,7 @@ import pytest
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import BenchmarkSummary, Facts
-from orchestrator.runs.run_checkpoints import best_and_last, choose_checkpoint, planned_world_size, usable_checkpoints
+from orchestrator.runs.run_checkpoints import best_and_last, choose_checkpoint, planned_world_size
 from orchestrator.runs.rundir import RunDir
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.compute_spec import ComputeSpec
@@ -24,41 +24,29 @@ def run(tmp_path: Path) -> RunDir:
 # Which one
 
 
-def test_the_newest_whole_one_is_chosen_and_the_newer_ones_are_explained(run):
+def test_the_newest_complete_one_is_chosen_and_the_newer_ones_are_explained(run):
+    assert choose_checkpoint(run) == (None, [])
     for step in (5, 90, 100, 1000):
         checkpoint(run, step)
+    (run.output / "checkpoint-best-7").mkdir()
+    (run.output / "checkpoint-2000").write_text("a file")
     (run.output / "checkpoint-1000" / "trainer_state.json").unlink()
     (run.output / "checkpoint-100" / "optimizer.pt").write_bytes(b"")
-    found, said = choose_checkpoint(run)
+    found, skipped = choose_checkpoint(run)
     assert found is not None and found.label == "checkpoint-90"
-    assert [line.partition(":")[0] for line in said] == [
-        "checkpoint-1000 is skipped",
-        "checkpoint-100 is skipped",
-    ]
-    assert "trainer_state.json is missing" in said[0] and "optimizer.pt is empty" in said[1]
-
-
-def test_of_nothing_whole_nothing_is_chosen(run):
-    assert choose_checkpoint(run) == (None, [])
-    checkpoint(run, 5)
-    (run.output / "checkpoint-5" / "optimizer.pt").unlink()
-    found, said = choose_checkpoint(run)
-    assert found is None and len(said) == 1
-
-
-def test_of_all_the_newest_comes_first_and_other_names_are_left_out(run):
-    for step in (5, 90, 100):
-        checkpoint(run, step)
-    (run.output / "checkpoint-best-7").mkdir()
-    (run.output / "checkpoint-200").write_text("a file")
-    assert [each.label for each in usable_checkpoints(run)] == ["checkpoint-100", "checkpoint-90", "checkpoint-5"]
+    assert [line.partition(":")[0] for line in skipped] == ["checkpoint-1000 is skipped", "checkpoint-100 is skipped"]
+    assert "trainer_state.json is missing" in skipped[0] and "optimizer.pt is empty" in skipped[1]
+    for step in (5, 90):
+        (run.output / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    found, skipped = choose_checkpoint(run)
+    assert found is None and len(skipped) == 4
 
 
 def test_the_one_that_is_named_is_chosen_and_no_other(run):
     for step in (5, 90):
         checkpoint(run, step)
-    found, said = choose_checkpoint(run, "checkpoint-5")
-    assert found is not None and (found.label, said) == ("checkpoint-5", [])
+    found, skipped = choose_checkpoint(run, "checkpoint-5")
+    assert found is not None and (found.label, skipped) == ("checkpoint-5", [])
     (run.output / "checkpoint-5" / "optimizer.pt").unlink()
     with pytest.raises(PrerequisiteError, match=r"optimizer\.pt is missing") as error:
         choose_checkpoint(run, "checkpoint-5")
@@ -72,9 +60,7 @@ def test_a_plan_with_another_number_of_processes_is_refused_and_the_checkpoint_i
     """It is complete: an older one, or none, would throw the training away."""
     checkpoint(run, 5, processes=planned)
     checkpoint(run, 90, processes=processes)
-    with pytest.raises(
-        PrerequisiteError, match=f"checkpoint-90 of .* was saved by {processes} process.*, and {planned} "
-    ):
+    with pytest.raises(PrerequisiteError, match=f"checkpoint-90 .* saved by {processes} process.*, and {planned} "):
         choose_checkpoint(run, None, planned)
     for world_size in (None, processes):
         found, skipped = choose_checkpoint(run, None, world_size)
@@ -99,22 +85,19 @@ def test_the_number_of_processes_is_known_where_the_spec_tells(compute, gpus, ex
 # Which ones are kept
 
 
-def recorded(run: RunDir, *scores: tuple[str, str, float], status: str = "complete") -> None:
-    """A record with benchmarks: label, metric, score."""
-    record = RunRecord(id=run.id, name="x", created_at=now(), spec_sha256="0" * 64, seed=1)
-    record.benchmarks = [
+def recorded(run: RunDir, *scores: tuple[int, str, float], chosen: int = 0, status: str = "complete") -> set[int]:
+    """The steps that are kept of a run with these benchmarks: step, metric, score."""
+    benchmarks = [
         BenchmarkSummary(
-            id=f"b{number}",
-            of=label,
-            testset="d",
-            split="test",
-            status=status,
-            n_segments=10,
+            id=f"b{number}", of=f"checkpoint-{step}", testset="d", split="test", status=status, n_segments=10,
             scores=[Score(metric=metric, score=score, signature="s", n_segments=10)],
         )
-        for number, (label, metric, score) in enumerate(scores)
-    ]
+        for number, (step, metric, score) in enumerate(scores)
+    ]  # fmt: skip
+    record = RunRecord(id=run.id, name="x", created_at=now(), spec_sha256="0" * 64, seed=1, benchmarks=benchmarks)
+    record.chosen_checkpoint = f"checkpoint-{chosen}" if chosen else None
     record.save(run)
+    return {int(label.removeprefix("checkpoint-")) for label in best_and_last(run)}
 
 
 def four(run: RunDir, **state: object) -> None:
@@ -122,51 +105,31 @@ def four(run: RunDir, **state: object) -> None:
         checkpoint(run, step, **state)
 
 
-def test_the_last_one_is_kept(run):
+def test_the_last_that_can_be_resumed_is_kept_or_else_the_last_with_complete_weights(run):
+    assert recorded(run) == set()
     four(run)
-    recorded(run)
-    assert best_and_last(run) == {"checkpoint-400"}
+    assert recorded(run) == {400}
     (run.output / "checkpoint-400" / "optimizer.pt").unlink()
-    assert best_and_last(run) == {"checkpoint-300"}
-
-
-def test_where_none_can_be_resumed_from_the_last_with_whole_weights_is_kept(run):
-    four(run)
-    recorded(run)
-    for step in (100, 200, 300, 400):
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            (run.output / f"checkpoint-{step}" / name).unlink()
+    assert recorded(run) == {300}
+    for step in (100, 200, 300):
+        (run.output / f"checkpoint-{step}" / "optimizer.pt").unlink()
     (run.output / "checkpoint-400" / "adapter_model.safetensors").write_bytes(b"cut")
-    assert best_and_last(run) == {"checkpoint-300"}
+    assert recorded(run) == {300}
 
 
-def test_the_one_that_the_trainer_calls_the_best_is_kept_wherever_it_was_then(run):
-    four(run, best_model_checkpoint="/elsewhere/output/checkpoint-200", best_metric=1.5)
-    recorded(run)
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-200"}
-
-
-@pytest.mark.parametrize("best", ["/elsewhere/checkpoint-7", "..", "", 5])
-def test_a_best_one_that_is_not_there_is_none(run, best):
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [("/elsewhere/output/checkpoint-200", {200, 400}), ("/elsewhere/checkpoint-7", {400}), ("..", {400}), (5, {400})],
+)
+def test_the_one_that_the_trainer_calls_the_best_is_kept_wherever_it_was_then(run, best, kept):
     four(run, best_model_checkpoint=best)
-    recorded(run)
-    assert best_and_last(run) == {"checkpoint-400"}
+    assert recorded(run) == kept
 
 
-def test_the_best_by_each_metric_of_our_benchmarks_is_kept(run):
+def test_the_best_by_each_metric_of_our_benchmarks_and_the_chosen_one_are_kept(run):
     four(run)
-    recorded(run, ("checkpoint-100", "bleu", 30.0), ("checkpoint-200", "bleu", 29.0), ("output", "bleu", 40.0))
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-100"}
-    recorded(run, ("checkpoint-100", "ter", 30.0), ("checkpoint-200", "ter", 29.0))
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-200"}
-    recorded(run, ("checkpoint-100", "bleu", 30.0), ("checkpoint-200", "ter", 29.0))
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-100", "checkpoint-200"}
-    RunRecord.load(run).update(run, chosen_checkpoint="checkpoint-300", benchmarks=[])
-    assert best_and_last(run) == {"checkpoint-400", "checkpoint-300"}
-    recorded(run, ("checkpoint-100", "bleu", 30.0), status="incomplete")
-    assert best_and_last(run) == {"checkpoint-400"}
-
-
-def test_a_run_without_checkpoints_has_none_to_keep(run):
-    recorded(run)
-    assert best_and_last(run) == set()
+    assert recorded(run, (100, "bleu", 30.0), (200, "bleu", 29.0), (500, "bleu", 40.0)) == {100, 400}
+    assert recorded(run, (100, "ter", 30.0), (200, "ter", 29.0)) == {200, 400}
+    assert recorded(run, (100, "bleu", 30.0), (200, "ter", 29.0)) == {100, 200, 400}
+    assert recorded(run, chosen=300) == {300, 400}
+    assert recorded(run, (100, "bleu", 30.0), status="incomplete") == {400}
