@@ -14,8 +14,6 @@ from typing import Any
 from orchestrator.errors import PrerequisiteError
 
 MAX_JSON_BYTES = 100_000_000
-PROBE = ".probe-"
-"""How the names of storage_problem's folders begin."""
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -107,25 +105,6 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def storage_problem(folder: Path) -> str | None:
-    """Why runs cannot be kept in a folder, in a sentence; None where locks and renames work there, tried out."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=PROBE, dir=folder) as name:
-            path = Path(name) / "file"
-            for content in ("old", "new"):
-                atomic_write(path, content)
-            if path.read_text() != "new":
-                return "a file that was replaced still has its old content"
-            with path.open("a") as one, path.open("a") as other:
-                if try_lock(one.fileno()) and try_lock(other.fileno()):
-                    return "its locks do not exclude: two processes can hold one at the same time"
-    except PrerequisiteError as error:
-        return error.message
-    except OSError as error:
-        return f"files cannot be written and replaced there: {error.strerror}"
-    return None
-
-
 def sha256_file(path: Path) -> str:
     """Hash of a file's bytes, in hex; OSError where it cannot be read."""
     with path.open("rb") as file:
@@ -138,15 +117,10 @@ def sha256_json(value: Any) -> str:
 
 
 def shipped(name: str) -> Path:
-    """A folder that ships with the project (templates, dataset_info): in the package, or beside it in a checkout."""
+    """A folder that ships with the project (templates, dataset_info, docs): in the package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
-
-
-def docs_folder() -> Path:
-    """The pages of the documentation; they lie within the package."""
-    return Path(__file__).resolve().parent / "docs"
 
 
 def cache_folder() -> Path:

@@ -80,7 +80,7 @@ def new_run(workspace: Workspace, run_id: str, **changes: Any) -> RunDir:
     for step in (5, 10, 15):
         checkpoint(run, step)
     (run.output / "adapter_model.safetensors").write_bytes(b"x" * 1000)
-    for path in (run.training_file("captions"), run.train_log, run.benchmarks / "output-captions" / "scores.json"):
+    for path in (run.data / "captions.jsonl", run.train_log, run.benchmarks / "output-captions" / "scores.json"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"y" * 100)
     return run

@@ -9,7 +9,7 @@ from typer import Argument, Option
 from orchestrator.commands import options
 from orchestrator.commands.options import app, say
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
-from orchestrator.files import docs_folder
+from orchestrator.files import shipped
 from orchestrator.lifecycle.doctor import diagnose, names, orphans
 from orchestrator.processes.process_tree import GRACE_S, alive, terminate_run
 from orchestrator.runs.rundir import find_workspace
@@ -51,7 +51,7 @@ def show_page(
     topic: Annotated[str | None, Argument(metavar="[TOPIC]", help="A page. Default: list them.")] = None,
 ) -> None:
     """Print a page of the documentation."""
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(docs_folder().glob("*.md"))}
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(shipped("docs").glob("*.md"))}
     if topic is None:
         for name, text in pages.items():
             typer.echo(f"{name:{max(map(len, pages))}}  {text.partition(chr(10))[0].removeprefix('# ')}")

@@ -28,7 +28,7 @@ from orchestrator.processes.process_tree import GRACE_S, RUN_ENV
 from orchestrator.runs.facts import complete_facts
 from orchestrator.runs.machine import Machine, this_machine
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir
+from orchestrator.runs.rundir import RunDir, prepared_file
 from orchestrator.runs.state import timed
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, close_torn_line
 from orchestrator.specs.render import train_arguments, train_environment
@@ -100,7 +100,7 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
     prepared += [(n, called, evaluated_split(datasets[n])) for n, called in spec.eval_names.items() if n in datasets]
     for name, called, split in prepared:
         text = plan.texts[name, split]
-        write_training_file(text, datasets[name].entry.instruction, run.training_file(called))
+        write_training_file(text, datasets[name].entry.instruction, run.path / prepared_file(called))
         if text.blank_pairs:
             log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
     files = {**render_files(session, spec), **render_dataset_info(session, spec)}

@@ -58,10 +58,6 @@ class RunDir:
     def id(self) -> str:
         return self.path.name
 
-    def training_file(self, name: str) -> Path:
-        """The prepared file of a dataset, by its name in dataset_info.json."""
-        return self.path / prepared_file(name)
-
     def checkpoints(self) -> list[Path]:
         """output/checkpoint-N, by N."""
         found = [path for path in self.output.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
