@@ -117,7 +117,7 @@ def sha256_json(value: Any) -> str:
 
 
 def shipped(name: str) -> Path:
-    """A folder that ships with the project (templates, dataset_info, docs): in the package, or beside it in a checkout."""
+    """A folder that ships with the project (templates, dataset_info, docs): in the package, or beside it."""
     package = Path(__file__).resolve().parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
