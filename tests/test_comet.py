@@ -51,7 +51,7 @@ def test_the_score_is_the_segments_mean_with_interval_model_and_version_once_for
 
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [("dies", "status 1.*GatedRepoError: 401"), ("nan", "status 0; 45 of 45"), ("short", "44 of 45 segments")],
+    [("dies", "status 1.*GatedRepoError: 401"), ("nan", "gave 45 numbers"), ("short", "44 numbers.* for 45 segments")],
 )
 def test_what_is_no_score_of_these_texts_is_an_error(score, monkeypatch, mode, words):
     monkeypatch.setenv("FAKE_COMET", mode)

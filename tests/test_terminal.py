@@ -62,9 +62,11 @@ def test_base_and_fine_tuned_stand_in_one_table_with_intervals_and_signatures(sh
         summary("b", score("bleu", 2.0), testset="other"),
         summary("b", score("bleu", 2.0), split="valid"),
         summary("b", score("bleu", 2.0), n_segments=99),
+        summary("b", score("bleu", 2.0), prompts_sha256="1" * 64),
+        summary("b", score("bleu", 2.0), text_sha256="1" * 64),
         summary("b", score("bleu", 2.0, signature="v:2.5")),
     ],
-    ids=["test set", "split", "segments", "signature"],
+    ids=["test set", "split", "segments", "prompts", "references", "signature"],
 )
 def test_what_cannot_be_compared_is_in_a_table_of_its_own(other, shown):
     assert shown(score_tables([summary("a", score("bleu", 1.0)), other])).count("BLEU: bleu|") == 2

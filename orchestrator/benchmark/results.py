@@ -84,7 +84,7 @@ class BenchmarkResult(BaseModel):
 
     def summary(self, folder: Path, label: str) -> BenchmarkSummary:
         """What the run's record keeps."""
-        same = {"testset", "split", "status", "n_segments", "scores", "comet"}
+        same = ("status", "scores", "comet", *COMPARABLE)
         return BenchmarkSummary(
             id=folder.name,
             of=label,

@@ -1,6 +1,7 @@
 """The order within a benchmark: request -> folder -> a server, if a sentence is left -> scores -> record."""
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
 from orchestrator.benchmark.results import has_result, read_result
 from orchestrator.data.datasets import sample_pairs
 from orchestrator.data.testset import with_instruction
-from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError
+from orchestrator.files import sha256_file
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
@@ -29,7 +31,7 @@ from orchestrator.serving.target import run_checkpoints
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec
-from orchestrator.upstream.comet import find_comet
+from orchestrator.upstream.comet import comet_segments, find_comet
 
 log = logging.getLogger("orchestrator")
 
@@ -182,13 +184,18 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
 
     Source: Rei et al. (2020), https://aclanthology.org/2020.emnlp-main.213.
     """
-    result, comet = read_result(folder), find_comet(model, root)
+    result, (program, version, model) = read_result(folder), find_comet(model, root)
     if not result.scores:
         raise SpecError(f"{folder} is no benchmark with scores", "name one that is complete")
-    about = f"|model:{comet.name}|version:{comet.version}"
+    name = f"{Path(model).name}@{sha256_file(Path(model))[:12]}" if Path(model).is_absolute() else model
+    n_refs, about = 0 if re.search(r"kiwi|\bqe\b", name, re.IGNORECASE) else 1, f"|model:{name}|version:{version}"
     if any(score.signature.endswith(about) for score in result.comet):
         return
-    segments = comet.score(folder, result.n_segments, devices)
+    output = folder / f"comet-{re.sub('[^A-Za-z0-9._-]+', '-', name)[-80:]}.log"
+    segments = comet_segments(folder, program, model, n_refs, devices, output)
+    if len(segments) != result.n_segments or not all(map(math.isfinite, segments)):
+        what = f"comet-score gave {len(segments)} numbers, or none that counts, for {result.n_segments} segments"
+        raise StageError(what, f"read {output}")
     n_bootstrap = int(result.request.get("n_bootstrap", 1000))
     means = [statistics.fmean(segments[i] for i in draw) for draw in resamples(len(segments), n_bootstrap, seed())]
     mean, half = interval(means)
@@ -198,7 +205,7 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
         ci95=(mean - half, mean + half),
         ci_mean=mean,
         ci_half=half,
-        signature=f"nrefs:{comet.n_refs}|bs:{n_bootstrap}|seed:{seed()}{about}",
+        signature=f"nrefs:{n_refs}|bs:{n_bootstrap}|seed:{seed()}{about}",
         n_segments=len(segments),
     )
     result = result.model_copy(update={"comet": [*result.comet, score]})

@@ -125,6 +125,9 @@ class BenchmarkSummary(_Part):
     """Sentences that were answered, and scored where there are scores."""
     n_asked: int | None = None
     """Sentences that were asked, more than n_segments in an incomplete benchmark."""
+    text_sha256: str = ""
+    prompts_sha256: str = ""
+    """Of scores.json; '' in an older record."""
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None

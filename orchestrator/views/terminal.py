@@ -87,17 +87,20 @@ def print_file(files: Mapping[str, str | Path], name: str, of: str) -> None:
 
 
 def score_tables(items: Sequence[BenchmarkSummary]) -> RenderableType:
-    """A table for each test set and set of signatures, which stand under it."""
-    tables: dict[tuple[str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
+    """A table for each test set, prompt and set of signatures, which stand under it."""
+    tables: dict[tuple[str, str, str, str, int, tuple[str, ...]], list[BenchmarkSummary]] = {}
     for item in items:
         signatures = tuple(score.signature for score in item.scores)
-        tables.setdefault((item.testset, item.split, item.n_segments, signatures), []).append(item)
+        about = (item.testset, item.split, item.text_sha256, item.prompts_sha256, item.n_segments, signatures)
+        tables.setdefault(about, []).append(item)
     parts: list[RenderableType] = []
-    for (testset, split, n_segments, signatures), members in tables.items():
+    for (testset, split, _, prompts, n_segments, signatures), members in tables.items():
+        others = {each[3] for each in tables if each[:2] == (testset, split)}
+        which = f" of prompts {prompts[:8] or 'unknown'}" if len(others) > 1 else ""
         metrics = [score.metric for score in members[0].scores]
         columns = ["", *(HEADINGS[name] for name in [*metrics, *_OTHER_NUMBERS])]
         parts += [
-            line(f"{testset} {split}, {n_segments} segments, with 95 % intervals:"),
+            line(f"{testset} {split}, {n_segments} segments{which}, with 95 % intervals:"),
             table(columns, [[item.of, *_cells(item)] for item in members]),
             *(line(f"{HEADINGS[name]}: {signature}") for name, signature in zip(metrics, signatures, strict=True)),
             *(line(remark) for item in members for remark in _remarks(item)),
