@@ -87,9 +87,7 @@ def compare(
 ) -> Comparison:
     """Compare benchmarks of one test set, each with the first, by metrics (none: those that all were scored by).
 
-    Raises:
-        SpecError: the signatures differ, or a metric is none.
-        PrerequisiteError: the files are not what was scored; or BLEU needs MeCab, which is not installed.
+    Raises SpecError: the signatures differ, or a metric is none; PrerequisiteError: the files are not what was scored.
     """
     names, m = [each.name for each in benchmarks], len(benchmarks) - 1
     chosen = _metrics(benchmarks, metrics)
@@ -123,11 +121,7 @@ def compare(
 def load_statistics(
     benchmarks: Sequence[Benchmark], metrics: Sequence[Metric]
 ) -> tuple[dict[Metric, list[Statistics]], list[str]]:
-    """By metric the statistics of each benchmark's hypotheses; and notes on scores of another version of sacrebleu.
-
-    Raises:
-        PrerequisiteError: the texts are not those that were scored.
-    """
+    """By metric the statistics of each benchmark's hypotheses; and notes on scores of another version of sacrebleu."""
     first = benchmarks[0]
     for other in benchmarks[1:]:
         for name in ("sources", "references"):

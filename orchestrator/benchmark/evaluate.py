@@ -95,12 +95,9 @@ def evaluate(
     """Translate a test set and score it. Leaves scores.json, hypotheses.jsonl and the texts for sacrebleu in a folder.
 
     `connect` gives the server, and starts it if need be; it is not called where all is answered already. The folder may
-    be one where the benchmark was cut short.
-
-    Raises:
-        SpecError: there is no sentence; the server would drop something that the spec wants.
-        PrerequisiteError: the server refuses every request alike (key, URL, model); a metric cannot be computed.
-        StageError: a sentence got no answer, or the disk is full. What was answered stays: the same again goes on.
+    be one where the benchmark was cut short. Raises SpecError: no sentence, or the server would drop a wish of the
+    spec; PrerequisiteError: the server refuses all requests, or a metric cannot be computed; StageError: a sentence got
+    no answer, or the disk is full. What was answered stays: the same again goes on.
     """
     if not request.text.sources:
         raise SpecError(f"{request.dataset.name} {request.bench.split} has no sentence to translate")
@@ -224,13 +221,16 @@ class _Evaluation:
     def scored(self) -> BenchmarkResult:
         """The result with scores of exactly the segments that are written for sacrebleu's command line."""
         entry, bench, text = self.request.dataset.entry, self.request.bench, self.request.text
-        answers = [self.journal.answers[index] for index in sorted(self.journal.answers)]
-        indices = [answer.index for answer in answers]
-        hypotheses = [normalize_segment(answer.hypothesis) for answer in answers]
-        references = [normalize_segment(text.references[index]) for index in indices]
-        sources = [normalize_segment(text.sources[index]) for index in indices]
-        for name, segments in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
+        indices = sorted(self.journal.answers)
+        answers = [self.journal.answers[index] for index in indices]
+        texts = {
+            "sources": [normalize_segment(text.sources[index]) for index in indices],
+            "references": [normalize_segment(text.references[index]) for index in indices],
+            "hypotheses": [normalize_segment(answer.hypothesis) for answer in answers],
+        }
+        for name, segments in texts.items():
             atomic_write(self.folder / f"{name}.txt", "".join(f"{segment}\n" for segment in segments))
+        sources, references, hypotheses = texts.values()
         scores, mean, bleu4 = score_system(
             hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
         )
@@ -241,11 +241,9 @@ class _Evaluation:
         warnings = [*self.mixed, *filter(None, [spacing_warning(scores, references, entry.target_lang)])]
         requested = self.endpoint.model if self.endpoint else None
         others = Counter(each.model for each in answers if each.model not in (None, requested) and not each.cached)
-        warnings += [
-            f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
-            for model, number in others.items()
-            if requested
-        ]
+        for model, number in others.items() if requested else ():
+            what = f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
+            warnings.append(what)
         return self.result(
             scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=issues, warnings=warnings
         )
@@ -292,13 +290,13 @@ class _Evaluation:
     def _compare_with_earlier(self) -> None:
         """Note where another model may answer at the address now than gave the answers of an earlier attempt."""
         before = min(self.journal.answers.values(), key=lambda answer: len(answer.hypothesis))
-        again: list[Hypothesis | FailedSegment] = []
-        self._translate([before.index], 1, again.append)
+        results: list[Hypothesis | FailedSegment] = []
+        self._translate([before.index], 1, results.append)
         signs = []
-        if isinstance(again[0], Hypothesis):
-            if again[0].model != before.model:
-                signs.append(f"its replies named {before.model}, now {again[0].model}")
-            if self.decoding.greedy and again[0].hypothesis != before.hypothesis:
+        for again in results:
+            if isinstance(again, Hypothesis) and again.model != before.model:
+                signs.append(f"its replies named {before.model}, now {again.model}")
+            if isinstance(again, Hypothesis) and self.decoding.greedy and again.hypothesis != before.hypothesis:
                 signs.append(f"sentence {before.index + 1} has another answer now")
         if signs:
             self.mixed.append(
@@ -322,15 +320,12 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 def _speed(answers: Sequence[Hypothesis], wall_s: float, concurrency: int) -> dict[str, int | float | None]:
     latencies, tokens = sorted(each.latency_s for each in answers), _total([each.completion_tokens for each in answers])
+    p50_s, p95_s = (latencies[math.ceil(share * len(latencies)) - 1] for share in (0.50, 0.95))
     speed = {
-        "segments": len(answers),
-        "wall_s": round(wall_s, 3),
-        "segments_per_s": round(len(answers) / wall_s, 3),
+        "segments": len(answers), "wall_s": round(wall_s, 3), "segments_per_s": round(len(answers) / wall_s, 3),
         "tokens_per_s": None if tokens is None else round(tokens / wall_s, 1),
-        "latency_p50_s": latencies[math.ceil(0.50 * len(latencies)) - 1],
-        "latency_p95_s": latencies[math.ceil(0.95 * len(latencies)) - 1],
-        "concurrency": concurrency,
-    }
+        "latency_p50_s": p50_s, "latency_p95_s": p95_s, "concurrency": concurrency,
+    }  # fmt: skip
     log.info(
         "%(segments)d sentences in %(wall_s).1f s: %(segments_per_s).3g/s; latency %(latency_p50_s).3g s "
         "(95 %%: %(latency_p95_s).3g); %(concurrency)d requests at once",

@@ -50,18 +50,15 @@ class BenchmarkResult(BaseModel):
     """Sentences that were answered; these are scored."""
     failed: int = 0
     errors: dict[str, int] = {}
-    """What the failed ones met, and how many of them."""
     scores: list[Score] = []
     """Empty where a sentence failed, unless scores over a part were wanted."""
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
     comet: list[Score] = []
-    """One for each of COMET's models and versions."""
     diagnostics: dict[str, Flagged | None] = {}
     """Hypotheses with an issue, by issue (scoring/diagnostics.py); they are scored as they are. None: not known."""
     warnings: list[str] = []
     n_resumed: int = 0
-    """Answers of an earlier attempt at this benchmark."""
     n_cache_hits: int = 0
     retried: int = 0
     """Answers that took more than one attempt."""
@@ -69,9 +66,7 @@ class BenchmarkResult(BaseModel):
     """Over all answers; None where the server counts none."""
     completion_tokens: int | None = None
     speed: dict[str, int | float | None] | None = None
-    """Of the requests of the last attempt."""
     text_sha256: str
-    """Hash of the sources and references."""
     prompts_sha256: str
     """Hash of all messages, in order."""
     request: dict[str, Any] = {}
@@ -159,11 +154,8 @@ class Benchmark:
 def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | None) -> list[Benchmark]:
     """The newest complete benchmark of each run, RUN@LABEL, folder, or run of a group; all of one test set and prompt.
 
-    `testset` is NAME or NAME:SPLIT; None: the newest that all of them have.
-
-    Raises:
-        SpecError: one has no complete benchmark, or none that can be compared with the others'.
-        PrerequisiteError: a benchmark's files are damaged.
+    `testset` is NAME or NAME:SPLIT; None: the newest that all of them have. Raises SpecError: one has no complete
+    benchmark, or none that can be compared with the others'; PrerequisiteError: a benchmark's files are damaged.
     """
     groups = {name: folder for name in names if (folder := workspace.lookup_group(name))}
     runs = {name: [point.run for point in Group.load(folder).points] for name, folder in groups.items()}
@@ -233,7 +225,6 @@ def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
 
 
 def _differences(benchmarks: Sequence[Benchmark]) -> list[str]:
-    """What differs from the first, a line each."""
     first, lines = benchmarks[0], dict[str, None]()
     for other in benchmarks[1:]:
         for (key, words), a, b in zip(COMPARABLE.items(), first.comparable_by, other.comparable_by, strict=True):

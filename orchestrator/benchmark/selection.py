@@ -95,9 +95,6 @@ class Curve(BaseModel):
     test: list[BenchmarkSummary] = []
     """The chosen one's benchmarks on test sets. Its score above is the one that it was chosen by, so it is too good."""
 
-    def save(self, run: RunDir) -> None:
-        atomic_write(run.curve, self.model_dump_json(indent=2) + "\n")
-
     def words(self) -> str:
         """Which one was chosen, and which others it may be, in a sentence."""
         heading = HEADINGS[self.metric]
@@ -133,22 +130,16 @@ def select_checkpoint(
 ) -> Curve:
     """Benchmark all checkpoints of a run, choose one, and benchmark that one alone on the spec's other test sets.
 
-    Raises:
-        SpecError, PrerequisiteError: the run trains nothing, nothing can be served, a set cannot be had.
-        StageError: a checkpoint got no score, so none was chosen, unless parts are allowed.
+    Raises StageError: a checkpoint got no score, so none was chosen, unless parts are allowed.
     """
     if spec.model is None or spec.train is None:
         raise SpecError(f"{run.id} trains nothing, so it has no checkpoints", f"orchestrator benchmark {run.id}")
     validation, metric = _validation_set(session, spec, how)
     tests = [each for each in spec.benchmark if (each.testset, each.split) != (validation.testset, validation.split)]
     items = [resolve_instruction(item, session.dataset_folders, spec.datasets) for item in (validation, *tests)]
-    alone = RunSpec(  # the training's data are not read again, and it is carried out here
-        name=spec.name,
-        model=spec.model,
-        serve=settings,
-        benchmark=items,
-        compute=spec.compute.model_copy(update={"slurm": None}),
-    )
+    here = spec.compute.model_copy(update={"slurm": None})
+    # the training's data are not read again
+    alone = RunSpec(name=spec.name, model=spec.model, serve=settings, benchmark=items, compute=here)
     job = BenchmarkJob(session, plan_run(session, alone), run, RunRecord.load(run), options)
     base = base_checkpoint(spec.model, session.workspace.root)
     if how.watch:
@@ -175,7 +166,7 @@ def select_checkpoint(
         if each.result.status != "complete":
             left_out[label] = f"incomplete: {each.result.n_segments} answers"
     curve = _curve(run, [point for point in points if point.label not in left_out], found, metric, left_out)
-    curve.save(run)
+    atomic_write(run.curve, curve.model_dump_json(indent=2) + "\n")
     job.record.update(run, chosen_checkpoint=curve.chosen)
     if not tests:
         log.warning("the spec has no other set to score it on: the score here, which it was chosen by, is too good")
@@ -188,7 +179,7 @@ def select_checkpoint(
         raise failed[tested.label]
     ids = {folder.name for folder in folders[tested.label]}
     curve = curve.model_copy(update={"test": [item for item in job.record.benchmarks if item.id in ids]})
-    curve.save(run)
+    atomic_write(run.curve, curve.model_dump_json(indent=2) + "\n")
     return curve
 
 

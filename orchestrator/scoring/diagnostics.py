@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
@@ -133,18 +133,17 @@ def _in_wrong_language(triples: Sequence[tuple[str, str, str]]) -> list[bool]:
     flags = [bool(usual) and _share(text, usual) < 0.5 <= _share(reference, usual) for _, reference, text in triples]
     if len(triples) < N_TO_LEARN_FROM:
         return flags
-    in_sources = Counter(run for source, _, _ in triples for run in _trigrams(source))
-    in_references = Counter(run for _, reference, _ in triples for run in _trigrams(reference))
+    like_source, like_target = (_likelihood_of(texts) for texts in list(zip(*triples, strict=True))[:2])
     for number, (_, reference, text) in enumerate(triples):
-        nearer = _log_likelihood(text, in_sources) - _log_likelihood(text, in_references)
-        flags[number] |= text != reference and nearer > _CLEARLY
+        flags[number] |= text != reference and like_source(text) - like_target(text) > _CLEARLY
     return flags
 
 
-def _log_likelihood(text: str, counts: Counter[str]) -> float:
-    """Of a text in the language in which runs of three characters are so frequent."""
+def _likelihood_of(texts: Iterable[str]) -> Callable[[str], float]:
+    """The log-likelihood of a text in a language, by how often each run of three characters is in some texts of it."""
+    counts = Counter(run for text in texts for run in _trigrams(text))
     total = counts.total() + 0.5 * (len(counts) + 1)
-    return sum(math.log((counts[run] + 0.5) / total) for run in _trigrams(text))
+    return lambda text: sum(math.log((counts[run] + 0.5) / total) for run in _trigrams(text))
 
 
 def _trigrams(text: str) -> list[str]:
