@@ -107,7 +107,7 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
         ("Owner/One", None, "lists One as a base model"),
         ("Other/Uno", None, "lists Uno as a base model"),
         ("Owner/Three", None, "lists Three as a base model"),
-        ("somebody/One", None, "not clear: the model's id, One, is listed as a base model and with quick"),
+        ("somebody/One", None, "not clear: One is listed with no template and quick"),
         ("Else/One", "quick", "lists One with quick"),  # the owner tells them apart
         ("somebody/One-it-tuned", None, "lists no model One-it-tuned"),
     ],
@@ -128,8 +128,8 @@ def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, tem
         ("mine", {"model_type": "llama"}, None, "lists no model mine"),
         ("mine", {"_name_or_path": 3}, None, "lists no model mine"),
         ("One-it", {"_name_or_path": "Owner/One"}, "plain", "lists One-it"),  # a chat model names what it was made from
-        ("Uno", {"_name_or_path": "Owner/One-it"}, None, "Uno, is listed as a base model; config.json's _name_or_path"),
-        ("One-it", {"_name_or_path": "Owner/Eye"}, None, "One-it, is listed with plain; config.json's _name_or_path"),
+        ("Uno", {"_name_or_path": "Owner/One-it"}, None, "Uno is listed with no template; One-it is listed with plain"),
+        ("One-it", {"_name_or_path": "Owner/Eye"}, None, "One-it is listed with plain; Eye is listed with thinker"),
     ],
 )
 def test_a_folder_is_known_by_its_name_or_by_its_configuration(

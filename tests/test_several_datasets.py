@@ -76,15 +76,6 @@ def test_a_file_of_data_that_is_not_there_is_an_error_before_a_run_folder_is_mad
     assert workshop.run_folders() == []
 
 
-def test_show_needs_the_datasets_only_for_dataset_info_json(workshop):
-    """A spec can be looked at on another machine than the one that has the data."""
-    spec = workshop.spec(dataset=["nowhere", "captions_en_de"])
-    done = workshop.run("show", spec, "--command")
-    assert done.code == 0 and "--dataset nowhere,captions_en_de" in done.out, done.err
-    done = workshop.run("show", spec, "--file", "dataset_info.json")
-    assert done.code == 2 and "no dataset 'nowhere'" in done.err
-
-
 # The real llamafactory-cli
 
 TRAIN = {

@@ -5,13 +5,11 @@ import sys
 
 import pytest
 
-from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.data.datasets import ArchiveStore, Entry, FileSplit, Sums, load_entry, load_split
 from orchestrator.data.testset import describe_subset, entry_of_files, load_testset
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import shipped
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
-from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
 
 LIKE = Entry(
     description="d", license="l", source_lang="en", target_lang="de", instruction="Translate.",
@@ -55,7 +53,7 @@ def test_a_subset_is_described(n_requested, seed, expected):
 
 
 @pytest.mark.parametrize("file", ["news.en", 'it\'s a "test".en', "日本.en", "a b; echo foo.en"])
-def test_a_pair_of_files_is_a_dataset_like_any_other(file, tmp_path, caplog):
+def test_a_pair_of_files_is_a_dataset_like_any_other(file, tmp_path):
     source = write(tmp_path, file, "A dog.\n\nTwo men.\nIt rains.\n")
     reference = write(tmp_path, "news.de", "Ein Hund.\n\nZwei Männer.\n \n")
     name, folder = entry_of_files(source, reference, LIKE)
@@ -63,8 +61,6 @@ def test_a_pair_of_files_is_a_dataset_like_any_other(file, tmp_path, caplog):
     assert (entry.source_lang, entry.target_lang, entry.instruction) == ("en", "de", "Translate.")
     text = read(name, folder)
     assert (text.sources, text.references) == (["A dog.", "Two men."], ["Ein Hund.", "Zwei Männer."])
-    [warning] = caplog.messages
-    assert warning == f"1 lines of {source} and {reference} have text on one side only and are left out: 4"
 
 
 def test_another_text_or_instruction_has_another_name(tmp_path):
@@ -195,14 +191,3 @@ def test_benchmark_asks_a_set_as_the_run_was_trained_and_scores_as_sacrebleu_doe
     scored = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert scored.returncode == 0, scored.stderr
     assert float(scored.stdout) == pytest.approx(result["scores"][0]["score"], abs=1e-9)
-
-
-def test_compare_knows_such_a_name_with_and_without_a_split(tmp_path):
-    place, name = workspace(tmp_path), "sacrebleu:wmt14-en-de"
-    for run in ("one", "two"):
-        for testset in ("toy", name):
-            add_benchmark(place, [f"{run} {line}" for line in REFERENCES], run=run, testset=testset)
-    for word in (name, f"{name}:test"):
-        assert {each.result.testset for each in find_benchmarks(["one", "two"], place, word)} == {name}
-    with pytest.raises(SpecError, match="no complete benchmark"):
-        find_benchmarks(["one", "two"], place, f"{name}:dev")

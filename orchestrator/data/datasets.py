@@ -9,7 +9,6 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Annotated, Self
@@ -137,8 +136,7 @@ class ArchiveStore:
     def path(self, name: str, archive: Archive) -> Path:
         """A verified archive, fetched into the cache where it is not on this machine.
 
-        Raises:
-            PrerequisiteError: it cannot be fetched or read, or it is another file.
+        Raises PrerequisiteError: it cannot be fetched or read, or it is another file.
         """
         remedy = f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
         path = self.cache / archive.sha256 / name
@@ -201,9 +199,8 @@ def evaluated_split(dataset: Dataset) -> str:
 def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> ParallelText:
     """Read one split of a dataset, checked against the entry's checksums and number of pairs.
 
-    Raises:
-        SpecError: no such split; the texts are not UTF-8, not parallel, or not what the entry says.
-        PrerequisiteError: a file or an archive is missing, is another one, or cannot be had.
+    Raises SpecError: no such split; the texts are not UTF-8, not parallel, or not what the entry says;
+    PrerequisiteError: a file or an archive is missing, is another one, or cannot be had.
     """
     splits, known = dataset.entry.splits, dataset.entry.archives
     if split not in splits:
@@ -237,23 +234,12 @@ def read_pairs(raw: Sequence[bytes], places: Sequence[str], origin: str = "") ->
     if len(sides[0]) != len(sides[1]):
         what = f"{places[0]} has {len(sides[0])} lines, {places[1]} has {len(sides[1])}"
         raise SpecError(what, "edit them: line N of one must be the translation of line N of the other")
-    kept, half = [], []
-    for number, pair in enumerate(zip(*sides, strict=True), start=1):
-        n_texts = len([side for side in pair if side.strip()])
-        kept += [pair] if n_texts == 2 else []
-        half += [str(number)] if n_texts == 1 else []
-    if half:
-        lines = ", ".join(half[:3]) + (", ..." if len(half) > 3 else "")
-        _warn(f"{len(half)} lines of {places[0]} and {places[1]} have text on one side only and are left out: {lines}")
+    kept = [
+        (source, reference) for source, reference in zip(*sides, strict=True) if source.strip() and reference.strip()
+    ]
     sources, references = [source for source, _ in kept], [reference for _, reference in kept]
     n_blank = len(sides[0]) - len(kept)
     return ParallelText(sources, references, n_blank, text_sha256(sources, references), origin)
-
-
-@cache
-def _warn(message: str) -> None:
-    """Once: a text is read by the check, for the facts, and again where it is used."""
-    log.warning(message)
 
 
 def sample_pairs(text: ParallelText, max_samples: int | None, seed: int | None = None) -> ParallelText:
@@ -304,8 +290,8 @@ def read_text_file(path: Path) -> bytes:
 def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -> list[bytes]:
     """The content of members of a tar archive, by name with or without './' before it. Nothing is written to disk.
 
-    Raises:
-        SpecError: it is no tar archive, damaged, or lacks such a member; or the member is no plain file or too large.
+    Raises SpecError: it is no tar archive, damaged, or lacks such a member; or the member is no plain file or too
+    large.
     """
     contents = []
     try:

@@ -164,8 +164,7 @@ def entry_yaml(entry: LlamaFactoryEntry) -> str:
 def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
     """The local files of a dataset, in the order of their names; none where LLaMA-Factory takes it from elsewhere.
 
-    Raises:
-        PrerequisiteError: there is no file, or one that is not a regular file.
+    Raises PrerequisiteError: there is no file, or one that is not a regular file.
     """
     path = dataset.local_path
     if path is None or dataset.info.source()[0] == "script_url":
@@ -180,8 +179,7 @@ def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
 def files_sha256(dataset: LlamaFactoryDataset, files: Sequence[Path]) -> str:
     """Hash of a file; of a folder's files, that of the lines that sha256sum prints for them.
 
-    Raises:
-        PrerequisiteError: one cannot be read.
+    Raises PrerequisiteError: one cannot be read.
     """
     if dataset.local_path in files:
         return file_sha256(files[0])
@@ -200,8 +198,8 @@ def count_records(files: Sequence[Path]) -> int | None:
 def records(files: Sequence[Path]) -> Iterator[Any]:
     """The records of some files, one by one.
 
-    Raises:
-        PrerequisiteError: they are too large, of a type that is not read here, or damaged; its message is the reason.
+    Raises PrerequisiteError: they are too large, of a type that is not read here, or damaged; its message is the
+    reason.
     """
     types = {file.suffix for file in files}
     if types - _READABLE:

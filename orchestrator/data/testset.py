@@ -115,11 +115,8 @@ def entry_of_files(
 
     It has copies of the lines that have text on both sides. A language that is not given is the file's ending, where
     that is a language's code (test.en), else that of `like`; so is the instruction. Returns the entry's name, and its
-    folder, to be looked into like dataset_info/.
-
-    Raises:
-        SpecError: a language or the instruction is missing, or they are no parallel UTF-8 texts.
-        PrerequisiteError: a file cannot be read, or the cache cannot be written.
+    folder, to be looked into like dataset_info/. Raises SpecError: a language or the instruction is missing, or they
+    are no parallel UTF-8 texts; PrerequisiteError: a file cannot be read, or the cache cannot be written.
     """
     text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
     if not text.sources:

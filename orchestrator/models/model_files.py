@@ -136,12 +136,8 @@ def unchecked_weights(folder: Path) -> list[str]:
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read a *.safetensors file's header and compare it with the file's size.
 
-    Returns name -> dtype as safetensors writes it (BF16, F32), and shape.
-
-    Raises:
-        PrerequisiteError: the file is missing, cut off, or something else; the message says which.
-
-    Source: https://github.com/huggingface/safetensors#format (8 bytes length, JSON, data without gaps).
+    Returns name -> dtype as safetensors writes it (BF16, F32), and shape. Raises PrerequisiteError: the file is
+    missing, cut off, or something else. Source: https://github.com/huggingface/safetensors#format.
     """
     try:
         if not path.is_file():  # a pipe would block

@@ -27,8 +27,7 @@ _KINDS = {**{name: name for name in ("int", "float", "bool", "str", "list", "dic
 def read_arguments(installation: Installation) -> dict[str, Argument]:
     """Every argument of the installation by name.
 
-    Raises:
-        PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
+    Raises PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
     """
     package, transformers = installation.package, installation.transformers
     if package is None or transformers is None:

@@ -32,11 +32,7 @@ class ChatTemplates:
 
 
 def read_templates(installation: Installation) -> ChatTemplates:
-    """The templates of an installation.
-
-    Raises:
-        PrerequisiteError: its source cannot be read.
-    """
+    """The templates of an installation. Raises PrerequisiteError: its source cannot be read."""
     path = installation.package / "data" / "template.py" if installation.package else None
     if path is None or not path.is_file():
         return ChatTemplates()
@@ -63,24 +59,21 @@ def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemp
 
     `folder` has the model's files; None where they are not on this machine.
     """
-    found: dict[str, frozenset[str | None]] = {}  # what is listed, in the order of _names
-    for where, name in _names(name_or_path, folder):
+    found: dict[str, frozenset[str | None]] = {}  # name -> what it is listed with
+    for name in _names(name_or_path, folder):
         key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct
         if listed := templates.by_model.get(key) or templates.by_model.get(Path(key).name):
-            found.setdefault(f"{where}, {Path(name).name}", listed)
+            found[Path(name).name] = listed
     if not found:
         return None, f"LLaMA-Factory lists no model {Path(name_or_path).name}"
-    first, its_templates = next(iter(found.items()))
+    called, first = next(iter(found.items()))
     named = {template for listed in found.values() for template in listed if template}
-    called = first.rpartition(", ")[2]
     if not named:
         return None, f"LLaMA-Factory lists {called} as a base model, without a template"
-    if its_templates == named and len(named) == 1:
-        (template,) = named
-        return template, f"LLaMA-Factory lists {called} with {template}"
-    ways = {each: sorted(f"with {name}" if name else "as a base model" for name in found[each]) for each in found}
-    reasons = [f"{each}, is listed {' and '.join(its_ways)}" for each, its_ways in ways.items()]
-    return None, f"which one is not clear: {'; '.join(reasons)}"
+    if first == named and len(named) == 1:
+        return next(iter(named)), f"LLaMA-Factory lists {called} with {next(iter(named))}"
+    ways = {name: " and ".join(sorted(each or "no template" for each in listed)) for name, listed in found.items()}
+    return None, f"which one is not clear: {'; '.join(f'{name} is listed with {way}' for name, way in ways.items())}"
 
 
 def resolve_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
@@ -106,18 +99,13 @@ def has_chat_template(folder: Path) -> bool:
     return has_file or bool((json_mapping(folder / "tokenizer_config.json") or {}).get("chat_template"))
 
 
-def _names(name_or_path: str, folder: Path | None) -> Iterator[tuple[str, str]]:
-    """What a model is called, and where: its id or folder first."""
+def _names(name_or_path: str, folder: Path | None) -> list[str]:
+    """What a model is called: its id, or else its folder, first; then what its configuration says it was made from."""
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", str(folder))  # the hub's cache
-    if folder is None or cached:
-        yield "the model's id", cached[1].replace("--", "/", 1) if cached else name_or_path
-    else:
-        yield "the folder", Path(name_or_path).name
     config = (json_mapping(folder / "config.json") if folder else None) or {}
-    for key in ("_name_or_path", "_model_name_or_path"):
-        name = config.get(key)
-        if isinstance(name, str) and name.strip("/"):
-            yield f"config.json's {key}", name
+    others = [config.get(key) for key in ("_name_or_path", "_model_name_or_path")]
+    first = cached[1].replace("--", "/", 1) if cached else Path(name_or_path).name if folder else name_or_path
+    return [first, *(each for each in others if isinstance(each, str) and each.strip("/"))]
 
 
 def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:

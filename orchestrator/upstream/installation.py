@@ -64,8 +64,7 @@ class AskError(StageError):
 def find_installation() -> Installation:
     """The LLaMA-Factory to use: $ORCHESTRATOR_LLAMAFACTORY, else beside our Python, else on PATH.
 
-    Raises:
-        PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
+    Raises PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
     """
     cli = program_named(VARIABLE, COMMAND)
     if cli is None:
@@ -80,8 +79,7 @@ def find_installation() -> Installation:
 def inspect_environment(cli: Path, package: str, distributions: Sequence[str], remedy: str) -> Installation:
     """What is in the environment of a console script; none of the packages is imported.
 
-    Raises:
-        PrerequisiteError: its Python cannot be started, or does not answer.
+    Raises PrerequisiteError: its Python cannot be started, or does not answer.
     """
     python, note = _python_of(cli, remedy)
     question = {"package": package, "distributions": [*distributions, *_CUDA]}
@@ -99,8 +97,7 @@ def inspect_environment(cli: Path, package: str, distributions: Sequence[str], r
 def program_named(variable: str, command: str) -> Path | None:
     """The program that a variable names: itself, or the folder of its environment. None: the variable is not set.
 
-    Raises:
-        PrerequisiteError: there is none.
+    Raises PrerequisiteError: there is none.
     """
     named = os.environ.get(variable)
     if not named:
@@ -121,9 +118,7 @@ def ask(
     """The answer of scripts/SCRIPT.py in a Python, which gets the question: JSON both, the answer as the last line.
 
     Importing LLaMA-Factory takes 8 s on a slow machine, the time-out included. `environment` is set beside our own.
-
-    Raises:
-        AskError: there is no answer.
+    Raises AskError: there is no answer.
     """
     argv = [str(python), str(SCRIPTS / f"{script}.py")]
     try:
@@ -138,8 +133,7 @@ def ask(
 def parse_source(path: Path) -> tuple[ast.Module, list[str]]:
     """The syntax tree of a Python file of an installation, and its lines.
 
-    Raises:
-        PrerequisiteError: it cannot be read, or this Python does not understand it.
+    Raises PrerequisiteError: it cannot be read, or this Python does not understand it.
     """
     try:
         text = path.read_text("utf-8")

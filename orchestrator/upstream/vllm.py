@@ -36,8 +36,7 @@ class ChatPrompt:
 def find_vllm() -> Installation:
     """The vLLM that ORCHESTRATOR_VLLM names.
 
-    Raises:
-        PrerequisiteError: it is not set, or there is no vLLM where it points.
+    Raises PrerequisiteError: it is not set, or there is no vLLM where it points.
     """
     cli = program_named(VARIABLE, "vllm")
     if cli is None:
@@ -84,8 +83,7 @@ def argument_words(arguments: Mapping[str, Any]) -> list[str]:
 def parser_refusal(vllm: Installation, words: Sequence[str]) -> str:
     """What vLLM's parser says to a command line, the model first, that it refuses; '' where it takes it.
 
-    Raises:
-        AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.
+    Raises AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.
     """
     return str(ask(vllm.python, "vllm_arguments", list(words), timeout_s=180))
 
@@ -94,10 +92,8 @@ def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> Cha
     """The prompt of training for a model, of which `arguments` has LLaMA-Factory's.
 
     LLaMA-Factory makes it, and its token ids are compared with those of training, except of tools, images, and thoughts
-    in earlier answers.
-
-    Raises:
-        StageError: LLaMA-Factory cannot load the tokenizer; or no Jinja template gives the same prompt for this model.
+    in earlier answers. Raises StageError: LLaMA-Factory cannot load the tokenizer; or no Jinja template gives the same
+    prompt for this model.
     """
     try:
         answer = ask(installation.python, "chat_prompt", dict(arguments), timeout_s=300)
