@@ -168,6 +168,16 @@ def test_what_is_right_is_not_found(sections, root, monkeypatch):
     assert findings(root, **sections) == []
 
 
+def test_a_gpu_counts_unless_it_is_hidden(root, monkeypatch):
+    monkeypatch.setattr("orchestrator.planning.check._ACCELERATORS", ("null",))  # /dev/null is there
+    train = {"bf16": True}
+    assert findings(root, train=train, compute={"devices": "0"}) == []
+    for devices in ("", "-1"):
+        assert only(root, train=train, compute={"devices": devices}).field == "train.bf16"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert findings(root, train=train) == []
+
+
 def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root):
     (root / "models" / "tiny" / "chat_template.jinja").write_text("{{ messages }}")
     finding = only(root, model={"name_or_path": "models/tiny"})  # Owner/Tiny is listed, as a base model
