@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs.rundir import RunDir
+from orchestrator.serving.server import free_port
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workshop import assert_none_left, new_workshop, wait_for
+from tests.workshop import assert_none_left, wait_for
 
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
@@ -27,66 +28,43 @@ QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
 
 # Errors: exit code, what, place, next step
 
-
-def raw_spec(text):
-    return lambda workshop: (workshop.runs / "toy.yaml").write_text(text, encoding="utf-8")
-
-
-def truncated_model(workshop):
-    workshop.spec()
-    path = workshop.root / "models" / "tiny" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-7])
-
-
 ERRORS = {
-    "no spec": (lambda workshop: None, 2, ["runs/toy.yaml: no such file"]),
-    "unknown field and wrong types, all at once": (
-        raw_spec(
-            "name: toy\nmodle: {name_or_path: x}\nmodel: {name_or_path: models/tiny}\ndataset: captions_en_de\n"
-            "train:\n  lora_rnak: 8\n  learning_rate: fast\n  output_dir: there\nseed: many\n"
-        ),
+    "none": (2, ["runs/none.yaml: no such file"]),
+    "data": (2, ["dataset: no dataset 'captoins_en_de'; did you mean 'captions_en_de'?", "known datasets: "]),
+    "cut": (3, ["model.name_or_path: ", "models/cut/model.safetensors", "733"]),
+    "wrong": (
         2,
         [
             "has 5 errors",
-            "\nerror: modle: unknown field\n  --> runs/toy.yaml:2:1\n",
+            "\nerror: modle: unknown field\n  --> runs/wrong.yaml:2:1\n",
             " 2 | modle: {name_or_path: x}\n   | ^^^^^\n   = help: did you mean 'model'?\n",
             "\nerror: train.lora_rnak: ",
-            "\n  --> runs/toy.yaml:6:3\n",
+            "\n  --> runs/wrong.yaml:6:3\n",
             "did you mean 'lora_rank'?",
             "\nerror: train.learning_rate: expected",
             "\nerror: train.output_dir: output_dir is managed by orchestrator",
-            "\n  --> runs/toy.yaml:9:1\n",
+            "\n  --> runs/wrong.yaml:9:1\n",
             "(got 'many')",
         ],
     ),
-    "dataset": (
-        lambda workshop: workshop.spec(dataset="captoins_en_de"),
-        2,
-        ["dataset: no dataset 'captoins_en_de'; did you mean 'captions_en_de'?", "known datasets: "],
-    ),
-    "truncated model": (truncated_model, 3, ["model.name_or_path: ", "models/tiny/model.safetensors", "733"]),
 }
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory, fake_cli):
-    """Each case's launch, all at the same time."""
-    commands = {}
-    for number, (case, (prepare, _, _)) in enumerate(ERRORS.items()):
-        workshop = new_workshop(tmp_path_factory.mktemp(f"case-{number}"), fake_cli)
-        prepare(workshop)
-        commands[case] = (workshop, workshop.start("launch", "runs/toy.yaml"))
-    return {case: (workshop, command.finish()) for case, (workshop, command) in commands.items()}
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_an_error_is_shown_before_anything_starts(refused, case):
-    """With its exit code, its place and what to do."""
-    _, code, fragments = ERRORS[case]
-    workshop, done = refused[case]
-    assert done.code == code and "Traceback" not in done.err, done.err
-    assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
-    assert done.err.startswith("error: ") and done.out == ""
+def test_errors_are_shown_all_at_once_before_anything_starts(workshop):
+    """Each with its exit code, its place and what to do."""
+    cut = shutil.copytree(workshop.root / "models" / "tiny", workshop.root / "models" / "cut") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-7])
+    workshop.spec("data", dataset="captoins_en_de")
+    workshop.spec("cut", model={"name_or_path": "models/cut"})
+    (workshop.runs / "wrong.yaml").write_text(
+        "name: toy\nmodle: {name_or_path: x}\nmodel: {name_or_path: models/tiny}\ndataset: captions_en_de\n"
+        "train:\n  lora_rnak: 8\n  learning_rate: fast\n  output_dir: there\nseed: many\n"
+    )
+    results = workshop.run_together([("launch", f"runs/{name}.yaml") for name in ERRORS])
+    for (code, fragments), done in zip(ERRORS.values(), results, strict=True):
+        assert done.code == code and "Traceback" not in done.err, done.err
+        assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
+        assert done.err.startswith("error: ") and done.out == ""
     assert workshop.run_folders() == [] and workshop.calls("train") == []
 
 
@@ -275,13 +253,6 @@ def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workshop)
     assert devices == ["3", "3", "1"]
 
 
-def test_a_failed_benchmark_of_a_run_leaves_the_run_done(toy):
-    before = toy.record()
-    done = toy.run("benchmark", "toy", *QUICK, FAKE_API="dies")
-    assert done.code == 4 and OUT_OF_MEMORY in done.err
-    assert toy.record()["status"] == "done" and toy.record()["benchmarks"] == before["benchmarks"]
-
-
 # Servers of others
 
 
@@ -323,13 +294,12 @@ def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp
     assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
     """The folder that its error names is still there when the user reads it."""
+    before = toy.record()
+    done = toy.run("benchmark", "toy", *QUICK, FAKE_API="dies")
+    assert done.code == 4 and OUT_OF_MEMORY in done.err
+    assert toy.record()["status"] == "done" and toy.record()["benchmarks"] == before["benchmarks"]
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
     assert done.code == 4 and OUT_OF_MEMORY in done.err
     log = Path(re.search(r"Last lines of (.*):", done.err)[1])
