@@ -50,14 +50,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_data_and_model_are_recorded_by_their_hashes(root):
-    facts = collect_facts(SPEC, root, None, {("d", "train"): TEXT})
-    (data,) = facts.data
+def test_data_and_models_are_recorded_by_their_hashes_and_their_use(root):
+    adapter = adapter_folder(root / "adapter")
+    spec = changed(model={"name_or_path": "models/tiny", "adapter_name_or_path": "adapter"}, eval_dataset="d")
+    facts = collect_facts(spec, root, None, {("d", split): TEXT for split in ("train", "test", "validation")})
+    data = facts.data[0]
     assert (data.dataset, data.split, data.pairs, data.blank_pairs, data.sha256) == ("d", "train", 2, 1, "6" * 64)
+    assert [each.use for each in facts.data] == ["train", "benchmark", "eval"]
     assert facts.model_sha256 == model_sha256(root / "models" / "tiny")
-    assert (facts.adapter_sha256, facts.hash_version) == (None, HASH_VERSION)
-    assert (facts.git_commit, facts.git_dirty) == (None, None)
-    assert facts.platform
+    assert (facts.adapter_sha256, facts.hash_version) == (model_sha256(adapter), HASH_VERSION)
+    assert (facts.git_commit, facts.git_dirty) == (None, None) and facts.platform
 
 
 def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
@@ -84,26 +86,6 @@ def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
     assert Facts.model_validate_json(then.model_dump_json()) == then
     now = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", subset="en", split="train_sft"))
     assert now.data[0].origin == "hf_hub_url a/b (en)"
-
-
-@pytest.mark.parametrize(
-    ("spec", "split", "use"),
-    [
-        (SPEC, "train", "train"),
-        (SPEC, "test", "benchmark"),
-        (changed(eval_dataset="d", benchmark=[]), "validation", "eval"),
-    ],
-)
-def test_what_a_split_is_used_for_is_recorded(spec, split, use, root):
-    (data,) = collect_facts(spec, root, None, {("d", split): TEXT}).data
-    assert data.use == use
-
-
-def test_the_adapter_that_training_starts_from_is_recorded(root):
-    folder = adapter_folder(root / "adapter")
-    spec = changed(model={"name_or_path": "OWNER/NAME", "adapter_name_or_path": "adapter"})
-    facts = collect_facts(spec, root, None, {})
-    assert (facts.model_sha256, facts.adapter_sha256) == (None, model_sha256(folder))
 
 
 def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
@@ -162,40 +144,26 @@ def test_a_record_of_an_earlier_version_keeps_its_kind_of_hashes(root):
 def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, tmp_path):
     source = tmp_path / "package" / "data" / "template.py"
     source.parent.mkdir(parents=True)
+    source.write_text('register_template(name="qwen")\n')
     found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), source.parent.parent, {}, "3.12.1")
-    qwen, other = 'register_template(\n    name="qwen",\n    system="{}",\n)\n', 'register_template(name="other")\n'
-
-    def recorded(text: str, template: str | None = "qwen") -> str | None:
-        source.write_text(text)
-        spec = changed(model={"name_or_path": "models/tiny", "template": template})
-        return collect_facts(spec, root, found, {}).chat_template_sha256
-
-    before = recorded(qwen + other)
-    assert before is not None and before == recorded(other + "\n" + qwen)
-    assert before != recorded(qwen.replace("{}", "<|im_end|>")) != recorded(qwen, "other")
-    assert recorded(other) is None and recorded(qwen, None) is None
+    specs = [changed(model={"name_or_path": "models/tiny", "template": name}) for name in ("qwen", "other", None)]
+    hashes = [collect_facts(spec, root, found, {}).chat_template_sha256 for spec in specs]
+    assert hashes[0] is not None and hashes[1:] == [None, None]
 
 
 # The environment
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["CUDA_VISIBLE_DEVICES", "NCCL_P2P_DISABLE", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "NVIDIA_TF32_OVERRIDE",
-     "OPTIM_TORCH", "LD_PRELOAD", "FORCE_TORCHRUN", "MIN_NNODES"],
-)  # fmt: skip
-def test_what_can_change_a_run_is_kept(name):
-    assert relevant_variables({name: "x"}) == {name: "x"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "RAY_REDIS_PASSWORD", "HF_SECRET_NAME", "VLLM_API_KEY", "hf_token",
-     "HOME", "PATH", "LANG", "HF_HOME", "NCCL_DEBUG", "OPENAI_API_KEY", "ORCHESTRATOR_API_KEY", "WANDB_API_KEY"],
-)  # fmt: skip
-def test_secrets_and_all_else_are_not(name, root, monkeypatch):
-    assert relevant_variables({name: "x"}) == {}
-    monkeypatch.setenv(name, "hf_secret")
+def test_variables_that_can_change_a_run_are_kept_and_secrets_and_all_else_are_not(root, monkeypatch):
+    kept = "CUDA_VISIBLE_DEVICES FORCE_TORCHRUN LD_PRELOAD MIN_NNODES NCCL_P2P_DISABLE NVIDIA_TF32_OVERRIDE "
+    kept += "OMP_NUM_THREADS OPTIM_TORCH PYTORCH_CUDA_ALLOC_CONF"
+    others = "HF_TOKEN RAY_REDIS_PASSWORD VLLM_API_KEY HOME PATH LANG HF_HOME NCCL_DEBUG NVIDIA_VISIBLE_DEVICES"
+    found = relevant_variables(dict.fromkeys([*others.split(), *kept.split()], "x"))
+    assert list(found) == kept.split() and set(found.values()) == {"x"}
+    assert relevant_variables({"VLLM_URL": "https://me:secret@example.org", "LD_PRELOAD": "/x/\udcff.so"}) == {
+        "LD_PRELOAD": "/x/\\udcff.so"
+    }
+    monkeypatch.setenv("RAY_REDIS_PASSWORD", "hf_secret")
     assert "hf_secret" not in collect_facts(SPEC, root, None, {}).model_dump_json()
 
 
