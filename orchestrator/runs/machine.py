@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, StageError
@@ -222,5 +223,10 @@ def _nvidia_smi(*options: str) -> str:
     except PrerequisiteError:  # no NVIDIA driver on this machine
         return ""
     except StageError as error:
-        log.warning("nvidia-smi fails, so no GPU is known: %s", error.message)
+        _warn_once(f"nvidia-smi fails, so no GPU is known: {error.message}")
         return ""
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
