@@ -52,8 +52,8 @@ class Figures:
         kinds = Counter(fault.partition(":")[0] for fault in self.faults)
         named = ("orphans", "corrupt", "wrong status", "resume failed", "another end")
         return [
-            f"{self.kills.total()} kills: {_counts(self.kills)}",
-            f"the runs were: {_counts(self.at)}",
+            f"{self.kills.total()} kills: {dict(self.kills)}",
+            f"the runs were: {dict(self.at)}",
             f"{self.same_end} of {self.runs} runs came to the same end",
             ", ".join(f"{name}: {kinds[name]}" for name in named),
             *self.faults,
@@ -149,13 +149,9 @@ def _kind(process: psutil.Process) -> str:
         words = " ".join(process.cmdline())
     except psutil.Error:
         return "gone"
-    return (
-        "watcher"
-        if "orchestrator.processes.watch" in words
-        else "owner"
-        if "-m orchestrator" in words
-        else "llamafactory"
-    )
+    if "orchestrator.processes.watch" in words:
+        return "watcher"
+    return "owner" if "-m orchestrator" in words else "llamafactory"
 
 
 def _settle(place: Workshop, command: Command, figures: Figures) -> None:
@@ -178,10 +174,6 @@ def _look_at_files(folder: Path, figures: Figures) -> None:
             assert isinstance(value, dict)
         except (ValueError, yaml.YAMLError, AssertionError) as error:
             figures.faults.append(f"corrupt: {path}: {error}")
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
 
 
 def main() -> None:

@@ -10,12 +10,11 @@ FAKE_TRAIN  dies | silent (status 0, no results) | truncated | hangs (before the
             | stubborn (ignores SIGTERM)
             | torn-checkpoint (killed by itself while it saves its second one)
             | unsaved (killed by itself between its last checkpoint and the final save)
-            | lost (its connection to another machine)
 FAKE_STEP_S seconds that a step takes
 FAKE_HOLD   the step after which it waits until it is told to stop, or until the file FAKE_GO is there
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
-            | 500 | 401 | html | empty | models-500 | models-html | other (lists another model)
+            | 500 | 401 | other (lists another model)
 FAKE_API_DIES   the adapter whose server dies
 FAKE_ANSWER_S   seconds that an answer takes
 FAKE_KNOWS  a file of sentences with their translations, tab-separated, and after a colon the percentage of them that
@@ -266,12 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._admitted():
             return
         name = "another" if self.server.mode == "other" else os.environ["API_MODEL_NAME"]
-        if self.server.mode == "models-500":
-            self._send(b"Internal Server Error", 500, "text/plain")
-        elif self.server.mode == "models-html":
-            self._send(b"<html>router login</html>", 200, "text/html")
-        else:
-            self._json({"object": "list", "data": [{"id": name, "object": "model"}]})
+        self._json({"object": "list", "data": [{"id": name, "object": "model"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -294,10 +288,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(b"Internal Server Error", 500, "text/plain")
         if mode == "401":
             return self._json({"detail": "Invalid API key."}, 401)
-        if mode == "html":
-            return self._send(b"<html>router login</html>", 200, "text/html")
-        if mode == "empty":
-            return self._json({"id": "1", "object": "chat.completion", "created": 1, "model": "x", "choices": []})
         said = body["messages"][-1]["content"]
         text = said.rpartition("\n")[2] if self.server.adapted else said.rpartition("\n")[2].upper()
         text = self.server.known.get(text, text)

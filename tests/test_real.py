@@ -60,32 +60,9 @@ def test_a_real_launch_trains_serves_and_scores(launched):
     assert len(losses) == 5 and all(map(math.isfinite, losses)) and len(set(losses)) == 5
     assert adapter_problems(run / "output") == []
     assert [(each["of"], each["n_segments"]) for each in record["benchmarks"]] == [("base", 6), ("output", 6)]
+    base, output = translations(run, "base-captions_en_de-test"), translations(run)
+    assert len(set(base)) > 1 and all(base) and base != output  # five steps at a high rate change what the model says
     assert workshop.left_over() == []
-
-
-def test_the_adapter_is_what_is_served(launched):
-    """Five steps at a high rate change what the model says."""
-    base, output = translations(launched[1], "base-captions_en_de-test"), translations(launched[1])
-    assert len(base) == len(output) == 6 and len(set(base)) > 1 and all(base)
-    assert base != output
-
-
-def test_sacrebleus_own_command_line_gives_the_same_numbers(launched):
-    folder = launched[1] / "benchmarks" / OUTPUT
-    words = ["references.txt", "-i", "hypotheses.txt", "-l", "en-de", "-m", "bleu", "chrf", "ter", "-w", "10"]
-    command = [sys.executable, "-m", "sacrebleu", *words, "--confidence", "--confidence-n", "10", "--format", "json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    scores = json.loads((folder / "scores.json").read_bytes())["scores"]
-    ours = [each for each in scores if each["metric"] != "chrf++"]  # by name it is another chrf on that command line
-    theirs = json.loads(done.stdout)
-    assert [each["name"].lower().rstrip("2") for each in theirs] == [each["metric"] for each in ours]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine["score"] == pytest.approx(other["score"], abs=1e-9)
-        # sacrebleu's JSON leaves the interval out where the score is 0
-        assert mine["ci_half"] == pytest.approx(other.get("confidence_var", 0), abs=1e-9)
-        assert mine["signature"] == other["signature"]
-    assert any(each["score"] > 0 for each in ours)
 
 
 def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
@@ -95,7 +72,6 @@ def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
     (again,) = [folder for folder in workshop.run_folders() if workshop.record(folder)["rerun_of"] == past.name]
     then, now = workshop.record(past), workshop.record(again)
     assert now["training"]["logged_losses"] == then["training"]["logged_losses"]
-    assert now["training"]["train_loss"] == then["training"]["train_loss"]
     assert translations(again) == translations(past)
     assert now["benchmarks"][0]["scores"] == then["benchmarks"][1]["scores"]
     # the adapter's hash in the server's name is that of weights which are the same to the bit
@@ -253,16 +229,6 @@ def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(broken_off):
     step = json.loads((kept / "trainer_state.json").read_bytes())["global_step"]
     assert step >= 7 and kept.name == f"checkpoint-{step}"
     assert (done["record"]["status"], done["record"]["benchmarks"], done["left_over"]) == ("stopped", [], [])
-
-
-def test_what_is_said_of_a_run_on_its_way_holds(broken_off):
-    _, broken, done = broken_off
-    assert "interrupted: its process" in done["shown"].out and "nothing of it is still running" in done["shown"].out
-    assert done["followed"].code == 0 and "Resuming training from checkpoint" in done["followed"].out
-    kept = broken.record()["attempts"][2]["from_checkpoint"]
-    assert f"kept: {kept}\n" in done["stopped"].err
-    assert f"the training resumes from {kept}" in done["last"].err
-    assert broken.left_over() == []
 
 
 def test_a_training_that_was_killed_before_its_final_save_is_taken_from_its_last_checkpoint(broken_off, tmp_path):

@@ -5,6 +5,7 @@ The fake's weights depend on every step that led to them.
 
 import hashlib
 import json
+import random
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
+from tests.chaos import chaos
 from tests.workshop import Workshop, assert_none_left, new_workshop, training_at_step, wait_for
 
 TRAIN = {"max_steps": 12, "save_steps": 2, "val_size": 0.1, "do_eval": True}
@@ -358,3 +360,11 @@ def test_what_a_killed_owner_left_running_is_named_and_ended_before_the_run_cont
     assert stopped.code == 0 and "its owner had left running, now ended" in stopped.err, stopped.err
     assert workshop.left_over() == []
     assert "nothing of it is still running. To continue: orchestrator resume" in workshop.run("show", "toy").out
+
+
+def test_runs_that_are_hit_at_random_come_to_their_end_and_leave_nothing(workshop):
+    """A short form of `make chaos`; another seed each time, a failure names it."""
+    seed = random.randrange(10**6)
+    figures = chaos(workshop, kills=4, seed=seed, budget_s=20)
+    assert figures.faults == [], (seed, figures.lines())
+    assert figures.runs == figures.same_end > 0

@@ -1,7 +1,6 @@
 """Runs as jobs of a real Slurm, with a fake llamafactory-cli. Run: pytest tests/test_slurm.py."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,26 +220,3 @@ def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, sl
         assert each["FORCE_TORCHRUN"] == "1" and int(each["MASTER_PORT"]) >= 20_000
     files = shop.run("logs", "toy", "--file", "train-node1")
     assert files.code == 0 and files.out.count("fake train") == 2
-
-
-@slow
-def test_a_list_of_many_runs_asks_slurm_once_and_of_none_not_at_all(shop, slurm):
-    asked = shop.root.parent / "asked"
-    (shop.root.parent / "bin").mkdir()
-    squeue = shop.root.parent / "bin" / "squeue"
-    squeue.write_text(f"#!/bin/sh\necho x >> '{asked}'\n")
-    squeue.chmod(0o755)
-    path = f"{squeue.parent}{os.pathsep}{slurm.environment['PATH']}"
-    assert launch(shop, benchmark=None).code == 0
-    record = ended(shop)
-    shop.run("list", PATH=path)
-    assert not asked.exists()
-    for number in range(20):
-        folder = shop.runs / f"other-20260101-0000{number:02}"
-        folder.mkdir()
-        job = record["job"] | {"id": str(9000 + number)}
-        other = record | {"id": folder.name, "status": "running", "ended_at": None, "host": "elsewhere", "job": job}
-        (folder / "record.json").write_text(json.dumps(other))
-    done = shop.run("list", "--json", PATH=path)
-    assert sum(row["status"] == "interrupted" for row in done.json()) == 20
-    assert asked.read_text() == "x\n"

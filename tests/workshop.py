@@ -193,21 +193,12 @@ class Workshop:
         return path
 
     def start(
-        self,
-        *args: str | Path,
-        cwd: Path | None = None,
-        stdin: int | IO[bytes] | None = None,
-        fresh: bool = False,
+        self, *args: str | Path, cwd: Path | None = None, stdin: int | IO[bytes] | None = None, fresh: bool = False,
         **environment: str | None,
-    ) -> Command:
-        """Start a command.
+    ) -> Command:  # fmt: skip
+        """Start a command; `fresh`: by Python as a user does it, imports and all, as with the real LLaMA-Factory.
 
-        Args:
-            args: its words.
-            cwd: its working folder.
-            stdin: what it reads; None: nothing.
-            fresh: by Python as a user does it, imports and all, as it always is with the real LLaMA-Factory.
-            environment: variables; one that is Python's own has the command started afresh.
+        A variable that is Python's own has the command started afresh too.
         """
         words = tuple(map(str, args))
         logs = self.root.parent / "commands"
@@ -226,15 +217,9 @@ class Workshop:
         self, words: Iterable[str], cwd: Path, env: Mapping[str, str], streams: Iterable[int]
     ) -> "subprocess.Popen[bytes]":
         stdin, stdout, stderr = streams
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *words],
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        argv = [sys.executable, "-m", "orchestrator", *words]
+        streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+        return subprocess.Popen(argv, cwd=cwd, env=env, start_new_session=True, **streams)
 
     @contextmanager
     def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
@@ -243,14 +228,10 @@ class Workshop:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
         popen = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *map(str, args)],
-            cwd=self.root,
-            env=self.full_environment({"TERM": "xterm", **environment}),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
+            cwd=self.root, env=self.full_environment({"TERM": "xterm", **environment}),
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
+        )  # fmt: skip
         os.close(slave)
         terminal = Terminal(popen, master)
         try:

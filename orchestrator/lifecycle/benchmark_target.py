@@ -1,6 +1,7 @@
 """What is done with a target: a benchmark, COMET's score added to one, an export."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,12 +116,10 @@ def _export(
     session: Session, run: RunDir, record: RunRecord, checkpoint: Checkpoint, settings: ExportSpec, to: Path | None
 ) -> Path:
     installation = session.llamafactory()
-    argv = [str(installation.cli), "export", run.export_yaml.name]
-    record.add_command(run, "export", argv)
+    record.add_command(run, "export", [str(installation.cli), "export", run.export_yaml.name])
     with lock(run.path / ".export.lock"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
 
 
 def _as_name(text: str) -> str:
-    name = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in text)
-    return name.lstrip("._-")[:64] or "target"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:64] or "target"

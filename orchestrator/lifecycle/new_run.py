@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from orchestrator.benchmark.evaluate import EvalOptions
@@ -74,25 +74,21 @@ def make_run(
         owned = lock_run(run)
         if owned is None:
             raise PrerequisiteError(f"{run.path} was taken by another process as it was made", "launch it again")
-        atomic_write(run.spec, spec_yaml(plan.spec, plan.found))
+        spec = plan.spec
+        atomic_write(run.spec, spec_yaml(spec, plan.found))
         RunRecord(
             id=run.id,
-            name=plan.spec.name,
+            name=spec.name,
             status=status,
             created_at=now(),
-            spec_file=provenance.spec_file,
-            spec_sha256=spec_sha256(plan.spec),
-            overrides=list(provenance.overrides),
-            rerun_of=provenance.rerun_of,
-            drift=list(provenance.drift),
-            group=provenance.group,
-            model=plan.spec.model.name_or_path if plan.spec.model else None,
-            datasets=list(plan.spec.datasets),
-            values=list(provenance.values),
+            spec_sha256=spec_sha256(spec),
+            model=spec.model.name_or_path if spec.model else None,
+            datasets=list(spec.datasets),
             request=request,
             with_benchmarks=request.with_benchmarks,
-            seed=plan.spec.seed,
+            seed=spec.seed,
             facts=keep_patch(run, session.workspace.root, plan.facts),
+            **asdict(provenance),
         ).save(run)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)

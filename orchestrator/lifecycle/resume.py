@@ -84,9 +84,8 @@ def take_up(run: RunDir, request: Request) -> OwnedRun:
 def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | None = None) -> ResumePoint:
     """Where the training of a run would begin now.
 
-    Raises SpecError: there is no checkpoint of that label, or LLaMA-Factory resumes from none in this kind of training;
-    PrerequisiteError: it is not complete, or does not fit the number of processes; or on several machines, which
-    checkpoint is not said.
+    Raises SpecError: there is no such checkpoint, or LLaMA-Factory resumes from none in this kind of training;
+    PrerequisiteError: it is not complete, fits no such number of processes, or several machines need a label.
     """
     train = spec.train
     # as in llamafactory/hparams/parser.py, can_resume_from_checkpoint

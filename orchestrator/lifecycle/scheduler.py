@@ -89,10 +89,8 @@ def run_group(session: Session, folder: GroupDir) -> None:
         if not isinstance(error, Interrupted | KeyboardInterrupt):
             raise
         done = sum(each.is_finished() for each in members(folder, group))
-        raise Interrupted(
-            f"{folder.id} was stopped; {done} of {len(group.points)} runs are done",
-            f"orchestrator resume {folder.id} continues it",
-        ) from error
+        message = f"{folder.id} was stopped; {done} of {len(group.points)} runs are done"
+        raise Interrupted(message, f"orchestrator resume {folder.id} continues it") from error
     if left := [each for each in members(folder, group) if not each.is_finished()]:
         listed = "\n".join(f"  {each.run.id} ({group.label(each.point)}): {each.line()}" for each in left)
         raise StageError(

@@ -92,9 +92,8 @@ def stop(run: RunDir, record: RunRecord, job: Job, grace_s: float) -> str:
 def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
     """What a job does that got SIGTERM, once the training is stopped, with its checkpoint.
 
-    Where Slurm itself is ending the job (a preemption, a cancellation) what becomes of it is Slurm's to say. Where its
-    time limit is near it goes back into the queue. Returns None where it is resumed later, as the record says;
-    else why not: '' where it was stopped by a user.
+    Where its time limit is near it goes back into the queue; what Slurm itself ends or preempts is left to it. None: it
+    is resumed later, as the record says; else why not: '' where a user stopped it.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
     job, spec = record.job, load_spec(run.spec)
@@ -122,14 +121,11 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
 
 
 def across_nodes(spec: RunSpec, run: RunDir) -> tuple[list[str], dict[str, str]]:
-    """How a job starts the training on each of its nodes: the words before llamafactory-cli, and variables.
-
-    Nothing of either where it has one node.
-    """
+    """How a job starts the training on each of several nodes: the words before llamafactory-cli, and variables."""
     wanted = _slurm_of(spec)
-    if wanted.nodes == 1:
-        return [], {}
     nodes = wanted.nodes
+    if nodes == 1:
+        return [], {}
     argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     if wanted.cpus_per_task is not None:  # not inherited since 22.05
         argv.append(f"--cpus-per-task={wanted.cpus_per_task}")

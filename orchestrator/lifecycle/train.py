@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, lock
     log.info("training with %s; its output: %s", cli, run.train_log)
     bar = StepBar(TrainerLog(run.trainer_log, offset), begin.step)
     with timed(run, record, "train"):
-        child = _run(run, argv, child_environment(cli, environment), locks, machine, bar)
+        env = child_environment(cli, {**environment, RUN_ENV: str(run.path)})
+        child = _run(run, argv, env, locks, machine, bar)
     found = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
     is_elsewhere = machine is not None and not machine.is_main and not (run.output / "train_results.json").is_file()
     found += [] if is_elsewhere else problems(run)
@@ -114,15 +115,14 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
 
 def _run(
     run: RunDir,
-    argv: Sequence[str],
-    environment: Mapping[str, str],
+    argv: list[str],
+    env: dict[str, str],
     locks: Sequence[int],
     machine: Machine | None,
     bar: StepBar,
 ) -> Child:
     """The child once it has ended, and nothing that it started is left."""
     child = None
-    env = {**environment, RUN_ENV: str(run.path)}
     try:
         with defer_signals():
             child = start(

@@ -20,14 +20,8 @@ def main() -> None:
     child = None
     try:
         with defer_signals():
-            child = start(
-                argv,
-                log=run / "logs" / ("train.log" if rank == "0" else f"train-node{rank}.log"),
-                cwd=run,
-                env={**os.environ, "NODE_RANK": rank},
-                death_signal=signal.SIGTERM,
-                watched=True,
-            )
+            log, env = "train.log" if rank == "0" else f"train-node{rank}.log", {**os.environ, "NODE_RANK": rank}
+            child = start(argv, log=run / "logs" / log, cwd=run, env=env, death_signal=signal.SIGTERM, watched=True)
         child.popen.wait()
     except Interrupted:
         for number in (signal.SIGTERM, signal.SIGINT):  # srun and the run's owner may both send one

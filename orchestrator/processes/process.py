@@ -92,10 +92,9 @@ def start(
 ) -> Child:
     """Start a child whose output goes to the end of a log file. Nothing of our environment is added to `env`.
 
-    death_signal: what the child gets when this process dies without stopping it (Linux only); None: it is meant to
-    outlive us. watched: a second process waits for our death, to end what the child has started by then (torchrun and
-    its ranks, which no death signal of ours reaches); it keeps `locks` open until then. pass_fds: files that the child
-    itself keeps open. Raises PrerequisiteError: the program cannot be started.
+    death_signal: what the child gets when this process dies without stopping it (Linux only); None: it outlives us.
+    watched: a second process, which keeps `locks` open, waits for our death to end what the child has started: torchrun
+    and its ranks. pass_fds: files that the child keeps open. Raises PrerequisiteError: the program cannot be started.
     """
     parent, marker = os.getpid(), uuid.uuid4().hex
 
@@ -110,16 +109,10 @@ def start(
         begin = output.tell()
         try:
             popen = subprocess.Popen(
-                list(argv),
-                cwd=cwd,
-                env={**env, CHILD_ENV: marker},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                list(argv), cwd=cwd, env={**env, CHILD_ENV: marker}, pass_fds=pass_fds, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 preexec_fn=die_with_parent if death_signal is not None else None,
-                pass_fds=pass_fds,
-            )
+            )  # fmt: skip
         except (FileNotFoundError, PermissionError) as error:
             raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
     child = Child(list(argv), cwd or Path.cwd(), log, begin, popen, marker)
