@@ -82,7 +82,7 @@ def test_arguments_go_where_a_spec_has_them(make, workspace):
 
 
 def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
-    arguments = {**LEAST, "output_dir": "saves/x", "overwrite_output_dir": True, "resume_from_checkpoint": None}
+    arguments = {**LEAST, "output_dir": "saves/x", "overwrite_output_dir": True, "enable_jit_checkpoint": False}
     assert make({**arguments, "infer_backend": "huggingface"}).notes == [
         'not taken over: output_dir: "saves/x" (it is output/ in the run folder)',
         "not taken over: overwrite_output_dir: true (each run has a new output folder)",

@@ -115,7 +115,8 @@ def write(folder: Path, **files: Any) -> Path:
 
 def test_what_llama_board_ran_is_complete_has_its_environment_and_no_secret(read, workspace, tmp_path):
     given = "model_name_or_path: m/m\ndo_train: true\ndataset: a\ndeepspeed: ds.json\nswanlab_api_key: sw-1234\n"
-    folder = write(tmp_path / "out", training_args__yaml=given, adapter_config__json=ADAPTER)
+    folder = write(tmp_path / "out", training_args__yaml=given, adapter_config__json=ADAPTER, other__yaml=given)
+    assert read(folder / "other.yaml").environment == {}
     for path in (folder, folder / "training_args.yaml"):
         assert read(path).environment == {"FORCE_TORCHRUN": "1"} and "lora_rank" not in read(path).arguments
     done = run_import(workspace, "--dry-run", folder)

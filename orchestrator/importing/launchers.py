@@ -111,7 +111,7 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         return None
     at, name, rest = found
     before, notes = command.words[:at], list[str]()
-    launched = max((at for at, word in enumerate(before) if _name(word) in _LAUNCHERS), default=len(before))
+    launched = next((at for at, word in enumerate(before) if _name(word) in _LAUNCHERS), len(before))
     launcher = _LAUNCHERS[_name(before[launched])] if launched < len(before) else ""
     options = [word for word in before[launched + 1 :] if word not in ("launch", "-m", "--module", "--no_python")]
     left = outer + [word for word in before[:launched] if not _ASSIGNMENT.match(word)]
