@@ -35,15 +35,8 @@ def test_list_filters_sorts_and_limits(three):
     assert listed(newest) == ["c", "b"] and listed(named) == ["a", "b"]
     assert listed(tagged) == ["c"] and listed(since) == ["c", "b"]
     assert none.code == 0 and none.out == "" and "none of 3 runs" in none.err
-
-
-def test_what_list_does_not_know_is_exit_code_2(three):
-    hints = {
-        ("--status", "runing"): "did you mean 'running'",
-        ("--sort", "nam"): "did you mean 'name'",
-        ("--since", "yesterday"): "is no time",
-        ("--limit", "0"): "--limit",
-    }
+    hints = {("--status", "runing"): "did you mean 'running'", ("--sort", "nam"): "did you mean 'name'",
+             ("--since", "yesterday"): "is no time", ("--limit", "0"): "--limit"}  # fmt: skip
     for hint, done in zip(hints.values(), three.run_together([("list", *each) for each in hints]), strict=True):
         assert done.code == 2 and hint in done.err and done.out == "", done
 

@@ -92,11 +92,13 @@ def test_a_full_fine_tuning_leaves_a_model_of_its_own(workspace):
     assert (model.template, model.default_system) == ("qwen", "Be brief.")
 
 
-def test_a_run_stopped_on_the_way_means_its_newest_checkpoint(workspace):
+def test_a_run_means_its_newest_checkpoint_or_the_model_where_it_trained_nothing(workspace):
     run = run_of(workspace)
     for step in (20, 100, 3):
         adapter_folder(run.output / f"checkpoint-{step}")
     assert resolve_target("toy", workspace).name == f"{ID}@checkpoint-100"
+    run_of(workspace, "idle-20261124-101500", train=None, dataset=None, benchmark=[{"testset": "d"}])
+    assert resolve_target("idle", workspace).name == "idle-20261124-101500@base"
 
 
 def test_an_export_is_a_checkpoint_of_the_run_but_not_what_the_run_means(run, workspace):
@@ -106,11 +108,6 @@ def test_an_export_is_a_checkpoint_of_the_run_but_not_what_the_run_means(run, wo
     assert target.checkpoint.model.adapter_name_or_path is None
     assert resolve_target(f"runs/{ID}/export", workspace) == target
     assert resolve_target("toy", workspace).name == ID
-
-
-def test_a_run_that_trained_nothing_means_its_model(workspace):
-    run_of(workspace, train=None, dataset=None, benchmark=[{"testset": "d"}])
-    assert resolve_target("toy", workspace).name == f"{ID}@base"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +166,7 @@ def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word
     assert str(error.value).endswith(hint or "without a train section")
 
 
-def test_a_spec_that_trains_nothing_is_its_model(workspace, tmp_path):
+def test_a_spec_is_its_model_unless_it_trains(workspace, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("name: s\nmodel: {name_or_path: models/tiny, template: default}\nserve: {infer_backend: vllm}\n")
     target = resolve_target(str(path), workspace)
@@ -177,10 +174,6 @@ def test_a_spec_that_trains_nothing_is_its_model(workspace, tmp_path):
     assert target.checkpoint.model.name_or_path == str(workspace.root / "models" / "tiny")
     path.write_text("name: s\nserve: {url: 'http://127.0.0.1:1/v1'}\n")
     assert resolve_target(str(path), workspace).url == "http://127.0.0.1:1/v1"
-
-
-def test_a_spec_that_trains_is_no_target_its_runs_are(workspace, tmp_path):
-    path = tmp_path / "s.yaml"
     path.write_text("name: s\nmodel: {name_or_path: models/tiny}\ndataset: d\ntrain: {}\n")
     with pytest.raises(SpecError, match="its runs have the models"):
         resolve_target(str(path), workspace)
