@@ -63,14 +63,13 @@ def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Worksh
     assert again.code == 2 and "is done" in again.err
 
 
-def test_rank_0_without_results_has_failed(workshop: Workshop):
-    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="silent", NODE_RANK="0")
-    assert done.code == 4 and "it left no train_results.json" in done.err
-
-
-def test_a_part_that_fails_is_a_failed_run(workshop: Workshop):
-    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN="dies", NODE_RANK="1")
-    assert done.code == 4 and "ended with status 1" in done.err
+@pytest.mark.parametrize(
+    ("kind", "rank", "reason"),
+    [("silent", "0", "it left no train_results.json"), ("dies", "1", "ended with status 1")],
+)
+def test_rank_0_without_results_and_a_part_that_fails_are_failed_runs(workshop: Workshop, kind, rank, reason):
+    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN=kind, NODE_RANK=rank)
+    assert done.code == 4 and reason in done.err
 
 
 def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):
@@ -94,36 +93,19 @@ def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):
     assert inspect(folder, ranks=range(0, 2)).problems == ["rng_state_0.pth is missing", "rng_state_1.pth is missing"]
 
 
-def test_a_stopped_training_that_has_saved_and_writes_nothing_is_waited_for_no_longer(tmp_path):
+def test_a_stopped_training_that_has_saved_and_writes_nothing_is_waited_for_no_longer(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     checkpoint(run, 50, processes=2)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     wait = CheckpointWait(run, quiet_s=2)
+
+    def looks(*moments: float) -> list[bool]:
+        return [wait() for clock[0] in moments]
+
+    assert looks(0, 3) == [False, False], "it has not saved yet"
     saved = checkpoint(run, 60, processes=2)
     (saved / "checkpoint-is-incomplete.txt").write_text("")
-    looks = _looks(wait, 3.5)
-    assert not any(looks), "it is still saving"
+    assert looks(4, 7) == [False, False], "it is still saving"
     (saved / "checkpoint-is-incomplete.txt").unlink()
-    assert _until(wait)
-
-
-def test_a_stopped_training_that_has_not_saved_is_waited_for(tmp_path):
-    run = RunDir(tmp_path)
-    checkpoint(run, 50, processes=2)
-    assert not any(_looks(CheckpointWait(run, quiet_s=0), 2.5))
-
-
-def _looks(wait, during_s):
-    deadline, looks = time.monotonic() + during_s, []
-    while time.monotonic() < deadline:
-        looks.append(wait())
-        time.sleep(0.1)
-    return looks
-
-
-def _until(wait):
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if wait():
-            return True
-        time.sleep(0.1)
-    return False
+    assert looks(8, 9.9, 10) == [False, False, True]
