@@ -189,6 +189,20 @@ def test_what_only_one_side_knows_is_not_compared(name, then, now, line):
     assert found(then=unknown, **{name: now}) == found(then=known, **{name: None}) == []
 
 
+@pytest.mark.parametrize(
+    ("use", "split", "expected"),
+    [
+        ("train", "train_sft", "trajectory"),
+        ("eval", "train", "none"),
+        ("", "train", "trajectory"),
+        ("", "test", "none"),
+    ],
+)
+def test_data_count_by_their_use_or_in_earlier_records_by_their_split(use, split, expected):
+    then, now = ([DataFacts(dataset="d", split=split, use=use, pairs=1, sha256=digit * 64)] for digit in "19")
+    assert only(then=FACTS.model_copy(update={"data": then}), data=now).effect == expected
+
+
 def test_hashes_of_an_earlier_version_are_not_compared():
     """It took samples of the weights: that the two are other says nothing."""
     for each in found(model_sha256="9" * 64, adapter_sha256="9" * 64, hash_version=2):
