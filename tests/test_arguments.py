@@ -19,8 +19,8 @@ from orchestrator.specs.spec import TrainSpec
 from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation
-from tests.imported_once import Imported
 
+DATA = Path(__file__).parent / "data"
 COMMANDS = frozenset({"train", "api", "export"})
 
 
@@ -28,21 +28,13 @@ def argument(kinds: str, choices: tuple[Any, ...] | None = None, optional: bool 
     return {"x": Argument("x", frozenset(kinds.split()), choices, optional, COMMANDS)}
 
 
-DECLARED = Path(__file__).with_name("declared_arguments.py")
-
-
 def declared(installation: Installation) -> dict[str, dict[str, Any]]:
+    """What dataclasses.fields said of the imported classes of LLaMA-Factory 0.9.5."""
     have = {name: installation.versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the file is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
-    return json.loads((DECLARED.parent / "data" / "arguments-0.9.5.json").read_text("utf-8"))
-
-
-@pytest.mark.integration
-def test_the_declared_arguments_are_those_of_the_imported_dataclasses(
-    llamafactory: Imported, installation: Installation, tmp_path: Path
-) -> None:
-    assert llamafactory.script(DECLARED, cwd=tmp_path) == declared(installation)
+    found: dict[str, dict[str, Any]] = json.loads((DATA / "arguments-0.9.5.json").read_text("utf-8"))
+    return found
 
 
 def test_the_source_is_read_as_python_imports_it(installation: Installation, arguments: dict[str, Argument]) -> None:
@@ -60,33 +52,6 @@ def test_the_source_is_read_as_python_imports_it(installation: Installation, arg
     }  # fmt: skip
     commands = {name: sorted(each.pop("commands"), reverse=True) for name, each in wanted.items()}
     assert found == {name: {**each, "commands": commands[name]} for name, each in wanted.items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds", "choices", "optional", "default"),
-    [
-        ("cutoff_len", {"int"}, None, False, 2048),
-        ("packing", {"bool"}, None, True, None),
-        ("lora_target", {"str", "list"}, None, False, "all"),  # split at commas, or taken as a list
-        ("deepspeed", {"dict", "str"}, None, True, None),
-        ("generation_config", set(), None, True, None),  # a class of transformers among its types: not checked
-        ("trackio_static_space_id", {"bool", "str"}, None, True, None),  # str | Literal[False] is any text, or false
-        ("stage", {"str"}, ("pt", "sft", "rm", "ppo", "dpo", "kto"), False, "sft"),
-        ("infer_backend", {"str"}, ("huggingface", "vllm", "sglang"), False, "huggingface"),
-        ("save_strategy", {"str"}, ("no", "steps", "epoch", "best"), False, "steps"),  # an enum | str
-    ],
-)
-def test_types_choices_and_defaults_are_those_declared(
-    name: str, kinds: set[str], choices: object, optional: bool, default: object, arguments: dict[str, Argument]
-) -> None:
-    found = arguments[name]
-    assert (found.kinds, found.choices, found.optional, found.default) == (kinds, choices, optional, default)
-
-
-def test_each_command_has_its_arguments_and_what_is_derived_is_none(arguments: dict[str, Argument]) -> None:
-    assert arguments["model_name_or_path"].commands == arguments["temperature"].commands == COMMANDS
-    assert arguments["learning_rate"].commands == arguments["ray_num_workers"].commands == {"train"}
-    assert not arguments.keys() & {"compute_dtype", "device_map", "model_max_length", "_n_gpu"}
 
 
 @pytest.fixture
@@ -204,25 +169,6 @@ def test_a_wrong_choice_brings_all_and_the_nearest() -> None:
     assert "'choice_l', ...; got 'choice_'" in str(argument_problem("x", "choice_", "train", many))
 
 
-@pytest.mark.parametrize(
-    ("kinds", "value", "typed"), [("int", 1e5, 100000), ("float", 3, 3), ("int float", 1e5, 1e5), ("bool", True, True)]
-)
-def test_typed_gives_the_declared_type(kinds: str, value: float, typed: float) -> None:
-    result = argument(kinds)["x"].typed(value)
-    assert (result, type(result)) == (typed, type(typed))
-
-
-def test_a_usual_training_passes(arguments: dict[str, Argument]) -> None:
-    usual = {
-        "stage": "sft", "cutoff_len": 1024, "flash_attn": "auto", "learning_rate": 5e-05, "num_train_epochs": 6.0,
-        "lr_scheduler_type": "cosine", "max_grad_norm": 1, "warmup_steps": 0, "optim": "adamw_torch", "packing": False,
-        "report_to": "none", "bf16": True, "ddp_timeout": 180000000, "lora_dropout": 0, "loraplus_lr_ratio": 16,
-        "lora_target": ["q_proj", "v_proj"],
-    }  # fmt: skip
-    problems = {key: argument_problem(key, value, "train", arguments) for key, value in usual.items()}
-    assert problems == dict.fromkeys(usual)
-
-
 class Quoting(yaml.SafeDumper):
     """Text in quotes: PyYAML would write '0E0', a number to YAML 1.2, without them."""
 
@@ -253,7 +199,7 @@ def values(argument: Argument) -> st.SearchStrategy[object]:
     return chosen | st.none() if argument.optional else chosen
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_valid_arguments_survive_spec_and_rendering(
     tmp_path_factory: pytest.TempPathFactory, arguments: dict[str, Argument], data: st.DataObject

@@ -16,7 +16,6 @@ from orchestrator.upstream.chat_templates import (
     suggest_template,
 )
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
-from tests.imported_once import Imported
 
 TEMPLATES = '''
 class ReasoningTemplate(Template):
@@ -80,9 +79,8 @@ def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> N
 
 def test_an_upgrade_is_seen(tmp_path: Path) -> None:
     found = installation(tmp_path)
-    assert read_templates(found) is read_templates(found)
-    assert found.package is not None
-    (found.package / "data" / "template.py").write_text('register_template(name="new")\n' * 2)
+    assert "plain" in read_templates(found).names and found.package is not None
+    (found.package / "data" / "template.py").write_text('register_template(name="new")\n')
     assert read_templates(found).names.keys() == {"new"}
 
 
@@ -186,34 +184,3 @@ def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.Monke
         "copies/gemma-7b": None,
     }
     assert {name: suggest_template(name, None, templates)[0] for name in expected} == expected
-
-
-IMPORTED = """
-import json
-from llamafactory.data.template import TEMPLATES, ReasoningTemplate
-from llamafactory.extras.constants import DEFAULT_TEMPLATE, SUPPORTED_MODELS
-
-print(json.dumps({
-    "names": sorted(TEMPLATES),
-    "reasoning": sorted(name for name, each in TEMPLATES.items() if isinstance(each, ReasoningTemplate)),
-    "models": [[sorted(ids.values()), DEFAULT_TEMPLATE.get(name)] for name, ids in SUPPORTED_MODELS.items()],
-}))
-"""
-
-
-@pytest.mark.integration
-def test_the_reading_is_what_an_import_gives(
-    llamafactory: Imported, installation: Installation, tmp_path: Path
-) -> None:
-    done = llamafactory.run(IMPORTED, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    imported = json.loads(done.stdout.strip().splitlines()[-1])
-    templates = read_templates(installation)
-    assert sorted(templates.names) == imported["names"]
-    assert sorted(templates.reasoning) == imported["reasoning"]
-    expected: dict[str, set[str | None]] = {}
-    for ids, template in imported["models"]:
-        for hub_id in ids:
-            for key in {hub_id.lower(), hub_id.lower().rpartition("/")[2]}:
-                expected.setdefault(key, set()).add(template)
-    assert templates.by_model == expected

@@ -1,4 +1,4 @@
-"""Finding LLaMA-Factory: which command, which Python, which versions. The real one is used where it is installed."""
+"""Finding LLaMA-Factory: which command, which Python, which versions."""
 
 import sys
 from importlib.metadata import version
@@ -46,9 +46,8 @@ def test_a_variable_that_leads_nowhere_is_an_error_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
-    with pytest.raises(PrerequisiteError, match="gone") as error:
+    with pytest.raises(PrerequisiteError, match=f"{VARIABLE}=.*gone: no program"):
         find_installation()
-    assert VARIABLE in error.value.message
 
 
 def test_no_command_anywhere_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,38 +68,27 @@ def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "first_lines",
+    ("folder", "first_lines"),
     [
-        "#!{python}\n",
-        "#!/usr/bin/env {name}\n",
-        "#!/usr/bin/env -S {name} -u\n",
-        "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n",
-        "#!/bin/sh\n'''exec' {python} \"$0\" \"$@\"\n' '''\n",
-        "#!/bin/sh\n'''exec' \"$(dirname -- \"$(realpath -- \"$0\")\")\"/'{name}' \"$0\" \"$@\"\n' '''\n",
+        ("env", "#!{python}\n"),
+        ("env", "#!/usr/bin/env {name}\n"),
+        ("env", "#!/usr/bin/env -S {name} -u\n"),
+        ("it's my env", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"),  # pip's, where a path has a blank
+        ("env", "#!/bin/sh\n'''exec' {python} \"$0\" \"$@\"\n' '''\n"),
+        ("env", "#!/bin/sh\n'''exec' \"$(dirname -- \"$(realpath -- \"$0\")\")\"/'{name}' \"$0\" \"$@\"\n' '''\n"),
     ],
-    ids=["shebang", "env", "env -S", "pip's long path", "unquoted", "uv relocatable"],
 )
 def test_the_python_is_the_one_that_the_command_runs_with(
-    first_lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: str, first_lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = fake_python(tmp_path / "env" / "python3.99")
+    python = fake_python(tmp_path / folder / "python3.99")
     text = first_lines.format(python=python, name=python.name)
-    cli = executable(tmp_path / "env" / "llamafactory-cli", text)
+    cli = executable(tmp_path / folder / "llamafactory-cli", text)
     monkeypatch.setenv(VARIABLE, str(cli))
     monkeypatch.setenv("PATH", str(python.parent), prepend=":")
     found = find_installation()
     assert found.python == python
     assert found.note == ""
-
-
-def test_a_python_in_a_folder_with_a_blank_and_a_quote_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The form that pip writes there, since '#!' ends at a blank."""
-    python = fake_python(tmp_path / "it's my env" / "python")
-    line = f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "it's my env" / "llamafactory-cli", line)))
-    assert find_installation().python == python
 
 
 def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
@@ -113,15 +101,8 @@ def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
     assert str(python) in found.note
 
 
-def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
-    found = find_installation()
-    assert found.package is None and found.versions == {}
-
-
 @pytest.mark.parametrize(
-    ("python", "said"),
+    ("python", "expected"),
     [
         (None, "cannot be started"),
         ("#!/bin/sh\necho broken >&2; exit 3\n", "broken"),
@@ -130,25 +111,15 @@ def test_a_python_without_llamafactory_gives_no_package(tmp_path: Path, monkeypa
     ids=["gone", "fails", "talks"],
 )
 def test_a_python_that_does_not_work_is_named(
-    python: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "env" / "python3"
     if python is not None:
         executable(path, python)
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{path}\n")))
-    with pytest.raises(PrerequisiteError, match=said) as error:
+    with pytest.raises(PrerequisiteError, match=expected) as error:
         find_installation()
     assert str(path) in error.value.message
-
-
-def test_files_of_the_current_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "llamafactory").mkdir()
-    (tmp_path / "llamafactory" / "__init__.py").write_text("")
-    (tmp_path / "json.py").write_text("raise SystemExit(9)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(VARIABLE, raising=False)
-    found = find_installation()
-    assert found.package is not None and not found.package.is_relative_to(tmp_path)
 
 
 def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +141,5 @@ def test_the_distribution_with_ktransformers_counts_as_llamafactory(
     bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
-    assert find_installation().versions == {"llamafactory": "9.9"}
+    found = find_installation()
+    assert (found.package, found.versions) == (None, {"llamafactory": "9.9"})
