@@ -134,9 +134,7 @@ def test_what_llamafactory_ignores_is_left_out(tmp_path):
         ([], "is list, expected an object"),
         ({}, "no source"),
         ({"file_name": 3}, "file_name: expected text: write it in quotes (got 3)"),
-        ({"file_name": "x", "ranking": "yes"}, "ranking: Input should be a valid boolean (got 'yes')"),
         ({"file_name": "x", "columns": None}, "columns: "),
-        ({"file_name": "x", "formatting": "alpca"}, "formatting: Input should be 'alpaca'"),
     ],
 )
 def test_values_that_llamafactory_would_fail_on_are_refused(raw, expected, tmp_path):
