@@ -92,7 +92,7 @@ def test_the_workspace_hides_a_shipped_entry_of_the_same_name(tmp_path):
     assert entry_folders(SHIPPED) == [SHIPPED]
 
 
-@pytest.mark.parametrize("name", ["../toy", "/etc/passwd", "", "toy.yaml", "multi30k_de_en"])
+@pytest.mark.parametrize("name", ["../toy", "", "toy.yaml", "multi30k_de_en"])
 def test_an_unknown_dataset_brings_all_names(name):
     with pytest.raises(SpecError, match=f"no dataset '{name}'") as error:
         load_entry(name, [SHIPPED])

@@ -1,18 +1,12 @@
-"""Trainings on several datasets and on LLaMA-Factory's own formats, from the spec to what LLaMA-Factory is given.
-
-Run: pytest tests/test_several_datasets.py. The last ones train a tiny random model with the real llamafactory-cli.
-"""
+"""Trainings on several datasets and on LLaMA-Factory's own formats, from the spec to what LLaMA-Factory is given."""
 
 import hashlib
 import json
-import math
 import shutil
 
-import pytest
 import yaml
 
-from orchestrator.models.model_files import adapter_problems
-from tests.workshop import CAPTIONS, new_workshop, real_environment
+from tests.workshop import CAPTIONS
 
 PREPARED = {"prompt": "instruction", "query": "input", "response": "output"}
 ALPACA = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("one", "two", "three", "four")]
@@ -74,43 +68,3 @@ def test_a_file_of_data_that_is_not_there_is_an_error_before_a_run_folder_is_mad
     done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
     assert done.code == 3 and "toy.jsonl" in done.err, done.err
     assert workshop.run_folders() == []
-
-
-# The real llamafactory-cli
-
-TRAIN = {
-    "learning_rate": 5.0e-2, "lora_rank": 4, "max_steps": 3, "max_samples": None, "per_device_train_batch_size": 2,
-    "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-}  # fmt: skip
-
-
-@pytest.fixture
-def real(tmp_path, tiny_model):
-    made = new_workshop(tmp_path, None, real_environment(tmp_path), model=tiny_model)
-    yield made
-    made.kill_all()
-
-
-def losses(workshop):
-    run = workshop.only_run()
-    record = workshop.record(run)
-    assert record["status"] == "done" and adapter_problems(run / "output") == []
-    found = record["training"]["logged_losses"]
-    assert len(found) == 3 and all(map(math.isfinite, found))
-    return run
-
-
-@pytest.mark.integration
-def test_a_real_training_on_two_datasets_with_the_loss_on_a_third(real):
-    """All records of the first two are trained on; the evaluated split of one of them is another file."""
-    with_captions(real, "mine")
-    entry(real, "toy", {"columns": {"prompt": "instruction", "response": "output"}}, ALPACA)
-    train = {**TRAIN, "eval_strategy": "steps", "eval_steps": 3, "eval_on_each_dataset": True}
-    spec = real.spec(dataset=["mine", "toy"], eval_dataset="mine", benchmark=None, train=train)
-    done = real.run("launch", spec, timeout_s=200)
-    assert done.code == 0, done.err
-    run = losses(real)
-    log = (run / "logs" / "train.log").read_text("utf-8")
-    assert "Num examples = 504" in log and "Num examples = 50" in log
-    history = json.loads((run / "output" / "trainer_state.json").read_bytes())["log_history"]
-    assert any("eval_mine-validation_loss" in each for each in history), history
