@@ -1,0 +1,365 @@
+"""What a user of the command line sees, kept as text: the same commands before and after a change, and what differs.
+
+The commands are those of contract_cases.yaml, run with a stand-in for llamafactory-cli. Nothing is imported from the
+package: it is run as `python -m orchestrator`, with this file's checkout first on PYTHONPATH.
+
+    python -m tests.contract record DIR [--only CHAPTER,...] [--jobs 2]
+    python -m tests.contract diff OLD NEW [--brief]
+"""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from tests import fake_comet, fake_llamafactory, fake_vllm, openai_stub
+from tests.model_folders import model_folder
+
+TREE = Path(__file__).resolve().parent.parent
+CASES = Path(__file__).with_name("contract_cases.yaml")
+DEADLINE_S = 90
+HIDDEN = re.compile(
+    r"(ORCHESTRATOR|OPENAI|FAKE|HF|API|CUDA|SLURM|GIT|OMP)_.*"
+    r"|NO_COLOR|FORCE_COLOR|COLUMNS|LINES|https?_proxy|HTTPS?_PROXY|PYTEST.*|N?NODES|NODE_RANK|(MASTER|RDZV).*"
+)
+STUBS = {
+    "STUB": openai_stub.json_reply({"object": "list", "data": [{"id": "stub", "object": "model"}]}),
+    "STUB_401": openai_stub.json_reply({"detail": "Invalid API key."}, 401),
+    "STUB_TWO": openai_stub.json_reply({"data": [{"id": "a"}, {"id": "b"}]}),
+    "STUB_HTML": openai_stub.raw(b"<html>login</html>"),
+    "STUB_500": openai_stub.raw(b"Internal Server Error", 500),
+    "STUB_404": openai_stub.raw(b"Not Found", 404),
+}
+
+
+TEMPORARY = re.compile(r"\..+\.\w{8}")
+RUN = re.compile(r"\b([\w.-]+-)(\d{8}-\d{6})(-\d+)?\b")
+MEASURED = re.compile(
+    r"bytes|.*(_at|_s|_ms|_mib|_bytes|_j|ticks|in_flight)|pid|boot_id|cpu|platform|"
+    r"prepare|train|benchmark|export|queue|client_cpu|server_idle|binds|concurrency"
+)
+KEPT = set("status name of testset split seed schema_version metric n_segments severity kind".split())
+
+
+@dataclass
+class Normalizer:
+    """Texts with placeholders; runs are numbered in the order in which they were made."""
+
+    places: list[tuple[str, str]]
+    measured: list[tuple[re.Pattern[str], str]]
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def learn(self, root: Path) -> None:
+        """Number the new runs, those of each name by themselves."""
+        folders = [path for pattern in ("*/runs/*", "*/*/runs/*") for path in root.glob(pattern)]
+        found = [match for path in folders if (match := RUN.fullmatch(path.name))]
+        for match in sorted(found, key=lambda match: (match[2], int((match[3] or "-0")[1:]))):
+            if match[0] not in self.ids:
+                name = self.without_measures(match[1])
+                self.ids[match[0]] = f"{name}<{1 + sum(each.startswith(f'{name}<') for each in self.ids.values())}>"
+
+    def text(self, text: str) -> str:
+        for path, name in self.places:
+            text = re.sub(rf"(?<!\w){re.escape(path)}(?!\w)", name, text)
+        return self.without_measures(RUN.sub(lambda match: self.ids.get(match[0], f"{match[1]}<time>"), text))
+
+    def without_measures(self, text: str) -> str:
+        for pattern, replacement in self.measured:
+            text = pattern.sub(replacement, text)
+        return text
+
+    def output(self, text: str) -> str:
+        """Of a command: one JSON document is written with a value a line."""
+        with suppress(ValueError):
+            if text[:1] in "[{":
+                text = json.dumps(_unmeasured(json.loads(text)), indent=1, ensure_ascii=False)
+        return self.text(text)
+
+
+def _unmeasured(value: Any, key: str = "") -> Any:
+    """A JSON value without what is measured, by its key, and with numbers of 6 decimals."""
+    if isinstance(value, dict):
+        return {each: _unmeasured(inner, each) for each, inner in value.items()}
+    if isinstance(value, list):
+        return [_unmeasured(each, key) for each in value]
+    if isinstance(value, float):
+        value = round(value, 6)
+    named = key.endswith(("_at", "boot_id", "binds", "cpu"))
+    measured = MEASURED.fullmatch(key) and (named or type(value) in (int, float))
+    return f"<{key}>" if measured and value is not None else value
+
+
+def shape(value: Any, key: str = "") -> set[str]:
+    """Keys with the types of their values: `a.b[].c: int`."""
+    if isinstance(value, dict) and value:
+        return {line for name, inner in value.items() for line in shape(inner, f"{key}.{name}" if key else name)}
+    if isinstance(value, list) and value:
+        return {line for inner in value for line in shape(inner, f"{key}[]")}
+    kind = "null" if value is None else type(value).__name__
+    return {f"{key}: {kind} = {value!r}" if key.rpartition(".")[2] in KEPT else f"{key}: {kind}"}
+
+
+def leaves(value: Any, key: str = "") -> list[str]:
+    """Keys with their values, a line each."""
+    if isinstance(value, dict) and value:
+        return [line for name in value for line in leaves(value[name], f"{key}.{name}" if key else str(name))]
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        return [line for number, each in enumerate(value) for line in leaves(each, f"{key}[{number}]")]
+    return [f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}"]
+
+
+# Recording
+
+
+@dataclass
+class Chapter:
+    """Commands that follow each other in a workspace of their own."""
+
+    name: str
+    cases: dict[str, Any]
+    out: Path
+    top: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    normalizer: Normalizer = field(init=False)
+
+    @property
+    def root(self) -> Path:
+        return self.top / "work"
+
+    def record(self) -> int:
+        """Run all, write a file for each command and each run folder; the number of commands."""
+        places = {self.root: "<work>", self.top: "<top>", TREE: "<tree>", Path(sys.prefix): "<venv>"}
+        resolved = {**places, Path(sys.prefix).resolve(): "<venv>", self.root.resolve(): "<work>"}
+        names = {Path.home(): "<home>", Path(socket.gethostname()): "<host>"}
+        pairs = [(str(path), name) for path, name in {**names, **resolved}.items()]
+        measured = [(re.compile(pattern, re.MULTILINE), name) for pattern, name in self.cases["measured"]]
+        self.normalizer = Normalizer(sorted(pairs, key=lambda pair: -len(pair[0])), measured)
+        self.out.mkdir(parents=True)
+        number = 0
+        with ExitStack() as stack:
+            stack.callback(self.end_all)
+            self.prepare(stack)
+            for step in re.findall(r"^(?:.*\\\n)*.+$", self.cases["chapters"][self.name]["cases"], re.MULTILINE):
+                if step.startswith("prepare: "):
+                    if subprocess.run(self.words(step.removeprefix("prepare: ")), **self.options()).returncode:
+                        (self.out / f"{number:03d}-unprepared.txt").write_text(f"$ {step}\nfailed\n", encoding="utf-8")
+                else:
+                    number += 1
+                    self.case(number, step)
+            left = "".join(f"{' '.join(each.cmdline())}\n" for each in self.processes())
+            for folder in self.top.glob("**/runs/[!.]*/"):
+                self.run_folder(folder)
+        if left:
+            (self.out / "left-running.txt").write_text(self.normalizer.text(left), encoding="utf-8")
+        return number
+
+    def prepare(self, stack: ExitStack) -> None:
+        for folder in ("runs", "dataset_info"):
+            (self.root / folder).mkdir(parents=True)
+        for folder in ("models/tiny", ".models/SmolLM2-135M-Instruct"):
+            model_folder(self.root / folder)
+        for path in (TREE / "runs").glob("*.yaml"):
+            shutil.copy(path, self.root / "runs")
+        for name, text in {**self.cases["files"], **self.cases["chapters"][self.name].get("files", {})}.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        binaries = self.top / "bin"
+        cli = fake_llamafactory.install(self.top / "llamafactory")
+        binaries.mkdir()
+        (binaries / "orchestrator").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m orchestrator "$@"\n')
+        (binaries / "orchestrator").chmod(0o755)
+        for name in ("home", "tmp", "other"):
+            (self.top / name).mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not HIDDEN.fullmatch(key)},
+            "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(TREE), "HOME": str(self.top / "home"),
+            "TMPDIR": str(self.top / "tmp"), "SACREBLEU": str(self.top / "home" / "sacrebleu"), "TZ": "UTC",
+            "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1", "FAKE_CALLS": str(self.top / "calls.jsonl"),
+            "FAKE_TORN_S": "0", "ORCHESTRATOR_LLAMAFACTORY": str(cli), "ORCHESTRATOR_CACHE": str(self.top / "cache"),
+            "ORCHESTRATOR_LOCKS": str(self.top / "locks"), "CONTRACT": str(self.top), "PORT": str(port),
+            "TAKEN": str(taken.getsockname()[1]), "COMET": str(fake_comet.install(self.top / "comet")),
+            "VLLM": str(fake_vllm.install(self.top / "vllm")),
+            "BESIDE_VLLM": str(fake_vllm.llamafactory(self.top / "beside-vllm", cli)),
+        }  # fmt: skip
+        for name, models in STUBS.items():
+            stub = stack.enter_context(openai_stub.serving())
+            stub.models = models
+            self.environment[name] = stub.base_url
+
+    def words(self, command: str) -> list[str]:
+        return ["sh", "-c", f"{self.cases['functions']}\n{command}"]
+
+    def options(self) -> dict[str, Any]:
+        return {"cwd": self.root, "env": self.environment, "stdin": subprocess.DEVNULL}
+
+    def case(self, number: int, step: str) -> None:
+        """A command, signalled or not: `INT when CONDITION -- COMMAND`."""
+        signalled = re.fullmatch(r"(INT|TERM|KILL) when (.*?) -- (.*)", step, re.DOTALL)
+        command = signalled[3] if signalled else step
+        before = self.tree()
+        out, err = self.top / "tmp" / "case.out", self.top / "tmp" / "case.err"
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            streams: dict[str, Any] = {"stdout": out_file, "stderr": err_file}
+            process = subprocess.Popen(self.words(command), start_new_session=True, **streams, **self.options())
+            try:
+                if signalled:
+                    self.wait(process, signalled[2])
+                    os.killpg(process.pid, getattr(signal, f"SIG{signalled[1]}"))
+                code = process.wait(DEADLINE_S)
+                ended = str(128 - code if code < 0 else code)
+            except subprocess.TimeoutExpired:
+                ended = "none, it did not end in time"
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.normalizer.learn(self.top)
+        after = self.tree()
+        changes = [*(f"- {path}" for path in before - after), *(f"+ {path}" for path in after - before)]
+        files = sorted(set(self.normalizer.text("\n".join(changes)).splitlines()))
+        parts = [f"$ {step}\nexit code: {ended}\n"]
+        for name, path in (("stdout", out), ("stderr", err)):
+            text = self.normalizer.output(path.read_text("utf-8", "backslashreplace")).rstrip()
+            parts.append(f"=== {name}\n" + (f"{text}\n" if text else ""))
+        if "--detach" not in step and not step.startswith("KILL"):  # where something goes on
+            parts.append("=== files\n" + "".join(f"{line}\n" for line in files))
+        slug = re.sub(r"[^a-z0-9=@.]+", "-", command.replace("orchestrator", "").lower())
+        file = self.out / f"{number:03d}-{slug[:60].strip('-')}.txt"
+        file.write_text("".join(parts), encoding="utf-8")
+
+    def wait(self, process: "subprocess.Popen[bytes]", until: str) -> None:
+        """Wait for a condition of the shell, but not beyond the process's end."""
+        deadline = time.monotonic() + DEADLINE_S
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        while process.poll() is None and subprocess.run(self.words(until), **quiet, **self.options()).returncode:
+            time.sleep(0.05)
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(until, DEADLINE_S)
+
+    def tree(self) -> set[str]:
+        """Files, by their paths; os.walk passes over what goes away meanwhile."""
+        walks = (each for place in (self.root, self.top / "other") for each in os.walk(place))
+        found = (Path(folder, name) for folder, _, names in walks for name in names if not TEMPORARY.fullmatch(name))
+        return {str(path.relative_to(self.top)) for path in found}
+
+    def run_folder(self, folder: Path) -> None:
+        """What lies in a run's folder: files, keys of the records, rendered texts."""
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+        parts = [("files", self.normalizer.text("\n".join(files)))]
+        for name in files:
+            text = (folder / name).read_text("utf-8", "replace")
+            if name in ("record.json", "curve.json", "group.json", "notes.json") or name.endswith("scores.json"):
+                lines = sorted(shape(json.loads(text))) if text.rstrip().endswith("}") else ["damaged"]
+            elif name.endswith(("spec.yaml", "benchmark.yaml")):
+                lines = leaves(yaml.safe_load(text))
+            elif Path(name).name in ("train.yaml", "api.yaml", "export.yaml", "dataset_info.json", "command.txt"):
+                lines = text.splitlines()
+            else:
+                continue
+            parts.append((name, "\n".join(lines)))
+        text = "".join(f"=== {self.normalizer.text(name)}\n{self.normalizer.text(lines)}\n" for name, lines in parts)
+        name = re.sub(r"\W+", "-", self.normalizer.text(str(folder.relative_to(self.top))))
+        (self.out / f"folder-{name}.txt").write_text(text, encoding="utf-8")
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """What the commands have started and is there still."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                ours = process.environ().get("CONTRACT") == str(self.top)
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+    def end_all(self) -> None:
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def record(target: Path, only: list[str], jobs: int) -> None:
+    cases = yaml.safe_load(CASES.read_text("utf-8"))
+    target.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="contract-", ignore_cleanup_errors=True) as folder:
+        names = [name for name in cases["chapters"] if name in only or not only]
+        chapters = [Chapter(name, cases, target / name, Path(folder, name)) for name in names]
+        for chapter in chapters:
+            shutil.rmtree(chapter.out, ignore_errors=True)
+        with ThreadPoolExecutor(jobs) as pool:
+            counts = list(pool.map(Chapter.record, chapters))
+    print(f"{sum(counts)} commands in {len(counts)} chapters, {time.monotonic() - began:.0f} s: {target}")
+
+
+# Comparing
+
+
+def sections(text: str) -> dict[str, str]:
+    head, *rest = re.split(r"^=== ", text, flags=re.MULTILINE)
+    return {"head": head, **{part.partition("\n")[0]: part.partition("\n")[2] for part in rest}}
+
+
+def diff(old: Path, new: Path, *, brief: bool) -> int:
+    """Print what differs, exit codes first; the number of cases that do."""
+    there, here = ({str(p.relative_to(at)): p.read_text("utf-8") for p in at.rglob("*.txt")} for at in (old, new))
+    both = sorted(there.keys() & here.keys())
+    kinds: dict[str, list[str]] = {"exit code": [], "files": [], "text": []}
+    for name in both:
+        before, after = sections(there[name]), sections(here[name])
+        if before != after:
+            of_code, of_files = (before.get(part) != after.get(part) for part in ("head", "files"))
+            kinds["exit code" if of_code else "files" if of_files else "text"].append(name)
+    alone = {
+        f"only in {where}": sorted(a.keys() - b.keys()) for where, a, b in ((old, there, here), (new, here, there))
+    }
+    for where, names in alone.items():
+        for name in names:
+            print(f"{where}: {name}")
+    for kind, names in kinds.items():
+        for name in names:
+            print(f"--- other {kind}: {name}")
+            if not brief:
+                pair = (there[name].splitlines(), here[name].splitlines())
+                print("\n".join([*difflib.unified_diff(*pair, lineterm="", n=2)][2:]) + "\n")
+    counts = {**{f"with other {kind}": names for kind, names in kinds.items()}, **alone}
+    print(f"{len(both)} cases in both; " + ", ".join(f"{len(names)} {what}" for what, names in counts.items()))
+    return sum(map(len, counts.values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record")
+    recording.add_argument("target", type=Path)
+    recording.add_argument("--only", default="", help="names of chapters, with commas between them")
+    recording.add_argument("--jobs", type=int, default=2)
+    comparing = commands.add_parser("diff")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
+    comparing.add_argument("--brief", action="store_true", help="names alone")
+    given = parser.parse_args()
+    if given.command == "record":
+        record(given.target, [name for name in given.only.split(",") if name], given.jobs)
+    else:
+        sys.exit(bool(diff(given.old, given.new, brief=given.brief)))
+
+
+if __name__ == "__main__":
+    main()
