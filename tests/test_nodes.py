@@ -12,9 +12,8 @@ import pytest
 from orchestrator.models.model_files import adapter_problems
 from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.trainer_log import curve
 from tests.test_real import torchrun_works
-from tests.workshop import assert_none_left, told_to_stop, training_at_step
+from tests.workshop import assert_none_left, loss_curve, told_to_stop, training_at_step
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), torchrun_works]
 
@@ -52,8 +51,7 @@ def start_both(machines, *words, **train):
 
 
 def losses(workshop):
-    events = curve(workshop.only_run() / "output" / "trainer_log.jsonl")
-    return [(event["current_steps"], event["loss"]) for event in events if "loss" in event]
+    return loss_curve(workshop.only_run())
 
 
 def adapter(workshop):

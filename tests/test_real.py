@@ -15,8 +15,7 @@ import pytest
 
 from orchestrator.models.model_files import adapter_problems, model_problems
 from orchestrator.runs.rundir import RunDir
-from orchestrator.runs.trainer_log import curve
-from tests.workshop import PATIENT_S, assert_none_left, told_to_stop, training_at_step, wait_for
+from tests.workshop import PATIENT_S, assert_none_left, loss_curve, told_to_stop, training_at_step, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -204,8 +203,7 @@ def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(brok
     assert (second["steps"], second["total_steps"]) == (first["steps"], first["total_steps"]) == (40, 40)
     assert second["logged_losses"] == first["logged_losses"]
     assert second["train_loss"] is None  # transformers sums up the losses since the resume alone
-    curves = [curve(each.only_run() / "output" / "trainer_log.jsonl") for each in (whole, broken)]
-    losses = [[(event["current_steps"], event["loss"]) for event in each if "loss" in event] for each in curves]
+    losses = [loss_curve(each.only_run()) for each in (whole, broken)]
     assert losses[0] == losses[1] and len(losses[0]) == 40
     weights = [(each.only_run() / "output" / "model.safetensors").read_bytes() for each in (whole, broken)]
     assert weights[0] == weights[1]

@@ -23,6 +23,7 @@ from typing import IO, Any
 import psutil
 import yaml
 
+from orchestrator.runs.trainer_log import TrainerLog
 from tests import imported_once
 from tests.model_folders import model_folder
 
@@ -382,6 +383,12 @@ def training_at_step(workshop: Workshop, step: int) -> Callable[[], bool]:
         return bool(logs) and logs[0].read_text("utf-8").count("\n") >= step
 
     return reached
+
+
+def loss_curve(run: Path) -> list[tuple[int, float]]:
+    """The losses of all attempts by step; of a step that was trained again, the last one."""
+    events = TrainerLog(run / "output" / "trainer_log.jsonl").new_events()
+    return sorted({event["current_steps"]: event["loss"] for event in events if "loss" in event}.items())
 
 
 def assert_none_left(workshop: Workshop, timeout_s: float = DEADLINE_S) -> None:
