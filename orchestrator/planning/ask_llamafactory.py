@@ -7,6 +7,7 @@ for as long as arguments, data, tokenizer and installation are the same.
 import contextlib
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,15 @@ from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_
 from orchestrator.models.model_files import base_checkpoint, locate_model
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import prepared_file
+from orchestrator.runs.slurm import own_job
 from orchestrator.specs.places import MODEL_ARGUMENTS, RESERVED_ARGUMENTS, is_secret
-from orchestrator.specs.render import DATASET_COLUMNS, api_arguments, export_arguments, train_arguments
+from orchestrator.specs.render import (
+    DATASET_COLUMNS,
+    api_arguments,
+    export_arguments,
+    train_arguments,
+    train_environment,
+)
 from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
 from orchestrator.upstream.installation import SCRIPTS, AskError, Installation, ask
@@ -70,6 +78,7 @@ class _Question:
     """By command, the arguments without secrets."""
     environment: dict[str, str]
     """The training's own variables; no GPU, no network."""
+    torchrun: bool | None
 
 
 def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]:
@@ -160,7 +169,19 @@ def _question(session: Session, spec: RunSpec) -> _Question:
     for command, arguments in commands.items():
         commands[command] = {name: value for name, value in arguments.items() if not is_secret(name, value)}
     own = {name: value for name, value in sorted(spec.compute.env.items()) if name not in _RUNS_CODE}
-    return _Question(spec, commands, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK})
+    return _Question(spec, commands, {**own, "CUDA_VISIBLE_DEVICES": "", **_NO_NETWORK}, _uses_torchrun(spec))
+
+
+def _uses_torchrun(spec: RunSpec) -> bool | None:
+    """Whether LLaMA-Factory's launcher starts the training by torchrun; None where only a node of Slurm could tell."""
+    environment = {**os.environ, **train_environment(spec)}
+    if environment.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1"):  # as is_env_enabled there
+        return True
+    if spec.compute.slurm is not None and not own_job():
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = Path("/dev").glob("nvidia[0-9]*") if visible is None else visible.split(",")
+    return len([each for each in devices if str(each).strip() not in ("", "-1")]) > 1
 
 
 def _key(session: Session, installation: Installation, vllm: Installation | None, question: _Question) -> str:
@@ -183,7 +204,7 @@ def _ask(
     session: Session, installation: Installation, vllm: Installation | None, questions: Sequence[_Question]
 ) -> list[Answer]:
     with tempfile.TemporaryDirectory(prefix="orchestrator-check-") as parent:
-        points = [dict(question.commands) for question in questions]
+        points: list[dict[str, Any]] = [{**each.commands, "torchrun": each.torchrun} for each in questions]
         for question, point in zip(questions, points, strict=True):
             if "train" in point:
                 folder = _write_records(session, question.spec, Path(parent))
