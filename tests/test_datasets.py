@@ -284,6 +284,7 @@ def special(kind, **fields):
         (tar_bytes({"a": bytes(100)})[:60], "cannot be read as a tar archive"),
         (b"\xfd7zXZ\x00" + bytes(100), "cannot be read as a tar archive"),
     ],
+    ids=map(str, range(9)),  # gzip's header has the time
 )
 def test_a_hostile_archive_is_an_error_that_says_why(content, expected, tmp_path):
     (tmp_path / "x.tar").write_bytes(content)
@@ -366,6 +367,7 @@ def test_the_folder_given_comes_before_cache_and_network(url, tmp_path):
         ((404, {}, b""), "cannot be had from .*404"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "cannot be had from"),
     ],
+    ids=("another", "short", "404", "redirect"),
 )
 def test_what_is_not_the_archive_is_not_kept(answer, expected, url, tmp_path):
     Server.answers["/x"] = answer
