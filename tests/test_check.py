@@ -33,8 +33,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with a complete model and a small dataset; no GPU is visible, no hub cache is there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "IMAGE_PLACEHOLDER"):
-        monkeypatch.delenv(variable, raising=False)
     model_folder(tmp_path / "models" / "tiny")
     (tmp_path / "dataset_info").symlink_to(Path(__file__).resolve().parent.parent / "dataset_info")
     return tmp_path
@@ -106,7 +104,7 @@ def test_only_missing_things_are_a_prerequisite_error():
 
 
 CPU = {"use_cpu": True}
-BASE = ("is a base model", "nothing between them", "learns no end", "template: default")
+BASE = ("is a base model", "nothing between or after them", "template: default")
 THINKS = "thinker is for models that think"
 MERGE = {"backend": "vllm", "merge": True}
 MEETING = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": 29500, "node_rank": 0}
@@ -122,7 +120,7 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "a model that thinks": ({"model": {**MODEL, "template": "thinker"}}, "warning", "spec", "model.enable_thinking",
                             (THINKS,)),
     "hub id": ({"model": {**MODEL, "name_or_path": "Owner/Name"}}, "warning", "missing", "model.name_or_path",
-               ("will try to download",)),
+               ("will download it",)),
     "no adapter": ({"model": {**MODEL, "adapter_name_or_path": "models/tiny"}}, "error", "missing",
                    "model.adapter_name_or_path", ("not an adapter",)),
     "lora_target": ({"train": {**CPU, "lora_target": "q_proj,query_key_value"}}, "error", "spec", "train.lora_target",
@@ -216,9 +214,3 @@ def test_a_broken_model_is_named_with_all_its_problems(root):
     found = findings(root, train={"use_cpu": True, "lora_target": "q_prj"})
     assert [(each.field, each.kind) for each in found] == [("model.name_or_path", "missing")] * 2
     assert "config.json is missing" in found[0].message and "is cut off" in found[1].message
-
-
-def test_a_hub_id_that_is_not_here_is_an_error_offline(root, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    finding = only(root, model={**MODEL, "name_or_path": "Owner/Name"})
-    assert (finding.severity, finding.kind, finding.remedy[:20]) == ("error", "missing", "unset HF_HUB_OFFLINE")

@@ -10,7 +10,6 @@ import pytest
 
 from orchestrator.data.datasets import entry_folders, load_entry
 from orchestrator.errors import SpecError
-from orchestrator.importing.config_file import Comments
 from orchestrator.importing.importer import Draft, Imported, import_draft, name_of, write_imported
 from orchestrator.importing.shell_words import ONE, Word
 from orchestrator.runs.rundir import Workspace
@@ -48,8 +47,8 @@ def origin(tmp_path) -> Path:
 def make(workspace, origin) -> Make:
     """The import of these arguments."""
 
-    def import_them(arguments: dict[str, Any], command: str = "train", **draft: Any) -> Imported:
-        given = Draft(command, arguments, "here", [origin], **draft)
+    def import_them(arguments: dict[str, Any], **draft: Any) -> Imported:
+        given = Draft(arguments, "here", [origin], **draft)
         folders = entry_folders(workspace.dataset_info)
         return import_draft(given, "x", workspace=workspace, folders=folders)
 
@@ -75,7 +74,7 @@ def test_arguments_go_where_a_spec_has_them(make, workspace):
     }  # fmt: skip
     assert (spec.dataset, spec.eval_dataset, spec.seed) == ("toy", "toy", 7)
     del arguments["template"]  # a spec without one would look it up; LLaMA-Factory takes the tokenizer's own
-    assert "  template: null  # none given" in make(arguments).spec
+    assert "takes the tokenizer's own, or none at all\n  template: null\n" in make(arguments).spec
     assert spec.train.arguments() == {
         "stage": "sft", "finetuning_type": "lora", "lora_target": ["a", "1e-4"], "learning_rate": 1e-4,
     }  # fmt: skip
@@ -83,22 +82,25 @@ def test_arguments_go_where_a_spec_has_them(make, workspace):
 
 def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
     arguments = {**LEAST, "output_dir": "saves/x", "overwrite_output_dir": True, "enable_jit_checkpoint": False}
-    assert make({**arguments, "infer_backend": "huggingface"}).notes == [
+    assert make(arguments).notes == [
         'not taken over: output_dir: "saves/x" (it is output/ in the run folder)',
         "not taken over: overwrite_output_dir: true (each run has a new output folder)",
-        'not taken over: infer_backend: "huggingface" (it is the default)',
     ]
 
 
 def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make, workspace):
-    before = {"model_name_or_path": ["### model"], "output_dir": ["### output"]}
-    comments = Comments(before, {"output_dir": "# beside", "dataset": "# which"}, ["# tail"])
+    comments = {
+        "model_name_or_path": ["### model"],
+        "output_dir": ["### output"],
+        "dataset": ["# which"],
+        "": ["# end"],
+    }
     text = make({**LEAST, "output_dir": "o", "logging_steps": 5}, comments=comments).spec
     assert text.splitlines()[1:] == [
-        "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen",
-        "dataset: toy  # which", "train:", "  ### output", "  # beside", "  logging_steps: 5", "  # tail",
+        "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen", "# which", "dataset: toy",
+        "train:", "  ### output", "  logging_steps: 5", "  # end",
     ]  # fmt: skip
-    hostile = make(LEAST, comments=Comments({"template": ["# a\nseed: 1"]}, {"dataset": "# b\rseed: 2\x1b[2J"}, []))
+    hostile = make(LEAST, comments={"template": ["# a\nseed: 1", "# b\rseed: 2\x1b[2J"]})
     assert spec_of(hostile, workspace).seed == 42 and "\x1b" not in hostile.spec
 
 
@@ -184,16 +186,6 @@ def test_secrets_what_a_spec_refuses_and_what_is_not_known_are_noted_and_not_wri
     assert "nnodes: $N" in make(LEAST, environment={"NNODES": Word(f"{ONE}$N{ONE}")}).spec.replace('"', "")
 
 
-def test_a_server_s_variables_go_to_the_serve_section(make, workspace):
-    environment = {"API_PORT": "8000", "MAX_CONCURRENT": "4", "CUDA_VISIBLE_DEVICES": "1", "API_KEY": "hush", "X": "1"}
-    arguments = {"model_name_or_path": "org/model", "template": "qwen", "infer_backend": "vllm", "vllm_maxlen": 9}
-    found = make(arguments, "api", environment=environment)
-    spec = spec_of(found, workspace)
-    assert (spec.serve.infer_backend, spec.serve.port, spec.serve.max_concurrent) == ("vllm", 8000, 4)
-    assert (spec.serve.devices, spec.serve.extra_arguments()) == ("1", {"vllm_maxlen": 9})
-    assert len(found.notes) == 2 and "hush" not in found.spec + "".join(found.notes)
-
-
 def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, workspace):
     found = make(LEAST)
     (workspace.dataset_info / "toy.yaml").write_text("mine")
@@ -205,7 +197,7 @@ def test_nothing_that_is_there_is_overwritten_and_nothing_half_is_left(make, wor
 
 def test_a_spec_is_called_after_the_file_or_the_old_output_folder():
     def name(*words: str, output_dir: str | None = "saves/x") -> str:
-        return name_of(words, Draft("train", {"output_dir": output_dir}, "", []))
+        return name_of(words, Draft({"output_dir": output_dir}, "", []))
 
     assert name("a/qwen3_lora_sft.yaml") == "qwen3_lora_sft"
     assert name("llamafactory-cli train ...", output_dir="saves/qwen3-4b/lora/sft") == "qwen3-4b-lora-sft"

@@ -96,9 +96,8 @@ def test_of_values_that_differ_the_common_beginning_is_kept(text: str, words: li
     assert [word for word in command.words if word.is_open] == ["$A"]
 
 
-@pytest.mark.parametrize(("text", "is_open"), CASES["open"])
-def test_an_unknown_word_may_be_several_but_in_quotes_or_beside_text(text: str, is_open: bool) -> None:
-    assert only(f"run {text}").words[1].is_open is is_open
+def test_an_unknown_word_may_be_several_but_in_quotes_or_beside_text() -> None:
+    assert [only(f"run {text}").words[1].is_open for text, _ in CASES["open"]] == [each for _, each in CASES["open"]]
 
 
 @pytest.mark.parametrize(("text", "path"), CASES["own_folder"])
@@ -121,13 +120,6 @@ def test_our_own_environment_is_not_read_and_nothing_is_run(monkeypatch: pytest.
     victim = tmp_path / "victim"
     read_commands(f"run $(touch {victim}); touch {victim}; run `touch {victim}` > {victim}; eval 'x > {victim}'", "x")
     assert not victim.exists()
-
-
-@pytest.mark.parametrize(("text", "rest"), CASES["rest"])
-def test_words_that_can_only_be_arguments_are_found(text: str, rest: list[list[str]]) -> None:
-    first, *others = read_commands(text, "x")
-    assert first.words == ["run", "a"]
-    assert [each.words for each in others if each.is_rest] == rest
 
 
 @pytest.mark.parametrize(("text", "place", "message"), CASES["errors"])

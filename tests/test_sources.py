@@ -1,8 +1,6 @@
 """From a command, script, file or folder to a spec, through the program itself."""
 
 import json
-import os
-import pickle
 import re
 import shlex
 import subprocess
@@ -15,18 +13,13 @@ import pytest
 from orchestrator.errors import OrchestratorError, SpecError
 from orchestrator.importing import sources
 from orchestrator.importing.importer import Draft
-from orchestrator.importing.sources import read_source
+from orchestrator.importing.sources import read_config, read_source
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.spec_file import load_spec
 from tests import imported_once
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 LEAST = "--do_train --model_name_or_path org/model --dataset toy --template qwen"
-ADAPTER = {
-    "base_model_name_or_path": "owner/base", "peft_type": "LORA", "r": 4, "lora_alpha": 12, "lora_dropout": 0.05,
-    "target_modules": ["v_proj", "q_proj"], "modules_to_save": None, "use_dora": False,
-}  # fmt: skip
-STATE = {"global_step": 10, "logging_steps": 2, "save_steps": 5, "train_batch_size": 2, "log_history": []}
 
 
 @pytest.fixture
@@ -84,14 +77,19 @@ def test_a_script_with_several_commands_asks_which(read, tmp_path):
     script = tmp_path / "all.sh"
     script.write_text(
         f"llamafactory-cli train {LEAST}\nllamafactory-cli train {LEAST} --seed 7\n"
-        "llamafactory-cli export --model_name_or_path org/model --export_dir out\n"
+        "llamafactory-cli export --model_name_or_path org/model\n"
     )
     with pytest.raises(SpecError, match=r"holds 2 such commands:\n  line 1: train\n  line 2: train") as error:
         read(script)
     assert "--line N" in error.value.remedy
-    assert read(script, line=2).arguments["seed"] == 7
-    exported = read(script, line=3)
-    assert exported.command == "export" and "not taken over: train in line 1 (import it" in exported.notes[-2]
+    chosen = read(script, line=2)
+    assert chosen.arguments["seed"] == 7
+    assert [note[:31] for note in chosen.notes] == [
+        "not taken over: train in line 1",
+        "not taken over: export in line ",
+    ]
+    with pytest.raises(SpecError, match="holds 2 such commands"):
+        read(script, line=3)
 
 
 def test_a_script_of_accelerate_is_imported_with_what_accelerate_sets(read, monkeypatch):
@@ -115,7 +113,7 @@ def write(folder: Path, **files: Any) -> Path:
 
 def test_what_llama_board_ran_is_complete_has_its_environment_and_no_secret(read, workspace, tmp_path):
     given = "model_name_or_path: m/m\ndo_train: true\ndataset: a\ndeepspeed: ds.json\nswanlab_api_key: sw-1234\n"
-    folder = write(tmp_path / "out", training_args__yaml=given, adapter_config__json=ADAPTER, other__yaml=given)
+    folder = write(tmp_path / "out", training_args__yaml=given, adapter_config__json={}, other__yaml=given)
     assert read(folder / "other.yaml").environment == {}
     for path in (folder, folder / "training_args.yaml"):
         assert read(path).environment == {"FORCE_TORCHRUN": "1"} and "lora_rank" not in read(path).arguments
@@ -123,38 +121,41 @@ def test_what_llama_board_ran_is_complete_has_its_environment_and_no_secret(read
     assert "swanlab_api_key (a secret by its name" in done.stderr and "sw-1234" not in done.stdout + done.stderr
 
 
-def test_an_output_folder_shows_what_its_files_have_and_lists_what_none_has(read, tmp_path):
-    class Trap:
-        def __reduce__(self) -> Any:
-            return (os.mkdir, (str(tmp_path / "sprung"),))
+COMMENTED = """\
+# what this is
 
-    trap = pickle.dumps(Trap())
-    files = {"adapter_config__json": ADAPTER, "trainer_state__json": STATE, "training_args__bin": trap}
-    found = read(write(tmp_path / "out", **files))
-    assert found.arguments == {
-        "model_name_or_path": "owner/base", "finetuning_type": "lora", "lora_rank": 4, "lora_alpha": 12,
-        "lora_dropout": 0.05, "use_dora": False, "lora_target": ["v_proj", "q_proj"],
-        "logging_steps": 2, "save_steps": 5, "per_device_train_batch_size": 2, "do_train": True,
+### model
+model_name_or_path: a/b  # or a folder
+# why 8
+lora_rank: 8
+text: "a # not a comment" # beside
+block: |
+  line # no comment
+flow: {a: 1,  # within
+  b: 2}
+
+### eval
+# val_size: 0.1
+"""
+
+
+def test_a_comment_goes_with_the_argument_that_it_is_above_or_beside(tmp_path):
+    found = read_config(write(tmp_path, c__yaml=COMMENTED) / "c.yaml")[1]
+    assert {key: comments for key, comments in found.items() if comments} == {
+        "model_name_or_path": ["# what this is", "### model", "# or a folder"], "lora_rank": ["# why 8"],
+        "text": ["# beside"], "flow": ["# within"], "": ["### eval", "# val_size: 0.1"],
     }  # fmt: skip
-    assert found.comments.beside["lora_rank"] == "# from adapter_config.json"
-    assert "dataset, template" in found.comments.tail[0] and "training_args.bin" in "".join(found.comments.tail)
-    assert not (tmp_path / "sprung").exists(), "a pickled file is never opened"
 
 
-def test_what_a_file_has_and_does_not_fit_is_noted_and_the_rest_is_read(read, tmp_path):
-    for adapter, note in (
-        ({**ADAPTER, "peft_type": "LOHA"}, "peft_type 'LOHA', whose settings were not read"),
-        ({**ADAPTER, "r": {}}, "not taken over: lora_rank of adapter_config.json: expected an integer"),
-        ("[" * 100_000, ""),
-    ):
-        found = read(write(tmp_path, adapter_config__json=adapter, trainer_state__json=STATE))
-        assert "lora_rank" not in found.arguments and found.arguments["save_steps"] == 5
-        assert note in "\n".join(found.notes)
+def test_values_are_read_as_omegaconf_reads_them(tmp_path):
+    text = "a: no\nb: 1e-5\nc: 'no'\nd: on\nf: 2024-01-01\ng: null\nh: 1_000\ni: ${a}\n"
+    values = read_config(write(tmp_path, c__yaml=text) / "c.yaml")[0]
+    assert list(values.values()) == [False, 1e-5, "no", True, "2024-01-01", None, 1000, False]
 
 
 def test_a_folder_of_our_own_run_leads_to_rerun(read, tmp_path):
     run = write(tmp_path / "demo-20261124-101500", record__json={}, spec__yaml="")
-    write(run / "output" / "checkpoint-5", trainer_state__json=STATE)
+    write(run / "output" / "checkpoint-5", trainer_state__json={})
     for folder in (run, run / "output", run / "output" / "checkpoint-5"):
         with pytest.raises(SpecError, match="belongs to the run demo-20261124-101500") as error:
             read(folder)
@@ -167,20 +168,25 @@ COMMANDS = {
     "~nobody-here/x": "is no file, no folder and no command",
     "gone.yaml": "no such file",
     "echo llamafactory-cli train x.yaml": "the command holds no command that trains",
-    "llamafactory-cli webui": "line 1 starts `webui`",
+    "llamafactory-cli export x.yaml": "line 1 starts `export`",
     "llamafactory-cli train gone.yaml": "line 1 names gone.yaml, which is not there; looked for from",
     "llamafactory-cli train $1": r"line 1 reads \$1, and \$1 cannot be resolved without running the script",
-    "for C in a b; do llamafactory-cli train $C.yaml; done": "line 1: train a.yaml\n  line 1: train b.yaml",
 }
+BOMB = b"a0: &a0 [x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 10)
+)
 FILES = {
     "spec.yaml": (b"name: s\nmodel: {name_or_path: org/model}\nserve: {}\n", "is a spec already"),
     "board.yaml": (b"top.model_name: Qwen\ntrain.training_stage: x\n", "holds none of LLaMA-Factory's arguments"),
+    "bomb.yaml": (BOMB, "stand for more than 100,000 values"),
     "huge.yaml": (b"a: 1\n# " + b"x" * (3 << 20), "it has 3,145,735 bytes, over 1,048,576"),
     "binary.sh": (b"\x7fELF" + bytes(range(256)) * 50, "holds a control character"),
     "open.sh": (b"llamafactory-cli train --default_system 'never closed\n", "' is never closed"),
+    "nowhere.yaml": (b"a: ${b}\n", "Interpolation key 'b' not found"),
+    "code.yaml": (b"a: !!python/object/apply:os.system [ls]\n", "cannot be read as LLaMA-Factory reads it"),
     "empty.sh": (b"", "holds no command that trains"),
     "huge.sh": (b"# " + b"x" * (3 << 20), "over 1,048,576"),
-    "folder": (None, "tells of no training by training_args.yaml, adapter_config.json or trainer_state.json"),
+    "folder": (None, "has no training_args.yaml, which LLaMA Board leaves"),
 }
 
 

@@ -15,11 +15,10 @@ from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import LlamaFactoryEntry, entry_from_info, entry_yaml
 from orchestrator.errors import SpecError
 from orchestrator.files import expanded, json_mapping
-from orchestrator.importing.config_file import Comments
 from orchestrator.importing.shell_words import Word
 from orchestrator.planning.new_spec import check_name
 from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret
+from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, is_secret, reason
 from orchestrator.specs.render import Comment, field_line
 from orchestrator.specs.schema import modeline
 
@@ -33,8 +32,7 @@ _MADE = ("tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profil
 _ENVIRONMENT = RESERVED_ENV | dict.fromkeys(
     ("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), "an elastic training has no place in a spec"
 )
-_TEXTS = ("devices", "host", "master_addr")
-_SECTIONS = {"train": "train", "api": "serve", "export": "export"}
+_TEXTS = ("devices", "master_addr")
 _TOP = ("name", "dataset", "eval_dataset", "seed")
 _ORDER = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
 _SECRET = "a secret by its name: export it yourself"
@@ -42,17 +40,16 @@ _SECRET = "a secret by its name: export it yourself"
 
 @dataclass
 class Draft:
-    """What was found to have run."""
+    """A training that was found to have run."""
 
-    command: str
-    """train, api or export."""
     arguments: dict[str, Any]
     """Under LLaMA-Factory's names, in the order of the source."""
     place: str
     """Where they stand, for messages."""
     bases: Sequence[Path] = (Path(),)
     """The folders that relative paths may be relative to, the likeliest first."""
-    comments: Comments = field(default_factory=Comments)
+    comments: dict[str, list[str]] = field(default_factory=dict)
+    """Argument -> the comments on it, each as it is written, # and all; '' -> those at the end."""
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,10 +73,10 @@ def import_draft(draft: Draft, name: str, *, workspace: Workspace, folders: Sequ
     """
     given = draft.arguments
     problem = None if given.get("model_name_or_path") else "names no model: model_name_or_path is missing"
-    if draft.command == "train" and given.get("do_train") is not True:
+    if given.get("do_train") is not True:
         problem = f"does not train: do_train is {json.dumps(given.get('do_train'))}"
     if problem:
-        remedy = "a model's translations are scored by `orchestrator benchmark`; to train, write do_train: true"
+        remedy = "`orchestrator serve`, `export` and `benchmark` take a model's folder; to train, write do_train: true"
         raise SpecError("\n  ".join([f"{draft.place} {problem}", *draft.notes]), remedy)
     return _Import(draft, workspace, folders).spec(name)
 
@@ -112,34 +109,32 @@ def write_imported(imported: Imported, name: str, workspace: Workspace) -> tuple
 class _Import:
     def __init__(self, draft: Draft, workspace: Workspace, folders: Sequence[Path]) -> None:
         self.draft, self.workspace, self.folders = draft, workspace, folders
-        self.section = _SECTIONS[draft.command]
         self.notes = list(draft.notes)
         self.entries: dict[str, LlamaFactoryEntry] = {}
         self.media_dir: Path | None = None
-        self.lines: dict[str, list[str]] = {self.section: []}
+        self.lines: dict[str, list[str]] = {"train": []}
         self.fields = set[tuple[str, str]]()
 
     def spec(self, name: str) -> Imported:
         comments, pending = self.draft.comments, list[str]()
         self._put("name", "name", name)
         for key, value in self.draft.arguments.items():
-            above, beside = [*pending, *comments.before.get(key, [])], comments.beside.get(key)
-            place, pending = self._place(key, value), []
+            above, place, pending = [*pending, *comments.get(key, [])], _place(key), []
             if isinstance(place, tuple):
-                self._put(*place, self._value(key, value), above, beside)
+                self._put(*place, self._value(key, value), above)
                 continue
-            pending = [*above, *([beside] if beside else [])]  # they go to the next argument
+            pending = above  # they go to the next argument
             if value not in (None, False) and key != "do_train":  # the spec says that it trains
                 text = key if is_secret(key) else f"{key}: {json.dumps(value, default=str)}"
                 self.notes.append(f"not taken over: {text} ({place})")
         if "template" not in self.draft.arguments:  # left out, a spec would look one up
-            reason = "# none given: LLaMA-Factory takes the tokenizer's own, or none at all"
-            self._put("model", "template", None, beside=reason)
+            why = "# no template given: LLaMA-Factory takes the tokenizer's own, or none at all"
+            self._put("model", "template", None, [why])
         if self.media_dir is not None and "media_dir" not in self.draft.arguments:
-            reason = "# LLaMA-Factory's default is the folder of dataset_info.json"
-            self._put(self.section, "media_dir", str(self.media_dir), beside=reason)
+            why = "# LLaMA-Factory's default is the folder of dataset_info.json"
+            self._put("train", "media_dir", str(self.media_dir), [why])
         self._add_environment()
-        self.lines[self.section] += [f"  {Comment(line)}" for line in [*pending, *comments.tail]]
+        self.lines["train"] += [f"  {Comment(line)}" for line in [*pending, *comments.get("", [])]]
         written: list[str] = [Comment(modeline(self.workspace.schema.name))]
         filled = {section for section, _ in self.fields}
         for key in (key for key in _ORDER if key in self.lines):
@@ -148,29 +143,15 @@ class _Import:
         entries = {each: entry_yaml(entry) for each, entry in self.entries.items()}
         return Imported("\n".join([*written, ""]), entries, self.notes)
 
-    def _put(self, section: str, key: str, value: Any, above: Sequence[str] = (), beside: str | None = None) -> None:
+    def _put(self, section: str, key: str, value: Any, above: Sequence[str] = ()) -> None:
         self.fields.add((section, key))
         indent = "" if section in _TOP else "  "
-        line = field_line(key, value) + (f"  {Comment(beside)}" if beside else "")
-        self.lines.setdefault(section, []).extend(f"{indent}{each}" for each in [*map(Comment, above), line])
-
-    def _place(self, key: str, value: Any) -> tuple[str, str] | str:
-        """As RESERVED_ARGUMENTS has it."""
-        place = RESERVED_ARGUMENTS.get(key)
-        if is_secret(key):
-            return _SECRET
-        if isinstance(place, tuple) and place[0] == "model":
-            return place
-        if place is None or self.draft.command != "train":
-            return self.section, key
-        if key == "infer_backend" and value == "huggingface":
-            return "it is the default"
-        return place if isinstance(place, str) else (key, key) if key in _TOP else (self.section, key)
+        lines = [*map(Comment, above), field_line(key, value)]
+        self.lines.setdefault(section, []).extend(indent + each for each in lines)
 
     def _value(self, key: str, value: Any) -> Any:
         """A value as the spec has it: paths absolute, datasets by their names here."""
-        is_train = self.draft.command == "train"
-        if key in ("dataset", "eval_dataset") and is_train:
+        if key in ("dataset", "eval_dataset"):
             names = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
             if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
                 return value
@@ -194,23 +175,20 @@ class _Import:
         return ", ".join(map(str, self.draft.bases[:3]))
 
     def _add_environment(self) -> None:
-        section = "serve" if self.draft.command == "api" else "compute"
         kept = dict[str, str]()
         for name, value in self.draft.environment.items():
-            place = (section, "devices") if name == "CUDA_VISIBLE_DEVICES" else _ENVIRONMENT.get(name)
+            place = _ENVIRONMENT.get(name)
             is_unknown = isinstance(value, Word) and bool(value.unknown)
-            if isinstance(place, tuple) and place[0] == section and self.draft.command != "export":
-                if not (is_unknown and place[1] in _TEXTS):
-                    is_number = place[1] not in _TEXTS and value.isdecimal() and value.isascii()
-                    self._put(*place, int(value) if is_number else str(value))
-                    continue
-            if is_secret(name):
+            is_open = is_unknown and place in (("compute", "devices"), ("compute", "master_addr"))
+            if isinstance(place, tuple) and place[0] == "compute" and not is_open:
+                is_number = place[1] not in _TEXTS and value.isdecimal() and value.isascii()
+                self._put(*place, int(value) if is_number else str(value))
+            elif is_secret(name):
                 self.notes.append(f"not taken over: {name} ({_SECRET})")
             elif is_unknown:
                 self.notes.append(f"not taken over: {name}={value} (only running the script would tell its value)")
-            elif place or self.draft.command != "train":
-                reason = place if isinstance(place, str) else "export it before `orchestrator`"
-                self.notes.append(f"not taken over: {name}={value} ({reason})")
+            elif place is not None:
+                self.notes.append(f"not taken over: {name}={value} ({reason(place)})")
             else:
                 kept[name] = str(value)
         is_forced = kept.get("FORCE_TORCHRUN", "").lower() in ("true", "y", "1")  # LLaMA-Factory's is_env_enabled
@@ -259,6 +237,14 @@ class _Import:
         if path or self._taken(name) is None:
             self.notes.append(f"dataset {name} has no entry: {f'{path} does not have it' if path else reason}")
         return None, folder
+
+
+def _place(key: str) -> tuple[str, str] | str:
+    """Section and field of a spec for an argument, or why it has none."""
+    place = RESERVED_ARGUMENTS.get(key, ("train", key))
+    if is_secret(key):
+        return _SECRET
+    return place if isinstance(place, str) else (place[0] or place[1], place[1])
 
 
 def _file_name(text: str, length: int) -> str:

@@ -19,8 +19,7 @@ from orchestrator.specs.arguments import Argument
 
 UNRESOLVED = "cannot be resolved without running the script"
 _PROGRAMS = ("llamafactory-cli", "lmf")
-_READS_ARGUMENTS = ("train", "api", "chat", "export", "webchat", "eval")
-_COMMANDS = (*_READS_ARGUMENTS, "webui", "env", "version", "help")
+_COMMANDS = ("train", "api", "chat", "export", "webchat", "eval", "webui", "env", "version", "help")
 # Scripts of LLaMA-Factory's repository, old names included, where they lie or in a folder that is not known.
 _SCRIPT = re.compile(
     r"(?:(?:.*/)?src/|.*\$[^/]*/)?(train|api|export)(?:_bash|_model)?\.py|(?:.*/)?llamafactory/launcher\.py"
@@ -81,12 +80,12 @@ def read_invocations(
     found: list[Invocation] = []
     before = None
     for command, outer in _unwrapped(read_commands(text, place, folder), place):
-        if command.is_rest and before is not None:
-            reason = "not taken over: the command before it ends above this line"
-            before.notes.append(f"line {command.line}: {' '.join(command.words)}: {reason}")
-        elif not command.is_rest:
+        if not re.match(r"-[-\w]", command.words[0]):
             before = _invocation(command, outer, place, arguments)
             found += [before] if before else []
+        elif before is not None:
+            reason = "not taken over: the command before it ends above this line"
+            before.notes.append(f"line {command.line}: {' '.join(command.words)}: {reason}")
     return found
 
 
@@ -123,8 +122,7 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         variables, more = _launcher_environment(launcher, options)
         environment |= variables
         notes += more
-    words = rest if name in _READS_ARGUMENTS else []
-    config, values, more = _parse(words, name, arguments, f"{place}, line {command.line}")
+    config, values, more = _parse(rest if name == "train" else [], arguments, f"{place}, line {command.line}")
     parts = dict.fromkeys(part for word in [*command.words, *command.environment.values()] for part in word.unknown)
     texts = "\n".join(more)
     notes += [*more, *(f"{part}: {UNRESOLVED}" for part in parts if f"{part}: {UNRESOLVED}" not in texts)]
@@ -202,15 +200,14 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
 
 
 def _parse(
-    words: Sequence[str], command: str, arguments: Mapping[str, Argument], where: str
+    words: Sequence[str], arguments: Mapping[str, Argument], where: str
 ) -> tuple[str | None, dict[str, Any], list[str]]:
-    """What the words after a command say: the file that they begin with, arguments, and notes."""
+    """What the words after `train` say: the file that they begin with, arguments, and notes."""
     is_flags = any(word.startswith("-") for word in words)
     is_config = bool(words) and words[0].endswith((".yaml", ".yml", ".json"))
     if is_config or (words and isinstance(words[0], Word) and words[0].unknown and not is_flags):
         return words[0], *_overrides(words[1:])
-    takes = command if command in ("train", "export") else "api"
-    return None, *_flags(words, {key: each for key, each in arguments.items() if takes in each.commands}, where)
+    return None, *_flags(words, {key: each for key, each in arguments.items() if "train" in each.commands}, where)
 
 
 def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -1,7 +1,6 @@
 """The commands of a shell text, as a shell would start them. Nothing of the text is run, no file is opened.
 
-Branches and loops over words are followed; after a branch a variable is known as far as all ways agree. Functions are
-read where they are defined.
+After a branch or a loop a variable is known as far as all ways agree. Functions are read where they are defined.
 """
 
 import re
@@ -33,7 +32,6 @@ _TEST = re.compile(r"\[\[\s(?:[^]'\"\\]|\\.|'[^']*'|\"(?:[^\"\\]|\\.)*\"|\](?!\]
 _BROKEN = re.compile(r"(\\[ \t]+|\\\\[ \t]*|\^[ \t]*|`[ \t]*)(?=\r?\n)")
 _DECLARE = frozenset({"export", "declare", "typeset", "local", "readonly", "%env"})
 _CHANGES = frozenset({"read", "mapfile", "readarray", "getopts", "let", "unset"})
-_DASHES = "-\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Command:
     """Variables before the program, and those exported earlier in the text."""
     words: list[Word]
     line: int
-    is_rest: bool
-    """Whether its words can only be arguments of the command before it."""
     defaults: list[str]
     """Expansions so far whose default was taken: ${2:-0}."""
 
@@ -143,22 +139,13 @@ class _Reader(WordReader):
         self.values = merged
 
     def _for(self) -> None:
-        """A loop over words that are known is read once for each of them."""
-        name, words = "", list[Word]()
         if found := _FOR.match(self.text, self.at):
-            name, self.at = found[1], found.end()
+            self.at = found.end()
             while found[2] and self._skip_blanks() < len(self.text) and not _OPERATOR.match(self.text, self.at):
-                words += self.words()
+                self.words()
+            self.forget([found[1]])
         self.at += self.text.startswith(";", self.at)
-        start = self.at
-        if words and not any(word.unknown for word in words):
-            for word in words:
-                self.at = start
-                self.values = self.values | {name: [word.marked]}
-                self.read("done")
-        else:
-            self.forget([name] if name else [])
-            self._branches("for", "done")
+        self._branches("for", "done")
 
     def _simple(self) -> bool:
         """Read a simple command; whether it only asks something."""
@@ -186,9 +173,7 @@ class _Reader(WordReader):
         variables = {name: self.values[name] for name in self.exported if name in self.values}
         variables |= {name: own[name] for name in names if own is not before}
         environment = {name: Word(" ".join(value)) for name, value in variables.items()}
-        is_rest = words[0][:1] in _DASHES and len(words[0]) > 1
-        line = bisect_right(self.starts, start)
-        self.commands.append(Command(environment, words, line, is_rest, list(self.defaults)))
+        self.commands.append(Command(environment, words, bisect_right(self.starts, start), list(self.defaults)))
         if words[0] in _CHANGES:
             self.forget([word for word in words[1:] if re.fullmatch(NAME, word)])
         return words[0] in ("[", "test")

@@ -4,6 +4,7 @@ Reads the files that it is pointed to, and those that they name; writes nothing,
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,35 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from orchestrator.errors import OrchestratorError, SpecError
-from orchestrator.files import expanded, json_mapping, read_file
-from orchestrator.importing.config_file import Comments, read_config
+from orchestrator.files import expanded, read_file
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import UNRESOLVED, Invocation, read_invocations
 from orchestrator.importing.shell_words import Word
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.arguments import Argument, argument_problem
+from orchestrator.specs.arguments import Argument
+from orchestrator.specs.yamlfile import read_yaml
 from orchestrator.upstream.installation import Installation, ask
 
 MAX_BYTES = 1 << 20
-_SERVING = ("api", "chat", "webchat")
 _CONFIG = (".yaml", ".yml", ".json")
-_WAYS = "give a command in quotes, a script, a YAML file of arguments, or an output folder"
-# What the files of an output folder tell: the name there, and the argument's.
-_FILES = {
-    "adapter_config.json": {
-        "base_model_name_or_path": "model_name_or_path", "revision": "model_revision", "r": "lora_rank",
-        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora", "use_dora": "use_dora",
-        "target_modules": "lora_target", "modules_to_save": "additional_target",
-    },
-    "trainer_state.json": {
-        "logging_steps": "logging_steps", "save_steps": "save_steps", "train_batch_size": "per_device_train_batch_size",
-    },
-}  # fmt: skip
-# In no file, for the reader to fill in.
-_UNKNOWN = (
-    "# not known: dataset, template, stage, cutoff_len, packing, val_size, quantization_bit",
-    "# only in training_args.bin, which is not opened, as unpickling runs code: learning_rate, epochs, seed, bf16",
+_WAYS = "give a command in quotes, a script, a YAML file of arguments, or LLaMA Board's output folder"
+# A top-level argument, and the comment beside it.
+_ARGUMENT = re.compile(
+    r"""(\w+):(?:(?:[ \t]+(?:"(?:\\.|[^"\\])*"[^\s"]*|'[^']*'[^\s']*|[^\s"'#]\S*))*[ \t]*(\#.*)?$)?"""
 )
 
 
@@ -88,64 +78,37 @@ class _Reader:
     python: Path
 
     def folder(self, folder: Path) -> Draft:
-        """An output folder: training_args.yaml, which LLaMA Board leaves, is complete; other files tell a part."""
+        """An output folder with training_args.yaml, which LLaMA Board leaves."""
         for run in map(RunDir, (folder, *folder.parents[:2])):
             if run.record.is_file():
                 message = f"{folder} belongs to the run {run.path.name}, which has its spec"
                 raise SpecError(message, f"orchestrator rerun {run.path.name}, or copy {run.spec}")
-        if (folder / "training_args.yaml").is_file():
-            return self.config(folder / "training_args.yaml")
-        values, beside, notes = dict[str, Any](), dict[str, str](), list[str]()
-        for file, names in _FILES.items():
-            found = json_mapping(folder / file) or {}
-            kind = found.get("peft_type")
-            if kind == "LORA":
-                values["finetuning_type"] = "lora"
-            elif kind:
-                notes.append(f"{file} has peft_type {str(kind)[:40]!r}, whose settings were not read")
-                names = {"base_model_name_or_path": "model_name_or_path"}
-            for key, name in names.items():
-                value = found.get(key)
-                if value is None:
-                    continue
-                problem = argument_problem(name, value, "train", self.arguments)
-                if problem:
-                    notes.append(f"not taken over: {name} of {file}: {problem}")
-                else:
-                    values[name], beside[name] = value, f"# from {file}"
-        if not values:
-            message = f"{folder} tells of no training by training_args.yaml, adapter_config.json or trainer_state.json"
-            raise SpecError(message, "give a training's output_dir, or a checkpoint in it")
-        if "lora_target" in values:
-            notes.append("lora_target: the modules that were trained; it may have been written as 'all'")
-        comments = Comments(beside=beside, tail=list(_UNKNOWN))
-        return Draft("train", {**values, "do_train": True}, str(folder), self.bases, comments, notes=notes)
+        if not (folder / "training_args.yaml").is_file():
+            message = f"{folder} has no training_args.yaml, which LLaMA Board leaves: its other files tell too little"
+            raise SpecError(message, "import the command, the script or the YAML file that it was trained with")
+        return self.config(folder / "training_args.yaml")
 
     def config(self, path: Path) -> Draft:
         values, comments = read_config(path)
         if isinstance(values.get("model"), Mapping) and "name" in values:
             raise SpecError(f"{path} is a spec already", f"orchestrator check {path}")
-        known = [self.arguments[key] for key in values if key in self.arguments]
-        if not known:
+        if not values.keys() & self.arguments.keys():
             remedy = "is it another program's file? Of LLaMA Board, import training_args.yaml in the output folder"
             raise SpecError(f"{path} holds none of LLaMA-Factory's arguments", remedy)
-        is_training = "do_train" in values or any(each.commands == {"train"} for each in known)
-        command = "train" if is_training else "export" if "export_dir" in values else "api"
         is_board = path.name == "training_args.yaml" and values.get("deepspeed") is not None
         environment = {"FORCE_TORCHRUN": "1"} if is_board else {}  # LLaMA Board sets it then
-        return Draft(command, values, str(path), self.bases, comments, environment)
+        return Draft(values, str(path), self.bases, comments, environment)
 
     def commands(self, text: str, place: str, folder: Path | None = None) -> Draft:
         found = read_invocations(text, place, self.arguments, folder)
-        usable = [each for each in found if each.command in ("train", "export", *_SERVING)]
-        if not usable:
-            heads = f"{place} holds no command that trains, serves or exports with LLaMA-Factory"
+        trains = [each for each in found if each.command == "train"]
+        if not trains:
+            heads = f"{place} holds no command that trains with LLaMA-Factory"
             others = [f"line {each.line} starts `{each.command}`" for each in found]
             raise SpecError("\n  ".join([heads, *others]), "such as: llamafactory-cli train config.yaml")
-        trains = [each for each in usable if each.command == "train"]
-        chosen = [each for each in usable if each.line == self.line] if self.line is not None else trains or usable
+        chosen = [each for each in trains if self.line in (None, each.line)]
         if len(chosen) != 1:
-            chosen = chosen or usable
+            chosen = chosen or trains
             lines = [f"  line {each.line}: {each.command} {each.config or ''}".rstrip() for each in chosen]
             heads = f"{place} holds {len(chosen)} such commands:"
             remedy = "say which: --line N, or give that command itself, in quotes"
@@ -159,7 +122,7 @@ class _Reader:
         return draft
 
     def _invocation(self, invocation: Invocation, place: str) -> Draft:
-        values, comments = dict[str, Any](), Comments()
+        values, comments = dict[str, Any](), dict[str, list[str]]()
         if invocation.config is not None:
             values, comments = read_config(self._existing(invocation.config, place))
         environment, notes = dict(invocation.environment), list(invocation.notes)
@@ -172,8 +135,7 @@ class _Reader:
                 notes += [f"accelerate launch: {note}" for note in answer["notes"]]
             except OrchestratorError as error:
                 notes.append(f"accelerate launch: its options are not taken over: {error.message}")
-        command = "api" if invocation.command in _SERVING else invocation.command
-        return Draft(command, values | invocation.arguments, place, self.bases, comments, environment, notes)
+        return Draft(values | invocation.arguments, place, self.bases, comments, environment, notes)
 
     def _existing(self, name: str, place: str) -> Path:
         if isinstance(name, Word) and name.unknown:
@@ -183,3 +145,36 @@ class _Reader:
             message = f"{place} names {name}, which is not there; looked for from {', '.join(map(str, self.bases[:3]))}"
             raise SpecError(message, "--cwd FOLDER, where it was run")
         return found
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Arguments of a YAML file as LLaMA-Factory's reader, OmegaConf, takes them, in its order; and its comments.
+
+    OmegaConf reads YAML 1.1, in which `no` is false, but 1e-5 a number; ${name} stands for another value.
+
+    Raises:
+        SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
+    """
+    read_yaml(path)  # its limits, and its errors with line and column
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{path} cannot be read as LLaMA-Factory reads it: {reason}", f"edit {path}") from error
+    assert isinstance(values, dict)  # read_yaml takes nothing else
+    return {str(key): value for key, value in values.items()}, _comments(path.read_text(encoding="utf-8-sig"))
+
+
+def _comments(text: str) -> dict[str, list[str]]:
+    """As Draft has them: those at the left margin, and beside an argument."""
+    comments, above = dict[str, list[str]](), list[str]()
+    for line in text.splitlines():
+        if line.startswith("#"):
+            above.append(line.strip())
+        elif found := _ARGUMENT.match(line):
+            comments[found[1]] = [*above, *([found[2].strip()] if found[2] else [])]
+            above = []
+    return {**comments, "": above}

@@ -52,9 +52,8 @@ def check_model(model: ModelSpec, root: Path, installation: _Found) -> list[Find
         field = "model.adapter_name_or_path"
         found, adapter = _located(field, model.adapter_name_or_path, root, None)
         findings += found
-        findings += [
-            Finding("error", "missing", field, each) for each in (adapter_problems(adapter) if adapter else ())
-        ]
+        problems = adapter_problems(adapter) if adapter else []
+        findings += [Finding("error", "missing", field, each) for each in problems]
     return [*findings, *_template(model, folder, installation)]
 
 
@@ -65,12 +64,8 @@ def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[l
         return [from_error(field, error)], None
     if folder is not None:
         return [], folder
-    absent = f"no folder {root / name}, and the hub's {name} is not in the local cache"
-    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
-            what = f"{absent}, and {variable} is set"
-            return [Finding("error", "missing", field, what, f"unset {variable}, or give a folder")], None
-    return [Finding("warning", "missing", field, f"{absent}: LLaMA-Factory will try to download it")], None
+    absent = f"no folder {root / name}, and the hub's {name} is not in the local cache: LLaMA-Factory will download it"
+    return [Finding("warning", "missing", field, absent)], None
 
 
 def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> list[Finding]:
@@ -92,11 +87,8 @@ def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> li
     elif template is None and folder is not None and not has_chat_template(folder):
         findings.append(Finding("warning", "spec", field, f"null: {_without_template(folder)}"))
     if template in templates.reasoning and model.enable_thinking is None:
-        what = (
-            f"not given, and {template} is for models that think: LLaMA-Factory trains the model to write an empty "
-            "thought before each answer, so that it is in every translation too. Write enable_thinking: false to have "
-            "it in the prompt instead, or true"
-        )
+        what = f"not given, and {template} is for models that think: each translation will begin with an empty thought"
+        what += "; write enable_thinking: false to have it in the prompt instead, or true"
         findings.append(Finding("warning", "spec", "model.enable_thinking", what))
     return findings
 
@@ -105,11 +97,8 @@ def _without_template(folder: Path | None) -> str:
     """What LLaMA-Factory does without a template (get_template_and_fix_tokenizer)."""
     if folder is None or has_chat_template(folder):
         return "LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
-    return (
-        f"{folder} is a base model, without a chat template of its own. LLaMA-Factory then writes question and answer "
-        "with nothing between them: the model cannot see where the answer begins, and learns no end for it. Write "
-        "template: default, or start from the model's chat version"
-    )
+    what = f"{folder} is a base model, without a chat template: LLaMA-Factory writes question and answer with nothing"
+    return f"{what} between or after them; write template: default, or start from the model's chat version"
 
 
 def _lora_target(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
@@ -20,8 +21,9 @@ from orchestrator.text import escape_controls
 
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
-WIDTH = 100
-"""Characters of a line that are shown."""
+MAX_NODES = 100_000
+WIDTH = 200
+"""A longer line is not shown."""
 _BREAK = re.compile("\r\n|[\n\r]")  # str.splitlines breaks at form feeds too
 # A quoted text, or a word: what is underlined.
 _TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
@@ -149,10 +151,30 @@ def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Locatio
     return found
 
 
+class _Bounded(RoundTripConstructor):
+    """Refuses aliases of aliases, a few lines of which stand for more values than memory holds."""
+
+    def construct_document(self, node: Any) -> Any:
+        sizes: dict[int, int] = {}
+
+        def size(each: Any) -> int:
+            if isinstance(each, tuple):
+                return sum(map(size, each))
+            if id(each) not in sizes:
+                sizes[id(each)] = 1 + (sum(map(size, each.value)) if isinstance(each.value, list) else 0)
+            return sizes[id(each)]
+
+        if size(node) > MAX_NODES:
+            raise YAMLError(f"its aliases stand for more than {MAX_NODES:,} values")
+        return super().construct_document(node)
+
+
 def _load(text: str) -> tuple[Any, Any]:
     """A text's nodes, and its plain values; YAMLError where it is no YAML, or not a sensible one."""
+    reader = YAML(typ="rt", pure=True)
+    reader.Constructor = _Bounded
     try:
-        nodes = YAML(typ="rt", pure=True).load(text)
+        nodes = reader.load(text)
         return nodes, _plain(nodes)
     except YAMLError:
         raise
@@ -175,19 +197,15 @@ def _plain(node: Any) -> Any:
 
 def excerpt(lines: Sequence[str], line: int, column: int) -> list[str]:
     """One line of a file with carets under what stands at the column, both 0-based; nothing where there is none."""
-    if not (0 <= line < len(lines) and 0 <= column <= len(lines[line])):
+    if not (0 <= line < len(lines) and 0 <= column <= len(lines[line]) <= WIDTH):
         return []
     text = lines[line]
-    start = max(0, min(column - WIDTH // 2, len(text) - WIDTH))
-    end = min(len(text), start + WIDTH)
     token = _TOKEN.match(text, column)
-    stop = min(token.end() if token else column + 1, max(end, column + 1))
-    dots = "..." if start else ""
-    carets = " " * len(dots + _visible(text[start:column])) + "^" * max(1, len(_visible(text[column:stop])))
+    marked = _visible(text[column : token.end() if token else column + 1])
     number = f"{line + 1:>2}"
     margin = " " * len(number)
-    shown = f"{number} | {dots}{_visible(text[start:end])}{'...' if end < len(text) else ''}"
-    return [f"{margin} |", shown.rstrip(), f"{margin} | {carets}"]
+    carets = " " * len(_visible(text[:column])) + "^" * max(1, len(marked))
+    return [f"{margin} |", f"{number} | {_visible(text)}".rstrip(), f"{margin} | {carets}"]
 
 
 def _block(message: str, place: str, lines: Sequence[str], helps: Sequence[str]) -> str:
