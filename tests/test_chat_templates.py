@@ -122,12 +122,11 @@ def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, tem
         ("One___5-it", {}, "plain", "lists One___5-it"),  # as ModelScope names its folders
         ("mine", {"_name_or_path": "Owner/One-it"}, "plain", "lists One-it"),
         ("mine", {"_name_or_path": "/data/models/One-it/"}, "plain", "lists One-it"),
-        ("mine", {"_model_name_or_path": "Owner/Eye"}, "thinker", "lists Eye"),
         ("mine", {"model_type": "llama"}, None, "lists no model mine"),
         ("mine", {"_name_or_path": 3}, None, "lists no model mine"),
         ("One-it", {"_name_or_path": "Owner/One"}, "plain", "lists One-it"),  # a chat model names what it was made from
-        ("Uno", {"_name_or_path": "Owner/One-it"}, None, "Uno is listed with no template; One-it is listed with plain"),
-        ("One-it", {"_name_or_path": "Owner/Eye"}, None, "One-it is listed with plain; Eye is listed with thinker"),
+        ("Uno", {"_name_or_path": "Owner/One-it"}, None, "lists Uno as a base model"),
+        ("One-it", {"_name_or_path": "Owner/Eye"}, "plain", "lists One-it with plain"),
     ],
 )
 def test_a_folder_is_known_by_its_name_or_by_its_configuration(

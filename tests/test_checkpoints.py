@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.models.checkpoints import SENTINEL, can_be_served, inspect, is_saved
+from orchestrator.models.checkpoints import SENTINEL, inspect
+from orchestrator.models.model_files import weight_problems
 from orchestrator.runs.rundir import RunDir
 from tests.checkpoint_folders import checkpoint, deepspeed_checkpoint, fsdp_checkpoint
 
@@ -50,9 +51,9 @@ def test_a_checkpoint_as_the_trainer_leaves_it_is_complete(run, make):
         (folder / name).unlink()
     found = inspect(folder)
     assert (found.label, found.step, found.problems, found.complete) == ("checkpoint-100", 100, [], True)
-    assert is_saved(found)
+    assert found.is_saved
     (folder / SENTINEL).write_text("Checkpoint started at step 100 and in progress...")
-    assert SENTINEL in problem(folder) and not is_saved(inspect(folder))
+    assert SENTINEL in problem(folder) and not inspect(folder).is_saved
 
 
 @pytest.mark.parametrize("name", READ_BY_A_RESUME)
@@ -63,7 +64,7 @@ def test_a_file_that_is_missing_or_cut_off_anywhere_is_named(run, name):
         (folder / name).write_bytes(content[:length])
         if not (name.endswith(".json") and says_the_same(content[:length], content)):  # all that is gone is white space
             assert name in problem(folder)
-    assert can_be_served(inspect(folder)) is (not name.startswith("adapter"))
+    assert (not weight_problems(folder)) is (not name.startswith("adapter"))
     (folder / name).unlink()
     assert inspect(folder).problems
 
@@ -86,7 +87,7 @@ def test_one_that_kept_the_model_alone_is_told_from_a_broken_one(run):
     folder = checkpoint(run, 100)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (folder / name).unlink()
-    assert "save_only_model" in problem(folder) and is_saved(inspect(folder)) and can_be_served(inspect(folder))
+    assert "save_only_model" in problem(folder) and inspect(folder).is_saved and not weight_problems(folder)
     (folder / "trainer_state.json").unlink()  # it may have been going to be more
     assert "save_only_model" not in "; ".join(inspect(folder).problems)
 
@@ -122,7 +123,7 @@ def test_what_a_deepspeed_checkpoint_lacks_is_named(run):
     part = folder / "global_step100" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     part.write_bytes(part.read_bytes()[:-1])
     assert problem(folder).startswith("global_step100/zero_pp_rank_1_mp_rank_00_optim_states.pt is empty, cut off")
-    assert not can_be_served(inspect(folder))
+    assert weight_problems(folder)
     (folder / "latest").unlink()
     assert "latest" in problem(folder)
 

@@ -37,7 +37,7 @@ def test_each_dataset_is_checked_under_its_own_place(check, tmp_path):
     found = check(dataset=["captions_en_de", "captoins_en_de"], eval_dataset="bare")
     assert [each.field for each in found] == ["dataset.1", "eval_dataset"]
     assert "did you mean 'captions_en_de'" in found[0].message
-    assert "has no split validation" in found[1].message and "it has: train" in found[1].message
+    assert "has no split 'validation'" in found[1].message and "it has: train" in found[1].message
     assert [each.field for each in check(dataset="captions_en_de, x")] == ["dataset.1"]
     [found] = check(info={})
     assert (found.kind, found.field) == ("missing", "dataset") and "no regular file" in found.message

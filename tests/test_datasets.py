@@ -112,7 +112,6 @@ splits:
   train: {archive: train.tgz, source: a, target: b, pairs: 0}
   test: {source: /etc/passwd, target: ../x, sha256: {sorce: abc}, pair: 3}
   t/1: {archive: x, source: a, target: b, pairs: 1}
-  bare: {source: a, target: b, pairs: 1}
 archives:
   train.tgz: {url: "file:///etc/passwd", sha256: 00, size_bytes: 1}
 """)
@@ -131,7 +130,6 @@ archives:
         "splits.test.sha256.target: missing",
         "splits.test.pair: unknown field; did you mean 'pairs'?",
         "splits.t/1: String should match",
-        "splits.bare: expected sha256, of files in the entry's folder, or archive",
         "archives.train.tgz.url: ",
         "archives.train.tgz.sha256: ",
     ):
@@ -143,11 +141,10 @@ def test_an_unknown_split_or_archive_brings_the_nearest_name(tmp_path):
     split = "  train: {archive: train.tgz, source: a, target: b, pairs: 1}\n"
     (tmp_path / "toy.yaml").write_text(f"{HEAD}{split}archives:\n  train.tar.gz: {ARCHIVE}\n")
     dataset = load_entry("toy", [tmp_path])
-    with pytest.raises(SpecError, match=r"archives has no 'train\.tgz', of split train"):
+    with pytest.raises(SpecError, match=r"splits\.train has no sha256, and archives has no 'train\.tgz'"):
         load_split(dataset, "train", ArchiveStore(None, tmp_path))
-    with pytest.raises(SpecError, match="toy has no split 'trian'; did you mean 'train'") as error:
+    with pytest.raises(SpecError, match=r"toy has no split 'trian'; did you mean 'train'\?; it has: train"):
         load_split(dataset, "trian", ArchiveStore(None, tmp_path))
-    assert error.value.remedy == "its splits: train"
 
 
 # Texts
@@ -375,13 +372,6 @@ def test_what_is_not_the_archive_is_not_kept(answer, expected, url, tmp_path):
         ArchiveStore(None, tmp_path).path("x.tgz", archive_at(url))
     assert "put x.tgz into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR" in error.value.remedy
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_the_environment_names_folder_and_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ORCHESTRATOR_ARCHIVES", str(tmp_path / "given"))
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    assert ArchiveStore.from_environment() == ArchiveStore(tmp_path / "given", tmp_path / "cache" / "archives")
-    assert ArchiveStore.from_environment(tmp_path / "x").from_folder == tmp_path / "x"
 
 
 def test_a_split_in_an_archive_loads_like_one_in_files(url, tmp_path, toy):

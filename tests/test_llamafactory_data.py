@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from orchestrator.data import llamafactory_data
-from orchestrator.data.datasets import load_entry, load_parallel
+from orchestrator.data.datasets import load_entry
 from orchestrator.data.llamafactory_data import (
     Column,
     DatasetInfo,
@@ -52,8 +52,6 @@ def test_an_entry_holds_the_keys_of_dataset_info_json(native):
     dataset = native(file_name="a/x.json", formatting="sharegpt", ranking=True, columns={"messages": "m"})
     assert (dataset.entry.license, dataset.info.split, dataset.info.num_samples) == ("unknown", "train", None)
     assert dataset.local_path == dataset.folder / "a" / "x.json"
-    with pytest.raises(SpecError, match="it can be trained on, not benchmarked"):
-        load_parallel("toy", [dataset.folder])
 
 
 def test_every_problem_of_such_an_entry_is_reported_at_its_place(tmp_path):

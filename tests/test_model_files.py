@@ -14,12 +14,11 @@ from orchestrator.models.model_files import (
     lora_target_problem,
     model_problems,
     read_header,
-    unchecked_weights,
     weight_problems,
 )
 from tests.model_folders import MODULES, adapter_folder, model_folder, safetensors, sharded_folder
 
-CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+CACHE_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
@@ -47,7 +46,7 @@ def test_a_path_that_leads_nowhere_is_no_hub_id(name: str, expected: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("variable", "below"),
-    [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
+    [("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
 )
 def test_a_hub_id_is_found_in_the_local_cache(
     variable: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,13 +114,11 @@ def test_an_index_cannot_point_out_of_its_folder(name: object, tmp_path: Path) -
     assert model_problems(folder) == []  # one file goes before an index
 
 
-def test_pickled_weights_are_left_alone_and_named(tmp_path: Path) -> None:
+def test_pickled_weights_are_left_alone(tmp_path: Path) -> None:
     folder, adapter = model_folder(tmp_path / "tiny"), adapter_folder(tmp_path / "adapter")
-    assert unchecked_weights(folder) == unchecked_weights(sharded_folder(tmp_path / "two")) == []
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert model_problems(folder) == adapter_problems(adapter) == []
-    assert (unchecked_weights(folder), unchecked_weights(adapter)) == (["pytorch_model.bin"], ["adapter_model.bin"])
     assert lora_target_problem("nothing", folder) is None
 
 
@@ -166,7 +163,7 @@ def test_a_header_gives_names_types_and_shapes(tmp_path: Path) -> None:
         (framed(entry()) + bytes(3), "is cut off, or another file"),
         (framed(entry()) + bytes(5), "is cut off, or another file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git-lfs pointer"),
-        (b"\n\n<html>", "web page"),
+        (b"\n\n<html>", "cut off inside its header"),
         (b"", "0 bytes"),
         (b"\xff" * 64, "no safetensors file"),
         ((50).to_bytes(8, "little") + b"{}", "cut off inside its header"),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.data.testset import PREFIX, is_sacrebleu
+from orchestrator.data.testset import PREFIX
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, read_file, read_json
 from orchestrator.runs.groups import Group
@@ -189,7 +189,7 @@ def candidates(name: str, workspace: Workspace, testset: str | None) -> list[Ben
         found = [Benchmark(full_name, folder, read_result(folder))]
     else:
         found = _of_run(name, workspace)
-    known = PREFIX if is_sacrebleu(testset or "") else ""  # a name of sacrebleu's has a colon in it
+    known = PREFIX if (testset or "").startswith(PREFIX) else ""  # a name of sacrebleu's has a colon in it
     short, _, split = (testset or "").removeprefix(known).partition(":")
     wanted = known + short
 

@@ -21,7 +21,6 @@ from orchestrator.benchmark.run import BenchmarkJob
 from orchestrator.data.testset import load_testset, resolve_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError, did_you_mean
 from orchestrator.files import atomic_write, json_mapping
-from orchestrator.models.checkpoints import can_be_served, is_saved
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import base_checkpoint, trained_checkpoint, weight_problems
 from orchestrator.planning.plan import plan_run
@@ -213,7 +212,7 @@ def _watch(job: BenchmarkJob, base: ModelSpec, items: Sequence[BenchmarkSpec]) -
     settled = set[str]()
     while True:
         trains = RunRecord.load(job.run).is_active()  # before the checkpoints are looked at
-        saved = (each for each in reversed(usable_checkpoints(job.run)) if is_saved(each))
+        saved = (each for each in reversed(usable_checkpoints(job.run)) if each.is_saved)
         if each := next((each for each in saved if each.label not in settled), None):
             settled.add(each.label)
             try:
@@ -253,7 +252,7 @@ def _points(run: RunDir, record: RunRecord) -> tuple[list[Point], dict[str, str]
     left_out: dict[str, str] = {}
     steps: dict[str, int | None] = {}
     for each in reversed(usable_checkpoints(run)):
-        if can_be_served(each):
+        if not weight_problems(each.folder):
             steps[each.label] = each.step
         else:
             left_out[each.label] = "; ".join(each.problems)

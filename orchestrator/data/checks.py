@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.datasets import (
+    EVALUATED,
     ArchiveStore,
     ParallelText,
-    evaluated_split,
     load_entry,
     load_split,
     normalize,
@@ -40,7 +40,7 @@ def check_data(spec: RunSpec, folders: Sequence[Path], archives: ArchiveStore) -
                 find_files(dataset)
                 data: Trained = dataset
             else:
-                split = "train" if section == "dataset" else evaluated_split(dataset)
+                split = "train" if section == "dataset" else EVALUATED
                 data = sample_pairs(load_split(dataset, split, archives), limit)
             trained += [data] if section == "dataset" else []
         except OrchestratorError as error:

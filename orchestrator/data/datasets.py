@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field
 
-from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry, validated
+from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry, Part, validated
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, cache_folder, expanded, read_file, sha256_file, sha256_json, shipped
 from orchestrator.specs.yamlfile import read_yaml
 
 MAX_BYTES = 256 << 20
 """Most that a text may have: it is held in memory."""
+EVALUATED = "validation"
+"""The split that an eval_dataset means."""
 log = logging.getLogger("orchestrator")
 
 
@@ -37,11 +39,7 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Archive(_Part):
+class Archive(Part):
     """A tar archive on the web, plain or packed by gzip, bzip2 or xz. No more than its size is downloaded."""
 
     url: str = Field(pattern=r"^https?://[!-.0-~]+/[!-~]+$")
@@ -49,15 +47,15 @@ class Archive(_Part):
     size_bytes: int = Field(gt=0)
 
 
-class Sums(_Part):
+class Sums(Part):
     source: Sha256
     target: Sha256
 
 
-class FileSplit(_Part):
+class FileSplit(Part):
     """Two text files, line N of one being the translation of line N of the other.
 
-    They are in the folder of the entry, and must have these checksums, or members of an archive.
+    They are in the folder of the entry, with these checksums, or else members of an archive.
     """
 
     source: InsidePath
@@ -67,14 +65,8 @@ class FileSplit(_Part):
     sha256: Sums | None = None
     archive: str | None = None
 
-    @model_validator(mode="after")
-    def _is_somewhere(self) -> Self:
-        if (self.sha256 is None) is (self.archive is None):
-            raise ValueError("expected sha256, of files in the entry's folder, or archive, the one that they are in")
-        return self
 
-
-class Entry(_Part):
+class Entry(Part):
     """A file dataset_info/NAME.yaml with parallel texts; the dataset's name is the file's."""
 
     description: str = Field(min_length=1)
@@ -87,7 +79,7 @@ class Entry(_Part):
     """What the model is told to do, on the line before the source sentence, in training and in benchmarks."""
     splits: dict[Name, FileSplit] = Field(min_length=1)
     """train is the one that is trained on."""
-    archives: dict[Name, Archive] = {}
+    archives: dict[Name, Archive] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,6 @@ class ParallelText:
     sources: list[str]
     references: list[str]
     blank_pairs: int
-    """How many pairs were left out, one side or both being blank."""
     sha256: str
     """Of the sentences as read, wherever they were read from."""
     origin: str = ""
@@ -179,23 +170,6 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
     return Dataset(name, folder, validated(Entry, source, [FileSplit, Sums, Archive]))
 
 
-def load_parallel(name: str, folders: Sequence[Path]) -> Dataset:
-    """The same for what only parallel texts can be used for; SpecError too where it is in another format."""
-    dataset = load_entry(name, folders)
-    if isinstance(dataset, LlamaFactoryDataset):
-        what = f"{name} is in LLaMA-Factory's own format: it can be trained on, not benchmarked"
-        raise SpecError(what, "name a dataset of parallel texts")
-    return dataset
-
-
-def evaluated_split(dataset: Dataset) -> str:
-    """The split that an eval_dataset means; SpecError where the entry has none of that name."""
-    if "validation" not in dataset.entry.splits:
-        what = f"{dataset.name} has no split validation; it has: {', '.join(dataset.entry.splits)}"
-        raise SpecError(what, "train.val_size holds rows of the training data out")
-    return "validation"
-
-
 def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> ParallelText:
     """Read one split of a dataset, checked against the entry's checksums and number of pairs.
 
@@ -204,8 +178,8 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
     """
     splits, known = dataset.entry.splits, dataset.entry.archives
     if split not in splits:
-        hint = did_you_mean(split, splits)
-        raise SpecError(f"{dataset.name} has no split {split!r}{hint}", f"its splits: {', '.join(splits)}")
+        what = f"{dataset.name} has no split {split!r}{did_you_mean(split, splits)}"
+        raise SpecError(f"{what}; it has: {', '.join(splits)}", f"edit {dataset.path}, or name another")
     part = splits[split]
     sides = (part.source, part.target)
     if part.sha256 is not None:
@@ -220,7 +194,8 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         raw = read_members(archive, sides)
         places = [f"{archive}, {name}" for name in sides]
     else:
-        raise SpecError(f"{dataset.path}: archives has no {part.archive!r}, of split {split}", f"edit {dataset.path}")
+        what = f"{dataset.path}: splits.{split} has no sha256, and archives has no {part.archive!r}"
+        raise SpecError(what, f"edit {dataset.path}")
     text = read_pairs(raw, places, origin=f"{dataset.name} {split}")
     if len(text.sources) != part.pairs:
         found = f"expected {part.pairs} pairs, found {len(text.sources)} (and {text.blank_pairs} with a blank side)"
@@ -234,12 +209,9 @@ def read_pairs(raw: Sequence[bytes], places: Sequence[str], origin: str = "") ->
     if len(sides[0]) != len(sides[1]):
         what = f"{places[0]} has {len(sides[0])} lines, {places[1]} has {len(sides[1])}"
         raise SpecError(what, "edit them: line N of one must be the translation of line N of the other")
-    kept = [
-        (source, reference) for source, reference in zip(*sides, strict=True) if source.strip() and reference.strip()
-    ]
+    kept = [pair for pair in zip(*sides, strict=True) if pair[0].strip() and pair[1].strip()]
     sources, references = [source for source, _ in kept], [reference for _, reference in kept]
-    n_blank = len(sides[0]) - len(kept)
-    return ParallelText(sources, references, n_blank, text_sha256(sources, references), origin)
+    return ParallelText(sources, references, len(sides[0]) - len(kept), text_sha256(sources, references), origin)
 
 
 def sample_pairs(text: ParallelText, max_samples: int | None, seed: int | None = None) -> ParallelText:
@@ -290,8 +262,7 @@ def read_text_file(path: Path) -> bytes:
 def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -> list[bytes]:
     """The content of members of a tar archive, by name with or without './' before it. Nothing is written to disk.
 
-    Raises SpecError: it is no tar archive, damaged, or lacks such a member; or the member is no plain file or too
-    large.
+    Raises SpecError: it is damaged or no tar archive, or has no such member that is a plain file and not too large.
     """
     contents = []
     try:

@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     # strict: LLaMA-Factory takes the values as they are, and "true" is neither true nor false to it.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,7 +43,7 @@ Column = Literal[
 Tag = Literal["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"]
 
 
-class DatasetInfo(_Part):
+class DatasetInfo(Part):
     """One value of LLaMA-Factory's dataset_info.json; the keys are explained in its data/README.md.
 
     Paths are relative to the entry's folder, or absolute. Once any of columns (or of tags) is given, those left out are
@@ -83,7 +83,7 @@ class DatasetInfo(_Part):
         return next(iter(given.items()))
 
 
-class LlamaFactoryEntry(_Part):
+class LlamaFactoryEntry(Part):
     """A file dataset_info/NAME.yaml with a section llamafactory; the dataset's name is the file's."""
 
     description: str = Field(min_length=1)
@@ -135,8 +135,7 @@ def validated(model: type[Model], source: YamlSource, parts: Sequence[type[BaseM
 def entry_from_info(name: str, raw: object, dataset_dir: Path) -> LlamaFactoryEntry:
     """An entry of dataset_info/, paths absolute, from one value of the dataset_info.json in a folder.
 
-    Keys that LLaMA-Factory ignores are left out. Raises SpecError: it is no mapping, or has values that LLaMA-Factory
-    would fail on, or take for something else.
+    Keys that LLaMA-Factory ignores are left out. SpecError: it has values that LLaMA-Factory would fail on.
     """
     file = dataset_dir / "dataset_info.json"
     if not isinstance(raw, Mapping):
@@ -198,8 +197,7 @@ def count_records(files: Sequence[Path]) -> int | None:
 def records(files: Sequence[Path]) -> Iterator[Any]:
     """The records of some files, one by one.
 
-    Raises PrerequisiteError: they are too large, of a type that is not read here, or damaged; its message is the
-    reason.
+    Raises PrerequisiteError, with the reason: they are too large, of a type that is not read here, or damaged.
     """
     types = {file.suffix for file in files}
     if types - _READABLE:

@@ -7,27 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.datasets import Dataset, Entry, load_entry, load_parallel, read_pairs, read_text_file
+from orchestrator.data.datasets import Dataset, Entry, load_entry, read_pairs, read_text_file
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, cache_folder, sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import quoted_yaml
 
 PREFIX = "sacrebleu:"
+"""Of the names of sacrebleu's own sets: `sacrebleu:wmt14/en-de`."""
 SPLIT = "test"
 """The split of sacrebleu's sets and of pairs of files."""
 
 
 def load_testset(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> Dataset:
     """The dataset that a benchmark means: an entry in one of the folders, or a set of sacrebleu's, which it fetches."""
-    if not is_sacrebleu(item.testset):
-        return load_parallel(item.testset, folders)
-    return _sacrebleu_set(item.testset, resolve_instruction(item, folders, trained_on).instruction)
+    if item.testset.startswith(PREFIX):
+        return _sacrebleu_set(item.testset, resolve_instruction(item, folders, trained_on).instruction)
+    dataset = load_entry(item.testset, folders)
+    if not isinstance(dataset, Dataset):
+        what = f"{item.testset} is in LLaMA-Factory's own format: it can be trained on, not benchmarked"
+        raise SpecError(what, "name a dataset of parallel texts")
+    return dataset
 
 
 def resolve_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> BenchmarkSpec:
     """The benchmark with the instruction that a set of sacrebleu lacks: of the first dataset in the same languages."""
-    if item.instruction is not None or not is_sacrebleu(item.testset):
+    if item.instruction is not None or not item.testset.startswith(PREFIX):
         return item
     _, pair = _set_and_pair(item.testset)
     for dataset in (load_entry(name, folders) for name in trained_on):
@@ -50,11 +55,6 @@ def describe_subset(n_requested: int, n_testset: int, sample_seed: int | None) -
         return f"all {n_testset}"
     drawn = "the first" if sample_seed is None else f"drawn with seed {sample_seed}:"
     return f"{drawn} {n_requested} of {n_testset}"
-
-
-def is_sacrebleu(name: str) -> bool:
-    """Whether a test set's name means one of sacrebleu's: `sacrebleu:wmt14/en-de`."""
-    return name.startswith(PREFIX)
 
 
 def _sacrebleu_set(name: str, instruction: str | None) -> Dataset:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.data.datasets import evaluated_split, write_training_file
+from orchestrator.data.datasets import EVALUATED, write_training_file
 from orchestrator.errors import Interrupted, StageError
 from orchestrator.files import atomic_write
 from orchestrator.lifecycle.resume import ResumePoint, prepare_output
@@ -98,7 +98,7 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
     """Write what LLaMA-Factory is given: always anew, since a killed attempt, or an editor, may have changed it."""
     spec, datasets = plan.spec, plan.datasets
     prepared = [(name, name, "train") for name in spec.datasets if name in datasets]
-    prepared += [(n, called, evaluated_split(datasets[n])) for n, called in spec.eval_names.items() if n in datasets]
+    prepared += [(n, called, EVALUATED) for n, called in spec.eval_names.items() if n in datasets]
     for name, called, split in prepared:
         text = plan.texts[name, split]
         write_training_file(text, datasets[name].entry.instruction, run.path / prepared_file(called))

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import json_mapping
-from orchestrator.models.checkpoints import Inspected, is_saved
+from orchestrator.models.checkpoints import Inspected
 from orchestrator.models.model_files import weight_problems
 from orchestrator.runs.record_parts import Training
 from orchestrator.runs.run_checkpoints import usable_checkpoints
@@ -87,7 +87,7 @@ def _last_checkpoint(run: RunDir) -> Inspected | None:
 
     A training must not be resumed from it: transformers takes one more step before it looks at max_steps.
     """
-    newest = next((each for each in usable_checkpoints(run) if is_saved(each)), None)
+    newest = next((each for each in usable_checkpoints(run) if each.is_saved), None)
     state = json_mapping(newest.folder / "trainer_state.json") if newest is not None else None
     return newest if state is not None and _has_ended(state) else None
 

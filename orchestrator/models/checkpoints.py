@@ -38,6 +38,11 @@ class Inspected:
     def complete(self) -> bool:
         return not self.problems
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it was written to its end: a training that is under way may be writing one."""
+        return self.problems in ([], [_ONLY_MODEL])
+
 
 def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
     """Look at a checkpoint-N; SpecError where the folder's name is another one.
@@ -53,16 +58,6 @@ def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
         problems = [f"{error.filename} cannot be read: {error.strerror}"]
     short = [problem.replace(f"{folder}/", "") for problem in problems]
     return Inspected(folder, folder.name, int(match[1]), list(dict.fromkeys(short)))
-
-
-def is_saved(found: Inspected) -> bool:
-    """Whether it was written to its end: a training that is under way may be writing one."""
-    return found.complete or found.problems == [_ONLY_MODEL]
-
-
-def can_be_served(found: Inspected) -> bool:
-    """Whether its weights are complete, whatever else of it is not."""
-    return not weight_problems(found.folder)
 
 
 def _problems(folder: Path, step: int, ranks: range | None) -> list[str]:

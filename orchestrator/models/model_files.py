@@ -44,11 +44,8 @@ def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> 
 
 def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(variable):
-            return expanded(os.environ[variable])
-    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return expanded(home) / "hub"
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
 
 
 def hub_revision(folder: Path) -> str | None:
@@ -58,11 +55,8 @@ def hub_revision(folder: Path) -> str | None:
 
 def base_checkpoint(model: ModelSpec, root: Path) -> Checkpoint:
     """The model of a spec as it is before training, its folders absolute."""
-    adapter = model.adapter_name_or_path
-    update = {
-        "name_or_path": absolute_model(model.name_or_path, root),
-        "adapter_name_or_path": None if adapter is None else absolute_model(adapter, root),
-    }
+    given = {key: getattr(model, key) for key in ("name_or_path", "adapter_name_or_path")}
+    update = {key: absolute_model(value, root) for key, value in given.items() if value is not None}
     return Checkpoint("base", model.model_copy(update=update))
 
 
@@ -128,11 +122,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in _shards(folder)]
 
 
-def unchecked_weights(folder: Path) -> list[str]:
-    """Weights that a look at headers cannot check: pickled ones, where there are no others."""
-    return [] if any(folder.glob("*.safetensors*")) else list(_shards(folder))
-
-
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read a *.safetensors file's header and compare it with the file's size.
 
@@ -148,8 +137,6 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             header_bytes = int.from_bytes(start[:8], "little")
             if start.startswith(b"version https://git-lfs"):
                 raise PrerequisiteError(f"{path} is a git-lfs pointer, not the file itself", "git lfs pull")
-            if start.lstrip().startswith(b"<"):
-                raise PrerequisiteError(f"{path} is a web page, not weights: a download went wrong", _AGAIN)
             if not 8 + header_bytes <= size_bytes or header_bytes > _MAX_HEADER_BYTES:
                 what = f"{path} is cut off inside its header, or no safetensors file: it has {size_bytes:,} bytes"
                 raise PrerequisiteError(what, _AGAIN)

@@ -17,8 +17,8 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.data.datasets import (
+    EVALUATED,
     Dataset,
-    evaluated_split,
     load_entry,
     load_split,
     sample_pairs,
@@ -243,7 +243,7 @@ def _write_records(session: Session, spec: RunSpec, parent: Path) -> Path:
         for number, (name, called) in enumerate(datasets):
             dataset = load_entry(name, session.dataset_folders)
             if isinstance(dataset, Dataset):
-                split = "train" if number < len(spec.datasets) else evaluated_split(dataset)
+                split = "train" if number < len(spec.datasets) else EVALUATED
                 text = sample_pairs(load_split(dataset, split, session.archives), RECORDS)
                 write_training_file(text, dataset.entry.instruction, folder / prepared_file(called))
         infos = dataset_infos(spec, session.dataset_folders)

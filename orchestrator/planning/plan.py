@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.data.datasets import Dataset, ParallelText, evaluated_split, load_entry, load_split
+from orchestrator.data.datasets import EVALUATED, Dataset, ParallelText, load_entry, load_split
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset
 from orchestrator.data.testset import load_testset
 from orchestrator.errors import Finding, raise_on_errors
@@ -65,7 +65,7 @@ def _inputs(
     datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
     datasets |= {item.testset: load_testset(item, session.dataset_folders, spec.datasets) for item in spec.benchmark}
     wanted = [(name, "train") for name in spec.datasets if name in datasets]
-    wanted += [(name, evaluated_split(datasets[name])) for name in spec.eval_datasets if name in datasets]
+    wanted += [(name, EVALUATED) for name in spec.eval_datasets if name in datasets]
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
     return datasets, own, texts

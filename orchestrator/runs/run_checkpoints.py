@@ -4,7 +4,8 @@ from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import json_mapping
-from orchestrator.models.checkpoints import CHECKPOINT_LABEL, Inspected, can_be_served, inspect
+from orchestrator.models.checkpoints import CHECKPOINT_LABEL, Inspected, inspect
+from orchestrator.models.model_files import weight_problems
 from orchestrator.runs.differences import Difference, Severity, Side, differences
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
@@ -82,7 +83,8 @@ def best_and_last(run: RunDir) -> set[str]:
     each of our own benchmarks, and the chosen one.
     """
     found = usable_checkpoints(run)
-    last = [each.label for each in found if each.complete] or [each.label for each in found if can_be_served(each)]
+    last = [each.label for each in found if each.complete]
+    last = last or [each.label for each in found if not weight_problems(each.folder)]
     states = (json_mapping(each.folder / "trainer_state.json") for each in found)
     named = (next(filter(None, states), {})).get("best_model_checkpoint")
     record = RunRecord.load(run)

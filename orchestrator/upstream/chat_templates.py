@@ -59,21 +59,18 @@ def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemp
 
     `folder` has the model's files; None where they are not on this machine.
     """
-    found: dict[str, frozenset[str | None]] = {}  # name -> what it is listed with
     for name in _names(name_or_path, folder):
         key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct
-        if listed := templates.by_model.get(key) or templates.by_model.get(Path(key).name):
-            found[Path(name).name] = listed
-    if not found:
-        return None, f"LLaMA-Factory lists no model {Path(name_or_path).name}"
-    called, first = next(iter(found.items()))
-    named = {template for listed in found.values() for template in listed if template}
-    if not named:
-        return None, f"LLaMA-Factory lists {called} as a base model, without a template"
-    if first == named and len(named) == 1:
-        return next(iter(named)), f"LLaMA-Factory lists {called} with {next(iter(named))}"
-    ways = {name: " and ".join(sorted(each or "no template" for each in listed)) for name, listed in found.items()}
-    return None, f"which one is not clear: {'; '.join(f'{name} is listed with {way}' for name, way in ways.items())}"
+        listed = templates.by_model.get(key) or templates.by_model.get(Path(key).name)
+        if listed is None:
+            continue
+        if len(listed) > 1:
+            ways = " and ".join(sorted(each or "no template" for each in listed))
+            return None, f"which one is not clear: {Path(name).name} is listed with {ways}"
+        (template,) = listed
+        way = f"with {template}" if template else "as a base model, without a template"
+        return template, f"LLaMA-Factory lists {Path(name).name} {way}"
+    return None, f"LLaMA-Factory lists no model {Path(name_or_path).name}"
 
 
 def resolve_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
@@ -103,9 +100,9 @@ def _names(name_or_path: str, folder: Path | None) -> list[str]:
     """What a model is called: its id, or else its folder, first; then what its configuration says it was made from."""
     cached = re.search(r"/models--([^/]+)/snapshots/[^/]+$", str(folder))  # the hub's cache
     config = (json_mapping(folder / "config.json") if folder else None) or {}
-    others = [config.get(key) for key in ("_name_or_path", "_model_name_or_path")]
     first = cached[1].replace("--", "/", 1) if cached else Path(name_or_path).name if folder else name_or_path
-    return [first, *(each for each in others if isinstance(each, str) and each.strip("/"))]
+    origin = config.get("_name_or_path")
+    return [first, origin] if isinstance(origin, str) and origin.strip("/") else [first]
 
 
 def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
@@ -114,19 +111,16 @@ def _by_model(module: ast.Module) -> dict[str, frozenset[str | None]]:
     tuples = [node.elts for function in functions for node in ast.walk(function) if isinstance(node, ast.Tuple)]
     # ("-Chat", "-Instruct", ...), as register_model_group itself has them
     marks = next((list(map(_text, elements)) for elements in tuples if all(map(_text, elements))), [])
-    listed: dict[str, tuple[set[str], str | None]] = {}  # display name -> its hub ids and its template
+    listed: dict[str, tuple[list[str], str | None]] = {}  # name, of which a later entry replaces it -> ids, template
     for _, keywords in _calls(module, "register_model_group"):
         template = _text(keywords.get("template")) or None
         is_multimodal = "multimodal" in keywords and ast.unparse(keywords["multimodal"]) == "True"
         for name, sources in _items(keywords["models"]):
-            ids = {_text(value) for _, value in _items(sources)}
             is_chat = is_multimodal or any(mark in name for mark in marks)
-            # As in the dict there: a later entry of a name replaces its ids, but a template that it had is kept.
-            kept = listed[name][1] if name in listed else None
-            listed[name] = (ids, template if template and is_chat else kept)
+            listed[name] = ([_text(value).lower() for _, value in _items(sources)], template if is_chat else None)
     found: dict[str, set[str | None]] = {}
     for ids, its_template in listed.values():
-        for key in {key for hub_id in ids for key in (hub_id.lower(), hub_id.lower().rpartition("/")[2])}:
+        for key in {key for hub_id in ids for key in (hub_id, hub_id.rpartition("/")[2])}:
             found.setdefault(key, set()).add(its_template)
     return {key: frozenset(templates) for key, templates in found.items()}
 

@@ -21,8 +21,7 @@ from orchestrator.processes.process import run_short
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 VARIABLE = "ORCHESTRATOR_LLAMAFACTORY"
 COMMAND = "llamafactory-cli"
-# What decides a run's outcome, or whether it starts at all; recorded with each run. llamafactory-kt, from 0.9.6 on, is
-# LLaMA-Factory with KTransformers.
+# What decides a run's outcome; recorded with each run. llamafactory-kt, from 0.9.6 on, is with KTransformers.
 _DISTRIBUTIONS = (
     *("llamafactory", "llamafactory-kt", "torch", "transformers", "peft", "trl", "accelerate", "datasets"),
     *("tokenizers", "safetensors", "numpy", "deepspeed", "bitsandbytes", "flash-attn", "liger-kernel", "unsloth"),
@@ -62,10 +61,7 @@ class AskError(StageError):
 
 
 def find_installation() -> Installation:
-    """The LLaMA-Factory to use: $ORCHESTRATOR_LLAMAFACTORY, else beside our Python, else on PATH.
-
-    Raises PrerequisiteError: there is no llamafactory-cli, or its Python cannot be started.
-    """
+    """The LLaMA-Factory to use: $ORCHESTRATOR_LLAMAFACTORY, else beside our Python, else on PATH; PrerequisiteError."""
     cli = program_named(VARIABLE, COMMAND)
     if cli is None:
         beside = Path(sys.executable).parent / COMMAND
@@ -77,10 +73,7 @@ def find_installation() -> Installation:
 
 
 def inspect_environment(cli: Path, package: str, distributions: Sequence[str], remedy: str) -> Installation:
-    """What is in the environment of a console script; none of the packages is imported.
-
-    Raises PrerequisiteError: its Python cannot be started, or does not answer.
-    """
+    """What is in the environment of a console script; PrerequisiteError where its Python does not answer."""
     python, note = _python_of(cli, remedy)
     question = {"package": package, "distributions": [*distributions, *_CUDA]}
     try:
@@ -95,9 +88,9 @@ def inspect_environment(cli: Path, package: str, distributions: Sequence[str], r
 
 
 def program_named(variable: str, command: str) -> Path | None:
-    """The program that a variable names: itself, or the folder of its environment. None: the variable is not set.
+    """The program that a variable names, itself or by its environment's folder; PrerequisiteError where there is none.
 
-    Raises PrerequisiteError: there is none.
+    None: the variable is not set.
     """
     named = os.environ.get(variable)
     if not named:
@@ -131,10 +124,7 @@ def ask(
 
 
 def parse_source(path: Path) -> tuple[ast.Module, list[str]]:
-    """The syntax tree of a Python file of an installation, and its lines.
-
-    Raises PrerequisiteError: it cannot be read, or this Python does not understand it.
-    """
+    """The syntax tree of a Python file of an installation, and its lines; PrerequisiteError where it cannot be read."""
     try:
         text = path.read_text("utf-8")
         return ast.parse(text, filename=str(path)), text.splitlines()
@@ -149,13 +139,12 @@ def _python_of(cli: Path, remedy: str) -> tuple[Path, str]:
             start = file.read(4096).decode("utf-8", "replace")
     except OSError as error:
         raise PrerequisiteError(f"{cli} cannot be read: {error.strerror}", remedy) from error
-    if match := re.match(r"#!\s*(/\S*python[^/\s]*)\s", start):
-        return Path(match[1]), ""
+    # One that is too long, or has a blank in it, is in the second line: /bin/sh executes it, to Python it is a string.
+    quoted = r'(?:"(/[^"\n]*python[^/"\n]*)"|(/\S*python[^/\s]*)\s)'
+    if match := re.match(rf"#!(?:/bin/sh\n'''exec' )?\s*{quoted}", start):
+        return Path(match[1] or match[2]), ""
     if (match := re.match(r"#!\S*/env\s+(?:-\S+\s+)*(python\S*)", start)) and (found := shutil.which(match[1])):
         return Path(found).absolute(), ""
-    # A path too long for '#!', or with a blank in it: /bin/sh executes the second line, to Python it is a string.
-    if match := re.match(r"""#!/bin/sh\n'''exec' (?:"(/[^"]*python[^"]*)"|(/\S*python\S*)) "\$0" """, start):
-        return Path(match[1] or match[2]), ""
     # uv's: beside the script itself, wherever that lies
     if match := re.match(r"""#!/bin/sh\n'''exec' "\$\(dirname .*realpath.*\)"/'?(python[\w.]*)'? "\$0" """, start):
         return cli.resolve().parent / match[1], ""
