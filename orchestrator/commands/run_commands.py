@@ -268,7 +268,7 @@ def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) 
     while goes_on:
         record = state.current(run) if follow else None  # before the logs are read: what is written last is seen
         goes_on = record is not None and record.is_active()
-        newest = _log_of(run, name, is_needed=not goes_on)
+        newest = _log_of(run, name, is_needed=not goes_on and not waits)
         for path in dict.fromkeys([*offsets, *newest]):  # the rest of what was shown before, then the newest
             found = _complete_lines(path, offsets.get(path, 0), is_last=not goes_on)
             text = found if lines is None or path in offsets else found[max(len(found) - lines, 0) :]

@@ -3,7 +3,9 @@
 Success is judged from the files that LLaMA-Factory leaves: its exit status is 0 after a SIGTERM too.
 """
 
+import json
 import logging
+import math
 import os
 import signal
 import time
@@ -26,17 +28,20 @@ from orchestrator.processes.interruptible import defer_signals
 from orchestrator.processes.process import Child, child_environment, repro_command, start
 from orchestrator.processes.process_tree import GRACE_S, RUN_ENV
 from orchestrator.runs.facts import complete_facts
-from orchestrator.runs.machine import Machine, this_machine
+from orchestrator.runs.machine import Machine, peak_memory, this_machine
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.record_parts import PeakMemory
 from orchestrator.runs.rundir import RunDir, prepared_file
 from orchestrator.runs.state import timed
 from orchestrator.runs.trainer_log import StepBar, TrainerLog, close_torn_line
+from orchestrator.specs.arguments import COMPUTED
 from orchestrator.specs.render import train_arguments, train_environment
 
 log = logging.getLogger("orchestrator")
 
 QUIET_S = 15  # a stopped training that has saved, and has written nothing since, waits for a process that is gone
 POLL_S = 0.3
+MEASURE_S = 5
 _ARGV = ("train", "train.yaml")  # relative: under torchrun LLaMA-Factory splits its arguments at spaces
 
 
@@ -74,7 +79,7 @@ def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, lock
     bar = StepBar(TrainerLog(run.trainer_log, offset), begin.step)
     with timed(run, record, "train"):
         env = child_environment(cli, {**environment, RUN_ENV: str(run.path)})
-        child = _run(run, argv, env, locks, machine, bar)
+        child = _run(run, record, argv, env, locks, machine, bar)
     found = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
     is_elsewhere = machine is not None and not machine.is_main and not (run.output / "train_results.json").is_file()
     found += [] if is_elsewhere else problems(run)
@@ -105,6 +110,10 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
         if text.blank_pairs:
             log.info("%s: %d blank pairs dropped, %d left", text.origin, text.blank_pairs, len(text.sources))
     files = {**render_files(session, spec), **render_dataset_info(session, spec)}
+    if not run.defaults.exists():
+        known = [each for each in (session.arguments or {}).values() if "train" in each.commands]
+        defaults = {each.name: each.default for each in known if each.default is not COMPUTED}
+        files[run.defaults.name] = json.dumps(defaults, indent=1, sort_keys=True) + "\n"
     if begin.label is not None and spec.model is not None:
         given = train_arguments(spec, base_checkpoint(spec.model, session.workspace.root))
         resumed = {**given, "resume_from_checkpoint": f"output/{begin.label}"}
@@ -115,6 +124,7 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
 
 def _run(
     run: RunDir,
+    record: RunRecord,
     argv: list[str],
     env: dict[str, str],
     locks: Sequence[int],
@@ -123,6 +133,7 @@ def _run(
 ) -> Child:
     """The child once it has ended, and nothing that it started is left."""
     child = None
+    measured_at = -math.inf
     try:
         with defer_signals():
             child = start(
@@ -131,6 +142,11 @@ def _run(
         with bar:
             while child.poll() is None:
                 bar.update()
+                if time.monotonic() - measured_at >= MEASURE_S:
+                    measured_at = time.monotonic()
+                    peak = peak_memory(record.attempts[-1].usage or PeakMemory(), child.pid, env)
+                    if peak != record.attempts[-1].usage:
+                        record.note_attempt(run, usage=peak)
                 child.wait(POLL_S)
             bar.update()
         child.stop(GRACE_S)  # where the launcher was killed, what it had started is still running

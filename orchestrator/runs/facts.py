@@ -98,12 +98,19 @@ def relevant_variables(environment: Mapping[str, str]) -> dict[str, str]:
 def _read_git(root: Path) -> tuple[dict[str, Any], bytes]:
     """The facts of a workspace in git, and what is in no commit. None, where git is slow or there is no commit yet."""
     git = ["git", "--literal-pathspecs", "-C", str(root)]
+    settings = {"core.fsmonitor": "false", "core.hooksPath": "/dev/null"}  # nothing that a stranger's .git names is run
     diff = ["diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--ignore-submodules=dirty"]
     others = ["ls-files", "-z", "--others", "--exclude-standard", "--", "runs", "dataset_info", "templates"]
     try:
         commit = run_short([*git, "rev-parse", "HEAD"]).strip()
-        text = run_short([*git, *diff, "--src-prefix=a/", "--dst-prefix=b/"], errors="surrogateescape")
-        new = run_short([*git, *others]).split("\0")
+        names = run_short([*git, "config", "-z", "--name-only", "--list"]).split("\0")
+        settings |= dict.fromkeys([name for name in names if name.startswith("filter.")], "")
+        off = {"GIT_CONFIG_COUNT": str(len(settings)), "GIT_OPTIONAL_LOCKS": "0"}
+        for number, (name, value) in enumerate(settings.items()):
+            off |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+        prefixes = ["--src-prefix=a/", "--dst-prefix=b/"]
+        text = run_short([*git, *diff, *prefixes], environment=off, errors="surrogateescape")
+        new = run_short([*git, *others], environment=off).split("\0")
     except (PrerequisiteError, StageError):
         return {}, b""
     patch = text.encode(errors="surrogateescape")

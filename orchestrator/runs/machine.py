@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import expanded, try_lock
 from orchestrator.processes.process import run_short
+from orchestrator.runs.record_parts import PeakMemory
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
 
@@ -83,6 +86,21 @@ def processor() -> str:
 def gpu_names() -> list[str]:
     """Name and driver of each GPU: 'NVIDIA H100 80GB HBM3, 550.54'."""
     return _nvidia_smi("--query-gpu=name,driver_version", "--format=csv,noheader").splitlines()
+
+
+def peak_memory(before: PeakMemory, pid: int, environment: Mapping[str, str]) -> PeakMemory:
+    """The peaks of a training, which is process `pid` and what that has started, with what it uses now."""
+    now = before.model_copy(deep=True)
+    with suppress(psutil.Error):  # one of them has just ended
+        leader = psutil.Process(pid)
+        resident = sum(each.memory_info().rss for each in [leader, *leader.children(recursive=True)])
+        now.peak_rss_bytes = max(now.peak_rss_bytes or 0, resident)
+    lines = _nvidia_smi("--query-gpu=index,memory.used", "--format=csv,noheader,nounits").splitlines()
+    shown = devices_of([None], environment) if lines else ()
+    for number, _, used in (line.replace(" ", "").partition(",") for line in lines):
+        if number in shown and used.isdecimal():
+            now.gpu_peak_memory_mib[number] = max(now.gpu_peak_memory_mib.get(number, 0), int(used))
+    return now
 
 
 def driver_cuda() -> str | None:

@@ -136,6 +136,13 @@ class BenchmarkSummary(_Part):
     """Answers that are no translation, by fault; None: not known."""
 
 
+class PeakMemory(_Part):
+    """Of a training: of its processes together, and of each GPU, by number, whoever used it; by samples."""
+
+    peak_rss_bytes: int | None = None
+    gpu_peak_memory_mib: dict[str, int] = {}
+
+
 class Attempt(_Part):
     """One launch or resume of a run."""
 
@@ -153,5 +160,6 @@ class Attempt(_Part):
     """What differed from the run's facts when it was resumed."""
     stages_s: dict[str, float] = {}
     """prepare, train, benchmark -> how long it took."""
+    usage: PeakMemory | None = None
     pid: int
     host: str

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SpecError, did_you_mean
-from orchestrator.files import expanded, resolved
+from orchestrator.files import expanded, json_mapping, resolved
 
 _RUN_ID = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?", re.DOTALL)
 
@@ -39,6 +39,7 @@ class RunDir:
     owner_lock = _InFolder(".owner.lock")  # held by the process that carries the run out
     notes = _InFolder("notes.json")  # tags and notes; apart from the record, which the run's owner writes
     notes_lock = _InFolder(".notes.lock")
+    defaults = _InFolder("defaults.json")  # LLaMA-Factory's on the day when the training began
     train_yaml = _InFolder("train.yaml")
     api_yaml = _InFolder("api.yaml")
     export_yaml = _InFolder("export.yaml")
@@ -120,8 +121,8 @@ class Workspace:
         return GroupDir(new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
 
     def all_runs(self) -> list[RunDir]:
-        """Every run folder, oldest first by the time in its id."""
-        return [RunDir(path) for path in sorted(self._folders_with("record.json"), key=_age)]
+        """Every run folder, oldest first by its record's created_at."""
+        return [RunDir(path) for path in self._folders_with("record.json")]
 
     def lookup_run(self, word: str) -> RunDir | None:
         """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
@@ -151,7 +152,7 @@ class Workspace:
         if (folder := self._folder(word, "group.json")) is not None:
             return GroupDir(folder)
         found = [path for path in self._folders_with("group.json") if spec_name(path.name) == word]
-        return GroupDir(max(found, key=_age)) if found else None
+        return GroupDir(found[-1]) if found else None
 
     def find_group(self, word: str) -> GroupDir:
         """The same; SpecError where there is none."""
@@ -169,8 +170,10 @@ class Workspace:
         return self.runs / word if word and "/" not in word and _has_file(self.runs / word, name) else None
 
     def _folders_with(self, name: str) -> list[Path]:
+        """Oldest first."""
         paths = self.runs.iterdir() if self.runs.is_dir() else ()
-        return [path for path in paths if not path.name.startswith(".") and _has_file(path, name)]
+        found = [path for path in paths if not path.name.startswith(".") and _has_file(path, name)]
+        return sorted(found, key=lambda path: _age(path, name))
 
 
 def find_workspace(given: Path | None = None) -> Workspace:
@@ -198,8 +201,11 @@ def _has_file(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)  # noqa: PTH113 - Path.is_file raises where a name is too long
 
 
-def _age(path: Path) -> tuple[str, int, str]:
-    """When a run or a group was made, by its id; within a second by the number at its end."""
-    if match := _RUN_ID.fullmatch(path.name):
-        return match[2], int(match[3] or 1), path.name
-    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y%m%d-%H%M%S}", 1, path.name
+def _age(path: Path, file: str) -> tuple[datetime, int, str]:
+    """When a run or a group was made, as its file has it: ids have local times; within a second by the id's number."""
+    match = _RUN_ID.fullmatch(path.name)
+    try:
+        created = datetime.fromisoformat((json_mapping(path / file) or {})["created_at"])
+    except (KeyError, TypeError, ValueError):  # damaged
+        created = datetime.fromtimestamp(path.stat().st_mtime)
+    return created.astimezone(), int(match[3] or 1) if match else 1, path.name
