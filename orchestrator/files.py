@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +19,15 @@ MAX_JSON_BYTES = 100_000_000
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Replace a file in one step; a full disk (OSError), a kill or a power cut leaves the old one as it was."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = None
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)  # a full disk has no name, and the temporary one means nothing to a user
         raise

@@ -25,8 +25,6 @@ Severity = Literal["error", "warning", "note"]
 Effect = Literal["trajectory", "rounding", "none"]
 """On the losses. trajectory: other examples, weights or steps. rounding: the same sums, taken in another way."""
 
-Kind = Literal["spec", "data", "model", "adapter", "template", "version", "machine", "environment", "git"]
-
 # Arguments of the training that leave its losses as they are, by the beginning of their names.
 _NO_EFFECT = tuple(
     "logging_ log_ save_ report_to run_name project trackio_ swanlab use_swanlab plot_loss disable_tqdm push_to_hub "
@@ -87,19 +85,17 @@ class Side:
 class Difference:
     """One thing that differs."""
 
-    kind: Kind
-    """spec: a field. The others are facts."""
+    kind: str
+    """spec: a field. The others are facts: data, model, adapter, template, version, machine, environment, git."""
     path: str
     """Dotted path in the spec; of a fact its name in words: 'version of torch', 'data captions train'."""
     then: Any
     now: Any
     effect: Effect
     severity: Severity
-    absent: tuple[bool, bool] = (False, False)
-    """On which side a spec sets nothing."""
 
     def as_json(self) -> dict[str, Any]:
-        sides = {"one": self.then, "other": self.now, "absent": list(self.absent)}
+        sides = {"one": self.then, "other": self.now}
         return {"kind": self.kind, "path": self.path, **sides, "effect": self.effect, "severity": self.severity}
 
     def line(self) -> str:
@@ -109,10 +105,7 @@ class Difference:
 
     def arrow(self) -> str:
         """'seed: 42 -> 43'."""
-        sides = [
-            "not set" if absent else json.dumps(value, ensure_ascii=False) if self.kind == "spec" else _short(value)
-            for value, absent in zip((self.then, self.now), self.absent, strict=True)
-        ]
+        sides = (json.dumps(v, ensure_ascii=False) if self.kind == "spec" else _short(v) for v in (self.then, self.now))
         return escape_controls(f"{self.path}: {' -> '.join(sides)}")
 
 
@@ -123,13 +116,12 @@ def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[D
     packs = any(_maps_in_batches(side.spec) for side in (one, other))
     found: list[Difference] = []
     for path in dict.fromkeys([*flats[0], *flats[1]]):
-        absent = (path not in flats[0], path not in flats[1])
         then, now = (flat.get(path) for flat in flats)
-        if not any(absent) and then == now and type(then) is type(now):
+        if then == now and type(then) is type(now):
             continue
         changes: Effect = "none" if _same_files(path, one.facts, other.facts) else effect(path, packs=packs)
         severity: Severity = "note" if _is_named(path, keys) else "warning"
-        found.append(Difference("spec", path, then, now, changes, severity, absent))
+        found.append(Difference("spec", path, then, now, changes, severity))
     if one.facts is not None and other.facts is not None:
         found += _fact_differences(one.facts, other.facts, keys)
     return found
@@ -160,7 +152,7 @@ def effect(path: str, *, packs: bool = False) -> Effect:
 
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
     data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in (then, now)]
-    facts: list[tuple[Kind, str, Any, Any]] = [
+    facts: list[tuple[str, str, Any, Any]] = [
         *_each("data", "data {}", *data),
         ("model", "model hash", then.model_sha256, now.model_sha256),
         ("adapter", "adapter hash", then.adapter_sha256, now.adapter_sha256),
@@ -204,8 +196,8 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
 
 
 def _each(
-    kind: Kind, what: str, then: Mapping[str, str | None] | None, now: Mapping[str, str | None] | None
-) -> list[tuple[Kind, str, Any, Any]]:
+    kind: str, what: str, then: Mapping[str, str | None] | None, now: Mapping[str, str | None] | None
+) -> list[tuple[str, str, Any, Any]]:
     """Every name of two mappings; nothing where a record of an earlier version lacks one."""
     if then is None or now is None:
         return []
@@ -300,15 +292,11 @@ def compare_scores(then: Sequence[BenchmarkSummary], now: Sequence[BenchmarkSumm
     """A line for each complete benchmark that both runs have: its scores then and now, where signatures are alike."""
     old = {(each.of, each.testset, each.split, each.n_segments): each for each in then if each.status == "complete"}
     lines = []
-    for each in now:
+    for each in (item for item in now if item.status == "complete"):
         before = old.get((each.of, each.testset, each.split, each.n_segments))
-        known = {(score.metric, score.signature): score.score for score in before.scores} if before else {}
-        pairs = [
-            f"{score.metric} {known[score.metric, score.signature]:.2f} then, {score.score:.2f} now"
-            for score in each.scores
-            if (score.metric, score.signature) in known and each.status == "complete"
-        ]
-        lines += [f"{each.testset} {each.split}, {each.of}: {'; '.join(pairs)}"] if pairs else []
+        pairs = [(b, n) for b in (before.scores if before else ()) for n in each.scores if b.signature == n.signature]
+        shown = [f"{n.metric} {b.score:.2f} then, {n.score:.2f} now" for b, n in pairs if b.metric == n.metric]
+        lines += [f"{each.testset} {each.split}, {each.of}: {'; '.join(shown)}"] if shown else []
     return lines
 
 

@@ -152,12 +152,10 @@ def _own_data(spec: RunSpec, dataset: LlamaFactoryDataset) -> DataFacts:
 
 
 def _files(spec: RunSpec, root: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if spec.model is None:
-        return found
-    if folder := locate_model(spec.model.name_or_path, root, spec.model.revision):
-        found = {"model_sha256": model_sha256(folder), "model_revision": hub_revision(folder)}
-    start = spec.model.adapter_name_or_path
-    if start is not None and (folder := locate_model(start, root, None)):
-        found |= {"adapter_sha256": model_sha256(folder), "adapter_revision": hub_revision(folder)}
+    model, found = spec.model, dict[str, Any]()
+    if model is not None:
+        for kind, name in (("model", model.name_or_path), ("adapter", model.adapter_name_or_path)):
+            revision = model.revision if kind == "model" else None
+            if name is not None and (folder := locate_model(name, root, revision)):
+                found |= {f"{kind}_sha256": model_sha256(folder), f"{kind}_revision": hub_revision(folder)}
     return found

@@ -131,9 +131,8 @@ def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
         kept: dict[str, Any] = each.record.as_json() if each.record is not None else {}
         about: dict[str, Any] = {key: kept[key] for key in ("error", "training", "benchmarks") if key in kept}
         runs.append({"run": each.run.id, "values": values, "status": each.status, **about})
-    described = group.model_dump(mode="json", exclude={"points"})
-    under_way = any(each.is_active() for each in found)
-    return {**described, "path": str(folder.path), "under_way": under_way, "runs": runs}
+    state = {"path": str(folder.path), "under_way": any(each.is_active() for each in found), "runs": runs}
+    return {**group.model_dump(mode="json", exclude={"points"}), **state}
 
 
 def read_axes(options: Sequence[str]) -> list[Axis]:

@@ -5,7 +5,6 @@ knows it. The locks are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not 
 when the user logs out, while detached runs continue. A training's watcher holds its locks on after a kill.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -141,8 +139,7 @@ def hold_devices(
         return
     files = [os.open(lock_folder(), os.O_RDONLY)]
     try:
-        with suppress(OSError):
-            fcntl.flock(files[0], fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles clears /tmp of what is not locked
+        try_lock(files[0], shared=True)  # systemd-tmpfiles clears /tmp of what is not locked
         files += _lock_all([_lock_file(device) for device in devices], on_wait)
         for file in files[1:] if run is not None else []:
             os.ftruncate(file, 0)
@@ -155,23 +152,24 @@ def hold_devices(
 
 def is_free(device: str) -> bool:
     """Whether nobody holds a device at this moment."""
-    return _is_free(_lock_file(device))
+    if (file := _lock(_lock_file(device))) is not None:
+        os.close(file)
+    return file is not None
 
 
 def busy_devices() -> list[str]:
     """Each device that is held, and by which run: 'device 0 (run RUN of WORKSPACE, process 123)'."""
-    return [_holder(path) for path in sorted(lock_folder().glob("gpu-*.lock")) if not _is_free(path)]
+    found = sorted(lock_folder().glob("gpu-*.lock"))
+    return [_holder(path) for path in found if not is_free(path.stem.removeprefix("gpu-"))]
 
 
 def lock_folder() -> Path:
     """The folder of the locks, made if need be; PrerequisiteError where others may write there: /tmp is everybody's."""
     given = os.environ.get("ORCHESTRATOR_LOCKS")
     path = expanded(given) if given else Path(f"/tmp/orchestrator-{os.getuid()}")
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise _unusable(path, error.strerror) from error
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise _unusable(path, "others may write there")
     return path
@@ -219,12 +217,6 @@ def _lock(path: Path) -> int | None:
     return None
 
 
-def _is_free(path: Path) -> bool:
-    if (file := _lock(path)) is not None:
-        os.close(file)
-    return file is not None
-
-
 def _holder(path: Path) -> str:
     device = path.stem.removeprefix("gpu-")
     try:
@@ -241,10 +233,5 @@ def _nvidia_smi(*options: str) -> str:
     except PrerequisiteError:  # no NVIDIA driver on this machine
         return ""
     except StageError as error:
-        _warn_once(f"nvidia-smi fails, so no GPU is known: {error.message}")
+        log.warning("nvidia-smi fails, so no GPU is known: %s", error.message)
         return ""
-
-
-@cache
-def _warn_once(message: str) -> None:
-    log.warning("%s", message)

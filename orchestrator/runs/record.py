@@ -123,11 +123,13 @@ class RunRecord(BaseModel):
         atomic_write(run.record, self.model_dump_json(indent=2) + "\n")
 
     @contextmanager
-    def changing(self, run: RunDir) -> Iterator[Self]:
-        """Gives the stored record to be changed, under a lock; ValueError where its new status may not follow."""
+    def changing(self, run: RunDir, **changes: Any) -> Iterator[Self]:
+        """Gives the stored record, with some fields set, under a lock; ValueError where its status may not follow."""
         with lock(run.record_lock):
             stored = self.load(run)
             before = stored.status
+            for name, value in changes.items():
+                setattr(stored, name, value)
             yield stored
             if stored.status not in (before, "preparing", "queued", *TRANSITIONS.get(before, ())):
                 raise ValueError(f"a run that is {before} cannot become {stored.status}")
@@ -137,19 +139,18 @@ class RunRecord(BaseModel):
 
     def update(self, run: RunDir, **changes: Any) -> None:
         """Set fields, then save."""
-        with self.changing(run) as stored:
-            stored._set(**changes)
+        with self.changing(run, **changes):
+            pass
 
     def begin_attempt(self, run: RunDir, job: str = "") -> None:
         """Say that this process, which holds the run's lock and may be a Slurm job, makes a new attempt at it."""
-        with self.changing(run) as stored:
+        with self.changing(run, status="preparing", **_owned_by_us(), waits_for=None) as stored:
             if stored.attempts and stored.attempts[-1].ended_at is None:
                 stored.attempts[-1].status = "interrupted"
             if not job:
                 stored.job = None
             elif stored.job is None or stored.job.id != job:
                 stored.job = Job(id=job, uid=os.getuid(), submitted_at=now())
-            stored._set(status="preparing", **_owned_by_us(), waits_for=None)
             stored.attempts.append(Attempt(started_at=now(), status="preparing", pid=stored.pid, host=stored.host))
             for unfinished in run.path.glob(f".{run.record.name}.*"):  # of a writer that was killed: we have the lock
                 unfinished.unlink()
@@ -161,20 +162,17 @@ class RunRecord(BaseModel):
 
     def end(self, run: RunDir, status: Status, error: str | None = None) -> None:
         """Say how the run ended, and with it the attempt."""
-        with self.changing(run) as stored:
-            stored._set(status=status, error=error, ended_at=now(), waits_for=None)
+        with self.changing(run, status=status, error=error, ended_at=now(), waits_for=None) as stored:
             stored._end_attempt(status)
 
     def hand_to_job(self, run: RunDir, job: Job) -> None:
         """End the attempt as stopped, but not the run: the job resumes it later."""
-        with self.changing(run) as stored:
-            stored._set(status="queued", job=job, waits_for=None)
+        with self.changing(run, status="queued", job=job, waits_for=None) as stored:
             stored._end_attempt("stopped")
 
     def submit_to_job(self, run: RunDir) -> None:
         """Say that this process, which holds the run's lock, submits a job for it."""
-        with self.changing(run) as stored:
-            stored._set(status="queued", **_owned_by_us(), job=Job(uid=os.getuid(), submitted_at=now()))
+        self.update(run, status="queued", **_owned_by_us(), job=Job(uid=os.getuid(), submitted_at=now()))
 
     def add_benchmark(self, run: RunDir, summary: BenchmarkSummary) -> None:
         """Append a benchmark; one that was continued takes the place of what it had come to before."""
@@ -188,10 +186,6 @@ class RunRecord(BaseModel):
             if environment is not None:
                 stored.environment = {**stored.environment, stage: environment}
 
-    def _set(self, **changes: Any) -> None:
-        for name, value in changes.items():
-            setattr(self, name, value)
-
     def _end_attempt(self, status: Status) -> None:
         for last in self.attempts[-1:]:
             if last.ended_at is None:
@@ -199,8 +193,8 @@ class RunRecord(BaseModel):
 
 
 def _owned_by_us() -> dict[str, Any]:
-    known = {"host": socket.gethostname(), "pid": os.getpid()}
-    return {**known, "error": None, "ended_at": None, "stop_requested": False}
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    return {**here, "error": None, "ended_at": None, "stop_requested": False}
 
 
 def now() -> datetime:

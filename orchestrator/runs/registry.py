@@ -1,7 +1,6 @@
 """The runs of a workspace as rows, filtered and in order; tags and notes, which notes.json keeps beside the record."""
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class Notes(BaseModel):
             raise PrerequisiteError(reason, f"move it away; its tags and notes are text: {run.notes}") from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """A run, and what a list shows of it."""
 
@@ -141,17 +140,11 @@ def read_rows(workspace: Workspace) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems: list[str] = []
     for run in workspace.all_runs():
-        notes = Notes()
         try:
-            record = current(run)
+            rows.append(Row(run, current(run), Notes()))
+            rows[-1].notes = Notes.load(run)
         except PrerequisiteError as error:
             problems.append(error.message)
-            continue
-        try:
-            notes = Notes.load(run)
-        except PrerequisiteError as error:
-            problems.append(error.message)
-        rows.append(Row(run, record, notes))
     return rows, problems
 
 
@@ -177,17 +170,16 @@ def since(text: str, now: datetime | None = None) -> datetime:
 
 def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Notes:
     """Give a run tags and take some from it; SpecError where a word is no tag, or the run has not the one to remove."""
-    added, removed = ([unicodedata.normalize("NFC", word) for word in words] for words in (add, remove))
-    for tag in added:
+    for tag in add:
         if not _TAG.fullmatch(tag):
             rule = "one word of at most 32 letters, digits, . _ + or -, beginning with a letter or digit"
             raise SpecError(f"{tag!r} is no tag: {rule}", "for a sentence: orchestrator note RUN TEXT")
     with _changing(run) as stored:
-        for word in removed:
+        for word in remove:
             if word not in stored.tags:
                 have = ", ".join(stored.tags) or "none"
                 raise SpecError(f"{run.id} has no tag {word!r}{did_you_mean(word, stored.tags)}; it has: {have}")
-        stored.tags = list(dict.fromkeys([*(tag for tag in stored.tags if tag not in removed), *added]))
+        stored.tags = list(dict.fromkeys([*(tag for tag in stored.tags if tag not in remove), *add]))
     return stored
 
 

@@ -35,7 +35,8 @@ def choose_checkpoint(
     newer = found[: found.index(chosen)] if chosen in found else found
     skipped = [f"{each.label} is skipped: {'; '.join(each.problems)}" for each in newer if label is None]
     if chosen is not None and world_size is not None and ranks is None:
-        processes = saved_by(chosen.folder)
+        states = len([*chosen.folder.glob("rng_state_*.pth")])  # one for each process, or one without a number
+        processes = states or int((chosen.folder / "rng_state.pth").is_file()) or None
         # to skip a complete checkpoint for a fault of the plan would throw the training away
         if processes not in (None, world_size):
             raise PrerequisiteError(
@@ -44,11 +45,6 @@ def choose_checkpoint(
                 f"resume it with compute.nproc_per_node: {processes}; or start anew: orchestrator rerun {run.id}",
             )
     return chosen, skipped
-
-
-def saved_by(folder: Path) -> int | None:
-    """How many processes saved a checkpoint, by its states of random numbers; None where it has none."""
-    return len([*folder.glob("rng_state_*.pth")]) or int((folder / "rng_state.pth").is_file()) or None
 
 
 def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:

@@ -126,11 +126,8 @@ class Workspace:
 
     def lookup_run(self, word: str) -> RunDir | None:
         """The run that a word means: an id, a run folder, a spec's name (its newest run), or latest."""
-        if (folder := self._folder(word, "record.json")) is not None:
-            return RunDir(folder)
-        runs = self.all_runs()
-        named = runs if word == "latest" else [run for run in runs if spec_name(run.id) == word]
-        return named[-1] if named else None
+        found = self._lookup(word, "record.json")
+        return RunDir(found) if found else None
 
     def find_run(self, word: str) -> RunDir:
         """The same; SpecError where there is none."""
@@ -149,10 +146,8 @@ class Workspace:
 
     def lookup_group(self, word: str) -> GroupDir | None:
         """The group that a word means: its id, its folder, or its id without the time (the newest such group)."""
-        if (folder := self._folder(word, "group.json")) is not None:
-            return GroupDir(folder)
-        found = [path for path in self._folders_with("group.json") if spec_name(path.name) == word]
-        return GroupDir(found[-1]) if found else None
+        found = self._lookup(word, "group.json")
+        return GroupDir(found) if found else None
 
     def find_group(self, word: str) -> GroupDir:
         """The same; SpecError where there is none."""
@@ -162,12 +157,15 @@ class Workspace:
         there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
         raise SpecError(f"no group {word!r} in {self.runs}{did_you_mean(word, known)}", there)
 
-    def _folder(self, word: str, name: str) -> Path | None:
-        """The folder that a word names, as a path or by its id, if it holds a file of that name."""
+    def _lookup(self, word: str, file: str) -> Path | None:
         for path in (Path(word), self.root / word) if word else ():
-            if _has_file(path, name):
+            if _has_file(path, file):
                 return resolved(path)
-        return self.runs / word if word and "/" not in word and _has_file(self.runs / word, name) else None
+        if word and "/" not in word and _has_file(self.runs / word, file):
+            return self.runs / word
+        is_latest = word == "latest" and file == "record.json"
+        named = [path for path in self._folders_with(file) if is_latest or spec_name(path.name) == word]
+        return named[-1] if named else None
 
     def _folders_with(self, name: str) -> list[Path]:
         """Oldest first."""

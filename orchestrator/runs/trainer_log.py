@@ -91,25 +91,16 @@ class StepBar(AbstractContextManager["StepBar"]):
     def update(self) -> None:
         """Show what has been logged since."""
         for event in self._log.new_events():
-            self.show(event)
-
-    def show(self, event: Event) -> None:
-        step, total = event.get("current_steps"), event.get("total_steps")
-        if isinstance(step, int) and isinstance(total, int):
-            self._progress.total = total
-            self._progress.update(step - self._progress.count, **_figures(event))
-
-    def close(self) -> None:
-        self._progress.close()
+            step, total = event.get("current_steps"), event.get("total_steps")
+            if isinstance(step, int) and isinstance(total, int):
+                self._progress.total = total
+                self._progress.update(step - self._progress.count, **_figures(event))
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._progress.close()
 
 
 def _figures(event: Event) -> dict[str, str]:
     names = {"loss": "loss", "lr": "lr", "tokens/s": "throughput", "left": "remaining_time"}
-    values = {shown: event[name] for shown, name in names.items() if event.get(name) is not None}
-    return {
-        shown: f"{value:.4g}" if isinstance(value, float) else escape_controls(str(value))
-        for shown, value in values.items()
-    }
+    found = {shown: event[name] for shown, name in names.items() if event.get(name) is not None}
+    return {shown: f"{v:.4g}" if isinstance(v, float) else escape_controls(str(v)) for shown, v in found.items()}

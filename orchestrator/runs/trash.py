@@ -7,7 +7,7 @@ runs/.trash/<run id>/ holds parts of the run folder by their names (output, outp
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,18 +43,15 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, d
     """
     for run in runs:  # all are checked before one is moved
         _refuse_if_in_use(workspace, run, damaged_too=with_record)
-    plans = [_renames(workspace, run, ["."] if with_record else _parts(run)) for run in runs]
-    return [_take(run, plan, dry_run) for run, plan in zip(runs, plans, strict=True)]
+    return [_take(workspace, run, ["."] if with_record else _parts(run), dry_run) for run in runs]
 
 
 def take_checkpoints(workspace: Workspace, run: RunDir, *, keep_last: int, dry_run: bool = False) -> Moved:
     """Move a run's old checkpoints to the trash; best_and_last and the keep_last newest stay. Raises as `remove`."""
     _refuse_if_in_use(workspace, run)
-    if run.output.is_symlink():
-        raise PrerequisiteError(f"{run.output} is a link: links are not followed", "remove the checkpoints by hand")
     found = [path.name for path in run.checkpoints()]
     kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
-    return _take(run, _renames(workspace, run, [f"output/{name}" for name in found if name not in kept]), dry_run)
+    return _take(workspace, run, [f"output/{name}" for name in found if name not in kept], dry_run)
 
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
@@ -75,8 +72,9 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     moved = Moved(run.id, [*renames], sum(map(size_of, renames.values())))
     for what, path in renames.items() if not dry_run else ():
         (run.path / what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
-        _rename(path, run.path / what)
-    _remove_if_empty(workspace.trash / run.id)
+        path.rename(run.path / what)
+    with suppress(OSError):  # not empty
+        (workspace.trash / run.id).rmdir()
     return moved
 
 
@@ -91,10 +89,10 @@ def empty(
         if before is not None and datetime.fromtimestamp(folder.stat().st_mtime, UTC) >= before:
             continue
         deleted.append(Moved(name, sorted(map(_place, items)), sum(map(size_of, items))))
-        with suppress(FileNotFoundError):  # another gc is at it
-            for path in items if not dry_run else ():
-                path.unlink() if path.is_symlink() else shutil.rmtree(path)  # which never follows a link
-        _remove_if_empty(folder)
+        for path in items if not dry_run else ():
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)  # which never follows a link
+        with suppress(OSError):  # not empty
+            folder.rmdir()
     return deleted
 
 
@@ -122,36 +120,19 @@ def _place(item: Path) -> str:
     return "." if item.name == "run" else f"output/{item.name}" if item.name.startswith("checkpoint-") else item.name
 
 
-def _renames(workspace: Workspace, run: RunDir, what: Sequence[str]) -> dict[str, Path]:
-    """Path in the run folder -> its place in the trash; PrerequisiteError where that is taken, or the trash a link."""
+def _take(workspace: Workspace, run: RunDir, what: Sequence[str], dry_run: bool) -> Moved:
     in_trash(workspace)
-    found = {name: workspace.trash / run.id / ("run" if name == "." else Path(name).name) for name in what}
-    if taken := next(filter(os.path.lexists, found.values()), None):
+    renames = {name: workspace.trash / run.id / ("run" if name == "." else Path(name).name) for name in what}
+    if taken := next(filter(os.path.lexists, renames.values()), None):
         remedy = f"orchestrator rm --restore {run.id}, or orchestrator gc --trash {run.id}"
         raise PrerequisiteError(f"{taken} is in the trash already", remedy)
-    return found
-
-
-def _take(run: RunDir, renames: Mapping[str, Path], dry_run: bool) -> Moved:
     moved = Moved(run.id, [*renames], sum(size_of(run.path / name) for name in renames))
     if renames and not dry_run:
         with lock(run.record_lock):  # a resume that comes now waits, and finds what is left
+            (workspace.trash / run.id).mkdir(parents=True, exist_ok=True)
             for name, target in renames.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _rename(run.path / name, target)
+                (run.path / name).rename(target)  # of a link: the link itself
     return moved
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)  # of a link: the link itself
-    except OSError as error:
-        raise PrerequisiteError(f"{source} cannot be moved to {target}: {error.strerror}") from error
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _trashed(workspace: Workspace, word: str) -> RunDir:
