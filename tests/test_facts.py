@@ -1,19 +1,20 @@
 """What decides a run's outcome beside its spec, collected. Run: pytest tests/test_facts.py."""
 
 import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from orchestrator import __version__
 from orchestrator.data.datasets import ParallelText
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry
 from orchestrator.models.hashes import model_sha256
 from orchestrator.runs import facts as facts_module
 from orchestrator.runs.facts import HASH_VERSION, collect_facts, complete_facts, keep_patch, relevant_variables
-from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.machine import peak_memory
+from orchestrator.runs.record_parts import Facts, PeakMemory
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
@@ -88,16 +89,6 @@ def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
     assert now.data[0].origin == "hf_hub_url a/b (en)"
 
 
-def test_versions_are_those_of_llamafactory_s_environment_and_ours(root):
-    found = Installation(Path("/x/llamafactory-cli"), Path("/x/python"), None, {"torch": "1.2"}, "3.12.1")
-    versions = collect_facts(SPEC, root, found, {}).versions
-    assert versions["torch"] == "1.2"
-    assert versions["python"] == "3.12.1"
-    assert versions["orchestrator"] == __version__
-    assert "sacrebleu" in versions
-    assert set(collect_facts(SPEC, root, None, {}).versions) == {"python", "orchestrator", "sacrebleu"}
-
-
 @pytest.mark.parametrize(
     ("script", "gpus", "cuda"),
     [
@@ -149,6 +140,23 @@ def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, 
     specs = [changed(model={"name_or_path": "models/tiny", "template": name}) for name in ("qwen", "other", None)]
     hashes = [collect_facts(spec, root, found, {}).chat_template_sha256 for spec in specs]
     assert hashes[0] is not None and hashes[1:] == [None, None]
+
+
+def test_the_peak_memory_of_a_training_only_rises_and_other_gpus_do_not_count(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, 500'; echo '1, 700'; echo '2, [N/A]'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    shown = {"CUDA_VISIBLE_DEVICES": "0,2"}
+    first = peak_memory(PeakMemory(), os.getpid(), shown)
+    assert first.gpu_peak_memory_mib == {"0": 500} and (first.peak_rss_bytes or 0) > 1 << 20
+    before = PeakMemory(peak_rss_bytes=1 << 60, gpu_peak_memory_mib={"0": 900})
+    assert peak_memory(before, os.getpid(), shown) == before
+
+
+def test_a_training_leaves_the_defaults_of_that_day_and_its_peak_memory(launched):
+    shop = launched[0]
+    assert json.loads((shop.only_run() / "defaults.json").read_bytes())["lora_rank"] == 8
+    assert shop.record()["attempts"][-1]["usage"]["peak_rss_bytes"] > 1 << 20
 
 
 # The environment
@@ -224,6 +232,22 @@ def test_the_patch_makes_the_commit_what_the_workspace_was(repository, tmp_path,
     (tmp_path / "a.diff").write_bytes(patch)
     git(clone, "apply", str(tmp_path / "a.diff"))
     assert {name: (clone / repository.name / name).read_bytes() for name in changed} == changed
+
+
+def test_nothing_that_a_stranger_s_repository_names_is_run(repository, tmp_path):
+    mark, program, hooks = tmp_path / "was run", tmp_path / "evil", tmp_path / "hooks"
+    program.write_text(f"#!/bin/sh\ntouch '{mark}'\ncat\n")
+    program.chmod(0o755)
+    hooks.mkdir()
+    (hooks / "post-index-change").symlink_to(program)
+    (repository / ".gitattributes").write_text("*.yaml filter=a=b diff=evil\n")
+    names = "core.fsmonitor diff.external diff.evil.command diff.evil.textconv"
+    names += " filter.a=b.clean filter.a=b.smudge filter.a=b.process"
+    settings = {"core.hooksPath": hooks, "filter.a=b.required": "true", **dict.fromkeys(names.split(), program)}
+    for name, value in settings.items():
+        git(repository, "config", name, str(value))
+    (repository / "runs" / "toy.yaml").write_text("name: changed\n")
+    assert b"+name: changed" in kept(repository)[1] and not mark.exists()
 
 
 def test_new_specs_entries_and_templates_are_named_and_other_files_left_out(repository):

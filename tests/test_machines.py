@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.lifecycle.train import CheckpointWait
-from orchestrator.models.checkpoints import inspect
 from orchestrator.runs.machine import own_ranks, this_machine
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.compute_spec import ComputeSpec
@@ -83,14 +82,6 @@ def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Worksh
     assert "--from checkpoint-2" in refused.err
     done = workshop.run("resume", "toy", "--from", "checkpoint-2", NODE_RANK="0")
     assert done.code == 0, done.err
-
-
-def test_a_machine_needs_the_random_numbers_of_its_own_ranks(tmp_path):
-    folder = checkpoint(RunDir(tmp_path), 100, processes=4)
-    for rank in (0, 1):
-        (folder / f"rng_state_{rank}.pth").unlink()
-    assert inspect(folder, ranks=range(2, 4)).complete and inspect(folder).complete
-    assert inspect(folder, ranks=range(0, 2)).problems == ["rng_state_0.pth is missing", "rng_state_1.pth is missing"]
 
 
 def test_a_stopped_training_that_has_saved_and_writes_nothing_is_waited_for_no_longer(tmp_path, monkeypatch):

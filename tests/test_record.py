@@ -4,16 +4,14 @@ import json
 import math
 import os
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.processes.process import start
 from orchestrator.runs import slurm
-from orchestrator.runs.owner import acquire, is_owned, liveness, lock_run
+from orchestrator.runs.owner import acquire, is_owned, liveness
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.runs.record_parts import Attempt, BenchmarkSummary, DataFacts, Facts, Training
 from orchestrator.runs.rundir import RunDir
@@ -192,19 +190,6 @@ def test_a_run_has_one_owner_and_reads_interrupted_once_that_is_killed(run):
     stored = current(run)
     assert (stored.status, stored.error, stored.attempts[-1].status) == ("stopped", "Ctrl-C", "stopped")
     assert stored.ended_at == stored.attempts[-1].ended_at is not None
-
-
-def test_the_lock_goes_to_a_child_without_a_moment_in_between(run, tmp_path):
-    owned = lock_run(run)
-    assert owned is not None
-    argv = [sys.executable, "-c", "import sys; sys.stdin.read(); import time; time.sleep(60)"]
-    child = start(argv, log=tmp_path / "log", cwd=None, env={}, death_signal=9, pass_fds=[owned.file])
-    try:
-        owned.release()
-        assert is_owned(run)
-    finally:
-        child.stop(0)
-    assert not is_owned(run)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
 """LLaMA-Factory's trainer_log.jsonl as it grows, and as one curve. Run: pytest tests/test_trainer_log.py."""
 
-import io
 import json
 
 import pytest
 
-from orchestrator.processes.progress import Progress
 from orchestrator.runs.trainer_log import TrainerLog, close_torn_line, latest, logged_losses
 
 
@@ -54,17 +52,3 @@ def test_a_line_that_a_killed_writer_tore_costs_the_next_one_nothing(path, torn)
         file.write(lines(3))
     assert logged_losses(path) == [0.1, 0.2, 0.3]
     assert TrainerLog(path, size).new_events()[0]["current_steps"] == 3
-
-
-def test_a_log_that_is_not_there_has_nothing_torn(path):
-    assert close_torn_line(path) == 0
-    assert not path.exists()
-
-
-def test_the_rate_of_a_resumed_training_is_that_of_its_own_steps():
-    moments = iter([0.0, 0.0, 10.0, 10.0, 10.0])
-    stream = io.StringIO()
-    progress = Progress(200, "train", "steps", initial=100, stream=stream, clock=lambda: next(moments))
-    progress.update(50)
-    progress.close()
-    assert stream.getvalue().startswith("train: 150/200 steps in 10 s, 5/s")

@@ -4,7 +4,6 @@ The differences below were measured by tests/loss_band.py; its docstring has the
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,6 @@ from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.trainer_log import FIRST_LOSSES
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.spec import RunSpec
-from tests.imported_once import Imported
-from tests.loss_band import BASE, losses, write_data
 from tests.model_folders import model_folder
 
 THEN = [3.3854, 4.5233, 3.3975, 3.6430, 3.6288, 3.3051, 3.1062, 3.3935, 3.1628, 2.9261]
@@ -178,20 +175,3 @@ def test_scores_that_may_not_be_compared_are_left_out(changes):
 
 
 # Real trainings
-
-
-@pytest.mark.integration
-def test_a_real_training_again_in_bf16_and_with_another_seed(llamafactory: Imported, tiny_model: Path, tmp_path: Path):
-    """The same bits, the band, and beyond it."""
-    write_data(tmp_path)
-    base = {**BASE, "model_name_or_path": str(tiny_model), "max_steps": 10}
-
-    def trained(**changes: Any) -> list[float]:
-        return losses(
-            tmp_path, {**base, **changes}, {}, lambda place, _: llamafactory.cli("train", "train.yaml", cwd=place)
-        )
-
-    then = trained()
-    assert compare_losses(then, trained()).verdict == "same"
-    assert compare_losses(then, trained(bf16=True)).verdict == "within"
-    assert compare_losses(then, trained(seed=43)).verdict == "different"
