@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import OrchestratorError, SpecError
-from orchestrator.importing import sources
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.sources import read_config, read_source
 from orchestrator.runs.rundir import Workspace
@@ -31,10 +30,10 @@ def workspace(tmp_path) -> Workspace:
 
 
 @pytest.fixture
-def read(arguments, installation) -> Callable[..., Draft]:
+def read(arguments) -> Callable[..., Draft]:
     def read_words(*words: str | Path, cwd: Path | None = None, line: int | None = None) -> Draft:
         texts = list(map(str, words))
-        return read_source(texts, cwd=cwd, line=line, arguments=arguments, installation=installation)
+        return read_source(texts, cwd=cwd, line=line, arguments=arguments)
 
     return read_words
 
@@ -90,16 +89,6 @@ def test_a_script_with_several_commands_asks_which(read, tmp_path):
     ]
     with pytest.raises(SpecError, match="holds 2 such commands"):
         read(script, line=3)
-
-
-def test_a_script_of_accelerate_is_imported_with_what_accelerate_sets(read, monkeypatch):
-    questions: list[Any] = []
-    answer = [{"environment": {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "7"}, "notes": ["a note"]}]
-    monkeypatch.setattr(sources, "ask", lambda _python, _script, question: questions.append(question[0]) or answer)
-    found = read(PUBLISHED / "examples" / "extras/fsdp_qlora/train.sh", cwd=PUBLISHED)
-    assert questions[0]["options"] == [] and questions[0]["config"]["distributed_type"] == "FSDP"
-    assert found.environment == {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, "the command's own counts"
-    assert found.notes == ["accelerate launch: a note"] and found.arguments["do_train"] is True
 
 
 def write(folder: Path, **files: Any) -> Path:

@@ -86,8 +86,8 @@ def import_spec(
 ) -> None:
     """Make a spec of a LLaMA-Factory training: a command, script, YAML file or output folder."""
     session = Session.open(workspace)
-    place, installation = session.workspace, session.llamafactory()
-    draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(installation), installation=installation)
+    place = session.workspace
+    draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(session.llamafactory()))
     called = name if name is not None else name_of(source, draft)
     found = import_draft(draft, called, workspace=place, folders=session.dataset_folders)
     for note in found.notes:

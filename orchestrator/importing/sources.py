@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.errors import SpecError
 from orchestrator.files import expanded, read_file
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import UNRESOLVED, Invocation, read_invocations
@@ -22,7 +22,6 @@ from orchestrator.importing.shell_words import Word
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.arguments import Argument
 from orchestrator.specs.yamlfile import read_yaml
-from orchestrator.upstream.installation import Installation, ask
 
 MAX_BYTES = 1 << 20
 _CONFIG = (".yaml", ".yml", ".json")
@@ -39,12 +38,11 @@ def read_source(
     cwd: Path | None,
     line: int | None,
     arguments: Mapping[str, Argument],
-    installation: Installation,
 ) -> Draft:
     """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
     `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
-    several commands of a script; accelerate's options are asked of the installation's accelerate.
+    several commands of a script.
 
     Raises:
         SpecError: it is none of these, or cannot be read.
@@ -52,7 +50,7 @@ def read_source(
     if not "".join(words).strip():
         raise SpecError("there is nothing to import: the command is empty", _WAYS)
     path = expanded(words[0])
-    reader = _Reader([cwd.absolute() if cwd else Path.cwd()], line, arguments, installation.python)
+    reader = _Reader([cwd.absolute() if cwd else Path.cwd()], line, arguments)
     if words == ["-"]:
         return reader.commands(sys.stdin.read(MAX_BYTES + 1), "stdin")
     if len(words) == 1 and os.path.exists(path):  # noqa: PTH110 - Path's raises for long names: a command, maybe
@@ -75,7 +73,6 @@ class _Reader:
     bases: list[Path]
     line: int | None
     arguments: Mapping[str, Argument]
-    python: Path
 
     def folder(self, folder: Path) -> Draft:
         """An output folder with training_args.yaml, which LLaMA Board leaves."""
@@ -125,17 +122,9 @@ class _Reader:
         values, comments = dict[str, Any](), dict[str, list[str]]()
         if invocation.config is not None:
             values, comments = read_config(self._existing(invocation.config, place))
-        environment, notes = dict(invocation.environment), list(invocation.notes)
-        if invocation.accelerate is not None:
-            file, options = invocation.accelerate
-            given = read_config(self._existing(file, place))[0] if file is not None else None
-            try:
-                answer = ask(self.python, "accelerate_launch", [{"config": given, "options": options}])[0]
-                environment = {**answer["environment"], **environment}
-                notes += [f"accelerate launch: {note}" for note in answer["notes"]]
-            except OrchestratorError as error:
-                notes.append(f"accelerate launch: its options are not taken over: {error.message}")
-        return Draft(values | invocation.arguments, place, self.bases, comments, environment, notes)
+        return Draft(
+            values | invocation.arguments, place, self.bases, comments, invocation.environment, invocation.notes
+        )
 
     def _existing(self, name: str, place: str) -> Path:
         if isinstance(name, Word) and name.unknown:
