@@ -6,17 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from orchestrator.errors import PrerequisiteError
-from orchestrator.specs.arguments import COMPUTED, MINIMUMS, Argument, argument_problem
-from orchestrator.specs.places import RESERVED_ARGUMENTS, is_secret
-from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
-from orchestrator.specs.spec import TrainSpec
-from orchestrator.specs.spec_file import load_spec
+from orchestrator.specs.arguments import COMPUTED, Argument, argument_problem
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation
 
@@ -167,55 +159,3 @@ def test_a_wrong_choice_brings_all_and_the_nearest() -> None:
     assert argument_problem("x", True, "train", argument("int", (1, 2))) is not None
     many = argument("str", tuple(f"choice_{letter}" for letter in "abcdefghijklmnop"))
     assert "'choice_l', ...; got 'choice_'" in str(argument_problem("x", "choice_", "train", many))
-
-
-class Quoting(yaml.SafeDumper):
-    """Text in quotes: PyYAML would write '0E0', a number to YAML 1.2, without them."""
-
-
-Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
-
-WORDS = st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
-TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")).filter(
-    lambda text: "${" not in text
-)
-SCALARS = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
-BY_KIND = {
-    "int": st.integers(-(2**60), 2**60),
-    "float": st.floats(allow_nan=False, allow_infinity=False),
-    "bool": st.booleans(),
-    "str": TEXTS,
-    "list": st.lists(TEXTS | st.integers(-9, 9), max_size=3),
-    "dict": st.dictionaries(WORDS, SCALARS | st.lists(SCALARS, max_size=2), max_size=3),
-}
-
-
-def values(argument: Argument) -> st.SearchStrategy[object]:
-    """Any value that an argument may have."""
-    if argument.choices is not None:
-        chosen: st.SearchStrategy[object] = st.sampled_from(argument.choices)
-    else:
-        chosen = st.one_of([BY_KIND[kind] for kind in sorted(argument.kinds)] or [SCALARS])
-    return chosen | st.none() if argument.optional else chosen
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_any_valid_arguments_survive_spec_and_rendering(
-    tmp_path_factory: pytest.TempPathFactory, arguments: dict[str, Argument], data: st.DataObject
-) -> None:
-    free = sorted(
-        {name for name in arguments if not is_secret(name)} - {*RESERVED_ARGUMENTS, *TrainSpec.model_fields, *MINIMUMS}
-    )
-    names = data.draw(st.lists(st.sampled_from(free), max_size=12, unique=True))
-    train = {name: data.draw(values(arguments[name]), label=name) for name in names}
-    folder = tmp_path_factory.getbasetemp()
-    written = {"name": "a", "model": {"name_or_path": "m"}, "dataset": "d", "train": train}
-    text = yaml.dump(written, Dumper=Quoting, sort_keys=False)
-    (folder / "drawn.yaml").write_text(text, encoding="utf-8")
-    spec = load_spec(folder / "drawn.yaml", (), arguments)
-    assert spec.model is not None
-    rendered = Renderer().train_yaml(train_arguments(spec, Checkpoint("base", spec.model)))
-    (folder / "train.yaml").write_text(rendered, encoding="utf-8")
-    read = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(folder / "train.yaml"), OmegaConf.from_cli([])))
-    assert {key: repr(read[key]) for key in train} == {key: repr(value) for key, value in train.items()}

@@ -15,7 +15,7 @@ from orchestrator.errors import Finding
 from orchestrator.planning import ask_llamafactory as module
 from orchestrator.planning.ask_llamafactory import Answer, ask_llamafactory, sample_lines, without_repeats
 from orchestrator.planning.session import Session
-from orchestrator.upstream.installation import SCRIPTS, AskError
+from orchestrator.upstream.installation import AskError
 from orchestrator.upstream.vllm import VARIABLE
 from tests import fake_vllm
 from tests.workshop import new_workshop
@@ -253,20 +253,3 @@ def test_what_is_refused_ends_check_launch_and_a_sweep(workshop, tmp_path):
     done = workshop.run("launch", spec, "--sweep", "seed=1,2,3", FAKE_ANSWER=str(answer))
     assert done.code == 2 and "seed=1" in done.err and "No." in done.err and "Nein." in done.err
     assert workshop.run_folders() == []
-
-
-@pytest.mark.integration
-def test_the_real_llamafactory_takes_a_usual_training_and_shows_its_first_record(
-    llamafactory, asked, tiny_model, tmp_path, monkeypatch
-):
-    def forked(python, script, question, *, timeout_s, environment):
-        return llamafactory.script(SCRIPTS / f"{script}.py", cwd=tmp_path, input=json.dumps(question), **environment)
-
-    monkeypatch.setattr(module, "ask", forked)
-    model = {"name_or_path": str(tiny_model), "template": "smollm2"}
-    taken, refused = asked.about({"model": model}, {"model": model, "train": {"bf16": True, "fp16": True}})
-    assert taken.findings == []
-    sample = taken.samples["captions_en_de"]
-    assert (sample["read"], sample["kept"], sample["problems"]) == (40, 40, [])
-    assert [is_trained for _, is_trained in sample["first"]["text"]] == [False, True]
-    assert [each.field for each in refused.findings] == ["train.bf16"]

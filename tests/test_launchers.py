@@ -1,4 +1,4 @@
-"""Commands that start LLaMA-Factory, in all their forms; compared with HfArgumentParser and OmegaConf."""
+"""Commands that start LLaMA-Factory, in all their forms; as HfArgumentParser and OmegaConf read them."""
 
 import json
 import shlex
@@ -11,7 +11,6 @@ import yaml
 from orchestrator.errors import SpecError
 from orchestrator.importing.launchers import Invocation, read_invocations
 from orchestrator.specs.arguments import Argument
-from tests.imported_once import Imported
 
 DATA = Path(__file__).parent / "data"
 EXAMPLES = DATA / "llamafactory-0.9.5" / "examples"
@@ -98,58 +97,3 @@ def test_the_scripts_of_llamafactorys_examples_but_two_start_it(arguments: Argum
     assert len(sft.arguments) == 28 and sft.arguments["logging_steps"] == 10.0 and sft.notes == []
     others = [path for path in EXAMPLES.rglob("*.sh") if not read_invocations(path.read_text(), "x", arguments)]
     assert sorted(path.name for path in others) == ["expand.sh", "init.sh"]
-
-
-HF = """
-import argparse, json, sys
-
-from llamafactory.hparams.parser import _TRAIN_ARGS
-from transformers import HfArgumentParser
-
-parser = HfArgumentParser(_TRAIN_ARGS)
-for action in parser._actions:
-    action.default, action.required = argparse.SUPPRESS, False
-answers = []
-with open(sys.argv[1]) as file:
-    table = json.load(file)
-sys.stderr = open("/dev/null", "w")
-for words in table:
-    try:
-        namespace, extra = parser.parse_known_args(words)
-        values = {key: getattr(value, "value", value) for key, value in vars(namespace).items()}
-        answers.append([values, extra])
-    except SystemExit:
-        answers.append(None)
-print()
-print(json.dumps(answers, default=lambda value: getattr(value, "value", str(value))))
-"""
-TEXTS = ("1", "-2", "1.5", "No", "x", "", '{"a": 1}')
-
-
-@pytest.mark.integration
-def test_values_are_those_of_hfargumentparser(llamafactory: Imported, arguments: Arguments, tmp_path: Path) -> None:
-    """A table of lines, and every argument of the installation with each of some texts."""
-    taken = [name for name, each in arguments.items() if "train" in each.commands]
-    # '' is {} where a mapping is declared: not worth a rule
-    odd = {name for name in taken if arguments[name].kinds <= {"dict"}}
-    table = [shlex.split(line) for line in CASES["hfargumentparser"]]
-    table += [[f"--{name}={text}"] for name in taken for text in TEXTS if text or name not in odd]
-    table += [[f"--{name}", text] for name in taken for text in ("-2", "-x")]
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(table))
-    done = llamafactory.run(HF, path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    wrong = []
-    for words, theirs in zip(table, json.loads(done.stdout.splitlines()[-1]), strict=True):
-        try:
-            ours = only(shlex.join(["llamafactory-cli", "train", *words]), arguments)
-        except SpecError:
-            ours = None
-        if theirs is None:  # refused there: refused here, or the text is kept for the spec's check
-            continue
-        known = {name: value for name, value in ours.arguments.items() if name in arguments} if ours else None
-        others = ours and [*(ours.arguments.keys() - arguments.keys()), *ours.notes]
-        if repr(known) != repr(theirs[0]) or bool(others) != bool(theirs[1]):
-            wrong.append((words, known, theirs))
-    assert not wrong, wrong[:20]
-    assert len(table) > 2500

@@ -53,11 +53,7 @@ def as_llamafactory_reads(text: str, folder: Path):
     return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli([])))
 
 
-@pytest.fixture
-def renderer() -> Renderer:
-    return Renderer()
-
-
+RENDERER = Renderer()
 EVERYWHERE = {
     "model_name_or_path": TRAPS[0],
     "stage": "sft",
@@ -71,20 +67,20 @@ EVERYWHERE = {
 }
 
 
-def test_every_string_reaches_llamafactory_unchanged(renderer, tmp_path):
+def test_every_string_reaches_llamafactory_unchanged(tmp_path):
     """What a spec says is what LLaMA-Factory's own reader (OmegaConf) gets, type included."""
-    for render in (renderer.train_yaml, renderer.api_yaml):
+    for render in (RENDERER.train_yaml, RENDERER.api_yaml):
         read = as_llamafactory_reads(render(EVERYWHERE), tmp_path)
         assert {key: repr(value) for key, value in read.items()} == {k: repr(v) for k, v in EVERYWHERE.items()}
 
 
-def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(renderer, tmp_path):
+def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(tmp_path):
     """command.txt is for pasting: bash gives llamafactory-cli the words that were meant."""
     program = tmp_path / "llamafactory-cli"
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$@"\n')
     program.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
-    text = "".join(renderer.command("train", {"run_name": value}, {"CUDA_VISIBLE_DEVICES": value}) for value in TRAPS)
+    text = "".join(RENDERER.command("train", {"run_name": value}, {"CUDA_VISIBLE_DEVICES": value}) for value in TRAPS)
     done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True)
     assert done.stderr == b""
     expected = []
@@ -111,9 +107,9 @@ def test_the_saved_spec_is_the_spec(tmp_path):
         assert load_spec(path) == spec
 
 
-def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii(renderer):
+def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii():
     infos = {value: {"file_name": value, "columns": {"prompt": value}, "ranking": True} for value in TRAPS}
-    text = renderer.dataset_info(infos)
+    text = RENDERER.dataset_info(infos)
     assert text.isascii() and json.loads(text) == infos
 
 
@@ -139,20 +135,20 @@ def test_an_argument_as_words(value, words):
 
 
 @pytest.mark.parametrize("key", ["a b", "", "a-b", "a\nb", "1a", "ä"])
-def test_what_is_no_name_is_refused(key, renderer):
-    for render in (renderer.train_yaml, lambda values: renderer.command("train", values, {})):
+def test_what_is_no_name_is_refused(key):
+    for render in (RENDERER.train_yaml, lambda values: RENDERER.command("train", values, {})):
         with pytest.raises(SpecError, match="is no name of an argument"):
             render({key: 1})
 
 
-def test_the_launcher_s_variables_stand_before_the_command(renderer):
+def test_the_launcher_s_variables_stand_before_the_command():
     """LLaMA-Factory's launcher.py reads them, and starts torchrun where FORCE_TORCHRUN is set."""
     compute = {
         "devices": "0, 1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1",
         "master_port": 29500, "env": {"OMP_NUM_THREADS": "4"},
     }  # fmt: skip
     spec = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={}, compute=compute)
-    assert renderer.command("train", {}, train_environment(spec)) == (
+    assert RENDERER.command("train", {}, train_environment(spec)) == (
         "OMP_NUM_THREADS=4 CUDA_VISIBLE_DEVICES='0, 1' FORCE_TORCHRUN=1 NPROC_PER_NODE=2 NNODES=2 NODE_RANK=1 "
         "MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 llamafactory-cli train\n"
     )
@@ -311,33 +307,3 @@ def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):
     for name, text in files.items():
         assert text.encode() == (folder / name).read_bytes(), name
     assert render(load_spec(folder / "spec.yaml")) == render(spec)
-
-
-PARSE = """
-import json, sys
-from llamafactory.hparams import get_train_args
-from omegaconf import OmegaConf
-
-def parsed(arguments):
-    return {key: value for part in get_train_args(arguments) for key, value in vars(part).items()}
-
-line = parsed([*sys.argv[2:], "--use_cpu", "True"])
-file = parsed({**OmegaConf.to_container(OmegaConf.load(sys.argv[1])), "use_cpu": True})
-differ = [key for key in line if getattr(line[key], "value", line[key]) != getattr(file[key], "value", file[key])]
-print()
-print(json.dumps({"differ": differ, "rate": line["learning_rate"], "names": len(line)}))
-"""
-
-
-@pytest.mark.integration
-def test_llamafactory_s_own_parser_takes_the_reference_job_and_line_and_file_alike(llamafactory, tmp_path):
-    words = shlex.split((GOLDEN / "multi30k" / "command.txt").read_text())[2:]
-    done = llamafactory.run(PARSE, GOLDEN / "multi30k" / "train.yaml", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer = json.loads(done.stdout.strip().rpartition("\n")[2])
-    assert set(answer["differ"]) <= {
-        "logging_dir",
-        "run_name",
-        "distributed_state",
-    }  # the time of the parsing, an object
-    assert answer["rate"] == 5e-05 and answer["names"] > 300

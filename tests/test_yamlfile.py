@@ -89,14 +89,9 @@ def test_what_is_no_file_is_refused_and_the_specs_nearby_are_named(tmp_path):
 def test_a_place_is_the_line_and_column_of_the_key_or_item(tmp_path):
     read = source(tmp_path, "a:\n  b: 1\n  c:\n    - x\n    - {d: 2}\ne: &e {f: 1}\ng:\n  <<: *e\n")
     places = {
-        (): "1:1",
-        ("a", "b"): "2:3",
-        ("a", "c", 0): "4:7",
-        ("a", "c", 1, "d"): "5:8",
-        ("a", "missing"): "1:1",
-        ("a", "c", 7): "3:3",
-        ("g", "f"): "7:1",  # a merged key has none of its own
-    }
+        (): "1:1", ("a", "b"): "2:3", ("a", "c", 0): "4:7", ("a", "c", 1, "d"): "5:8", ("a", "missing"): "1:1",
+        ("a", "c", 7): "3:3", ("g", "f"): "7:1",  # a merged key has none of its own
+    }  # fmt: skip
     assert {at: read.place(at) for at in places} == {at: f"{read.path}:{place}" for at, place in places.items()}
 
 
@@ -104,24 +99,13 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line_and_what_to_
     read = source(tmp_path, "a: 1\nb:\n  lora_rnak: 8\n", "c=3", "d=secret")
     read.hidden.add(("d",))
     read.hidden.add(("a",))
-    problems = [
-        (("b", "lora_rnak"), "unknown; did you mean 'lora_rank'?\nor leave it out"),
-        (("c",), "wrong"),
-        (("d",), "wrong"),
-        (("a",), "wrong"),
-    ]
+    wrong = [((name,), "wrong") for name in "cda"]
+    problems = [(("b", "lora_rnak"), "unknown; did you mean 'lora_rank'?\nor leave it out"), *wrong]
     assert read.report(problems).split("\n") == [
-        f"{read.path} has 4 errors:",
-        "",
-        "error: a: wrong",
-        f"  --> {read.path}:1:1",
-        "",
-        "error: c: wrong",
-        "  --> --set c=3",
-        "",
-        "error: d: wrong",
-        "  --> --set d=...",
-        "",
+        f"{read.path} has 4 errors:", "",
+        "error: a: wrong", f"  --> {read.path}:1:1", "",
+        "error: c: wrong", "  --> --set c=3", "",
+        "error: d: wrong", "  --> --set d=...", "",
         "error: b.lora_rnak: unknown",
         f"  --> {read.path}:3:3",
         "   |",
@@ -129,7 +113,7 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line_and_what_to_
         "   |   ^^^^^^^^^",
         "   = help: did you mean 'lora_rank'?",
         "   = help: or leave it out",
-    ]
+    ]  # fmt: skip
     assert flat(read.report([((), "wrong")])) == [f"{read.path} has 1 error:", f"{read.path}:1:1: spec: wrong"]
 
 
