@@ -3,6 +3,7 @@
 # make quick   the tests that start no LLaMA-Factory
 # make check   ruff and mypy
 # make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
+# make bench   how close a benchmark comes to what a server can give, as ratios of one run (2 minutes)
 # make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end
 PYTHON ?= python3
 JOBS ?= 2
@@ -17,7 +18,7 @@ MODEL := .models/SmolLM2-135M-Instruct
 COMPILE := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c \
 	'import llamafactory.train.tuner, llamafactory.api.app, llamafactory.launcher, orchestrator.__main__, openai, sacrebleu'
 
-.PHONY: demo test quick check kills chaos setup
+.PHONY: demo test quick check bench kills chaos setup
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -40,6 +41,9 @@ check: $(READY)
 
 kills: $(READY)
 	KILLS=50 $(BIN)/python -m pytest tests/test_evaluate.py -k kill
+
+bench: $(READY)
+	$(BIN)/python tests/bench.py
 
 setup: $(READY) $(MODEL)/config.json
 

@@ -62,9 +62,7 @@ def add_benchmark(
         record = RunRecord(id=folder.id, name=run, created_at=at, ended_at=at, status="done", spec_sha256="0", seed=1)
         record.save(folder)
     path = folder.new_benchmark(f"{of}-{testset}-{split}")
-    scores, mean, bleu4 = score_system(
-        hypotheses, [references], tgt_lang="de", metrics=metrics, n_bootstrap=n_bootstrap
-    )
+    scores, mean, bleu4 = score_system(hypotheses, references, tgt_lang="de", metrics=metrics, n_bootstrap=n_bootstrap)
     issues = diagnose(sources, references, hypotheses, [False] * len(hypotheses), "en", "de")
     said = {"source_lang": "en", "target_lang": "de", "instruction": "Say it in German.", "n_bootstrap": 20,
             "sent": {"max_tokens": 9, "temperature": 0.0}, "model": f"{run}@{of}", **(request or {})}  # fmt: skip

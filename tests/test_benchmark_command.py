@@ -138,15 +138,3 @@ def test_metrics_and_language_codes_are_the_users(workshop, server, tmp_path):
     [result] = done.json()
     assert [score["metric"] for score in result["scores"]] == ["chrf", "ter"]
     assert result["request"]["target_lang"] == "ja-jp"
-
-
-def test_a_first_try_without_a_server_leaves_nothing_that_is_in_the_way(workshop, server):
-    words = ("benchmark", server.base_url, *CAPTIONS, "--max-samples", "3", "--json")
-    server.models = stub.raw(b"", 500)
-    assert workshop.run(*words).code == 3
-    server.models = stub.json_reply({"data": [{"id": "stub"}]})
-    done = workshop.run(*words)
-    assert done.code == 0, done.err
-    [result] = done.json()
-    [folder] = folders(workshop)
-    assert (result["n_segments"], folder.name) == (3, "server-captions_en_de-test")

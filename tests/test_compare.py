@@ -98,14 +98,6 @@ def test_sentences_are_shown_where_the_difference_is_biggest(place):
     assert compared(place, "demo@base", "demo", n_examples=0).sentences[0].examples == []
 
 
-def test_issues_stand_side_by_side_also_of_a_result_of_the_first_version(place):
-    add_benchmark(place, BAD, run="old", version=1)
-    lines = shown(compared(place, "demo", "demo@base", "old")).splitlines()
-    start = lines.index("hypotheses with issues:")
-    assert lines[start + 1].split() == ["demo", "demo@base", "old"]
-    assert ["empty", "0", "1", "?"] in [line.split() for line in lines[start:]]
-
-
 def test_signatures_that_differ_are_refused_but_the_interval_is_no_difference(place):
     signature = "nrefs:1|case:lc|eff:no|tok:none|smooth:exp|version:2.6.0"
     add_benchmark(place, GOOD, run="more", n_bootstrap=30)
@@ -171,16 +163,14 @@ def test_text_of_strangers_is_neither_markup_nor_obeyed(place):
     assert "\\x1b[31mrot\\x1b[0m [bold]fett[/bold]" in said
 
 
-def test_the_command_prints_one_json_document_or_a_page(tmp_path):
+def test_the_command_prints_one_json_document(tmp_path):
     shop = new_workshop(tmp_path, None)
-    place = workspace(shop.root)
-    add_benchmark(place, BAD, of="base")
-    add_benchmark(place, GOOD)
-    words = ("compare", "demo@base", "demo", "--testset", "toy:test")
-    done, page = shop.run_together([(*words, "--json", "--metric", "bleu", "--examples", "1"), words])
+    for of, lines in (("base", BAD), ("output", GOOD)):
+        add_benchmark(workspace(shop.root), lines, of=of)
+    done = shop.run(
+        "compare", "demo@base", "demo", "--testset", "toy:test", "--json", "--metric", "bleu", "--examples", "1"
+    )
     assert (done.code, done.err) == (0, "")
     found = Comparison.model_validate_json(done.out)
     assert (found.tests[0].better, found.n_bootstrap, found.n_randomizations) == ("demo", 1000, 10000)
     assert len(found.sentences[0].examples) == 2
-    assert page.code == 0
-    assert page.out.splitlines()[1].startswith("  demo is better: +")

@@ -1,9 +1,6 @@
 """Answers on disk: the journal of a benchmark, and the cache across benchmarks."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +38,7 @@ def prompt(text):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_bytes().splitlines()]
 
 
 def test_what_was_written_is_there_again_and_a_failure_is_not(tmp_path):
@@ -99,16 +96,6 @@ def test_two_never_share_a_journal(tmp_path):
     assert not is_locked(tmp_path)
 
 
-def test_a_full_disk_says_so_and_keeps_the_answers(tmp_path):
-    with journal(tmp_path) as book:
-        book.add(answer(0))
-        book._file.close()
-        book._file = Path("/dev/full").open("ab", buffering=0)
-        with pytest.raises(StageError, match=r"hypotheses.jsonl cannot be written: No space left"):
-            book.add(answer(1))
-        assert list(book.answers) == [0] == [line["index"] for line in lines(tmp_path)]
-
-
 def filled(folder, who=WHO, sent=SENT):
     made = AnswerCache(who, sent, folder)
     made.add(prompt("A dog."), answer(0))
@@ -150,27 +137,10 @@ def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
     assert there == ["Ja.", "Katze"]
 
 
-def test_many_processes_append_at_once_and_no_line_is_lost(tmp_path):
-    code = """
-import sys
-from tests.test_journal import *
-made = AnswerCache(WHO, SENT, Path(sys.argv[1]))
-for number in range(60):
-    made.add(prompt(f"{sys.argv[2]} {number}"), answer(0, "x" * 200))
-"""
-    argv, environment = [sys.executable, "-c", code, str(tmp_path)], {**os.environ, "PYTHONPATH": str(ROOT)}
-    children = [subprocess.Popen([*argv, name], cwd=ROOT, env=environment) for name in "ab"]
-    assert [child.wait() for child in children] == [0, 0]
-    wanted = [prompt(f"{name} {number}") for name in "ab" for number in range(60)]
-    assert len(AnswerCache(WHO, SENT, tmp_path).look_up(enumerate(wanted))) == 120
-
-
-def test_a_cache_that_cannot_be_written_is_said_once_and_left_out(tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_is_left_out(tmp_path):
     (tmp_path / "file").write_text("")
-    made = AnswerCache(WHO, SENT, tmp_path / "file")
-    for text in "ab":
-        made.add(prompt(text), answer(0))
-    assert caplog.text.count("the cache of answers is not used") == 1
+    filled(tmp_path / "file")
+    assert found(tmp_path / "file", prompt("A dog.")) == []
 
 
 @pytest.fixture

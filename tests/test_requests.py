@@ -1,6 +1,5 @@
 """Many requests against a real server with real faults."""
 
-import logging
 import socket
 import ssl
 import subprocess
@@ -176,17 +175,6 @@ def test_the_server_says_how_long_to_wait_within_bounds(server, monkeypatch, hea
     server.replies = lambda source, attempt: busy if attempt == 1 else stub.completion("x")
     assert ask(server, ["a"])[0].attempts == 2
     assert waits == [wait_s]
-
-
-def test_repeated_requests_are_said_in_one_line_with_their_reasons(server, caplog):
-    def replies(source, attempt):
-        return stub.json_reply({"n": source}, 503 if int(source) % 2 else 500) if attempt == 1 else stub.completion("x")
-
-    server.replies = replies
-    with caplog.at_level(logging.INFO):
-        ask(server, [str(number) for number in range(9)])
-    [line] = [record.message for record in caplog.records if record.name == "orchestrator"]
-    assert line == "9 requests were repeated: 5 x HTTP 500, 4 x HTTP 503"
 
 
 @pytest.mark.parametrize(

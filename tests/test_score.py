@@ -20,7 +20,6 @@ from orchestrator.scoring.metrics import (
     normalize_segment,
     score_system,
     seed,
-    spacing_warning,
 )
 
 HYPOTHESES = [
@@ -41,29 +40,18 @@ REFERENCES = [
 ]
 
 
-OTHER_REFERENCES = [
-    "The dog had bit the man.",
-    "No one was surprised.",
-    "The man had bitten the dog.",
-    "Ein Hund läuft durch das hohe Gras.",
-    "Das Kind spielt.",
-    "Zwei Männer stehen auf dem Dach.",
-]
-
-
 def score_corpus(hypotheses, references, **options):
     """sacrebleu's metrics of a system alone."""
     return score_system(hypotheses, references, **options)[0]
 
 
-def command_line(tmp_path: Path, references: list[list[str]], *options: str) -> dict[str, dict]:
+def command_line(tmp_path: Path, references: list[str], *options: str) -> dict[str, dict]:
     """What `sacrebleu REF ... -i HYP` prints as JSON, by metric; chrF2++ in a run of its own."""
-    for name, lines in [("hypotheses", HYPOTHESES), *enumerate(references)]:
+    for name, lines in [("hypotheses", HYPOTHESES), ("references", references)]:
         (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    names = [f"{number}.txt" for number in range(len(references))]
     found = {}
     for metrics_of_run in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
-        argv = [sys.executable, "-m", "sacrebleu", *names, "-i", "hypotheses.txt", "-m", *metrics_of_run]
+        argv = [sys.executable, "-m", "sacrebleu", "references.txt", "-i", "hypotheses.txt", "-m", *metrics_of_run]
         argv += ["-f", "json", "-w", "10", *options]
         printed = json.loads(subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True).stdout)
         names_of = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter", "chrF2++": "chrf++"}
@@ -71,11 +59,10 @@ def command_line(tmp_path: Path, references: list[list[str]], *options: str) -> 
     return found
 
 
-@pytest.mark.parametrize("references", [[REFERENCES], [REFERENCES, OTHER_REFERENCES]], ids=["one", "two references"])
-def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path, references):
+def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path):
     """Digit for digit, `sacrebleu --confidence --confidence-n N`."""
-    printed = command_line(tmp_path, references, "--confidence", "--confidence-n", "300")
-    scores = score_corpus(HYPOTHESES, references, tgt_lang="de", n_bootstrap=300)
+    printed = command_line(tmp_path, REFERENCES, "--confidence", "--confidence-n", "300")
+    scores = score_corpus(HYPOTHESES, REFERENCES, tgt_lang="de", n_bootstrap=300)
     assert [score.metric for score in scores] == list(METRICS) == ["bleu", "chrf", "chrf++", "ter"]
     for score in scores:
         shown = printed[score.metric]
@@ -89,51 +76,19 @@ def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path,
 
 def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "7")
-    printed = command_line(tmp_path, [REFERENCES], "--confidence", "--confidence-n", "50")
-    for score in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=50):
+    printed = command_line(tmp_path, REFERENCES, "--confidence", "--confidence-n", "50")
+    for score in score_corpus(HYPOTHESES, REFERENCES, tgt_lang="de", n_bootstrap=50):
         assert "seed:7" in score.signature == printed[score.metric]["signature"]
         assert round(score.ci_mean, 10) == printed[score.metric]["confidence_mean"]
-    monkeypatch.setenv("SACREBLEU_SEED", "None")
-    assert seed() != seed(), "drawn anew each time"
-    assert "seed:none" in score_corpus(HYPOTHESES, [REFERENCES], tgt_lang="de", n_bootstrap=5)[0].signature
     monkeypatch.setenv("SACREBLEU_SEED", "lucky")
-    with pytest.raises(SpecError, match="'lucky', expected an integer"):
+    with pytest.raises(SpecError, match="'lucky', expected a number"):
         seed()
-
-
-def test_bleu_of_sacrebleus_own_example():
-    """README of sacrebleu 2: 48.530827, with two references."""
-    references = [REFERENCES[:3], OTHER_REFERENCES[:3]]
-    [score] = score_corpus(HYPOTHESES[:3], references, tgt_lang="en", metrics=["bleu"], n_bootstrap=1)
-    assert score.score == pytest.approx(48.530827, abs=1e-6)
-    assert "nrefs:2" in score.signature
 
 
 @pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH", "zho-Hans", "chi", "cmn", "yue-HK"])
 def test_chinese_is_tokenized_as_chinese_whatever_its_code(code):
-    [score] = score_corpus(["你好世界啊"], [["你好世界啊"]], tgt_lang=code, metrics=["bleu"])
+    [score] = score_corpus(["你好世界啊"], ["你好世界啊"], tgt_lang=code, metrics=["bleu"])
     assert "tok:zh" in score.signature and score.score == pytest.approx(100)
-
-
-@pytest.mark.parametrize(
-    ("code", "base"), [("jpn", "ja"), ("ja_JP", "ja"), ("kor", "ko"), ("pt-BR", "pt"), ("deu", "deu")]
-)
-def test_a_language_is_known_without_script_and_region(code, base):
-    assert base_language(code) == base
-
-
-@pytest.mark.parametrize(
-    ("references", "code", "warned"),
-    [
-        ("一个男人站着。", "xx", "BLEU, TER"), ("ชายคนหนึ่งยืนอยู่", "th", "BLEU, TER"),
-        ("男の人が立っています。", "xx", "BLEU, TER"), ("一个男人站着。", "zh", "TER"), ("Ein Mann steht.", "de", None),
-        ("The word 男 is short, and so on.", "en", None), ("남자가 서 있다.", "xx", None),
-    ],
-)  # fmt: skip
-def test_a_measure_by_words_and_references_without_spaces_are_warned_of(references, code, warned):
-    scores = score_corpus([references], [[references]], tgt_lang=code, metrics=["bleu", "chrf", "ter"])
-    said = spacing_warning(scores, [references], code)
-    assert (said and said.partition(":")[0]) == warned
 
 
 @pytest.mark.parametrize("language", ["ja", "ko", "jpn"])
@@ -147,7 +102,7 @@ def test_a_language_that_needs_mecab_says_what_to_install_or_leave_out(language)
 
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
     each = [sacrebleu.sentence_bleu(*pair).score for pair in zip(HYPOTHESES, [[r] for r in REFERENCES], strict=True)]
-    scores, mean, _ = score_system(HYPOTHESES, [REFERENCES], tgt_lang="de", metrics=["bleu"], n_bootstrap=1)
+    scores, mean, _ = score_system(HYPOTHESES, REFERENCES, tgt_lang="de", metrics=["bleu"], n_bootstrap=1)
     assert mean is not None and mean.metric == "mean_sentence_bleu" and "eff:yes" in mean.signature
     assert mean.score == pytest.approx(sum(each) / len(each), abs=1e-12)
     assert abs(mean.score - scores[0].score) > 0.1, "two numbers, not one by two names"
@@ -211,7 +166,7 @@ def test_character_bleu4_is_that_of_llamafactorys_own_code(llamafactory, tmp_pat
 @given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=5))
 def test_any_text_has_scores_and_one_segment_no_interval(pairs):
     hypotheses, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    scores, _, bleu4 = score_system(hypotheses, [references], tgt_lang="de", n_bootstrap=2)
+    scores, _, bleu4 = score_system(hypotheses, references, tgt_lang="de", n_bootstrap=2)
     assert all(score.score >= 0 and (score.ci95 is None) == (len(pairs) == 1) for score in scores)
     assert 0 <= bleu4.score <= 100
 
@@ -219,7 +174,7 @@ def test_any_text_has_scores_and_one_segment_no_interval(pairs):
 def test_an_interval_of_which_only_some_resamples_are_zero():
     """sacrebleu's own mean of such scores is a TypeError with NumPy 2."""
     hypotheses, references = ["", "", "", "", "0"], ["x", "y", "z", "x", "0"]
-    for score in score_corpus(hypotheses, [references], tgt_lang="de", n_bootstrap=100):
+    for score in score_corpus(hypotheses, references, tgt_lang="de", n_bootstrap=100):
         assert score.ci95[0] <= score.score <= score.ci95[1]
 
 
@@ -238,8 +193,3 @@ def test_an_interval_of_which_only_some_resamples_are_zero():
 def test_a_segment_gets_on_one_line_and_is_else_unchanged(text, meant):
     assert normalize_segment(text) == meant
     assert len(normalize_segment(text).splitlines()) <= 1
-
-
-def test_of_several_references_llamafactorys_bleu_has_the_first_alone():
-    found = score_system(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], tgt_lang="de", metrics=["ter"], n_bootstrap=2)
-    assert found[2] == llamafactory_bleu4(HYPOTHESES, REFERENCES)

@@ -4,11 +4,9 @@ The cache goes by all that decides an answer and never by a name: LLaMA-Factory 
 """
 
 import json
-import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +23,8 @@ from orchestrator.upstream.chat_templates import template_sha256
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
 
-log = logging.getLogger("orchestrator")
-
-SYNC_S = 1.0
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
 _OURS = ("orchestrator", "sacrebleu", "python")  # they request and score; they do not answer
-_LINE_BREAKS = {char: f"\\u{char:04x}" for char in (0x85, 0x2028, 0x2029)}  # to str.splitlines; JSON leaves them
 
 
 @dataclass(frozen=True)
@@ -93,70 +87,53 @@ def identify(
 
 
 class AnswerCache:
-    """The answers of one identity under one decoding: a file of lines, which several processes may append to."""
+    """The answers of one identity under one decoding: a file of lines, which several processes may append to.
+
+    A cache folder that cannot be read or written is left out in silence: it saves time, no more.
+    """
 
     def __init__(self, identity: Identity, sent: Mapping[str, Any], folder: Path | None = None) -> None:
         """The folder is answers/ in the user's cache folder unless another is given."""
         self._about = {**identity.parts(), "sent": dict(sent)}
         key = sha256_json(self._about)
         self.path = (folder or cache_folder() / "answers") / key[:2] / f"{key}.jsonl"
-        self._off = False
 
     def look_up(self, prompts: Iterable[tuple[int, list[Message]]]) -> list[Hypothesis]:
         """The answers that are there, each for every index with its prompt."""
-        wanted: dict[str, list[int]] = {}
-        for index, messages in prompts:
-            wanted.setdefault(sha256_json(messages), []).append(index)
         try:
-            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
-        except OSError as error:
-            self._turn_off(error)
-            lines = []
-        found: dict[int, Hypothesis] = {}
-        for value, answer in filter(None, map(parse_line, lines)):
-            for index in wanted.get(value.get("key", ""), []):
-                found[index] = answer.model_copy(update={"cached": True, "index": index})
-        return list(found.values())
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError:
+            return []
+        known = {value.get("key"): answer for value, answer in filter(None, map(parse_line, lines))}
+        keys = ((index, sha256_json(messages)) for index, messages in prompts)
+        return [known[key].model_copy(update={"cached": True, "index": index}) for index, key in keys if key in known]
 
     def add(self, messages: list[Message], answer: Hypothesis) -> None:
-        if self._off:
-            return
         line = json_line({"key": sha256_json(messages), **answer.model_dump(exclude={"cached"})})
-        try:
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self.path.open("ab", buffering=0) as file:
                 head = b"" if file.tell() else json_line({"about": self._about})
                 file.write(head + b"\n" + line)  # one write, on a line of its own whatever stood there torn
-        except OSError as error:
-            self._turn_off(error)
-
-    def _turn_off(self, error: OSError) -> None:
-        self._off = True
-        log.warning("the cache of answers is not used: %s: %s", self.path, error.strerror)
 
 
 class Journal:
     """hypotheses.jsonl while a benchmark runs: a line for every result, as they come; one process at a time."""
 
     def __init__(self, folder: Path, sources: Sequence[str], references: Sequence[str]) -> None:
-        """Open it, lock it, and read what an earlier attempt left.
-
-        Raises StageError: another process is at work there, or the file cannot be opened.
-        """
+        """Open it, lock it, and read what an earlier attempt left. StageError: another process is at work there."""
         self.path = folder / "hypotheses.jsonl"
         self.answers: dict[int, Hypothesis] = {}
         """By index. Also those of an earlier attempt; its failures, and what is damaged, are requested again."""
         self._sources, self._references = sources, references
-        self._synced_at = time.monotonic()
         self._lock = os.open(folder, os.O_RDONLY)
         if not try_lock(self._lock):
             os.close(self._lock)
             raise StageError(f"another process is at work in {folder}", "wait for it, or stop it")
-        with self._errors_reported():
-            self._file = self.path.open("ab+", buffering=0)
-            content = self.path.read_bytes()
-            complete = content.rfind(b"\n") + 1
-            self._file.truncate(complete)  # the next line must not be glued to half of one
+        self._file = self.path.open("ab+", buffering=0)
+        content = self.path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        self._file.truncate(complete)  # the next line must not be glued to half of one
         for value, answer in filter(None, map(parse_line, content[:complete].split(b"\n"))):
             if 0 <= answer.index < len(sources) and value.get("source") == sources[answer.index]:
                 self.answers[answer.index] = answer
@@ -169,14 +146,10 @@ class Journal:
         os.close(self._lock)
 
     def add(self, result: Hypothesis | FailedSegment) -> None:
-        """Write a result down; an answer counts from then on. On the disk itself it is within a second."""
+        """Write a result down; an answer counts from then on."""
         line = self._line(result)
-        with self._errors_reported():
-            while line:
-                line = line[self._file.write(line) :]
-            if time.monotonic() - self._synced_at > SYNC_S:
-                os.fsync(self._file.fileno())
-                self._synced_at = time.monotonic()
+        while line:
+            line = line[self._file.write(line) :]
         if isinstance(result, Hypothesis):
             self.answers[result.index] = result
 
@@ -184,20 +157,11 @@ class Journal:
         """Write the file anew, atomically: a line for each sentence, in the test set's order."""
         results: dict[int, Hypothesis | FailedSegment] = {each.index: each for each in failures if each.attempts}
         results |= self.answers
-        with self._errors_reported():
-            atomic_write(self.path, b"".join(self._line(results[index]) for index in sorted(results)))
+        atomic_write(self.path, b"".join(self._line(results[index]) for index in sorted(results)))
 
     def _line(self, result: Hypothesis | FailedSegment) -> bytes:
         sides = {"source": self._sources[result.index], "reference": self._references[result.index]}
         return json_line({"index": result.index, **sides, **result.model_dump()})
-
-    @contextmanager
-    def _errors_reported(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            remedy = "mend that (is the disk full?), then repeat the same command: it goes on with what is missing"
-            raise StageError(f"{self.path} cannot be written: {error.strerror}", remedy) from error
 
 
 def is_locked(folder: Path) -> bool:
@@ -219,5 +183,4 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], Hypothesis] | None:
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
-    """A line of a .jsonl file, whatever its reader takes for the end of a line."""
-    return f"{json.dumps(value, ensure_ascii=False).translate(_LINE_BREAKS)}\n".encode()
+    return f"{json.dumps(value, ensure_ascii=False)}\n".encode()

@@ -92,7 +92,7 @@ def compare(
     names, m = [each.name for each in benchmarks], len(benchmarks) - 1
     chosen = _metrics(benchmarks, metrics)
     stats, notes = load_statistics(benchmarks, chosen)
-    numbers = {"n_bootstrap": n_bootstrap, "n_randomizations": n_randomizations, "seed": seed()}
+    numbers = {"n_bootstrap": n_bootstrap, "n_randomizations": n_randomizations}
     tests = paired_tests(names, stats, **numbers)
     systems = [
         System(
@@ -107,6 +107,7 @@ def compare(
     return Comparison(
         **{key: getattr(benchmarks[0].result, key) for key in COMPARABLE},
         **numbers,
+        seed=seed(),
         baseline=names[0],
         systems=systems,
         signatures={metric: stats[metric][0].signature for metric in chosen},
@@ -132,7 +133,7 @@ def load_statistics(
     if not isinstance(target_lang, str):
         raise PrerequisiteError(f"{first.folder} says no target_lang", "repeat the benchmark")
     hypotheses = [each.lines("hypotheses") for each in benchmarks]
-    stats = {metric: sufficient_statistics(metric, target_lang, [references], hypotheses) for metric in metrics}
+    stats = {metric: sufficient_statistics(metric, target_lang, references, hypotheses) for metric in metrics}
     notes = []
     for number, benchmark in enumerate(benchmarks):
         for metric in metrics:

@@ -33,7 +33,7 @@ from orchestrator.files import atomic_write, sha256_json
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.scoring.diagnostics import diagnose
-from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, spacing_warning
+from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
@@ -232,14 +232,13 @@ class _Evaluation:
             atomic_write(self.folder / f"{name}.txt", "".join(f"{segment}\n" for segment in segments))
         sources, references, hypotheses = texts.values()
         scores, mean, bleu4 = score_system(
-            hypotheses, [references], tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
+            hypotheses, references, tgt_lang=entry.target_lang, metrics=bench.metrics, n_bootstrap=bench.n_bootstrap
         )
         issues = diagnose(
             sources, references, hypotheses, list(map(self._is_cut_off, answers)), entry.source_lang,
             entry.target_lang, instruction=entry.instruction, indices=indices,
         )  # fmt: skip
-        warnings = [*self.mixed, *filter(None, [spacing_warning(scores, references, entry.target_lang)])]
-        requested = self.endpoint.model if self.endpoint else None
+        warnings, requested = self.mixed.copy(), self.endpoint.model if self.endpoint else None
         others = Counter(each.model for each in answers if each.model not in (None, requested) and not each.cached)
         for model, number in others.items() if requested else ():
             what = f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"

@@ -18,12 +18,12 @@ from orchestrator.benchmark.results import has_result, read_result
 from orchestrator.data.datasets import sample_pairs
 from orchestrator.data.testset import with_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError
-from orchestrator.files import sha256_file
+from orchestrator.files import expanded
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
-from orchestrator.scoring.metrics import Score, interval, resamples, seed
+from orchestrator.scoring.metrics import Score
 from orchestrator.serving.checkpoints import group_by_server, served, serving_devices
 from orchestrator.serving.endpoint import Endpoint, connect
 from orchestrator.serving.server import ServePlan, Serving, free_port
@@ -180,34 +180,24 @@ class BenchmarkJob:
 def add_comet(folder: Path, model: str, root: Path, devices: str | None, record: RunRecord | None, run: RunDir) -> None:
     """Score a finished benchmark by a model of COMET, once, for its scores.json and the run's record.
 
-    A model called kiwi or qe takes no references, which the signature says. `devices` is CUDA_VISIBLE_DEVICES.
-
-    Source: Rei et al. (2020), https://aclanthology.org/2020.emnlp-main.213.
+    A model called kiwi or qe takes no references. Source: Rei et al. (2020),
+    https://aclanthology.org/2020.emnlp-main.213.
     """
-    result, (program, version, model) = read_result(folder), find_comet(model, root)
+    result, (program, version) = read_result(folder), find_comet()
     if not result.scores:
         raise SpecError(f"{folder} is no benchmark with scores", "name one that is complete")
-    name = f"{Path(model).name}@{sha256_file(Path(model))[:12]}" if Path(model).is_absolute() else model
-    n_refs, about = 0 if re.search(r"kiwi|\bqe\b", name, re.IGNORECASE) else 1, f"|model:{name}|version:{version}"
-    if any(score.signature.endswith(about) for score in result.comet):
+    model = str(root / expanded(model)) if model.endswith(".ckpt") else model
+    n_refs = 0 if re.search(r"kiwi|\bqe\b", model, re.IGNORECASE) else 1
+    signature = f"nrefs:{n_refs}|model:{model}|version:{version}"
+    if any(score.signature == signature for score in result.comet):
         return
-    output = folder / f"comet-{re.sub('[^A-Za-z0-9._-]+', '-', name)[-80:]}.log"
-    segments = comet_segments(folder, program, model, n_refs, devices, output)
+    segments = comet_segments(folder, program, model, n_refs, devices)
     if len(segments) != result.n_segments or not all(map(math.isfinite, segments)):
-        what = f"comet-score gave {len(segments)} numbers, or none that counts, for {result.n_segments} segments"
-        raise StageError(what, f"read {output}")
-    n_bootstrap = int(result.request.get("n_bootstrap", 1000))
-    means = [statistics.fmean(segments[i] for i in draw) for draw in resamples(len(segments), n_bootstrap, seed())]
-    mean, half = interval(means)
-    score = Score(
-        metric="comet",
-        score=statistics.fmean(segments),
-        ci95=(mean - half, mean + half),
-        ci_mean=mean,
-        ci_half=half,
-        signature=f"nrefs:{n_refs}|bs:{n_bootstrap}|seed:{seed()}{about}",
-        n_segments=len(segments),
-    )
+        raise StageError(
+            f"comet-score gave {len(segments)} numbers, or none that counts, for {result.n_segments} segments"
+        )
+    mean = statistics.fmean(segments)
+    score = Score(metric="comet", score=mean, signature=signature, n_segments=len(segments))
     result = result.model_copy(update={"comet": [*result.comet, score]})
     result.save(folder)
     for item in record.benchmarks if record else []:

@@ -37,7 +37,7 @@ def check(
     findings: list[Finding] = []
     if spec.model is not None:
         findings += [*check_model(spec.model, root, installation), *_lora_target(spec, spec.model, root)]
-    findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
+    findings += [*check_data(spec, folders, archives), *_comet(spec)]
     if spec.serve.url is None:
         findings += [*_vllm(spec), *_compute(spec)]
     return findings
@@ -113,16 +113,15 @@ def _lora_target(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:
     return [Finding("error", "spec", "train.lora_target", problem, "write lora_target: all")] if problem else []
 
 
-def _comet(spec: RunSpec, root: Path) -> list[Finding]:
-    """COMET's environment and model, before hours go into what it would score."""
-    findings = []
+def _comet(spec: RunSpec) -> list[Finding]:
+    """COMET's environment, before hours go into what it would score."""
     for number, item in enumerate(spec.benchmark):
         if item.comet is not None:
             try:
-                find_comet(item.comet, root)
+                find_comet()
             except PrerequisiteError as error:
-                findings.append(from_error(f"benchmark.{number}.comet", error))
-    return findings
+                return [from_error(f"benchmark.{number}.comet", error)]
+    return []
 
 
 def _vllm(spec: RunSpec) -> list[Finding]:

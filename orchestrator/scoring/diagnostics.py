@@ -23,7 +23,6 @@ N_TO_LEARN_FROM = 50
 # How much more likely a hypothesis has to be in the source language: e ** 10, over all of it.
 _CLEARLY = 10.0
 _SURELY_A_SENTENCE = 15
-_TOO_LONG, _TOO_SHORT, _FEW_CHARACTERS = 2.0, 0.5, 15
 _LOOP = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _LOOP_CHARACTERS = 20
 _CONTROL_TEXT = re.compile(
@@ -73,11 +72,10 @@ def diagnose(
     punctuation aside, alone or with more around it. wrong_language: mostly in scripts that the references do not use,
     or, in a test set of 50 or more, clearly nearer to the sources' language. chatter: words around the translation, or
     the instruction repeated. control_text: reasoning tags or a chat template's marks. cut_off. repetition: the same
-    words four times running. length_outlier: twice or half as long as reference and source let expect.
+    words four times running.
     """
     triples = list(zip(sources, references, hypotheses, strict=True))
     translated = base_language(source_lang) != base_language(target_lang)
-    per_character = sum(map(len, references)) / max(1, sum(map(len, sources)))
     asked = instruction.strip()
     flags: dict[str, Iterable[bool] | None] = {
         "empty": (not hypothesis.strip() for hypothesis in hypotheses),
@@ -87,7 +85,6 @@ def diagnose(
         "control_text": (_has_only(_CONTROL_TEXT, *each) for each in triples),
         "cut_off": map(bool, cut_off) if any(flag is not None for flag in cut_off) else None,
         "repetition": (_loops(text) and not _loops(ref) and not _loops(src) for src, ref, text in triples),
-        "length_outlier": (_is_length_outlier(*each, per_character) for each in triples),
     }
     numbers = range(len(triples)) if indices is None else indices
     found: dict[str, Flagged | None] = dict.fromkeys(flags)
@@ -116,15 +113,6 @@ def _has_only(pattern: re.Pattern[str], source: str, reference: str, hypothesis:
 
 def _loops(text: str) -> bool:
     return any(match.end() - match.start() >= _LOOP_CHARACTERS for match in _LOOP.finditer(text))
-
-
-def _is_length_outlier(source: str, reference: str, hypothesis: str, per_character: float) -> bool:
-    length = len(hypothesis.strip())
-    if not length:
-        return False  # that is `empty`
-    expected = (len(reference.strip()), len(source.strip()) * per_character)
-    too_long = all(length > _TOO_LONG * each and length - each >= _FEW_CHARACTERS for each in expected)
-    return too_long or all(length < _TOO_SHORT * each and each - length >= _FEW_CHARACTERS for each in expected)
 
 
 def _in_wrong_language(triples: Sequence[tuple[str, str, str]]) -> list[bool]:

@@ -6,9 +6,7 @@ sacrebleu is imported where it is used: it costs a fifth of a second, and every 
 import math
 import os
 import re
-import secrets
 import statistics
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +40,6 @@ _TOKENIZED = {
     "ko": "ko kor",
 }
 _LANGUAGE_OF = {code: language for language, codes in _TOKENIZED.items() for code in codes.split()}
-_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class Score(BaseModel):
@@ -78,13 +75,13 @@ class Statistics:
         """Each segment's own score, as `sacrebleu --sentence-level` has it; BLEU needs effective_order for that."""
         return [float(self.metric._compute_score_from_stats(row).score) for row in self.rows]
 
-    def resampled(self, n_bootstrap: int, seed: int) -> list[float]:
+    def resampled(self, n_bootstrap: int) -> list[float]:
         """The scores of bootstrap resamples: with one seed the same segments for every metric and system."""
         import numpy as np
 
         rows = np.array(self.rows, dtype="float32")  # as sacrebleu has it: its digits come from this width
         score = self.metric._compute_score_from_stats
-        return [score(rows[indices].sum(0)).score for indices in resamples(len(rows), n_bootstrap, seed)]
+        return [score(rows[indices].sum(0)).score for indices in _resamples(len(rows), n_bootstrap)]
 
     @property
     def signature(self) -> str:
@@ -106,22 +103,9 @@ def normalize_segment(text: str) -> str:
     return _LINE_BREAK.sub(" ", text).strip()
 
 
-def spacing_warning(scores: Sequence[Score], references: Sequence[str], tgt_lang: str) -> str | None:
-    """Which scores are near their worst for any translation: words without spaces, in a tokenizer that goes by them."""
-    letters = [char for text in references[:500] for char in text if char.isalpha()]
-    unspaced = sum(unicodedata.name(char, "").startswith(_UNSPACED_SCRIPTS) for char in letters)
-    spaced = [HEADINGS[each.metric] for each in scores if re.search("tok:13a|asian:no", each.signature)]
-    if 2 * unspaced <= len(letters) or not spaced:
-        return None
-    return (
-        f"{', '.join(spaced)}: no measure here, since a sentence counts as one word: the references have no spaces "
-        f"between words; take chrF2 (BLEU has tokenizers for zh, ja, ko; the target language is {tgt_lang!r})"
-    )
-
-
 def score_system(
     hypotheses: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: Sequence[str],
     *,
     tgt_lang: str,
     metrics: Iterable[Metric] = METRICS,
@@ -129,8 +113,8 @@ def score_system(
 ) -> tuple[list[Score], Score | None, Score]:
     """Score a system's output: by every metric, the mean of sentence BLEUs (None without BLEU), LLaMA-Factory's bleu-4.
 
-    `hypotheses` are detokenized, one string per segment in test-set order; `references` hold a sequence of as many for
-    each reference set; `n_bootstrap` resamples give the 95 % interval, which one segment has none of.
+    `hypotheses` and `references` are detokenized, one string per segment in test-set order; `n_bootstrap` resamples
+    give the 95 % interval, which one segment has none of.
 
     Raises PrerequisiteError: as load_metric.
 
@@ -142,7 +126,7 @@ def score_system(
     stats = {name: of_one for name, [of_one] in counted.items()}
     mean = _mean_sentence_bleu(stats["bleu"], tgt_lang) if "bleu" in stats else None
     scores = [_score(name, each, n_bootstrap) for name, each in stats.items()]
-    return scores, mean, llamafactory_bleu4(hypotheses, references[0])
+    return scores, mean, llamafactory_bleu4(hypotheses, references)
 
 
 def llamafactory_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -183,35 +167,34 @@ def load_metric(name: Metric, tgt_lang: str) -> Any:
 
 
 def sufficient_statistics(
-    name: Metric, tgt_lang: str, references: Sequence[Sequence[str]], systems: Sequence[Sequence[str]]
+    name: Metric, tgt_lang: str, references: Sequence[str], systems: Sequence[Sequence[str]]
 ) -> list[Statistics]:
     """A metric's statistics of each system's output; the references are counted once for all of them."""
     metric = load_metric(name, tgt_lang)
-    metric._ref_cache = metric._cache_references(references)
+    metric._ref_cache = metric._cache_references([references])
     rows = [metric._extract_corpus_statistics(hypotheses, None) for hypotheses in systems]
     metric._ref_cache = None  # it is a hundred times as large as the text
     return [Statistics(metric, of_system) for of_system in rows]
 
 
 def seed() -> int:
-    """The seed of all resampling: sacrebleu's, 12345, or what SACREBLEU_SEED says; a number drawn now for none."""
+    """The seed of all resampling: sacrebleu's, 12345, or what SACREBLEU_SEED says."""
     text = os.environ.get("SACREBLEU_SEED", "12345")
-    try:
-        return secrets.randbelow(1 << 32) if text.lower() == "none" else int(text)
-    except ValueError as error:
-        raise SpecError(f"SACREBLEU_SEED is {text!r}, expected an integer or none", "unset SACREBLEU_SEED") from error
+    if not text.isdecimal():
+        raise SpecError(f"SACREBLEU_SEED is {text!r}, expected a number", "unset SACREBLEU_SEED")
+    return int(text)
 
 
-def resamples(n_segments: int, n_bootstrap: int, seed: int) -> "Iterator[np.ndarray[Any, Any]]":
+def _resamples(n_segments: int, n_bootstrap: int) -> "Iterator[np.ndarray[Any, Any]]":
     """The indices of each bootstrap resample: sacrebleu's, but one at a time, so that memory does not grow."""
     import numpy as np
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed())
     for _ in range(n_bootstrap):
         yield random.choice(n_segments, size=n_segments, replace=True)
 
 
-def interval(resampled: Sequence[float]) -> tuple[float, float]:
+def _interval(resampled: Sequence[float]) -> tuple[float, float]:
     """Mean of resamples' scores and half the width of their 95 % interval, as sacrebleu takes them."""
     in_order = sorted(resampled)
     low = len(in_order) // 40
@@ -223,10 +206,10 @@ def interval(resampled: Sequence[float]) -> tuple[float, float]:
 def _score(name: Metric, stats: Statistics, n_bootstrap: int) -> Score:
     mean = half = ci95 = None
     if n_bootstrap > 1 and len(stats.rows) > 1:
-        mean, half = interval(stats.resampled(n_bootstrap, seed()))
+        mean, half = _interval(stats.resampled(n_bootstrap))
         ci95 = (mean - half, mean + half)
         stats.metric.n_bootstrap = n_bootstrap  # for the signature, as is the seed
-        stats.metric.seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+        stats.metric.seed = seed()
     return Score(
         metric=name,
         score=stats.score(),

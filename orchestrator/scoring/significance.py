@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.scoring.metrics import Statistics, higher_is_better
-from orchestrator.scoring.metrics import seed as default_seed
+from orchestrator.scoring.metrics import Statistics, higher_is_better, seed
 from orchestrator.specs.benchmark_spec import Metric
 
 if TYPE_CHECKING:
@@ -73,7 +72,6 @@ def paired_tests(
     n_comparisons: int | None = None,
     n_bootstrap: int = N_BOOTSTRAP,
     n_randomizations: int = N_RANDOMIZATIONS,
-    seed: int | None = None,
 ) -> list[PairedTest]:
     """Every system but the first against the first, by every metric; p values are corrected within a metric.
 
@@ -86,12 +84,11 @@ def paired_tests(
     """
     import numpy as np
 
-    seed = default_seed() if seed is None else seed
     m = max(n_comparisons or 1, len(names) - 1)
     tests: list[PairedTest] = []
     for metric, (baseline, *systems) in stats.items():
-        resampled = np.array(baseline.resampled(n_bootstrap, seed))
-        made = [_paired(baseline, system, resampled, n_randomizations, m, seed) for system in systems]
+        resampled = np.array(baseline.resampled(n_bootstrap))
+        made = [_paired(baseline, system, resampled, n_randomizations, m) for system in systems]
         corrected = holm([each["p_value"] for each in made], m)
         for name, test, p in zip(names[1:], made, corrected, strict=True):
             better = None
@@ -112,7 +109,7 @@ def holm(p_values: Sequence[float], n_comparisons: int | None = None) -> list[fl
 
 
 def _paired(
-    baseline: Statistics, system: Statistics, baseline_resampled: "Floats", trials: int, n_comparisons: int, seed: int
+    baseline: Statistics, system: Statistics, baseline_resampled: "Floats", trials: int, n_comparisons: int
 ) -> dict[str, Any]:
     import numpy as np
     from sacrebleu.significance import _compute_p_value as p_value
@@ -120,9 +117,9 @@ def _paired(
     scores = baseline.score(), system.score()
     observed = abs(scores[0] - scores[1])
     n_bootstrap = len(baseline_resampled)
-    differences = np.array(system.resampled(n_bootstrap, seed)) - baseline_resampled
+    differences = np.array(system.resampled(n_bootstrap)) - baseline_resampled
     sizes = abs(differences)
-    shuffled = _shuffled(baseline, system, trials, seed)
+    shuffled = _shuffled(baseline, system, trials)
     low = n_bootstrap // 40  # sacrebleu's bounds of 95 %
     in_order = sorted(map(float, differences))
     resampling_says_something = len(system.rows) > 1
@@ -140,7 +137,7 @@ def _paired(
     }
 
 
-def _shuffled(baseline: Statistics, system: Statistics, trials: int, seed: int) -> "Floats":
+def _shuffled(baseline: Statistics, system: Statistics, trials: int) -> "Floats":
     """The size of the difference when each segment's two outputs change sides by the toss of a coin, trial by trial."""
     import numpy as np
 
@@ -148,7 +145,7 @@ def _shuffled(baseline: Statistics, system: Statistics, trials: int, seed: int) 
     both, delta = a.sum(0) + b.sum(0), a - b
     differing = np.flatnonzero(delta.any(axis=1))  # the other segments change nothing
     score = baseline.metric._compute_score_from_stats
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed())
     # A multiple of 32 trials at a time: NumPy takes its coins 32 from a word, and drops a word's rest after each call.
     chunk = 32 * max(1, 2_000_000 // (32 * len(a)))
     sizes = []
