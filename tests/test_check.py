@@ -214,3 +214,12 @@ def test_a_broken_model_is_named_with_all_its_problems(root):
     found = findings(root, train={"use_cpu": True, "lora_target": "q_prj"})
     assert [(each.field, each.kind) for each in found] == [("model.name_or_path", "missing")] * 2
     assert "config.json is missing" in found[0].message and "is cut off" in found[1].message
+
+
+def test_slurm_s_programs_are_needed_for_a_job(root, monkeypatch):
+    monkeypatch.setenv("PATH", str(root))
+    finding = only(root, compute={"slurm": {}})
+    assert (finding.severity, finding.kind) == ("error", "missing") and "sbatch is not here" in finding.message
+    (root / "sbatch").write_text("#!/bin/sh\n")
+    (root / "sbatch").chmod(0o755)
+    assert findings(root, compute={"slurm": {}}) == []

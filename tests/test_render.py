@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import shipped
-from orchestrator.planning.plan import render_dataset_info, render_files
+from orchestrator.planning.plan import render_dataset_info, render_files, render_job
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import SlurmSpec
@@ -279,22 +279,13 @@ def test_a_site_s_own_script_has_to_carry_out_the_run(tmp_path):
         script(SlurmSpec(), [Path("/a")], tmp_path)
 
 
-def test_the_script_is_shown_and_without_slurm_there_is_nothing_to_submit_to(workshop):
-    spec = workshop.spec(compute={"slurm": {"gpus_per_node": 2}})
-    done = workshop.run("show", spec, "--file", "sbatch.sh")
-    assert done.code == 0 and "#SBATCH --gpus-per-node=2\n" in done.out and done.out.startswith("#!/bin/bash\n")
-    done = workshop.run("launch", spec, PATH=str(workshop.root))
-    assert done.code == 3 and "sbatch is not here" in done.err and "--set compute.slurm=null" in done.err
-    assert workshop.run_folders() == []
-
-
 # Golden files
 
 
 def render(spec: RunSpec) -> dict[str, str]:
     archives = ArchiveStore.from_environment(None)
     session = Session(Workspace(ROOT), PrerequisiteError("none"), Renderer(), archives, [ROOT / "dataset_info"])
-    return {**render_files(session, spec), **render_dataset_info(session, spec)}
+    return {**render_files(session, spec), **render_dataset_info(session, spec), **render_job(session, spec)}
 
 
 def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):
@@ -307,3 +298,5 @@ def test_the_reference_job_renders_byte_for_byte(monkeypatch, tmp_path):
     for name, text in files.items():
         assert text.encode() == (folder / name).read_bytes(), name
     assert render(load_spec(folder / "spec.yaml")) == render(spec)
+    job = render(spec.model_copy(update={"compute": spec.compute.model_copy(update={"slurm": SlurmSpec(nodes=2)})}))
+    assert "#SBATCH --nodes=2\n" in job["sbatch.sh"] and job.keys() - files.keys() == {"sbatch.sh"}
