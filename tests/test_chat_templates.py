@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import PrerequisiteError
 from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.chat_templates import (
     ChatTemplates,
@@ -88,22 +87,15 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
     bare = Installation(tmp_path / "cli", Path(sys.executable), None, {})
     assert read_templates(bare) == ChatTemplates()
     assert read_templates(Installation(bare.cli, bare.python, tmp_path, {})) == ChatTemplates()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "template.py").write_text("def (:")
-    with pytest.raises(PrerequisiteError, match=r"template\.py"):
-        read_templates(Installation(bare.cli, bare.python, tmp_path, {}))
 
 
 @pytest.mark.parametrize(
     ("name", "template", "reason"),
     [
         ("Owner/One-it", "plain", "lists One-it with plain"),
-        ("OWNER/one-IT", "plain", "lists one-IT with plain"),
         ("somebody/One-it", "plain", "lists One-it with plain"),  # a copy of it
-        ("Owner/One.5-it", "plain", "lists One.5-it"),
         ("Owner/Eye", "thinker", "lists Eye"),  # its group is multimodal: no mark is needed in the name
         ("Owner/One", None, "lists One as a base model"),
-        ("Other/Uno", None, "lists Uno as a base model"),
         ("Owner/Three", None, "lists Three as a base model"),
         ("somebody/One", None, "not clear: One is listed with no template and quick"),
         ("Else/One", "quick", "lists One with quick"),  # the owner tells them apart
@@ -120,11 +112,8 @@ def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, tem
     [
         ("One-it", {}, "plain", "lists One-it"),
         ("One___5-it", {}, "plain", "lists One___5-it"),  # as ModelScope names its folders
-        ("mine", {"_name_or_path": "Owner/One-it"}, "plain", "lists One-it"),
         ("mine", {"_name_or_path": "/data/models/One-it/"}, "plain", "lists One-it"),
-        ("mine", {"model_type": "llama"}, None, "lists no model mine"),
         ("mine", {"_name_or_path": 3}, None, "lists no model mine"),
-        ("One-it", {"_name_or_path": "Owner/One"}, "plain", "lists One-it"),  # a chat model names what it was made from
         ("Uno", {"_name_or_path": "Owner/One-it"}, None, "lists Uno as a base model"),
         ("One-it", {"_name_or_path": "Owner/Eye"}, "plain", "lists One-it with plain"),
     ],
@@ -141,11 +130,7 @@ def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
     folder = str(model(tmp_path, "One-it"))
     given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
     assert (given.template, reason) == ("plain", "LLaMA-Factory lists One-it with plain")
-    for spec in (
-        given,
-        ModelSpec(name_or_path=folder, template=None),
-        ModelSpec(name_or_path=folder, template="quick"),
-    ):
+    for spec in (given, *(ModelSpec(name_or_path=folder, template=each) for each in (None, "quick"))):
         assert resolve_template(spec, tmp_path, found) == (spec, "")
     unknown, reason = resolve_template(ModelSpec(name_or_path="a/b"), tmp_path, found)
     assert unknown.template is None and "lists no model b" in reason
@@ -158,9 +143,7 @@ def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
         ("chat_template.jinja", "{{ messages }}", True),
         ("tokenizer_config.json", '{"chat_template": "x"}', True),
         ("tokenizer_config.json", '{"chat_template": null}', False),
-        ("tokenizer_config.json", "[]", False),
-        ("tokenizer_config.json", "{", False),
-        ("README.md", "", False),
+        ("tokenizer_config.json", "[", False),
     ],
 )
 def test_a_tokenizer_s_own_chat_template_is_seen(name: str, text: str, there: bool, tmp_path: Path) -> None:

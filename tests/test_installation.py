@@ -40,30 +40,19 @@ def test_the_variable_names_the_program_its_folder_or_the_environment(
     cli = executable(tmp_path / "bin" / "llamafactory-cli", our_first_lines())
     monkeypatch.setenv(VARIABLE, str(tmp_path / named))
     assert find_installation().cli == cli
-
-
-def test_a_variable_that_leads_nowhere_is_an_error_not_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone"))
-    with pytest.raises(PrerequisiteError, match=f"{VARIABLE}=.*gone: no program"):
+    cli.unlink()
+    with pytest.raises(PrerequisiteError, match=f"{VARIABLE}=.*: no program"):
         find_installation()
 
 
-def test_no_command_anywhere_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(PrerequisiteError, match="llamafactory-cli not found") as error:
-        find_installation()
-    assert "pip install" in error.value.remedy and VARIABLE in error.value.remedy
-
-
-def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli = executable(tmp_path / "llamafactory-cli", our_first_lines())
+def test_the_command_on_path_is_found_or_else_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none" / "python"))
+    with pytest.raises(PrerequisiteError, match="llamafactory-cli not found") as error:
+        find_installation()
+    assert "pip install" in error.value.remedy and VARIABLE in error.value.remedy
+    cli = executable(tmp_path / "llamafactory-cli", our_first_lines())
     assert find_installation().cli == cli
 
 
@@ -71,7 +60,6 @@ def test_the_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     ("folder", "first_lines"),
     [
         ("env", "#!{python}\n"),
-        ("env", "#!/usr/bin/env {name}\n"),
         ("env", "#!/usr/bin/env -S {name} -u\n"),
         ("it's my env", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"),  # pip's, where a path has a blank
         ("env", "#!/bin/sh\n'''exec' {python} \"$0\" \"$@\"\n' '''\n"),
@@ -130,16 +118,3 @@ def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, m
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", our_first_lines())))
     found = find_installation()
     assert found.package == tmp_path / "site" / "llamafactory"
-
-
-def test_the_distribution_with_ktransformers_counts_as_llamafactory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = tmp_path / "site" / "llamafactory_kt-9.9.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llamafactory-kt\nVersion: 9.9\n")
-    bare = executable(tmp_path / "python", f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", f"#!{bare}\n")))
-    found = find_installation()
-    assert (found.package, found.versions) == (None, {"llamafactory": "9.9"})

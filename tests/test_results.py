@@ -64,7 +64,8 @@ def test_the_test_set_can_be_named_with_its_split(place):
             add_benchmark(place, GOOD, of=of, testset=testset, split=split, metrics=("chrf",))
     for testset, folder in ((None, "news-test"), ("toy", "toy-valid"), ("toy:test", "toy-test")):
         assert found(place, "demo@base", "demo", testset=testset) == [f"base-{folder}", f"output-{folder}"]
-    assert "wmt14" in found(place, "demo@base", "demo", testset="sacrebleu:wmt14-en-de:test")[0]
+    for testset in ("sacrebleu:wmt14-en-de", "sacrebleu:wmt14-en-de:test"):
+        assert "wmt14" in found(place, "demo@base", "demo", testset=testset)[0]
     with pytest.raises(SpecError) as error:
         found(place, "demo@base", "demo", testset="tiy:test")
     assert "demo@base has no complete benchmark of tiy:test; did you mean 'toy'?" in error.value.message

@@ -284,16 +284,12 @@ def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -
 
 def _fetch(name: str, archive: Archive, target: Path) -> None:
     from http.client import HTTPException  # here: seldom needed, and slow to import
-    from urllib.error import HTTPError
     from urllib.request import urlopen
 
     log.info("fetching %s (%.1f MB) from %s", name, archive.size_bytes / 1e6, archive.url)
     try:
         with urlopen(archive.url, timeout=60) as answer:
             data = answer.read(archive.size_bytes + 1)
-    except HTTPError as error:
-        error.close()  # it holds the connection
-        raise
     except HTTPException as error:
         raise ValueError(str(error)) from error
     if (found := hashlib.sha256(data).hexdigest()) != archive.sha256:
