@@ -53,10 +53,7 @@ class Sums(Part):
 
 
 class FileSplit(Part):
-    """Two text files, line N of one being the translation of line N of the other.
-
-    They are in the folder of the entry, with these checksums, or else members of an archive.
-    """
+    """Two parallel text files in the folder of the entry, with these checksums, or else members of an archive."""
 
     source: InsidePath
     target: InsidePath
@@ -125,10 +122,7 @@ class ArchiveStore:
         return cls(from_folder or (expanded(given) if given else None), cache_folder() / "archives")
 
     def path(self, name: str, archive: Archive) -> Path:
-        """A verified archive, fetched into the cache where it is not on this machine.
-
-        Raises PrerequisiteError: it cannot be fetched or read, or it is another file.
-        """
+        """A verified archive, fetched where it is not here; PrerequisiteError: it can't be had, or is another file."""
         remedy = f"put {name} into a folder and name it: --from DIR, or ORCHESTRATOR_ARCHIVES=DIR in the environment"
         path = self.cache / archive.sha256 / name
         if self.from_folder is not None and (given := self.from_folder / name).exists():
@@ -173,8 +167,7 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
 def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> ParallelText:
     """Read one split of a dataset, checked against the entry's checksums and number of pairs.
 
-    Raises SpecError: no such split; the texts are not UTF-8, not parallel, or not what the entry says;
-    PrerequisiteError: a file or an archive is missing, is another one, or cannot be had.
+    Raises SpecError: it is not as the entry says; PrerequisiteError: a file or an archive is another one or not there.
     """
     splits, known = dataset.entry.splits, dataset.entry.archives
     if split not in splits:
@@ -236,10 +229,7 @@ def prompt(instruction: str, source: str) -> str:
 
 
 def write_training_file(text: ParallelText, instruction: str, path: Path) -> None:
-    """Write a text as the file that LLaMA-Factory trains on: alpaca records, a JSON object per line.
-
-    Pure ASCII, so that no reader's locale or idea of a line end matters. OSError where it cannot be written.
-    """
+    """Write a text as alpaca records, a JSON object per line: ASCII, so that no reader's idea of a line end matters."""
     pairs = zip(text.sources, text.references, strict=True)
     records = ({"instruction": instruction, "input": source, "output": reference} for source, reference in pairs)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -161,10 +161,7 @@ def entry_yaml(entry: LlamaFactoryEntry) -> str:
 
 
 def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
-    """The local files of a dataset, in the order of their names; none where LLaMA-Factory takes it from elsewhere.
-
-    Raises PrerequisiteError: there is no file, or one that is not a regular file.
-    """
+    """The local files of a dataset by name, none where it is elsewhere; PrerequisiteError: one is no regular file."""
     path = dataset.local_path
     if path is None or dataset.info.source()[0] == "script_url":
         return []
@@ -176,10 +173,7 @@ def find_files(dataset: LlamaFactoryDataset) -> list[Path]:
 
 
 def files_sha256(dataset: LlamaFactoryDataset, files: Sequence[Path]) -> str:
-    """Hash of a file; of a folder's files, that of the lines that sha256sum prints for them.
-
-    Raises PrerequisiteError: one cannot be read.
-    """
+    """Hash of a file; of a folder's files, that of the lines that sha256sum prints for them. PrerequisiteError."""
     if dataset.local_path in files:
         return file_sha256(files[0])
     lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)

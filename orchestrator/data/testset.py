@@ -111,12 +111,10 @@ def entry_of_files(
     target_lang: str | None = None,
     instruction: str | None = None,
 ) -> tuple[str, Path]:
-    """Make an entry in the cache of two texts, line N of one being the translation of line N of the other.
+    """Make an entry in the cache of two parallel texts; returns its name, and its folder, which is like dataset_info/.
 
-    It has copies of the lines that have text on both sides. A language that is not given is the file's ending, where
-    that is a language's code (test.en), else that of `like`; so is the instruction. Returns the entry's name, and its
-    folder, to be looked into like dataset_info/. Raises SpecError: a language or the instruction is missing, or they
-    are no parallel UTF-8 texts; PrerequisiteError: a file cannot be read, or the cache cannot be written.
+    A language that is not given is the file's ending (test.en), else that of `like`; so is the instruction. Raises
+    SpecError: one is missing, or they are no parallel UTF-8 texts; PrerequisiteError: one cannot be read, or written.
     """
     text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
     if not text.sources:

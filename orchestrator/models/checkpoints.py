@@ -19,7 +19,6 @@ from orchestrator.models.model_files import read_header, weight_problems
 
 SENTINEL = "checkpoint-is-incomplete.txt"  # transformers' trainer_jit_checkpoint.py
 CHECKPOINT_LABEL = re.compile(r"checkpoint-([0-9]+)")
-# One that can't be resumed from, though it is complete otherwise.
 _ONLY_MODEL = "it holds no optimizer state (save_only_model): it can be served, not resumed from"
 
 
@@ -47,7 +46,7 @@ class Inspected:
 def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
     """Look at a checkpoint-N; SpecError where the folder's name is another one.
 
-    Of several machines, `ranks` are the processes on this one: the others' random states are not needed here.
+    `ranks`: of several machines, the processes on this one, whose random states have to be here.
     """
     match = CHECKPOINT_LABEL.fullmatch(folder.name)
     if match is None:

@@ -44,10 +44,7 @@ def model_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file, in hex; one with the path, size, time of change and inode that it had is not read again.
-
-    Raises PrerequisiteError: it cannot be read, or was written to meanwhile.
-    """
+    """Hash of a file, in hex, remembered by its state; PrerequisiteError: it can't be read, or was written to."""
     try:
         path = path.resolve(strict=True)  # in the hub's cache a link to what has its hash as its name
         state = _state(path)

@@ -20,9 +20,9 @@ _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.
 
 
 def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> Path | None:
-    """The folder of a model or adapter on this machine, or None for a hub id that is not in the local cache.
+    """The folder of a model or adapter, relative to `root`, or of a hub id in the local cache, where None: not there.
 
-    A relative folder is one below `root`, the workspace. SpecError where it is neither a folder nor a hub id.
+    SpecError where it is neither a folder nor a hub id.
     """
     try:
         path = root / expanded(name_or_path)

@@ -36,11 +36,11 @@ def read_templates(installation: Installation) -> ChatTemplates:
     path = installation.package / "data" / "template.py" if installation.package else None
     if path is None or not path.is_file():
         return ChatTemplates()
-    return _read(path, path.stat().st_mtime_ns)
+    return _read(path)
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, changed: int) -> ChatTemplates:
+def _read(path: Path) -> ChatTemplates:
     module, lines = parse_source(path)
     classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
     thinking = {_THINKS, *(node.name for node in classes if _THINKS in map(ast.unparse, node.bases))}
@@ -57,7 +57,7 @@ def _read(path: Path, changed: int) -> ChatTemplates:
 def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> tuple[str | None, str]:
     """The template that LLaMA-Factory lists a model with, and how it was found, or why not.
 
-    `folder` has the model's files; None where they are not on this machine.
+    The first of its names that is listed counts. `folder` has its files; None where they are not on this machine.
     """
     for name in _names(name_or_path, folder):
         key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct

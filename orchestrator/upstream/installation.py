@@ -37,16 +37,14 @@ _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the envir
 
 @dataclass(frozen=True)
 class Installation:
-    """Where a program is and what stands beside it."""
+    """A program, the Python that runs it, and the versions of what decides its results."""
 
     cli: Path
     """llamafactory-cli or vllm, absolute; links are left as they are, since a venv is found by its own path."""
     python: Path
-    """The Python that runs it."""
     package: Path | None
     """Folder of the package llamafactory or vllm. None: that Python has none."""
     versions: dict[str, str]
-    """Of what decides its results, by distribution."""
     python_version: str = ""
     cuda: dict[str, str] = field(default_factory=dict)
     """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
@@ -110,8 +108,7 @@ def ask(
 ) -> Any:
     """The answer of scripts/SCRIPT.py in a Python, which gets the question: JSON both, the answer as the last line.
 
-    Importing LLaMA-Factory takes 8 s on a slow machine, the time-out included. `environment` is set beside our own.
-    Raises AskError: there is no answer.
+    `environment` is set beside our own. Raises AskError: there is no answer.
     """
     argv = [str(python), str(SCRIPTS / f"{script}.py")]
     try:

@@ -34,10 +34,7 @@ class ChatPrompt:
 
 
 def find_vllm() -> Installation:
-    """The vLLM that ORCHESTRATOR_VLLM names.
-
-    Raises PrerequisiteError: it is not set, or there is no vLLM where it points.
-    """
+    """The vLLM that ORCHESTRATOR_VLLM names; PrerequisiteError where it is not set, or there is none."""
     cli = program_named(VARIABLE, "vllm")
     if cli is None:
         raise PrerequisiteError(f"serve.backend is vllm but {VARIABLE} is not set", _REMEDY)
@@ -59,11 +56,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def argument_words(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as words of `vllm serve`: {"max_model_len": 512, "enforce_eager": False} -> --max-model-len 512
-    --no-enforce-eager.
-
-    A mapping is JSON, a list one word for each item. Whether vLLM takes them, parser_refusal says.
-    """
+    """Arguments as words of `vllm serve`: {"max_len": 5, "eager": False} -> --max-len 5 --no-eager; mappings as JSON."""
     words: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
@@ -81,19 +74,15 @@ def argument_words(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def parser_refusal(vllm: Installation, words: Sequence[str]) -> str:
-    """What vLLM's parser says to a command line, the model first, that it refuses; '' where it takes it.
-
-    Raises AskError: vLLM cannot be imported, or is of a release that has its parser elsewhere.
-    """
+    """What vLLM's parser says to a command line, the model first, that it refuses; '' where it takes it. AskError."""
     return str(ask(vllm.python, "vllm_arguments", list(words), timeout_s=180))
 
 
 def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> ChatPrompt:
-    """The prompt of training for a model, of which `arguments` has LLaMA-Factory's.
+    """The prompt of training for a model, of which `arguments` has LLaMA-Factory's, by LLaMA-Factory's own functions.
 
-    LLaMA-Factory makes it, and its token ids are compared with those of training, except of tools, images, and thoughts
-    in earlier answers. Raises StageError: LLaMA-Factory cannot load the tokenizer; or no Jinja template gives the same
-    prompt for this model.
+    Token ids are compared, except of tools, images, and thoughts in earlier answers. Raises StageError: it cannot load
+    the tokenizer, or no Jinja template gives the same prompt.
     """
     try:
         answer = ask(installation.python, "chat_prompt", dict(arguments), timeout_s=300)

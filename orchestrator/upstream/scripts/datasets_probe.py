@@ -27,14 +27,11 @@ def probe(
     """Convert and tokenize the first `limit` records of `dataset` and `eval_dataset` for the stage of the training.
 
     Takes what LLaMA-Factory's get_train_args gives, and raises its errors. Returns by name of the dataset:
-        from: file, hf_hub, ms_hub, om_hub, cloud_file or script; None where the dataset is not known.
+        from: LLaMA-Factory's load_from; None where the dataset is not known.
         read, kept: how many records were read, and how many of these are trained on.
-        problems: {record, message, fatal}. record: its number from 1, if it is of one. fatal: the training would end
-            there; otherwise the record is left out of it.
-        tokens: {min, median, max} of the kept ones, before they are cut.
-        over_cutoff: how many of these are longer than cutoff_len.
-        first: {text: [[text, is trained on], ...]}, the first one kept, cut to cutoff_len. Of two answers the rejected
-            one is under `rejected`.
+        problems: {record: from 1, or None, message, fatal: the training would end there, or else leaves it out}.
+        tokens: {min, median, max} of the kept ones, before they are cut; over_cutoff: how many are cut.
+        first: {text: [[text, is trained on], ...]}, the first one kept, cut; of two answers the other as `rejected`.
     """
     datasets.disable_progress_bars()
     data_args = copy.copy(data_args)
