@@ -71,19 +71,12 @@ def model(root: Path, name: str, **config: object) -> Path:
     return root / name
 
 
-def test_what_the_module_itself_registers_is_read(templates: ChatTemplates) -> None:
+def test_what_the_module_itself_registers_is_read(templates):
     assert templates.names.keys() == {"plain", "thinker", "quick"}
     assert templates.reasoning == {"thinker", "quick"}
 
 
-def test_an_upgrade_is_seen(tmp_path: Path) -> None:
-    found = installation(tmp_path)
-    assert "plain" in read_templates(found).names and found.package is not None
-    (found.package / "data" / "template.py").write_text('register_template(name="new")\n')
-    assert read_templates(found).names.keys() == {"new"}
-
-
-def test_without_source_nothing_is_known(tmp_path: Path) -> None:
+def test_without_source_nothing_is_known(tmp_path):
     bare = Installation(tmp_path / "cli", Path(sys.executable), None, {})
     assert read_templates(bare) == ChatTemplates()
     assert read_templates(Installation(bare.cli, bare.python, tmp_path, {})) == ChatTemplates()
@@ -102,7 +95,7 @@ def test_without_source_nothing_is_known(tmp_path: Path) -> None:
         ("somebody/One-it-tuned", None, "lists no model One-it-tuned"),
     ],
 )
-def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, templates: ChatTemplates) -> None:
+def test_a_hub_id_is_looked_up(name, template, reason, templates):
     found = suggest_template(name, None, templates)
     assert found[0] == template and reason in found[1]
 
@@ -118,14 +111,12 @@ def test_a_hub_id_is_looked_up(name: str, template: str | None, reason: str, tem
         ("One-it", {"_name_or_path": "Owner/Eye"}, "plain", "lists One-it with plain"),
     ],
 )
-def test_a_folder_is_known_by_its_name_or_by_its_configuration(
-    folder: str, config: dict[str, object], template: str | None, reason: str, tmp_path: Path, templates: ChatTemplates
-) -> None:
+def test_a_folder_is_known_by_its_name_or_by_its_configuration(folder, config, template, reason, tmp_path, templates):
     found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
     assert found[0] == template and reason in found[1]
 
 
-def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
+def test_only_a_template_that_is_left_out_is_found(tmp_path):
     found = installation(tmp_path)
     folder = str(model(tmp_path, "One-it"))
     given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
@@ -146,12 +137,12 @@ def test_only_a_template_that_is_left_out_is_found(tmp_path: Path) -> None:
         ("tokenizer_config.json", "[", False),
     ],
 )
-def test_a_tokenizer_s_own_chat_template_is_seen(name: str, text: str, there: bool, tmp_path: Path) -> None:
+def test_a_tokenizer_s_own_chat_template_is_seen(name, text, there, tmp_path):
     (tmp_path / name).write_text(text)
     assert has_chat_template(tmp_path) is there
 
 
-def test_the_real_installation_knows_well_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_installation_knows_well_known_models(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     templates = read_templates(find_installation())
     assert {"default", "empty", "qwen", "llama3", "alpaca"} <= templates.names.keys() and len(templates.names) > 100

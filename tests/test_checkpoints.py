@@ -60,20 +60,13 @@ def test_a_checkpoint_as_the_trainer_leaves_it_is_complete(run, make):
 def test_a_file_that_is_missing_or_cut_off_anywhere_is_named(run, name):
     folder = checkpoint(run, 100)
     content = (folder / name).read_bytes()
-    for length in {*range(0, len(content), 7), len(content) - 1}:
+    n_bytes = len(content.rstrip())  # without a line end JSON says the same
+    for length in {*range(0, n_bytes, 7), n_bytes - 1}:
         (folder / name).write_bytes(content[:length])
-        if not (name.endswith(".json") and says_the_same(content[:length], content)):  # all that is gone is white space
-            assert name in problem(folder)
+        assert name in problem(folder)
     assert (not weight_problems(folder)) is (not name.startswith("adapter"))
     (folder / name).unlink()
     assert inspect(folder).problems
-
-
-def says_the_same(some: bytes, other: bytes) -> bool:
-    try:
-        return bool(json.loads(some) == json.loads(other))
-    except ValueError:
-        return False
 
 
 @pytest.mark.parametrize("step", [99, None, "100"])

@@ -20,7 +20,6 @@ from orchestrator.data.datasets import (
     load_entry,
     load_split,
     normalize,
-    prompt,
     read_members,
     sample_pairs,
     text_sha256,
@@ -207,30 +206,6 @@ def test_the_training_file_has_a_record_for_each_pair_in_plain_ascii(tmp_path):
     assert path.read_bytes().isascii()
     records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     assert records == [{"instruction": INSTRUCTION, "input": text, "output": f"T {text}"} for text in HARD_SENTENCES]
-
-
-READ_AS_LLAMAFACTORY = """
-import json, sys
-from types import SimpleNamespace
-from datasets import load_dataset
-from llamafactory.data.converter import AlpacaDatasetConverter
-names = ["history", "kto_tag", "system", "tools", "images", "videos", "audios"]
-columns = SimpleNamespace(prompt="instruction", query="input", response="output", ranking=False, **dict.fromkeys(names))
-convert = AlpacaDatasetConverter(columns, None)
-rows = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[2])
-for row in map(convert, rows):
-    print(json.dumps([row["_prompt"][0]["content"], row["_response"][0]["content"]]))
-"""
-
-
-@pytest.mark.integration
-def test_llamafactory_reads_the_prompt_that_a_benchmark_sends(llamafactory, tmp_path):
-    """Training and benchmark put the same user turn to the model, whatever the sentence holds."""
-    write_training_file(parallel(HARD_SENTENCES), INSTRUCTION, tmp_path / "train.jsonl")
-    done = llamafactory.run(READ_AS_LLAMAFACTORY, tmp_path / "train.jsonl", tmp_path / "cache", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert found == [[prompt(INSTRUCTION, source), f"T {source}"] for source in HARD_SENTENCES]
 
 
 # Archives

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from orchestrator.data.datasets import prompt
 from orchestrator.upstream.installation import SCRIPTS
 
 pytestmark = pytest.mark.integration
@@ -32,9 +33,13 @@ def turns(*values, **others):
     return {"conversations": [{"from": role, "value": value} for role, value in pairs], **others}
 
 
+HARD = ' a\u2028b\x85 "größer" \\ {{ x }} \r😀 '
+
+
 # name: records or the file's text, stage, entry
 KEPT = {
     "alpaca": ([ALPACA] * 3, "sft", {}),
+    "instruction and input": ([{"instruction": "Translate.", "input": HARD, "output": "Hello."}], "sft", {}),
     "alpaca in ppo": ([ALPACA], "ppo", {}),
     "texts": (["a text", "another"], "pt", {"columns": {"prompt": "text"}}),
     "sharegpt": ([TURNS, turns(("system", "s"), ("human", "a"), ("gpt", "b"))], "sft", SHAREGPT),
@@ -149,6 +154,15 @@ ASSISTANT = [["<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n", Fa
     ("name", "first"),
     [
         ("part of a split", {"text": ASSISTANT}),
+        (  # the user's turn that a benchmark sends
+            "instruction and input",
+            {
+                "text": [
+                    [f"<|im_start|>user\n{prompt('Translate.', HARD)}<|im_end|>\n<|im_start|>assistant\n", False],
+                    ["Hello.<|im_end|>\n", True],
+                ]
+            },
+        ),
         ("texts", {"text": [["a text<|im_end|>", True]]}),
         ("alpaca in ppo", {"text": ASSISTANT[:1]}),
         (

@@ -23,7 +23,7 @@ def fake_python(path: Path) -> Path:
     return executable(path, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
 
 
-def test_the_command_beside_our_python_is_found_with_its_package_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_beside_our_python_is_found_with_its_package_and_versions(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     found = find_installation()
     assert found.cli == Path(sys.executable).parent / "llamafactory-cli"
@@ -34,9 +34,7 @@ def test_the_command_beside_our_python_is_found_with_its_package_and_versions(mo
 
 
 @pytest.mark.parametrize("named", ["bin/llamafactory-cli", "bin", "."])
-def test_the_variable_names_the_program_its_folder_or_the_environment(
-    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_the_program_its_folder_or_the_environment(named, tmp_path, monkeypatch):
     cli = executable(tmp_path / "bin" / "llamafactory-cli", our_first_lines())
     monkeypatch.setenv(VARIABLE, str(tmp_path / named))
     assert find_installation().cli == cli
@@ -45,7 +43,7 @@ def test_the_variable_names_the_program_its_folder_or_the_environment(
         find_installation()
 
 
-def test_the_command_on_path_is_found_or_else_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_on_path_is_found_or_else_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none" / "python"))
@@ -66,9 +64,7 @@ def test_the_command_on_path_is_found_or_else_how_to_get_one(tmp_path: Path, mon
         ("env", "#!/bin/sh\n'''exec' \"$(dirname -- \"$(realpath -- \"$0\")\")\"/'{name}' \"$0\" \"$@\"\n' '''\n"),
     ],
 )
-def test_the_python_is_the_one_that_the_command_runs_with(
-    folder: str, first_lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_is_the_one_that_the_command_runs_with(folder, first_lines, tmp_path, monkeypatch):
     python = fake_python(tmp_path / folder / "python3.99")
     text = first_lines.format(python=python, name=python.name)
     cli = executable(tmp_path / folder / "llamafactory-cli", text)
@@ -79,9 +75,7 @@ def test_the_python_is_the_one_that_the_command_runs_with(
     assert found.note == ""
 
 
-def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(tmp_path, monkeypatch):
     python = fake_python(tmp_path / "python")
     monkeypatch.setenv(VARIABLE, str(executable(tmp_path / "llamafactory-cli", "#!/bin/sh\nexec true\n")))
     found = find_installation()
@@ -98,9 +92,7 @@ def test_a_command_that_hides_its_python_gets_the_one_beside_it_and_a_note(
     ],
     ids=["gone", "fails", "talks"],
 )
-def test_a_python_that_does_not_work_is_named(
-    python: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_python_that_does_not_work_is_named(python, expected, tmp_path, monkeypatch):
     path = tmp_path / "env" / "python3"
     if python is not None:
         executable(path, python)
@@ -110,7 +102,7 @@ def test_a_python_that_does_not_work_is_named(
     assert str(path) in error.value.message
 
 
-def test_looking_around_imports_neither_torch_nor_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_around_imports_neither_torch_nor_transformers(tmp_path, monkeypatch):
     for name in ("llamafactory", "transformers", "torch"):
         (tmp_path / "site" / name).mkdir(parents=True)
         (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('imported')\n")

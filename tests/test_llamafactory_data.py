@@ -151,8 +151,13 @@ def absolute(raw, dataset_dir):
     return raw | {key: str(dataset_dir / raw[key]) for key in ("file_name", "script_url") if key in raw}
 
 
-def test_every_published_entry_comes_through_unchanged(tmp_path):
-    for name, raw in PUBLISHED.items():
+def test_every_published_entry_and_every_key_comes_through_unchanged(tmp_path):
+    every = {
+        "script_url": "here", "subset": "s", "split": "train[:5]", "folder": "f", "num_samples": 7,
+        "formatting": "openai", "ranking": True, "columns": dict.fromkeys(get_args(Column), "c"),
+        "tags": dict.fromkeys(get_args(Tag), "t"),
+    }  # fmt: skip
+    for name, raw in {**PUBLISHED, "every": every}.items():
         assert through_a_file(name, raw, tmp_path / "data", tmp_path / "x") == absolute(raw, tmp_path / "data")
 
 
@@ -237,43 +242,21 @@ def test_large_files_are_not_read(tmp_path, monkeypatch):
     assert count_records([file, write(tmp_path / "y.txt", "a")]) is None
 
 
-ATTRIBUTES = """
-import json, sys
+DEFAULTS = """
+import json
 from dataclasses import asdict
-from llamafactory.data.parser import DatasetAttr, get_dataset_list
-for folder in sys.argv[1:]:
-    names = list(json.load(open(folder + "/dataset_info.json")))
-    found = {name: asdict(attributes) for name, attributes in zip(names, get_dataset_list(names, folder))}
-    print("ATTRIBUTES " + json.dumps(found))
+from llamafactory.data.parser import DatasetAttr
 print("DEFAULTS " + json.dumps(asdict(DatasetAttr("file", "x"))))
 """
 
 
 @pytest.mark.integration
-def test_llamafactory_takes_the_rendered_entries_for_the_original_ones(llamafactory, tmp_path):
-    """Its own parser, on all published entries and some more; and its defaults are ours."""
-    every = {
-        "script_url": "here", "subset": "s", "split": "train[:5]", "folder": "f", "num_samples": 7,
-        "formatting": "openai", "ranking": True, "columns": dict.fromkeys(get_args(Column), "c"),
-        "tags": dict.fromkeys(get_args(Tag), "t"),
-    }  # fmt: skip
-    original = {**PUBLISHED, "every": every}
-    rendered = {name: through_a_file(name, raw, tmp_path / "a", tmp_path / "x") for name, raw in original.items()}
-    for folder, infos in (("a", original), ("b", rendered)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "dataset_info.json").write_text(json.dumps(infos), "utf-8")
-    done = llamafactory.run(ATTRIBUTES, tmp_path / "a", tmp_path / "b", cwd=tmp_path)
+def test_keys_and_defaults_are_those_of_llamafactory(llamafactory, tmp_path):
+    done = llamafactory.run(DEFAULTS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line.partition(" ")[::2] for line in done.stdout.splitlines() if line.startswith(("ATTR", "DEF"))]
-    (_, one), (_, other), (_, defaults) = ((kind, json.loads(text)) for kind, text in lines)
-    assert len(one) == len(original) == 105
-    for attributes in one.values():
-        if attributes["load_from"] in ("file", "script"):
-            attributes["dataset_name"] = str(tmp_path / "a" / attributes["dataset_name"])
-    assert other == one
+    defaults = json.loads(done.stdout.partition("DEFAULTS ")[2])
     names = {*get_args(Column), *get_args(Tag)}
     assert names <= set(defaults)
     assert set(defaults) - names - {"load_from", "dataset_name"} <= set(DatasetInfo.model_fields)
-    for name, field in DatasetInfo.model_fields.items():
-        if name in defaults:
-            assert field.default == defaults[name]
+    for name in DatasetInfo.model_fields.keys() & defaults.keys():
+        assert DatasetInfo.model_fields[name].default == defaults[name]

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ CACHE_VARIABLES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def test_a_folder_is_found_relative_absolute_and_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_found_relative_absolute_and_at_home(tmp_path, monkeypatch):
     folder = model_folder(tmp_path / "models" / "tiny")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("models/tiny", str(folder), "~/models/tiny", "./models/tiny"):
@@ -38,7 +37,7 @@ def test_a_folder_is_found_relative_absolute_and_at_home(tmp_path: Path, monkeyp
         ("tiny-llama/config.json", "is a file"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_no_hub_id(name: str, expected: str, tmp_path: Path) -> None:
+def test_a_path_that_leads_nowhere_is_no_hub_id(name, expected, tmp_path):
     model_folder(tmp_path / "tiny-llama")
     with pytest.raises(SpecError, match=expected):
         locate_model(name, tmp_path)
@@ -48,9 +47,7 @@ def test_a_path_that_leads_nowhere_is_no_hub_id(name: str, expected: str, tmp_pa
     ("variable", "below"),
     [("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
 )
-def test_a_hub_id_is_found_in_the_local_cache(
-    variable: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_is_found_in_the_local_cache(variable, below, tmp_path, monkeypatch):
     for name in CACHE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
@@ -63,7 +60,7 @@ def test_a_hub_id_is_found_in_the_local_cache(
     assert locate_model("Owner/Name", tmp_path, "other") is locate_model("Owner/Other", tmp_path) is None
 
 
-def test_complete_folders_have_no_problems(tmp_path: Path) -> None:
+def test_complete_folders_have_no_problems(tmp_path):
     model, adapter = model_folder(tmp_path / "one"), adapter_folder(tmp_path / "adapter")
     assert model_problems(model) == model_problems(sharded_folder(tmp_path / "two")) == []
     assert adapter_problems(adapter) == weight_problems(adapter) == []
@@ -83,7 +80,7 @@ def test_complete_folders_have_no_problems(tmp_path: Path) -> None:
         ("model.safetensors", None, "has no weights"),
     ],
 )
-def test_each_missing_or_damaged_part_is_named(name: str, content: str | None, expected: str, tmp_path: Path) -> None:
+def test_each_missing_or_damaged_part_is_named(name, content, expected, tmp_path):
     folder = model_folder(tmp_path / "tiny")
     (folder / name).unlink()
     if content is not None:
@@ -92,7 +89,7 @@ def test_each_missing_or_damaged_part_is_named(name: str, content: str | None, e
     assert expected in problem
 
 
-def test_what_is_wrong_with_shards_is_named(tmp_path: Path) -> None:
+def test_what_is_wrong_with_shards_is_named(tmp_path):
     folder = sharded_folder(tmp_path / "tiny")
     (folder / FIRST).unlink()
     os.truncate(folder / SECOND, (folder / SECOND).stat().st_size - 1)
@@ -105,7 +102,7 @@ def test_what_is_wrong_with_shards_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 7, "", ".."])
-def test_an_index_cannot_point_out_of_its_folder(name: object, tmp_path: Path) -> None:
+def test_an_index_cannot_point_out_of_its_folder(name, tmp_path):
     folder = sharded_folder(tmp_path / "tiny")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
     (problem,) = model_problems(folder)
@@ -114,7 +111,7 @@ def test_an_index_cannot_point_out_of_its_folder(name: object, tmp_path: Path) -
     assert model_problems(folder) == []  # one file goes before an index
 
 
-def test_pickled_weights_are_left_alone(tmp_path: Path) -> None:
+def test_pickled_weights_are_left_alone(tmp_path):
     folder, adapter = model_folder(tmp_path / "tiny"), adapter_folder(tmp_path / "adapter")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
@@ -125,12 +122,12 @@ def test_pickled_weights_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["all", "q_proj", " q_proj , v_proj ", ["q_proj"], "self_attn.q_proj", "lm_head", MODULES[1]]
 )
-def test_targets_that_the_model_has_pass(target: str | list[str], tmp_path: Path) -> None:
+def test_targets_that_the_model_has_pass(target, tmp_path):
     assert lora_target_problem(target, model_folder(tmp_path / "tiny")) is None
 
 
 @pytest.mark.parametrize("target", ["q_prj", "q_proj,q_prj", "proj", "norm", "all,q_proj", ""])
-def test_targets_that_the_model_lacks_are_named_with_those_that_it_has(target: str, tmp_path: Path) -> None:
+def test_targets_that_the_model_lacks_are_named_with_those_that_it_has(target, tmp_path):
     problem = lora_target_problem(target, model_folder(tmp_path / "tiny"))
     assert problem is not None and problem.endswith("it has embed_tokens, lm_head, q_proj, v_proj")
     assert ("did you mean 'q_proj'" in problem) is ("q_prj" in target)
@@ -149,7 +146,7 @@ def entry(**changes: Any) -> dict[str, Any]:
     return {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
 
 
-def test_a_header_gives_names_types_and_shapes(tmp_path: Path) -> None:
+def test_a_header_gives_names_types_and_shapes(tmp_path):
     numpy, library = pytest.importorskip("numpy"), pytest.importorskip("safetensors.numpy")
     path = tmp_path / "x.safetensors"
     tensors = {"a": numpy.zeros((2, 3), numpy.float16), "b": numpy.zeros((), numpy.int64)}
@@ -173,7 +170,7 @@ def test_a_header_gives_names_types_and_shapes(tmp_path: Path) -> None:
     ],
     ids=lambda value: repr(value)[:24],
 )
-def test_what_is_no_complete_safetensors_file_is_named(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_what_is_no_complete_safetensors_file_is_named(content, expected, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed(entry()) + bytes(4))
     read_header(path)

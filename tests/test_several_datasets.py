@@ -61,10 +61,3 @@ def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
         ("toy", "train", "eval", 4),
     ]
     assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def test_a_file_of_data_that_is_not_there_is_an_error_before_a_run_folder_is_made(workshop):
-    entry(workshop, "toy", {}, []).unlink()
-    done = workshop.run("launch", workshop.spec(dataset="toy", benchmark=None))
-    assert done.code == 3 and "toy.jsonl" in done.err, done.err
-    assert workshop.run_folders() == []

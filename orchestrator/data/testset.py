@@ -114,7 +114,7 @@ def entry_of_files(
     """Make an entry in the cache of two parallel texts; returns its name, and its folder, which is like dataset_info/.
 
     A language that is not given is the file's ending (test.en), else that of `like`; so is the instruction. Raises
-    SpecError: one is missing, or they are no parallel UTF-8 texts; PrerequisiteError: one cannot be read, or written.
+    SpecError: one is missing, or they are no parallel UTF-8 texts; PrerequisiteError: one cannot be read.
     """
     text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
     if not text.sources:
@@ -134,12 +134,9 @@ def entry_of_files(
     copies = dict(zip((f"{name}/source.txt", f"{name}/reference.txt"), texts, strict=True))
     description = f"{source.name} and {reference.name}, given on the command line"
     entry = quoted_yaml(_entry(description, given, copies, len(text.sources)))
-    try:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():
-            atomic_write(folder / file, content)
-    except OSError as error:
-        raise PrerequisiteError(f"{folder} cannot be written: {error.strerror}") from error
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for file, content in {**copies, f"{name}.yaml": entry.encode()}.items():
+        atomic_write(folder / file, content)
     return name, folder
 
 

@@ -56,7 +56,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def argument_words(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as words of `vllm serve`: {"max_len": 5, "eager": False} -> --max-len 5 --no-eager; mappings as JSON."""
+    """Arguments as words of `vllm serve`: {"max_len": 5, "eager": False} -> --max-len 5 --no-eager; mappings: JSON."""
     words: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
