@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.runs.groups import Axis, points, read_axes, short_keys
+from orchestrator.runs.groups import Axis, points, read_axes
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,6 @@ from orchestrator.runs.groups import Axis, points, read_axes, short_keys
         ("[q_proj,v_proj],[all]", ["[q_proj,v_proj]", "[all]"]),
         ("{a: 1},null", ["{a: 1}", "null"]),
         ("no,012,1:30", ["no", "012", "1:30"]),
-        ("'it''s',x=y", ["'it''s'", "x=y"]),
         ("1,", ["1"]),
     ],
 )
@@ -30,7 +29,7 @@ def test_values_stay_as_they_were_written(text, values):
 
 @pytest.mark.parametrize(
     "word",
-    ["a", "=1", "a=", "a=1,,2", "a=1 # x", "a=1], [2", "a=1\n---\n2", "a=`", "a=[", "a=" + "[" * 2000, "a=\0"],
+    ["a", "=1", "a=", "a=1,,2", "a=1 # x", "a=1], [2", "a=`", "a=[", "a=\0"],
 )
 def test_what_is_no_list_is_refused_with_the_word(word):
     with pytest.raises(SpecError, match=r"^--sweep ") as error:
@@ -55,7 +54,3 @@ def test_a_key_twice_and_too_many_points_are_refused():
     many = ",".join(map(str, range(40)))
     with pytest.raises(SpecError, match=r"^--sweep makes 1600 runs; at most 1000"):
         read_axes([f"a={many}", f"b={many}"])
-
-
-def test_tables_have_the_last_part_of_a_key_where_that_tells_them_apart():
-    assert short_keys(read_axes(["train.lora_rank=1", "serve.x=1", "train.x=2"])) == ["lora_rank", "serve.x", "train.x"]

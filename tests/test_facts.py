@@ -204,19 +204,6 @@ def kept(root: Path) -> tuple[Facts, bytes]:
     return facts, run.workspace_diff.read_bytes() if run.workspace_diff.exists() else b""
 
 
-def test_a_clean_workspace_has_a_commit_and_no_patch(repository):
-    facts, patch = kept(repository)
-    commit = git(repository, "rev-parse", "HEAD").strip()
-    assert (facts.git_commit, facts.git_dirty, facts.git_diff_sha256, patch) == (commit, False, None, b"")
-
-
-def test_without_a_commit_nothing_is_known_of_git(tmp_path):
-    git(tmp_path, "init", "-q")
-    facts = collect_facts(SPEC, tmp_path, None, {})
-    assert (facts.git_commit, facts.git_dirty) == (None, None)
-    assert keep_patch(RunDir(tmp_path), tmp_path, facts) == facts and not (tmp_path / "workspace.diff").exists()
-
-
 @pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
 def test_the_patch_makes_the_commit_what_the_workspace_was(repository, tmp_path, setting):
     """Changed files byte by byte, whatever the user's git is set to."""

@@ -62,15 +62,6 @@ def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Worksh
     assert again.code == 2 and "is done" in again.err
 
 
-@pytest.mark.parametrize(
-    ("kind", "rank", "reason"),
-    [("silent", "0", "it left no train_results.json"), ("dies", "1", "ended with status 1")],
-)
-def test_rank_0_without_results_and_a_part_that_fails_are_failed_runs(workshop: Workshop, kind, rank, reason):
-    done = workshop.run("launch", workshop.spec(compute=MEETING), FAKE_TRAIN=kind, NODE_RANK=rank)
-    assert done.code == 4 and reason in done.err
-
-
 def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):
     """Each sees its own checkpoints alone; the newest of one may be another's last but one."""
     spec = workshop.spec(compute=MEETING, train={"save_steps": 2, "max_steps": 6}, benchmark=None)

@@ -83,15 +83,6 @@ def test_a_verdict_says_where_the_losses_part_and_the_likely_cause(then, now, dr
     assert found.verdict == verdict and message in found.message
 
 
-def test_what_makes_another_training_is_named_before_what_rounds_otherwise():
-    bf16 = Difference("spec", "train.bf16", None, True, "rounding", "note")
-    optim = Difference("spec", "train.optim", "a", "b", "trajectory", "warning")
-    drift = [bf16, optim, TORCH, PEFT, PLATFORM]
-    message = compare_losses([1.0], [2.0], drift=drift).message
-    assert "likely cause: spec train.optim: a then, b now; it may also be: spec train.bf16" in message
-    assert message.endswith("; and 2 more")
-
-
 @pytest.mark.parametrize("name", ROUNDING)
 def test_what_rounding_was_measured_to_do_is_within_the_band(name):
     """In float32 the band is narrow, and bf16 is not in it."""

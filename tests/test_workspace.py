@@ -44,14 +44,6 @@ def test_two_runs_in_the_same_second_get_two_folders(workspace):
     assert len({*ids, *found}) == 19
 
 
-def test_checkpoints_are_ordered_by_step_and_other_folders_are_none(tmp_path):
-    run = RunDir(tmp_path)
-    assert run.checkpoints() == []
-    for name in ("checkpoint-100", "checkpoint-20", "checkpoint-3", "checkpoint-", "checkpoint-x", "runs"):
-        (run.output / name).mkdir(parents=True)
-    assert [path.name for path in run.checkpoints()] == ["checkpoint-3", "checkpoint-20", "checkpoint-100"]
-
-
 # Finding runs
 
 # In the order that they were made; the ids have local times, of a laptop that travelled.

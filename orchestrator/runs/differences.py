@@ -1,8 +1,7 @@
 """What differs between two specs or runs, what that can do to the losses, and whether a repeated run came to the same.
 
-The band of known nondeterminism was measured by tests/loss_band.py, which has the table. Where a logged loss is the
-mean of hundreds of examples another seed can lie within it, so a difference that chooses other examples, weights or
-steps makes "different" of any difference of losses, however small.
+The band of known nondeterminism was measured by tests/loss_band.py. Where a logged loss is the mean of hundreds of
+examples another seed can lie within it: other examples, weights or steps make any difference "different".
 """
 
 import json
@@ -257,11 +256,11 @@ def compare_losses(
     if not found:
         when = "now" if then else "then"
         return Verdict("unknown", f"no losses to compare: none was logged {when} (fewer steps than logging_steps)")
-    causes = _causes(drift)
+    likely = _likely(drift)
     changes_trajectory = any(each.effect == "trajectory" for each in drift)
     if not any(found):
         equal = f"the first {len(found)} logged losses are" if len(found) > 1 else "the first logged loss is"
-        shown = f"; what differs has not shown in them: {causes[0].line()}" if changes_trajectory else ""
+        shown = f"; what differs has not shown in them: {likely}" if changes_trajectory else ""
         return Verdict("same", f"{equal} the same{shown}")
     first = next(number for number, difference in enumerate(found) if difference)
     beyond = next((number for number, difference in enumerate(found) if difference > band), None)
@@ -272,11 +271,11 @@ def compare_losses(
         f"loss {worst + 1}{share}"
     )
     if beyond is None and not changes_trajectory:
-        sums = "likely cause: sums taken in another order, by other threads, another processor or a GPU's kernels"
-        return Verdict("within", f"{message}, within the band of known nondeterminism; {_cause(causes, sums)}")
+        likely = likely or "sums taken in another order, by other threads, another processor or a GPU's kernels"
+        return Verdict("within", f"{message}, within the band of known nondeterminism; likely cause: {likely}")
     message += ", more than rounding makes" if beyond is not None else ""
-    otherwise = "nothing in the record explains it: other environment variables, or files that it has no hash of"
-    return Verdict("different", f"{message}; {_cause(causes, otherwise)}")
+    unknown = "nothing in the record explains it: other environment variables, or files that it has no hash of"
+    return Verdict("different", f"{message}; {f'likely cause: {likely}' if likely else unknown}")
 
 
 def loss_band(specs: Iterable[RunSpec], model: Path | None) -> float:
@@ -308,17 +307,12 @@ def _difference(then: float, now: float) -> float:
     return abs(now - then) / max(abs(then), _SMALLEST)
 
 
-def _cause(causes: Sequence[Difference], otherwise: str) -> str:
-    if not causes:
-        return otherwise
-    others = "; ".join(each.line() for each in causes[1:3])
-    more = f"; and {len(causes) - 3} more" if len(causes) > 3 else ""
-    return f"likely cause: {causes[0].line()}" + (f"; it may also be: {others}{more}" if others else "")
-
-
-def _causes(drift: Sequence[Difference]) -> list[Difference]:
-    """What can have changed the losses, the likeliest first."""
+def _likely(drift: Sequence[Difference]) -> str:
+    """What can have changed the losses, the likeliest first; '' where nothing can."""
     specs = [each for each in drift if each.kind == "spec"]
     packages = [each for name in _PACKAGES for each in drift if each.path == f"version of {name}"]
     found = [each for each in dict.fromkeys([*specs, *packages, *drift]) if each.effect != "none"]
-    return sorted(found, key=lambda each: each.effect != "trajectory")
+    lines = [each.line() for each in sorted(found, key=lambda each: each.effect != "trajectory")]
+    others = f"; it may also be: {'; '.join(lines[1:3])}" if lines[1:] else ""
+    more = f"; and {len(lines) - 3} more" if lines[3:] else ""
+    return f"{lines[0]}{others}{more}" if lines else ""

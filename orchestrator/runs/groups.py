@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from math import prod
 from typing import Any, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import atomic_write
@@ -20,11 +21,7 @@ MAX_POINTS = 1000
 """More is a slip: each point is a training."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)  # another version's field
-
-
-class Axis(_Part):
+class Axis(BaseModel, extra="allow", frozen=True):
     """One key of the spec and the values that it takes."""
 
     key: str
@@ -33,7 +30,7 @@ class Axis(_Part):
     """YAML, as written on the command line."""
 
 
-class Point(_Part):
+class Point(BaseModel, extra="allow", frozen=True):
     """One run of a group."""
 
     run: str = Field(pattern=r"^[^/]*[^/.][^/]*$")
@@ -42,7 +39,7 @@ class Point(_Part):
     """Of the axes, in their order, as YAML."""
 
 
-class Group(_Part):
+class Group(BaseModel, extra="allow", frozen=True):
     """group.json, written once, after the runs were made."""
 
     schema_version: int = 1
@@ -108,11 +105,10 @@ def members(folder: GroupDir, group: Group) -> list[Member]:
 
 def member(folder: GroupDir, point: Point) -> Member:
     run = RunDir(folder.path.parent / point.run)
-    try:
+    record = None
+    with suppress(PrerequisiteError):
         record = current(run)
-    except PrerequisiteError:
-        return Member(point, run, None)
-    return Member(point, run, record if record.group == folder.id else None)
+    return Member(point, run, record if record and record.group == folder.id else None)
 
 
 def remaining(folder: GroupDir, group: Group) -> str:

@@ -1,8 +1,7 @@
 """This machine: its processor, its NVIDIA GPUs with a lock on each, and its rank where several train together.
 
-One training or server of ours at a time uses a device, an entry of CUDA_VISIBLE_DEVICES, by number where nvidia-smi
-knows it. The locks are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not in $XDG_RUNTIME_DIR: that is emptied
-when the user logs out, while detached runs continue. A training's watcher holds its locks on after a kill.
+The locks are in /tmp/orchestrator-<uid>/ or $ORCHESTRATOR_LOCKS, not in $XDG_RUNTIME_DIR: that is emptied when the
+user logs out, while detached runs continue. A training's watcher holds its locks on after a kill.
 """
 
 import json
@@ -40,9 +39,8 @@ class Machine:
     rank: int | None
     """From 0. None: neither the spec nor NODE_RANK says it."""
     count: str
-    """How many there are, as text."""
     rendezvous: str
-    """Where they meet: ADDRESS:PORT."""
+    """ADDRESS:PORT."""
 
     @property
     def is_main(self) -> bool:
@@ -131,8 +129,7 @@ def hold_devices(
     """Hold some devices, all or none, for the length of the block; gives the open files, which a child may hold on.
 
     run: named to others; None: only to see whether the devices are free. on_wait: wait as long as it takes, and call
-    this with what holds them; None: don't wait. Raises PrerequisiteError: another run holds one; or the folder of the
-    locks is not ours alone, or has no locks.
+    this with what holds them. Raises PrerequisiteError: another run holds one, or the folder of the locks is unusable.
     """
     if not devices:
         yield []
@@ -171,13 +168,9 @@ def lock_folder() -> Path:
         path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise _unusable(path, "others may write there")
+        remedy = "remove it, or name another folder, on a local disk, in ORCHESTRATOR_LOCKS"
+        raise PrerequisiteError(f"{path} cannot be the folder of the locks: others may write there", remedy)
     return path
-
-
-def _unusable(folder: Path, reason: str | None) -> PrerequisiteError:
-    remedy = "remove it, or name another folder, on a local disk, in ORCHESTRATOR_LOCKS"
-    return PrerequisiteError(f"{folder} cannot be the folder of the locks: {reason}", remedy)
 
 
 def _lock_file(device: str) -> Path:
@@ -207,12 +200,9 @@ def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> l
 
 def _lock(path: Path) -> int | None:
     """The locked file; None where another process holds it."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if try_lock(file):
-            return file
-    except (OSError, PrerequisiteError) as error:
-        raise _unusable(path.parent, str(error)) from error
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if try_lock(file, path):
+        return file
     os.close(file)
     return None
 

@@ -4,8 +4,9 @@ The lock goes to the supervisor of a detached run as an open file, so there is n
 """
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from orchestrator.errors import PrerequisiteError
 from orchestrator.files import try_lock
@@ -22,7 +23,7 @@ Liveness = Literal["alive", "waiting", "ended", "unknown"]
 
 
 @dataclass(frozen=True)
-class OwnedRun:
+class OwnedRun(AbstractContextManager["OwnedRun"]):
     """A run that this process owns until `release`, or until it ends."""
 
     run: RunDir
@@ -31,9 +32,6 @@ class OwnedRun:
 
     def release(self) -> None:
         os.close(self.file)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.release()

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, lock, read_file
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import Status, damage
+from orchestrator.runs.record_parts import STORED, Status, damage
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.state import current, latest_event
 from orchestrator.runs.trainer_log import step_of
@@ -26,7 +26,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Note(BaseModel):
-    model_config = ConfigDict(extra="allow")  # a later version's field is kept
+    model_config = STORED
 
     at: datetime
     text: str
@@ -35,7 +35,7 @@ class Note(BaseModel):
 class Notes(BaseModel):
     """notes.json."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = STORED
 
     tags: list[str] = []
     notes: list[Note] = []
@@ -92,11 +92,8 @@ class Row:
 
     @property
     def is_removed(self) -> bool:
-        """Whether a run was trained, or began to be, and what that left is gone."""
-        if self.run.output.is_dir():
-            return False
-        has_begun = "train" in self.record.commands and not self.run.train_log.parent.is_dir()
-        return self.record.training is not None or has_begun
+        """Whether a run was trained, and what that left is gone."""
+        return self.record.training is not None and not self.run.output.is_dir()
 
     def as_json(self) -> dict[str, Any]:
         """The record with tags, notes, and whether the weights and logs were removed."""

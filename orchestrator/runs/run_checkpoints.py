@@ -26,9 +26,9 @@ def choose_checkpoint(
 ) -> tuple[Inspected | None, list[str]]:
     """The checkpoint to resume from (None where none is complete), and in lines why newer ones are skipped.
 
-    label: checkpoint-N, that one and no other; None: the newest complete one. world_size: how many processes would
-    resume it; None: not known. ranks: of several nodes, the processes on this one. Raises SpecError: there is none of
-    that label; PrerequisiteError: that is incomplete, or the chosen one was saved by another number of processes.
+    label: that one and no other. world_size: how many processes would resume it, if known. ranks: of several nodes, the
+    processes on this one. Raises SpecError: there is none of that label; PrerequisiteError: that is incomplete, or the
+    chosen one was saved by another number of processes.
     """
     found = usable_checkpoints(run, ranks)
     chosen = _named(run, label, found) if label is not None else next((each for each in found if each.complete), None)
@@ -98,12 +98,12 @@ def best_and_last(run: RunDir) -> set[str]:
 def _named(run: RunDir, label: str, inspected: list[Inspected]) -> Inspected:
     found = {each.label: each for each in inspected}
     if label not in found:
-        have = f"it has: {', '.join(found)}" if found else "it has none"
-        raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, found)}; {have}")
+        have = ", ".join(found) or "none"
+        raise SpecError(f"run {run.id} has no {label}{did_you_mean(label, found)}; it has: {have}")
     if not found[label].complete:
-        other = next((each.label for each in inspected if each.complete), None)
-        remedy = f"the newest complete one is {other}" if other else "no checkpoint of the run is complete"
+        complete = [each.label for each in inspected if each.complete]
         problems = "; ".join(found[label].problems)
+        remedy = f"complete, the newest first: {', '.join(complete) or 'none'}"
         raise PrerequisiteError(f"{label} of {run.id} cannot be resumed: {problems}", remedy)
     return found[label]
 

@@ -153,9 +153,8 @@ class Workspace:
         """The same; SpecError where there is none."""
         if (group := self.lookup_group(word)) is not None:
             return group
-        known = sorted(path.name for path in self._folders_with("group.json"))
-        there = f"there are: {', '.join(known)}" if known else "orchestrator launch SPEC --sweep KEY=A,B makes one"
-        raise SpecError(f"no group {word!r} in {self.runs}{did_you_mean(word, known)}", there)
+        known = [path.name for path in self._folders_with("group.json")]
+        raise SpecError(f"no group {word!r} in {self.runs}{did_you_mean(word, known)}", "launch --sweep makes groups")
 
     def _lookup(self, word: str, file: str) -> Path | None:
         for path in (Path(word), self.root / word) if word else ():
@@ -181,12 +180,8 @@ def find_workspace(given: Path | None = None) -> Workspace:
     for folder in (here,) if named else (here, *here.parents):
         if (folder / "runs").is_dir() and (folder / "dataset_info").is_dir():
             return Workspace(folder)
-    if named:
-        raise SpecError(f"{here} is no workspace: it has no runs/ and dataset_info/", f"orchestrator init {named}")
-    raise SpecError(
-        f"no workspace here: neither {here} nor a folder above it has runs/ and dataset_info/",
-        "orchestrator init makes one here; --workspace DIR names one elsewhere",
-    )
+    message = f"no workspace: {here} has no runs/ and dataset_info/" + ("" if named else ", nor has a folder above it")
+    raise SpecError(message, f"orchestrator init {here} makes one; --workspace DIR names one elsewhere")
 
 
 def spec_name(run_id: str) -> str:

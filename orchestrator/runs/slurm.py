@@ -50,7 +50,6 @@ class JobState:
     reason: str = ""
     """Why it waits or failed, in Slurm's word."""
     time_left: str = ""
-    """Until its time limit, as Slurm writes it."""
     start: str = ""
     """When it started, or is expected to."""
     nodes: str = ""

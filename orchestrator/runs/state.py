@@ -12,7 +12,7 @@ from orchestrator.runs.owner import is_owned, liveness
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.trainer_log import Event, TrainerLog, latest, step_of
-from orchestrator.text import duration, escape_controls
+from orchestrator.text import duration
 
 
 def current(run: RunDir) -> RunRecord:
@@ -97,10 +97,9 @@ def _progress(run: RunDir, record: RunRecord) -> str:
     if event is None:
         return f"step {record.attempts[-1].from_step or 0}"
     loss, left = event.get("loss"), event.get("remaining_time")
-    parts = [f"step {step_of(event)} of {escape_controls(str(event.get('total_steps', '?')))}"]
+    parts = [f"step {step_of(event)} of {event.get('total_steps', '?')}"]
     parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
-    parts += [f"left {escape_controls(str(left))}"] if left else []
-    return ", ".join(parts)
+    return ", ".join([*parts, *([f"left {left}"] if left else [])])
 
 
 def _after_interruption(run: RunDir, record: RunRecord) -> str:
