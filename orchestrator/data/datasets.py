@@ -89,7 +89,6 @@ class Dataset:
 
     @property
     def path(self) -> Path:
-        """The entry's file."""
         return self.folder / f"{self.name}.yaml"
 
 
@@ -111,9 +110,8 @@ class ArchiveStore:
     """Archives by name, each verified before it is used."""
 
     from_folder: Path | None
-    """A folder of the user's with archives in it, looked at first."""
+    """The user's, looked at first."""
     cache: Path
-    """Where downloads are kept, by checksum."""
 
     @classmethod
     def from_environment(cls, from_folder: Path | None = None) -> "ArchiveStore":

@@ -102,7 +102,6 @@ class LlamaFactoryDataset:
 
     @property
     def path(self) -> Path:
-        """The entry's file."""
         return self.folder / f"{self.name}.yaml"
 
     @property

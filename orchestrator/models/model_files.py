@@ -123,10 +123,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Read a *.safetensors file's header and compare it with the file's size.
+    """A *.safetensors file's header: name -> dtype as written (BF16, F32), and shape; the file's size is compared.
 
-    Returns name -> dtype as safetensors writes it (BF16, F32), and shape. Raises PrerequisiteError: the file is
-    missing, cut off, or something else. Source: https://github.com/huggingface/safetensors#format.
+    PrerequisiteError: it is missing, cut off, or something else. Source: https://github.com/huggingface/safetensors#format.
     """
     try:
         if not path.is_file():  # a pipe would block
@@ -161,10 +160,14 @@ def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
     peft fails only where no item at all is there; one misspelt item of several it leaves out without a word.
     """
     items = [item.strip() for item in (target.split(",") if isinstance(target, str) else target)]
-    modules = _modules(folder)
-    if items == ["all"] or not modules:
-        return None
-    modules.add("lm_head")  # where it shares the embedding's weight, the files have none of its name
+    modules = {"lm_head"}  # where it shares the embedding's weight, the files have none of its name
+    for path in weight_files(folder):
+        if items == ["all"] or path.suffix != ".safetensors":
+            return None
+        for name, (_, shape) in read_header(path).items():
+            module, _, kind = name.rpartition(".")
+            if kind in ("weight", "qweight") and len(shape) == 2:  # GPTQ and AWQ call it qweight
+                modules.add(module)
     # https://github.com/huggingface/peft: BaseTuner, check_target_module_exists
     absent = [item for item in items if not any(name == item or name.endswith(f".{item}") for name in modules)]
     if not absent:
@@ -192,16 +195,3 @@ def _shards(folder: Path) -> Mapping[str, set[str]]:
         return dict(sorted(shards.items()))
     pattern = "adapter_model.bin" if kind == "adapter_model" else "pytorch_model*.bin"
     return {path.name: set() for path in sorted(folder.glob(pattern))}
-
-
-def _modules(folder: Path) -> set[str]:
-    """Names of the modules that have a weight matrix: an adapter can be put on them. Empty where it is not known."""
-    found: set[str] = set()
-    for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            return set()
-        for name, (_, shape) in read_header(path).items():
-            module, _, kind = name.rpartition(".")
-            if kind in ("weight", "qweight") and len(shape) == 2:  # GPTQ and AWQ call it qweight
-                found.add(module)
-    return found

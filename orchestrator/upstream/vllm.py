@@ -25,10 +25,9 @@ _DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """How a conversation becomes a prompt, in terms of the model's tokenizer alone."""
+    """How a conversation becomes a prompt, as a tokenizer's Jinja template."""
 
     chat_template: str
-    """Jinja, as tokenizers have it."""
     stop_token_ids: tuple[int, ...]
     """What ends an answer: the tokenizer's end of text, and the stop words of LLaMA-Factory's template."""
 
