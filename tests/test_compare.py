@@ -48,23 +48,6 @@ def test_the_better_one_is_said_with_its_figures(place):
     assert found.systems[1].scores == {test.metric: test.score for test in found.tests}
 
 
-def test_two_with_the_same_answers_do_not_differ(place):
-    add_benchmark(place, GOOD, run="twin")
-    found = compared(place, "demo", "twin")
-    assert {test.better for test in found.tests} == {None}
-    assert found.verdicts[0] == "twin: no difference in BLEU: what it counts is the same in every segment"
-    assert (found.sentences[0].better, found.sentences[0].worse, found.sentences[0].equal) == (0, 0, len(GOOD))
-
-
-def test_where_nothing_is_shown_the_verdict_says_what_could_be(place):
-    add_benchmark(place, [*GOOD[:-2], "Etwas anderes.", REFERENCES[-1]], run="near")
-    found = compared(place, "demo", "near", metrics=["bleu"])
-    assert found.tests[0].better is None
-    assert "near: no difference shown: " in found.verdicts[0]
-    assert f"minimum detectable difference: about {found.tests[0].mde:.1f} BLEU" in found.verdicts[0]
-    assert "(one comparison)" in found.verdicts[0]
-
-
 FIGURES = {"baseline": "a", "system": "b", "metric": "bleu", "baseline_score": 20, "score": 21.2, "difference": 1.2,
            "ci95": (0.4, 2.0), "p_bootstrap": 0.001, "p_randomization": 0.001, "p_value": 0.00133, "p_holm": 0.004,
            "mde": 1.5, "better": None}  # fmt: skip

@@ -51,9 +51,7 @@ def test_a_hypothesis_has_exactly_the_issues_that_it_shows(hypothesis, issues):
         (SOURCE, REFERENCE, SOURCE, ("zho", "zh-Hans")),
         ("Chapter 1 " + "." * 40, "Kapitel 1 " + "." * 40, "Kapitel 1 " + "." * 40, ("en", "de")),
         ("Nein, danke.", "No.", "Nein.", ("de", "en")),
-        ("Note: it rains.", "Hinweis: Es regnet.", "Anmerkung: Es regnet.", ("en", "de")),
         ("The translation is bad.", "Die Übersetzung ist schlecht.", "Die Übersetzung ist nicht gut.", ("en", "de")),
-        ("He is sure.", "Er ist sicher.", "Er ist sich sicher, hier.", ("en", "de")),
         ("Use </s> here.", "Nimm </s> hier.", "Nimm hier </s>.", ("en", "de")),
     ],
 )
@@ -66,8 +64,6 @@ def test_what_source_or_reference_have_too_is_no_issue(source, reference, hypoth
     [
         (("en", "ru"), "Мужчина стоит.", "Человек стоит.", "Mann steht hier."),
         (("en", "ja"), "男の人が立っています。", "男が立っている。", "Der Mann steht."),
-        (("en", "zh"), "一个男人站着。", "男人站着 (OK)。", "Mann steht."),
-        (("en", "ko"), "남자가 서 있다.", "남자가 있다.", "男人站着。"),
     ],
 )
 def test_another_script_than_the_references_is_the_wrong_language(languages, reference, right, wrong):
@@ -90,13 +86,9 @@ def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_lik
     [
         f"Here is the translation: {GOOD}",
         f"Sure! {GOOD}",
-        f"Sure, here you go: {GOOD}",
         f"**German translation:** {GOOD}",
-        f"Die Übersetzung lautet: {GOOD}",
         f"Hier ist die Übersetzung: {GOOD}",
-        f"{SOURCE} In German, the sentence is: {GOOD}",
         f"{GOOD} (Anmerkung: wörtlich)",
-        f"{GOOD} Let me know if you need more.",
         "I'm sorry, but I can't do that.",
         "以下是翻译：一个男人",
         f"Translate this into German. {SOURCE} {GOOD}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.benchmark.answers import AnswerCache, Identity, Journal, identify, is_locked
+from orchestrator.benchmark.answers import AnswerCache, Identity, Journal, identify
 from orchestrator.benchmark.requests import FailedSegment, Hypothesis
 from orchestrator.errors import StageError
 from orchestrator.runs.record_parts import Facts
@@ -90,10 +90,9 @@ def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
 
 def test_two_never_share_a_journal(tmp_path):
     with journal(tmp_path):
-        assert is_locked(tmp_path)
         with pytest.raises(StageError, match="another process is at work"):
             journal(tmp_path)
-    assert not is_locked(tmp_path)
+    journal(tmp_path).__exit__()
 
 
 def filled(folder, who=WHO, sent=SENT):
@@ -111,8 +110,7 @@ def test_the_cache_gives_what_was_put_in_under_another_index(tmp_path):
     assert found(tmp_path, prompt("A dog.")) == [answer(5, cached=True)]
     assert found(tmp_path, prompt("A cat.")) == []
     assert found(tmp_path, [{"role": "system", "content": "Be brief."}, *prompt("A dog.")]) == []
-    about = path.read_text("utf-8")
-    assert "A dog." not in about and json.loads(about.splitlines()[0])["about"]["adapter_sha256"] == "2" * 64
+    assert "A dog." not in path.read_text("utf-8")
 
 
 def test_whatever_decides_an_answer_decides_where_it_is_found(tmp_path):
@@ -135,12 +133,6 @@ def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
     again.add(prompt("A cat."), answer(0, "Katze"))
     there = [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))]
     assert there == ["Ja.", "Katze"]
-
-
-def test_a_cache_that_cannot_be_written_is_left_out(tmp_path):
-    (tmp_path / "file").write_text("")
-    filled(tmp_path / "file")
-    assert found(tmp_path / "file", prompt("A dog.")) == []
 
 
 @pytest.fixture

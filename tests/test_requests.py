@@ -149,17 +149,6 @@ def test_a_sentence_that_fails_says_why_and_the_others_are_answered(server):
         assert (number, failed.attempts) == (number, attempts) == (number, server.attempts[str(number)])
 
 
-@pytest.mark.parametrize(("number", "counted"), [(9, 9), (9.0, 9), ("9", None), (-1, None)])
-def test_tokens_are_counted_and_what_is_no_such_number_is_not_known(server, number, counted):
-    details = {"reasoning_tokens": number}
-    usage = {"prompt_tokens": number, "completion_tokens": 20, "completion_tokens_details": details}
-    choices = [{"message": {"content": "x"}, "finish_reason": 7}]
-    server.replies = lambda *_: stub.json_reply({"choices": choices, "usage": usage, "model": None})
-    answer = ask(server, ["a"])[0]
-    assert (answer.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens) == (counted, 20, counted)
-    assert (answer.finish_reason, answer.model) == (None, None)
-
-
 @pytest.mark.parametrize(
     ("header", "wait_s"), [("0.5", 0.5), ("86400", 60), ("-3", 0), ("nan", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)]
 )

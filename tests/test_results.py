@@ -34,14 +34,6 @@ def test_a_run_is_its_output_and_a_label_is_what_it_says(place):
     assert found(place, "demo", "other") == ["output-toy-test", "server-toy-test"], "a run that trained nothing"
 
 
-def test_several_checkpoints_and_no_output_is_a_question(place):
-    for of in ("checkpoint-5", "checkpoint-10"):
-        add_benchmark(place, GOOD, of=of)
-    with pytest.raises(SpecError, match="which of demo") as error:
-        found(place, "demo", "demo@checkpoint-5")
-    assert error.value.remedy == "one of: demo@checkpoint-5, demo@checkpoint-10"
-
-
 def test_the_newest_complete_one_of_the_same_test_set_and_prompt_is_taken(place):
     """Not the newest of each: base has no benchmark of the newer prompt, nor of the whole test set."""
     for of in ("base", "base", "output"):
@@ -140,18 +132,6 @@ def test_a_damaged_result_says_which(place, content):
     path.write_text(content, encoding="latin-1")
     with pytest.raises(PrerequisiteError, match=r"scores\.json cannot be read"):
         read_result(path.parent)
-
-
-def test_texts_that_are_not_all_there_are_refused(place):
-    add_benchmark(place, GOOD, of="base")
-    path = add_benchmark(place, GOOD)
-    (path / "hypotheses.txt").write_text("one\n")
-    benchmark = find_benchmarks(["demo@base", "demo"], place, None)[1]
-    with pytest.raises(PrerequisiteError, match="has 1 lines, but 45 segments were scored"):
-        benchmark.lines("hypotheses")
-    (path / "sources.txt").unlink()
-    with pytest.raises(PrerequisiteError, match=r"sources\.txt cannot be read"):
-        benchmark.lines("sources")
 
 
 def test_a_group_stands_for_its_runs(place):

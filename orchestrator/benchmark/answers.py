@@ -94,8 +94,7 @@ class AnswerCache:
 
     def __init__(self, identity: Identity, sent: Mapping[str, Any], folder: Path | None = None) -> None:
         """The folder is answers/ in the user's cache folder unless another is given."""
-        self._about = {**identity.parts(), "sent": dict(sent)}
-        key = sha256_json(self._about)
+        key = sha256_json({**identity.parts(), "sent": dict(sent)})
         self.path = (folder or cache_folder() / "answers") / key[:2] / f"{key}.jsonl"
 
     def look_up(self, prompts: Iterable[tuple[int, list[Message]]]) -> list[Hypothesis]:
@@ -113,8 +112,7 @@ class AnswerCache:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self.path.open("ab", buffering=0) as file:
-                head = b"" if file.tell() else json_line({"about": self._about})
-                file.write(head + b"\n" + line)  # one write, on a line of its own whatever stood there torn
+                file.write(b"\n" + line)  # one write, on a line of its own whatever stood there torn
 
 
 class Journal:
@@ -162,15 +160,6 @@ class Journal:
     def _line(self, result: Hypothesis | FailedSegment) -> bytes:
         sides = {"source": self._sources[result.index], "reference": self._references[result.index]}
         return json_line({"index": result.index, **sides, **result.model_dump()})
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a living process holds the folder's journal."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        return not try_lock(handle)
-    finally:
-        os.close(handle)
 
 
 def parse_line(line: bytes) -> tuple[dict[str, Any], Hypothesis] | None:

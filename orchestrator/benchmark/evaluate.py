@@ -159,9 +159,6 @@ class _Evaluation:
         self.result().save(self.folder)  # from now on the folder says what it is about
         subset = describe_subset(len(request.text.sources), request.n_testset, bench.sample_seed)
         log.info("%s %s: %s sentences", request.dataset.name, bench.split, subset)
-        if self.decoding.effective_defaults:
-            values = ", ".join(f"{name} {value}" for name, value in self.decoding.effective_defaults.items())
-            log.info("in force, though no request says so: %s", values)
         cache = None  # another answer may be as right: a sampled one, or that of a model that nobody here has seen
         if self.decoding.greedy and request.identity.known:
             cache = AnswerCache(request.identity, self.decoding.sent)
@@ -241,8 +238,7 @@ class _Evaluation:
         warnings, requested = self.mixed.copy(), self.endpoint.model if self.endpoint else None
         others = Counter(each.model for each in answers if each.model not in (None, requested) and not each.cached)
         for model, number in others.items() if requested else ():
-            what = f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested"
-            warnings.append(what)
+            warnings.append(f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested")
         return self.result(
             scores=scores, mean_sentence_bleu=mean, llamafactory_bleu4=bleu4, diagnostics=issues, warnings=warnings
         )

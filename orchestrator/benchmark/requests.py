@@ -9,7 +9,6 @@ config/model.py, get_diff_sampling_param (what is not sent comes from the model'
 """
 
 import asyncio
-import logging
 import random
 import re
 import time
@@ -24,8 +23,6 @@ from pydantic_core import from_json
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.serving.endpoint import Endpoint, connection_problem, excerpt, open_client, refusal
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
-
-log = logging.getLogger("orchestrator")
 
 Kind = Literal["rate_limited", "server_error", "timeout", "connect", "rejected"]
 Message = dict[str, str]
@@ -210,10 +207,6 @@ async def translate(
                     workers.create_task(work(client))
         except ExceptionGroup as group:
             raise group.exceptions[0] from group.exceptions[0].__cause__
-        finally:
-            if pool.repeated:
-                reasons = ", ".join(f"{number} x {reason}" for reason, number in pool.repeated.most_common(8))
-                log.warning("%d requests were repeated: %s", pool.repeated.total(), reasons)
     if pool.refused and not pool.n_answered:
         raise pool.refused
 
@@ -229,7 +222,6 @@ class _Pool:
         self.failed = self.silent = 0  # sentences in a row, since the last answer
         self.given_up = ""  # why
         self.refused: PrerequisiteError | None = None
-        self.repeated = Counter[str]()  # reason -> attempts that were followed by another one
 
     async def answer(self, client: Any, index: int, messages: list[Message]) -> Hypothesis | FailedSegment:
         met = Counter[Kind]()
@@ -257,7 +249,6 @@ class _Pool:
             if met[error.kind] >= ATTEMPTS[error.kind]:
                 self._note_failure(error)
                 return FailedSegment(index=index, error=error.reason, attempts=met.total())
-            self.repeated[error.reason.partition(":")[0]] += 1
             wait_s = min(FIRST_WAIT_S * 4 ** (met.total() - 1), LONGEST_WAIT_S) * random.uniform(0.8, 1.2)
             await asyncio.sleep(wait_s if error.retry_after_s is None else error.retry_after_s)
 

@@ -141,10 +141,7 @@ class Benchmark:
     def lines(self, name: str) -> list[str]:
         """The segments of sources, references or hypotheses, as they were scored."""
         path = self.folder / f"{name}.txt"
-        try:
-            lines = read_file(path).decode().split("\n")[:-1]
-        except (OSError, UnicodeDecodeError) as error:
-            raise PrerequisiteError(f"{path} cannot be read: {error}", "repeat the benchmark") from error
+        lines = read_file(path).decode().split("\n")[:-1]
         if len(lines) != self.result.n_segments:
             what = f"{path} has {len(lines)} lines, but {self.result.n_segments} segments were scored"
             raise PrerequisiteError(what, "repeat the benchmark")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from orchestrator.benchmark.answers import Identity, identify, is_locked
+from orchestrator.benchmark.answers import Identity, identify
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
 from orchestrator.benchmark.results import has_result, read_result
 from orchestrator.data.datasets import sample_pairs
@@ -206,7 +206,7 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
 
 
 def _folder_of(run: RunDir, key: str, *, completed: bool) -> Path | None:
-    """The newest benchmark of a request that was completed, or of one that was cut short and that nobody works on."""
+    """The newest benchmark of a request that was completed, or of one that was cut short."""
     for folder in sorted(run.benchmarks.glob("*"), reverse=True):
         try:
             result = read_result(folder) if has_result(folder) else None
@@ -215,6 +215,6 @@ def _folder_of(run: RunDir, key: str, *, completed: bool) -> Path | None:
             continue
         if result is not None and result.request.get("key") == key:
             is_completed = result.status == "complete" and bool(result.scores)
-            if completed == is_completed and (completed or not is_locked(folder)):
+            if completed == is_completed:
                 return folder
     return None
