@@ -30,7 +30,6 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-# The word error, the arrow, the carets and the help of a problem in a file.
 _RED = re.compile(r"^error:|^ +-->|(?<=\|) +\^+$|^ +=(?= help: )")
 
 
@@ -50,20 +49,11 @@ def main() -> None:
     except (OrchestratorError, Interrupted) as error:
         code = _report(error)
     except OSError as error:
-        code = _report(_of_the_machine(error))
+        if not error.filename and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # no path, no full disk: a bug
+            raise
+        what = f"{error.filename or 'cannot write'}: {error.strerror}"
+        code = _report(PrerequisiteError(what, "correct that and repeat the command"))
     sys.exit(code)
-
-
-def _of_the_machine(error: OSError) -> PrerequisiteError:
-    """What a person can mend: a path, or a full disk; anything else is raised again: a bug of ours."""
-    if error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "cannot write"
-        return PrerequisiteError(
-            f"{where}: {error.strerror}", "correct that and repeat the command; files written before are complete"
-        )
-    if error.errno == errno.ENOENT:  # of getcwd()
-        return PrerequisiteError("the current folder is not there any more", "cd to one that is")
-    raise error
 
 
 def _report(error: OrchestratorError | Interrupted) -> int:

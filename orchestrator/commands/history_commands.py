@@ -114,9 +114,6 @@ def gc(
     runs: Annotated[list[str] | None, Argument(metavar="[RUN]...", help="Only these runs; none: all.")] = None,
     keep_last: Annotated[int | None, Option(min=1, help="Newest checkpoints to keep. Default: 1.")] = None,
     empty_trash: Annotated[bool, Option("--trash", help="Delete what is in the trash, for good.")] = False,
-    older_than: Annotated[
-        str | None, Option(metavar="TIME", help="With --trash: only older items: 7d, 2026-11-24.")
-    ] = None,
     dry_run: DryRunOption = False,
     workspace: options.Workspace = None,
     as_json: options.Json = False,
@@ -126,12 +123,9 @@ def gc(
     if empty_trash:
         if keep_last is not None:
             raise SpecError("--keep-last is for checkpoints, --trash for what is in the trash already")
-        before = registry.since(older_than) if older_than is not None else None
-        deleted = trash.empty(place, before=before, words=runs or (), dry_run=dry_run)
+        deleted = trash.empty(place, words=runs or (), dry_run=dry_run)
         _show_moved(deleted, "would be deleted" if dry_run else "deleted", as_json)
         return
-    if older_than is not None:
-        raise SpecError("--older-than is for what is in the trash", "orchestrator gc --trash --older-than 7d")
     moved = []
     for run in [place.find_run(word) for word in dict.fromkeys(runs or ())] or place.all_runs():
         try:
@@ -148,9 +142,8 @@ def _show_moved(moved: list[trash.Moved], where: str, as_json: bool) -> None:
     for each in moved:
         what = ", ".join("all of it" if name == "." else name for name in each.what)
         lines.append(f"{each.run}: {f'{what} {where}, {size(each.bytes)}' if what else 'nothing to move'}")
-    if len(moved) != 1:
-        total = sum(each.bytes for each in moved)
-        lines.append(f"in all: {size(total)} of {sum(1 for each in moved if each.what)} runs {where}")
+    total = size(sum(each.bytes for each in moved))
+    lines += [f"in all: {total} of {sum(bool(each.what) for each in moved)} runs {where}"] * (len(moved) != 1)
     show([asdict(each) for each in moved], *lines, as_json=as_json)
     if where == _TO_TRASH[0] and any(each.what for each in moved):
         say("to put it back: orchestrator rm --restore RUN; to free the disk: orchestrator gc --trash")

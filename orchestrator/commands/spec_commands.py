@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from orchestrator.commands import options
 from orchestrator.commands.options import app, find_run_or_group, is_spec, say
-from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
+from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, SpecError, errors_of, raise_on_errors
 from orchestrator.files import atomic_write, resolved
 from orchestrator.importing.importer import import_draft, name_of, write_imported
 from orchestrator.importing.sources import read_source
@@ -125,6 +125,7 @@ def check(
     session = Session.open(workspace, archives)
     loaded = session.load_spec(spec, overrides or ())
     findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
+    _say_remarks(findings)
     answer = Answer()
     if not fast:
         try:
@@ -132,13 +133,11 @@ def check(
         except OrchestratorError:
             if not errors_of(findings):  # else no question can be made of it, for what the findings say
                 raise
-    findings += without_repeats(answer, findings)
-    for finding in findings:
-        if finding.severity != "error":
-            say(f"{finding.severity}: {finding.field}: {finding.message}")
+        added = without_repeats(answer, findings)
+        _say_remarks(added)
+        findings += added
     for name, sample in answer.samples.items():
-        for line in sample_lines(name, sample):
-            say(line)
+        say("\n".join(sample_lines(name, sample)))
     if as_json:
         show({"findings": list(map(asdict, findings)), "datasets": answer.samples}, as_json=True)
     raise_on_errors(findings)
@@ -158,6 +157,8 @@ def show_command(
     """Show what would run, or what ran: command line, rendered files, resolved spec, record, differences."""
     if sum([command, file is not None, diff is not None]) > 1:
         raise SpecError("--command, --file and --diff exclude each other")
+    if as_json and (command or file is not None):
+        raise SpecError("--json is for a spec, a record or differences; a file is printed as it is", "leave one out")
     if overrides and not is_spec(what):
         raise SpecError("--set is for a spec; a run is shown as it was")
     if diff is not None:
@@ -184,6 +185,13 @@ def show_command(
         print_file({path.name: path for path in sorted(found.path.glob("[!.]*")) if path.is_file()}, name, found.id)
     else:
         show_run(found, as_json)
+
+
+def _say_remarks(findings: Sequence[Finding]) -> None:
+    """Warnings and notes; errors are raised."""
+    for each in findings:
+        if each.severity != "error":
+            say(f"{each.severity}: {each.field}: {each.message}")
 
 
 def _side(session: Session, word: str, overrides: Sequence[str] = ()) -> Side:

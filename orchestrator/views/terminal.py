@@ -42,7 +42,7 @@ def show(document: Any, *parts: RenderableType, as_json: bool = False) -> None:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return
     is_terminal = sys.stdout.isatty()
-    screen = Console(highlight=False) if is_terminal else Console(highlight=False, width=_PIPE_COLUMNS)
+    screen = Console(highlight=False, width=None if is_terminal else _PIPE_COLUMNS)
     with screen.capture() as captured:
         for part in parts:
             what = line(part) if isinstance(part, str) else part
@@ -187,15 +187,12 @@ def show_run(run: RunDir, as_json: bool) -> None:
     record, notes = current(run), Notes.load(run)
     row = Row(run, record, notes)
     parts: list[RenderableType] = [run_table([row]), *(part for each in lines(run, record) for part in ("", each))]
-    if record.error:
-        parts += ["", f"{record.status}: {record.error.splitlines()[0]}"]
-    if record.results_elsewhere:
-        parts += ["", record.results_elsewhere]
+    error = record.error and f"{record.status}: {record.error.splitlines()[0]}"
+    parts += [part for each in (error, record.results_elsewhere) if each for part in ("", each)]
     if row.is_removed:
         held = in_trash(Workspace(run.path.parent.parent), run.id)
-        parts += [
-            f"removed: weights and logs, {f'back with: orchestrator rm --restore {run.id}' if held else 'for good'}"
-        ]
+        back = f"back with: orchestrator rm --restore {run.id}" if held else "for good"
+        parts += [f"removed: weights and logs, {back}"]
     parts += note_lines(notes)
     if record.benchmarks:
         parts += ["", score_tables(record.benchmarks)]
@@ -236,24 +233,17 @@ def show_group(folder: GroupDir, as_json: bool) -> None:
 def comparison_text(comparison: Comparison) -> RenderableType:
     """Everything that a person is shown."""
     title = f"{comparison.testset} {comparison.split}, {comparison.n_segments} segments; against {comparison.baseline}:"
-    parts: list[RenderableType] = [line(title)]
-    parts += [line(f"  {each}") for each in comparison.verdicts]
-    parts += [line(f"  note: {each}") for each in comparison.notes]
-    parts += [Text(), _comparison_scores(comparison)]
+    systems = comparison.systems
+    issues = [(each, describe(each.issues)) for each in systems]
+    verdicts = [*comparison.verdicts, *(f"note: {each}" for each in comparison.notes)]
+    parts: list[RenderableType] = [line(title), *(line(f"  {each}") for each in verdicts)]
+    scores = [[each.name, *(f"{score:.2f}" for score in each.scores.values()), each.target] for each in systems]
+    parts += [Text(), table(["", *(HEADINGS[metric] for metric in comparison.signatures), "of"], scores)]
     parts += [Text(), table(_TEST_COLUMNS, map(_test_row, comparison.tests)), *map(line, _small_print(comparison))]
-    if any(number for system in comparison.systems for number in system.issues.values()):
-        parts += [Text(), line("hypotheses with issues:"), _issues(comparison)]
+    parts += [line(f"{each.name}: hypotheses with issues: {found}") for each, found in issues if found]
     for each in comparison.sentences:
         parts += [Text(), *map(line, _sentences(each, comparison.baseline))]
     return Group(*parts)
-
-
-def _comparison_scores(comparison: Comparison) -> RenderableType:
-    rows = [
-        [system.name, *(f"{score:.2f}" for score in system.scores.values()), system.target]
-        for system in comparison.systems
-    ]
-    return table(["", *(HEADINGS[metric] for metric in comparison.signatures), "of"], rows)
 
 
 def _test_row(test: PairedTest) -> list[str]:
@@ -267,9 +257,7 @@ def _small_print(comparison: Comparison) -> list[str]:
     return [
         f"p: paired approximate randomization, {comparison.n_randomizations} trials, ties against the difference; "
         f"seed {comparison.seed}",
-        f"p (Holm): corrected over {comparison.n_comparisons} comparisons by each metric"
-        if comparison.n_comparisons > 1
-        else "p (Holm): there is one comparison by each metric, nothing to correct",
+        f"p (Holm): corrected for {comparison.n_comparisons} comparisons by each metric",
         f"95 % interval, p (bootstrap): paired bootstrap, {comparison.n_bootstrap} resamples, p as in sacrebleu",
         f"MDE: {comparison.mde}",
         *(
@@ -279,27 +267,15 @@ def _small_print(comparison: Comparison) -> list[str]:
     ]
 
 
-def _issues(comparison: Comparison) -> RenderableType:
-    """Side by side; '?' where a benchmark could not know."""
-    names = dict.fromkeys(name for each in comparison.systems for name, number in each.issues.items() if number)
-    of_each = [[each.issues.get(name) for each in comparison.systems] for name in names]
-    rows = [
-        [name.replace("_", " "), *("?" if count is None else str(count) for count in counts)]
-        for name, counts in zip(names, of_each, strict=True)
-    ]
-    return table(["", *(each.name for each in comparison.systems)], rows)
-
-
 def _sentences(sentences: Sentences, baseline: str) -> list[str]:
     system = sentences.system
     found = [
         f"{system} against {baseline}, sentence by sentence, by chrF2: higher in {sentences.better}, "
         f"lower in {sentences.worse}, the same in {sentences.equal}"
     ]
-    width = max(len("reference"), len(baseline), len(system))
+    names = ("source", "reference", baseline, system)
     for each in sentences.examples:
+        texts = zip(names, [each.source, each.reference, *each.hypotheses], strict=True)
         found.append(f"  {each.index}: chrF2 {each.chrf[0]:.1f} -> {each.chrf[1]:.1f}")
-        texts = [each.source, each.reference, *each.hypotheses]
-        rows = zip(("source", "reference", baseline, system), texts, strict=True)
-        found += [f"    {name:{width}}  {text}" for name, text in rows]
+        found += [f"    {name:{max(map(len, names))}}  {text}" for name, text in texts]
     return found
