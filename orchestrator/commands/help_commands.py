@@ -29,18 +29,15 @@ def doctor(
         if workspace is not None or clean:  # it was named, or it is what is to be cleaned
             raise
         place = None
-    cleaned: list[str] = []
-    for run, left in orphans(place).items() if clean and place else ():
-        cleaned.append(f"ending what {run} left running: {names(left)}")
-        say(cleaned[-1])
-        terminate_run(lambda left=left: list(filter(alive, left)), GRACE_S)  # type: ignore[misc]
-    if clean and not cleaned:
-        say("nothing to clean")
-    found, lines, area = list(diagnose(place)), [], ""
+    left = orphans(place) if clean and place else {}
+    cleaned = [f"ending what {run} left running: {names(each)}" for run, each in left.items()]
+    if clean:
+        say("\n".join(cleaned) or "nothing to clean")
+        terminate_run(lambda: [each for some in left.values() for each in some if alive(each)], GRACE_S)
+    found, lines = list(diagnose(place)), []
     for each in found:
-        lines += [str(each.area)] if each.area != area else []
-        area = each.area
-        lines += [f"  {each.severity:<8} {each.message}", *([f"           {each.remedy}"] if each.remedy else [])]
+        lines.append(f"{each.severity:<8} {each.area}: {each.message}")
+        lines += [f"         {each.remedy}"] if each.remedy else []
     show({"findings": list(map(asdict, found)), "cleaned": cleaned}, *lines, as_json=as_json)
     if any(each.severity == "error" for each in found):
         raise typer.Exit(PrerequisiteError.exit_code)

@@ -43,14 +43,10 @@ def list_runs(
     for problem in problems:  # one damaged record does not hide the others
         say(f"warning: {problem}")
     found = registry.sort_rows([row for row in rows if filters.matches(row)], sort)[-(limit or 0) :]
-    if as_json:
-        show([row.as_json() for row in found], as_json=True)
-    elif found:
-        show(None, run_table(found))
-    elif rows:
-        say(f"none of {len(rows)} runs in {place.runs} matches")
+    if found or as_json:
+        show([row.as_json() for row in found], run_table(found), as_json=as_json)
     else:
-        say(f"no runs in {place.runs} yet: orchestrator launch SPEC")
+        say(f"none of {len(rows)} runs in {place.runs} matches" if rows else f"no runs in {place.runs} yet")
 
 
 @app.command(epilog="Example: orchestrator tag demo baseline lora-16")

@@ -6,8 +6,9 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +21,8 @@ from orchestrator.errors import Interrupted, StageError
 from orchestrator.lifecycle.benchmark_target import export_target
 from orchestrator.planning.session import Session
 from orchestrator.serving.checkpoints import servable, served, serving_devices
-from orchestrator.serving.endpoint import Endpoint, connect, connection_problem, excerpt, open_client
-from orchestrator.serving.server import ServePlan, Server, Serving, example_request, free_port
+from orchestrator.serving.endpoint import Endpoint, connect, excerpt, open_client
+from orchestrator.serving.server import Server, Serving, example_request, free_port
 from orchestrator.serving.target import Target
 from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls
@@ -77,18 +78,16 @@ def chat(
     settings = serve_settings(found, devices=devices, port=port, model_name=model_name, backend=backend, merge=merge)
     messages = [{"role": "system", "content": system}] if system else []
 
-    def talk(endpoint: Endpoint) -> None:
+    with ExitStack() as stack:
+        if settings.url is not None and found.checkpoint is None:
+            endpoint = connect(settings.url, session.api_key, settings.model_name)
+        else:
+            server = _server(session, found, settings, port or free_port(settings.host))
+            endpoint = stack.enter_context(server).endpoint
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
-        try:
-            converse(Conversation(endpoint, max_tokens, temperature, messages), input, _echo)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-    if settings.url is not None and found.checkpoint is None:
-        talk(connect(settings.url, session.api_key, settings.model_name))
-    else:
-        with _server(session, found, settings, port or free_port(settings.host)) as server:
-            talk(server.endpoint)
+        stack.callback(signal.signal, signal.SIGINT, handler)
+        conversation = Conversation(endpoint, max_tokens, temperature, messages)
+        converse(conversation, input, partial(typer.echo, nl=False))
 
 
 @app.command(epilog="Example: orchestrator export demo")
@@ -116,8 +115,7 @@ class Conversation:
     def ask(self, text: str, write: Callable[[str], None]) -> str:
         """Send a message and write the answer as it comes; Ctrl-C ends the answer, what came of it is kept.
 
-        Raises:
-            StageError: the server failed; the message is taken back.
+        Raises StageError: the server failed; the message is taken back.
         """
         import aiohttp  # these two take half a second
         import openai
@@ -128,14 +126,14 @@ class Conversation:
             asyncio.run(self._stream(pieces, write))
         except KeyboardInterrupt:
             write(" [stopped]")
-        except openai.APIStatusError as error:
-            raise self._failure(f"did not answer: HTTP {error.status_code}", error.response.text) from error
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            raise self._failure("did not answer", connection_problem(self.endpoint, error)[1]) from error
-        except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as error:  # no JSON, no UTF-8
-            raise self._failure("sent no stream of an answer", str(error)) from error
-        answer = "".join(pieces)
-        if answer:
+        # the last ones: no JSON, no UTF-8, JSON of another form
+        except (openai.OpenAIError, aiohttp.ClientError, ValueError, AttributeError, LookupError, TypeError) as error:
+            self.messages.pop()
+            words = str(error.__cause__ or error)
+            if isinstance(error, openai.APIStatusError):
+                words = f"HTTP {error.status_code}: {error.response.text}"
+            raise StageError(f"the server did not answer: {excerpt(self.endpoint, words)}") from error
+        if answer := "".join(pieces):
             self.messages.append({"role": "assistant", "content": answer})
         else:
             self.messages.pop()  # LLaMA-Factory wants user and assistant in turn
@@ -160,10 +158,6 @@ class Conversation:
         if event is None:
             raise ValueError("not one event came")
 
-    def _failure(self, what: str, words: str) -> StageError:
-        self.messages.pop()
-        return StageError(f"the server {what}: {excerpt(self.endpoint, words)}")
-
 
 def converse(conversation: Conversation, read: Callable[[str], str], write: Callable[[str], None]) -> None:
     """Read messages and write answers until the user leaves; `read` raises EOFError at the end, as `input` does."""
@@ -177,36 +171,28 @@ def converse(conversation: Conversation, read: Callable[[str], str], write: Call
             continue
         if text in LEAVE:
             return
-        if not text:
-            continue
-        try:
-            if not conversation.ask(text, write):
-                write("[no text]")
-        except StageError as error:
-            write(f"error: {error.message}")
-        write("\n")
-
-
-def _echo(text: str) -> None:
-    typer.echo(text, nl=False)
+        if text:
+            try:
+                write("" if conversation.ask(text, write) else "[no text]")
+            except StageError as error:
+                write(f"error: {error.message}")
+            write("\n")
 
 
 @contextmanager
 def _server(session: Session, target: Target, settings: ServeSpec, port: int) -> Iterator[Server]:
     """A model's server. Its folder stays where it failed: the error names its log and api.yaml."""
-
-    def loading(plan: ServePlan) -> None:
-        say(f"loading {plan.model_name}; the server's output: {plan.log}")
-
+    checkpoints = {target.name: servable(session, target)}
     folder = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+    say(f"loading {target.name}; the server's output: {folder / 'api.log'}")
     how = Serving(settings, folder, port, serving_devices(settings, target.spec))
-    has_failed = False
+    keep = False
     try:
-        with served(session, {target.name: servable(session, target)}, how, loading) as server:
+        with served(session, checkpoints, how) as server:
             yield server
     except StageError:
-        has_failed = True
+        keep = True
         raise
     finally:
-        if not has_failed:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)

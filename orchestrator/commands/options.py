@@ -63,8 +63,7 @@ def open_target(session: Session, word: str, template: str | None = None) -> Tar
 def serve_settings(target: Target, **given: Any) -> ServeSpec:
     """How a target is served: as its run or spec says, with the command line's values over it.
 
-    Raises:
-        SpecError: the two do not go together.
+    Raises SpecError: the two do not go together.
     """
     own = target.spec.serve if target.spec else ServeSpec(url=target.url)
     changes = {key: value for key, value in given.items() if value is not None}

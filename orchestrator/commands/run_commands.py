@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from orchestrator.commands import options
 from orchestrator.commands.options import app, find_run_or_group, say
-from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, StageError, did_you_mean
+from orchestrator.errors import Interrupted, PrerequisiteError, SpecError, did_you_mean
 from orchestrator.lifecycle import local, scheduler, slurm_jobs
 from orchestrator.lifecycle import stop as stopping
 from orchestrator.lifecycle.new_run import Provenance, RunOptions, new_run
@@ -213,7 +213,6 @@ def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: b
     if record.job is not None:
         doing = f"is Slurm job {record.job.id}"
     _say_under_way(run.id, doing)
-    say(f"to follow it: orchestrator logs {run.id} -f")
     show(record.as_json(), run.id, as_json=as_json)
 
 
@@ -222,10 +221,8 @@ def _run_group(session: Session, folder: GroupDir, detach: bool, as_json: bool) 
     if job is None and not detach:
         try:
             scheduler.run_group(session, folder)
-        except (StageError, Interrupted):
+        finally:
             show_group(folder, as_json)
-            raise
-        show_group(folder, as_json)
         return
     process = None if job else scheduler.detach_group(session, folder)
     _say_under_way(folder.id, f"is Slurm job {job}" if job else f"is carried out by process {process}")
@@ -236,27 +233,21 @@ def _run_group(session: Session, folder: GroupDir, detach: bool, as_json: bool) 
 
 
 def _say_under_way(name: str, doing: str) -> None:
-    say(f"{name} {doing}")
-    say(f"to see how far it is: orchestrator show {name}")
-    say(f"to stop it: orchestrator stop {name}")
+    say(f"{name} {doing}\nto see how far it is: orchestrator show {name}\nto stop it: orchestrator stop {name}")
 
 
 def _show_commands(session: Session, changes: list[list[str]], specs: list[RunSpec], as_json: bool) -> None:
     """What each run would be started with."""
     files = [render_files(session, spec) for spec in specs]
     commands = [each.get("command.txt", each.get("api.yaml", "")) for each in files]
+    pairs = list(zip(changes, commands, strict=True))
     if as_json:
-        pairs = zip(changes, commands, strict=True)
         show([{"set": change, "command": command} for change, command in pairs], as_json=True)
         return
-    for number, (change, command) in enumerate(zip(changes, commands, strict=True), start=1):
+    for number, (change, command) in enumerate(pairs, start=1):
         heading = f"# {number} of {len(commands)}: {' '.join(change)}\n" if len(commands) > 1 else ""
         print_text(heading + command)
-    say(
-        f"{len(commands)} runs, no errors; nothing was started"
-        if len(commands) > 1
-        else "no errors; nothing was started"
-    )
+    say(f"{f'{len(commands)} runs, ' if len(commands) > 1 else ''}no errors; nothing was started")
 
 
 def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) -> None:
@@ -266,11 +257,15 @@ def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) 
     waits: list[str] = []
     goes_on = True
     while goes_on:
-        record = state.current(run) if follow else None  # before the logs are read: what is written last is seen
-        goes_on = record is not None and record.is_active()
+        record = state.current(run)  # before the logs are read: what is written last is seen
+        goes_on = follow and record.is_active()
         newest = _log_of(run, name, is_needed=not goes_on and not waits)
         for path in dict.fromkeys([*offsets, *newest]):  # the rest of what was shown before, then the newest
-            found = _complete_lines(path, offsets.get(path, 0), is_last=not goes_on)
+            with path.open("rb") as file:
+                file.seek(offsets.get(path, 0))
+                found = file.readlines()
+            if goes_on and found and not found[-1].endswith(b"\n"):
+                found.pop()  # it is being written
             text = found if lines is None or path in offsets else found[max(len(found) - lines, 0) :]
             offsets[path] = offsets.get(path, 0) + sum(map(len, found))
             if text and path != shown:
@@ -280,10 +275,11 @@ def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) 
             for line in text:  # a bar redraws its line, with a carriage return: what it showed last
                 redrawn = line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2]
                 typer.echo(escape_controls(redrawn))
-        if record is not None and record.status == "queued" and (now := state.lines(run, record)) != waits:
-            waits = now
-            say("\n".join(now))
-        time.sleep(LOOK_S if goes_on else 0)
+        if goes_on:
+            if record.status == "queued" and (now := state.lines(run, record)) != waits:
+                waits = now
+                say("\n".join(now))
+            time.sleep(LOOK_S)
 
 
 def _log_of(run: RunDir, name: str | None, *, is_needed: bool) -> list[Path]:
@@ -300,10 +296,3 @@ def _log_of(run: RunDir, name: str | None, *, is_needed: bool) -> list[Path]:
     if not own and is_needed:
         raise PrerequisiteError(f"run {run.id} has no log yet", f"orchestrator show {run.id} says how far it is")
     return [max(own, key=lambda path: path.stat().st_mtime_ns)] if own and name is None else []
-
-
-def _complete_lines(path: Path, start: int, *, is_last: bool) -> list[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        lines = file.readlines()
-    return lines if is_last or not lines or lines[-1].endswith(b"\n") else lines[:-1]

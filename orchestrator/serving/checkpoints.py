@@ -47,9 +47,7 @@ def served(
     """Serve checkpoints that fit on one server (`group_by_server`) while the block lasts.
 
     They go by name, such as RUN@LABEL, and so do Server.endpoints; `started` is called before the server is started.
-
-    Raises:
-        SpecError, PrerequisiteError, StageError: it cannot be served, or the server died.
+    Raises SpecError, PrerequisiteError, StageError: it cannot be served, or the server died.
     """
     if session.api_key:
         serving = replace(serving, api_key=session.api_key)

@@ -38,11 +38,9 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not _ADDRESS.fullmatch(self.base_url):
             # what follows a user, a ? or a # may be a secret
-            shown = "the server's address" if {*"@?#"} & {*self.base_url} else f"the server's address {self.base_url!r}"
-            raise SpecError(
-                f"{shown} is not http(s)://HOST:PORT/PATH",
-                f"one is http://127.0.0.1:6006/v1, say; a key goes into {API_KEY_ENV}",
-            )
+            shown = "" if {*"@?#"} & {*self.base_url} else f" {self.base_url!r}"
+            what = f"the server's address{shown} is not http(s)://HOST:PORT/PATH"
+            raise SpecError(what, f"one is http://127.0.0.1:6006/v1, say; a key goes into {API_KEY_ENV}")
         if any(not "!" <= char <= "~" for char in self.api_key):
             what = f"the API key for {self.base_url} holds a character that no HTTP header carries (a newline?)"
             raise PrerequisiteError(what, "set the key again, without it")
@@ -61,12 +59,9 @@ class Endpoint:
 
 
 def open_client(endpoint: Endpoint, silence_s: float | None = None) -> "openai.AsyncOpenAI":
-    """A client for `async with`: one set of rules on proxies, certificates and redirects for every request.
+    """A client for `async with`. `silence_s` is the longest time between two pieces of a stream; None: no limit.
 
-    `silence_s` is the longest time between two pieces of a stream. None: the caller has a time-out over all.
-
-    Raises:
-        PrerequisiteError: SSL_CERT_FILE names no certificates.
+    Raises PrerequisiteError: SSL_CERT_FILE names no certificates.
     """
     import openai
 
@@ -100,8 +95,7 @@ def _certificates() -> Any:
 def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
     """A server that runs already; its list of models is needed only where no model is named.
 
-    Raises:
-        PrerequisiteError: it does not answer; or no model was named, and it does not list exactly one.
+    Raises PrerequisiteError: it does not answer; or no model was named, and it does not list exactly one.
     """
     endpoint = Endpoint(url, api_key, model_name or "")
     try:
@@ -114,7 +108,7 @@ def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
         what = f"no server answers at {endpoint.described}"
         raise PrerequisiteError(what, "start it, or correct the address (most end in /v1)")
     if model_name is None and len(models) != 1:
-        what = f"{url} serves {len(models)} models: {escape_controls(', '.join([*models][:8]))}"
+        what = f"{url} serves {len(models)} models: {escape_controls(', '.join(models))}"
         raise PrerequisiteError(what, "name one: --model-name NAME")
     return replace(endpoint, model=model_name or next(iter(models)))
 
@@ -122,8 +116,7 @@ def connect(url: str, api_key: str, model_name: str | None) -> Endpoint:
 def list_models(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] | None:
     """The models of GET /models, each with its `owned_by` (vllm, of `vllm serve`); None where nobody answers (yet).
 
-    Raises:
-        PrerequisiteError: it answers, but refuses, or it is no OpenAI-compatible server.
+    Raises PrerequisiteError: it answers, but refuses, or it is no OpenAI-compatible server.
     """
     import aiohttp
     import openai
@@ -142,10 +135,8 @@ def list_models(endpoint: Endpoint, timeout_s: float = 10) -> dict[str, object] 
     except TimeoutError:
         return None
     except (aiohttp.ClientError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise PrerequisiteError(
-            f"what answers at {endpoint.described} is no OpenAI-compatible server: GET /models gave no list of models",
-            "check the address (most end in /v1)",
-        ) from error
+        what = f"what answers at {endpoint.described} is no OpenAI-compatible server: its GET /models is no list"
+        raise PrerequisiteError(what, "check the address (most end in /v1)") from error
 
 
 def refusal(endpoint: Endpoint, status: int, words: str) -> PrerequisiteError:
@@ -172,8 +163,7 @@ def excerpt(endpoint: Endpoint, text: str) -> str:
 def connection_problem(endpoint: Endpoint, error: BaseException) -> tuple[Literal["connect", "server_error"], str]:
     """Whether there was no connection, or one that broke, and why.
 
-    Raises:
-        PrerequisiteError: the server's certificate is not trusted, which no repetition mends.
+    Raises PrerequisiteError: the server's certificate is not trusted, which no repetition mends.
     """
     import aiohttp
 
@@ -182,10 +172,8 @@ def connection_problem(endpoint: Endpoint, error: BaseException) -> tuple[Litera
     while cause is not None and not isinstance(cause, aiohttp.ClientError | TimeoutError):
         cause = cause.__cause__
     if isinstance(cause, aiohttp.ClientSSLError):
-        raise PrerequisiteError(
-            f"no safe connection to {endpoint.described}: {cause}",
-            "SSL_CERT_FILE names a file with the certificate to trust",
-        ) from error
+        what = f"no safe connection to {endpoint.described}: {cause}"
+        raise PrerequisiteError(what, "SSL_CERT_FILE names a file with the certificate to trust") from error
     if isinstance(cause, TimeoutError):
         return "connect", f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(cause, aiohttp.ClientConnectorError):

@@ -25,13 +25,8 @@ def llamafactory_plan(
 ) -> ServePlan:
     """How a checkpoint is served; `names` has our name of it and its name on the server."""
     (name,) = names.values()
-    environment = {
-        "API_HOST": serving.settings.host,
-        "API_PORT": str(serving.port),
-        "API_MODEL_NAME": name,
-        "API_VERBOSE": "0",  # keeps texts out of its log
-        "MAX_CONCURRENT": str(serving.settings.max_concurrent),
-    }
+    environment = {"API_HOST": serving.settings.host, "API_PORT": str(serving.port), "API_MODEL_NAME": name}
+    environment |= {"MAX_CONCURRENT": str(serving.settings.max_concurrent), "API_VERBOSE": "0"}  # no texts in its log
     return ServePlan(
         serving,
         argv=[str(installation.cli), "api", "api.yaml"],
@@ -52,9 +47,8 @@ def export(
 ) -> Path:
     """Write a run's checkpoint as a model folder of its own, with a note of its run and chat template beside it.
 
-    Raises:
-        SpecError: the folder is not empty; LLaMA-Factory would overwrite it without a question.
-        StageError: no complete model came out.
+    Raises SpecError: the folder is not empty; LLaMA-Factory would overwrite it without a question. StageError: no
+    complete model came out.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
@@ -72,10 +66,8 @@ def export(
     problems = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
     problems += model_problems(folder) if folder.is_dir() else [f"{folder} was not made"]
     if problems:
-        raise StageError(
-            f"the export failed: {'; '.join(problems)}. Last lines of {run.export_log}:\n{child.log_tail()}",
-            repro_command(run.path, argv, {}),
-        )
+        what = f"the export failed: {'; '.join(problems)}. Last lines of {run.export_log}:\n{child.log_tail()}"
+        raise StageError(what, repro_command(run.path, argv, {}))
     note = {"run": run.id, "of": checkpoint.label, "model": checkpoint.model.model_dump(mode="json")}
     atomic_write(folder / EXPORT_NOTE, json.dumps(note, indent=2) + "\n")
     return folder

@@ -52,8 +52,6 @@ class ServePlan:
     """Path -> text, written before the server starts."""
     model_names: Mapping[str, str]
     """Our name of a checkpoint -> its name on the server; the first is the default."""
-    also_listed: frozenset[str] = frozenset()
-    """Other names that the server lists."""
 
     @property
     def log(self) -> Path:
@@ -95,10 +93,8 @@ class Server:
 def serve(plan: ServePlan) -> Iterator[Server]:
     """Serve while the block lasts. The server ends with the block, and with us if we are killed.
 
-    Raises:
-        PrerequisiteError: the port is taken.
-        StageError: the server died before it answered, took too long, or serves something else; or it died later,
-            and the block failed because of that.
+    Raises PrerequisiteError: the port is taken. StageError: the server died before it answered, took too long, or
+    serves something else; or it died later, and the block failed because of that.
     """
     serving = plan.serving
     check_port(serving.settings.host, serving.port)
@@ -107,10 +103,8 @@ def serve(plan: ServePlan) -> Iterator[Server]:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
     own = {plan.key_variable: serving.api_key}
-    if serving.run is not None:
-        own[RUN_ENV] = str(serving.run)
-    if serving.devices is not None:
-        own["CUDA_VISIBLE_DEVICES"] = serving.devices
+    own |= {} if serving.run is None else {RUN_ENV: str(serving.run)}
+    own |= {} if serving.devices is None else {"CUDA_VISIBLE_DEVICES": serving.devices}
     child = None
     try:
         with defer_signals():
@@ -139,17 +133,14 @@ def example_request(endpoint: Endpoint, *, is_own_key: bool) -> str:
     """A curl line that works as it is; the user's own key is named, not printed."""
     body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64})
     header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
-    return (
-        f"curl {shlex.quote(endpoint.base_url)}/chat/completions -H 'Content-Type: application/json' "
-        f"-H {header} -d {shlex.quote(body)}"
-    )
+    url = f"{shlex.quote(endpoint.base_url)}/chat/completions"
+    return f"curl {url} -H 'Content-Type: application/json' -H {header} -d {shlex.quote(body)}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on now."""
     with socket.create_server((host, 0), family=_family(host)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def check_port(host: str, port: int) -> None:
@@ -157,10 +148,9 @@ def check_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=_family(host)).close()
     except OSError as error:
-        raise PrerequisiteError(
-            f"port {port} on {host} is not available: {error.strerror}",
-            "stop the program that listens there, or take another port: --port N, or serve.port in the spec",
-        ) from error
+        what = f"port {port} on {host} is not available: {error.strerror}"
+        remedy = "stop the program that listens there, or take another port: --port N, or serve.port in the spec"
+        raise PrerequisiteError(what, remedy) from error
 
 
 def _family(host: str) -> socket.AddressFamily:
@@ -181,14 +171,9 @@ def _wait_until_ready(server: Server, plan: ServePlan) -> None:
         except PrerequisiteError as error:  # its remedies are for servers of others
             problem, deadline = error.message, 0
         if models is None and time.monotonic() > deadline:
-            raise StageError(
-                f"{problem}. Last lines of {plan.log}:\n{child.log_tail()}",
-                f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}",
-            )
+            slow = f"a large model takes longer: serve.start_timeout_s in the spec; {remedy}"
+            raise StageError(f"{problem}. Last lines of {plan.log}:\n{child.log_tail()}", slow)
         time.sleep(POLL_S)  # the port is bound once the model is loaded
-    if models.keys() != {*plan.model_names.values(), *plan.also_listed}:
-        raise StageError(
-            f"the server at {plan.base_url} serves {', '.join(models) or 'nothing'}, not {plan.model_name}: "
-            "another server took the port",
-            "give another one: --port N, or serve.port in the spec",
-        )
+    if not {*plan.model_names.values()} <= models.keys():
+        what = f"the server at {plan.base_url} serves {', '.join(models) or 'nothing'}, not {plan.model_name}"
+        raise StageError(what, "another server took the port: give another one, --port N, or serve.port in the spec")

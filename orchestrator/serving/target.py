@@ -48,9 +48,7 @@ class Target:
 def resolve_target(word: str, workspace: Workspace) -> Target:
     """Find what a word means.
 
-    Raises:
-        SpecError: nothing of that name.
-        PrerequisiteError: a run that has no weights yet.
+    Raises SpecError: nothing of that name. PrerequisiteError: a run that has no weights yet.
     """
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
@@ -82,8 +80,7 @@ def every_checkpoint(word: str, workspace: Workspace) -> Target | None:
 def with_template(target: Target, template: str | None) -> Target:
     """The target with a chat template, for a model whose own is not known from a run.
 
-    Raises:
-        SpecError: the model was trained with another template.
+    Raises SpecError: the model was trained with another template.
     """
     if template is None:
         return target

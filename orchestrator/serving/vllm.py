@@ -30,8 +30,7 @@ def vllm_plan(
 ) -> ServePlan:
     """How checkpoints on one base model are served: `names` has our names of them and those on the server.
 
-    Raises:
-        SpecError: vLLM cannot serve such an adapter.
+    Raises SpecError: vLLM cannot serve such an adapter.
     """
     template, generation = serving.folder / "chat_template.jinja", serving.folder / "generation"
     model = next(iter(checkpoints.values())).model
@@ -47,6 +46,7 @@ def vllm_plan(
         rank = max(map(adapter_rank, folders.values()))
         arguments |= {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": rank}
     modules = [json.dumps({"name": name, "path": str(path)}) for name, path in folders.items()]
+    end = {"eos_token_id": list(prompt.stop_token_ids)}
     argv = [
         *("serve", model.name_or_path, "--served-model-name", served),
         *argument_words(arguments),
@@ -60,21 +60,15 @@ def vllm_plan(
         argv=[str(vllm.cli), *argv],
         environment={**settings_of_environment(), "VLLM_NO_USAGE_STATS": "1"},
         key_variable="VLLM_API_KEY",
-        files={
-            template: prompt.chat_template,
-            generation / "generation_config.json": json.dumps({"eos_token_id": list(prompt.stop_token_ids)}),
-        },
+        files={template: prompt.chat_template, generation / "generation_config.json": json.dumps(end)},
         model_names=names,
-        also_listed=frozenset({served}),
     )
 
 
 def adapter_rank(folder: Path) -> int:
     """The --max-lora-rank that an adapter needs.
 
-    Raises:
-        SpecError: vLLM serves no such adapter unmerged.
-        PrerequisiteError: its configuration cannot be read.
+    Raises SpecError: vLLM serves no such adapter unmerged. PrerequisiteError: its configuration cannot be read.
     """
     path = folder / "adapter_config.json"
     try:
