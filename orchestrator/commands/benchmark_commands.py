@@ -69,11 +69,9 @@ def benchmark(
         comet = str(expanded(comet).absolute())
     if has_result(Path(target)):
         if comet is None or testset or source or fresh:
-            what = f"{target} is a finished benchmark: only COMET's score can be added to it"
-            raise SpecError(what, "--comet MODEL, and no test set; orchestrator compare takes it too")
-        folder = Path(target).resolve()
-        targets.add_comet_to(session, folder, comet, devices)
-        _show([folder], as_json)
+            raise SpecError(f"{target} is a finished benchmark: only COMET's score can be added to it", "--comet MODEL")
+        targets.add_comet_to(session, Path(target).resolve(), comet, devices)
+        _show([Path(target).resolve()], as_json)
         return
     every = every_checkpoint(target, session.workspace)
     if every is None and (metric is not None or base or watch):
@@ -86,8 +84,9 @@ def benchmark(
             raise SpecError("--source and --reference go together, and without --testset")
         own = [load_entry(name, session.dataset_folders) for name in (found.spec.datasets if found.spec else [])]
         like = next((each.entry for each in own if isinstance(each, Dataset)), None)
-        languages = {"source_lang": _language(source_lang), "target_lang": _language(target_lang)}
-        testset, folder = entry_of_files(source, reference, like, **languages, instruction=instruction)
+        languages = [code and code.strip().replace("_", "-").lower() for code in (source_lang, target_lang)]  # zh-cn
+        codes = dict(zip(("source_lang", "target_lang"), languages, strict=True))
+        testset, folder = entry_of_files(source, reference, like, **codes, instruction=instruction)
         session = replace(session, dataset_folders=[*session.dataset_folders, folder])
         split, instruction = SPLIT, None  # the instruction is the pair's
     given: dict[str, Any] = dict(instruction=instruction, max_samples=max_samples, sample_seed=sample_seed)
@@ -110,8 +109,7 @@ def benchmark(
         folders = targets.benchmark(session, found, items, settings, evaluation)
     except Interrupted as error:
         same = "the same command without --fresh" if fresh else "the same command"
-        remedy = error.remedy or f"{same} continues: answered sentences are not requested again"
-        raise Interrupted(str(error), remedy) from error
+        raise Interrupted(str(error), error.remedy or f"{same} continues with the sentences that are left") from error
     _show(folders, as_json)
 
 
@@ -140,16 +138,10 @@ def _metrics(names: str | None) -> list[str] | None:
     return chosen or None
 
 
-def _language(code: str | None) -> str | None:
-    """zh_CN as zh-cn, as an entry has it."""
-    return code and code.strip().replace("_", "-").lower()
-
-
 def _show(folders: list[Path], as_json: bool) -> None:
     """The results of benchmarks of one run."""
     documents = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
     record = RunRecord.load(RunDir(folders[0].parent.parent))
     names = {folder.name for folder in folders}
     show(documents, "", score_tables([item for item in record.benchmarks if item.id in names]), as_json=as_json)
-    for folder in folders:
-        say(f"every sentence: {folder / 'hypotheses.jsonl'}")
+    say("\n".join(f"every sentence: {folder / 'hypotheses.jsonl'}" for folder in folders))

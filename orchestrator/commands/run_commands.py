@@ -192,8 +192,7 @@ def stop(
 
 
 def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> Request:
-    kept = str(archives.absolute()) if archives is not None else None
-    return Request(with_benchmarks=not no_benchmark, wait=wait, archives=kept)
+    return Request(with_benchmarks=not no_benchmark, wait=wait, archives=archives and str(archives.absolute()))
 
 
 def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: bool) -> None:
@@ -209,10 +208,8 @@ def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: b
     executor.submit(session, [owned], plan.spec, run.id)
     record = RunRecord.load(run)
     doing = f"waits for {record.waits_for}" if record.waits_for else "runs in the background"
-    doing += f", in process {record.pid}"
-    if record.job is not None:
-        doing = f"is Slurm job {record.job.id}"
-    _say_under_way(run.id, doing)
+    job = record.job and f"is Slurm job {record.job.id}"
+    _say_under_way(run.id, job or f"{doing}, in process {record.pid}")
     show(record.as_json(), run.id, as_json=as_json)
 
 
@@ -224,8 +221,8 @@ def _run_group(session: Session, folder: GroupDir, detach: bool, as_json: bool) 
         finally:
             show_group(folder, as_json)
         return
-    process = None if job else scheduler.detach_group(session, folder)
-    _say_under_way(folder.id, f"is Slurm job {job}" if job else f"is carried out by process {process}")
+    doing = f"Slurm job {job}" if job else f"carried out by process {scheduler.detach_group(session, folder)}"
+    _say_under_way(folder.id, f"is {doing}")
     if as_json:
         show_group(folder, as_json)
     else:

@@ -19,8 +19,6 @@ from orchestrator.specs.spec_file import load_spec
 
 EXPORT_NOTE = "orchestrator.json"
 """Beside an exported model: the run it comes from, and the model section to serve it with."""
-EVERY = "all"
-"""The label that stands for every checkpoint of a run."""
 # All that a note is believed: it may have come with a download, and must not turn trust_remote_code on.
 _OF_A_NOTE = ("template", "default_system", "enable_thinking")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -71,10 +69,10 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
 def every_checkpoint(word: str, workspace: Workspace) -> Target | None:
     """The run of RUN@all, with all its checkpoints; None: the word is something else."""
     name, _, label = word.rpartition("@")
-    if label != EVERY or not name:
+    if label != "all" or not name:
         return None
     run = workspace.find_run(name)
-    return Target(f"{run.id}@{EVERY}", None, run=run, spec=load_spec(run.spec))
+    return Target(f"{run.id}@all", None, run=run, spec=load_spec(run.spec))
 
 
 def with_template(target: Target, template: str | None) -> Target:
@@ -98,8 +96,6 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
 
     None: what the training left, output before its newest checkpoint; of a run that trains nothing, its model.
     """
-    if label == EVERY:
-        raise SpecError(f"{run.id}@{EVERY} means every checkpoint: only benchmark takes that", "name one of them")
     spec = load_spec(run.spec)
     available = run_checkpoints(run, spec, workspace)
     if label is None:
@@ -108,7 +104,7 @@ def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:
     if label is None or label not in available:
         have = ", ".join(available) or "nothing yet"
         error = SpecError if label is not None and available else PrerequisiteError
-        hint = did_you_mean(label, [*available, EVERY]) if label else ""
+        hint = did_you_mean(label, available) if label else ""
         raise error(f"run {run.id} has no {label or 'checkpoint'}{hint}; it has: {have}", f"orchestrator show {run.id}")
     return Target(run.id if label == "output" else f"{run.id}@{label}", available[label], run=run, spec=spec)
 

@@ -151,16 +151,13 @@ def curve_parts(curve: Curve) -> list[RenderableType]:
     """A run's checkpoints by step, and the one that was chosen."""
     heading = HEADINGS[curve.metric]
     rows = []
-    for point in [*([curve.base] if curve.base else []), *curve.points]:
+    for point in filter(None, [curve.base, *curve.points]):
         score = next(each for each in point.scores if each.metric == curve.metric)
         remarks = ["before training"] if point is curve.base else ["chosen"] if point.label == curve.chosen else []
-        rows.append([
-            "?" if point.step is None else str(point.step),
-            " = ".join([point.label, *point.same_as]),
-            f"{score.score:.1f}{_interval(score.ci95)}",
-            "" if point.test is None else f"{point.test.difference:+.1f}, p = {point.test.p_holm:.2g}",
-            ", ".join([*remarks, *["worse"] * point.worse]),
-        ])  # fmt: skip
+        step, label = "?" if point.step is None else str(point.step), " = ".join([point.label, *point.same_as])
+        test = "" if point.test is None else f"{point.test.difference:+.1f}, p = {point.test.p_holm:.2g}"
+        words = ", ".join([*remarks, *["worse"] * point.worse])
+        rows.append([step, label, f"{score.score:.1f}{_interval(score.ci95)}", test, words])
     return [
         f"{curve.testset} {curve.split}, {curve.n_segments} segments, with 95 % intervals:",
         table(["step", "checkpoint", heading, "against the best", ""], rows),
@@ -218,11 +215,9 @@ def show_group(folder: GroupDir, as_json: bool) -> None:
     found = groups.members(folder, group)
     rows = []
     for each in found:
-        steps = last = ""
-        if each.record is not None:
-            row = Row(each.run, each.record, Notes())
-            error = (each.record.error or "").partition("\n")[0]
-            steps, last = row.steps, row.last_benchmark or shorten(error, 80, placeholder=" ...")
+        row = each.record and Row(each.run, each.record, Notes())
+        error = shorten(((each.record and each.record.error) or "").partition("\n")[0], 80, placeholder=" ...")
+        steps, last = (row.steps, row.last_benchmark or error) if row else ("", "")
         rows.append([*each.point.values, each.status, steps, each.run.id, last])
     columns = [*groups.short_keys(group.axes), "status", "steps", "run", "last benchmark, or error"]
     done = sum(each.is_finished() for each in found)
@@ -254,26 +249,22 @@ def _test_row(test: PairedTest) -> list[str]:
 
 
 def _small_print(comparison: Comparison) -> list[str]:
-    return [
-        f"p: paired approximate randomization, {comparison.n_randomizations} trials, ties against the difference; "
-        f"seed {comparison.seed}",
-        f"p (Holm): corrected for {comparison.n_comparisons} comparisons by each metric",
-        f"95 % interval, p (bootstrap): paired bootstrap, {comparison.n_bootstrap} resamples, p as in sacrebleu",
-        f"MDE: {comparison.mde}",
-        *(
-            f"{HEADINGS[metric]}: {signature}{'' if higher_is_better(metric) else ' (lower is better)'}"
-            for metric, signature in comparison.signatures.items()
-        ),
+    about = comparison
+    lines = [
+        f"p: paired approximate randomization, {about.n_randomizations} trials, seed {about.seed}; ties count against it",
+        f"p (Holm): corrected for {about.n_comparisons} comparisons by each metric",
+        f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu",
+        f"MDE: {about.mde}",
     ]
+    for metric, signature in about.signatures.items():
+        lines.append(f"{HEADINGS[metric]}: {signature}{'' if higher_is_better(metric) else ' (lower is better)'}")
+    return lines
 
 
 def _sentences(sentences: Sentences, baseline: str) -> list[str]:
-    system = sentences.system
-    found = [
-        f"{system} against {baseline}, sentence by sentence, by chrF2: higher in {sentences.better}, "
-        f"lower in {sentences.worse}, the same in {sentences.equal}"
-    ]
-    names = ("source", "reference", baseline, system)
+    counts = f"higher in {sentences.better}, lower in {sentences.worse}, the same in {sentences.equal}"
+    found = [f"{sentences.system} against {baseline}, sentence by sentence, by chrF2: {counts}"]
+    names = ("source", "reference", baseline, sentences.system)
     for each in sentences.examples:
         texts = zip(names, [each.source, each.reference, *each.hypotheses], strict=True)
         found.append(f"  {each.index}: chrF2 {each.chrf[0]:.1f} -> {each.chrf[1]:.1f}")
