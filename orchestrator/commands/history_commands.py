@@ -60,9 +60,8 @@ def tag(
     """Add tags to a run, for `list --tag`; prints all its tags."""
     found = find_workspace(workspace).find_run(run)
     notes = change_tags(found, tags or (), remove or ()) if tags or remove else Notes.load(found)
-    if notes.tags or as_json:
-        show({"run": found.id, "tags": notes.tags}, " ".join(notes.tags), as_json=as_json)
-    else:
+    show({"run": found.id, "tags": notes.tags}, *[" ".join(notes.tags)] * bool(notes.tags), as_json=as_json)
+    if not notes.tags:
         say(f"{found.id} has no tags")
 
 
@@ -76,11 +75,9 @@ def note(
     """Add a note with the current time to a run; without a text, print its notes."""
     found = find_workspace(workspace).find_run(run)
     notes = Notes.load(found) if text is None else add_note(found, " ".join(text))
-    if as_json or (text is None and notes.notes):
-        document = {"run": found.id, "notes": notes.model_dump(mode="json")["notes"]}
-        show(document, *note_lines(notes), as_json=as_json)
-    else:
-        say(f"{found.id} has {len(notes.notes) or 'no'} note{'' if len(notes.notes) == 1 else 's'}")
+    document = {"run": found.id, "notes": notes.model_dump(mode="json")["notes"]}
+    show(document, *([] if text else note_lines(notes)), as_json=as_json)
+    say(f"{found.id} has {len(notes.notes) or 'no'} note{'' if len(notes.notes) == 1 else 's'}")
 
 
 @app.command(epilog="Example: orchestrator rm demo --dry-run")
@@ -139,7 +136,8 @@ def _show_moved(moved: list[trash.Moved], where: str, as_json: bool) -> None:
         what = ", ".join("all of it" if name == "." else name for name in each.what)
         lines.append(f"{each.run}: {f'{what} {where}, {size(each.bytes)}' if what else 'nothing to move'}")
     total = size(sum(each.bytes for each in moved))
-    lines += [f"in all: {total} of {sum(bool(each.what) for each in moved)} runs {where}"] * (len(moved) != 1)
+    if len(moved) != 1:
+        lines.append(f"in all: {total} of {sum(bool(each.what) for each in moved)} runs {where}")
     show([asdict(each) for each in moved], *lines, as_json=as_json)
     if where == _TO_TRASH[0] and any(each.what for each in moved):
         say("to put it back: orchestrator rm --restore RUN; to free the disk: orchestrator gc --trash")

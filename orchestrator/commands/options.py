@@ -73,6 +73,5 @@ def serve_settings(target: Target, **given: Any) -> ServeSpec:
     try:
         return ServeSpec.model_validate(kept | changes)
     except ValidationError as error:
-        raise SpecError(
-            str(error.errors()[0]["msg"]), "see --backend, --merge, and the spec's serve section"
-        ) from error
+        what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise SpecError(what, "see --backend and --merge, and the serve section of the spec") from error

@@ -229,13 +229,13 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     """Everything that a person is shown."""
     title = f"{comparison.testset} {comparison.split}, {comparison.n_segments} segments; against {comparison.baseline}:"
     systems = comparison.systems
-    issues = [(each, describe(each.issues)) for each in systems]
     verdicts = [*comparison.verdicts, *(f"note: {each}" for each in comparison.notes)]
     parts: list[RenderableType] = [line(title), *(line(f"  {each}") for each in verdicts)]
     scores = [[each.name, *(f"{score:.2f}" for score in each.scores.values()), each.target] for each in systems]
     parts += [Text(), table(["", *(HEADINGS[metric] for metric in comparison.signatures), "of"], scores)]
     parts += [Text(), table(_TEST_COLUMNS, map(_test_row, comparison.tests)), *map(line, _small_print(comparison))]
-    parts += [line(f"{each.name}: hypotheses with issues: {found}") for each, found in issues if found]
+    faults = {each.name: describe(each.issues) for each in systems}
+    parts += [line(f"{name}: hypotheses with issues: {found}") for name, found in faults.items() if found]
     for each in comparison.sentences:
         parts += [Text(), *map(line, _sentences(each, comparison.baseline))]
     return Group(*parts)
@@ -248,12 +248,11 @@ def _test_row(test: PairedTest) -> list[str]:
     return [test.system, HEADINGS[test.metric], f"{test.difference:+.2f}", interval, *p_values, mde]
 
 
-def _small_print(comparison: Comparison) -> list[str]:
-    about = comparison
+def _small_print(about: Comparison) -> list[str]:
     lines = [
-        f"p: paired approximate randomization, {about.n_randomizations} trials, seed {about.seed}; ties count against it",
+        f"p: paired approximate randomization, {about.n_randomizations} trials, ties against the difference",
         f"p (Holm): corrected for {about.n_comparisons} comparisons by each metric",
-        f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu",
+        f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu; seed {about.seed}",
         f"MDE: {about.mde}",
     ]
     for metric, signature in about.signatures.items():
