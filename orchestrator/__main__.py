@@ -8,8 +8,6 @@ import contextlib
 import errno
 import io
 import logging
-import os
-import re
 import signal
 import sys
 from typing import Annotated
@@ -28,9 +26,6 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(f"orchestrator {__version__}")
         raise typer.Exit
-
-
-_RED = re.compile(r"^error:|^ +-->|(?<=\|) +\^+$|^ +=(?= help: )")
 
 
 def main() -> None:
@@ -57,12 +52,9 @@ def main() -> None:
 
 
 def _report(error: OrchestratorError | Interrupted) -> int:
-    lines = [escape_controls(line) for line in f"error: {error.message}".split("\n")]
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        lines = [_RED.sub("\033[1;31m\\g<0>\033[0m", line) for line in lines]
-    lines += [escape_controls(line) for line in f"  try: {error.remedy}".split("\n") if error.remedy]
+    text = f"error: {error.message}" + (f"\n  try: {error.remedy}" if error.remedy else "")
     with contextlib.suppress(BrokenPipeError):  # nobody reads it any more: `launch 2>&1 | tee log`, and Ctrl-C
-        sys.stderr.write("\n".join(lines) + "\n")
+        sys.stderr.write("".join(f"{escape_controls(line)}\n" for line in text.split("\n")))
     return error.exit_code
 
 

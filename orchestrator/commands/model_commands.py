@@ -5,7 +5,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,8 +86,8 @@ def chat(
             endpoint = stack.enter_context(server).endpoint
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C stops an answer, not the program
         stack.callback(signal.signal, signal.SIGINT, handler)
-        conversation = Conversation(endpoint, max_tokens, temperature, messages)
-        converse(conversation, input, partial(typer.echo, nl=False))
+        sampling = {"max_tokens": max_tokens, "temperature": temperature}
+        converse(Conversation(endpoint, sampling, messages), input, partial(typer.echo, nl=False))
 
 
 @app.command(epilog="Example: orchestrator export demo")
@@ -108,8 +108,7 @@ class Conversation:
     """The messages so far, and how answers are requested."""
 
     endpoint: Endpoint
-    max_tokens: int
-    temperature: float
+    sampling: Mapping[str, Any]
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str, write: Callable[[str], None]) -> str:
@@ -140,23 +139,14 @@ class Conversation:
         return answer
 
     async def _stream(self, pieces: list[str], write: Callable[[str], None]) -> None:
-        messages: Any = self.messages
+        about: dict[str, Any] = {"model": self.endpoint.model, "messages": self.messages, **self.sampling}
         async with open_client(self.endpoint, SILENCE_S) as client:
-            stream = await client.chat.completions.create(
-                model=self.endpoint.model,
-                messages=messages,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                stream=True,
-            )
-            event = None
+            stream = await client.chat.completions.create(**about, stream=True)
             async for event in stream:  # the client lets any JSON pass
                 delta = event.choices[0].delta if event.choices else None
                 if piece := delta and delta.content:
                     write("\n".join(map(escape_controls, piece.split("\n"))))
                     pieces.append(piece)
-        if event is None:
-            raise ValueError("not one event came")
 
 
 def converse(conversation: Conversation, read: Callable[[str], str], write: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: the program that they are added to, their options, what a word of theirs stands for."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.rundir import Workspace as WorkspaceFolder
-from orchestrator.serving.target import Target, resolve_target, with_template
+from orchestrator.serving.target import Target, resolve_target
 from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls
 
@@ -57,7 +58,17 @@ def find_run_or_group(place: WorkspaceFolder, word: str) -> RunDir | GroupDir:
 
 
 def open_target(session: Session, word: str, template: str | None = None) -> Target:
-    return with_template(resolve_target(word, session.workspace), template)
+    target = resolve_target(word, session.workspace)
+    if template is None:
+        return target
+    if target.checkpoint is None:
+        raise SpecError(f"--template is for a model that is served here, not for {target.name}")
+    model = target.checkpoint.model
+    if model.template not in (None, template):
+        what = f"{target.name} was trained with template {model.template}, not {template}"
+        raise SpecError(what, "leave --template out")
+    model = model.model_copy(update={"template": template})
+    return replace(target, checkpoint=replace(target.checkpoint, model=model))
 
 
 def serve_settings(target: Target, **given: Any) -> ServeSpec:

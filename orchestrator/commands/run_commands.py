@@ -175,15 +175,13 @@ def stop(
     if isinstance(found, GroupDir):
         if host_is_gone:
             raise SpecError(f"{run} is a group: --host-is-gone is for a run", "orchestrator show GROUP lists them")
-        for line in stopping.stop_group(found, grace_s):
-            say(line)
+        say("\n".join(stopping.stop_group(found, grace_s)))
         if as_json:
             show_group(found, as_json=True)
     else:
         if host_is_gone and not yes:
             typer.confirm(f"Is it certain that nothing of {found.id} runs any more on its host?", abort=True, err=True)
-        for line in [stopping.assume_host_lost(found)] if host_is_gone else stopping.stop_run(found, grace_s):
-            say(line)
+        say(stopping.assume_host_lost(found) if host_is_gone else "\n".join(stopping.stop_run(found, grace_s)))
         record = state.current(found)
         if record.status in ("stopped", "interrupted", "failed"):
             say(f"to continue: orchestrator resume {found.id}")
@@ -272,11 +270,10 @@ def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) 
             for line in text:  # a bar redraws its line, with a carriage return: what it showed last
                 redrawn = line.decode("utf-8", "replace").rstrip("\r\n").rpartition("\r")[2]
                 typer.echo(escape_controls(redrawn))
-        if goes_on:
-            if record.status == "queued" and (now := state.lines(run, record)) != waits:
-                waits = now
-                say("\n".join(now))
-            time.sleep(LOOK_S)
+        if record.status == "queued" and (now := state.lines(run, record)) != waits and follow:
+            waits = now
+            say("\n".join(now))
+        time.sleep(LOOK_S if goes_on else 0)
 
 
 def _log_of(run: RunDir, name: str | None, *, is_needed: bool) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,7 @@ EXPORT_NOTE = "orchestrator.json"
 # All that a note is believed: it may have come with a download, and must not turn trust_remote_code on.
 _OF_A_NOTE = ("template", "default_system", "enable_thinking")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_KINDS = (
-    "a run, RUN@checkpoint-N, RUN@base, a folder with an adapter or a model, a hub id, an http(s) URL, or a spec file "
-    "without a train section"
-)
+_KINDS = "a run, RUN@checkpoint-N, RUN@base, a folder, a hub id, an http(s) URL, a spec file without a train section"
 
 
 @dataclass(frozen=True)
@@ -73,22 +70,6 @@ def every_checkpoint(word: str, workspace: Workspace) -> Target | None:
         return None
     run = workspace.find_run(name)
     return Target(f"{run.id}@all", None, run=run, spec=load_spec(run.spec))
-
-
-def with_template(target: Target, template: str | None) -> Target:
-    """The target with a chat template, for a model whose own is not known from a run.
-
-    Raises SpecError: the model was trained with another template.
-    """
-    if template is None:
-        return target
-    if target.checkpoint is None:
-        raise SpecError(f"--template is for a model that is served here, not for {target.url}")
-    known = target.checkpoint.model.template
-    if known is not None and known != template:
-        raise SpecError(f"{target.name} was trained with template {known}, not {template}", "leave --template out")
-    model = target.checkpoint.model.model_copy(update={"template": template})
-    return replace(target, checkpoint=replace(target.checkpoint, model=model))
 
 
 def run_target(run: RunDir, label: str | None, workspace: Workspace) -> Target:

@@ -250,9 +250,9 @@ def _test_row(test: PairedTest) -> list[str]:
 
 def _small_print(about: Comparison) -> list[str]:
     lines = [
-        f"p: paired approximate randomization, {about.n_randomizations} trials, ties against the difference",
+        f"p: paired approximate randomization, {about.n_randomizations} trials of seed {about.seed}, ties against it",
         f"p (Holm): corrected for {about.n_comparisons} comparisons by each metric",
-        f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu; seed {about.seed}",
+        f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu",
         f"MDE: {about.mde}",
     ]
     for metric, signature in about.signatures.items():
