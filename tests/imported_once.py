@@ -3,7 +3,7 @@
 Two such servers: our own Python with the orchestrator (`nursery`), and LLaMA-Factory's with LLaMA-Factory (`Imported`),
 which takes 8 s. A fork is a process and a session of its own, as new as one that Python starts: streams, variables,
 folder, signals and exit status are its own, and nothing of it is left for the next. No GPU is seen, since one cannot be
-used after a fork. Not as in a start of its own: what Python makes of its environment then (workshop.py).
+used after a fork. Linux only. Not as in a start of its own: what Python makes of its environment then (workshop.py).
 """
 
 import atexit
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CAN_FORK = hasattr(os, "pidfd_open")  # Linux
 LATE = (
     "aiohttp", "jinja2", "numpy", "omegaconf", "openai.resources.chat", "platformdirs", "sacrebleu.metrics",
     "sacrebleu.significance", "tqdm.contrib.logging", "urllib.request",
@@ -89,12 +88,9 @@ class Server:
         with theirs:
             self._popen = subprocess.Popen(
                 [str(python), __file__, str(theirs.fileno()), imports],
-                env={**os.environ, **variables},
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+                env={**os.environ, **variables}, stdout=log, stderr=log,
+                pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
         atexit.register(self.end)
 
     def start(
@@ -143,9 +139,6 @@ def start(words: Sequence[str], cwd: Path, env: Mapping[str, str], streams: Sequ
 
 def run(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     """`orchestrator WORDS` as by subprocess.run, in this process's own folder and environment."""
-    if not CAN_FORK:
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        return subprocess.run(argv, capture_output=True, text=True, input=stdin, timeout=120)
     return nursery().run(ORCHESTRATOR, _argv(words), Path.cwd(), os.environ, stdin, 120)
 
 
@@ -172,9 +165,6 @@ class Imported:
     ) -> "subprocess.CompletedProcess[str]":
         """What `python -c code arguments` gives with these variables beside those that all share."""
         argv, env = ["-c", *map(str, arguments)], {**os.environ, **self._variables, **environment}
-        if not CAN_FORK:
-            command = [str(self._python), "-c", code, *argv[1:]]
-            return subprocess.run(command, capture_output=True, text=True, input=input, cwd=cwd, env=env)
         if self._server is None:
             with (self._folder / "import.log").open("wb") as log:
                 self._server = Server(self._python, "llamafactory", self._variables, log)

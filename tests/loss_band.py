@@ -1,45 +1,38 @@
-"""How far the losses of a repeated training stray: the measurement behind verdict.py's band.
+"""How far the losses of a repeated training stray: the measurement behind the band of runs/differences.py.
 
-    python tests/loss_band.py MODEL [--steps 12] [--batch 4] [--every 1] [--first FILE] [VARIANT ...]
+    python tests/loss_band.py MODEL [--steps 12] [--batch 4] [--every 1] [VARIANT ...]
 
 Trains MODEL, a folder, on captions_en_de with the llamafactory-cli beside this Python, once as it is and once for each
 way of changing what should not matter (threads, the processor's instructions, how a batch is split, bf16) or should
-(seed, one sentence of the data). Prints each variant's relative differences from the first, by logged loss. The model
-of the tests is made by `python tests/tiny_model.py FOLDER`, the demo's by `make setup`. --first keeps the first
-losses in FILE, or compares with what another Python's run kept there: so other versions are measured.
+(seed, one sentence of the data). Prints each variant's relative differences from the first, by logged loss.
 
 Measured: LoRA of rank 16, LoRA+ 16, learning rate 5e-4, as in runs/demo.yaml, on 2 CPU cores with AVX-512 and AMX,
-torch 2.14.1. The largest relative difference of the losses 1 to 10, and the first:
+torch 2.14.1. The largest relative difference of the losses 1 to 10, and the first; TINY is that of tests/tiny_model.py:
 
-    python tests/loss_band.py .models/SmolLM2-135M-Instruct         4 examples a loss        largest   first
-    again; peft 0.18.0, transformers 5.5.0 or torch 2.13.0 instead (--first)                 0         0
-    gradient accumulation 2 x 2 for 1 x 4                                                    3.5e-07   0
-    2 threads for 1                                                                          5.1e-06   0
-    AVX2 for AVX-512                                                                         2.8e-05   1.8e-06
-    bf16 for float32                                                                         5.3e-03   1.3e-03
-    the same with the tiny model of the tests, TINY                                          9.6e-03   5.0e-04
-    2 threads for 1, both in bf16                                                            3.3e-03   0
-    learning rate 1 % higher                                                                 4.2e-03   0
-    one sentence of 500 changed                                                              0         0
-    seed 43, seed 44 for 42                                                                  2.7e-01   3.0e-03
-    ... --batch 10 --every 5 --steps 25                            50 examples a loss
-    bf16 for float32                                                                         7.3e-03   7.3e-03
-    seed 43, seed 44 for 42                                                                  4.9e-02   3.6e-02
-    python tests/loss_band.py TINY --batch 50 --every 5 --steps 50 250 examples a loss
-    bf16 for float32                                                                         5.3e-03   1.9e-04
-    seed 43, seed 44 for 42                                                                  1.1e-02   3.0e-03
-    the same with --every 10 --steps 100                           500, all of the data
-    bf16 for float32                                                                         2.3e-03   7.2e-05
-    seed 43, seed 44 for 42                                                                  3.0e-03   6.8e-04
+    SmolLM2-135M-Instruct, 4 examples a loss                         largest   first
+    again; peft 0.18.0, transformers 5.5.0 or torch 2.13.0 instead   0         0
+    gradient accumulation 2 x 2 for 1 x 4                            3.5e-07   0
+    2 threads for 1                                                  5.1e-06   0
+    AVX2 for AVX-512                                                 2.8e-05   1.8e-06
+    bf16 for float32                                                 5.3e-03   1.3e-03
+    the same with TINY                                               9.6e-03   5.0e-04
+    2 threads for 1, both in bf16                                    3.3e-03   0
+    learning rate 1 % higher                                         4.2e-03   0
+    one sentence of 500 changed                                      0         0
+    seed 43, seed 44 for 42 (the smaller)                            2.7e-01   3.0e-03
+    ... 50 examples a loss (--batch 10 --every 5): bf16              7.3e-03   7.3e-03
+    seeds                                                            4.9e-02   3.6e-02
+    TINY, 250 examples a loss (--batch 50 --every 5): bf16           5.3e-03   1.9e-04
+    seeds                                                            1.1e-02   3.0e-03
+    TINY, 500, all of the data (--batch 50 --every 10): bf16         2.3e-03   7.2e-05
+    seeds                                                            3.0e-03   6.8e-04
 
-(Of two seeds the smaller figure stands there.) A pair of another day, torch 2.14.1 and 2.9.1, first three losses:
-1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow over ten losses. So:
+torch 2.14.1 and 2.9.1, another day, first three losses: 1.5e-3, 1.1e-2, 3.3e-3. The differences do not grow. So:
     float32             5e-4: 18 times what rounding does, a sixth of what the seeds do where they do least
     bf16 and the like   2e-2: twice what rounding does, less than half of what the seeds do with 50 examples a loss
-Where a logged loss of bf16 is the mean of hundreds of examples, the seeds differ less than the band is wide, and where
-it is that of all the data, no more than rounding. So the numbers alone do not decide: whatever differs in the record
-that chooses other examples, weights or steps (the seed, the data, the learning rate) makes "different" of any
-difference, however small. Not measured: GPUs, more than one process.
+What a seed does becomes less with the examples of a loss: with all of the data, no more than rounding. So whatever
+differs in the record that chooses other examples, weights or steps makes "different" of any difference, however small.
+Not measured: GPUs, more than one process.
 """
 
 import argparse
@@ -101,17 +94,9 @@ def main(wanted: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_data(place)
-        base = {
-            **BASE,
-            "model_name_or_path": str(wanted.model.resolve()),
-            "max_steps": wanted.steps,
-            "per_device_train_batch_size": wanted.batch,
-            "logging_steps": wanted.every,
-        }
-        kept = wanted.first.exists() if wanted.first else False
-        first = json.loads(wanted.first.read_text()) if kept else losses(place, base, {})
-        if wanted.first and not kept:
-            wanted.first.write_text(json.dumps(first))
+        sizes = {"max_steps": wanted.steps, "per_device_train_batch_size": wanted.batch, "logging_steps": wanted.every}
+        base = {**BASE, "model_name_or_path": str(wanted.model.resolve()), **sizes}
+        first = losses(place, base, {})
         print(f"{'first':18}", *(f"{each:8.4f}" for each in first), flush=True)
         firsts = {False: first}
         for name in wanted.variants or list(VARIANTS):
@@ -126,35 +111,23 @@ def main(wanted: argparse.Namespace) -> None:
 
 
 def write_data(place: Path) -> None:
-    records = [
-        {"instruction": "Translate the following English sentence into German.", "input": source, "output": reference}
-        for source, reference in zip(
-            *((CAPTIONS / f"train.{language}").read_text("utf-8").splitlines() for language in ("en", "de")),
-            strict=True,
-        )
-    ]
-    info = {}
-    for name in ("captions", "changed"):
-        if name == "changed":
-            records = [{**each, "output": each["output"] + " Ja."} for each in records[:1]] + records[1:]
-        (place / f"{name}.json").write_text(json.dumps(records), "utf-8")
-        columns = {"prompt": "instruction", "query": "input", "response": "output"}
-        info[name] = {"file_name": f"{name}.json", "columns": columns}
-    (place / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    sides = [(CAPTIONS / f"train.{language}").read_text("utf-8").splitlines() for language in ("en", "de")]
+    instruction = "Translate the following English sentence into German."
+    records = [{"instruction": instruction, "input": en, "output": de} for en, de in zip(*sides, strict=True)]
+    changed = [{**records[0], "output": records[0]["output"] + " Ja."}, *records[1:]]
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    info = {name: {"file_name": f"{name}.json", "columns": columns} for name in ("captions", "changed")}
+    for name, content in (("captions", records), ("changed", changed), ("dataset_info", info)):
+        (place / f"{name}.json").write_text(json.dumps(content), "utf-8")
 
 
 def started(place: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     bin_folder = Path(sys.executable).parent
+    path = f"{bin_folder}:{os.environ['PATH']}"
     return subprocess.run(
         [str(bin_folder / "llamafactory-cli"), "train", "train.yaml"],
         cwd=place,
-        env={
-            **os.environ,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            **environment,
-        },
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -180,5 +153,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--every", type=int, default=1, help="logging_steps")
-    parser.add_argument("--first", type=Path)
     main(parser.parse_intermixed_args())

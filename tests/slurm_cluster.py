@@ -87,15 +87,6 @@ class Cluster:
         lines = self.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
         return {line.split()[0]: line.split()[1] for line in lines if len(line.split()) == 2}
 
-    @contextmanager
-    def without_node(self, name: str) -> Iterator[None]:
-        """For the length of the block a node is down; its jobs' processes are killed, as with the machine."""
-        self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=tests")
-        try:
-            yield
-        finally:
-            self.ask("scontrol", "update", f"nodename={name}", "state=resume")
-
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:

@@ -1,7 +1,6 @@
 """Signals while a coroutine runs, in blocks that must not be cut, and in destructors."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ import weakref
 
 import pytest
 
-from orchestrator import __main__ as main_module
 from orchestrator.errors import Interrupted
 from orchestrator.processes.interruptible import defer_signals, raise_interrupted, run_interruptible
 
@@ -137,25 +135,3 @@ def test_a_signal_that_python_drops_is_heard_a_moment_later(where):
         done.append("went on")
         time.sleep(60)
     assert done == ["went on"] and (reference is None or reference() is None)
-
-
-@pytest.mark.parametrize("keeps_context", [False, True])
-def test_an_error_that_a_library_makes_of_a_signal_is_no_bug_and_one_of_the_cleaning_up_is(
-    monkeypatch, capsys, keeps_context
-):
-    def command():
-        try:
-            send(signal.SIGINT)
-        except Interrupted:
-            if keeps_context:
-                raise ValueError("of the cleaning up") from None
-        raise ValueError("of a library that is not Python's")
-
-    monkeypatch.setattr(main_module, "app", command)
-    monkeypatch.setattr(main_module, "_prepare_streams", lambda: None)
-    monkeypatch.setattr(logging.getLogger("orchestrator"), "setLevel", lambda level: None)
-    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
-    with pytest.raises(ValueError if keeps_context else SystemExit) as error:
-        main_module.main()
-    if not keeps_context:
-        assert (error.value.code, capsys.readouterr().err) == (130, "error: stopped by SIGINT\n")

@@ -154,16 +154,6 @@ def test_ctrl_c_ends_the_following_alone_and_a_killed_owner_ends_it_too(backgrou
 # Stopping
 
 
-def test_stop_ends_a_run_in_the_foreground_at_another_stage(workshop):
-    command = workshop.start("launch", workshop.spec(**BENCHMARK_ONLY), FAKE_API="hangs")
-    logs = "*/benchmarks/*/api.log"
-    wait_for(lambda: any("asked" in path.read_text("utf-8") for path in workshop.runs.glob(logs)), "a request")
-    done = workshop.run("stop", "latest")
-    assert done.code == 0 and f"{workshop.only_run().name} is stopped: " in done.err, done.err
-    assert workshop.record()["status"] == "stopped" and workshop.record()["stop_requested"]
-    assert command.finish().code == 130 and workshop.left_over() == []
-
-
 def test_what_does_not_stop_is_killed_whatever_session_and_parents_it_has(workshop):
     """The trainer ignores SIGTERM, and a worker of it too; another is as a rank whose torchrun was killed."""
     command = workshop.start("launch", workshop.spec(**LONG), FAKE_TRAIN="stubborn", FAKE_STEP_S="0.02")
@@ -216,7 +206,6 @@ def test_a_run_that_is_not_running_is_left_as_it_is_and_so_is_who_has_its_pid_by
     [
         ({}, "exit 1", "toy-20261124-101500 was on gpu-box and is marked interrupted"),
         ({"host": os.uname().nodename}, "exit 1", "is not running: interrupted"),
-        ({"status": "done", "ended_at": "2026-11-24T10:20:00Z"}, "exit 1", "is not running: done"),
         ({"job": "12"}, "exit 1", "is Slurm job 12"),
         ({"job": "12"}, "echo '12|RUNNING|9:00||n|None'", "is Slurm job 12"),
         ({"job": "12"}, "true", "is not running: interrupted"),

@@ -227,19 +227,3 @@ def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(broken_off):
     step = json.loads((kept / "trainer_state.json").read_bytes())["global_step"]
     assert step >= 7 and kept.name == f"checkpoint-{step}"
     assert (done["record"]["status"], done["record"]["benchmarks"], done["left_over"]) == ("stopped", [], [])
-
-
-def test_a_training_that_was_killed_before_its_final_save_is_taken_from_its_last_checkpoint(broken_off, tmp_path):
-    """As far as files tell: LLaMA-Factory's own of the last step are what it would have saved, to the bit."""
-    made = broken_off[0].copy(tmp_path)
-    run = RunDir(made.only_run())
-    final = (run.output / "model.safetensors").read_bytes()
-    for path in run.output.iterdir():
-        if path.is_file() and path.name != "trainer_log.jsonl":
-            path.unlink()
-    record = json.loads(run.record.read_bytes())
-    run.record.write_text(json.dumps({**record, "status": "running", "ended_at": None, "training": None}))
-    done = made.run("resume", "toy")
-    assert done.code == 0 and "the weights of checkpoint-40 are taken as that" in done.err, done.err
-    assert (run.output / "model.safetensors").read_bytes() == final and model_problems(run.output) == []
-    assert (made.record()["status"], made.record()["training"]["steps"]) == ("done", 40)

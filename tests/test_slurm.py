@@ -138,40 +138,21 @@ def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_
 
 
 @slow
-@pytest.mark.parametrize("how", ["preempted", "node failure"])
-def test_what_slurm_itself_queues_again_goes_on_from_its_checkpoint(shop, slurm, how):
+def test_a_preempted_job_is_queued_again_by_slurm_and_goes_on_from_its_checkpoint(shop, slurm):
     alone = {"slurm": {"time": 30, "partition": "all", "options": {"exclusive": True, "nodelist": "node2"}}}
     go = shop.root.parent / "go"
     held = {"FAKE_HOLD": "12", "FAKE_GO": str(go)}
     assert launch(shop, compute=alone, train=SLOW, benchmark=None, env=held).code == 0
     at_step(shop, 12)
     job = shop.record()["job"]["id"]
-    if how == "preempted":
-        words = ("sbatch", "--parsable", "--partition=urgent", "--nodelist=node2", "--exclusive", "--output=/dev/null")
-        urgent = slurm.ask(*words, "--wrap=sleep 2").strip()
-        wait_for(lambda: slurm.states().get(urgent) == "RUNNING", "the urgent job")
-    else:
-        with slurm.without_node("node2"):
-            wait_for(lambda: slurm.states()[job] == "PENDING", "the requeue")
-            wait_for(lambda: shown(shop) == "queued", "list's word of it, as its processes are gone")
+    words = ("sbatch", "--parsable", "--partition=urgent", "--nodelist=node2", "--exclusive", "--output=/dev/null")
+    urgent = slurm.ask(*words, "--wrap=sleep 2").strip()
+    wait_for(lambda: slurm.states().get(urgent) == "RUNNING", "the urgent job")
     go.touch()
     record = ended(shop)
     assert (record["training"]["steps"], len(record["attempts"])) == (40, 2)
     assert record["attempts"][1]["from_step"] >= 10 and record["job"]["id"] == job
     assert record["job"]["requeues"] == 0
-
-
-@slow
-def test_a_job_that_was_cancelled_reads_as_interrupted_with_slurms_word(shop, slurm):
-    assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
-    at_step(shop, 5)
-    run, job = shop.only_run(), shop.record()["job"]["id"]
-    slurm.ask("scancel", job)
-    wait_for(lambda: slurm.states()[job] == "CANCELLED", "its end")
-    assert shown(shop) == "interrupted"
-    assert f"Slurm job {job} is CANCELLED" in shop.run("show", run.name).out
-    assert shop.run("resume", "toy").code == 0
-    assert ended(shop)["training"]["steps"] == 40
 
 
 @slow

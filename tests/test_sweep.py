@@ -78,9 +78,7 @@ def test_each_point_is_a_run_of_its_own_and_a_failure_does_not_stop_the_rest(wor
         (("--sweep", "train.lora_rank=8,8"), ["two points are the same run"]),
         (("--sweep", "train.lora_rank=8", "--set", "train.lora_rank=4"), ["given to --set and to --sweep"]),
         (("--per-device",), ["--per-device is for a sweep"]),
-        (("--sweep", 'compute.devices="0","1"', "--per-device"), ["a sweep of compute.devices"]),
         (("--sweep", "seed=1,2", "--set", "compute.nproc_per_node=2", "--per-device"), ["go with compute.nproc"]),
-        (("--sweep", "seed=1,2", "--set", "serve.port=6006", "--per-device"), ["serve.port"]),
         (("--sweep", "seed"), ["expected KEY=V1,V2"]),
         (
             ("--sweep", "train.lora_rank=8,x", "--sweep", "model.template=smollm2,smolm2"),
@@ -93,12 +91,6 @@ def test_a_sweep_that_makes_no_sense_is_exit_code_2_with_all_that_is_wrong_and_m
     done = workshop.run("launch", workshop.spec(), *words)
     assert done.code == 2 and all(text in done.err for text in says), done.err
     assert list(workshop.runs.glob("*-2*")) == []
-
-
-def test_a_dry_run_has_the_command_of_each_point_and_makes_nothing(workshop):
-    done = workshop.run("launch", workshop.spec(), "--sweep", "train.lora_rank=8,16", "--dry-run")
-    assert done.code == 0 and list(workshop.runs.glob("*-2*")) == []
-    assert "# 1 of 2: train.lora_rank=8\n" in done.out and "--lora_rank 16 " in done.out
 
 
 # Ending, and continuing
@@ -160,22 +152,16 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
     assert done.out == f"{group}\n" and f"orchestrator stop {group}" in done.err
     wait_for(lambda: at_step(workshop, 0), "step 2 of the first")
     first, second = (each["id"] for each in runs_of(workshop))
-    shown, listed, *refused = workshop.run_together(
-        [("show", group), ("list", "--group", "toy-sweep", "--json"), ("logs", group), ("rerun", group), ("rm", group),
-         ("resume", group, "--from", "checkpoint-1")]
-    )  # fmt: skip
+    words = [("show", group), ("list", "--group", "toy-sweep", "--json"), ("resume", group, "--from", "checkpoint-1")]
+    shown, listed, refused = workshop.run_together(words)
     assert shown.code == 0 and "running" in shown.out and "planned" in shown.out
-    assert [each["id"] for each in listed.json()] == [first, second]
-    for each in refused:
-        assert each.code == 2 and any(text in each.err for text in ("group of runs", "is for a run", "show toy-")), each
+    assert [each["id"] for each in listed.json()] == [first, second] and refused.code == 2
     stopped = workshop.run("stop", group, "--now")
     assert stopped.code == 0 and f"{first} is stopped" in stopped.err, stopped.err
     assert "1 runs had not begun, and are stopped" in stopped.err
     assert "2 of 2 runs are not done; to continue: orchestrator resume" in stopped.err
     assert_none_left(workshop)
     assert statuses(workshop) == ["stopped", "stopped"]
-    again = workshop.run("stop", group)
-    assert again.code == 0 and "is not under way" in again.err
     assert f"1 of 2: lora_rank=4: {first}" in (group_of(workshop) / "logs" / "supervisor.log").read_text("utf-8")
 
 

@@ -205,7 +205,7 @@ class Workshop:
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        fresh = fresh or self.cli is None or not imported_once.CAN_FORK or any(map(_read_at_the_start, environment))
+        fresh = fresh or self.cli is None or any(map(_read_at_the_start, environment))
         start = self._start_afresh if fresh else imported_once.start
         with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
             first = nothing if stdin is None else stdin

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +52,7 @@ def benchmark(
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
         own, request = RunOptions(exclusive=False, evaluation=options), Request()
-        run = None if options.fresh else _unfinished(session, plan.spec)
-        if run is None:
+        if options.fresh or (run := _unfinished(session, plan.spec)) is None:
             run = launch(session, plan, Provenance(), request, own)
         else:
             log.info("run %s is continued", run.id)
@@ -73,15 +73,13 @@ def add_comet_to(session: Session, folder: Path, model: str, devices: str | None
 
 
 def _unfinished(session: Session, spec: RunSpec) -> RunDir | None:
-    """The newest run of the same benchmarks, of a target that belongs to no run, that did not come to its end."""
+    """The newest run of the same benchmarks, of a target that belongs to no run, if it did not come to its end."""
     for run in reversed(session.workspace.all_runs()):
-        try:
+        with suppress(PrerequisiteError):  # damaged
             record = current(run)
-        except PrerequisiteError:  # damaged
-            continue
-        ended_early = record.status in ("failed", "stopped", "interrupted")
-        if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
-            return run if ended_early or any(item.status == "incomplete" for item in record.benchmarks) else None
+            if record.spec_sha256 == spec_sha256(spec) and run.benchmarks.is_dir():
+                is_incomplete = any(item.status == "incomplete" for item in record.benchmarks)
+                return run if is_incomplete or record.status in ("failed", "stopped", "interrupted") else None
     return None
 
 

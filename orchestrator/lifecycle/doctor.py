@@ -1,6 +1,5 @@
 """What is wrong with the installation, the machine and the workspace, each with the next step; and how to clean up."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,8 +9,7 @@ from typing import Literal
 
 import psutil
 
-from orchestrator.errors import OrchestratorError, PrerequisiteError, StageError
-from orchestrator.processes.process import run_short
+from orchestrator.errors import OrchestratorError, PrerequisiteError
 from orchestrator.processes.process_tree import RUN_ENV, command_line, environments, name_of
 from orchestrator.runs import machine
 from orchestrator.runs.owner import is_owned
@@ -19,9 +17,6 @@ from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.state import current
 from orchestrator.text import size
 from orchestrator.upstream.installation import Installation, find_installation
-
-_TORCH = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-_TORCH_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +31,12 @@ class Diagnosis:
 
 def diagnose(workspace: Workspace | None) -> Iterator[Diagnosis]:
     """Everything, in order; of the workspace where there is one."""
-    installation: Installation | None = None
+    installation = None
     try:
         installation = find_installation()
+        yield from _installation(installation)
     except PrerequisiteError as error:
         yield Diagnosis("installation", "error", error.message, error.remedy)
-    else:
-        yield from _installation(installation)
     yield from _machine(installation)
     if workspace is None:
         yield Diagnosis("workspace", "note", "no workspace here", "orchestrator init makes one")
@@ -78,28 +72,16 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     if not names:
         yield Diagnosis("machine", "note", "no NVIDIA GPU: nvidia-smi lists none, or there is none")
         return
-    cuda = f"; its driver takes CUDA up to {version}" if (version := machine.driver_cuda()) else ""
+    takes = machine.driver_cuda() or ""
+    cuda = f"; its driver takes CUDA up to {takes}" if takes else ""
     yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(names)}{cuda}")
-    if found is not None and "torch" in found.versions:
-        yield _torch(found, len(names))
+    built = found.cuda.get("torch's CUDA", "") if found is not None and "torch" in found.versions else takes
+    if not built or (takes and int(built.partition(".")[0]) > int(takes.partition(".")[0])):
+        remedy = "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally"
+        message = f"torch is built for CUDA {built or '(none)'}: it sees no GPU with this driver"
+        yield Diagnosis("machine", "error", message, remedy)
     for held_by in machine.busy_devices():
         yield Diagnosis("machine", "note", f"{held_by} is in use")
-
-
-def _torch(found: Installation, count: int) -> Diagnosis:
-    """Whether torch sees the GPUs that the driver lists. Its build may be for another CUDA, or for none."""
-    try:  # in its own folder: Python takes a torch.py of the current one first
-        answer = run_short([str(found.python), "-c", _TORCH], timeout_s=_TORCH_S, cwd=found.python.parent)
-        seen = int(answer.strip().rpartition("\n")[2])
-    except (StageError, PrerequisiteError, ValueError) as error:
-        return Diagnosis("machine", "error", f"torch cannot be asked for GPUs: {error}", "reinstall torch")
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    built = found.cuda.get("torch's CUDA", "no CUDA")
-    message = f"torch, built for {built}, sees {seen} of {count} GPUs"
-    if seen == count or hidden is not None:
-        return Diagnosis("machine", "ok", message + (f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden else ""))
-    remedy = "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally"
-    return Diagnosis("machine", "error", message, remedy)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
@@ -115,8 +97,8 @@ def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:
         if record.status == "interrupted":
             message = f"{run.id} was interrupted"
             yield Diagnosis("workspace", "note", message, f"to continue: orchestrator resume {run.id}")
-    for id, processes in orphans(workspace).items():
-        message = f"{id} has no owner, and left running: {names(processes)}"
+    for id, left in orphans(workspace).items():
+        message = f"{id} has no owner, and left running: {names(left)}"
         yield Diagnosis("workspace", "warning", message, "orchestrator doctor --clean ends that")
 
 
@@ -137,6 +119,4 @@ def _is_orphan(process: psutil.Process, run: RunDir) -> bool:
 
 def _is_command(process: psutil.Process) -> bool:
     """A command of ours: `python -P -m orchestrator ...`, or the script `orchestrator`."""
-    argv = command_line(process)
-    is_module = argv[1:3] == ["-m", "orchestrator"] or argv[2:4] == ["-m", "orchestrator"]
-    return is_module or any(Path(word).name == "orchestrator" for word in argv[:2])
+    return "orchestrator" in (Path(word).name for word in command_line(process)[:4])

@@ -14,12 +14,13 @@ from orchestrator.benchmark.run import run_benchmarks
 from orchestrator.errors import Interrupted, OrchestratorError
 from orchestrator.lifecycle.local import end_orphans
 from orchestrator.lifecycle.new_run import Provenance, RunOptions, devices_needed, new_run
-from orchestrator.lifecycle.rerun import compare_trainings, log_scores
+from orchestrator.lifecycle.rerun import compare_trainings
 from orchestrator.lifecycle.resume import check_unchanged
 from orchestrator.lifecycle.slurm_jobs import requeue_or_reason
 from orchestrator.lifecycle.train import train_run
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
+from orchestrator.runs.differences import compare_scores
 from orchestrator.runs.facts import keep_patch
 from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.owner import OwnedRun
@@ -83,7 +84,8 @@ def _stages(
         with timed(run, record, "benchmark"):
             run_benchmarks(session, plan, run, record, evaluation)
         if past is not None:
-            log_scores(past, record)
+            for line in compare_scores(RunRecord.load(past).benchmarks, record.benchmarks):
+                log.info("%s: %s", past.id, line)
     record.end(run, "done")
 
 

@@ -8,23 +8,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.data.datasets import Dataset, FileSplit, list_entries, load_entry
-from orchestrator.data.llamafactory_data import LlamaFactoryDataset
-from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.data.datasets import list_entries
+from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
 from orchestrator.files import expanded
 from orchestrator.lifecycle.new_run import Provenance
 from orchestrator.models.model_files import locate_model
 from orchestrator.planning.plan import Plan, plan_run, run_side, spec_side
 from orchestrator.planning.session import Session
-from orchestrator.runs.differences import (
-    REDUCED,
-    Difference,
-    by_severity,
-    compare_losses,
-    compare_scores,
-    differences,
-    loss_band,
-)
+from orchestrator.runs.differences import Difference, by_severity, compare_losses, differences, loss_band
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import Facts
 from orchestrator.runs.rundir import RunDir, Workspace
@@ -56,9 +47,9 @@ def plan_rerun(
 ) -> tuple[Plan, Provenance]:
     """What would run a past run's saved spec again; what differs now is logged.
 
-    Entries of datasets that only the past run's own workspace has are copied, after the check; a model stays there. A
-    spec.yaml without a record has nothing to be compared with. Raises PrerequisiteError: strict, and data or model
-    differ.
+    Entries of datasets that only the past run's own workspace has are copied, without files that lie beside them; a
+    model stays there. A spec.yaml without a record has nothing to be compared with. Raises SpecError: the check;
+    PrerequisiteError: strict, and data or model differ. Nothing is copied then.
     """
     file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
     spec, old = session.load_spec(file), folder.parent.parent
@@ -68,25 +59,25 @@ def plan_rerun(
         used = dict.fromkeys([*spec.datasets, *spec.eval_datasets, *(item.testset for item in spec.benchmark)])
         known, there = list_entries(session.dataset_folders), list_entries([old / "dataset_info"])
         names = [name for name in used if name not in known and name in there]
-        if local := [name for name in names if _has_files(load_entry(name, [old / "dataset_info"]))]:
-            raise SpecError(
-                f"{', '.join(local)} of the old workspace have files beside their entries, which are not copied",
-                f"look at them, and copy them and their entries from {old / 'dataset_info'} by hand",
-            )
-    if names:
-        session = replace(session, dataset_folders=[*session.dataset_folders, old / "dataset_info"])
-    plan = plan_run(session, session.load_spec(file, overrides), ask=True)
+    copies = [session.workspace.dataset_info / f"{name}.yaml" for name in names]
+    try:
+        for copy in copies:
+            shutil.copy2(old / "dataset_info" / copy.name, copy, follow_symlinks=False)
+            log.info("the entry of dataset %s is copied from %s", copy.stem, old)
+        plan = plan_run(session, session.load_spec(file, overrides), ask=True)
+        found = drift_from(session, past, plan.spec, plan.facts, overrides) if isinstance(past, RunDir) else []
+        if isinstance(past, RunDir):
+            log_differences(past, found, strict=strict)
+    except OrchestratorError:
+        for copy in copies:
+            copy.unlink(missing_ok=True)
+        raise
     if isinstance(past, RunDir):
-        found = drift_from(session, past, plan.spec, plan.facts, overrides)
-        log_differences(past, found, strict=strict)
         name = past.id if past.path.parent == session.workspace.runs else str(past.path)
         provenance = Provenance(str(past.spec), overrides, name, [each.line() for each in found])
     else:
         log.warning("%s has no record beside it: there is nothing to compare with", past)
         provenance = Provenance(str(past), overrides)
-    for name in names:
-        shutil.copy2(old / "dataset_info" / f"{name}.yaml", session.workspace.dataset_info, follow_symlinks=False)
-        log.info("the entry of dataset %s is copied from %s", name, old)
     return plan, provenance
 
 
@@ -122,15 +113,13 @@ def compare_trainings(session: Session, past: RunDir, spec: RunSpec, record: Run
 
     None where one of them has no results here.
     """
-    before = RunRecord.load(past)
+    before, folder = RunRecord.load(past), None
     then, now = before.training, record.training
-    if then is None or now is None:
+    if then is None or now is None or spec.model is None:
         return None
-    band = REDUCED
-    with suppress(PrerequisiteError, SpecError):  # the model's folder is gone
-        if spec.model is not None:
-            folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
-            band = loss_band([load_spec(past.spec), spec], folder)
+    with suppress(PrerequisiteError, SpecError):  # it is gone
+        folder = locate_model(spec.model.name_or_path, session.workspace.root, spec.model.revision)
+    band = loss_band([load_spec(past.spec), spec], folder)
     drift = drift_from(session, past, spec, record.facts, record.overrides)
     verdict = compare_losses(then.logged_losses, now.logged_losses, drift=drift, band=band)
     level = logging.WARNING if verdict.verdict == "different" else logging.INFO
@@ -142,12 +131,6 @@ def compare_trainings(session: Session, past: RunDir, spec: RunSpec, record: Run
     return f"{verdict.verdict}: {verdict.message}"
 
 
-def log_scores(past: RunDir, record: RunRecord) -> None:
-    """Log a rerun's scores beside the past ones."""
-    for line in compare_scores(RunRecord.load(past).benchmarks, record.benchmarks):
-        log.info("%s: %s", past.id, line)
-
-
 def _old_models(spec: RunSpec, old: Path, new: Path) -> list[str]:
     """KEY=VALUE for the model folders that the spec names relative to the old workspace."""
     overrides = []
@@ -157,9 +140,3 @@ def _old_models(spec: RunSpec, old: Path, new: Path) -> list[str]:
             log.info("model.%s is the old workspace's: %s", key, found)
             overrides.append(f"model.{key}={json.dumps(str(found))}")
     return overrides
-
-
-def _has_files(dataset: Dataset | LlamaFactoryDataset) -> bool:
-    if isinstance(dataset, LlamaFactoryDataset):
-        return dataset.local_path is not None and not Path(dataset.info.source()[1]).is_absolute()
-    return any(isinstance(split, FileSplit) for split in dataset.entry.splits.values())

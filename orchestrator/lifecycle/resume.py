@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.lifecycle.training_results import is_complete, remove_stale_results
+from orchestrator.lifecycle.training_results import is_complete
 from orchestrator.planning.plan import Plan, plan_run
 from orchestrator.planning.session import Session
 from orchestrator.runs.machine import own_ranks, this_machine
@@ -125,7 +125,8 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
             lines.append(f"what the training had left is kept in {folder.name}/")
     else:
         lines.append(f"the training resumes from {point.label}")
-        remove_stale_results(run)
+        for name in ("train_results.json", "all_results.json", "trainer_state.json"):  # how an earlier attempt ended
+            (run.output / name).unlink(missing_ok=True)
         later = [path for path in run.checkpoints() if int(path.name.rpartition("-")[2]) > point.step]
         moved = bool(later)
         if moved:

@@ -37,18 +37,17 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
     `spec` is that of one of them: they all need the same of Slurm. Raises StageError: Slurm refuses it; the records
     say `failed`.
     """
-    folders = [owned.run for owned in runs]
-    records = [RunRecord.load(run) for run in folders]
+    records = [(owned.run, RunRecord.load(owned.run)) for owned in runs]
     with defer_signals():  # a job that was submitted is in the record
         try:
-            for run, record in zip(folders, records, strict=True):
+            for run, record in records:
                 record.submit_to_job(run)
-            id = _submit(session, _slurm_of(spec), folders, name)
-            for task, (run, record) in enumerate(zip(folders, records, strict=True)):
+            id = _submit(session, _slurm_of(spec), [owned.run for owned in runs], name)
+            for task, (run, record) in enumerate(records):
                 own = f"{id}_{task}" if len(runs) > 1 else id
                 record.update(run, job=Job(id=own, uid=os.getuid(), submitted_at=now()))
         except OrchestratorError as error:
-            for run, record in zip(folders, records, strict=True):
+            for run, record in records:
                 record.update(run, job=None)
                 record.end(run, "failed", error.message)
             raise

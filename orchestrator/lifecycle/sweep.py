@@ -125,12 +125,11 @@ def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
 
 
 def _by_point(errors: dict[str, list[int]], labels: Sequence[str]) -> str:
-    """Each error once, with the labels of the points that have it."""
+    """Each error once, with the label of the first point that has it."""
     blocks = []
     for text, numbers in errors.items():
-        more = f"\n... and {len(numbers) - 3} more points" if len(numbers) > 3 else ""
-        named = "every point" if len(numbers) == len(labels) else "\n".join(labels[each] for each in numbers[:3]) + more
-        blocks.append(f"{named}\n{text}")
+        more = f", and {len(numbers) - 1} more points" if len(numbers) > 1 else ""
+        blocks.append(f"{labels[numbers[0]]}{more}\n{text}")
     count = len({number for numbers in errors.values() for number in numbers})
     return "\n\n".join([f"{count} of {len(labels)} points of the sweep cannot run; nothing was started", *blocks])
 

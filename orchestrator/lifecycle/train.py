@@ -123,14 +123,9 @@ def _prepare(session: Session, plan: Plan, run: RunDir, begin: ResumePoint) -> N
 
 
 def _run(
-    run: RunDir,
-    record: RunRecord,
-    argv: list[str],
-    env: dict[str, str],
-    locks: Sequence[int],
-    machine: Machine | None,
-    bar: StepBar,
-) -> Child:
+    run: RunDir, record: RunRecord, argv: list[str], env: dict[str, str], locks: Sequence[int],
+    machine: Machine | None, bar: StepBar,
+) -> Child:  # fmt: skip
     """The child once it has ended, and nothing that it started is left."""
     child = None
     measured_at = -math.inf

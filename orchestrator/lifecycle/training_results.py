@@ -76,12 +76,6 @@ def completed_training(run: RunDir, train: TrainSpec, label: str | None, *, resu
     return training_of(run, resumed=resumed)
 
 
-def remove_stale_results(run: RunDir) -> None:
-    """Before a training starts: files that say how an earlier one ended would be taken for its own."""
-    for name in ("train_results.json", "all_results.json", "trainer_state.json"):
-        (run.output / name).unlink(missing_ok=True)
-
-
 def _last_checkpoint(run: RunDir) -> Inspected | None:
     """The checkpoint of the training's last step, if it was saved.
 

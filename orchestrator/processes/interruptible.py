@@ -25,16 +25,14 @@ class _Signalled(Interrupted):
         self.number = number
 
 
-def raise_interrupted(*numbers: int) -> list[Interrupted]:
-    """Have these signals raise Interrupted in the main thread; what was raised so far, in a list that grows.
+def raise_interrupted(*numbers: int) -> None:
+    """Have these signals raise Interrupted in the main thread.
 
     Python drops what is raised in a destructor or a weak reference's callback: the signal is sent again there.
     """
-    received: list[Interrupted] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        received.append(_Signalled(number))
-        raise received[-1]
+        raise _Signalled(number)
 
     def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
@@ -50,7 +48,6 @@ def raise_interrupted(*numbers: int) -> list[Interrupted]:
     for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
-    return received
 
 
 @contextmanager
@@ -59,20 +56,9 @@ def defer_signals() -> Iterator[None]:
 
     For blocks that end by themselves at once.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = _raising_handlers()
     received: list[int] = []
-    try:
-        for number in handlers:
-            signal.signal(number, lambda number, frame: received.append(number))
+    with _handled(lambda number, frame: received.append(number), received):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if received:
-            handlers[received[0]](received[0], None)
 
 
 def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -84,9 +70,6 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
     """
     import asyncio  # here, since every command starts with this module, and few have a loop
 
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        return asyncio.run(coroutine)
-    handlers = _raising_handlers()
     received: list[int] = []
     task: asyncio.Task[Any] | None = None
 
@@ -106,19 +89,29 @@ def run_interruptible(coroutine: Coroutine[Any, Any, T]) -> T:
         return await coroutine
 
     try:
-        for number in handlers:
-            signal.signal(number, cancel)
-        return asyncio.run(main())
+        with _handled(cancel, received) as handlers:
+            return asyncio.run(main())
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted(f"stopped by {signal.Signals(received[0]).name}") from None
+        raise
     finally:
         coroutine.close()  # nothing to do, unless it never started
-        for number, handler in handlers.items():
+
+
+@contextmanager
+def _handled(handler: Handler, received: list[int]) -> Iterator[dict[int, Handler]]:
+    """Another handler within the block, at whose end the usual one is called of the first signal that was received."""
+    in_main = threading.current_thread() is threading.main_thread()  # signals are the main thread's
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
+    # where it is Python's: not SIG_DFL and SIG_IGN
+    handlers: dict[int, Handler] = {each: usual for each in signals if callable(usual := signal.getsignal(each))}
+    try:
+        for number in handlers:
             signal.signal(number, handler)
-        if received:  # what is raised here takes the place of CancelledError
+        yield handlers
+    finally:
+        for number, usual in handlers.items():
+            signal.signal(number, usual)
+        if received:
             handlers[received[0]](received[0], None)
-            raise Interrupted(f"stopped by {signal.Signals(received[0]).name}")
-
-
-def _raising_handlers() -> dict[int, Handler]:
-    """The handlers of the signals that end a program, where they are Python's: not SIG_DFL and SIG_IGN."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return {number: handler for number in signals if callable(handler := signal.getsignal(number))}

@@ -80,16 +80,9 @@ class Child:
 
 
 def start(
-    argv: Sequence[str],
-    *,
-    log: Path,
-    cwd: Path | None,
-    env: Mapping[str, str],
-    death_signal: int | None,
-    watched: bool = False,
-    locks: Sequence[int] = (),
-    pass_fds: Sequence[int] = (),
-) -> Child:
+    argv: Sequence[str], *, log: Path, cwd: Path | None, env: Mapping[str, str], death_signal: int | None,
+    watched: bool = False, locks: Sequence[int] = (), pass_fds: Sequence[int] = (),
+) -> Child:  # fmt: skip
     """Start a child whose output goes to the end of a log file. Nothing of our environment is added to `env`.
 
     death_signal: what the child gets when this process dies without stopping it (Linux only); None: it outlives us.
@@ -105,7 +98,8 @@ def start(
                 os._exit(1)
 
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    # a link would have us write to a file outside of the run
+    with open(log, "ab", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)) as output:
         begin = output.tell()
         try:
             popen = subprocess.Popen(
@@ -119,13 +113,10 @@ def start(
     if watched:
         child.watcher = subprocess.Popen(
             own_argv(str(popen.pid), marker, module="processes.watch"),
-            env={**os.environ, **({RUN_ENV: env[RUN_ENV]} if RUN_ENV in env else {})},
-            pass_fds=locks,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            env={**os.environ, **({RUN_ENV: env[RUN_ENV]} if RUN_ENV in env else {})}, pass_fds=locks,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,  # neither a terminal's Ctrl-C nor its end is for it
-        )
+        )  # fmt: skip
     return child
 
 
@@ -146,29 +137,17 @@ def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]
 
 
 def run_short(
-    argv: Sequence[str],
-    *,
-    timeout_s: float = 30,
-    cwd: Path | None = None,
-    input_text: str = "",
-    environment: Mapping[str, str] | None = None,
-    errors: str = "replace",
-) -> str:
+    argv: Sequence[str], *, timeout_s: float = 30, input_text: str = "",
+    environment: Mapping[str, str] | None = None, errors: str = "replace",
+) -> str:  # fmt: skip
     """Run a program that answers at once, with `environment` beside ours; its stdout as text.
 
     errors: for bytes that are no UTF-8; "surrogateescape" loses none. Raises PrerequisiteError: it is not there;
     StageError: it fails or takes too long.
     """
     try:
-        done = subprocess.run(
-            list(argv),
-            cwd=cwd,
-            env={**os.environ, **environment} if environment else None,
-            input=input_text.encode(),
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        env = {**os.environ, **(environment or {})}
+        done = subprocess.run(list(argv), env=env, input=input_text.encode(), capture_output=True, timeout=timeout_s)
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:

@@ -65,7 +65,8 @@ def child_processes(leader: int, marker: str) -> list[psutil.Process]:
     A rank of torchrun is in a session of its own, and if torchrun is killed, nobody's descendant. A program that sets
     its title (vLLM's workers) may have written over its environment.
     """
-    found = [each for each in psutil.process_iter() if _session(each) == leader]
+    every = psutil.process_iter()
+    found = [each for each in every if _unless_gone(lambda one=each: os.getsid(one.pid), None) == leader]  # type: ignore[misc]
     for each in list(found):
         found += _unless_gone(lambda one=each: one.children(recursive=True), [])  # type: ignore[misc]
     return list(dict.fromkeys([*found, *_marked(CHILD_ENV, marker)]))
@@ -126,10 +127,6 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def _marked(name: str, value: str) -> list[psutil.Process]:
     return [process for process, environment in environments() if environment.get(name) == value]
-
-
-def _session(process: psutil.Process) -> int | None:
-    return _unless_gone(lambda: os.getsid(process.pid), None)
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -19,15 +19,9 @@ class Progress(AbstractContextManager["Progress"]):
     """
 
     def __init__(
-        self,
-        total: int | None,
-        desc: str,
-        unit: str,
-        *,
-        initial: int = 0,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+        self, total: int | None, desc: str, unit: str, *, initial: int = 0,
+        stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.total, self.count = total, initial
         self._initial, self._desc, self._unit = initial, desc, unit
         self._stream, self._clock = stream or sys.stderr, clock
@@ -82,8 +76,7 @@ class Progress(AbstractContextManager["Progress"]):
         parts = [f"{self.count}{of} {self._unit} in {elapsed_s:.0f} s"]
         counted = self.count - self._initial
         if elapsed_s > 0 and counted > 0:
-            slow = counted < elapsed_s / 10
-            parts.append(f"{elapsed_s / counted:.3g} s each" if slow else f"{counted / elapsed_s:.3g}/s")
+            parts.append(f"{counted / elapsed_s:.3g}/s")
         parts += [f"{name} {value}" for name, value in self._postfix.items()]
         self._stream.write(f"{self._desc}: {', '.join(parts)}\n")
         self._stream.flush()
