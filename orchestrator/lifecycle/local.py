@@ -31,8 +31,7 @@ from orchestrator.specs.spec import RunSpec
 POLL_S = 0.05
 SETTLE_S = 0.5
 """For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
-OWNER_EXIT_S = 10
-"""For an owner to write its record once its children are gone."""
+OWNER_EXIT_S = 10  # for an owner to write its record once its children are gone
 STOP_GRACE_S = GRACE_S + OWNER_EXIT_S  # of `stop`: the owner's own, and that
 _KINDS: dict[int, type[OrchestratorError | Interrupted]] = {
     kind.exit_code: kind for kind in (SpecError, PrerequisiteError, Interrupted)

@@ -39,10 +39,8 @@ class Provenance:
 class RunOptions:
     """How a process carries a run out, beside what the run's request says."""
 
-    exclusive: bool = True
-    """Whether its devices are held, so that no other launch gets them."""
-    job: str = ""
-    """The Slurm job that the process is; '': none."""
+    exclusive: bool = True  # whether its devices are held, so that no other launch gets them
+    job: str = ""  # the Slurm job that the process is; '': none
     evaluation: EvalOptions = field(default_factory=EvalOptions)
     """Whether earlier answers are used, and whether a part is scored."""
 

@@ -1,9 +1,4 @@
-"""The order of the stages: the one module that knows it.
-
-    spec -> check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record
-
-Progress and warnings go to the log "orchestrator".
-"""
+"""The order of the stages: check -> inputs and facts -> run folder -> train -> serve -> evaluate -> record."""
 
 import logging
 from collections.abc import Iterator, Sequence

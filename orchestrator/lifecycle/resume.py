@@ -33,10 +33,8 @@ class ResumePoint:
     """Where a training begins."""
 
     step: int = 0
-    label: str | None = None
-    """Of the checkpoint; None: at step 0."""
-    skipped: Sequence[str] = ()
-    """Why none of the others, in lines."""
+    label: str | None = None  # of the checkpoint; None: at step 0
+    skipped: Sequence[str] = ()  # why none of the others, in lines
 
 
 def plan_resume(
@@ -118,8 +116,7 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
     lines = [*point.skipped]
     if point.label is None:
         lines += [*([] if lines else ["there is no checkpoint"]), "the training begins at step 0"]
-        moved = run.output.is_dir() and any(run.output.iterdir())
-        if moved:
+        if moved := any(run.output.glob("*")):
             folder = run.new_set_aside()
             run.output.rename(folder)  # onto an empty folder
             lines.append(f"what the training had left is kept in {folder.name}/")
@@ -128,8 +125,7 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
         for name in ("train_results.json", "all_results.json", "trainer_state.json"):  # how an earlier attempt ended
             (run.output / name).unlink(missing_ok=True)
         later = [path for path in run.checkpoints() if int(path.name.rpartition("-")[2]) > point.step]
-        moved = bool(later)
-        if moved:
+        if moved := bool(later):
             folder = run.new_set_aside()
             names = ", ".join(path.rename(folder / path.name).name for path in later)
             lines.append(f"{names}: later than {point.label}, so kept in {folder.name}/")

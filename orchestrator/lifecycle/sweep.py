@@ -33,14 +33,11 @@ class Sweep:
 
     spec_file: Path
     axes: list[Axis]
-    values: list[tuple[str, ...]]
-    """Of each point, in the order of the axes."""
-    overrides: list[list[str]]
-    """Of each point, all of them."""
+    values: list[tuple[str, ...]]  # of each point, in the order of the axes
+    overrides: list[list[str]]  # of each point, all of them
     plans: list[Plan]
     """Of each point; the texts of its datasets are left out, they would be held as often as there are points."""
-    devices: list[str] | None
-    """The devices that each take one run at a time."""
+    devices: list[str] | None  # the devices that each take one run at a time
 
 
 def plan_sweep(

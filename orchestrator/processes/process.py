@@ -38,11 +38,9 @@ class Child:
     argv: list[str]
     cwd: Path
     log: Path
-    log_start_bytes: int
-    """Where this child's output begins in the log."""
+    log_start_bytes: int  # where this child's output begins in the log
     popen: "subprocess.Popen[bytes]"
-    marker: str
-    """In the environment of all that it starts."""
+    marker: str  # in the environment of all that it starts
     watcher: "subprocess.Popen[bytes] | None" = None
     """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the child."""
 

@@ -17,8 +17,7 @@ T = TypeVar("T")
 
 RUN_ENV = "ORCHESTRATOR_RUN"
 """In the environment of every process of a run: the run's folder, which is unique on a machine; a run's id is not."""
-CHILD_ENV = "ORCHESTRATOR_CHILD"
-"""In the environment of a child of ours and of all that it starts: a marker of its own."""
+CHILD_ENV = "ORCHESTRATOR_CHILD"  # in the environment of a child of ours and of all that it starts: a marker of its own
 GRACE_S = 90
 """For a training to save its checkpoint: transformers waits 3 s, then writes; a 7B model's optimizer takes longer."""
 NOTHING_TO_SAVE_S = 5  # a torchrun without ranks waits for other machines, deaf to any signal
