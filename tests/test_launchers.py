@@ -1,4 +1,4 @@
-"""Commands that start LLaMA-Factory, in all their forms; as HfArgumentParser and OmegaConf read them."""
+"""Commands that start LLaMA-Factory, in all their forms; compared with HfArgumentParser, OmegaConf and accelerate."""
 
 import json
 import shlex
@@ -11,12 +11,13 @@ import yaml
 from orchestrator.errors import SpecError
 from orchestrator.importing.launchers import Invocation, read_invocations
 from orchestrator.specs.arguments import Argument
+from orchestrator.upstream.installation import Installation, ask
 
 DATA = Path(__file__).parent / "data"
 EXAMPLES = DATA / "llamafactory-0.9.5" / "examples"
 CASES = yaml.safe_load((DATA / "launchers.yaml").read_text(encoding="utf-8"))
 SCRIPTS: dict[str, dict[str, Any]] = yaml.safe_load((DATA / "scripts.yaml").read_text(encoding="utf-8"))
-DEFAULTS: dict[str, Any] = {"command": "train", "config": None, "arguments": {}, "environment": {}}
+DEFAULTS: dict[str, Any] = {"command": "train", "config": None, "arguments": {}, "environment": {}, "accelerate": None}
 Arguments = dict[str, Argument]
 
 
@@ -97,3 +98,43 @@ def test_the_scripts_of_llamafactorys_examples_but_two_start_it(arguments: Argum
     assert len(sft.arguments) == 28 and sft.arguments["logging_steps"] == 10.0 and sft.notes == []
     others = [path for path in EXAMPLES.rglob("*.sh") if not read_invocations(path.read_text(), "x", arguments)]
     assert sorted(path.name for path in others) == ["expand.sh", "init.sh"]
+
+
+def test_what_accelerate_sets_for_configurations_and_options(installation: Installation) -> None:
+    """Golden values: accelerate 1.11's own, and the same that a table of its rules gave."""
+    if not installation.versions["accelerate"].startswith("1.11."):
+        pytest.skip("another accelerate may set other variables")
+    cases = json.loads((DATA / "accelerate_launch.json").read_text())
+    for case in cases:
+        if case["config"] is not None and set(case["config"]) == {"example"}:
+            case["config"] = yaml.safe_load((EXAMPLES / case["config"]["example"]).read_text())
+    answers = ask(installation.python, "accelerate_launch", [{**case, "environment": None} for case in cases])
+    for case, answer in zip(cases, answers, strict=True):
+        assert answer["environment"] == case["environment"], (case["config"], case["options"])
+        assert [note[: len(part)] for note, part in zip(answer["notes"], case["notes"], strict=True)] == case["notes"]
+
+
+HF = """
+import argparse, json, sys
+
+from llamafactory.hparams.parser import _TRAIN_ARGS
+from transformers import HfArgumentParser
+
+parser = HfArgumentParser(_TRAIN_ARGS)
+for action in parser._actions:
+    action.default, action.required = argparse.SUPPRESS, False
+answers = []
+with open(sys.argv[1]) as file:
+    table = json.load(file)
+sys.stderr = open("/dev/null", "w")
+for words in table:
+    try:
+        namespace, extra = parser.parse_known_args(words)
+        values = {key: getattr(value, "value", value) for key, value in vars(namespace).items()}
+        answers.append([values, extra])
+    except SystemExit:
+        answers.append(None)
+print()
+print(json.dumps(answers, default=lambda value: getattr(value, "value", str(value))))
+"""
+TEXTS = ("1", "-2", "1.5", "No", "x", "", '{"a": 1}')

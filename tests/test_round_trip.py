@@ -16,6 +16,7 @@ from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.specs.render import Checkpoint, Renderer, train_arguments
 from orchestrator.specs.spec_file import load_spec
+from orchestrator.upstream.installation import Installation
 
 PUBLISHED = Path(__file__).parent / "data" / "llamafactory-0.9.5"
 EXAMPLES = [str(path.relative_to(PUBLISHED / "examples")) for path in (PUBLISHED / "examples").rglob("*.yaml")]
@@ -48,24 +49,24 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory, arguments) -> dict[str, Case | SpecError]:
+def cases(tmp_path_factory, arguments, installation) -> dict[str, Case | SpecError]:
     """Each example imported and rendered, or the refusal."""
     found: dict[str, Case | SpecError] = {}
     for name in EXAMPLES:
         folder = tmp_path_factory.mktemp("w")
         try:
-            found[name] = round_trip(folder, PUBLISHED / "examples" / name, arguments)
+            found[name] = round_trip(folder, PUBLISHED / "examples" / name, arguments, installation)
         except SpecError as error:
             found[name] = error
     return found
 
 
-def round_trip(root: Path, path: Path, arguments: dict[str, Argument]) -> Case:
+def round_trip(root: Path, path: Path, arguments: dict[str, Argument], installation: Installation) -> Case:
     workspace, renderer = Workspace(root), Renderer()
     workspace.runs.mkdir()
     workspace.dataset_info.mkdir()
     folders = entry_folders(workspace.dataset_info)
-    draft = read_source([str(path)], cwd=PUBLISHED, line=None, arguments=arguments)
+    draft = read_source([str(path)], cwd=PUBLISHED, line=None, arguments=arguments, installation=installation)
     imported = import_draft(draft, "example", workspace=workspace, folders=folders)
     written, _ = write_imported(imported, "example", workspace)
     original = OmegaConf.to_container(OmegaConf.load(path))

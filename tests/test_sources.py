@@ -1,6 +1,8 @@
 """From a command, script, file or folder to a spec, through the program itself."""
 
 import json
+import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.importing import sources
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.sources import read_config, read_source
 from orchestrator.runs.rundir import Workspace
@@ -30,10 +33,10 @@ def workspace(tmp_path) -> Workspace:
 
 
 @pytest.fixture
-def read(arguments) -> Callable[..., Draft]:
+def read(arguments, installation) -> Callable[..., Draft]:
     def read_words(*words: str | Path, cwd: Path | None = None, line: int | None = None) -> Draft:
         texts = list(map(str, words))
-        return read_source(texts, cwd=cwd, line=line, arguments=arguments)
+        return read_source(texts, cwd=cwd, line=line, arguments=arguments, installation=installation)
 
     return read_words
 
@@ -91,6 +94,16 @@ def test_a_script_with_several_commands_asks_which(read, tmp_path):
         read(script, line=3)
 
 
+def test_a_script_of_accelerate_is_imported_with_what_accelerate_sets(read, monkeypatch):
+    questions: list[Any] = []
+    answer = [{"environment": {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "7"}, "notes": ["a note"]}]
+    monkeypatch.setattr(sources, "ask", lambda _python, _script, question: questions.append(question[0]) or answer)
+    found = read(PUBLISHED / "examples" / "extras/fsdp_qlora/train.sh", cwd=PUBLISHED)
+    assert questions[0]["options"] == [] and questions[0]["config"]["distributed_type"] == "FSDP"
+    assert found.environment == {"FORCE_TORCHRUN": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, "the command's own counts"
+    assert found.notes == ["accelerate launch: a note"] and found.arguments["do_train"] is True
+
+
 def write(folder: Path, **files: Any) -> Path:
     """Files by stem, `__` for `.`; what is no text is written as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +121,32 @@ def test_what_llama_board_ran_is_complete_has_its_environment_and_no_secret(read
         assert read(path).environment == {"FORCE_TORCHRUN": "1"} and "lora_rank" not in read(path).arguments
     done = run_import(workspace, "--dry-run", folder)
     assert "swanlab_api_key (a secret by its name" in done.stderr and "sw-1234" not in done.stdout + done.stderr
+
+
+ADAPTER = {
+    "base_model_name_or_path": "owner/base", "peft_type": "LORA", "r": 4, "lora_alpha": {}, "lora_dropout": 0.05,
+    "target_modules": ["v_proj", "q_proj"], "modules_to_save": None, "use_dora": False,
+}  # fmt: skip
+STATE = {"global_step": 10, "logging_steps": 2, "save_steps": 5, "train_batch_size": 2, "log_history": []}
+
+
+def test_an_output_folder_shows_what_its_files_have_and_lists_what_none_has(read, tmp_path):
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    files = {"adapter_config__json": ADAPTER, "trainer_state__json": STATE, "training_args__bin": pickle.dumps(Trap())}
+    found = read(write(tmp_path / "out", **files))
+    assert found.arguments == {
+        "model_name_or_path": "owner/base", "finetuning_type": "lora", "lora_rank": 4,
+        "lora_dropout": 0.05, "use_dora": False, "lora_target": ["v_proj", "q_proj"],
+        "logging_steps": 2, "save_steps": 5, "per_device_train_batch_size": 2, "do_train": True,
+    }  # fmt: skip
+    assert "not taken over: lora_alpha of adapter_config.json: expected an integer" in found.notes[0]
+    assert (
+        found.comments["lora_rank"] == ["# from adapter_config.json"] and "training_args.bin" in found.comments[""][1]
+    )
+    assert not (tmp_path / "sprung").exists(), "a pickled file is never opened"
 
 
 COMMENTED = """\
@@ -175,7 +214,7 @@ FILES = {
     "code.yaml": (b"a: !!python/object/apply:os.system [ls]\n", "cannot be read as LLaMA-Factory reads it"),
     "empty.sh": (b"", "holds no command that trains"),
     "huge.sh": (b"# " + b"x" * (3 << 20), "over 1,048,576"),
-    "folder": (None, "has no training_args.yaml, which LLaMA Board leaves"),
+    "folder": (None, "tells of no training by training_args.yaml, adapter_config.json"),
 }
 
 

@@ -72,7 +72,7 @@ def import_spec(
         list[str],
         Argument(
             metavar="FILE|FOLDER|COMMAND",
-            help="A YAML file, script, LLaMA Board output folder, command (quoted, or after --), or -: stdin.",
+            help="A YAML file, script, output folder, command (quoted, or after --), or -: stdin.",
         ),
     ],
     name: Annotated[str | None, Option(help="Name of the spec. Default: the file's or folder's.")] = None,
@@ -86,8 +86,8 @@ def import_spec(
 ) -> None:
     """Make a spec of a LLaMA-Factory training: a command, script, YAML file or output folder."""
     session = Session.open(workspace)
-    place = session.workspace
-    draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(session.llamafactory()))
+    place, installation = session.workspace, session.llamafactory()
+    draft = read_source(source, cwd=cwd, line=line, arguments=read_arguments(installation), installation=installation)
     called = name if name is not None else name_of(source, draft)
     found = import_draft(draft, called, workspace=place, folders=session.dataset_folders)
     for note in found.notes:

@@ -38,17 +38,14 @@ _SILENT = re.compile(
 )
 _LOOKED_UP = re.compile(r"(?:\$\(|`)\s*(?:which|command -v|type -p)\s+(\S+?)\s*[)`]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-# Options of the launchers that have a variable of LLaMA-Factory's, and those that need none.
+# Options of torchrun and deepspeed that have a variable of LLaMA-Factory's launcher, and those that need none.
 _VARIABLES = {
     "nnodes": "NNODES", "num_nodes": "NNODES", "nproc_per_node": "NPROC_PER_NODE", "num_gpus": "NPROC_PER_NODE",
     "num_accelerators": "NPROC_PER_NODE", "node_rank": "NODE_RANK", "master_addr": "MASTER_ADDR",
-    "master_port": "MASTER_PORT", "num_processes": "NPROC_PER_NODE", "num_machines": "NNODES",
-    "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR", "main_process_port": "MASTER_PORT",
-    "gpu_ids": "CUDA_VISIBLE_DEVICES",
+    "master_port": "MASTER_PORT",
 }  # fmt: skip
 _NEEDLESS = (
-    "standalone", "use_env", "user_args", "multi_gpu", "force_multi", "no_local_rank", "rdzv_backend",
-    "rdzv_id", "rdzv_conf",
+    "standalone", "use_env", "user_args", "force_multi", "no_local_rank", "rdzv_backend", "rdzv_id", "rdzv_conf",
 )  # fmt: skip
 _REFUSED = "LLaMA-Factory would not start with it: correct the command"
 _BOOLS = dict.fromkeys(("yes", "true", "t", "y", "1"), True) | dict.fromkeys(("no", "false", "f", "n", "0"), False)
@@ -68,6 +65,8 @@ class Invocation:
     notes: list[str]
     """What was on the command and has no place here, each with its reason."""
     line: int
+    accelerate: tuple[str | None, list[str]] | None
+    """Of `accelerate launch` its --config_file and its other options."""
 
 
 def read_invocations(
@@ -119,7 +118,7 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
     environment: dict[str, str] = {**command.environment, **{name: Word(value) for name, _, value in assigned}}
     if not all(map(_is_silent, left)):
         notes.append(f"not taken over: {' '.join(left)} (it stands before LLaMA-Factory's command)")
-    if launcher:
+    if launcher in ("torchrun", "deepspeed"):
         variables, more = _launcher_environment(launcher, options)
         environment |= variables
         notes += more
@@ -131,7 +130,8 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         if any(part in value for part in parts) and not isinstance(value, Word):
             environment[variable] = Word(f"{ONE}{value}{ONE}")
     notes += [f"read with the default in it: {', '.join(command.defaults)}"] if command.defaults else []
-    return Invocation(name, config, values, environment, notes, command.line)
+    accelerate = _config_file(options) if launcher == "accelerate" else None
+    return Invocation(name, config, values, environment, notes, command.line, accelerate)
 
 
 def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
@@ -162,8 +162,16 @@ def _name(word: str) -> str:
     return (found[1] if found else word).rpartition("/")[2]
 
 
+def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
+    """The --config_file of `accelerate launch`, and its other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config_file", "--config-file", nargs="?")
+    given, rest = parser.parse_known_args(options)
+    return given.config_file, [str(word) for word in rest if not _is_open(word)]
+
+
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
-    """Variables for the options of a launcher, and a note for what has none."""
+    """Variables for the options of torchrun or deepspeed, and a note for what has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in (*_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include"):
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
@@ -174,13 +182,11 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
     if host:
         found = {"MASTER_ADDR": host, "MASTER_PORT": port or "29400", **found}
     if (nodes := found.get("NNODES", "1")) in ("1", "-1", "1:1"):  # how machines meet means nothing to one
-        port = given.get("master_port") or given.get("main_process_port") or ""
-        found = {key: value for key, value in found.items() if key in ("NPROC_PER_NODE", "CUDA_VISIBLE_DEVICES")}
+        port = given.get("master_port", "")
+        found = {key: value for key, value in found.items() if key == "NPROC_PER_NODE"}
         found |= {"MASTER_PORT": port} if port not in ("", "0") else {}
     elif ":" in nodes:
         left.append(f"--nnodes {found.pop('NNODES')}")
-    if (total := given.get("num_processes", "")).isdecimal() and nodes.isdecimal():  # accelerate's are of all machines
-        found["NPROC_PER_NODE"] = str(int(total) // int(nodes))
     if found.setdefault("NPROC_PER_NODE", "1" if launcher == "torchrun" else "-1") in ("gpu", "auto", "-1", ""):
         del found["NPROC_PER_NODE"]  # all devices, as LLaMA-Factory's launcher takes of itself
     devices = re.fullmatch(r"(?:localhost|127\.0\.0\.1):([0-9]+(?:,[0-9]+)*)", given.get("include", ""))

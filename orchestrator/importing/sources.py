@@ -14,18 +14,34 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import SpecError
-from orchestrator.files import expanded, read_file
+from orchestrator.errors import OrchestratorError, SpecError
+from orchestrator.files import expanded, json_mapping, read_file
 from orchestrator.importing.importer import Draft
 from orchestrator.importing.launchers import UNRESOLVED, Invocation, read_invocations
 from orchestrator.importing.shell_words import Word
 from orchestrator.runs.rundir import RunDir
-from orchestrator.specs.arguments import Argument
+from orchestrator.specs.arguments import Argument, argument_problem
 from orchestrator.specs.yamlfile import read_yaml
+from orchestrator.upstream.installation import Installation, ask
 
 MAX_BYTES = 1 << 20
 _CONFIG = (".yaml", ".yml", ".json")
-_WAYS = "give a command in quotes, a script, a YAML file of arguments, or LLaMA Board's output folder"
+_WAYS = "give a command in quotes, a script, a YAML file of arguments, or an output folder"
+# What the files of an output folder tell: the name there, and the argument's.
+_FILES = {
+    "adapter_config.json": {
+        "base_model_name_or_path": "model_name_or_path", "revision": "model_revision", "r": "lora_rank",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora", "use_dora": "use_dora",
+        "target_modules": "lora_target", "modules_to_save": "additional_target",
+    },
+    "trainer_state.json": {
+        "logging_steps": "logging_steps", "save_steps": "save_steps", "train_batch_size": "per_device_train_batch_size",
+    },
+}  # fmt: skip
+_UNKNOWN = (
+    "# not known: dataset, template, stage, cutoff_len, packing, val_size, quantization_bit",
+    "# only in training_args.bin, which is not opened, as unpickling runs code: learning_rate, epochs, seed, bf16",
+)
 # A top-level argument, and the comment beside it.
 _ARGUMENT = re.compile(
     r"""(\w+):(?:(?:[ \t]+(?:"(?:\\.|[^"\\])*"[^\s"]*|'[^']*'[^\s']*|[^\s"'#]\S*))*[ \t]*(\#.*)?$)?"""
@@ -38,11 +54,12 @@ def read_source(
     cwd: Path | None,
     line: int | None,
     arguments: Mapping[str, Argument],
+    installation: Installation,
 ) -> Draft:
     """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
     `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
-    several commands of a script.
+    several commands of a script; accelerate's options are asked of the installation's accelerate.
 
     Raises:
         SpecError: it is none of these, or cannot be read.
@@ -50,7 +67,7 @@ def read_source(
     if not "".join(words).strip():
         raise SpecError("there is nothing to import: the command is empty", _WAYS)
     path = expanded(words[0])
-    reader = _Reader([cwd.absolute() if cwd else Path.cwd()], line, arguments)
+    reader = _Reader([cwd.absolute() if cwd else Path.cwd()], line, arguments, installation.python)
     if words == ["-"]:
         return reader.commands(sys.stdin.read(MAX_BYTES + 1), "stdin")
     if len(words) == 1 and os.path.exists(path):  # noqa: PTH110 - Path's raises for long names: a command, maybe
@@ -73,17 +90,32 @@ class _Reader:
     bases: list[Path]
     line: int | None
     arguments: Mapping[str, Argument]
+    python: Path
 
     def folder(self, folder: Path) -> Draft:
-        """An output folder with training_args.yaml, which LLaMA Board leaves."""
+        """An output folder: training_args.yaml, which LLaMA Board leaves, is complete; other files tell a part."""
         for run in map(RunDir, (folder, *folder.parents[:2])):
             if run.record.is_file():
                 message = f"{folder} belongs to the run {run.path.name}, which has its spec"
                 raise SpecError(message, f"orchestrator rerun {run.path.name}, or copy {run.spec}")
-        if not (folder / "training_args.yaml").is_file():
-            message = f"{folder} has no training_args.yaml, which LLaMA Board leaves: its other files tell too little"
-            raise SpecError(message, "import the command, the script or the YAML file that it was trained with")
-        return self.config(folder / "training_args.yaml")
+        if (folder / "training_args.yaml").is_file():
+            return self.config(folder / "training_args.yaml")
+        values, comments, notes = dict[str, Any](), dict[str, list[str]](), list[str]()
+        for file, names in _FILES.items():
+            found = json_mapping(folder / file) or {}
+            if file == "adapter_config.json" and found.get("peft_type") == "LORA":
+                values["finetuning_type"] = "lora"
+            for key, name in names.items():
+                if (value := found.get(key)) is None:
+                    continue
+                if problem := argument_problem(name, value, "train", self.arguments):
+                    notes.append(f"not taken over: {name} of {file}: {problem}")
+                else:
+                    values[name], comments[name] = value, [f"# from {file}"]
+        if not values:
+            message = f"{folder} tells of no training by training_args.yaml, adapter_config.json or trainer_state.json"
+            raise SpecError(message, "give a training's output_dir, or a checkpoint in it")
+        return Draft({**values, "do_train": True}, str(folder), self.bases, {**comments, "": [*_UNKNOWN]}, notes=notes)
 
     def config(self, path: Path) -> Draft:
         values, comments = read_config(path)
@@ -122,9 +154,17 @@ class _Reader:
         values, comments = dict[str, Any](), dict[str, list[str]]()
         if invocation.config is not None:
             values, comments = read_config(self._existing(invocation.config, place))
-        return Draft(
-            values | invocation.arguments, place, self.bases, comments, invocation.environment, invocation.notes
-        )
+        environment, notes = dict(invocation.environment), list(invocation.notes)
+        if invocation.accelerate is not None:
+            file, options = invocation.accelerate
+            given = read_config(self._existing(file, place))[0] if file is not None else None
+            try:
+                answer = ask(self.python, "accelerate_launch", [{"config": given, "options": options}])[0]
+                environment = {**answer["environment"], **environment}
+                notes += [f"accelerate launch: {note}" for note in answer["notes"]]
+            except OrchestratorError as error:
+                notes.append(f"accelerate launch: its options are not taken over: {error.message}")
+        return Draft(values | invocation.arguments, place, self.bases, comments, environment, notes)
 
     def _existing(self, name: str, place: str) -> Path:
         if isinstance(name, Word) and name.unknown:
