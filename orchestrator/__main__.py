@@ -44,9 +44,10 @@ def main() -> None:
     except (OrchestratorError, Interrupted) as error:
         code = _report(error)
     except OSError as error:
-        if not error.filename and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # no path, no full disk: a bug
+        if not error.filename and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT):  # a bug of ours
             raise
-        what = f"{error.filename or 'cannot write'}: {error.strerror}"
+        where = "the current folder" if error.errno == errno.ENOENT else "cannot write"  # ENOENT: of getcwd
+        what = f"{error.filename or where}: {error.strerror}"
         code = _report(PrerequisiteError(what, "correct that and repeat the command"))
     sys.exit(code)
 

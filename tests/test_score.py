@@ -18,6 +18,7 @@ from orchestrator.scoring.metrics import (
     normalize_segment,
     score_system,
     seed,
+    spacing_warning,
 )
 
 HYPOTHESES = [
@@ -87,6 +88,19 @@ def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
 def test_chinese_is_tokenized_as_chinese_whatever_its_code(code):
     [score] = score_corpus(["你好世界啊"], ["你好世界啊"], tgt_lang=code, metrics=["bleu"])
     assert "tok:zh" in score.signature and score.score == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("references", "code", "warned"),
+    [
+        ("一个男人站着。", "xx", "BLEU, TER"), ("ชายคนหนึ่งยืนอยู่", "th", "BLEU, TER"), ("一个男人站着。", "zh", "TER"),
+        ("Ein Mann steht.", "de", None), ("The word 男 is short.", "en", None), ("남자가 서 있다.", "xx", None),
+    ],
+)  # fmt: skip
+def test_a_measure_by_words_and_references_without_spaces_are_warned_of(references, code, warned):
+    scores = score_system([references], [references], tgt_lang=code, metrics=["bleu", "chrf", "ter"])[0]
+    warning = spacing_warning(scores, [references], code)
+    assert (warning and warning.partition(":")[0]) == warned
 
 
 @pytest.mark.parametrize("language", ["ja", "ko", "jpn"])

@@ -33,7 +33,7 @@ from orchestrator.files import atomic_write, sha256_json
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.scoring.diagnostics import diagnose
-from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system
+from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, spacing_warning
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
@@ -235,7 +235,8 @@ class _Evaluation:
             sources, references, hypotheses, list(map(self._is_cut_off, answers)), entry.source_lang,
             entry.target_lang, instruction=entry.instruction, indices=indices,
         )  # fmt: skip
-        warnings, requested = self.mixed.copy(), self.endpoint.model if self.endpoint else None
+        warnings = [*self.mixed, *filter(None, [spacing_warning(scores, references, entry.target_lang)])]
+        requested = self.endpoint.model if self.endpoint else None
         others = Counter(each.model for each in answers if each.model not in (None, requested) and not each.cached)
         for model, number in others.items() if requested else ():
             warnings.append(f"{number} of {len(answers)} replies name the model {model!r}; {requested!r} was requested")

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _TOKENIZED = {
     "ko": "ko kor",
 }
 _LANGUAGE_OF = {code: language for language, codes in _TOKENIZED.items() for code in codes.split()}
+_UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 class Score(BaseModel):
@@ -101,6 +103,19 @@ def base_language(code: str) -> str:
 def normalize_segment(text: str) -> str:
     """A segment on one line: line breaks of every kind become a space, outer white space goes, nothing else changes."""
     return _LINE_BREAK.sub(" ", text).strip()
+
+
+def spacing_warning(scores: Sequence[Score], references: Sequence[str], tgt_lang: str) -> str | None:
+    """Which scores are near their worst for any translation: words without spaces, in a tokenizer that goes by them."""
+    letters = [char for text in references[:500] for char in text if char.isalpha()]
+    unspaced = sum(unicodedata.name(char, "").startswith(_UNSPACED_SCRIPTS) for char in letters)
+    spaced = [HEADINGS[each.metric] for each in scores if re.search("tok:13a|asian:no", each.signature)]
+    if 2 * unspaced <= len(letters) or not spaced:
+        return None
+    return (
+        f"{', '.join(spaced)}: no measure here, since a sentence counts as one word: the references have no spaces "
+        f"between words; take chrF2 (BLEU has tokenizers for zh, ja, ko; the target language is {tgt_lang!r})"
+    )
 
 
 def score_system(
