@@ -58,7 +58,7 @@ def test_a_launch_leaves_the_files_that_the_design_names_and_no_process(launched
     run = launched[0].only_run()
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     own = {"spec.yaml", "record.json", ".record.lock", ".owner.lock", "train.yaml", "api.yaml", "dataset_info.json"}
-    own |= {"command.txt", "data/captions_en_de.jsonl", "logs/train.log"}
+    own |= {"command.txt", "defaults.json", "data/captions_en_de.jsonl", "logs/train.log"}
     benchmark = ("hypotheses.jsonl", "scores.json", "sources.txt", "references.txt", "hypotheses.txt")
     for label in ("base", "output"):
         own |= {f"benchmarks/{label}-captions_en_de-test/{name}" for name in (*benchmark, "api.yaml", "api.log")}
