@@ -79,7 +79,7 @@ def test_a_wrong_command_line_is_exit_code_2(workshop):
         ("serve", "http://127.0.0.1:9/v1", "--template", "qwen"): "--template is for a model that is served here",
         ("show", "runs/toy.yaml", "--file", "train.yaml", "--json"): "--json is for",
         ("serve", "models/tiny", "--merge"): "merge is for backend vllm",
-        ("list", "--workspace", "models"): "models is no workspace",
+        ("list", "--workspace", "models"): "no workspace: ",
     }
     for message, done in zip(cases.values(), workshop.run_together(cases), strict=True):
         assert done.code == 2 and message in done.err and "Traceback" not in done.err, done
@@ -88,7 +88,7 @@ def test_a_wrong_command_line_is_exit_code_2(workshop):
 
 def test_outside_a_workspace_the_next_step_is_shown_and_another_folder_will_do(workshop, tmp_path):
     done = workshop.run("list", cwd=tmp_path)
-    assert done.code == 2 and "no workspace here" in done.err and "orchestrator init" in done.err
+    assert done.code == 2 and "no workspace: " in done.err and "orchestrator init" in done.err
     assert workshop.run("init", "new one", cwd=tmp_path).code == 0
     assert workshop.run("list", "--json", cwd=tmp_path / "new one" / "runs").json() == []
     (tmp_path / "file").write_text("")

@@ -49,7 +49,7 @@ def test_a_detached_launch_is_a_launch_that_goes_on_by_itself_and_can_be_followe
     done = workshop.run("launch", workshop.spec(), "--detach", "--json", **hold)
     assert done.code == 0, done.err
     run = workshop.only_run()
-    assert f"orchestrator logs {run.name} -f" in done.err and f"orchestrator stop {run.name}" in done.err
+    assert f"orchestrator show {run.name}" in done.err and f"orchestrator stop {run.name}" in done.err
     follower = workshop.start("logs", "toy", "-f")
     follower.until(lambda: "fake train" in follower.out, "the log")
     (tmp_path / "go").touch()

@@ -270,8 +270,8 @@ def test_a_training_only_run_stays_one_until_it_is_done_and_one_that_is_done_is_
     ("label", "record", "spec", "error", "said"),
     [
         ("checkpoint-3", {}, {}, SpecError, "has no checkpoint-3; did you mean"),
-        ("checkpoint-4", {}, {}, PrerequisiteError, "checkpoint-4 of .* cannot be resumed: .*the newest complete one "
-         "is checkpoint-2"),
+        ("checkpoint-4", {}, {}, PrerequisiteError, "checkpoint-4 of .* cannot be resumed: .*newest "
+         "first: checkpoint-2"),
         (None, {}, {"compute": {"nproc_per_node": 2}}, PrerequisiteError, "was saved by 1 process, and 2 would resume "
          "it.*compute.nproc_per_node"),
         (None, {"status": "running", "ended_at": None, "host": "gpu-box"}, {}, PrerequisiteError, "on gpu-box owns it"),
