@@ -197,7 +197,8 @@ def _key(session: Session, installation: Installation, vllm: Installation | None
     files += [Path(each) for each in given if isinstance(each, str) and not each.lstrip().startswith("{")]
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
     programs = [__version__, str(installation.cli), str(installation.package), installation.versions]
-    return sha256_json([question.commands, question.environment, stamps, programs, vllm and vllm.versions])
+    asked = [question.commands, question.environment, question.torchrun]
+    return sha256_json([*asked, stamps, programs, vllm and vllm.versions])
 
 
 def _ask(
