@@ -42,7 +42,7 @@ def benchmark(
     target_lang: Annotated[str | None, Option(help="Language of --reference. Default: its ending.")] = None,
     instruction: Annotated[str | None, Option(help="Instruction to the model. Default: as in training.")] = None,
     comet: Annotated[str | None, Option(metavar="MODEL", help="COMET too; TARGET may be a finished benchmark.")] = None,
-    metric: Annotated[str | None, Option(help="RUN@all: choose by bleu, chrf or ter. Default: bleu.")] = None,
+    metric: Annotated[str | None, Option(help="RUN@all: choose by bleu, chrf, chrf++ or ter. Default: bleu.")] = None,
     base: Annotated[bool, Option("--base", help="RUN@all: also the model before training.")] = False,
     watch: Annotated[bool, Option("--watch", help="RUN@all: also new checkpoints, until the run ends.")] = False,
     fresh: Annotated[bool, Option("--fresh", help="Request every sentence again; use no earlier answer.")] = False,
