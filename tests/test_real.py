@@ -88,17 +88,15 @@ def test_an_exported_model_translates_as_its_adapter_does(launched):
     assert translations(run, "export-captions_en_de-test") == translations(run)
 
 
-def test_a_served_run_answers_curl_the_openai_client_and_a_chat(launched):
+def test_a_served_run_answers_curl_and_a_chat_by_the_openai_client(launched):
     workshop, run = launched
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = workshop.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
-    curl, python = command.out.splitlines()
+    (curl,) = command.out.splitlines()
     environment = workshop.full_environment({"ORCHESTRATOR_API_KEY": "sk-test"})  # it is named, not printed
     assert "sk-test" not in command.out
-    client = subprocess.run(["sh", "-c", python], env=environment, capture_output=True, text=True, timeout=60)
-    assert client.returncode == 0 and len(client.stdout) > 1, client
     if shutil.which("curl"):
         answer = subprocess.run(["sh", "-c", curl], env=environment, capture_output=True, text=True, timeout=60)
         assert json.loads(answer.stdout)["choices"][0]["message"]["content"], answer  # sampled: another each time
