@@ -201,6 +201,8 @@ def test_an_inline_configuration_may_be_longer_than_a_files_name(asked):
 def test_points_with_other_variables_are_asked_about_in_processes_of_their_own(asked):
     asked.about(*({"compute": {"env": {"X": value}}, "seed": seed} for seed, value in enumerate("121")))
     assert [each["X"] for each in asked.environments] == ["1", "2"] and asked.counts == [2, 1]
+    asked.about({"compute": {"env": {"X": "3"}}, "seed": 0})
+    assert asked.counts == [2, 1, 1]  # another variable is another question
 
 
 def test_what_a_fast_check_has_found_wrong_is_not_found_twice():

@@ -117,7 +117,7 @@ SAME = ("--source", "runs/toy.yaml", "--reference", "runs/toy.yaml")
 def test_what_cannot_be_meant_is_refused(toy):
     cases = {
         ("toy", "--metrics", "chrf,blue"): "no metric 'blue'; did you mean 'bleu'",
-        ("127.0.0.1:6006/v1",): "an http(s) URL",
+        ("127.0.0.1:6006/v1",): "without http://",
         ("toy", "--watch"): "--watch are for RUN@all",
         ("toy", *SAME, "--source-lang", "en", "--target-lang", "de!"): "target_lang: ",
         ("toy", "--source", "a.en"): "go together",

@@ -25,6 +25,7 @@ def server():
         "ftp://host/v1",
         "http://",
         "http://host:port/v1",
+        "http://host:99999/v1",
         "https://user:pw@host/v1",
         "https://h/v1?key=pw",
     ],

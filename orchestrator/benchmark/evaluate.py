@@ -33,7 +33,7 @@ from orchestrator.files import atomic_write, sha256_json
 from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.processes.progress import Progress
 from orchestrator.scoring.diagnostics import diagnose
-from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, spacing_warning
+from orchestrator.scoring.metrics import load_metric, normalize_segment, score_system, seed, spacing_warning
 from orchestrator.serving.endpoint import Endpoint, list_models
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
@@ -103,6 +103,7 @@ def evaluate(
         raise SpecError(f"{request.dataset.name} {request.bench.split} has no sentence to translate")
     for metric in request.bench.metrics:
         load_metric(metric, request.dataset.entry.target_lang)
+    seed()  # its errors come before hours of translating
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder, request.text.sources, request.text.references) as journal:
         made = _Evaluation(request, connect, folder, journal, options)

@@ -1,5 +1,6 @@
 """scores.json, the one document of a benchmark, and the finished benchmarks that names on the command line mean."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from orchestrator.runs.rundir import Workspace
 from orchestrator.scoring.diagnostics import Flagged
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.yamlfile import read_yaml
+
+log = logging.getLogger("orchestrator")
 
 NAME = "scores.json"
 SCHEMA_VERSION = 3
@@ -156,10 +159,16 @@ def find_benchmarks(names: Sequence[str], workspace: Workspace, testset: str | N
     """
     groups = {name: folder for name in names if (folder := workspace.lookup_group(name))}
     runs = {name: [point.run for point in Group.load(folder).points] for name, folder in groups.items()}
-    names = [each for name in names for each in runs.get(name, [name])]
-    if len(names) < 2:
+    of_each = []
+    for word, of_group in [(word, name in runs) for name in names for word in runs.get(name, [name])]:
+        try:
+            of_each.append(candidates(word, workspace, testset))
+        except SpecError as error:
+            if not of_group:
+                raise
+            log.warning("left out: %s", error.message)
+    if len(of_each) < 2:
         raise SpecError("compare takes two benchmarks or more", "orchestrator compare RUN@base RUN")
-    of_each = [candidates(name, workspace, testset) for name in names]
     shared = set.intersection(*({each.comparable_by for each in of_one} for of_one in of_each))
     if not shared:
         lines = ["these cannot be compared:", *_differences([of_one[0] for of_one in of_each])]

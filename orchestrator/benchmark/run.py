@@ -19,6 +19,7 @@ from orchestrator.data.datasets import sample_pairs
 from orchestrator.data.testset import with_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError
 from orchestrator.files import expanded
+from orchestrator.models.hashes import file_sha256
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
@@ -187,8 +188,10 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
     if not result.scores:
         raise SpecError(f"{folder} is no benchmark with scores", "name one that is complete")
     model = str(root / expanded(model)) if model.endswith(".ckpt") else model
-    n_refs = 0 if re.search(r"kiwi|\bqe\b", model, re.IGNORECASE) else 1
-    signature = f"nrefs:{n_refs}|model:{model}|version:{version}"
+    path = Path(model)  # of a .ckpt file, which lies in MODEL/checkpoints/, another may be there the next time
+    label = f"{path.parent.parent.name}@{file_sha256(path)[:12]}" if model.endswith(".ckpt") else model
+    n_refs = 0 if re.search(r"kiwi|\bqe\b", label, re.IGNORECASE) else 1
+    signature = f"nrefs:{n_refs}|model:{label}|version:{version}"
     if any(score.signature == signature for score in result.comet):
         return
     segments = comet_segments(folder, program, model, n_refs, devices)

@@ -1,6 +1,7 @@
 """Commands that benchmark a model, trained here or not, and that compare benchmarks."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,6 +86,8 @@ def benchmark(
         own = [load_entry(name, session.dataset_folders) for name in (found.spec.datasets if found.spec else [])]
         like = next((each.entry for each in own if isinstance(each, Dataset)), None)
         languages = [code and code.strip().replace("_", "-").lower() for code in (source_lang, target_lang)]  # zh-cn
+        if wrong := [code for code in languages if code and not re.fullmatch("[a-z]{2,3}(-[a-z0-9]+)*", code)]:
+            raise SpecError(f"{wrong[0]!r} is no language code", "such as --source-lang en --target-lang pt-br")
         codes = dict(zip(("source_lang", "target_lang"), languages, strict=True))
         testset, folder = entry_of_files(source, reference, like, **codes, instruction=instruction)
         session = replace(session, dataset_folders=[*session.dataset_folders, folder])

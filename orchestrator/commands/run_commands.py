@@ -1,6 +1,7 @@
 """Commands for one run, or a group of runs: start, continue, rerun, follow, stop."""
 
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -180,7 +181,10 @@ def stop(
             show_group(found, as_json=True)
     else:
         if host_is_gone and not yes:
-            typer.confirm(f"Is it certain that nothing of {found.id} runs any more on its host?", abort=True, err=True)
+            question = f"Is it certain that nothing of {found.id} runs any more on its host? [y/N] "
+            say(question)
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                raise SpecError("not confirmed: nothing was changed", "--yes confirms it")
         say(stopping.assume_host_lost(found) if host_is_gone else "\n".join(stopping.stop_run(found, grace_s)))
         record = state.current(found)
         if record.status in ("stopped", "interrupted", "failed"):
@@ -261,7 +265,7 @@ def _print_logs(run: RunDir, name: str | None, lines: int | None, follow: bool) 
                 found = file.readlines()
             if goes_on and found and not found[-1].endswith(b"\n"):
                 found.pop()  # it is being written
-            text = found if lines is None or path in offsets else found[max(len(found) - lines, 0) :]
+            text = found if lines is None or offsets else found[max(len(found) - lines, 0) :]
             offsets[path] = offsets.get(path, 0) + sum(map(len, found))
             if text and path != shown:
                 if shown is not None:

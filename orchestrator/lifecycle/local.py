@@ -16,6 +16,7 @@ from orchestrator.processes.process_tree import (
     GRACE_S,
     RUN_ENV,
     has_open,
+    is_of_a_command,
     run_processes,
     send,
     terminate_run,
@@ -102,10 +103,14 @@ def end_orphans(run: RunDir, grace_s: float = GRACE_S) -> str:
 
     Raises StageError: one cannot be ended.
     """
-    found = run_processes(run.path)
+
+    def orphans() -> list[psutil.Process]:  # an export, say, that a command still waits for, is none
+        return [process for process in run_processes(run.path) if not is_of_a_command(process)]
+
+    found = orphans()
     if found:
-        terminate_run(lambda: run_processes(run.path), grace_s)
-    if left := run_processes(run.path):
+        terminate_run(orphans, grace_s)
+    if left := orphans():
         raise StageError(
             f"processes of {run.id} cannot be ended: {pids(left)}",
             "they wait for a device or a file system, or are another user's: ps -o pid,stat,wchan,cmd -p PID",

@@ -116,6 +116,12 @@ def wait_until_gone(processes: Collection[psutil.Process], timeout_s: float = 5)
     return wait_until(lambda: not any(map(alive, processes)), timeout_s, 0.01)
 
 
+def is_of_a_command(process: psutil.Process) -> bool:
+    """Whether it, or a living process above it, is a command of ours: `python -P -m orchestrator`, or the script."""
+    above: list[psutil.Process] = _unless_gone(process.parents, [])
+    return any("orchestrator" in (Path(word).name for word in command_line(each)[:4]) for each in [process, *above])
+
+
 def name_of(process: psutil.Process) -> str:
     return _unless_gone(process.name, "gone")
 

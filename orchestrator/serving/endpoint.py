@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import openai
 
 CONNECT_TIMEOUT_S = 30.0
-_ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[1-9]\d{0,4})?(/[^@?#\s]*)?")
+_ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(?::([1-9]\d{0,4}))?(/[^@?#\s]*)?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Endpoint:
     model: str
 
     def __post_init__(self) -> None:
-        if not _ADDRESS.fullmatch(self.base_url):
+        found = _ADDRESS.fullmatch(self.base_url)
+        if found is None or int(found[2] or 0) > 65535:
             # what follows a user, a ? or a # may be a secret
             shown = "" if {*"@?#"} & {*self.base_url} else f" {self.base_url!r}"
             what = f"the server's address{shown} is not http(s)://HOST:PORT/PATH"

@@ -48,6 +48,8 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if re.match(r"https?://", word):
         Endpoint(word, "", "")  # SpecError where it is no address, or holds a secret that would go into a run's name
         return Target(re.sub(r"[^A-Za-z0-9.-]+", "-", word.partition("://")[2]).strip("-"), None, url=word)
+    if re.match(r"localhost[:/]|[\d.]+:\d+(/|$)", word):
+        raise SpecError(f"{word!r} is a server's address without http://", f"write http://{word}")
     if word.endswith((".yaml", ".yml")):
         return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")
