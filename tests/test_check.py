@@ -1,5 +1,6 @@
 """The fast checks before a run: each rule with a spec that breaks it, on real files, ports and programs."""
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace with a complete model and a small dataset; no GPU is visible, no hub cache is there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("HF_HUB_OFFLINE", "NNODES", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
     model_folder(tmp_path / "models" / "tiny")
     (tmp_path / "dataset_info").symlink_to(Path(__file__).resolve().parent.parent / "dataset_info")
     return tmp_path
@@ -133,6 +136,8 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "no GPU": ({"train": {}}, "note", "missing", "train", ("trains on the CPU",)),
     "no address": ({"compute": {**MEETING, "master_addr": None}}, "error", "spec", "compute.master_addr",
                    ("2 machines",)),
+    "rank too high": ({"compute": {**MEETING, "node_rank": 2}}, "error", "spec", "compute.node_rank", ("0 to 1",)),
+    "relative file": ({"train": {**CPU, "deepspeed": "ds.json"}}, "error", "spec", "train.deepspeed", ("write /",)),
     "no rank": ({"compute": {**MEETING, "node_rank": None}}, "error", "spec", "compute.node_rank", ("NODE_RANK=1",)),
 }  # fmt: skip
 
@@ -164,6 +169,24 @@ def test_what_is_right_is_not_found(sections, root, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
     adapter_folder(root / "fits")
     assert findings(root, **sections) == []
+
+
+def test_what_the_environment_would_break_is_found(root, monkeypatch):
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = findings(root, model={**MODEL, "name_or_path": "Owner/Name"}, compute={"nproc_per_node": 2})
+    assert [(each.severity, each.field) for each in found] == [
+        ("error", "model.name_or_path"),
+        ("error", "compute.nnodes"),
+    ]
+
+
+def test_a_port_in_use_is_found_before_the_training(root):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        serve = {"port": taken.getsockname()[1]}
+        finding = only(root, serve=serve)
+    assert (finding.severity, finding.kind, finding.field) == ("error", "missing", "serve.port")
+    assert findings(root, serve=serve) == []
 
 
 def test_a_gpu_counts_unless_it_is_hidden(root, monkeypatch):

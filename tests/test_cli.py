@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from orchestrator.processes.ports import free_port
 from orchestrator.runs.rundir import RunDir
-from orchestrator.serving.server import free_port
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
 from tests.workshop import assert_none_left, wait_for
@@ -141,7 +141,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     lost = {"name_or_path": "models/none", "template": "lama3"}  # without a model LLaMA-Factory can't be asked
     failed = toy.run("check", toy.spec(model=lost, dataset="captoins_en_de"), "--json")
     errors = [finding["field"] for finding in failed.json()["findings"] if finding["severity"] == "error"]
-    assert (failed.code, sorted(errors)) == (2, ["dataset", "model.template"])
+    assert (failed.code, sorted(errors)) == (2, ["dataset", "model.name_or_path", "model.template"])
 
 
 def test_show_prints_files_of_a_run_as_they_are_and_of_a_spec_what_a_launch_would_write(launched):

@@ -135,7 +135,7 @@ def test_an_unknown_split_or_archive_brings_the_nearest_name(tmp_path):
     split = "  train: {archive: train.tgz, source: a, target: b, pairs: 1}\n"
     (tmp_path / "toy.yaml").write_text(f"{HEAD}{split}archives:\n  train.tar.gz: {ARCHIVE}\n")
     dataset = load_entry("toy", [tmp_path])
-    with pytest.raises(SpecError, match=r"splits\.train has no sha256, and archives has no 'train\.tgz'"):
+    with pytest.raises(SpecError, match=r"splits\.train\.archive: archives has no 'train\.tgz'"):
         load_split(dataset, "train", ArchiveStore(None, tmp_path))
     with pytest.raises(SpecError, match=r"toy has no split 'trian'; did you mean 'train'\?; it has: train"):
         load_split(dataset, "trian", ArchiveStore(None, tmp_path))

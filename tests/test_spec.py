@@ -260,6 +260,7 @@ def test_an_override_arrives_in_its_type(tmp_path):
         ("train.lora_rank=0", "train.lora_rank: expected at least 1, got 0"),
         ("train.num_train_epochs=0", "train.num_train_epochs: expected more than 0, got 0"),
         ("train.vllm_config={a: [{b: '${c}'}]}", "train.vllm_config.a.0.b: '${' cannot be passed on"),
+        ('train.run_name="a\\0b"', "train.run_name: holds NUL"),
         ("train.vllm_config={'${c}': 1}", "train.vllm_config.${c}: '${' cannot be passed on"),
         ("train.learning_rate=.nan", "train.learning_rate: nan is no number that could be passed on"),
         ("train.learning_rate=2024-01-01", "train.learning_rate: YAML takes it for a date; for text"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
+from orchestrator.processes.ports import free_port
 from orchestrator.serving.checkpoints import group_by_server
-from orchestrator.serving.server import Serving, free_port
+from orchestrator.serving.server import Serving
 from orchestrator.serving.vllm import adapter_rank, vllm_plan
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec

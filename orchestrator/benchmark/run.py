@@ -22,12 +22,13 @@ from orchestrator.files import expanded
 from orchestrator.models.hashes import file_sha256
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.session import Session
+from orchestrator.processes.ports import free_port
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.scoring.metrics import Score
 from orchestrator.serving.checkpoints import group_by_server, served, serving_devices
 from orchestrator.serving.endpoint import Endpoint, connect
-from orchestrator.serving.server import ServePlan, Serving, free_port
+from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.serving.target import run_checkpoints
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import Checkpoint

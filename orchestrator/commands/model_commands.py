@@ -20,9 +20,10 @@ from orchestrator.commands.options import app, open_target, say, serve_settings
 from orchestrator.errors import Interrupted, StageError
 from orchestrator.lifecycle.benchmark_target import export_target
 from orchestrator.planning.session import Session
+from orchestrator.processes.ports import free_port
 from orchestrator.serving.checkpoints import servable, served, serving_devices
 from orchestrator.serving.endpoint import Endpoint, connect, excerpt, open_client
-from orchestrator.serving.server import Server, Serving, example_request, free_port
+from orchestrator.serving.server import Server, Serving, example_request
 from orchestrator.serving.target import Target
 from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls

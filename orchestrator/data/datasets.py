@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.data.llamafactory_data import DatasetInfo, LlamaFactoryDataset, LlamaFactoryEntry, Part, validated
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
@@ -61,6 +61,12 @@ class FileSplit(Part):
     """How many there must be, those with a blank side left out."""
     sha256: Sums | None = None
     archive: str | None = None
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if (self.sha256 is None) == (self.archive is None):
+            raise ValueError("give one of sha256 (files beside the entry) and archive (members of an archive)")
+        return self
 
 
 class Entry(Part):
@@ -185,7 +191,7 @@ def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> Parallel
         raw = read_members(archive, sides)
         places = [f"{archive}, {name}" for name in sides]
     else:
-        what = f"{dataset.path}: splits.{split} has no sha256, and archives has no {part.archive!r}"
+        what = f"{dataset.path}: splits.{split}.archive: archives has no {part.archive!r}"
         raise SpecError(what, f"edit {dataset.path}")
     text = read_pairs(raw, places, origin=f"{dataset.name} {split}")
     if len(text.sources) != part.pairs:

@@ -1,6 +1,7 @@
 """The sentences of a benchmark: which dataset it means and what the model is told; files, and sacrebleu's own sets."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ PREFIX = "sacrebleu:"
 """Of the names of sacrebleu's own sets: `sacrebleu:wmt14/en-de`."""
 SPLIT = "test"
 """The split of sacrebleu's sets and of pairs of files."""
+log = logging.getLogger("orchestrator")
 
 
 def load_testset(item: BenchmarkSpec, folders: Sequence[Path], trained_on: Sequence[str]) -> Dataset:
@@ -119,6 +121,9 @@ def entry_of_files(
     text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
     if not text.sources:
         raise SpecError(f"no line has text in both {source} and {reference}")
+    if text.blank_pairs:
+        what = "%s and %s: %d of their pairs have a blank side and are left out"
+        log.warning(what, source, reference, text.blank_pairs)
     given = {
         "source_lang": source_lang or _language(source) or (like.source_lang if like else None),
         "target_lang": target_lang or _language(reference) or (like.target_lang if like else None),

@@ -57,7 +57,10 @@ def read_commands(text: str, place: str, folder: Path | None = None) -> list[Com
     reader = _Reader(text.removeprefix("\ufeff"), place, folder)
     if mark := re.search("[\0-\3]", reader.text):
         raise reader.fail("it holds a control character", mark.start())
-    reader.read()
+    try:
+        reader.read()
+    except RecursionError:
+        raise reader.fail("its parts are nested too deeply", reader.at) from None
     return reader.commands
 
 
@@ -170,6 +173,7 @@ class _Reader(WordReader):
             names += [word for word in words[1:] if not word.startswith("-")]
             self.exported |= dict.fromkeys(names) if words[0] in ("export", "%env") else {}
             return False
+        self.charge(100 + 16 * len(self.exported))
         variables = {name: self.values[name] for name in self.exported if name in self.values}
         variables |= {name: own[name] for name in names if own is not before}
         environment = {name: Word(" ".join(value)) for name, value in variables.items()}

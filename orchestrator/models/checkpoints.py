@@ -78,7 +78,7 @@ def _problems(folder: Path, step: int, ranks: range | None) -> list[str]:
     elif any(folder.glob("pytorch_model_fsdp*")):
         needed = [*_fsdp_files(folder), folder / "scheduler.pt"]
     else:
-        weights += weight_problems(folder)
+        weights += [*weight_problems(folder), *_archive_problems(sorted(folder.glob("*_model*.bin")))]
         if not problems and not any(path.exists() for path in [*plain, *folder.glob("rng_state*.pth")]):
             return [*weights, _ONLY_MODEL]
         needed = plain

@@ -45,7 +45,8 @@ def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> 
 def hub_cache() -> Path:
     """Where huggingface_hub keeps downloads."""
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # the second is deprecated
+    return expanded(given or f"{home}/hub")
 
 
 def hub_revision(folder: Path) -> str | None:

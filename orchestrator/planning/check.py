@@ -13,9 +13,12 @@ from pathlib import Path
 from orchestrator.data.checks import check_data
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, did_you_mean, from_error
+from orchestrator.files import expanded
 from orchestrator.models.model_files import adapter_problems, locate_model, lora_target_problem, model_problems
+from orchestrator.processes.ports import check_port
 from orchestrator.runs import slurm
 from orchestrator.runs.machine import this_machine
+from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, read_templates, suggest_template
 from orchestrator.upstream.comet import find_comet
@@ -37,9 +40,9 @@ def check(
     findings: list[Finding] = []
     if spec.model is not None:
         findings += [*check_model(spec.model, root, installation), *_lora_target(spec, spec.model, root)]
-    findings += [*check_data(spec, folders, archives), *_comet(spec)]
+    findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
     if spec.serve.url is None:
-        findings += [*_vllm(spec), *_compute(spec)]
+        findings += [*_vllm(spec), *_compute(spec, root)]
     return findings
 
 
@@ -64,8 +67,11 @@ def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[l
         return [from_error(field, error)], None
     if folder is not None:
         return [], folder
-    absent = f"no folder {root / name}, and the hub's {name} is not in the local cache: LLaMA-Factory will download it"
-    return [Finding("warning", "missing", field, absent)], None
+    absent = f"no folder {root / name}, and the hub's {name} is not in the local cache: "
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):  # huggingface_hub's constants.py
+        absent += "HF_HUB_OFFLINE forbids to download it"
+        return [Finding("error", "missing", field, absent, f"unset HF_HUB_OFFLINE, or first: hf download {name}")], None
+    return [Finding("warning", "missing", field, absent + "LLaMA-Factory will download it")], None
 
 
 def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> list[Finding]:
@@ -113,7 +119,7 @@ def _lora_target(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:
     return [Finding("error", "spec", "train.lora_target", problem, "write lora_target: all")] if problem else []
 
 
-def _comet(spec: RunSpec) -> list[Finding]:
+def _comet(spec: RunSpec, root: Path) -> list[Finding]:
     """COMET's environment, before hours go into what it would score."""
     for number, item in enumerate(spec.benchmark):
         if item.comet is not None:
@@ -121,6 +127,9 @@ def _comet(spec: RunSpec) -> list[Finding]:
                 find_comet()
             except PrerequisiteError as error:
                 return [from_error(f"benchmark.{number}.comet", error)]
+            if item.comet.endswith(".ckpt") and not (root / expanded(item.comet)).is_file():
+                missing = f"no file {root / expanded(item.comet)}"
+                return [Finding("error", "missing", f"benchmark.{number}.comet", missing, "name COMET's file or model")]
     return []
 
 
@@ -143,12 +152,39 @@ def _vllm(spec: RunSpec) -> list[Finding]:
     return findings
 
 
-def _compute(spec: RunSpec) -> list[Finding]:
+def _compute(spec: RunSpec, root: Path) -> list[Finding]:
     """Where the training is to run. What a job asks of Slurm, sbatch itself refuses at once."""
     if spec.compute.slurm is not None and not slurm.own_job():
         what, remedy = "sbatch is not here: Slurm's programs are not installed", "--set compute.slurm=null runs it here"
         return [] if shutil.which("sbatch") else [Finding("error", "missing", "compute.slurm", what, remedy)]
-    return [*_devices(spec, spec.train.arguments()), *_several_machines(spec)] if spec.train is not None else []
+    findings = _port(spec)
+    if spec.train is not None:
+        arguments = spec.train.arguments()
+        findings += [*_devices(spec, arguments), *_several_machines(spec), *_relative_files(arguments, root)]
+    return findings
+
+
+def _port(spec: RunSpec) -> list[Finding]:
+    """Whether the server of the benchmarks can listen, before hours go into what it would serve."""
+    machine = this_machine(spec.compute, os.environ)
+    if not spec.benchmark or spec.serve.port is None or not (machine is None or machine.is_main):
+        return []
+    try:
+        check_port(spec.serve.host, spec.serve.port)
+    except PrerequisiteError as error:
+        return [from_error("serve.port", error)]
+    return []
+
+
+def _relative_files(arguments: Mapping[str, object], root: Path) -> list[Finding]:
+    """Files that LLaMA-Factory opens itself, which it does in the run folder."""
+    findings = []
+    for name in ("deepspeed", "fsdp_config"):
+        value = str(arguments.get(name) or "/")
+        if not Path(value).is_absolute() and not value.lstrip().startswith(("{", "[")):  # those are no paths
+            what, remedy = f"{value!r} is a relative path", f"write {(root / value).absolute()}"
+            findings.append(Finding("error", "spec", f"train.{name}", what, remedy))
+    return findings
 
 
 def _devices(spec: RunSpec, arguments: Mapping[str, object]) -> list[Finding]:
@@ -165,11 +201,25 @@ def _devices(spec: RunSpec, arguments: Mapping[str, object]) -> list[Finding]:
     return [Finding("warning", "missing", f"train.{refused[0]}", what)]
 
 
+def _inherited_nodes(spec: RunSpec) -> list[Finding]:
+    """NNODES of the environment, with which torchrun would wait for other machines for ever."""
+    nodes = os.environ.get("NNODES", "1")
+    if spec.compute.slurm is not None or spec.compute.nnodes is not None or nodes == "1":
+        return []
+    is_sure = "FORCE_TORCHRUN" in {**os.environ, **train_environment(spec)}
+    what = f"not given, and NNODES={nodes} in the environment makes LLaMA-Factory's torchrun wait for other machines"
+    remedy = f"compute: {{nnodes: {nodes}, ...}}; to train on this machine alone: unset NNODES"
+    return [Finding("error" if is_sure else "warning", "spec", "compute.nnodes", what, remedy)]
+
+
 def _several_machines(spec: RunSpec) -> list[Finding]:
     machine = this_machine(spec.compute, os.environ)
     if machine is None:
-        return []
+        return _inherited_nodes(spec)
     findings = []
+    if machine.rank is not None and machine.rank >= int(machine.count):
+        what = f"rank {machine.rank} of {machine.count} machines: ranks are 0 to {int(machine.count) - 1}"
+        findings.append(Finding("error", "spec", "compute.node_rank", what, "correct compute.node_rank or NODE_RANK"))
     for field in ("master_addr", "master_port"):
         if getattr(spec.compute, field) is None:
             what = f"not given, and there are {machine.count} machines: each would wait for the others somewhere else"

@@ -35,6 +35,8 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
     check_name(name)
     if kind not in KINDS:
         raise SpecError(f"no kind {kind!r} to start from{did_you_mean(kind, KINDS)}", f"one of {', '.join(KINDS)}")
+    if model is not None and not model.strip():
+        raise SpecError("--model is empty", "give a folder or a hub id, such as --model " + _SMALL)
     entry, stage = load_entry(dataset, session.dataset_folders), KINDS[kind]
     splits = list(entry.entry.splits) if isinstance(entry, Dataset) else ["train"]
     if "train" not in splits:

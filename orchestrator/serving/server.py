@@ -4,7 +4,6 @@ import json
 import secrets
 import shlex
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.processes.interruptible import defer_signals
+from orchestrator.processes.ports import check_port
 from orchestrator.processes.process import Child, child_environment, repro_command, start
 from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.serving.endpoint import Endpoint, list_models
@@ -135,26 +135,6 @@ def example_request(endpoint: Endpoint, *, is_own_key: bool) -> str:
     header = f'"Authorization: Bearer ${API_KEY_ENV}"' if is_own_key else f"'Authorization: Bearer {endpoint.api_key}'"
     url = f"{shlex.quote(endpoint.base_url)}/chat/completions"
     return f"curl {url} -H 'Content-Type: application/json' -H {header} -d {shlex.quote(body)}"
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server((host, 0), family=_family(host)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def check_port(host: str, port: int) -> None:
-    """PrerequisiteError where a port is taken: LLaMA-Factory finds out only after it has loaded the model."""
-    try:
-        socket.create_server((host, port), family=_family(host)).close()
-    except OSError as error:
-        what = f"port {port} on {host} is not available: {error.strerror}"
-        remedy = "stop the program that listens there, or take another port: --port N, or serve.port in the spec"
-        raise PrerequisiteError(what, remedy) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _wait_until_ready(server: Server, plan: ServePlan) -> None:

@@ -88,7 +88,10 @@ _SECRET_VALUE = re.compile(
     r"://[^/@\s:]*:[^/@\s]+@"  # a URL with a password
     r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[a-z]-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|PRIVATE KEY-----"
 )
-SECRET_REMEDY = "remove it here, and export the variable that its library reads instead, such as HF_TOKEN"
+SECRET_REMEDY = (
+    "remove it here, and export the variable that its library reads instead, such as HF_TOKEN; the key of a server: "
+    "ORCHESTRATOR_API_KEY"
+)
 
 
 def reason(place: Place) -> str:

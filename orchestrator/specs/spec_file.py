@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def _walk(value: object, at: Location = ()) -> Iterator[tuple[Location, Any]]:
 def _unwritable(value: object) -> str:
     """Why LLaMA-Factory's reader, a file or a command line would change a value; '' where none would."""
     if isinstance(value, str):
+        if re.search("[\0\ud800-\udfff]", value):
+            return "holds NUL or half of a surrogate pair, which no file or command line can hold"
         problem = "'${' cannot be passed on: OmegaConf, LLaMA-Factory's reader, would interpolate it, even in quotes"
         return problem if "${" in value else ""
     if isinstance(value, float):

@@ -4,6 +4,7 @@ YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import read_file
@@ -127,7 +128,7 @@ def set_value(source: YamlSource, override: str) -> None:
         if number == len(steps) - 1:
             parent[step] = value
         elif (parent.get(step) if isinstance(parent, dict) else parent[step]) is None:
-            parent[step] = {}  # an absent section is made
+            parent[step] = [] if steps[number + 1].isdecimal() else {}  # an absent section is made
             source.overridden[at] = override
         parent = parent[step]
     for earlier in [earlier for earlier in source.overridden if earlier[: len(at)] == at]:
@@ -174,7 +175,9 @@ def _load(text: str) -> tuple[Any, Any]:
     reader = YAML(typ="rt", pure=True)
     reader.Constructor = _Bounded
     try:
-        nodes = reader.load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # the last one counts, as YAML has it
+            nodes = reader.load(text)
         return nodes, _plain(nodes)
     except YAMLError:
         raise

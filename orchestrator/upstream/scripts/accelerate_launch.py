@@ -23,9 +23,12 @@ from accelerate.utils import launch  # type: ignore[import-untyped]  # noqa: E40
 
 def environment(config: Any, options: list[str], notes: list[str]) -> dict[str, str]:
     given = parsed(options)
+    is_known = config is not None or given.cpu or bool(given.num_processes)
+    if not is_known:  # accelerate would count the GPUs that it sees
+        options = [*options, "--num_processes", "2"]
+        given = parsed(options)
+        notes.append("num_processes is not given: LLaMA-Factory takes all devices that it sees")
     if config is None:
-        if not given.num_processes and not given.cpu:
-            raise ValueError("without --config_file and --num_processes they depend on the machine where it ran")
         notes.append("without --config_file it also reads its default_config.yaml, which is not taken over")
         config = {"distributed_type": "MULTI_GPU" if not given.cpu and given.num_processes > 1 else "NO"}
     elif "kt_config" in config:
@@ -47,7 +50,8 @@ def environment(config: Any, options: list[str], notes: list[str]) -> dict[str, 
         found = launch.prepare_multi_gpu_env(args) if several else launch.prepare_simple_launcher_cmd_env(args)[1]
     found = {key: str(text) for key, text in found.items() if HERE.get(key) != text or key == "OMP_NUM_THREADS"}
     if several:
-        found |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(args.num_processes // args.num_machines)}
+        found["FORCE_TORCHRUN"] = "1"
+        found |= {"NPROC_PER_NODE": str(args.num_processes // args.num_machines)} if is_known else {}
         if args.num_machines > 1:
             found |= {"NNODES": str(args.num_machines), "NODE_RANK": str(args.machine_rank or 0)}
             found |= {"MASTER_ADDR": str(args.main_process_ip)} if args.main_process_ip else {}
