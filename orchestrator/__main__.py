@@ -8,8 +8,10 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +32,9 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, such as 2>&-: the exit code stays what it is
+            setattr(sys, name, Path(os.devnull).open(mode))
     # Bytes that are no text come in as surrogates, and a terminal shows what it can.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):

@@ -84,14 +84,16 @@ def test_the_number_of_processes_is_known_where_the_spec_tells(compute, gpus, ex
 # Which ones are kept
 
 
-def recorded(run: RunDir, *scores: tuple[int, str, float], chosen: int = 0, status: str = "complete") -> set[int]:
-    """The steps that are kept of a run with these benchmarks: step, metric, score."""
+def recorded(
+    run: RunDir, *scores: tuple[int, str, float, *tuple[int, ...]], chosen: int = 0, status: str = "complete"
+) -> set[int]:
+    """The steps that are kept of a run with these benchmarks: step, metric, score, sentences (10)."""
     benchmarks = [
         BenchmarkSummary(
-            id=f"b{number}", of=f"checkpoint-{step}", testset="d", split="test", status=status, n_segments=10,
+            id=f"b{number}", of=f"checkpoint-{step}", testset="d", split="test", status=status, n_segments=sum(n) or 10,
             scores=[Score(metric=metric, score=score, signature="s", n_segments=10)],
         )
-        for number, (step, metric, score) in enumerate(scores)
+        for number, (step, metric, score, *n) in enumerate(scores)
     ]  # fmt: skip
     record = RunRecord(id=run.id, name="x", created_at=now(), spec_sha256="0" * 64, seed=1, benchmarks=benchmarks)
     record.chosen_checkpoint = f"checkpoint-{chosen}" if chosen else None
@@ -121,6 +123,8 @@ def test_the_best_by_each_metric_of_our_benchmarks_and_the_chosen_one_are_kept(r
     assert recorded(run, (100, "bleu", 30.0), (200, "bleu", 29.0), (500, "bleu", 40.0)) == {100, 400}
     assert recorded(run, (100, "ter", 30.0), (200, "ter", 29.0)) == {200, 400}
     assert recorded(run, (100, "bleu", 30.0), (200, "ter", 29.0)) == {100, 200, 400}
+    few = [(100, "bleu", 90.0, 5), (200, "bleu", 29.0)]  # of a sample: its score is another one's
+    assert recorded(run, *few) == {100, 200, 400}
     assert recorded(run, chosen=300) == {300, 400}
     assert recorded(run, (100, "bleu", 30.0), status="incomplete") == {400}
     checkpoint(run, 600, best_model_checkpoint="/elsewhere/output/checkpoint-200")

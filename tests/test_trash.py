@@ -156,12 +156,15 @@ def test_links_are_moved_as_links(workspace, run, tmp_path):
     (outside / "weights").write_text("x" * 5000)
     (run.output / "link").symlink_to(outside)
     (run.path / "export").symlink_to(outside)
+    (outside / "data").mkdir()
+    workspace.trash.mkdir()
+    (workspace.trash / "linked").symlink_to(outside)
     assert moved(workspace, run).bytes < 5000
     restore(workspace, ID)
     assert (run.path / "export").is_symlink()
     moved(workspace, run)
     empty(workspace)
-    assert (outside / "weights").read_text() == "x" * 5000
+    assert (outside / "weights").read_text() == "x" * 5000 and (outside / "data").is_dir()
 
 
 # gc

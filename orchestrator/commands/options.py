@@ -54,7 +54,9 @@ def is_spec(word: str) -> bool:
 
 
 def find_run_or_group(place: WorkspaceFolder, word: str) -> RunDir | GroupDir:
-    return place.lookup_group(word) or place.find_run(word)
+    group = place.lookup_group(word)
+    is_group = group is not None and (word == group.id or place.lookup_run(word) is None)
+    return group if group is not None and is_group else place.find_run(word)
 
 
 def open_target(session: Session, word: str, template: str | None = None) -> Target:

@@ -75,13 +75,21 @@ def _machine(found: Installation | None) -> Iterator[Diagnosis]:
     takes = machine.driver_cuda() or ""
     cuda = f"; its driver takes CUDA up to {takes}" if takes else ""
     yield Diagnosis("machine", "ok", f"GPUs: {'; '.join(names)}{cuda}")
-    built = found.cuda.get("torch's CUDA", "") if found is not None and "torch" in found.versions else takes
-    if not built or (takes and int(built.partition(".")[0]) > int(takes.partition(".")[0])):
+    has_torch = found is not None and "torch" in found.versions
+    built = found.cuda.get("torch's CUDA", "") if found is not None else ""
+    if has_torch and (not built or (takes and int(built.partition(".")[0]) > int(takes.partition(".")[0]))):
         remedy = "install the torch that is built for the driver's CUDA: https://pytorch.org/get-started/locally"
         message = f"torch is built for CUDA {built or '(none)'}: it sees no GPU with this driver"
         yield Diagnosis("machine", "error", message, remedy)
-    for held_by in machine.busy_devices():
-        yield Diagnosis("machine", "note", f"{held_by} is in use")
+    try:
+        busy = machine.busy_devices()
+    except PrerequisiteError as error:
+        yield Diagnosis("machine", "error", error.message, error.remedy)
+    except OSError as error:
+        message = f"the folder of the devices' locks cannot be used: {error.filename}: {error.strerror}"
+        yield Diagnosis("machine", "error", message, "name another folder, on a local disk, in ORCHESTRATOR_LOCKS")
+    else:
+        yield from (Diagnosis("machine", "note", f"{held_by} is in use") for held_by in busy)
 
 
 def _workspace(workspace: Workspace) -> Iterator[Diagnosis]:

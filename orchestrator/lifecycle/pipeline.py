@@ -72,16 +72,27 @@ def _stages(
     past = session.workspace.lookup_run(record.rerun_of) if record.rerun_of else None
     train_run(session, plan, run, record, locks, options.job)
     if past is not None:
-        record.update(run, verdict=compare_trainings(session, past, spec, record))
+        with _only_warned(past):
+            record.update(run, verdict=compare_trainings(session, past, spec, record))
     if record.request.with_benchmarks and spec.benchmark and record.results_elsewhere is None:
         is_rerun = record.rerun_of is not None
         evaluation = replace(options.evaluation, reuse_cache=False) if is_rerun else options.evaluation
         with timed(run, record, "benchmark"):
             run_benchmarks(session, plan, run, record, evaluation)
         if past is not None:
-            for line in compare_scores(RunRecord.load(past).benchmarks, record.benchmarks):
-                log.info("%s: %s", past.id, line)
+            with _only_warned(past):
+                for line in compare_scores(RunRecord.load(past).benchmarks, record.benchmarks):
+                    log.info("%s: %s", past.id, line)
     record.end(run, "done")
+
+
+@contextmanager
+def _only_warned(past: RunDir) -> Iterator[None]:
+    """A rerun has its results, whether or not the run that it repeats can still be read."""
+    try:
+        yield
+    except OrchestratorError as error:
+        log.warning("%s cannot be compared with: %s", past.id, error.message)
 
 
 @contextmanager

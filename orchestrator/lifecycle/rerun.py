@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.data.datasets import list_entries
-from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError
+from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded
 from orchestrator.lifecycle.new_run import Provenance
 from orchestrator.models.model_files import locate_model
@@ -68,7 +68,7 @@ def plan_rerun(
         found = drift_from(session, past, plan.spec, plan.facts, overrides) if isinstance(past, RunDir) else []
         if isinstance(past, RunDir):
             log_differences(past, found, strict=strict)
-    except OrchestratorError:
+    except BaseException:  # Ctrl-C too
         for copy in copies:
             copy.unlink(missing_ok=True)
         raise

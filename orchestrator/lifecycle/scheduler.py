@@ -9,9 +9,10 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import Interrupted, SpecError, StageError
+from orchestrator.errors import Interrupted, OrchestratorError, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.lifecycle import slurm_jobs
 from orchestrator.lifecycle.local import STOP_GRACE_S, start_supervisor, supervisor_error
@@ -170,10 +171,11 @@ def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: s
     log.info("%d of %d: %s%s: %s", number, len(group.points), group.label(now.point), where, now.run.id)
     if slot is not None and now.record is not None:  # its spec has the device: it can be run again alone as it ran
         override = f'compute.devices="{slot}"'
-        spec = session.load_spec(now.run.spec, [override])
-        atomic_write(now.run.spec, spec_yaml(spec, ""))
-        others = [each for each in now.record.overrides if not each.startswith("compute.devices=")]
-        now.record.update(now.run, spec_sha256=spec_sha256(spec), overrides=[*others, override])
+        with suppress(OrchestratorError):  # a broken spec.yaml: the run fails by itself, and the others continue
+            spec = session.load_spec(now.run.spec, [override])
+            atomic_write(now.run.spec, spec_yaml(spec, ""))
+            others = [each for each in now.record.overrides if not each.startswith("compute.devices=")]
+            now.record.update(now.run, spec_sha256=spec_sha256(spec), overrides=[*others, override])
     return now, start_supervisor(session, now.run, owned, signal.SIGTERM)
 
 

@@ -95,9 +95,10 @@ def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
     is resumed later, as the record says; else why not: '' where a user stopped it.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
-    job, spec = record.job, load_spec(run.spec)
+    job = record.job
     if job is None or RunRecord.load(run).stop_requested:
         return ""
+    spec = load_spec(run.spec)
     found, wanted = slurm.job_state(job.id, job.uid, max_age_s=0), _slurm_of(spec)
     if found is None:
         return "Slurm does not say whether that was the time limit"

@@ -82,6 +82,9 @@ def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, lock
         child = _run(run, record, argv, env, locks, machine, bar)
     found = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
     is_elsewhere = machine is not None and not machine.is_main and not (run.output / "train_results.json").is_file()
+    if is_elsewhere and not found and child.log_holds("Saving JIT checkpoint at step"):  # nothing else tells here
+        message = "the training was stopped from outside, before its last step"
+        raise StageError(message, repro_command(run.path, argv, environment))
     found += [] if is_elsewhere else problems(run)
     if found:
         if machine is not None:
@@ -129,6 +132,7 @@ def _run(
     """The child once it has ended, and nothing that it started is left."""
     child = None
     measured_at = -math.inf
+    peak = PeakMemory()
     try:
         with defer_signals():
             child = start(
@@ -137,12 +141,10 @@ def _run(
         with bar:
             while child.poll() is None:
                 bar.update()
+                child.wait(POLL_S)  # first: what has only just been started has no memory yet
                 if time.monotonic() - measured_at >= MEASURE_S:
                     measured_at = time.monotonic()
-                    peak = peak_memory(record.attempts[-1].usage or PeakMemory(), child.pid, env)
-                    if peak != record.attempts[-1].usage:
-                        record.note_attempt(run, usage=peak)
-                child.wait(POLL_S)
+                    peak = peak_memory(peak, child.pid, env)
             bar.update()
         child.stop(GRACE_S)  # where the launcher was killed, what it had started is still running
         return child
@@ -157,6 +159,9 @@ def _run(
         if isinstance(error, KeyboardInterrupt | Interrupted):
             raise _interrupted(run, machine) from error
         raise
+    finally:
+        with suppress(OSError):  # a full disk, say: a training must not fail for its figures
+            record.note_attempt(run, usage=peak)
 
 
 class CheckpointWait:

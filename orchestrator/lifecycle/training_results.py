@@ -110,7 +110,9 @@ def _has_ended(state: Mapping[str, Any]) -> bool:
 
     Or it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count.
     """
-    step, last = int(state.get("global_step", 0)), int(state.get("max_steps", 0))
+    step, last = state.get("global_step"), state.get("max_steps")
+    if not isinstance(step, int) or not isinstance(last, int):
+        return False
     if step >= last:
         return step == last
     try:

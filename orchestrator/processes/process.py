@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.process_tree import CHILD_ENV, RUN_ENV, child_processes, terminate, wait_until_gone
 from orchestrator.text import escape_controls
@@ -67,9 +69,16 @@ class Child:
         shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n") if line.strip()]
         return "\n".join(f"  | {escape_controls(line)}" for line in shown[-lines:]) or "  | (no output)"
 
+    def log_holds(self, text: str) -> bool:
+        """Whether a line of this child's own output holds a text."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_start_bytes)
+            return any(text.encode() in line for line in file)
+
     def stop(self, grace_s: float, is_enough: Callable[[], bool] = lambda: False) -> int:
         """Ask the child to end (SIGTERM), wait, then kill what is left of it and its descendants; the exit status."""
-        left = terminate(lambda: child_processes(self.pid, self.marker), grace_s, is_enough)
+        is_ours = self.poll() is None or not psutil.pid_exists(self.pid)  # of a living session no pid is used again
+        left = terminate(lambda: child_processes(self.pid if is_ours else None, self.marker), grace_s, is_enough)
         status = self.popen.wait()
         wait_until_gone(left)
         if self.watcher is not None:

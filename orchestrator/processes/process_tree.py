@@ -58,13 +58,15 @@ def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
             continue
 
 
-def child_processes(leader: int, marker: str) -> list[psutil.Process]:
+def child_processes(leader: int | None, marker: str) -> list[psutil.Process]:
     """What is left of the session of a child of ours, the descendants of each, and all that bears the child's marker.
+
+    leader: the child; None where its pid is another process's by now: by the marker alone.
 
     A rank of torchrun is in a session of its own, and if torchrun is killed, nobody's descendant. A program that sets
     its title (vLLM's workers) may have written over its environment.
     """
-    every = psutil.process_iter()
+    every = psutil.process_iter() if leader is not None else ()
     found = [each for each in every if _unless_gone(lambda one=each: os.getsid(one.pid), None) == leader]  # type: ignore[misc]
     for each in list(found):
         found += _unless_gone(lambda one=each: one.children(recursive=True), [])  # type: ignore[misc]

@@ -17,6 +17,7 @@ from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import current
 
+SCHEMA_VERSION = 1
 MAX_POINTS = 1000
 """More is a slip: each point is a training."""
 
@@ -42,7 +43,7 @@ class Point(BaseModel, extra="allow", frozen=True):
 class Group(BaseModel, extra="allow", frozen=True):
     """group.json, written once, after the runs were made."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     id: str
     created_at: datetime
     spec_file: str
@@ -54,11 +55,15 @@ class Group(BaseModel, extra="allow", frozen=True):
 
     @classmethod
     def load(cls, folder: GroupDir) -> Self:
-        """Read what a group is. Raises PrerequisiteError: its file is damaged."""
+        """Read what a group is. Raises PrerequisiteError: its file is damaged, or of a later version."""
         try:
-            return cls.model_validate_json(folder.file.read_bytes())
+            group = cls.model_validate_json(folder.file.read_bytes())
         except (OSError, ValidationError) as error:
             raise PrerequisiteError(f"{folder.file} cannot be read: {damage(error)}") from error
+        if group.schema_version > SCHEMA_VERSION:
+            what = f"{folder.file} is of version {group.schema_version}; {SCHEMA_VERSION} is the newest known here"
+            raise PrerequisiteError(what, "pip install --upgrade orchestrator")
+        return group
 
     def save(self, folder: GroupDir) -> None:
         atomic_write(folder.file, self.model_dump_json(indent=2) + "\n")

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ log = logging.getLogger("orchestrator")
 
 PATIENCE_S = 2.0  # for a run that has recorded its end, and is about to exit
 POLL_S = 0.5
+_broken: set[str] = set()  # an nvidia-smi that failed is left alone: a training calls it every few seconds
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -193,7 +195,8 @@ def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> l
             on_wait(holder)
             waits_for = holder
         elif on_wait is None and time.monotonic() > deadline:
-            remedy = "wait for it with --wait; end it with orchestrator stop; or take another: --set compute.devices=N"
+            another = """--set 'compute.devices="N"'"""
+            remedy = f"wait for it with --wait; end it with orchestrator stop; or take another: {another}"
             raise PrerequisiteError(f"{holder} is in use", remedy)
         time.sleep(POLL_S)
 
@@ -218,10 +221,14 @@ def _holder(path: Path) -> str:
 
 
 def _nvidia_smi(*options: str) -> str:
+    program = shutil.which("nvidia-smi") or ""
+    if program in _broken:
+        return ""
     try:
         return run_short(["nvidia-smi", *options]).strip()
     except PrerequisiteError:  # no NVIDIA driver on this machine
         return ""
     except StageError as error:
         log.warning("nvidia-smi fails, so no GPU is known: %s", error.message)
+        _broken.add(program)
         return ""

@@ -64,7 +64,10 @@ class Row:
     @property
     def created(self) -> datetime:
         """In this machine's time."""
-        return self.record.created_at.astimezone()
+        try:
+            return self.record.created_at.astimezone()
+        except (OverflowError, ValueError):  # of the year 1, say
+            return self.record.created_at.replace(tzinfo=UTC)
 
     @property
     def datasets(self) -> list[str]:

@@ -86,10 +86,10 @@ def best_and_last(run: RunDir) -> set[str]:
     record = RunRecord.load(run)
     best = {record.chosen_checkpoint, Path(named).name if isinstance(named, str) else ""}
     labels = {each.label for each in found}
-    scores: dict[tuple[str, ...], tuple[float, str]] = {}
+    scores: dict[tuple[str | int, ...], tuple[float, str]] = {}
     for each in record.benchmarks:
         for score in each.scores if each.of in labels and each.status == "complete" else ():
-            group = (each.testset, each.split, score.metric, score.signature)
+            group = (each.testset, each.split, each.n_segments, score.metric, score.signature)
             worth = score.score if higher_is_better(score.metric) else -score.score
             scores[group] = max(scores.get(group, (worth, each.of)), (worth, each.of))
     return {*last[:1], *(labels & {*best, *(label for _, label in scores.values())})}

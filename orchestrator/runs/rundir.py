@@ -130,10 +130,13 @@ class Workspace:
         return RunDir(found) if found else None
 
     def find_run(self, word: str) -> RunDir:
-        """The same; SpecError where there is none."""
-        if (run := self.lookup_run(word)) is not None:
+        """The same; SpecError where there is none, or a name is a group's too."""
+        run, group = self.lookup_run(word), self.lookup_group(word)
+        if run is not None and group is not None and word != run.id:
+            raise SpecError(f"{word!r} is a run, {run.id}, and a group, {group.id}", "name the one you mean by its id")
+        if run is not None:
             return run
-        if (group := self.lookup_group(word)) is not None:
+        if group is not None:
             remedy = f"orchestrator show {group.id} lists its runs; name one by its id"
             raise SpecError(f"{word!r} is a group of runs, {group.id}: this takes a run", remedy)
         hint = did_you_mean(word, self.run_words())
@@ -198,7 +201,7 @@ def _age(path: Path, file: str) -> tuple[datetime, int, str]:
     """When a run or a group was made, as its file has it: ids have local times; within a second by the id's number."""
     match = _RUN_ID.fullmatch(path.name)
     try:
-        created = datetime.fromisoformat((json_mapping(path / file) or {})["created_at"])
-    except (KeyError, TypeError, ValueError):  # damaged
-        created = datetime.fromtimestamp(path.stat().st_mtime)
-    return created.astimezone(), int(match[3] or 1) if match else 1, path.name
+        created = datetime.fromisoformat((json_mapping(path / file) or {})["created_at"]).astimezone()
+    except (KeyError, TypeError, ValueError, OverflowError):  # damaged
+        created = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    return created, int(match[3] or 1) if match else 1, path.name

@@ -17,6 +17,7 @@ from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import lock
 from orchestrator.processes.process_tree import run_processes
 from orchestrator.runs.owner import in_use, is_owned
+from orchestrator.runs.record import RunRecord
 from orchestrator.runs.run_checkpoints import best_and_last
 from orchestrator.runs.rundir import RunDir, Workspace, spec_name
 from orchestrator.runs.state import current, pids
@@ -49,6 +50,7 @@ def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, d
 def take_checkpoints(workspace: Workspace, run: RunDir, *, keep_last: int, dry_run: bool = False) -> Moved:
     """Move a run's old checkpoints to the trash; best_and_last and the keep_last newest stay. Raises as `remove`."""
     _refuse_if_in_use(workspace, run)
+    _refuse_linked_output(run.output)
     found = [path.name for path in run.checkpoints()]
     kept = {*best_and_last(run), *found[-keep_last:]} if found else set()
     return _take(workspace, run, [f"output/{name}" for name in found if name not in kept], dry_run)
@@ -69,6 +71,8 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
             raise PrerequisiteError(f"{path} cannot be put back: {target} is there", "move one of the two away")
     if not folder.is_dir():
         raise PrerequisiteError(f"{run.path} is gone: nothing can be put back into it")
+    if any(what.startswith("output/") for what in renames):
+        _refuse_linked_output(renames.get("output", folder / "output"))
     moved = Moved(run.id, [*renames], sum(map(size_of, renames.values())))
     for what, path in renames.items() if not dry_run else ():
         (run.path / what).parent.mkdir(exist_ok=True)  # output/ of a checkpoint
@@ -100,7 +104,7 @@ def in_trash(workspace: Workspace, run_id: str | None = None) -> list[Path]:
     """What the trash holds, of a run or of all. Other files are left alone."""
     if workspace.trash.is_symlink():
         raise PrerequisiteError(f"{workspace.trash} is a link: the trash would be elsewhere", "remove the link")
-    found = workspace.trash.glob("*/*")
+    found = [path for path in workspace.trash.glob("*/*") if not path.parent.is_symlink()]
     return sorted(path for path in found if _ITEM.fullmatch(path.name) and run_id in (None, path.parent.name))
 
 
@@ -129,6 +133,8 @@ def _take(workspace: Workspace, run: RunDir, what: Sequence[str], dry_run: bool)
     moved = Moved(run.id, [*renames], sum(size_of(run.path / name) for name in renames))
     if renames and not dry_run:
         with lock(run.record_lock):  # a resume that comes now waits, and finds what is left
+            if is_owned(run):  # one that came before the lock was ours
+                raise in_use(RunRecord.load(run))
             (workspace.trash / run.id).mkdir(parents=True, exist_ok=True)
             for name, target in renames.items():
                 (run.path / name).rename(target)  # of a link: the link itself
@@ -143,6 +149,11 @@ def _trashed(workspace: Workspace, word: str) -> RunDir:
         remedy = "orchestrator gc --trash --dry-run shows what it holds"
         raise SpecError(f"the trash holds nothing of {word!r}{did_you_mean(word, ids)}", remedy)
     return RunDir(workspace.runs / (word if word in named else named[-1]))
+
+
+def _refuse_linked_output(output: Path) -> None:
+    if output.is_symlink():
+        raise PrerequisiteError(f"{output} is a link: its checkpoints are elsewhere", "move them by hand")
 
 
 def _refuse_if_in_use(workspace: Workspace, run: RunDir, *, damaged_too: bool = False) -> None:
