@@ -180,7 +180,7 @@ def stop(
         if as_json:
             show_group(found, as_json=True)
     else:
-        if host_is_gone and not yes:
+        if host_is_gone and not yes and state.current(found).is_active():
             question = f"Is it certain that nothing of {found.id} runs any more on its host? [y/N] "
             say(question)
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
