@@ -30,6 +30,13 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+class _Escaping(logging.Formatter):
+    """A log line may hold a stranger's text: a model's name, say, as a server gives it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(escape_controls, super().format(record).split("\n")))
+
+
 def main() -> None:
     """Run the command line."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -39,7 +46,9 @@ def main() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Escaping("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("orchestrator").setLevel(logging.INFO)
     # Typer would make exit code 1 of a KeyboardInterrupt.
     raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

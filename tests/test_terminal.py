@@ -1,11 +1,13 @@
 """What is printed: only what can be compared in one column, and strangers' text as text."""
 
+import logging
 import re
 import sys
 
 import pytest
 from rich.cells import cell_len
 
+from orchestrator.__main__ import _Escaping
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.registry import change_tags, read_rows
 from orchestrator.scoring.metrics import Score
@@ -103,3 +105,8 @@ def test_no_line_ends_in_blanks_in_a_pipe_and_a_heading_is_bold_on_a_terminal_al
     assert lines == [line.rstrip() for line in lines] and "\x1b" not in "".join(lines)
     on_terminal()
     assert "\x1b[1m" in shown(table(["first"], [["a"]]))
+
+
+def test_a_log_line_shows_a_strangers_control_characters():
+    record = logging.LogRecord("orchestrator", logging.INFO, "", 0, "model %s\nnext", ("\x1b[31mEVIL",), None)
+    assert _Escaping("%(message)s").format(record) == "model \\x1b[31mEVIL\nnext"
