@@ -79,7 +79,7 @@ class Entry(Part):
     target_lang: Language
     """It chooses BLEU's tokenizer."""
     instruction: str = Field(pattern=r"\S")
-    """What the model is told to do, on the line before the source sentence, in training and in benchmarks."""
+    """The instruction to the model, on the line before the source sentence, in training and in benchmarks."""
     splits: dict[Name, FileSplit] = Field(min_length=1)
     """train is the one that is trained on."""
     archives: dict[Name, Archive] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The sentences of a benchmark: which dataset it means and what the model is told; files, and sacrebleu's own sets."""
+"""The sentences of a benchmark: which dataset it means, with which instruction; files, and sacrebleu's own sets."""
 
 import hashlib
 import logging
@@ -40,7 +40,7 @@ def resolve_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on
     for dataset in (load_entry(name, folders) for name in trained_on):
         if isinstance(dataset, Dataset) and f"{dataset.entry.source_lang}-{dataset.entry.target_lang}" == pair:
             return item.model_copy(update={"instruction": dataset.entry.instruction})
-    what = f"what the model is told to do with {item.testset} is not known: it was trained on no dataset of {pair}"
+    what = f"the instruction for {item.testset} is not known: it was trained on no dataset of {pair}"
     raise SpecError(what, "give it: --instruction TEXT, or instruction: TEXT beside testset in a spec")
 
 

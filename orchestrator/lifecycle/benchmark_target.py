@@ -84,7 +84,7 @@ def _unfinished(session: Session, spec: RunSpec) -> RunDir | None:
 
 
 def export_target(session: Session, target: Target, to: Path | None) -> Path:
-    """Write a target as a full model folder, an adapter merged: export/ in the run folder, unless told otherwise.
+    """Write a target as a full model folder, an adapter merged: export/ in the run folder by default.
 
     The model of a spec that trains nothing gets a run folder of its own, for the record of it.
     """

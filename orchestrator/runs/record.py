@@ -104,7 +104,7 @@ class RunRecord(BaseModel):
             raise PrerequisiteError(f"{run.record} cannot be read: {damage(error)}", remedy) from error
 
     def is_active(self) -> bool:
-        """Whether it was begun, and has not said how it ended."""
+        """Whether it has begun and has no end yet."""
         return self.status in ACTIVE
 
     def is_here(self) -> bool:

@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, and what it is told: squeue, sbatch, scancel, scontrol, sinfo."""
+"""Slurm's programs: squeue, sbatch, scancel, scontrol, sinfo."""
 
 import math
 import os

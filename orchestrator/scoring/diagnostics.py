@@ -1,6 +1,6 @@
 """What a score does not tell: hypotheses that are no translation, counted and listed. No score is changed by it.
 
-Languages of one script are told apart by the test set's own runs of three characters: on a single short sentence no
+Languages of one script are distinguished by the test set's own runs of three characters: on a single short sentence no
 language-identification package is better, and its model would be one more thing to install.
 """
 

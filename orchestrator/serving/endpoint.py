@@ -154,7 +154,7 @@ def refusal(endpoint: Endpoint, status: int, words: str) -> PrerequisiteError:
 
 
 def excerpt(endpoint: Endpoint, text: str) -> str:
-    """The beginning of what a server said, on one line, without our key in it."""
+    """The beginning of a server's reply, on one line, without our key in it."""
     line = " ".join(text[:100_000].split())
     if endpoint.api_key:
         line = line.replace(endpoint.api_key, "***")
