@@ -11,6 +11,7 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.specs.arguments import COMPUTED, Argument, argument_problem
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation
+from tests.imported_once import Imported
 
 DATA = Path(__file__).parent / "data"
 COMMANDS = frozenset({"train", "api", "export"})
@@ -21,12 +22,20 @@ def argument(kinds: str, choices: tuple[Any, ...] | None = None, optional: bool 
 
 
 def declared(installation: Installation) -> dict[str, dict[str, Any]]:
-    """What dataclasses.fields said of the imported classes of LLaMA-Factory 0.9.5."""
+    """What declared_arguments.py prints in LLaMA-Factory's Python, of its 0.9.5."""
     have = {name: installation.versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the file is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
     found: dict[str, dict[str, Any]] = json.loads((DATA / "arguments-0.9.5.json").read_text("utf-8"))
     return found
+
+
+@pytest.mark.integration
+def test_the_declared_arguments_are_those_of_the_imported_dataclasses(
+    llamafactory: Imported, installation: Installation, tmp_path: Path
+) -> None:
+    found = llamafactory.script(DATA.parent / "declared_arguments.py", cwd=tmp_path)
+    assert found == declared(installation)
 
 
 def test_the_source_is_read_as_python_imports_it(installation: Installation, arguments: dict[str, Argument]) -> None:

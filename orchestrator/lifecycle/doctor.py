@@ -10,7 +10,7 @@ from typing import Literal
 import psutil
 
 from orchestrator.errors import OrchestratorError, PrerequisiteError
-from orchestrator.processes.process_tree import RUN_ENV, command_line, environments, name_of
+from orchestrator.processes.process_tree import RUN_ENV, environments, is_of_a_command, name_of
 from orchestrator.runs import machine
 from orchestrator.runs.owner import is_owned
 from orchestrator.runs.rundir import RunDir, Workspace
@@ -119,12 +119,4 @@ def _is_orphan(process: psutil.Process, run: RunDir) -> bool:
     with suppress(PrerequisiteError):  # the folder is gone, or its record is damaged: by its commands alone
         if is_owned(run) or current(run).is_active():
             return False
-    try:
-        return not any(map(_is_command, [process, *process.parents()]))
-    except psutil.Error:
-        return True
-
-
-def _is_command(process: psutil.Process) -> bool:
-    """A command of ours: `python -P -m orchestrator ...`, or the script `orchestrator`."""
-    return "orchestrator" in (Path(word).name for word in command_line(process)[:4])
+    return not is_of_a_command(process)

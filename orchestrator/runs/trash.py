@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
@@ -82,16 +81,12 @@ def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
     return moved
 
 
-def empty(
-    workspace: Workspace, *, before: datetime | None = None, words: Sequence[str] = (), dry_run: bool = False
-) -> list[Moved]:
-    """Delete the trash for good: of all runs or of those that `words` name, where nothing was added since `before`."""
+def empty(workspace: Workspace, *, words: Sequence[str] = (), dry_run: bool = False) -> list[Moved]:
+    """Delete the trash for good: of all runs or of those that `words` name."""
     ids = [_trashed(workspace, word).id for word in words] or sorted({path.parent.name for path in in_trash(workspace)})
     deleted = []
     for name in dict.fromkeys(ids):
         folder, items = workspace.trash / name, in_trash(workspace, name)
-        if before is not None and datetime.fromtimestamp(folder.stat().st_mtime, UTC) >= before:
-            continue
         deleted.append(Moved(name, sorted(map(_place, items)), sum(map(size_of, items))))
         for path in items if not dry_run else ():
             path.unlink() if path.is_symlink() else shutil.rmtree(path)  # which never follows a link
