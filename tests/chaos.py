@@ -51,6 +51,7 @@ def chaos(place: Workshop, wanted: int, dice: random.Random) -> None:
         folder = _run_to_the_end(place, f"chaos-{runs}", wanted, dice)
         if folder is not None and (found := outcome(folder)) != expected:
             faults.append(f"another end: {folder.name} {found} in place of {expected}")
+        print(f"{kills.total()} kills of {runs} runs, {len(faults)} faults", *faults[-1:], flush=True)
     print(f"{kills.total()} kills of {runs} runs: {dict(kills)}", f"{len(faults)} faults", *faults, sep="\n")
 
 
