@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orchestrator.models.model_files import read_header
 from orchestrator.runs.record_parts import BenchmarkSummary, Facts
@@ -53,7 +53,9 @@ _LAUNCHING = re.compile("FORCE_TORCHRUN|NPROC_PER_NODE|.*NNODES|USE_(RAY|KT|MCA)
 # Sections of a spec that choose what a fact is of.
 _SECTIONS = {
     "data": ("dataset", "eval_dataset", "benchmark"),
-    **dict.fromkeys(("model", "adapter", "template"), ("model",)),
+    "model": ("model",),
+    "adapter": ("model",),
+    "template": ("model",),
 }
 # Fields of a spec that name files -> the hash of what they name.
 _HASHES = {
@@ -76,18 +78,15 @@ class Side:
 
     name: str
     spec: RunSpec
-    facts: Facts | None = None
-    """Of a run."""
+    facts: Facts | None = None  # of a run
 
 
 @dataclass(frozen=True)
 class Difference:
     """One thing that differs."""
 
-    kind: str
-    """spec: a field. The others are facts: data, model, adapter, template, version, machine, environment, git."""
-    path: str
-    """Dotted path in the spec; of a fact its name in words: 'version of torch', 'data captions train'."""
+    kind: str  # spec: a field; or of a fact data, model, adapter, template, version, machine, environment, git
+    path: str  # dotted path in the spec; of a fact its name in words: 'version of torch', 'data captions train'
     then: Any
     now: Any
     effect: Effect
@@ -127,8 +126,8 @@ def differences(one: Side, other: Side, overrides: Sequence[str] = ()) -> list[D
 
 
 def by_severity(found: Sequence[Difference]) -> list[Difference]:
-    """Errors first, then warnings, then notes."""
-    return sorted(found, key=lambda each: ("error", "warning", "note").index(each.severity))
+    """The worst first."""
+    return sorted(found, key=lambda each: get_args(Severity).index(each.severity))
 
 
 def effect(path: str, *, packs: bool = False) -> Effect:
@@ -152,21 +151,20 @@ def effect(path: str, *, packs: bool = False) -> Effect:
 def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Difference]:
     data = [{f"{each.dataset} {each.split}": each.sha256 or each.origin for each in side.data} for side in (then, now)]
     facts: list[tuple[str, str, Any, Any]] = [
-        *_each("data", "data {}", *data),
+        *_each("data", "data", *data),
         ("model", "model hash", then.model_sha256, now.model_sha256),
         ("adapter", "adapter hash", then.adapter_sha256, now.adapter_sha256),
         ("template", "chat template hash", then.chat_template_sha256, now.chat_template_sha256),
-        *_each("version", "version of {}", then.versions, now.versions),
+        *_each("version", "version of", then.versions, now.versions),
         ("machine", "platform", then.platform, now.platform),
         ("machine", "processor", then.cpu, now.cpu),
         ("machine", "GPUs", ", ".join(then.gpus) or None, ", ".join(now.gpus) or None),
-        *_each("version", "version of {}", then.cuda, now.cuda),
-        *_each("environment", "variable {}", then.environment, now.environment),
+        *_each("version", "version of", then.cuda, now.cuda),
+        *_each("environment", "variable", then.environment, now.environment),
         ("git", "git commit", then.git_commit, now.git_commit),
         ("git", "uncommitted changes in git", then.git_diff_sha256, now.git_diff_sha256),
     ]
     trained = {f"data {each.dataset} {each.split}" for each in [*then.data, *now.data] if each.is_trained_on}
-    is_rehashed = then.hash_version != now.hash_version  # earlier versions took samples of the weights
     found = []
     for kind, path, old, new in facts:
         is_unknown = old is None or new is None
@@ -175,7 +173,7 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
             continue
         changes: Effect = "rounding"
         severity: Severity = "warning"
-        if kind in ("model", "adapter") and is_rehashed and not is_unknown:
+        if kind in ("model", "adapter") and then.hash_version != now.hash_version and not is_unknown:
             path += " (one was hashed by an earlier version: not compared)"
             changes, severity = "none", "note"
         elif kind in _SECTIONS:
@@ -195,12 +193,11 @@ def _fact_differences(then: Facts, now: Facts, keys: Sequence[str]) -> list[Diff
 
 
 def _each(
-    kind: str, what: str, then: Mapping[str, str | None] | None, now: Mapping[str, str | None] | None
+    kind: str, what: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | None
 ) -> list[tuple[str, str, Any, Any]]:
-    """Every name of two mappings; nothing where a record of an earlier version lacks one."""
-    if then is None or now is None:
+    if then is None or now is None:  # a record of an earlier version
         return []
-    return [(kind, what.format(name), then.get(name), now.get(name)) for name in {**then, **now}]
+    return [(kind, f"{what} {name}", then.get(name), now.get(name)) for name in {**then, **now}]
 
 
 def _maps_in_batches(spec: RunSpec) -> bool:
@@ -230,19 +227,16 @@ def _flat(value: Any, at: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as a line shows it: a hash cut to 12 digits."""
     text = "none" if value is None else str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the first logged losses say about a repeated run."""
+    """What the first logged losses say about a repeated run, with the likely cause in the message."""
 
-    verdict: Literal["same", "within", "different", "unknown"]
-    """within: the band of known nondeterminism."""
+    verdict: Literal["same", "within", "different", "unknown"]  # within: the band of known nondeterminism
     message: str
-    """In a sentence, with the likely cause."""
 
 
 def compare_losses(

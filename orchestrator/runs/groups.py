@@ -17,33 +17,27 @@ from orchestrator.runs.record_parts import damage
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import current
 
-SCHEMA_VERSION = 1
-MAX_POINTS = 1000
-"""More is a slip: each point is a training."""
+MAX_POINTS = 1000  # more is a slip: each point is a training
 
 
 class Axis(BaseModel, extra="allow", frozen=True):
     """One key of the spec and the values that it takes."""
 
-    key: str
-    """Dotted, as for --set."""
-    values: list[str]
-    """YAML, as written on the command line."""
+    key: str  # dotted, as for --set
+    values: list[str]  # YAML, as written on the command line
 
 
 class Point(BaseModel, extra="allow", frozen=True):
     """One run of a group."""
 
     run: str = Field(pattern=r"^[^/]*[^/.][^/]*$")
-    """Its id."""
-    values: list[str]
-    """Of the axes, in their order, as YAML."""
+    values: list[str]  # of the axes, in their order, as YAML
 
 
 class Group(BaseModel, extra="allow", frozen=True):
     """group.json, written once, after the runs were made."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     id: str
     created_at: datetime
     spec_file: str
@@ -55,15 +49,11 @@ class Group(BaseModel, extra="allow", frozen=True):
 
     @classmethod
     def load(cls, folder: GroupDir) -> Self:
-        """Read what a group is. Raises PrerequisiteError: its file is damaged, or of a later version."""
+        """Read what a group is; PrerequisiteError where its file is damaged."""
         try:
-            group = cls.model_validate_json(folder.file.read_bytes())
+            return cls.model_validate_json(folder.file.read_bytes())
         except (OSError, ValidationError) as error:
             raise PrerequisiteError(f"{folder.file} cannot be read: {damage(error)}") from error
-        if group.schema_version > SCHEMA_VERSION:
-            what = f"{folder.file} is of version {group.schema_version}; {SCHEMA_VERSION} is the newest known here"
-            raise PrerequisiteError(what, "pip install --upgrade orchestrator")
-        return group
 
     def save(self, folder: GroupDir) -> None:
         atomic_write(folder.file, self.model_dump_json(indent=2) + "\n")
@@ -74,12 +64,11 @@ class Group(BaseModel, extra="allow", frozen=True):
 
 
 class Member(NamedTuple):
-    """A run of a group as it is now."""
+    """A run of a group, read at one moment."""
 
     point: Point
     run: RunDir
-    record: RunRecord | None
-    """None: the run was taken away, or its record is damaged."""
+    record: RunRecord | None  # None: the run was taken away, or its record is damaged
 
     @property
     def status(self) -> str:
@@ -104,11 +93,11 @@ class Member(NamedTuple):
 
 
 def members(folder: GroupDir, group: Group) -> list[Member]:
-    """The runs of a group, as they are now."""
     return [member(folder, point) for point in group.points]
 
 
 def member(folder: GroupDir, point: Point) -> Member:
+    """A run of a group as it is now."""
     run = RunDir(folder.path.parent / point.run)
     record = None
     with suppress(PrerequisiteError):
@@ -128,8 +117,8 @@ def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
     found = members(folder, group)
     runs: list[dict[str, Any]] = []
     for each in found:
-        values = {axis.key: value for axis, value in zip(group.axes, each.point.values, strict=False)}
-        kept: dict[str, Any] = each.record.as_json() if each.record is not None else {}
+        values = dict(zip((axis.key for axis in group.axes), each.point.values, strict=False))
+        kept = each.record.as_json() if each.record is not None else {}
         about: dict[str, Any] = {key: kept[key] for key in ("error", "training", "benchmarks") if key in kept}
         runs.append({"run": each.run.id, "values": values, "status": each.status, **about})
     state = {"path": str(folder.path), "under_way": any(each.is_active() for each in found), "runs": runs}
@@ -137,7 +126,7 @@ def group_json(folder: GroupDir, group: Group) -> dict[str, Any]:
 
 
 def read_axes(options: Sequence[str]) -> list[Axis]:
-    """The axes of a sweep; SpecError: one is no KEY=V1,V2,..., a key twice, or too many points."""
+    """The axes of a sweep, of KEY=V1,V2,... each; SpecError: another form, a key twice, or too many points."""
     axes = [_read_axis(option) for option in options]
     keys = [axis.key for axis in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):

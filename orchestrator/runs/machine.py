@@ -31,18 +31,15 @@ log = logging.getLogger("orchestrator")
 PATIENCE_S = 2.0  # for a run that has recorded its end, and is about to exit
 POLL_S = 0.5
 _broken: set[str] = set()  # an nvidia-smi that failed is left alone: a training calls it every few seconds
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
 class Machine:
     """One of several nodes that train together, each launched by hand with the same spec."""
 
-    rank: int | None
-    """From 0. None: neither the spec nor NODE_RANK says it."""
+    rank: int | None  # None: neither the spec nor NODE_RANK says it
     count: str
-    rendezvous: str
-    """ADDRESS:PORT."""
+    rendezvous: str  # ADDRESS:PORT
 
     @property
     def is_main(self) -> bool:
@@ -67,9 +64,10 @@ def this_machine(compute: ComputeSpec, environment: Mapping[str, str]) -> Machin
 
 def own_ranks(compute: ComputeSpec, machine: Machine | None) -> range | None:
     """The processes of a training that run on this one of its nodes; None where that is not known."""
-    if machine is None or machine.rank is None or compute.nproc_per_node is None:
+    size = compute.nproc_per_node
+    if machine is None or machine.rank is None or size is None:
         return None
-    return range(machine.rank * compute.nproc_per_node, (machine.rank + 1) * compute.nproc_per_node)
+    return range(machine.rank * size, (machine.rank + 1) * size)
 
 
 def processor() -> str:
@@ -131,7 +129,7 @@ def hold_devices(
     """Hold some devices, all or none, for the length of the block; gives the open files, which a child may hold on.
 
     run: named to others; None: only to see whether the devices are free. on_wait: wait as long as it takes, and call
-    this with what holds them. Raises PrerequisiteError: another run holds one, or the folder of the locks is unusable.
+    this with what holds them. Raises PrerequisiteError: another run holds one, or others may write to the locks.
     """
     if not devices:
         yield []
@@ -150,7 +148,6 @@ def hold_devices(
 
 
 def is_free(device: str) -> bool:
-    """Whether nobody holds a device at this moment."""
     if (file := _lock(_lock_file(device))) is not None:
         os.close(file)
     return file is not None
@@ -176,7 +173,7 @@ def lock_folder() -> Path:
 
 
 def _lock_file(device: str) -> Path:
-    return lock_folder() / f"gpu-{_UNSAFE.sub('-', device)[:80]}.lock"
+    return lock_folder() / f"gpu-{re.sub('[^A-Za-z0-9._-]', '-', device)[:80]}.lock"
 
 
 def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> list[int]:
@@ -195,9 +192,8 @@ def _lock_all(paths: Sequence[Path], on_wait: Callable[[str], None] | None) -> l
             on_wait(holder)
             waits_for = holder
         elif on_wait is None and time.monotonic() > deadline:
-            another = """--set 'compute.devices="N"'"""
-            remedy = f"wait for it with --wait; end it with orchestrator stop; or take another: {another}"
-            raise PrerequisiteError(f"{holder} is in use", remedy)
+            remedy = "wait for it with --wait; end it with orchestrator stop; or take another: "
+            raise PrerequisiteError(f"{holder} is in use", remedy + """--set 'compute.devices="N"'""")
         time.sleep(POLL_S)
 
 

@@ -27,8 +27,7 @@ class OwnedRun(AbstractContextManager["OwnedRun"]):
     """A run that this process owns until `release`, or until it ends."""
 
     run: RunDir
-    file: int
-    """The locked file's descriptor; a child that gets it owns the run too."""
+    file: int  # the locked file's descriptor; a child that gets it owns the run too
 
     def release(self) -> None:
         os.close(self.file)

@@ -17,7 +17,6 @@ from orchestrator.runs.record_parts import STORED, Attempt, BenchmarkSummary, Fa
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
 
-SCHEMA_VERSION = 1
 MAX_RECORD_BYTES = 32 << 20
 ACTIVE: tuple[Status, ...] = ("queued", "preparing", "running", "trained", "benchmarking")
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
@@ -37,7 +36,7 @@ class RunRecord(BaseModel):
 
     model_config = STORED
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     id: str
     name: str
     status: Status = "preparing"
@@ -45,19 +44,14 @@ class RunRecord(BaseModel):
     created_at: datetime
     ended_at: datetime | None = None
     host: str = Field(default_factory=socket.gethostname)
-    pid: int = Field(default_factory=os.getpid)
-    """Of the owner; it is alive only while the run's lock is held."""
+    pid: int = Field(default_factory=os.getpid)  # of the owner; it is alive only while the run's lock is held
     attempts: list[Attempt] = []
-    request: Request = Request()
-    """What is left to do, and how: that of the launch, or of the last resume."""
+    request: Request = Request()  # what is left to do, and how: that of the launch, or of the last resume
     with_benchmarks: bool = True
     group: str | None = None
-    values: list[str] = []
-    """Its values of the sweep's axes, in their order."""
-    job: Job | None = None
-    """The Slurm job that carries it out, or did so last; None: a process of its own does."""
-    stop_requested: bool = False
-    """By `stop`: no job and no sweep resumes it by itself."""
+    values: list[str] = []  # its values of the sweep's axes, in their order
+    job: Job | None = None  # the Slurm job that carries it out, or did so last; None: a process of its own does
+    stop_requested: bool = False  # by `stop`: no job and no sweep resumes it by itself
     waits_for: str | None = None
     model: str | None = None
     datasets: list[str] = []
@@ -65,11 +59,9 @@ class RunRecord(BaseModel):
     spec_sha256: str
     overrides: list[str] = []
     rerun_of: str | None = None
-    drift: list[str] = []
-    """Of a rerun: what differed from the run that it repeats, before it started."""
+    drift: list[str] = []  # of a rerun: what differed from the run that it repeats, before it started
     verdict: str | None = None
-    commands: dict[str, list[str]] = {}
-    """Stage -> the command line that was run for it, in the run folder."""
+    commands: dict[str, list[str]] = {}  # stage -> the command line that was run for it, in the run folder
     environment: dict[str, dict[str, str]] = {}
     """Stage -> the environment variables that we set for it; secrets left out."""
     seed: int
@@ -104,7 +96,6 @@ class RunRecord(BaseModel):
             raise PrerequisiteError(f"{run.record} cannot be read: {damage(error)}", remedy) from error
 
     def is_active(self) -> bool:
-        """Whether it has begun and has no end yet."""
         return self.status in ACTIVE
 
     def is_here(self) -> bool:
@@ -138,7 +129,6 @@ class RunRecord(BaseModel):
             setattr(self, name, getattr(stored, name))
 
     def update(self, run: RunDir, **changes: Any) -> None:
-        """Set fields, then save."""
         with self.changing(run, **changes):
             pass
 
@@ -156,7 +146,7 @@ class RunRecord(BaseModel):
                 unfinished.unlink()
 
     def note_attempt(self, run: RunDir, **changes: Any) -> None:
-        """Set fields of the attempt that is under way, then save."""
+        """Set fields of the attempt that is under way."""
         with self.changing(run) as stored:
             stored.attempts[-1] = stored.attempts[-1].model_copy(update=changes)
 
@@ -180,7 +170,6 @@ class RunRecord(BaseModel):
             stored.benchmarks = [*(item for item in stored.benchmarks if item.id != summary.id), summary]
 
     def add_command(self, run: RunDir, stage: str, argv: list[str], environment: dict[str, str] | None = None) -> None:
-        """Note what was run for a stage."""
         with self.changing(run) as stored:
             stored.commands = {**stored.commands, stage: argv}
             if environment is not None:

@@ -35,12 +35,9 @@ class Request(_Part):
     """What is to be done of a run, as the command line had it."""
 
     with_benchmarks: bool = True
-    wait: bool = False
-    """For devices that another run holds."""
-    checkpoint: str | None = None
-    """checkpoint-N to resume from; None: the newest complete one."""
-    archives: str | None = None
-    """The folder that datasets' archives are taken from, absolute; None: the network."""
+    wait: bool = False  # for devices that another run holds
+    checkpoint: str | None = None  # checkpoint-N to resume from; None: the newest complete one
+    archives: str | None = None  # the folder that datasets' archives are taken from, absolute; None: the network
 
 
 class DataFacts(_Part):
@@ -48,15 +45,11 @@ class DataFacts(_Part):
 
     dataset: str
     split: str
-    use: str = ""
-    """train, eval or benchmark; '' in records of earlier versions."""
-    pairs: int | None
-    """Without blank ones; in LLaMA-Factory's own formats, records. None: not counted."""
+    use: str = ""  # train, eval or benchmark; '' in records of earlier versions
+    pairs: int | None  # without blank ones; in LLaMA-Factory's own formats, records. None: not counted
     blank_pairs: int = 0
-    sha256: str | None
-    """Hash of the text, or of the files. None: they are not on this machine."""
-    origin: str | None = None
-    """Where LLaMA-Factory takes data from that are not here: the hub's id, say."""
+    sha256: str | None  # hash of the text, or of the files. None: they are not on this machine
+    origin: str | None = None  # where LLaMA-Factory takes data from that are not here: the hub's id, say
 
     @property
     def is_trained_on(self) -> bool:
@@ -69,28 +62,20 @@ class Facts(_Part):
     versions: dict[str, str] = {}
     """Packages that compute, in LLaMA-Factory's environment; python, and orchestrator, which is ours."""
     platform: str = ""
-    cpu: str | None = None
-    """Its name, and how many threads of it we may use. None: not known."""
-    gpus: list[str] = []
-    """Name and driver of each NVIDIA GPU."""
+    cpu: str | None = None  # its name, and how many threads of it we may use. None: not known
+    gpus: list[str] = []  # name and driver of each NVIDIA GPU
     cuda: dict[str, str] | None = None
     """The CUDA that torch was built for, cuDNN, NCCL, triton; and the newest CUDA that the driver takes."""
-    environment: dict[str, str] | None = None
-    """Variables that reach LLaMA-Factory from ours; secrets left out."""
-    git_commit: str | None = None
-    """None: outside git."""
+    environment: dict[str, str] | None = None  # variables that reach LLaMA-Factory from ours; secrets left out
+    git_commit: str | None = None  # None: outside git
     git_dirty: bool | None = None
-    git_diff_sha256: str | None = None
-    """Of workspace.diff."""
+    git_diff_sha256: str | None = None  # of workspace.diff
     data: list[DataFacts] = []
     hash_version: int = 1
     """Of the two hashes below. 1: samples of a model's weights, as earlier versions took them. 2: every byte."""
-    model_sha256: str | None = None
-    """None: not on this machine."""
-    model_revision: str | None = None
-    """The hub's commit."""
-    adapter_sha256: str | None = None
-    """Of the adapter that training started from."""
+    model_sha256: str | None = None  # None: not on this machine
+    model_revision: str | None = None  # the hub's commit
+    adapter_sha256: str | None = None  # of the adapter that training started from
     adapter_revision: str | None = None
     chat_template_sha256: str | None = None
     """Of the template's text in LLaMA-Factory's source. None: not known, or the tokenizer's own."""
@@ -101,39 +86,30 @@ class Training(_Part):
 
     steps: int
     total_steps: int
-    train_loss: float | None = None
-    """None after a resume: transformers sums up the losses since then alone."""
+    train_loss: float | None = None  # None after a resume: transformers sums up the losses since then alone
     train_runtime_s: float | None = None
-    tokens_seen: int | None = None
-    """Input tokens, where include_num_input_tokens_seen counted them."""
-    logged_losses: list[float] = []
-    """The first ten losses that were logged: a rerun shows the same."""
-    weights_sha256: str | None = None
-    """Of the weights that it left, as the facts' hash_version says."""
+    tokens_seen: int | None = None  # input tokens, where include_num_input_tokens_seen counted them
+    logged_losses: list[float] = []  # the first ten losses that were logged: a rerun shows the same
+    weights_sha256: str | None = None  # of the weights that it left, as the facts' hash_version says
 
 
 class BenchmarkSummary(_Part):
     """One finished benchmark; all of it is in benchmarks/<id>/."""
 
     id: str
-    of: str
-    """output, checkpoint-N, base, or the target's own name."""
+    of: str  # output, checkpoint-N, base, or the target's own name
     testset: str
     split: str
     status: Literal["complete", "incomplete"]
-    n_segments: int
-    """Sentences that were answered, and scored where there are scores."""
-    n_asked: int | None = None
-    """Sentences that were asked, more than n_segments in an incomplete benchmark."""
+    n_segments: int  # sentences that were answered, and scored where there are scores
+    n_asked: int | None = None  # sentences that were asked, more than n_segments in an incomplete benchmark
     text_sha256: str = ""
-    prompts_sha256: str = ""
-    """Of scores.json; '' in an older record."""
+    prompts_sha256: str = ""  # both as in scores.json; '' in an older record
     scores: list[Score] = []
     mean_sentence_bleu: float | None = None
     llamafactory_bleu4: float | None = None
     comet: list[Score] = []
-    faults: dict[str, int | None] = {}
-    """Answers that are no translation, by fault; None: not known."""
+    faults: dict[str, int | None] = {}  # answers that are no translation, by fault; None: not known
 
 
 class PeakMemory(_Part):
@@ -147,19 +123,15 @@ class Attempt(_Part):
     """One launch or resume of a run."""
 
     started_at: datetime
-    ended_at: datetime | None = None
-    """None: it is under way, or its process was gone before it could say so."""
+    ended_at: datetime | None = None  # None: it is under way, or its process was gone before it could say so
     status: Annotated[Status, BeforeValidator(lambda value: "preparing" if value == "created" else value)]
     """preparing until the devices are held and nothing has changed, running then, and how it ended."""
     from_checkpoint: str | None = None
     """The checkpoint that the training was resumed from; None: it began at step 0, or nothing was left to train."""
     from_step: int | None = None
-    log_start_bytes: int = 0
-    """Where this attempt's lines begin in trainer_log.jsonl."""
-    drift: list[str] = []
-    """What differed from the run's facts when it was resumed."""
-    stages_s: dict[str, float] = {}
-    """prepare, train, benchmark -> how long it took."""
+    log_start_bytes: int = 0  # where this attempt's lines begin in trainer_log.jsonl
+    drift: list[str] = []  # what differed from the run's facts when it was resumed
+    stages_s: dict[str, float] = {}  # prepare, train, benchmark -> how long it took
     usage: PeakMemory | None = None
     pid: int
     host: str

@@ -1,7 +1,7 @@
 """The runs of a workspace as rows, filtered and in order; tags and notes, which notes.json keeps beside the record."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,9 +19,6 @@ from orchestrator.runs.state import current, latest_event
 from orchestrator.runs.trainer_log import step_of
 from orchestrator.scoring.metrics import HEADINGS
 
-ORDERS = ("created", "ended", "name")
-_AGE = re.compile(r"([0-9]{1,6})([mhdw])")
-_TAG = re.compile(r"[^\W_][\w.+-]{0,31}")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -57,8 +54,7 @@ class Row:
     """A run, and what a list shows of it."""
 
     run: RunDir
-    record: RunRecord
-    """With the status that the run has now."""
+    record: RunRecord  # with the status that the run has now
     notes: Notes
 
     @property
@@ -71,7 +67,6 @@ class Row:
 
     @property
     def datasets(self) -> list[str]:
-        """What it trains on."""
         trained_on = [data.dataset for data in self.record.facts.data if data.is_trained_on]
         return list(dict.fromkeys([*self.record.datasets, *trained_on]))
 
@@ -86,7 +81,6 @@ class Row:
 
     @property
     def last_benchmark(self) -> str:
-        """The last complete benchmark in words."""
         found = next((each for each in reversed(self.record.benchmarks) if each.scores), None)
         if found is None:
             return ""
@@ -99,7 +93,6 @@ class Row:
         return self.record.training is not None and not self.run.output.is_dir()
 
     def as_json(self) -> dict[str, Any]:
-        """The record with tags, notes, and whether the weights and logs were removed."""
         written = self.notes.model_dump(mode="json", include={"tags", "notes"})
         return {**self.record.as_json(), **written, "removed": self.is_removed}
 
@@ -149,20 +142,21 @@ def read_rows(workspace: Workspace) -> tuple[list[Row], list[str]]:
 
 
 def sort_rows(rows: Sequence[Row], order: str) -> list[Row]:
-    """Rows, given oldest first, by one of ORDERS; by `ended`, what has not ended comes last. SpecError for others."""
-    if order == "created":
-        return list(rows)
-    if order == "name":
-        return sorted(rows, key=lambda row: row.record.name)
-    if order == "ended":
-        return sorted(rows, key=lambda row: (row.record.ended_at is None, row.record.ended_at or row.created))
-    raise SpecError(f"no order {order!r}{did_you_mean(order, ORDERS)}", f"--sort {'|'.join(ORDERS)}")
+    """Rows, given oldest first, by created, ended (what has not ended comes last) or name; SpecError for others."""
+    keys: dict[str, Callable[[Row], Any]] = {
+        "created": lambda row: 0,  # as they come
+        "ended": lambda row: (row.record.ended_at is None, row.record.ended_at or row.created),
+        "name": lambda row: row.record.name,
+    }
+    if order not in keys:
+        raise SpecError(f"no order {order!r}{did_you_mean(order, keys)}", f"--sort {'|'.join(keys)}")
+    return sorted(rows, key=keys[order])
 
 
 def since(text: str, now: datetime | None = None) -> datetime:
     """The time that a date, a date with a time, or an age such as 7d, 12h, 30m or 2w means; SpecError for others."""
     with suppress(ValueError, OverflowError):
-        if match := _AGE.fullmatch(text):
+        if match := re.fullmatch("([0-9]{1,6})([mhdw])", text):
             return (now or datetime.now(UTC)) - timedelta(**{_UNITS[match[2]]: int(match[1])})
         return datetime.fromisoformat(text).astimezone()  # one without a zone is this machine's time
     raise SpecError(f"{text!r} is no time: a date such as 2026-11-24, or an age such as 7d, 12h or 30m")
@@ -171,7 +165,7 @@ def since(text: str, now: datetime | None = None) -> datetime:
 def change_tags(run: RunDir, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Notes:
     """Give a run tags and take some from it; SpecError where a word is no tag, or the run has not the one to remove."""
     for tag in add:
-        if not _TAG.fullmatch(tag):
+        if not re.fullmatch(r"[^\W_][\w.+-]{0,31}", tag):
             rule = "one word of at most 32 letters, digits, . _ + or -, beginning with a letter or digit"
             raise SpecError(f"{tag!r} is no tag: {rule}", "for a sentence: orchestrator note RUN TEXT")
     with _changing(run) as stored:

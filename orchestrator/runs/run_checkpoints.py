@@ -1,6 +1,7 @@
 """A run's checkpoints: which one to resume from, what changed since, which ones a clean-up keeps."""
 
 from pathlib import Path
+from typing import get_args
 
 from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import json_mapping
@@ -60,16 +61,13 @@ def planned_world_size(compute: ComputeSpec, facts: Facts) -> int | None:
 
 def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Facts) -> list[tuple[Severity, str]]:
     """What changed since the run began and bears on resuming it, the worst first; error: another training."""
-    sides = [Side("then", spec_then, then), Side("now", spec_now, now)]
-    problems = [
-        (severity, each.line())
-        for each in differences(sides[0], sides[1])
-        if each.then != each.now and (severity := _resume_severity(each)) is not None
-    ]
+    found = differences(Side("then", spec_then, then), Side("now", spec_now, now))
+    differ = [each for each in found if each.then != each.now]  # 1 and 1.0 are one value here
+    problems = [(severity, each.line()) for each in differ if (severity := _resume_severity(each)) is not None]
     sizes = [planned_world_size(spec.compute, facts) for spec, facts in ((spec_then, then), (spec_now, now))]
     if None not in sizes and sizes[0] != sizes[1]:
         problems.append(("error", f"processes: {sizes[0]} then, {sizes[1]} now"))
-    return sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem[0]))
+    return sorted(problems, key=lambda problem: get_args(Severity).index(problem[0]))
 
 
 def best_and_last(run: RunDir) -> set[str]:

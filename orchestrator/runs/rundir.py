@@ -117,7 +117,7 @@ class Workspace:
         return RunDir(new_folder(self.runs, f"{name}-{now:%Y%m%d-%H%M%S}"))
 
     def new_group(self, name: str, now: datetime) -> GroupDir:
-        """A new, empty folder runs/<name>-sweep-<YYYYMMDD-HHMMSS> for a group of runs."""
+        """The same for a group of runs: runs/<name>-sweep-<YYYYMMDD-HHMMSS>."""
         return GroupDir(new_folder(self.runs, f"{name}-sweep-{now:%Y%m%d-%H%M%S}"))
 
     def all_runs(self) -> list[RunDir]:
@@ -139,8 +139,8 @@ class Workspace:
         if group is not None:
             remedy = f"orchestrator show {group.id} lists its runs; name one by its id"
             raise SpecError(f"{word!r} is a group of runs, {group.id}: this takes a run", remedy)
-        hint = did_you_mean(word, self.run_words())
-        raise SpecError(f"no run {word!r} in {self.runs}{hint}", "orchestrator list shows the runs")
+        what = f"no run {word!r} in {self.runs}{did_you_mean(word, self.run_words())}"
+        raise SpecError(what, "orchestrator list shows the runs")
 
     def run_words(self) -> set[str]:
         """Every word that lookup_run knows but paths."""
@@ -189,8 +189,7 @@ def find_workspace(given: Path | None = None) -> Workspace:
 
 def spec_name(run_id: str) -> str:
     """'demo' for demo-20261124-101500 and demo-20261124-101500-2."""
-    match = _RUN_ID.fullmatch(run_id)
-    return match[1] if match else run_id
+    return match[1] if (match := _RUN_ID.fullmatch(run_id)) else run_id
 
 
 def _has_file(folder: Path, name: str) -> bool:

@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +18,9 @@ _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
-_FORMAT = "%i|%T|%L|%S|%N|%r"  # %r last: a reason may hold anything
 MAX_AGE_S = 10.0
 """One squeue call answers for all jobs of a user, and is kept for as long: a list of many runs asks once."""
-_answers: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}
-"""By user: when squeue was called, and its answer."""
+_answers: "dict[int, tuple[float, dict[str, JobState] | None]]" = {}  # by user: when squeue was called, its answer
 
 
 class Job(BaseModel):
@@ -34,10 +31,8 @@ class Job(BaseModel):
     id: str = Field("", pattern=r"^([0-9]+(_[0-9]+)?)?$")  # a word of scancel's command line
     """ARRAY_TASK for a task of an array; '': it is being submitted."""
     uid: int
-    """Whose it is."""
     submitted_at: datetime
-    requeues: int = 0
-    """How often its time limit has put it back into the queue."""
+    requeues: int = 0  # how often its time limit has put it back into the queue
 
 
 @dataclass(frozen=True)
@@ -45,13 +40,10 @@ class JobState:
     """A job as Slurm sees it."""
 
     id: str
-    state: str
-    """PENDING, RUNNING, TIMEOUT, ..."""
-    reason: str = ""
-    """Why it waits or failed, in Slurm's word."""
+    state: str  # PENDING, RUNNING, TIMEOUT, ...
+    reason: str = ""  # why it waits or failed, in Slurm's word
     time_left: str = ""
-    start: str = ""
-    """When it started, or is expected to."""
+    start: str = ""  # when it started, or is expected to
     nodes: str = ""
 
     @property
@@ -93,7 +85,7 @@ def final_state(job: str, uid: int) -> str:
 
 
 def submit(script: Path) -> str:
-    """Submit a script; the job's id. Raises PrerequisiteError: sbatch is not there; StageError: it refuses it."""
+    """Submit a script; the job's id. PrerequisiteError: sbatch is not there; StageError: it refuses it."""
     answer = run_short(["sbatch", "--parsable", str(script)], timeout_s=120).strip()
     _answers.clear()
     job = answer.splitlines()[-1].partition(";")[0] if answer else ""  # id;cluster
@@ -127,20 +119,20 @@ def node_address(node: str) -> str:
     return lines[0] if lines else node
 
 
-def own_job(environment: Mapping[str, str] = os.environ) -> str:
+def own_job() -> str:
     """The job that this process is in; '' outside Slurm."""
-    array, task = (environment.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def _squeue(uid: int) -> dict[str, JobState] | None:
-    argv = ["squeue", "--noheader", "--array", "--states=all", f"--user={uid}", f"--format={_FORMAT}"]
+    format_ = "%i|%T|%L|%S|%N|%r"  # %r last: a reason may hold anything
     try:
-        lines = run_short(argv).splitlines()
+        text = run_short(["squeue", "--noheader", "--array", "--states=all", f"--user={uid}", f"--format={format_}"])
     except OrchestratorError:
         return None
     found = {}
-    for parts in (line.split("|", 5) for line in lines):
+    for parts in (line.split("|", 5) for line in text.splitlines()):
         if len(parts) == 6:
             job, state, left, start, nodes, reason = (part.strip() for part in parts)
             shown = ("" if each in ("None", "N/A", "(null)") else each for each in (reason, left, start, nodes))

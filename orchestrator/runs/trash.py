@@ -30,10 +30,8 @@ class Moved:
     """What was taken from a run, put back, or deleted; with a dry run, what would be."""
 
     run: str
-    what: list[str]
-    """Paths in the run folder; ["."]: the folder itself."""
-    bytes: int
-    """Sum of the files' sizes; links are not followed."""
+    what: list[str]  # paths in the run folder; ["."]: the folder itself
+    bytes: int  # sum of the files' sizes; links are not followed
 
 
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, dry_run: bool = False) -> list[Moved]:
