@@ -27,11 +27,9 @@ class Inspected:
     """A checkpoint and what is wrong with it."""
 
     folder: Path
-    label: str
-    """checkpoint-N."""
+    label: str  # checkpoint-N
     step: int
-    problems: list[str]
-    """Why it can't be resumed from; empty where it can."""
+    problems: list[str]  # why it can't be resumed from; empty where it can
 
     @property
     def complete(self) -> bool:
@@ -44,9 +42,9 @@ class Inspected:
 
 
 def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
-    """Look at a checkpoint-N; SpecError where the folder's name is another one.
+    """Look at a checkpoint-N; `ranks`: of several machines, the processes on this one, whose random states it has.
 
-    `ranks`: of several machines, the processes on this one, whose random states have to be here.
+    Raises SpecError: the folder's name is another one.
     """
     match = CHECKPOINT_LABEL.fullmatch(folder.name)
     if match is None:
@@ -82,7 +80,7 @@ def _problems(folder: Path, step: int, ranks: range | None) -> list[str]:
         if not problems and not any(path.exists() for path in [*plain, *folder.glob("rng_state*.pth")]):
             return [*weights, _ONLY_MODEL]
         needed = plain
-    scaler = [path for path in (folder / "scaler.pt",) if path.exists()]  # of fp16
+    scaler = folder.glob("scaler.pt")  # of fp16
     return [*problems, *weights, *_archive_problems([*needed, *_rng_states(folder, ranks), *scaler])]
 
 
@@ -101,7 +99,6 @@ def _fsdp_files(folder: Path) -> list[Path]:
 
 
 def _rng_states(folder: Path, own: range | None) -> list[Path]:
-    """The states of the random numbers that there have to be: one file of each process that saved it."""
     saved = sorted(int(path.stem.removeprefix("rng_state_")) for path in folder.glob("rng_state_*[0-9].pth"))
     if own is None and not saved:
         return [folder / "rng_state.pth"]

@@ -14,7 +14,6 @@ from orchestrator.text import size
 log = logging.getLogger("orchestrator")
 
 _WORTH_A_LINE_BYTES = 1 << 30
-_ADAPTER_CONFIG = "adapter_config.json"
 # Of a model, what decides an answer beside its weights and its code, which trust_remote_code runs.
 _SETTINGS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
@@ -35,10 +34,10 @@ def model_sha256(folder: Path) -> str:
     LLaMA-Factory makes from a set. PrerequisiteError as file_sha256.
     """
     parts = {"weights": weights_sha256(folder)}
-    if config := json_mapping(folder / _ADAPTER_CONFIG):
+    if config := json_mapping(folder / "adapter_config.json"):
         modules = config.get("target_modules")
         config["target_modules"] = sorted(map(str, modules)) if isinstance(modules, list) else modules
-        return sha256_json({**parts, _ADAPTER_CONFIG: {**config, "base_model_name_or_path": None}})
+        return sha256_json({**parts, "adapter_config.json": {**config, "base_model_name_or_path": None}})
     paths = [folder / name for name in _SETTINGS] + sorted((*folder.glob("*.py"), *folder.glob("*.tiktoken")))
     return sha256_json({**parts, **{path.name: file_sha256(path) for path in paths if path.is_file()}})
 

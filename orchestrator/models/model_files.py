@@ -13,7 +13,6 @@ from orchestrator.specs.spec import ModelSpec
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _AGAIN = "copy or download it again"
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _ADAPTER_CONFIG, _INDEX = "adapter_config.json", "model.safetensors.index.json"
 # huggingface_hub's rule for repository ids, `owner/name` or `name`
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.ASCII)
@@ -35,23 +34,16 @@ def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> 
         raise SpecError(f"{name_or_path} cannot be looked up: {error}", "give a folder or a hub id") from error
     if not _HUB_ID.fullmatch(name_or_path):
         raise SpecError(f"no folder {path}{did_you_mean(path.name, siblings)}", "give a folder or a hub id, OWNER/NAME")
-    repository = hub_cache() / f"models--{name_or_path.replace('/', '--')}"
+    repository = _hub_cache() / f"models--{name_or_path.replace('/', '--')}"
     reference = repository / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision
     snapshot = repository / "snapshots" / commit if commit else None
     return snapshot if snapshot is not None and snapshot.is_dir() else None
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps downloads."""
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # the second is deprecated
-    return expanded(given or f"{home}/hub")
-
-
 def hub_revision(folder: Path) -> str | None:
     """The hub's commit of a folder that locate_model found in the hub's cache; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" and hub_cache() in folder.parents else None
+    return folder.name if folder.parent.name == "snapshots" and _hub_cache() in folder.parents else None
 
 
 def base_checkpoint(model: ModelSpec, root: Path) -> Checkpoint:
@@ -87,7 +79,6 @@ def model_problems(folder: Path) -> list[str]:
 
 
 def adapter_problems(folder: Path) -> list[str]:
-    """What is missing or broken in an adapter's folder."""
     if not (folder / _ADAPTER_CONFIG).is_file():
         kind = "a full model, not an adapter" if (folder / "config.json").is_file() else "no adapter"
         return [f"{folder} holds {kind}: it has no {_ADAPTER_CONFIG}"]
@@ -109,12 +100,10 @@ def weight_problems(folder: Path) -> list[str]:
         problems.append(f"{folder} lacks {len(absent)} of {len(shards)} files: {', '.join(absent[:5])}")
     for name in [name for name in shards if name.endswith(".safetensors") and name not in absent]:
         try:
-            lacking = sorted(shards[name] - read_header(folder / name).keys())
+            if lacking := sorted(shards[name] - read_header(folder / name).keys()):  # they would begin at random
+                problems.append(f"{folder / name} lacks {len(lacking)} tensors of the index, such as {lacking[0]}")
         except PrerequisiteError as error:
             problems.append(error.message)
-            continue
-        if lacking:  # transformers would start these from random numbers
-            problems.append(f"{folder / name} lacks {len(lacking)} tensors of the index, such as {lacking[0]}")
     return problems
 
 
@@ -137,7 +126,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             header_bytes = int.from_bytes(start[:8], "little")
             if start.startswith(b"version https://git-lfs"):
                 raise PrerequisiteError(f"{path} is a git-lfs pointer, not the file itself", "git lfs pull")
-            if not 8 + header_bytes <= size_bytes or header_bytes > _MAX_HEADER_BYTES:
+            if not 8 + header_bytes <= size_bytes or header_bytes > 100_000_000:  # safetensors' own limit
                 what = f"{path} is cut off inside its header, or no safetensors file: it has {size_bytes:,} bytes"
                 raise PrerequisiteError(what, _AGAIN)
             file.seek(8)
@@ -156,10 +145,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
-    """What is wrong with a lora_target for a model, or None.
-
-    peft fails only where no item at all is there; one misspelt item of several it leaves out without a word.
-    """
+    """What is wrong with a lora_target for a model, or None: of several items peft skips a misspelt one in silence."""
     items = [item.strip() for item in (target.split(",") if isinstance(target, str) else target)]
     modules = {"lm_head"}  # where it shares the embedding's weight, the files have none of its name
     for path in weight_files(folder):
@@ -174,8 +160,14 @@ def lora_target_problem(target: str | list[str], folder: Path) -> str | None:
     if not absent:
         return None
     leaves = sorted({name.rpartition(".")[2] for name in modules})
-    hint = did_you_mean(absent[0], leaves)
-    return f"the model has no module {', '.join(map(repr, absent))}{hint}; it has {', '.join(leaves)}"
+    lacking = ", ".join(map(repr, absent)) + did_you_mean(absent[0], leaves)
+    return f"the model has no module {lacking}; it has {', '.join(leaves)}"
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")  # the second is deprecated
+    return expanded(given or f"{home}/hub")
 
 
 def _shards(folder: Path) -> Mapping[str, set[str]]:

@@ -16,8 +16,6 @@ from orchestrator.errors import Interrupted
 T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], Any]
 
-AGAIN_S = 0.05
-
 
 class _Signalled(Interrupted):
     def __init__(self, number: int) -> None:
@@ -40,7 +38,7 @@ def raise_interrupted(*numbers: int) -> None:
             before(unraisable)
             return
         main = threading.main_thread().ident
-        timer = threading.Timer(AGAIN_S, signal.pthread_kill, (main, error.number))
+        timer = threading.Timer(0.05, signal.pthread_kill, (main, error.number))
         timer.daemon = True
         timer.start()
 
@@ -52,10 +50,7 @@ def raise_interrupted(*numbers: int) -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """A signal that comes within the block is raised at its end: a child that was just started is known by then.
-
-    For blocks that end by themselves at once.
-    """
+    """Raise a signal of the block, a short one, at its end: a child that was started in it is known by then."""
     received: list[int] = []
     with _handled(lambda number, frame: received.append(number), received):
         yield

@@ -21,8 +21,7 @@ from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.processes.process_tree import CHILD_ENV, RUN_ENV, child_processes, terminate, wait_until_gone
 from orchestrator.text import escape_controls
 
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 # They would change what LLaMA-Factory is (USE_V1), hide a wrong argument, or write elsewhere.
 _NOT_INHERITED = ("USE_V1", "ALLOW_EXTRA_ARGS", "LLAMABOARD_ENABLED", "LLAMABOARD_WORKDIR")
 
@@ -43,8 +42,7 @@ class Child:
     log_start_bytes: int  # where this child's output begins in the log
     popen: "subprocess.Popen[bytes]"
     marker: str  # in the environment of all that it starts
-    watcher: "subprocess.Popen[bytes] | None" = None
-    """watch.py: when its stdin closes, because we do it or because we die, it ends what is left of the child."""
+    watcher: "subprocess.Popen[bytes] | None" = None  # ends what is left of the child when its stdin closes: watch.py
 
     @property
     def pid(self) -> int:
@@ -100,7 +98,7 @@ def start(
 
     def die_with_parent() -> None:
         if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, death_signal or 0, 0, 0, 0)
+            _LIBC.prctl(1, death_signal or 0, 0, 0, 0)  # PR_SET_PDEATHSIG of linux/prctl.h
             if os.getppid() != parent:  # it died in between
                 os._exit(1)
 
@@ -128,16 +126,12 @@ def start(
 
 
 def repro_command(cwd: Path, argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The line for a shell that does again what a child was started for."""
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return f"to repeat it by hand: cd {shlex.quote(str(cwd))} && {' '.join([*assignments, shlex.join(argv)])}"
 
 
 def child_environment(program: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Our environment for a child of LLaMA-Factory's, with `extra`, and PATH led by the program's own folder.
-
-    LLaMA-Factory's launcher looks torchrun up on PATH; another environment's torchrun would be the wrong one.
-    """
+    """Our environment with `extra`. LLaMA-Factory's launcher looks torchrun up on PATH: its own folder comes first."""
     inherited = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
     path = os.pathsep.join([str(program.parent), inherited.get("PATH", os.defpath)])
     return {**inherited, "PATH": path, **extra}
@@ -147,19 +141,18 @@ def run_short(
     argv: Sequence[str], *, timeout_s: float = 30, input_text: str = "",
     environment: Mapping[str, str] | None = None, errors: str = "replace",
 ) -> str:  # fmt: skip
-    """Run a program that answers at once, with `environment` beside ours; its stdout as text.
+    """Run a program that answers at once, with `environment` beside ours; its stdout, decoded from UTF-8 by `errors`.
 
-    errors: for bytes that are no UTF-8; "surrogateescape" loses none. Raises PrerequisiteError: it is not there;
-    StageError: it fails or takes too long.
+    Raises PrerequisiteError: it is not there; StageError: it fails or takes too long.
     """
+    env = {**os.environ, **(environment or {})}
     try:
-        env = {**os.environ, **(environment or {})}
         done = subprocess.run(list(argv), env=env, input=input_text.encode(), capture_output=True, timeout=timeout_s)
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise PrerequisiteError(f"{argv[0]} cannot be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise StageError(f"{argv[0]} did not answer within {timeout_s:g} s") from error
     if done.returncode != 0:
-        message = escape_controls(done.stderr.decode("utf-8", "replace").strip())[-400:]
-        raise StageError(f"{argv[0]} ended with status {done.returncode}: {message}")
+        message = done.stderr.decode("utf-8", "replace").strip()[-400:]
+        raise StageError(f"{argv[0]} ended with status {done.returncode}: {escape_controls(message)}")
     return done.stdout.decode("utf-8", errors)

@@ -24,7 +24,6 @@ NOTHING_TO_SAVE_S = 5  # a torchrun without ranks waits for other machines, deaf
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.05) -> bool:
-    """Poll until a condition holds; whether it did in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:
@@ -44,7 +43,7 @@ def send(processes: Collection[psutil.Process], number: int) -> None:
 
 
 def has_open(process: psutil.Process, path: Path) -> bool:
-    """Whether a process has a file open, by its inode: a run's owner has the run's lock."""
+    """By the file's inode: a run's owner has the run's lock open."""
     return _unless_gone(lambda: any(Path(file.path).samefile(path) for file in process.open_files()), False)
 
 
@@ -61,10 +60,9 @@ def environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 def child_processes(leader: int | None, marker: str) -> list[psutil.Process]:
     """What is left of the session of a child of ours, the descendants of each, and all that bears the child's marker.
 
-    leader: the child; None where its pid is another process's by now: by the marker alone.
-
     A rank of torchrun is in a session of its own, and if torchrun is killed, nobody's descendant. A program that sets
-    its title (vLLM's workers) may have written over its environment.
+    its title (vLLM's workers) may have written over its environment. leader: the child; None where its pid is another
+    process's by now.
     """
     every = psutil.process_iter() if leader is not None else ()
     found = [each for each in every if _unless_gone(lambda one=each: os.getsid(one.pid), None) == leader]  # type: ignore[misc]
@@ -93,7 +91,7 @@ def terminate(
         ranks = [process for process in found if _is_rank(process)]
         pids = {process.pid for process in found}
         send(ranks or [each for each in found if _unless_gone(each.ppid, None) not in pids], signal.SIGTERM)
-        if not ranks and any(map(_is_torchrun, found)):
+        if not ranks and any(_runs(each, "torchrun") for each in found):
             grace_s = min(grace_s, NOTHING_TO_SAVE_S)
         wait_until(lambda: not any(map(alive, found)) or is_enough(), grace_s)
     finally:  # a second Ctrl-C cuts the grace short
@@ -137,14 +135,13 @@ def _marked(name: str, value: str) -> list[psutil.Process]:
 
 
 def _is_rank(process: psutil.Process) -> bool:
-    """A worker of torchrun: LLaMA-Factory's launcher.py, started by torchrun."""
+    """Whether it is LLaMA-Factory's launcher.py, started by torchrun."""
     parent = _unless_gone(process.parent, None)
-    is_launcher = any(word.endswith("launcher.py") for word in command_line(process))
-    return is_launcher and parent is not None and _is_torchrun(parent)
+    return _runs(process, "launcher.py") and parent is not None and _runs(parent, "torchrun")
 
 
-def _is_torchrun(process: psutil.Process) -> bool:
-    return any(word.endswith("torchrun") for word in command_line(process))
+def _runs(process: psutil.Process, program: str) -> bool:
+    return any(word.endswith(program) for word in command_line(process))
 
 
 def _unless_gone(read: Callable[[], T], otherwise: T) -> T:

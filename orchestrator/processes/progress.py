@@ -13,10 +13,7 @@ PLAIN_INTERVAL_S = 15.0
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Counts up to a total, which may be set later, and shows it; the rate is that of what comes on top of `initial`.
-
-    unit: what is counted, in the plural.
-    """
+    """Counts up to a total, which may be set later, and shows it; the rate is of what comes on top of `initial`."""
 
     def __init__(
         self, total: int | None, desc: str, unit: str, *, initial: int = 0,

@@ -35,7 +35,7 @@ def collect_facts(
     texts: Mapping[tuple[str, str], ParallelText],
     own: Mapping[str, LlamaFactoryDataset] | None = None,
 ) -> Facts:
-    """The facts of a run that is about to start in the workspace `root`, with all that it reads.
+    """The facts of a run that is about to start in the workspace `root`.
 
     installation: None where only a server given by URL is asked. texts: by dataset and split. own: datasets in
     LLaMA-Factory's own formats. Raises PrerequisiteError: a file of the model or of such a dataset cannot be read.

@@ -63,7 +63,7 @@ def pids(processes: list[psutil.Process]) -> str:
 
 @contextmanager
 def timed(run: RunDir, record: RunRecord, stage: str) -> Iterator[None]:
-    """Record how long a stage of the current attempt takes, however it ends."""
+    """Record how long a stage takes, however it ends."""
     began = time.monotonic()
     try:
         yield
@@ -93,13 +93,11 @@ def _progress(run: RunDir, record: RunRecord) -> str:
     """How far the training is that is under way: 'step 12 of 100, loss 2.31, left 0:03:10'; '' where none is."""
     if record.status != "running" or not record.attempts:
         return ""
-    event = latest_event(run, record)
-    if event is None:
+    if (event := latest_event(run, record)) is None:
         return f"step {record.attempts[-1].from_step or 0}"
     loss, left = event.get("loss"), event.get("remaining_time")
-    parts = [f"step {step_of(event)} of {event.get('total_steps', '?')}"]
-    parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
-    return ", ".join([*parts, *([f"left {left}"] if left else [])])
+    shown = f", loss {loss:.4g}" if isinstance(loss, int | float) else ""
+    return f"step {step_of(event)} of {event.get('total_steps', '?')}{shown}" + (f", left {left}" if left else "")
 
 
 def _after_interruption(run: RunDir, record: RunRecord) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ class TrainerLog:
     """The log as it grows. A line that is being written is read when it has its end."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
-        self._offset = offset
+        self._path, self._offset = path, offset
 
     def new_events(self) -> list[Event]:
         """Events since the last call."""
         try:
-            with self.path.open("rb") as file:
+            with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:
@@ -35,13 +34,9 @@ class TrainerLog:
         self._offset += len(complete)
         events = []
         for line in complete.splitlines():
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # torn by a kill, and followed by a later attempt's
-            if isinstance(event, dict):
-                events.append(event)
-        return events
+            with suppress(ValueError, RecursionError):  # torn by a kill, and followed by a later attempt's
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict)]
 
 
 def logged_losses(path: Path) -> list[float]:
@@ -72,13 +67,12 @@ def step_of(event: Mapping[str, Any]) -> int:
 
 def close_torn_line(path: Path) -> int:
     """End a line that a killed writer did not finish, so that the next one stands alone; the log's size then."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
-    return path.stat().st_size
+    content = path.read_bytes() if path.exists() else b""
+    if not content or content.endswith(b"\n"):
+        return len(content)
+    with path.open("ab") as file:
+        file.write(b"\n")
+    return len(content) + 1
 
 
 class StepBar(AbstractContextManager["StepBar"]):
