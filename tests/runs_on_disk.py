@@ -1,6 +1,8 @@
 """Run folders of all kinds, made without running anything."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,8 @@ from typing import Any
 from orchestrator.runs.owner import lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir, Workspace
+from tests.checkpoint_folders import trainer_state
+from tests.model_folders import adapter_folder
 
 SIGNATURES = {
     "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
@@ -87,25 +91,17 @@ def new_run(workspace: Workspace, run_id: str, **changes: Any) -> RunDir:
 
 
 def checkpoint(run: RunDir, step: int) -> Path:
-    """A checkpoint that stands for a whole one where only its weights matter."""
-    folder = run.output / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
-    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    """A checkpoint that stands for a complete one where only its weights matter."""
+    folder = adapter_folder(run.output / f"checkpoint-{step}")
+    trainer_state(folder, step)
     return folder
 
 
-def running(run: RunDir, **changes: Any) -> RunRecord:
+def running(run: RunDir) -> None:
     """Make this process the run's owner, for as long as it lives."""
     lock_run(run)
-    fields = record_json(run.id, **{"status": "running", "ended_at": None, **changes})
-    for name in ("host", "pid"):
-        del fields[name]  # their defaults are of this process
-    record = RunRecord.model_validate(fields)
-    record.save(run)
-    return record
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    RunRecord.model_validate(record_json(run.id, status="running", ended_at=None, **here)).save(run)
 
 
 OWNER = """

@@ -27,10 +27,7 @@ def test_values_stay_as_they_were_written(text, values):
     assert read_axes([f"a.b={text}"]) == [Axis(key="a.b", values=values)]
 
 
-@pytest.mark.parametrize(
-    "word",
-    ["a", "=1", "a=", "a=1,,2", "a=1 # x", "a=1], [2", "a=`", "a=[", "a=\0"],
-)
+@pytest.mark.parametrize("word", ["a", "=1", "a=", "a=1,,2", "a=1 # x", "a=1], [2", "a=`", "a=[", "a=\0"])
 def test_what_is_no_list_is_refused_with_the_word(word):
     with pytest.raises(SpecError, match=r"^--sweep ") as error:
         read_axes([word])

@@ -70,9 +70,6 @@ def test_nothing_differs_from_itself():
     assert arrows(side(FACTS), side()) == arrows(side(), side()) == []
 
 
-# Specs
-
-
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
@@ -134,9 +131,6 @@ def test_what_chooses_examples_weights_or_steps_is_never_taken_for_less(argument
     named = {name for name in chosen if not any(other in name for other in others)}
     assert len(named) > 40
     assert named - kept == set()
-
-
-# Facts
 
 
 @pytest.mark.parametrize(
@@ -224,9 +218,6 @@ def test_a_model_under_another_name_that_is_the_same_has_no_effect():
     assert only(other, then=FACTS.model_copy(update={"model_sha256": None})).effect == "trajectory"
 
 
-# What was requested
-
-
 def test_what_set_names_and_what_follows_from_it_is_a_note():
     for override in ("train.lora_rank=16", "train={lora_rank: 16}", "train.lora_rank.x=1"):
         assert only(trained(lora_rank=16), (override,)).severity == "note"
@@ -242,9 +233,6 @@ def test_what_set_names_and_what_follows_from_it_is_a_note():
 def test_errors_come_first_and_notes_last():
     every = found(trained(logging_steps=1), ("train=",), model_sha256="9" * 64, platform="x", git_commit="b" * 40)
     assert [each.severity for each in by_severity(every)] == ["error", "warning", "warning", "note"]
-
-
-# What a resume makes of it
 
 
 @pytest.mark.parametrize(
@@ -270,9 +258,6 @@ def test_another_number_of_processes_is_an_error():
     problems = resume_problems(then, now, FACTS, FACTS)
     assert [severity for severity, _ in problems] == ["error", "warning"]
     assert problems[0][1].startswith("processes: 2 then, 1 now")
-
-
-# The command
 
 
 def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):

@@ -159,9 +159,6 @@ def test_a_training_leaves_the_defaults_of_that_day_and_its_peak_memory(launched
     assert shop.record()["attempts"][-1]["usage"]["peak_rss_bytes"] > 1 << 20
 
 
-# The environment
-
-
 def test_variables_that_can_change_a_run_are_kept_and_secrets_and_all_else_are_not(root, monkeypatch):
     kept = "CUDA_VISIBLE_DEVICES FORCE_TORCHRUN LD_PRELOAD MIN_NNODES NCCL_P2P_DISABLE NVIDIA_TF32_OVERRIDE "
     kept += "OMP_NUM_THREADS OPTIM_TORCH PYTORCH_CUDA_ALLOC_CONF"
@@ -173,9 +170,6 @@ def test_variables_that_can_change_a_run_are_kept_and_secrets_and_all_else_are_n
     }
     monkeypatch.setenv("RAY_REDIS_PASSWORD", "hf_secret")
     assert "hf_secret" not in collect_facts(SPEC, root, None, {}).model_dump_json()
-
-
-# The workspace's git
 
 
 def git(root: Path, *words: str) -> str:

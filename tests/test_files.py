@@ -57,9 +57,6 @@ def test_a_write_reaches_the_disk_before_the_name_and_the_folder_after_it(tmp_pa
     assert calls == ["fsync", "replace", "fsync"]
 
 
-# Reading
-
-
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": ' * 100_000])
 def test_rubbish_is_no_json_and_no_traceback(content, tmp_path):
     path = tmp_path / "x.json"
@@ -94,9 +91,6 @@ def test_hashes_are_those_of_the_bytes_and_of_the_values(tmp_path):
     assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 1, "b": 3})
 
 
-# Locks and disks
-
-
 def test_a_lock_excludes_until_its_last_holder_closes_it(tmp_path):
     path = tmp_path / ".lock"
     with path.open("a") as other:
@@ -123,31 +117,16 @@ def test_a_disk_without_locks_is_refused_with_the_reason(tmp_path, monkeypatch):
     assert "NFS" in error.value.remedy
 
 
-# Text
-
-
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [("ä 退\t\u200d\u00a0", "ä 退\t\u200d\u00a0"), ("\x1b[2J\n", "\\x1b[2J\\x0a"), ("\u202e", "\\u202e"),
-     ("\U000e0001", "\\U000e0001")],
-)  # fmt: skip
-def test_control_characters_are_shown(text, shown):
-    assert escape_controls(text) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (186, "3 min 6 s"), (3599.7, "1 h 0 min"),
-     (7500, "2 h 5 min"), (360_000, "100 h 0 min")],
-)  # fmt: skip
-def test_durations(seconds, shown):
-    assert duration(seconds) == shown
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "shown"),
-    [(0, "0 bytes"), (900, "900 bytes"), (1 << 10, "1.0 KiB"), (700 << 20, "700 MiB"), (1000 << 20, "1.0 GiB"),
-     (3 << 30, "3.0 GiB"), (23_552 << 20, "23.0 GiB"), (5 << 40, "5.0 TiB")],
-)  # fmt: skip
-def test_sizes(size_bytes, shown):
-    assert size(size_bytes) == shown
+    ("show", "shown"),
+    [
+        (escape_controls, {"ä 退\t\u200d\u00a0": "ä 退\t\u200d\u00a0", "\x1b[2J\n": "\\x1b[2J\\x0a"}),
+        (escape_controls, {"\u202e": "\\u202e", "\U000e0001": "\\U000e0001"}),
+        (duration, {0: "0.0 s", 9.94: "9.9 s", 59.4: "59 s", 59.6: "1 min 0 s", 186: "3 min 6 s"}),
+        (duration, {3599.7: "1 h 0 min", 7500: "2 h 5 min", 360_000: "100 h 0 min"}),
+        (size, {0: "0 bytes", 900: "900 bytes", 1 << 10: "1.0 KiB", 700 << 20: "700 MiB", 1000 << 20: "1.0 GiB"}),
+        (size, {3 << 30: "3.0 GiB", 23_552 << 20: "23.0 GiB", 5 << 40: "5.0 TiB"}),
+    ],
+)
+def test_control_characters_durations_and_sizes_are_readable(show, shown):
+    assert {value: show(value) for value in shown} == shown

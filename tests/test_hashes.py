@@ -74,12 +74,12 @@ def test_a_file_that_is_written_to_while_it_is_read_has_no_hash(folder, monkeypa
         file_sha256(weights)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"state": 1}', b"\xff"])
-def test_a_damaged_memory_counts_for_nothing(folder, content):
+def test_a_damaged_memory_counts_for_nothing(folder):
     digest = file_sha256(folder / "config.json")
     (kept,) = (cache_folder() / "hashes").iterdir()
-    kept.write_bytes(content)
-    assert file_sha256(folder / "config.json") == digest
+    for content in (b"", b"[]", b'{"state": 1}', b"\xff"):
+        kept.write_bytes(content)
+        assert file_sha256(folder / "config.json") == digest
 
 
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):

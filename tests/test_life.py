@@ -41,9 +41,6 @@ def background(workshop):
     return workshop
 
 
-# In the background
-
-
 def test_a_detached_launch_is_a_launch_that_goes_on_by_itself_and_can_be_followed(workshop, launched, tmp_path):
     hold = {"FAKE_HOLD": "3", "FAKE_GO": str(tmp_path / "go")}
     done = workshop.run("launch", workshop.spec(), "--detach", "--json", **hold)
@@ -115,9 +112,6 @@ def test_the_supervisor_has_the_key_and_the_archives_and_no_file_or_command_line
         assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
 
 
-# Logs
-
-
 def test_logs_prints_all_that_was_written_or_its_end_and_names_what_there_is(toy):
     log = toy.only_run() / "logs" / "train.log"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\n 1%\r 50%\r100%\nthree\nlast")
@@ -149,9 +143,6 @@ def test_ctrl_c_ends_the_following_alone_and_a_killed_owner_ends_it_too(backgrou
     assert_none_left(background)
     shown = background.run("show", "toy").out
     assert "interrupted: its process" in shown and "orchestrator resume" in shown
-
-
-# Stopping
 
 
 def test_what_does_not_stop_is_killed_whatever_session_and_parents_it_has(workshop):
@@ -196,9 +187,6 @@ def test_a_run_that_is_not_running_is_left_as_it_is_and_so_is_who_has_its_pid_by
     finally:
         other.kill()
         other.wait()
-
-
-# A host that will not come back, and a Slurm that does not answer
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,6 @@ def run(tmp_path):
     return RunDir(path)
 
 
-# Which devices
-
-
 @pytest.mark.parametrize(
     ("named", "environment", "devices"),
     [
@@ -64,9 +61,6 @@ def run(tmp_path):
 )
 def test_devices_are_those_that_cuda_would_show_the_run(two_gpus, named, environment, devices):
     assert devices_of(named, environment) == devices
-
-
-# The lock
 
 
 def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_afterwards(folder, run):
@@ -98,9 +92,6 @@ def test_a_folder_of_locks_that_others_may_have_made_is_refused(folder, run, tmp
     with refused, hold_devices(["0"], run):
         pass
     assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-# Launches
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ With the fake llamafactory-cli; test_nodes.py has the real one.
 """
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,6 @@ from orchestrator.specs.compute_spec import ComputeSpec
 from tests.checkpoint_folders import checkpoint
 from tests.workshop import Workshop
 
-ROOT = Path(__file__).resolve().parent.parent
 MEETING = {"nnodes": 2, "nproc_per_node": 1, "master_addr": "127.0.0.1", "master_port": 29500}
 
 

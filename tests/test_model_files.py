@@ -133,9 +133,6 @@ def test_targets_that_the_model_lacks_are_named_with_those_that_it_has(target, t
     assert ("did you mean 'q_proj'" in problem) is ("q_prj" in target)
 
 
-# Headers
-
-
 def framed(value: object) -> bytes:
     """A value as the header of a file without data."""
     text = json.dumps(value).encode()

@@ -45,9 +45,6 @@ def lives(pid: int) -> bool:
         return False
 
 
-# Output
-
-
 def test_the_log_has_all_output_after_what_it_had_and_a_tail_is_of_one_child(spawn):
     assert spawn("import os; os.write(1, b'one\\n'); os.write(2, b'two\\n')").popen.wait() == 0
     second = spawn("print('three')")
@@ -71,9 +68,6 @@ def test_the_log_has_all_output_after_what_it_had_and_a_tail_is_of_one_child(spa
 def test_the_tail_is_the_last_lines_as_a_terminal_would_show_them(output, lines, tail, tmp_path):
     (tmp_path / "log").write_bytes(output)
     assert Child([], tmp_path, tmp_path / "log", 0, None, "").log_tail(lines) == tail
-
-
-# Start and end
 
 
 def test_the_child_has_no_input_its_own_session_and_the_folder_and_environment_it_was_given(spawn, tmp_path):
@@ -232,9 +226,6 @@ def test_a_parent_that_is_killed_takes_its_child_and_what_that_started_with_it(h
         assert lives(pid)
         parent.kill()
     wait_for(lambda: not lives(pid), "its end")
-
-
-# The environment, short programs
 
 
 def test_the_child_s_path_begins_with_its_program_s_folder_and_nothing_changes_what_it_is(monkeypatch):

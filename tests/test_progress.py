@@ -49,10 +49,9 @@ def test_on_a_terminal_it_is_a_bar():
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_where_nobody_reads_it_the_stage_goes_on_quietly(is_terminal):
+def test_where_nobody_reads_it_the_stage_continues_quietly(is_terminal):
     clock = Clock()
     with Progress(40, "train", "steps", stream=Stream(is_terminal, is_read=False), clock=clock) as progress:
-        for _ in range(3):
-            clock.now_s += 20
-            progress.update(loss="0.5")
-    assert progress.count == 3
+        clock.now_s += 20
+        progress.update(loss="0.5")
+    assert progress.count == 1

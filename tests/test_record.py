@@ -139,9 +139,6 @@ def test_a_status_changes_only_as_the_table_allows(before, after, is_allowed, ru
     assert RunRecord.load(run).status == record.status == (after if is_allowed else before)
 
 
-# Several writers
-
-
 def test_writers_at_the_same_time_lose_nothing(run):
     saved(run, status="running")
 
@@ -159,9 +156,6 @@ def test_writers_at_the_same_time_lose_nothing(run):
     assert set(stored.commands) == set(stored.environment) == set(names)
     stored.add_benchmark(run, summary("a-3"))
     assert len(stored.benchmarks) == 32 and stored.benchmarks[-1].id == "a-3"
-
-
-# Whose run it is
 
 
 def test_a_run_has_one_owner_and_reads_interrupted_once_that_is_killed(run):
@@ -241,9 +235,6 @@ def test_a_job_takes_its_own_run(job, changes, is_let_in, run):
     record.end(run, "failed")
     record.begin_attempt(run)  # here, by hand: `stop` must not go to the old job
     assert record.job is None
-
-
-# What it took
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Runs as rows: read, filtered, in order. Run: pytest tests/test_registry.py."""
+"""Runs as rows: read, filtered, in order; their tags and notes. Run: pytest tests/test_registry.py."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.errors import SpecError
-from orchestrator.runs.registry import Filters, Row, change_tags, read_rows, since, sort_rows
+from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.runs.registry import Filters, Notes, Row, add_note, change_tags, read_rows, since, sort_rows
+from orchestrator.runs.rundir import Workspace
 from tests.runs_on_disk import benchmark, new_run, new_workspace
 
 ID = "toy-20261124-101500"
@@ -17,25 +19,19 @@ def workspace(tmp_path):
     return new_workspace(tmp_path / 'it\'s my "work"')
 
 
-@pytest.fixture
-def read(workspace):
-    """The rows by run id; nothing is damaged."""
-
-    def rows() -> dict[str, Row]:
-        found, problems = read_rows(workspace)
-        assert problems == []
-        return {row.run.id: row for row in found}
-
-    return rows
+def read(workspace: Workspace) -> dict[str, Row]:
+    found, problems = read_rows(workspace)
+    assert problems == []
+    return {row.run.id: row for row in found}
 
 
-def test_a_row_says_what_record_and_notes_say(workspace, read):
+def test_a_row_says_what_record_and_notes_say(workspace):
     empty = benchmark(0.0, status="incomplete", scores=[])
     run = new_run(
         workspace, ID, datasets=["pairs", "captions"], benchmarks=[benchmark(7.0, "base"), benchmark(8.0), empty]
     )
     change_tags(run, ["b", "a"])
-    row = read()[ID]
+    row = read(workspace)[ID]
     assert (row.record.status, row.steps, row.notes.tags, row.is_removed) == ("done", "50/50", ["b", "a"], False)
     assert row.datasets == ["pairs", "captions"]
     assert row.created == datetime(2026, 11, 24, 10, 15, tzinfo=UTC)
@@ -48,11 +44,11 @@ def test_a_row_says_what_record_and_notes_say(workspace, read):
     ("changes", "gone", "removed"),
     [({}, False, False), ({}, True, True), ({"training": None, "status": "failed"}, True, False)],
 )
-def test_removed_is_what_was_trained_and_is_gone(workspace, read, changes, gone, removed):
+def test_removed_is_what_was_trained_and_is_gone(workspace, changes, gone, removed):
     run = new_run(workspace, ID, **changes)
     if gone:
         run.output.rename(workspace.root / "output")
-    assert read()[ID].is_removed is removed
+    assert read(workspace)[ID].is_removed is removed
 
 
 def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(workspace):
@@ -72,16 +68,13 @@ def test_of_rubbish_in_runs_only_runs_are_listed_and_what_is_damaged_is_named(wo
     assert any(str(good.notes) in line for line in problems)
 
 
-# Filters
-
-
 @pytest.fixture
-def three(workspace, read):
+def three(workspace):
     """Two of one kind and another, by id."""
     new_run(workspace, "a-20261124-101500", name="a", model="/models/Qwen2.5-7B/", datasets=["pairs"])
     new_run(workspace, "a-20261125-101500", name="a", status="failed", created_at="2026-11-25T10:15:00Z", model="x/y")
     change_tags(new_run(workspace, "b-20261126-101500", name="b", created_at="2026-11-26T10:15:00Z"), ["one", "two"])
-    return read()
+    return read(workspace)
 
 
 DAY = datetime(2026, 11, 25, tzinfo=UTC)
@@ -133,18 +126,67 @@ def test_what_is_no_time_is_refused(text):
         since(text, NOW)
 
 
-# Order
-
-
-def test_rows_are_sorted_by_creation_end_or_name(workspace, read):
+def test_rows_are_sorted_by_creation_end_or_name(workspace):
     ends = {"c": None, "a": "2026-11-25T03:00:00Z", "b": "2026-11-25T02:00:00Z"}
     for number, (name, end) in enumerate(ends.items()):
         fields = {"name": name, "ended_at": end, "created_at": f"2026-11-24T10:15:{number:02d}Z"}
         new_run(workspace, f"{name}-20261124-1015{number:02d}", **fields)
-    rows = list(read().values())
-    found = {
-        order: "".join(row.record.name for row in sort_rows(rows, order)) for order in ("created", "ended", "name")
-    }
-    assert found == {"created": "cab", "ended": "bac", "name": "abc"}
+    rows = list(read(workspace).values())
+    for order, expected in {"created": "cab", "ended": "bac", "name": "abc"}.items():
+        assert "".join(row.record.name for row in sort_rows(rows, order)) == expected
     with pytest.raises(SpecError, match="no order 'nam'; did you mean 'name'"):
         sort_rows(rows, "nam")
+
+
+@pytest.fixture
+def run(workspace):
+    return new_run(workspace, ID)
+
+
+def test_tags_come_and_go_and_are_there_once(run):
+    before = run.record.read_bytes()
+    assert change_tags(run, ["baseline", "lora-16", "baseline"]).tags == ["baseline", "lora-16"]
+    assert change_tags(run, ["paper", "基线"], ["baseline"]).tags == ["lora-16", "paper", "基线"]
+    assert Notes.load(run).tags == ["lora-16", "paper", "基线"]
+    assert run.record.read_bytes() == before
+
+
+def test_notes_are_appended_with_their_time(run):
+    for text in ("  first\nof two lines ", "退出 \x1b[31m", "\udcff"):
+        add_note(run, text)
+    notes = Notes.load(run).notes
+    assert [note.text for note in notes] == ["first\nof two lines", "退出 \x1b[31m", "?"]
+    assert notes[0].at.tzinfo is not None
+    with pytest.raises(SpecError, match="blank"):
+        add_note(run, " \n")
+
+
+@pytest.mark.parametrize("word", ["", "two words", "-x", "a" * 33, "a/b", "a\n", "\x1b[31m", "."])
+def test_what_is_no_short_word_is_no_tag(word, run):
+    with pytest.raises(SpecError, match="is no tag"):
+        change_tags(run, [word])
+    assert not run.notes.exists()
+
+
+def test_a_tag_that_is_not_there_can_t_be_removed(run):
+    change_tags(run, ["baseline"])
+    with pytest.raises(SpecError, match="has no tag 'basline'; did you mean 'baseline'\\?"):
+        change_tags(run, ["paper"], ["basline"])
+    assert Notes.load(run).tags == ["baseline"]
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"tags": 1}', b"\xff"])
+def test_damaged_notes_are_named_and_not_written_over(content, run):
+    run.notes.write_bytes(content)
+    for action in (lambda: change_tags(run, ["a"]), lambda: add_note(run, "b")):
+        with pytest.raises(PrerequisiteError, match=r"notes\.json cannot be read: "):
+            action()
+    assert run.notes.read_bytes() == content
+
+
+def test_what_a_later_version_wrote_is_kept(run):
+    note = '{"at": "2026-11-24T10:15:00Z", "text": "a", "by": "me"}'
+    run.notes.write_text(f'{{"colour": "red", "notes": [{note}]}}')
+    change_tags(run, ["b"])
+    kept = json.loads(run.notes.read_bytes())
+    assert (kept["colour"], kept["notes"][0]["by"], kept["tags"]) == ("red", "me", ["b"])

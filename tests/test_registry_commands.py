@@ -59,8 +59,8 @@ def test_tags_and_notes_are_printed_listed_and_shown(three):
 
 def test_rm_prints_what_it_moved_and_restore_what_came_back(three):
     dry = three.run("rm", "a", "c", "--dry-run")
-    assert dry.out.startswith("a-20261121-101500: data, logs, output would go to the trash, 1.5 KiB\n")
-    assert dry.out.endswith("\nin all: 3.0 KiB of 2 runs would go to the trash\n"), dry.out
+    assert dry.out.startswith("a-20261121-101500: data, logs, output would go to the trash, 2.7 KiB\n"), dry.out
+    assert dry.out.endswith("\nin all: 5.4 KiB of 2 runs would go to the trash\n"), dry.out
     done = three.run("rm", "a", "c")
     assert done.out == dry.out.replace("would go to the trash", "to the trash")
     assert "rm --restore" in done.err and "gc --trash" in done.err

@@ -21,9 +21,6 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
-# Which one
-
-
 def test_the_newest_complete_one_is_chosen_and_the_newer_ones_are_explained(run):
     assert choose_checkpoint(run) == (None, [])
     for step in (5, 90, 100, 1000):
@@ -79,9 +76,6 @@ def test_a_plan_with_another_number_of_processes_is_refused_and_the_checkpoint_i
 )
 def test_the_number_of_processes_is_known_where_the_spec_tells(compute, gpus, expected):
     assert planned_world_size(ComputeSpec(**compute), Facts(gpus=gpus)) == expected
-
-
-# Which ones are kept
 
 
 def recorded(

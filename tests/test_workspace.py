@@ -29,9 +29,6 @@ def made(workspace: Workspace, *ids: str, file: str = "record.json") -> None:
         (workspace.runs / name / file).write_text(json.dumps({"created_at": f"{created.isoformat()}Z"}))
 
 
-# Run folders
-
-
 def test_two_runs_in_the_same_second_get_two_folders(workspace):
     ids = ["toy-20261124-101500", "toy-20261124-101500-2", "toy-20261124-101500-3"]
     assert [workspace.new_run("toy", NOW).id for _ in range(3)] == ids
@@ -117,9 +114,6 @@ def test_a_group_is_found_by_id_and_name_and_is_no_run(workspace):
     assert workspace.lookup_group("toy") is None
     with pytest.raises(SpecError, match="no group 'toy'"):
         workspace.find_group("toy")
-
-
-# Finding the workspace
 
 
 def test_the_workspace_is_by_option_by_environment_or_the_nearest_upwards(workspace, monkeypatch, tmp_path):
