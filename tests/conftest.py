@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.fake_llamafactory import install
 from tests.imported_once import Imported, imported
+from tests.runs_on_disk import new_workspace
 from tests.workshop import PATIENT_S, Done, Workshop, new_workshop, real_environment
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of many starts would compile the package anew
@@ -24,6 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with real trainings first, since each file is one worker's: begun last, one would be waited for."""
     real = {item.path for item in items if item.get_closest_marker("integration")}
     items.sort(key=lambda item: item.path not in real)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return new_workspace(tmp_path / 'it\'s my "work"; space')
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> RunDir:
+    """The empty folder of a run."""
+    folder = workspace.runs / "toy-20261124-101500"
+    folder.mkdir()
+    return RunDir(folder)
 
 
 @pytest.fixture(scope="session")

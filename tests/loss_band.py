@@ -41,52 +41,32 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
-BASE: dict[str, Any] = {
-    "stage": "sft",
-    "do_train": True,
-    "finetuning_type": "lora",
-    "lora_rank": 16,
-    "lora_target": "all",
-    "loraplus_lr_ratio": 16,
-    "learning_rate": 5.0e-4,
-    "lr_scheduler_type": "cosine",
-    "template": "smollm2",
-    "default_system": "",
-    "dataset": "captions",
-    "dataset_dir": ".",
-    "output_dir": "output",
-    "cutoff_len": 256,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_gradient_checkpointing": True,
-    "report_to": "none",
-    "seed": 42,
-}
+BASE = yaml.safe_load("""{
+  stage: sft, do_train: true, finetuning_type: lora, lora_rank: 16, lora_target: all, loraplus_lr_ratio: 16,
+  learning_rate: 5.0e-4, lr_scheduler_type: cosine, template: smollm2, default_system: "", dataset: captions,
+  dataset_dir: ., output_dir: output, overwrite_output_dir: true, cutoff_len: 256, gradient_accumulation_steps: 1,
+  save_strategy: "no", use_cpu: true, disable_gradient_checkpointing: true, report_to: none, seed: 42,
+}""")
+TWO_THREADS = {"OMP_NUM_THREADS": "2"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 # name -> arguments and environment that differ from the first run's
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "again": ({}, {}),
-    "2 threads": ({}, {"OMP_NUM_THREADS": "2"}),
-    "AVX2 only": ({}, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
+    "2 threads": ({}, TWO_THREADS),
+    "AVX2 only": ({}, AVX2),
     "batch 2x2": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, {}),
     "bf16": ({"bf16": True}, {}),
-    "bf16, 2 threads": ({"bf16": True}, {"OMP_NUM_THREADS": "2"}),
-    "bf16, AVX2 only": (
-        {"bf16": True},
-        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    ),
+    "bf16, 2 threads": ({"bf16": True}, TWO_THREADS),
+    "bf16, AVX2 only": ({"bf16": True}, AVX2),
     "rate +1 %": ({"learning_rate": 5.05e-4}, {}),
     "one sentence": ({"dataset": "changed"}, {}),
-    "seed 43": ({"seed": 43}, {}),
-    "seed 44": ({"seed": 44}, {}),
-    "seed 45": ({"seed": 45}, {}),
+    **{f"seed {seed}": ({"seed": seed}, {}) for seed in (43, 44, 45)},
 }
 
 
@@ -121,25 +101,12 @@ def write_data(place: Path) -> None:
         (place / f"{name}.json").write_text(json.dumps(content), "utf-8")
 
 
-def started(place: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    bin_folder = Path(sys.executable).parent
-    path = f"{bin_folder}:{os.environ['PATH']}"
-    return subprocess.run(
-        [str(bin_folder / "llamafactory-cli"), "train", "train.yaml"],
-        cwd=place,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-
-
-Train = Callable[[Path, dict[str, str]], "subprocess.CompletedProcess[str]"]
-
-
-def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str], train: Train = started) -> list[float]:
-    (place / "train.yaml").write_text(json.dumps({**arguments, "overwrite_output_dir": True}), "utf-8")
-    done = train(place, environment)
+def losses(place: Path, arguments: dict[str, Any], environment: dict[str, str]) -> list[float]:
+    (place / "train.yaml").write_text(json.dumps(arguments), "utf-8")
+    programs = Path(sys.executable).parent
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    argv = [programs / "llamafactory-cli", "train", "train.yaml"]
+    done = subprocess.run(argv, cwd=place, env={**env, **environment}, capture_output=True, text=True, timeout=1200)
     if done.returncode != 0:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])
     events = [json.loads(line) for line in (place / "output" / "trainer_log.jsonl").read_text("utf-8").splitlines()]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.runs.owner import lock_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir, Workspace
@@ -21,6 +23,14 @@ SIGNATURES = {
     "chrf": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0",
     "ter": "nrefs:1|bs:1000|seed:12345|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0",
 }
+
+
+def on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
+    """A program of a few lines of sh that is found before any other of its name."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def new_workspace(root: Path) -> Workspace:

@@ -36,7 +36,6 @@ def test_what_is_no_list_is_refused_with_the_word(word):
 
 @given(st.lists(st.text(string.printable + "ß😀", max_size=10), min_size=1, max_size=5))
 def test_any_texts_can_be_swept_when_quoted(texts):
-    """As JSON has them, which YAML reads."""
     (axis,) = read_axes(["a=" + ",".join(json.dumps(text, ensure_ascii=False) for text in texts)])
     assert [yaml.safe_load(value) for value in axis.values] == texts
 

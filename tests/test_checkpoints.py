@@ -8,22 +8,13 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.models.checkpoints import SENTINEL, inspect
 from orchestrator.models.model_files import weight_problems
-from orchestrator.runs.rundir import RunDir
 from tests.checkpoint_folders import checkpoint, deepspeed_checkpoint, fsdp_checkpoint
 
 READ_BY_A_RESUME = ["adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"]
 READ_BY_A_RESUME += ["rng_state.pth", "trainer_state.json"]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    made = RunDir(tmp_path / "it's a run")
-    made.output.mkdir(parents=True)
-    return made
-
-
 def problem(folder: Path, **keywords: range) -> str:
-    """The one thing that is wrong."""
     (found,) = inspect(folder, **keywords).problems
     return found
 

@@ -9,22 +9,14 @@ from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.run_checkpoints import resume_problems
 from orchestrator.specs.spec import RunSpec
 
-SPEC = RunSpec(
-    name="toy",
-    model={"name_or_path": "models/tiny"},
-    dataset="d",
-    train={"learning_rate": 1e-4, "lora_rank": 8, "report_to": ["a", "b"], "logging_steps": 5},
-    benchmark=[{"testset": "d"}],
-)
+TRAIN = {"learning_rate": 1e-4, "lora_rank": 8, "report_to": ["a", "b"], "logging_steps": 5}
+SPEC = RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train=TRAIN, benchmark=[{"testset": "d"}])
 FACTS = Facts(
     versions={"torch": "2.1", "python": "3.11"},
     platform="Linux x86_64",
     gpus=["NVIDIA H100, 550"],
     git_commit="a" * 40,
-    data=[
-        DataFacts(dataset="d", split="train", pairs=2, blank_pairs=0, sha256="1" * 64),
-        DataFacts(dataset="d", split="test", pairs=2, blank_pairs=0, sha256="3" * 64),
-    ],
+    data=[DataFacts(dataset="d", split=s, pairs=2, sha256=digit * 64) for s, digit in (("train", "1"), ("test", "3"))],
     model_sha256="2" * 64,
     adapter_sha256="4" * 64,
     chat_template_sha256="6" * 64,
@@ -36,7 +28,7 @@ def changed(**changes: object) -> RunSpec:
 
 
 def trained(**changes: object) -> RunSpec:
-    return changed(train={**SPEC.model_dump()["train"], **changes})
+    return changed(train={**TRAIN, **changes})
 
 
 def data(train: str = "1", test: str = "3") -> list[DataFacts]:
@@ -111,14 +103,11 @@ def test_the_effect_of_a_field_on_the_losses(path, expected):
     assert effect(path) == expected
 
 
-def test_how_data_are_preprocessed_chooses_examples_where_they_are_packed():
+@pytest.mark.parametrize("arguments", [{}, {"packing": True}, {"neat_packing": True}, {"stage": "pt"}])
+def test_how_data_are_preprocessed_chooses_examples_where_they_are_packed(arguments):
     """LLaMA-Factory packs within each batch that it maps."""
-    for arguments, expected in (
-        ({}, "none"), ({"packing": True}, "trajectory"), ({"neat_packing": True}, "trajectory"),
-        ({"stage": "pt"}, "trajectory"),
-    ):  # fmt: skip
-        one, other = (side(train={**arguments, "preprocessing_batch_size": size}) for size in (1000, 500))
-        assert [each.effect for each in differences(one, other)] == [expected]
+    one, other = (side(train={**arguments, "preprocessing_batch_size": size}) for size in (1000, 500))
+    assert [each.effect for each in differences(one, other)] == ["trajectory" if arguments else "none"]
 
 
 def test_what_chooses_examples_weights_or_steps_is_never_taken_for_less(arguments):
@@ -187,8 +176,7 @@ def test_data_count_by_their_use_or_in_earlier_records_by_their_split(use, split
     assert only(then=FACTS.model_copy(update={"data": then}), data=now).effect == expected
 
 
-def test_hashes_of_an_earlier_version_are_not_compared():
-    """It took samples of the weights: that the two are other says nothing."""
+def test_hashes_of_an_earlier_version_which_took_samples_are_not_compared():
     for each in found(model_sha256="9" * 64, adapter_sha256="9" * 64, hash_version=2):
         assert (each.severity, each.effect) == ("note", "none") and "hashed by an earlier version" in each.line()
     assert only(model_sha256=None, hash_version=2).severity == "warning"
@@ -199,16 +187,15 @@ def test_hashes_of_an_earlier_version_are_not_compared():
 @pytest.mark.parametrize(
     ("name", "then", "now", "expected"),
     [
-        ("OMP_NUM_THREADS", "1", "2", "rounding"),
-        ("CUDA_VISIBLE_DEVICES", "0", "1", "rounding"),
-        ("CUDA_VISIBLE_DEVICES", "0", "0,1", "trajectory"),
-        ("CUDA_VISIBLE_DEVICES", None, "0,1", "rounding"),
-        ("FORCE_TORCHRUN", None, "1", "trajectory"),
+        ("OMP_NUM_THREADS", {}, "2", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", {"CUDA_VISIBLE_DEVICES": "0"}, "1", "rounding"),
+        ("CUDA_VISIBLE_DEVICES", {"CUDA_VISIBLE_DEVICES": "0"}, "0,1", "trajectory"),
+        ("CUDA_VISIBLE_DEVICES", {}, "0,1", "rounding"),
+        ("FORCE_TORCHRUN", {}, "1", "trajectory"),
     ],
 )
 def test_a_variable_of_the_environment_counts_by_what_it_can_change(name, then, now, expected):
-    sides = [{} if value is None else {name: value} for value in (then, now)]
-    each = only(then=FACTS.model_copy(update={"environment": sides[0]}), environment=sides[1])
+    each = only(then=FACTS.model_copy(update={"environment": then}), environment={name: now})
     assert (each.path, each.severity, each.effect) == (f"variable {name}", "warning", expected)
 
 
@@ -263,14 +250,17 @@ def test_another_number_of_processes_is_an_error():
 def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):
     spec, run = toy.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 3}]), toy.only_run()
     other = toy.spec("other", train={"learning_rate": 1.0e-3})
-    done = toy.run("show", spec, "--diff", other, "--set", "seed=7")
-    assert done.code == 0, done.err
-    assert done.out.splitlines()[:4] == [
-        f"--- {spec}", f"+++ {other}", 'name: "toy" -> "other"', "train.learning_rate: 0.0005 -> 0.001"
-    ]  # fmt: skip
-    document = toy.run("show", run.name, "--diff", spec, "--json").json()
+    specs, mixed, runs = toy.run_together(
+        [
+            ("show", spec, "--diff", other, "--set", "seed=7"),
+            ("show", run.name, "--diff", spec, "--json"),
+            ("show", "toy", "--diff", run.name),
+        ]
+    )
+    rate = "train.learning_rate: 0.0005 -> 0.001"
+    assert specs.out.splitlines()[:4] == [f"--- {spec}", f"+++ {other}", 'name: "toy" -> "other"', rate], specs.err
+    document = mixed.json()
     assert (document["one"], document["other"]) == (run.name, str(spec))
     paths = {each["path"]: (each["one"], each["other"]) for each in document["differences"]}
     assert paths["benchmark.0.max_samples"] == (6, 3)
-    done = toy.run("show", "toy", "--diff", run.name)
-    assert (done.code, done.out) == (0, "") and "nothing differs" in done.err
+    assert (runs.code, runs.out) == (0, "") and "nothing differs" in runs.err

@@ -19,14 +19,9 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests.model_folders import adapter_folder, model_folder
+from tests.runs_on_disk import on_path
 
-SPEC = RunSpec(
-    name="toy",
-    model={"name_or_path": "models/tiny"},
-    dataset="d",
-    train={"learning_rate": 1e-4},
-    benchmark=[{"testset": "d"}],
-)
+SPEC = RunSpec(name="toy", model={"name_or_path": "models/tiny"}, dataset="d", train={}, benchmark=[{"testset": "d"}])
 
 
 def changed(**changes: object) -> RunSpec:
@@ -68,25 +63,22 @@ def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
     return {"d": LlamaFactoryDataset("d", folder, entry)}
 
 
-def test_files_in_llamafactory_s_own_formats_are_recorded_by_their_hash(root):
+DIGEST = hashlib.sha256(b'{"a": 1}\n{"a": 2}\n').hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"file_name": "x.jsonl"}, ("train", 2, DIGEST, None)),
+        ({"hf_hub_url": "a/b", "split": "train_sft"}, ("train_sft", None, None, "hf_hub_url a/b")),
+        ({"hf_hub_url": "a/b", "subset": "en"}, ("train", None, None, "hf_hub_url a/b (en)")),
+    ],
+)
+def test_data_in_llamafactory_s_own_formats_are_recorded_by_their_hash_or_where_they_come_from(info, expected, root):
     (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n')
-    then = collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl"))
-    (data,) = then.data
-    digest = hashlib.sha256(b'{"a": 1}\n{"a": 2}\n').hexdigest()
-    assert (data.dataset, data.split, data.use, data.pairs, data.sha256) == ("d", "train", "train", 2, digest)
-    assert data.origin is None
-    (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 3}\n')
-    assert collect_facts(SPEC, root, None, {}, own(root, file_name="x.jsonl")).data[0].sha256 != digest
-
-
-def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
-    """Their content is not known; another id, subset or split is another dataset all the same."""
-    then = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", split="train_sft"))
-    (data,) = then.data
-    assert (data.split, data.pairs, data.sha256, data.origin) == ("train_sft", None, None, "hf_hub_url a/b")
-    assert Facts.model_validate_json(then.model_dump_json()) == then
-    now = collect_facts(SPEC, root, None, {}, own(root, hf_hub_url="a/b", subset="en", split="train_sft"))
-    assert now.data[0].origin == "hf_hub_url a/b (en)"
+    (data,) = collect_facts(SPEC, root, None, {}, own(root, **info)).data
+    assert (data.dataset, data.use) == ("d", "train")
+    assert (data.split, data.pairs, data.sha256, data.origin) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,12 +91,9 @@ def test_data_on_a_hub_are_recorded_by_where_they_come_from(root):
     ],
 )
 def test_gpus_are_what_nvidia_smi_says_and_none_without_it(script, gpus, cuda, root, tmp_path, monkeypatch, caplog):
-    programs = tmp_path / "bin"
-    programs.mkdir()
+    monkeypatch.setenv("PATH", "/nowhere")
     if script is not None:
-        (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-        (programs / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:/nowhere")
+        on_path(monkeypatch, tmp_path / "bin", "nvidia-smi", script)
     facts = collect_facts(SPEC, root, None, {})
     assert gpus in (None, facts.gpus) and facts.cuda == cuda
     assert any("nvidia-smi fails" in each for each in caplog.messages) is ("exit 6" in (script or ""))
@@ -124,8 +113,7 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit_also_where_it_comes_only
     assert collect_facts(SPEC, root, None, {}).model_revision is None
 
 
-def test_a_record_of_an_earlier_version_keeps_its_kind_of_hashes(root):
-    """Unless it has none: then those of what was downloaded since are of the new kind."""
+def test_a_record_of_an_earlier_version_keeps_its_kind_of_hashes_if_it_has_any(root):
     old = Facts(model_sha256="2" * 64)
     assert complete_facts(old, SPEC, root) == old
     completed = complete_facts(Facts(), SPEC, root)
@@ -143,9 +131,7 @@ def test_a_chat_template_is_recorded_by_its_text_in_llamafactory_s_source(root, 
 
 
 def test_the_peak_memory_of_a_training_only_rises_and_other_gpus_do_not_count(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, 500'; echo '1, 700'; echo '2, [N/A]'\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    on_path(monkeypatch, tmp_path, "nvidia-smi", "echo '0, 500'; echo '1, 700'; echo '2, [N/A]'")
     shown = {"CUDA_VISIBLE_DEVICES": "0,2"}
     first = peak_memory(PeakMemory(), os.getpid(), shown)
     assert first.gpu_peak_memory_mib == {"0": 500} and (first.peak_rss_bytes or 0) > 1 << 20
@@ -198,14 +184,13 @@ def kept(root: Path) -> tuple[Facts, bytes]:
     return facts, run.workspace_diff.read_bytes() if run.workspace_diff.exists() else b""
 
 
-@pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
-def test_the_patch_makes_the_commit_what_the_workspace_was(repository, tmp_path, setting):
-    """Changed files byte by byte, whatever the user's git is set to."""
+def test_the_patch_makes_the_commit_what_the_workspace_was_whatever_the_users_git_is_set_to(repository, tmp_path):
     changed = {"runs/toy.yaml": "name: toy\nnote: Grüße, Grüße".encode("latin-1"), "runs/staged.yaml": b"\xff\xfe\n"}
     for name, content in changed.items():
         (repository / name).write_bytes(content)
     git(repository, "add", "runs/staged.yaml")
-    git(repository, "config", *setting.split("="))
+    for setting in ("color.ui=always", "diff.noprefix=true", "diff.external=false"):
+        git(repository, "config", *setting.split("="))
     facts, patch = kept(repository)
     assert facts.git_dirty and facts.git_diff_sha256 == hashlib.sha256(patch).hexdigest()
     clone = tmp_path / "clone"
@@ -244,8 +229,10 @@ def test_new_specs_entries_and_templates_are_named_and_other_files_left_out(repo
 
 def test_of_a_large_patch_the_beginning_is_kept_and_it_says_so(repository, monkeypatch):
     monkeypatch.setattr(facts_module, "MAX_PATCH_BYTES", 300)
-    (repository / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(100)))
-    facts, patch = kept(repository)
-    assert len(patch) < 500 and b"\n# cut here: " in patch and patch.startswith(b"diff --git")
-    (repository / "runs" / "toy.yaml").write_text("".join(f"line {number}\n" for number in range(101)))
-    assert kept(repository)[0].git_diff_sha256 != facts.git_diff_sha256
+    hashes = set()
+    for length in (100, 101):
+        (repository / "runs" / "toy.yaml").write_text("line\n" * length)
+        facts, patch = kept(repository)
+        hashes.add(facts.git_diff_sha256)
+        assert len(patch) < 500 and b"\n# cut here: " in patch and patch.startswith(b"diff --git")
+    assert len(hashes) == 2

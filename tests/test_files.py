@@ -34,7 +34,6 @@ def test_what_is_written_is_what_is_read(content, tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    """As on a full disk; the error names the file that was to be written."""
     path = tmp_path / "record.json"
     atomic_write(path, "the old one")
 

@@ -110,7 +110,6 @@ def test_a_signal_within_a_block_that_must_not_be_cut_is_heard_at_its_end(number
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_ignored_stays_ignored(number):
-    """By nohup; SIGINT by a shell, of a job in the background."""
     signal.signal(number, signal.SIG_IGN)
     raise_interrupted(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     with defer_signals():

@@ -18,7 +18,7 @@ from orchestrator.runs.owner import acquire
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
 from tests.openai_stub import serving
-from tests.runs_on_disk import record_json
+from tests.runs_on_disk import on_path, record_json
 from tests.workshop import Workshop, assert_none_left, training_at_step, wait_for
 
 LONG = {"train": {"max_steps": 100_000}, "benchmark": None}
@@ -82,7 +82,6 @@ def test_it_outlives_its_terminal_and_a_hang_up_and_stop_keeps_a_checkpoint(work
 
 
 def test_a_supervisor_that_cannot_begin_says_why_where_it_was_started(workshop, monkeypatch):
-    """Its devices are taken, say: a resume finds out in the supervisor."""
     assert workshop.run("launch", workshop.spec(**LONG), FAKE_TRAIN="dies").code == 4
     run = RunDir(workshop.only_run())
     monkeypatch.setenv("ORCHESTRATOR_LOCKS", workshop.full_environment({})["ORCHESTRATOR_LOCKS"])
@@ -93,7 +92,6 @@ def test_a_supervisor_that_cannot_begin_says_why_where_it_was_started(workshop, 
 
 
 def test_the_supervisor_has_the_key_and_the_archives_and_no_file_or_command_line_has_the_key(workshop):
-    """A resume has the archives too."""
     (workshop.root.parent / "archives").mkdir()
     with serving() as stub:
         spec = workshop.spec(**BENCHMARK_ONLY, model=None, serve={"url": stub.base_url})
@@ -161,7 +159,6 @@ def test_what_does_not_stop_is_killed_whatever_session_and_parents_it_has(worksh
 
 
 def test_an_owner_that_does_not_answer_is_killed_and_the_run_reads_stopped(background, monkeypatch):
-    """Stopped by SIGSTOP, say: it hears nothing."""
     monkeypatch.setattr(local, "OWNER_EXIT_S", 0.5)
     os.kill(background.record()["pid"], signal.SIGSTOP)
     lines = stop_run(RunDir(background.only_run()), 0)
@@ -202,9 +199,7 @@ def test_a_run_that_is_not_running_is_left_as_it_is_and_so_is_who_has_its_pid_by
 def test_a_run_of_a_lost_host_is_marked_interrupted_and_one_of_slurm_is_not(
     tmp_path, monkeypatch, changes, squeue, said
 ):
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    on_path(monkeypatch, tmp_path, "squeue", squeue)
     slurm._answers.clear()
     if job := changes.get("job"):
         changes = {"job": {"id": job, "uid": 0, "submitted_at": "2026-11-24T10:15:00Z"}}

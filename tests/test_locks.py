@@ -1,6 +1,5 @@
 """One run at a time on each device. Run: pytest tests/test_locks.py."""
 
-import os
 import signal
 
 import pytest
@@ -8,14 +7,10 @@ import pytest
 from orchestrator.errors import PrerequisiteError
 from orchestrator.runs import machine
 from orchestrator.runs.machine import busy_devices, devices_of, hold_devices, is_free
-from orchestrator.runs.rundir import RunDir
+from tests.runs_on_disk import on_path
 from tests.workshop import assert_none_left, training_at_step
 
 LONG = {"train": {"max_steps": 100_000}}
-SMI = """#!/bin/sh
-echo "GPU-1b2c-3d, 0"
-echo "GPU-9f8e-7d, 1"
-"""
 
 
 @pytest.fixture
@@ -24,23 +19,6 @@ def folder(tmp_path, monkeypatch):
     path = tmp_path / "locks"
     monkeypatch.setenv("ORCHESTRATOR_LOCKS", str(path))
     return path
-
-
-@pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    """A machine whose nvidia-smi lists two."""
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(SMI)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-
-
-@pytest.fixture
-def run(tmp_path):
-    path = tmp_path / "work" / "runs" / "toy-20261124-101500"
-    path.mkdir(parents=True)
-    return RunDir(path)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +37,15 @@ def run(tmp_path):
         ([], {}, []),
     ],
 )
-def test_devices_are_those_that_cuda_would_show_the_run(two_gpus, named, environment, devices):
+def test_devices_are_those_that_cuda_would_show_the_run(named, environment, devices, tmp_path, monkeypatch):
+    on_path(monkeypatch, tmp_path, "nvidia-smi", "echo 'GPU-1b2c-3d, 0'; echo 'GPU-9f8e-7d, 1'")
     assert devices_of(named, environment) == devices
 
 
 def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_afterwards(folder, run):
     with hold_devices(["1", "2"], run):
         with pytest.raises(
-            PrerequisiteError, match=r"^device 1 \(run toy-20261124-101500 of .*/work, process \d+\) is"
+            PrerequisiteError, match=r"^device 1 \(run toy-20261124-101500 of .*space, process \d+\) is"
         ):
             with hold_devices(["0", "1"], run):
                 pass
@@ -79,7 +58,6 @@ def test_a_device_that_is_held_is_refused_with_the_run_that_holds_it_and_free_af
 
 @pytest.mark.parametrize("made", ["link", "file", "open to others"])
 def test_a_folder_of_locks_that_others_may_have_made_is_refused(folder, run, tmp_path, made):
-    """/tmp is everybody's."""
     (tmp_path / "elsewhere").mkdir()
     if made == "link":
         folder.symlink_to(tmp_path / "elsewhere")
@@ -105,13 +83,8 @@ def busy(workshop):
 def test_a_second_launch_on_a_device_is_refused_before_it_has_a_folder_and_another_device_is_free(busy):
     workshop, command, first = busy
     spec = workshop.spec("second", compute={"devices": "0,1"})
-    refused, detached, free = workshop.run_together(
-        [
-            ("launch", spec),
-            ("launch", spec, "--detach"),
-            ("launch", spec, "--set", 'compute.devices="1"', "--no-benchmark"),
-        ]
-    )
+    free = ("launch", spec, "--set", 'compute.devices="1"', "--no-benchmark")
+    refused, detached, free = workshop.run_together([("launch", spec), ("launch", spec, "--detach"), free])
     for done in (refused, detached):
         assert done.code == 3 and f"device 0 (run {first} of {workshop.root}, process {command.popen.pid})" in done.err
         assert "--wait" in done.err
@@ -128,10 +101,12 @@ def test_a_launch_that_waits_says_so_once_and_begins_when_the_device_is_free(bus
     third = workshop.run("launch", spec, "--wait", "--no-benchmark", "--detach")
     assert third.code == 0 and f"waits for device 0 (run {first}" in third.err
     second.until(lambda: "waiting for device 0" in second.err, "the word that it waits")
-    shown = workshop.run("show", third.out.strip())
-    assert f"preparing, in process {workshop.record(workshop.runs / third.out.strip())['pid']}: waits for" in shown.out
-    assert workshop.run("stop", third.out.strip()).code == 0  # as well as one that runs
-    assert workshop.record(workshop.runs / third.out.strip())["status"] == "stopped"
+    name = third.out.strip()
+    assert (
+        f"preparing, in process {workshop.record(workshop.runs / name)['pid']}: waits" in workshop.run("show", name).out
+    )
+    assert workshop.run("stop", name).code == 0  # as well as one that runs
+    assert workshop.record(workshop.runs / name)["status"] == "stopped"
     command.interrupt(signal.SIGTERM)
     assert command.finish().code == 130
     done = second.finish()
@@ -139,7 +114,6 @@ def test_a_launch_that_waits_says_so_once_and_begins_when_the_device_is_free(bus
 
 
 def test_a_killed_owner_frees_its_devices_once_its_training_is_gone(busy):
-    """Until then the training saves a checkpoint, and has the device's memory."""
     workshop, command, _ = busy
     command.popen.kill()
     command.popen.wait()

@@ -9,14 +9,9 @@ import pytest
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.runs.registry import Filters, Notes, Row, add_note, change_tags, read_rows, since, sort_rows
 from orchestrator.runs.rundir import Workspace
-from tests.runs_on_disk import benchmark, new_run, new_workspace
+from tests.runs_on_disk import benchmark, new_run
 
 ID = "toy-20261124-101500"
-
-
-@pytest.fixture
-def workspace(tmp_path):
-    return new_workspace(tmp_path / 'it\'s my "work"')
 
 
 def read(workspace: Workspace) -> dict[str, Row]:

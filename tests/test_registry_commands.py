@@ -21,7 +21,6 @@ def three(workshop: Workshop) -> Workshop:
 
 
 def listed(done) -> list[str]:
-    """The names in a table of runs."""
     assert done.code == 0, done.err
     return [line.partition("-")[0] for line in done.out.splitlines()[1:]]
 

@@ -1,7 +1,5 @@
 """A run's checkpoints: which one is resumed, which are kept. Run: pytest tests/test_run_checkpoints.py."""
 
-from pathlib import Path
-
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
@@ -12,13 +10,6 @@ from orchestrator.runs.rundir import RunDir
 from orchestrator.scoring.metrics import Score
 from orchestrator.specs.compute_spec import ComputeSpec
 from tests.checkpoint_folders import checkpoint
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    made = RunDir(tmp_path / "it's a run")
-    made.output.mkdir(parents=True)
-    return made
 
 
 def test_the_newest_complete_one_is_chosen_and_the_newer_ones_are_explained(run):

@@ -12,14 +12,9 @@ from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.registry import change_tags
 from orchestrator.runs.rundir import RunDir, Workspace
 from orchestrator.runs.trash import Moved, empty, in_trash, remove, restore, size_of, take_checkpoints
-from tests.runs_on_disk import benchmark, checkpoint, new_run, new_workspace, record_json, running
+from tests.runs_on_disk import benchmark, checkpoint, new_run, record_json, running
 
 ID = "toy-20261124-101500"
-
-
-@pytest.fixture
-def workspace(tmp_path):
-    return new_workspace(tmp_path / 'it\'s my "work"')
 
 
 @pytest.fixture

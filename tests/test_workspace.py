@@ -5,7 +5,6 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +13,6 @@ from orchestrator.runs.rundir import GroupDir, RunDir, Workspace, find_workspace
 from tests.runs_on_disk import new_workspace
 
 NOW = datetime(2026, 11, 24, 10, 15, 0)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return new_workspace(tmp_path / "it's a; work space")
 
 
 def made(workspace: Workspace, *ids: str, file: str = "record.json") -> None:
@@ -43,7 +37,7 @@ def test_two_runs_in_the_same_second_get_two_folders(workspace):
 
 # Finding runs
 
-# In the order that they were made; the ids have local times, of a laptop that travelled.
+# in the order that they were made; the ids have local times, of a laptop that travelled
 IDS = [
     "en-de-2-20261124-101500",
     "toy-20261124-101500-2",
@@ -58,7 +52,7 @@ IDS = [
 def test_runs_are_listed_oldest_first_by_their_record_whatever_their_ids_say(workspace):
     made(workspace, *IDS)
     (workspace.runs / "no-record-20261124-101500").mkdir()
-    (workspace.trash / "x").mkdir(parents=True)
+    workspace.trash.mkdir()
     (workspace.trash / "record.json").write_text("{}")
     assert [run.id for run in workspace.all_runs()] == IDS
     (workspace.runs / "damaged").mkdir()  # counts by its folder's time, which is now
@@ -121,7 +115,7 @@ def test_the_workspace_is_by_option_by_environment_or_the_nearest_upwards(worksp
     (workspace.runs / "a" / "b").mkdir(parents=True)
     for folder in (workspace.runs / "a" / "b", workspace.root):
         monkeypatch.chdir(folder)
-        assert find_workspace().root == workspace.root
+        assert find_workspace() == workspace
     other = new_workspace(tmp_path / "other")
     monkeypatch.setenv("ORCHESTRATOR_WORKSPACE", str(other.root))
     assert find_workspace() == other
@@ -132,11 +126,9 @@ def test_the_workspace_is_by_option_by_environment_or_the_nearest_upwards(worksp
 
 @pytest.mark.parametrize("by", ["option", "environment", "folder"])
 def test_no_workspace_is_an_error_that_says_how_to_make_one(by, monkeypatch, tmp_path):
-    monkeypatch.delenv("ORCHESTRATOR_WORKSPACE", raising=False)
+    monkeypatch.setenv("ORCHESTRATOR_WORKSPACE", str(tmp_path) if by == "environment" else "")
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    if by == "environment":
-        monkeypatch.setenv("ORCHESTRATOR_WORKSPACE", str(tmp_path))
     with pytest.raises(SpecError, match="no workspace") as error:
         find_workspace(tmp_path if by == "option" else None)
     assert "orchestrator init" in error.value.remedy
