@@ -10,6 +10,7 @@ from contextlib import suppress
 from orchestrator.lifecycle.doctor import orphans
 from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.rundir import Workspace
+from tests.runs_on_disk import on_path
 from tests.workshop import wait_for
 
 
@@ -42,14 +43,10 @@ def test_a_machine_in_order_has_no_error_and_what_is_wrong_comes_with_the_next_s
     assert nowhere.code == 0 and "no workspace here" in nowhere.json()["findings"][-1]["message"]
 
 
-def test_gpus_that_torch_does_not_see_are_an_error(toy, tmp_path):
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(
-        "#!/bin/sh\ncase $1 in --query*) echo 'NVIDIA H100, 550.54';; *) echo 'CUDA Version: 12.4';; esac\n"
-    )
-    program.chmod(0o755)
-    done = toy.run("doctor", "--json", PATH=f"{program.parent}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES=None)
+def test_gpus_that_torch_does_not_see_are_an_error(toy, tmp_path, monkeypatch):
+    script = "case $1 in --query*) echo 'NVIDIA H100, 550.54';; *) echo 'CUDA Version: 12.4';; esac"
+    on_path(monkeypatch, tmp_path / "bin", "nvidia-smi", script)
+    done = toy.run("doctor", "--json", CUDA_VISIBLE_DEVICES=None)
     assert done.code == 3, done.out
     (error,) = findings(done, "error")
     assert "it sees no GPU with this driver" in error["message"] and "pytorch.org" in error["remedy"]

@@ -1,7 +1,6 @@
 """Sweeps as a user meets them, with a fake llamafactory-cli. Run: pytest tests/test_sweep.py."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import yaml
 
 from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.rundir import RunDir
-from tests.test_locks import SMI
+from tests.runs_on_disk import on_path
 from tests.workshop import Workshop, assert_none_left, wait_for
 
 TRAIN_ONLY = {"benchmark": None}
@@ -171,11 +170,7 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
 @pytest.fixture
 def two_gpus(workshop, tmp_path, monkeypatch):
     """A machine whose nvidia-smi lists two."""
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(SMI)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    on_path(monkeypatch, tmp_path / "bin", "nvidia-smi", "echo 'GPU-1b2c-3d, 0'; echo 'GPU-9f8e-7d, 1'")
     monkeypatch.setenv("ORCHESTRATOR_LOCKS", workshop.full_environment({})["ORCHESTRATOR_LOCKS"])
     return workshop
 
