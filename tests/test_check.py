@@ -11,6 +11,9 @@ from model_folders import adapter_folder, model_folder
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, raise_on_errors
 from orchestrator.planning.check import check
+from orchestrator.planning.session import Session
+from orchestrator.runs.rundir import Workspace
+from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests import fake_vllm
@@ -64,7 +67,8 @@ def run_spec(**sections: Any) -> RunSpec:
 
 def findings(root: Path, found=None, **sections: Any) -> list[Finding]:
     archives = ArchiveStore(None, root / "cache")
-    return check(run_spec(**sections), root, [root / "dataset_info"], archives, found or installation(root))
+    found = found or installation(root)
+    return check(Session(Workspace(root), found, Renderer(), archives, [root / "dataset_info"]), run_spec(**sections))
 
 
 def only(root: Path, found=None, **sections: Any) -> Finding:

@@ -124,7 +124,7 @@ def check(
     """Check all that can be checked without a GPU: the spec, the data, the model's files, the machine."""
     session = Session.open(workspace, archives)
     loaded = session.load_spec(spec, overrides or ())
-    findings = find(loaded, session.workspace.root, session.dataset_folders, session.archives, session.installation)
+    findings = find(session, loaded)
     _say_remarks(findings)
     answer = Answer()
     if not fast:

@@ -96,7 +96,7 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
     if to is None and settings.export_dir is not None:
         to = session.workspace.root / expanded(settings.export_dir)
     if target.run is not None:
-        raise_or_log(check_model(model, session.workspace.root, session.installation))
+        raise_or_log(check_model(session, model))
         return _export(session, target.run, RunRecord.load(target.run), target.checkpoint, settings, to)
     plan = plan_run(session, target.spec)
     owned = make_run(session, plan, Provenance(), Request(with_benchmarks=False))

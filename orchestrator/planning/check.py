@@ -7,14 +7,14 @@ archives that the data need, and nothing else.
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.data.checks import check_data
-from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, did_you_mean, from_error
 from orchestrator.files import expanded
 from orchestrator.models.model_files import adapter_problems, locate_model, lora_target_problem, model_problems
+from orchestrator.planning.session import Session
 from orchestrator.processes.ports import check_port
 from orchestrator.runs import slurm
 from orchestrator.runs.machine import this_machine
@@ -22,42 +22,41 @@ from orchestrator.specs.render import train_environment
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.upstream.chat_templates import has_chat_template, read_templates, suggest_template
 from orchestrator.upstream.comet import find_comet
-from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm
 
-_Found = Installation | PrerequisiteError
 # GPUs and other accelerators as Linux shows them: NVIDIA, NVIDIA under WSL, AMD, Ascend.
 _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "davinci[0-9]*")
 
 
-def check(
-    spec: RunSpec, root: Path, folders: Sequence[Path], archives: ArchiveStore, installation: _Found
-) -> list[Finding]:
-    """All findings, in the order of the spec; its paths are relative to `root`, the workspace.
-
-    `folders` hold dataset entries; `installation` may be the error that looking for LLaMA-Factory ended with.
-    """
+def check(session: Session, spec: RunSpec) -> list[Finding]:
+    """All findings about a spec, in its order."""
     findings: list[Finding] = []
+    root, train = session.workspace.root, spec.train
     if spec.model is not None:
-        findings += [*check_model(spec.model, root, installation), *_lora_target(spec, spec.model, root)]
-    findings += [*check_data(spec, folders, archives), *_comet(spec, root)]
+        target = train.lora_target if train is not None and train.finetuning_type == "lora" else None
+        findings += check_model(session, spec.model, target)
+    findings += [*check_data(spec, session.dataset_folders, session.archives), *_comet(spec, root)]
     if spec.serve.url is None:
         findings += [*_vllm(spec), *_compute(spec, root)]
     return findings
 
 
-def check_model(model: ModelSpec, root: Path, installation: _Found) -> list[Finding]:
+def check_model(session: Session, model: ModelSpec, lora_target: str | list[str] | None = None) -> list[Finding]:
     """Check a model that is to be trained or served: LLaMA-Factory, the files, the adapter, the template."""
-    findings, folder = _located("model.name_or_path", model.name_or_path, root, model.revision)
-    if folder is not None:
-        findings += [Finding("error", "missing", "model.name_or_path", each) for each in model_problems(folder)]
+    field, root = "model.name_or_path", session.workspace.root
+    findings, folder = _located(field, model.name_or_path, root, model.revision)
+    problems = model_problems(folder) if folder is not None else []
+    findings += [Finding("error", "missing", field, each) for each in problems]
     if model.adapter_name_or_path is not None:
         field = "model.adapter_name_or_path"
         found, adapter = _located(field, model.adapter_name_or_path, root, None)
-        findings += found
-        problems = adapter_problems(adapter) if adapter else []
-        findings += [Finding("error", "missing", field, each) for each in problems]
-    return [*findings, *_template(model, folder, installation)]
+        wrong = adapter_problems(adapter) if adapter else []
+        findings += [*found, *(Finding("error", "missing", field, each) for each in wrong)]
+    findings += _template(session, model, folder)
+    if lora_target is not None and folder is not None and not problems:
+        if problem := lora_target_problem(lora_target, folder):
+            findings.append(Finding("error", "spec", "train.lora_target", problem, "write lora_target: all"))
+    return findings
 
 
 def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[list[Finding], Path | None]:
@@ -74,7 +73,8 @@ def _located(field: str, name: str, root: Path, revision: str | None) -> tuple[l
     return [Finding("warning", "missing", field, absent + "LLaMA-Factory will download it")], None
 
 
-def _template(model: ModelSpec, folder: Path | None, installation: _Found) -> list[Finding]:
+def _template(session: Session, model: ModelSpec, folder: Path | None) -> list[Finding]:
+    installation = session.installation
     if isinstance(installation, PrerequisiteError):
         return [from_error("llamafactory-cli", installation)]
     findings = [Finding("note", "missing", "llamafactory-cli", installation.note)] if installation.note else []
@@ -105,18 +105,6 @@ def _without_template(folder: Path | None) -> str:
         return "LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
     what = f"{folder} is a base model, without a chat template: LLaMA-Factory writes question and answer with nothing"
     return f"{what} between or after them; write template: default, or start from the model's chat version"
-
-
-def _lora_target(spec: RunSpec, model: ModelSpec, root: Path) -> list[Finding]:
-    train = spec.train
-    if train is None or train.finetuning_type != "lora" or train.lora_target is None:
-        return []
-    try:
-        folder = locate_model(model.name_or_path, root, model.revision)
-    except SpecError:
-        return []
-    problem = lora_target_problem(train.lora_target, folder) if folder and not model_problems(folder) else None
-    return [Finding("error", "spec", "train.lora_target", problem, "write lora_target: all")] if problem else []
 
 
 def _comet(spec: RunSpec, root: Path) -> list[Finding]:

@@ -46,13 +46,12 @@ def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
 
     Raises SpecError or PrerequisiteError: everything that is wrong with it, at once.
     """
-    root = session.workspace.root
-    raise_or_log(check(spec, root, session.dataset_folders, session.archives, session.installation))
+    raise_or_log(check(session, spec))
     datasets, own, texts = _inputs(session, spec)
     spec, found = resolve(session, spec)
     if ask:
         raise_or_log(ask_llamafactory(session, [spec])[0].findings)
-    facts = collect_facts(spec, root, session.llamafactory_or_none(), texts, own)
+    facts = collect_facts(spec, session.workspace.root, session.llamafactory_or_none(), texts, own)
     return Plan(spec, datasets, own, texts, facts, found)
 
 

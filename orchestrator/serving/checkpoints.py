@@ -97,7 +97,7 @@ def servable(session: Session, target: Target) -> Checkpoint:
     """A target's checkpoint, checked, with its chat template."""
     if target.checkpoint is None:
         raise SpecError(f"{target.url} is served already", f"orchestrator chat {target.url}")
-    raise_or_log(check_model(target.checkpoint.model, session.workspace.root, session.installation))
+    raise_or_log(check_model(session, target.checkpoint.model))
     model, _ = resolve_model(session, target.checkpoint.model)
     return replace(target.checkpoint, model=model)
 
