@@ -122,7 +122,7 @@ def test_init_new_launch_is_a_way_that_works(workshop):
     assert done.code == 0, done.err
     inner = workshop.root / "inner"
     schema = json.loads((inner / "runs" / ".spec.schema.json").read_text("utf-8"))
-    assert re.match(r"Run spec for LLaMA-Factory \d.* and transformers \d", schema["title"])
+    assert re.match(r"Run spec for llamafactory \d.* and transformers \d", schema["title"])
     done = workshop.run("new", "first", "--model", workshop.root / "models" / "tiny", "--workspace", inner)
     assert (done.code, done.out) == (0, f"{inner / 'runs' / 'first.yaml'}\n"), done.err
     overrides = ("--set", "train.use_cpu=true", "--set", "train.bf16=false")

@@ -19,7 +19,7 @@ from orchestrator.models.model_files import locate_model
 from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
-from orchestrator.upstream.chat_templates import template_sha256
+from orchestrator.upstream.chat_templates import read_templates
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
 
@@ -66,6 +66,7 @@ def identify(
     base = locate_model(model.name_or_path, root, model.revision)
     adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None
     arguments = api_arguments(checkpoint, settings)
+    templates = read_templates(installation).names if installation else {}
     if settings.backend == "vllm":
         # LLaMA-Factory's part is the prompt alone, and the merging
         backend, versions = "vllm", {"llamafactory": versions.get("llamafactory", ""), **find_vllm().versions}
@@ -77,7 +78,7 @@ def identify(
         known=base is not None and (adapter is not None) == (model.adapter_name_or_path is not None),
         model_sha256=model_sha256(base) if base else None,
         adapter_sha256=model_sha256(adapter) if adapter else None,
-        chat_template_sha256=template_sha256(installation, model.template) if installation and model.template else None,
+        chat_template_sha256=templates.get(model.template or ""),
         arguments={key: value for key, value in arguments.items() if key not in _PATHS},
         versions={name: version for name, version in versions.items() if name not in _OURS},
         device="gpu" if facts.gpus and visible not in ("", "-1") else "cpu",

@@ -20,10 +20,8 @@ from orchestrator.errors import PrerequisiteError, SpecError, did_you_mean
 from orchestrator.files import atomic_write, cache_folder, expanded, read_file, sha256_file, sha256_json, shipped
 from orchestrator.specs.yamlfile import read_yaml
 
-MAX_BYTES = 256 << 20
-"""Most that a text may have: it is held in memory."""
-EVALUATED = "validation"
-"""The split that an eval_dataset means."""
+MAX_BYTES = 256 << 20  # most that a text may have: it is held in memory
+EVALUATED = "validation"  # the split that an eval_dataset means
 log = logging.getLogger("orchestrator")
 
 
@@ -57,8 +55,7 @@ class FileSplit(Part):
 
     source: InsidePath
     target: InsidePath
-    pairs: int = Field(gt=0)
-    """How many there must be, those with a blank side left out."""
+    pairs: int = Field(gt=0)  # how many there must be, those with a blank side left out
     sha256: Sums | None = None
     archive: str | None = None
 
@@ -76,12 +73,10 @@ class Entry(Part):
     license: str = Field(min_length=1)
     homepage: str | None = None
     source_lang: Language
-    target_lang: Language
-    """It chooses BLEU's tokenizer."""
+    target_lang: Language  # it chooses BLEU's tokenizer
     instruction: str = Field(pattern=r"\S")
     """The instruction to the model, on the line before the source sentence, in training and in benchmarks."""
-    splits: dict[Name, FileSplit] = Field(min_length=1)
-    """train is the one that is trained on."""
+    splits: dict[Name, FileSplit] = Field(min_length=1)  # train is the one that is trained on
     archives: dict[Name, Archive] = Field(default_factory=dict)
 
 
@@ -105,18 +100,15 @@ class ParallelText:
     sources: list[str]
     references: list[str]
     blank_pairs: int
-    sha256: str
-    """Of the sentences as read, wherever they were read from."""
-    origin: str = ""
-    """Dataset and split, for messages."""
+    sha256: str  # of the sentences as read, wherever they were read from
+    origin: str = ""  # dataset and split, for messages
 
 
 @dataclass(frozen=True)
 class ArchiveStore:
     """Archives by name, each verified before it is used."""
 
-    from_folder: Path | None
-    """The user's, looked at first."""
+    from_folder: Path | None  # the user's, looked at first
     cache: Path
 
     @classmethod

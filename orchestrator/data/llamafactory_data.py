@@ -22,10 +22,8 @@ from orchestrator.specs.yamlfile import YamlSource, explain
 
 # In the order in which LLaMA-Factory looks for them; which hub it takes depends on USE_*_HUB.
 SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
-LOCAL = ("file_name", "script_url")
-"""Sources that are paths: LLaMA-Factory joins them to dataset_dir."""
-MAX_READ_BYTES = 256 << 20
-"""Most that is counted and searched: a file is held in memory."""
+LOCAL = ("file_name", "script_url")  # sources that are paths: LLaMA-Factory joins them to dataset_dir
+MAX_READ_BYTES = 256 << 20  # most that is counted and searched: a file is held in memory
 _READABLE = {".csv", ".json", ".jsonl", ".txt"}
 Model = TypeVar("Model", bound=BaseModel)
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -62,10 +60,8 @@ class DatasetInfo(Part):
     split: NonEmpty = "train"
     folder: str | None = None
     num_samples: int | None = Field(None, gt=0)
-    columns: dict[Column, str | None] = {}
-    """What LLaMA-Factory's columns are called in the data."""
-    tags: dict[Tag, str | None] = {}
-    """The words for roles in turns."""
+    columns: dict[Column, str | None] = {}  # what LLaMA-Factory's columns are called in the data
+    tags: dict[Tag, str | None] = {}  # the words for roles in turns
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "DatasetInfo":

@@ -14,10 +14,8 @@ from orchestrator.files import atomic_write, cache_folder, sha256_json
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.specs.render import quoted_yaml
 
-PREFIX = "sacrebleu:"
-"""Of the names of sacrebleu's own sets: `sacrebleu:wmt14/en-de`."""
-SPLIT = "test"
-"""The split of sacrebleu's sets and of pairs of files."""
+PREFIX = "sacrebleu:"  # of the names of sacrebleu's own sets: `sacrebleu:wmt14/en-de`
+SPLIT = "test"  # the split of sacrebleu's sets and of pairs of files
 log = logging.getLogger("orchestrator")
 
 

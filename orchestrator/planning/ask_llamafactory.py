@@ -58,8 +58,7 @@ _NO_NETWORK = {
 _RUNS_CODE = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH")
 _NOT_ASKED = "could not be asked"
 
-Sample = dict[str, Any]
-"""What upstream/scripts/datasets_probe.py found in one dataset."""
+Sample = dict[str, Any]  # what upstream/scripts/datasets_probe.py found in one dataset
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,14 @@ class Answer:
     """About one spec."""
 
     findings: list[Finding] = field(default_factory=list)
-    samples: dict[str, Sample] = field(default_factory=dict)
-    """By dataset, as dataset_info.json names it."""
+    samples: dict[str, Sample] = field(default_factory=dict)  # by dataset, as dataset_info.json names it
 
 
 @dataclass(frozen=True)
 class _Question:
     spec: RunSpec
-    commands: dict[str, dict[str, Any]]
-    """By command, the arguments without secrets."""
-    environment: dict[str, str]
-    """The training's own variables; no GPU, no network."""
+    commands: dict[str, dict[str, Any]]  # by command, the arguments without secrets
+    environment: dict[str, str]  # the training's own variables; no GPU, no network
     torchrun: bool | None
 
 

@@ -68,7 +68,6 @@ def new_spec(session: Session, name: str, kind: str, model: str | None, dataset:
 def schema_text(installation: Installation) -> str:
     """The JSON Schema of a spec for an installation, as a file."""
     versions = installation.versions
-    names = (("LLaMA-Factory", "llamafactory"), ("transformers", "transformers"))
-    made_for = " and ".join(f"{name} {versions[key]}" for name, key in names if key in versions)
-    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for or "LLaMA-Factory")
+    made_for = " and ".join(f"{name} {versions[name]}" for name in ("llamafactory", "transformers") if name in versions)
+    made = spec_schema(read_arguments(installation), read_templates(installation).names, made_for)
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -30,15 +30,11 @@ class Plan:
     """A spec that was checked, with all that it reads."""
 
     spec: RunSpec
-    datasets: dict[str, Dataset]
-    """Those of parallel texts, by name."""
-    own: dict[str, LlamaFactoryDataset]
-    """Those in LLaMA-Factory's own formats."""
-    texts: dict[tuple[str, str], ParallelText]
-    """(dataset, split) -> its text."""
+    datasets: dict[str, Dataset]  # those of parallel texts, by name
+    own: dict[str, LlamaFactoryDataset]  # those in LLaMA-Factory's own formats
+    texts: dict[tuple[str, str], ParallelText]  # (dataset, split) -> its text
     facts: Facts
-    found: str = ""
-    """How the model's template was found; '' where the spec says it."""
+    found: str = ""  # how the model's template was found; '' where the spec says it
 
 
 def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
@@ -47,18 +43,6 @@ def plan_run(session: Session, spec: RunSpec, *, ask: bool = False) -> Plan:
     Raises SpecError or PrerequisiteError: everything that is wrong with it, at once.
     """
     raise_or_log(check(session, spec))
-    datasets, own, texts = _inputs(session, spec)
-    spec, found = resolve(session, spec)
-    if ask:
-        raise_or_log(ask_llamafactory(session, [spec])[0].findings)
-    facts = collect_facts(spec, session.workspace.root, session.llamafactory_or_none(), texts, own)
-    return Plan(spec, datasets, own, texts, facts, found)
-
-
-def _inputs(
-    session: Session, spec: RunSpec
-) -> tuple[dict[str, Dataset], dict[str, LlamaFactoryDataset], dict[tuple[str, str], ParallelText]]:
-    """What a spec reads, as Plan has it: datasets of parallel texts, those of LLaMA-Factory's own formats, texts."""
     trained = {name: load_entry(name, session.dataset_folders) for name in [*spec.datasets, *spec.eval_datasets]}
     own = {name: dataset for name, dataset in trained.items() if isinstance(dataset, LlamaFactoryDataset)}
     datasets = {name: dataset for name, dataset in trained.items() if isinstance(dataset, Dataset)}
@@ -67,7 +51,11 @@ def _inputs(
     wanted += [(name, EVALUATED) for name in spec.eval_datasets if name in datasets]
     wanted += [(item.testset, item.split) for item in spec.benchmark]
     texts = {(name, split): load_split(datasets[name], split, session.archives) for name, split in wanted}
-    return datasets, own, texts
+    spec, found = resolve(session, spec)
+    if ask:
+        raise_or_log(ask_llamafactory(session, [spec])[0].findings)
+    facts = collect_facts(spec, session.workspace.root, session.llamafactory_or_none(), texts, own)
+    return Plan(spec, datasets, own, texts, facts, found)
 
 
 def resolve(session: Session, spec: RunSpec) -> tuple[RunSpec, str]:

@@ -21,7 +21,7 @@ from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.rundir import RunDir
 from orchestrator.specs.places import is_secret
 from orchestrator.specs.spec import RunSpec
-from orchestrator.upstream.chat_templates import template_sha256
+from orchestrator.upstream.chat_templates import read_templates
 from orchestrator.upstream.installation import Installation
 
 HASH_VERSION = 2
@@ -50,7 +50,7 @@ def collect_facts(
         versions |= {"python": installation.python_version, **installation.versions}
         cuda = {**installation.cuda, **cuda}
         if spec.model is not None and spec.model.template is not None:
-            template = template_sha256(installation, spec.model.template)
+            template = read_templates(installation).names.get(spec.model.template)
     return Facts(
         versions=versions,
         platform=f"{platform.system()} {platform.machine()}",

@@ -6,8 +6,7 @@ from typing import Any
 
 from orchestrator.errors import did_you_mean
 
-COMPUTED: Any = ...
-"""Stands where a default is no plain value of the source."""
+COMPUTED: Any = ...  # stands where a default is no plain value of the source
 _MAX_LISTED = 12
 
 # In JSON Schema's words. Below these nothing is trained, or the training fails after the model is loaded.
@@ -34,18 +33,12 @@ class Argument:
     """One argument of llamafactory-cli."""
 
     name: str
-    kinds: frozenset[str]
-    """Of int, float, bool, str, list, dict: what it may be. Empty: unknown, nothing is checked."""
-    choices: tuple[str | int | float | bool, ...] | None
-    """The only values that it may have. None: any."""
-    optional: bool
-    """Whether it may be null."""
-    commands: frozenset[str]
-    """Of train, api, export: which take it."""
-    default: Any = COMPUTED
-    """Its default, as a JSON value. COMPUTED: known when LLaMA-Factory starts, or required."""
-    help: str = ""
-    """LLaMA-Factory's or transformers' own sentence about it, on one line."""
+    kinds: frozenset[str]  # of int, float, bool, str, list, dict: what it may be. Empty: unknown, nothing is checked
+    choices: tuple[str | int | float | bool, ...] | None  # the only values that it may have. None: any
+    optional: bool  # whether it may be null
+    commands: frozenset[str]  # of train, api, export: which take it
+    default: Any = COMPUTED  # its default, as a JSON value. COMPUTED: known when LLaMA-Factory starts, or required
+    help: str = ""  # LLaMA-Factory's or transformers' own sentence about it, on one line
 
     def typed(self, value: Any) -> Any:
         """The value in the declared type: 1e5 is an int where only an int will do. An int does for a float as it is."""

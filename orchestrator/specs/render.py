@@ -38,10 +38,8 @@ _SECTIONS: dict[str, Collection[str]] = {
 class Checkpoint:
     """A model that can be served: its files, and how it sees a conversation."""
 
-    label: str
-    """Its name in a benchmark's id and in tables: output, checkpoint-8, base, or a folder's name."""
-    model: ModelSpec
-    """name_or_path and adapter_name_or_path are absolute folders, or a hub id."""
+    label: str  # its name in a benchmark's id and in tables: output, checkpoint-8, base, or a folder's name
+    model: ModelSpec  # name_or_path and adapter_name_or_path are absolute folders, or a hub id
 
 
 def train_arguments(spec: RunSpec, start: Checkpoint, output_dir: str = "output") -> dict[str, Any]:

@@ -46,7 +46,7 @@ def modeline(schema: str) -> str:
 
 
 def spec_schema(
-    arguments: Mapping[str, Argument], templates: Collection[str] = (), made_for: str = "LLaMA-Factory"
+    arguments: Mapping[str, Argument], templates: Collection[str] = (), made_for: str = ""
 ) -> dict[str, Any]:
     """The schema of a spec, with LLaMA-Factory's arguments and the names of its chat templates, if any are given."""
     schema = RunSpec.model_json_schema(schema_generator=_Described)

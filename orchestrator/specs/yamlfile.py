@@ -23,8 +23,7 @@ from orchestrator.text import escape_controls
 Location = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
-WIDTH = 200
-"""A longer line is not shown."""
+WIDTH = 200  # a longer line is not shown
 _BREAK = re.compile("\r\n|[\n\r]")  # str.splitlines breaks at form feeds too
 # A quoted text, or a word: what is underlined.
 _TOKEN = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:''|[^'])*'|[^\s:,\[\]{}#"'\x00-\x1f\x7f]+""")
@@ -40,16 +39,11 @@ class YamlSource:
     """A YAML mapping, where each of its nodes stands, and what was set on the command line."""
 
     path: Path
-    value: dict[str, Any]
-    """Plain Python values, overrides included."""
-    nodes: CommentedMap
-    """The file's nodes as ruamel.yaml read them: they know line and column."""
-    lines: list[str]
-    """The file's text, to show."""
-    overridden: dict[Location, str] = field(default_factory=dict)
-    """Location -> the `--set` that put a value there."""
-    hidden: set[Location] = field(default_factory=set)
-    """Where a value stands that no message may show."""
+    value: dict[str, Any]  # plain Python values, overrides included
+    nodes: CommentedMap  # the file's nodes as ruamel.yaml read them: they know line and column
+    lines: list[str]  # the file's text, to show
+    overridden: dict[Location, str] = field(default_factory=dict)  # location -> the `--set` that put a value there
+    hidden: set[Location] = field(default_factory=set)  # where a value stands that no message may show
 
     def place(self, at: Location) -> str:
         """'file:line:column', or the override that a value comes from."""

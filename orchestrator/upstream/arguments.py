@@ -12,15 +12,7 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.specs.arguments import COMPUTED, Argument
 from orchestrator.upstream.installation import Installation, parse_source
 
-# What each command reads (hparams/parser.py); export is as api.
-_COMMANDS = {
-    "ModelArguments": frozenset({"train", "api", "export"}),
-    "DataArguments": frozenset({"train", "api", "export"}),
-    "TrainingArguments": frozenset({"train"}),
-    "FinetuningArguments": frozenset({"train", "api", "export"}),
-    "GeneratingArguments": frozenset({"train", "api", "export"}),
-}
-_FILES = ("model_args.py", "data_args.py", "training_args.py", "finetuning_args.py", "generating_args.py")
+_PARTS = ("model", "data", "training", "finetuning", "generating")  # of hparams/
 _KINDS = {**{name: name for name in ("int", "float", "bool", "str", "list", "dict")}, "Path": "str"}
 
 
@@ -36,14 +28,16 @@ def read_arguments(installation: Installation) -> dict[str, Argument]:
             f"{installation.cli}: its Python, {installation.python}, has no package {missing}",
             f"{installation.python} -m pip install llamafactory",
         )
-    own = [parse_source(package / "hparams" / name)[0] for name in _FILES]
+    own = [parse_source(package / "hparams" / f"{part}_args.py")[0] for part in _PARTS]
     theirs = [parse_source(transformers / name)[0] for name in ("training_args.py", "training_args_seq2seq.py")]
     others = [package / "extras" / "constants.py", transformers / "trainer_utils.py"]
     enums = _enums([*(parse_source(path)[0] for path in others), *theirs])
     base = _Classes(theirs, {}, enums).fields("Seq2SeqTrainingArguments")
     classes = _Classes(own, base, enums)
     found: dict[str, Argument] = {}
-    for name, commands in _COMMANDS.items():
+    for part in _PARTS:
+        name = f"{part.title()}Arguments"
+        commands = frozenset({"train"} if part == "training" else {"train", "api", "export"})  # hparams/parser.py
         if name not in classes.nodes:
             raise PrerequisiteError(f"{package}/hparams has no class {name}", 'pip install "llamafactory>=0.9.5"')
         declared = classes.fields(name)

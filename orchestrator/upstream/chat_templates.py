@@ -25,8 +25,7 @@ class ChatTemplates:
 
     names: Mapping[str, str] = field(default_factory=dict)
     """Each with the sha256 of its text in the source: upstream changes texts under one name."""
-    reasoning: frozenset[str] = frozenset()
-    """Those for models that think before they answer."""
+    reasoning: frozenset[str] = frozenset()  # those for models that think before they answer
     by_model: Mapping[str, frozenset[str | None]] = field(default_factory=dict)
     """Hub id, and its part behind the owner, lower case -> templates that it is listed with. None: as a base model."""
 
@@ -83,11 +82,6 @@ def resolve_template(model: ModelSpec, root: Path, installation: Installation) -
     folder = locate_model(model.name_or_path, root, model.revision)
     template, reason = suggest_template(model.name_or_path, folder, read_templates(installation))
     return model.model_copy(update={"template": template}), reason
-
-
-def template_sha256(installation: Installation, name: str) -> str | None:
-    """Hash of a template's text in LLaMA-Factory's source; None: not known. PrerequisiteError as read_templates."""
-    return read_templates(installation).names.get(name)
 
 
 def has_chat_template(folder: Path) -> bool:

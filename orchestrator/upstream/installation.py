@@ -39,19 +39,15 @@ _REMEDY = f'pip install "llamafactory>=0.9.5", or {VARIABLE}=FOLDER of the envir
 class Installation:
     """A program, the Python that runs it, and the versions of what decides its results."""
 
-    cli: Path
-    """llamafactory-cli or vllm, absolute; links are left as they are, since a venv is found by its own path."""
+    cli: Path  # llamafactory-cli or vllm, absolute; links are left as they are, since a venv is found by its own path
     python: Path
-    package: Path | None
-    """Folder of the package llamafactory or vllm. None: that Python has none."""
+    package: Path | None  # folder of the package llamafactory or vllm. None: that Python has none
     versions: dict[str, str]
     python_version: str = ""
     cuda: dict[str, str] = field(default_factory=dict)
     """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
-    note: str = ""
-    """What could not be known for certain, in a sentence; '' where all could."""
-    transformers: Path | None = None
-    """Folder of transformers beside it, whose TrainingArguments LLaMA-Factory takes."""
+    note: str = ""  # what could not be known for certain, in a sentence; '' where all could
+    transformers: Path | None = None  # folder of transformers beside it, whose TrainingArguments LLaMA-Factory takes
 
 
 class AskError(StageError):

@@ -29,8 +29,7 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.training_args import ParallelMode
 
 Problem = dict[str, Any]
-Refusal = tuple[str, str]
-"""kind and message."""
+Refusal = tuple[str, str]  # kind and message
 MAX_PROBLEMS = 10
 # Without these everything else is refused.
 STRUCTURE = {"model_name_or_path", "dataset", "dataset_dir", "output_dir", "do_train"}
