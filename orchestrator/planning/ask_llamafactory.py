@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.data.datasets import (
-    EVALUATED,
-    Dataset,
-    load_entry,
-    load_split,
-    sample_pairs,
-    write_training_file,
-)
+from orchestrator.data.datasets import EVALUATED, Dataset, load_entry, load_split, sample_pairs, write_training_file
 from orchestrator.data.llamafactory_data import LlamaFactoryDataset, find_files
 from orchestrator.errors import Finding, OrchestratorError, PrerequisiteError, errors_of
 from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json
@@ -87,8 +80,7 @@ def ask_llamafactory(session: Session, specs: Sequence[RunSpec]) -> list[Answer]
     if any("vllm" in each.commands for each in questions):
         with contextlib.suppress(PrerequisiteError):  # check says so
             vllm = find_vllm()
-    keys = [_key(session, installation, vllm, each) for each in questions]
-    files = [cache_folder() / "checks" / f"{key}.json" for key in keys]
+    files = [_answer_file(session, installation, vllm, each) for each in questions]
     kept = [json_mapping(file) if question.commands else {} for file, question in zip(files, questions, strict=True)]
     answers = [
         Answer([Finding(**each) for each in old["findings"]], old["samples"]) if old else Answer() for old in kept
@@ -144,7 +136,6 @@ def dataset_infos(spec: RunSpec, folders: Sequence[Path]) -> dict[str, dict[str,
 
 
 def _datasets(spec: RunSpec) -> list[tuple[str, str]]:
-    """The datasets of a training, and their names in dataset_info.json."""
     return [*((name, name) for name in spec.datasets), *spec.eval_names.items()]
 
 
@@ -180,8 +171,7 @@ def _uses_torchrun(spec: RunSpec) -> bool | None:
     return len([each for each in devices if str(each).strip() not in ("", "-1")]) > 1
 
 
-def _key(session: Session, installation: Installation, vllm: Installation | None, question: _Question) -> str:
-    """A hash of what the answer depends on."""
+def _answer_file(session: Session, installation: Installation, vllm: Installation | None, question: _Question) -> Path:
     spec, files = question.spec, sorted(SCRIPTS.glob("*.py"))
     with contextlib.suppress(OrchestratorError):  # what is wrong with it, check says
         for name, _ in _datasets(spec):
@@ -194,7 +184,8 @@ def _key(session: Session, installation: Installation, vllm: Installation | None
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
     programs = [__version__, str(installation.cli), str(installation.package), installation.versions]
     asked = [question.commands, question.environment, question.torchrun]
-    return sha256_json([*asked, stamps, programs, vllm and vllm.versions])
+    key = sha256_json([*asked, stamps, programs, vllm and vllm.versions])
+    return cache_folder() / "checks" / f"{key}.json"
 
 
 def _ask(
@@ -261,7 +252,6 @@ def _finding(problem: Mapping[str, Any], installation: Installation) -> Finding:
 
 
 def _place(section: str, argument: str) -> str:
-    """Where a spec has an argument of llamafactory-cli."""
     place = RESERVED_ARGUMENTS.get(argument)
     if isinstance(place, tuple):
         return ".".join(filter(None, place))
@@ -289,14 +279,12 @@ def _data_findings(spec: RunSpec, samples: Mapping[str, Sample]) -> list[Finding
 
 
 def _first_of(problems: Sequence[Mapping[str, Any]]) -> str:
-    """The first problem, with its record and how many others there are."""
     first, others = problems[0], len(problems) - 1
     record = "" if first["record"] is None else f"record {first['record']}: "
     return escape_controls(f"{record}{first['message']}" + (f" (and {others} more)" if others else ""))
 
 
 def _vllm_findings(vllm: Installation, question: _Question) -> list[Finding]:
-    """What the parser of `vllm serve` says to the spec's arguments."""
     model, given = question.spec.model, question.commands.get("vllm")
     if model is None or given is None:
         return []

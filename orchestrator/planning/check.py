@@ -122,7 +122,6 @@ def _comet(spec: RunSpec, root: Path) -> list[Finding]:
 
 
 def _vllm(spec: RunSpec) -> list[Finding]:
-    """Whether vLLM is there and can serve what is trained."""
     if not spec.benchmark or spec.serve.backend != "vllm":
         return []
     findings: list[Finding] = []

@@ -13,11 +13,7 @@ from llamafactory.hparams import get_infer_args
 from llamafactory.model import load_tokenizer
 from transformers import AutoTokenizer
 
-TEXTS = [
-    "Translate.\nIt's 5 o'clock: a \"quoted\" word, {braces}, 20 % \\ more.",
-    " Zwei Männer – 两个人 😀 ",
-    "Yes.",
-]
+TEXTS = ["Translate.\nIt's 5 o'clock: a \"quoted\" word, {braces}, 20 % \\ more.", " Zwei Männer – 两个人 😀 ", "Yes."]
 SYSTEM = {"role": "system", "content": "You translate.\nBriefly."}
 
 
