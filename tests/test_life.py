@@ -113,15 +113,9 @@ def test_the_supervisor_has_the_key_and_the_archives_and_no_file_or_command_line
 def test_logs_prints_all_that_was_written_or_its_end_and_names_what_there_is(toy):
     log = toy.only_run() / "logs" / "train.log"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\n 1%\r 50%\r100%\nthree\nlast")
-    complete, end, server, unknown, hostile = toy.run_together(
-        [
-            ("logs", "toy", "--file", "train"),
-            ("logs", "toy", "-n", "2", "--file", "train"),
-            ("logs", "toy", "--file", "base-captions_en_de-test"),
-            ("logs", "toy", "--file", "trian"),
-            ("logs", "toy", "--file", "../../toy.yaml"),
-        ]
-    )
+    files = ["train", "base-captions_en_de-test", "trian", "../../toy.yaml"]
+    words = [("logs", "toy", "--file", "train", "-n", "2"), *(("logs", "toy", "--file", name) for name in files)]
+    end, complete, server, unknown, hostile = toy.run_together(words)
     assert complete.out == "one\n\\x1b[31mtwo\\x1b[0m\n100%\nthree\nlast\n"
     assert end.out == "three\nlast\n" and server.out.startswith("fake api of")
     assert unknown.code == 2 and "did you mean 'train'?; it has: train, base-" in unknown.err

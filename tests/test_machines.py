@@ -33,12 +33,9 @@ def test_which_machine_this_is(compute, environment, rank, name):
     assert (machine.rank, machine.name, machine.rendezvous) == (rank, name, "127.0.0.1:29500")
 
 
-@pytest.mark.parametrize("compute", [{}, {"nnodes": 1}, {"nproc_per_node": 4}])
-def test_one_machine_is_none_of_several(compute):
-    assert this_machine(ComputeSpec(**compute), {"NODE_RANK": "1", "NNODES": "2"}) is None
-
-
-def test_the_ranks_of_a_machine_follow_from_its_own():
+def test_the_ranks_of_a_machine_follow_from_its_own_and_one_machine_is_none_of_several():
+    for alone in ({}, {"nnodes": 1}, {"nproc_per_node": 4}):
+        assert this_machine(ComputeSpec(**alone), {"NODE_RANK": "1", "NNODES": "2"}) is None
     compute = ComputeSpec(**{**MEETING, "nproc_per_node": 8, "node_rank": 1})
     assert own_ranks(compute, this_machine(compute, {})) == range(8, 16)
     assert own_ranks(compute, None) is None

@@ -86,9 +86,9 @@ def recorded(
     return {int(label.removeprefix("checkpoint-")) for label in best_and_last(run)}
 
 
-def four(run: RunDir, **state: object) -> None:
+def four(run: RunDir) -> None:
     for step in (100, 200, 300, 400):
-        checkpoint(run, step, **state)
+        checkpoint(run, step)
 
 
 def test_the_last_that_can_be_resumed_is_kept_or_else_the_last_with_complete_weights(run):

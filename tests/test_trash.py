@@ -34,9 +34,8 @@ def held(workspace: Workspace) -> list[str]:
     return [path.name for path in in_trash(workspace, ID)]
 
 
-def moved(workspace: Workspace, run: RunDir, **changes: bool) -> Moved:
-    (found,) = remove(workspace, [run], **{"with_record": False, **changes})
-    return found
+def moved(workspace: Workspace, run: RunDir, *, with_record: bool = False, dry_run: bool = False) -> Moved:
+    return remove(workspace, [run], with_record=with_record, dry_run=dry_run)[0]
 
 
 # rm and back
@@ -101,11 +100,11 @@ def test_of_a_stranger_s_trash_only_parts_of_a_run_are_put_back_or_deleted(works
     assert empty(workspace) == [] and (workspace.trash / ID / name).is_dir()
 
 
-def refused(workspace: Workspace, run: RunDir, match: str, *others: RunDir, **changes: bool) -> None:
+def refused(workspace: Workspace, run: RunDir, match: str, *others: RunDir, with_record: bool = False) -> None:
     before = tree(workspace.root)
     with pytest.raises(PrerequisiteError, match=match):
-        remove(workspace, [*others, run], **{"with_record": False, **changes})
-    if not changes:
+        remove(workspace, [*others, run], with_record=with_record)
+    if not with_record:
         with pytest.raises(PrerequisiteError, match=match):
             take_checkpoints(workspace, run, keep_last=1)
     assert tree(workspace.root) == before and not workspace.trash.exists()

@@ -82,16 +82,14 @@ def test_a_run_is_found_by_id_by_name_by_folder_and_as_the_latest(word, found, w
     ("word", "hint"),
     [
         ("tou", "; did you mean 'toy'?"),
-        ("en-de", "; did you mean 'en-de-2'?"),
         ("othr-20261101-101501", "; did you mean 'other-20261101-101501'?"),
         *((word, "") for word in ("zzzz", "", "x" * 5000, "a\0b", "toy-20261124")),
     ],
 )
 def test_what_is_no_run_is_refused_with_a_suggestion(word, hint, workspace):
     made(workspace, *IDS)
-    with pytest.raises(SpecError, match=rf"^no run {re.escape(repr(word))} in ") as error:
+    with pytest.raises(SpecError, match=rf"^no run {re.escape(repr(word))} in .*{re.escape(hint)}$"):
         workspace.find_run(word)
-    assert hint in str(error.value)
 
 
 def test_a_group_is_found_by_id_and_name_and_is_no_run(workspace):
