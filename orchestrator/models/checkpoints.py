@@ -42,10 +42,7 @@ class Inspected:
 
 
 def inspect(folder: Path, *, ranks: range | None = None) -> Inspected:
-    """Look at a checkpoint-N; `ranks`: of several machines, the processes on this one, whose random states it has.
-
-    Raises SpecError: the folder's name is another one.
-    """
+    """Look at a checkpoint-N, with the random states of `ranks` (None: all); SpecError where it has another name."""
     match = CHECKPOINT_LABEL.fullmatch(folder.name)
     if match is None:
         raise SpecError(f"{folder} is no checkpoint: its name would be checkpoint-N")

@@ -30,12 +30,11 @@ def weights_sha256(folder: Path) -> str:
 def model_sha256(folder: Path) -> str:
     """Hash of all in a model's or an adapter's folder that decides answers: weights, configuration, tokenizer, code.
 
-    An adapter's configuration counts without its base model's path, and without the order of target_modules, which
-    LLaMA-Factory makes from a set. PrerequisiteError as file_sha256.
+    An adapter's configuration counts without its base model's path. PrerequisiteError as file_sha256.
     """
     parts = {"weights": weights_sha256(folder)}
     if config := json_mapping(folder / "adapter_config.json"):
-        modules = config.get("target_modules")
+        modules = config.get("target_modules")  # LLaMA-Factory makes the list from a set, in any order
         config["target_modules"] = sorted(map(str, modules)) if isinstance(modules, list) else modules
         return sha256_json({**parts, "adapter_config.json": {**config, "base_model_name_or_path": None}})
     paths = [folder / name for name in _SETTINGS] + sorted((*folder.glob("*.py"), *folder.glob("*.tiktoken")))

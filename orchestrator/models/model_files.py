@@ -19,10 +19,7 @@ _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.
 
 
 def locate_model(name_or_path: str, root: Path, revision: str | None = None) -> Path | None:
-    """The folder of a model or adapter, relative to `root`, or of a hub id in the local cache, where None: not there.
-
-    SpecError where it is neither a folder nor a hub id.
-    """
+    """The folder of a path below `root`, or of a hub id in the local cache (None: not there); SpecError: neither."""
     try:
         path = root / expanded(name_or_path)
         if path.is_dir():

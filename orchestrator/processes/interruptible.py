@@ -24,14 +24,12 @@ class _Signalled(Interrupted):
 
 
 def raise_interrupted(*numbers: int) -> None:
-    """Have these signals raise Interrupted in the main thread.
-
-    Python drops what is raised in a destructor or a weak reference's callback: the signal is sent again there.
-    """
+    """Have these signals raise Interrupted in the main thread."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise _Signalled(number)
 
+    # Python drops what is raised in a destructor or a weak reference's callback
     def send_again(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
         if not isinstance(error, _Signalled):

@@ -141,10 +141,7 @@ def run_short(
     argv: Sequence[str], *, timeout_s: float = 30, input_text: str = "",
     environment: Mapping[str, str] | None = None, errors: str = "replace",
 ) -> str:  # fmt: skip
-    """Run a program that answers at once, with `environment` beside ours; its stdout, decoded from UTF-8 by `errors`.
-
-    Raises PrerequisiteError: it is not there; StageError: it fails or takes too long.
-    """
+    """A program's stdout, decoded from UTF-8 by `errors`; PrerequisiteError: it is not there; StageError: it fails."""
     env = {**os.environ, **(environment or {})}
     try:
         done = subprocess.run(list(argv), env=env, input=input_text.encode(), capture_output=True, timeout=timeout_s)

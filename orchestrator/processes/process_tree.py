@@ -101,11 +101,8 @@ def terminate(
 
 
 def terminate_run(find: Callable[[], Sequence[psutil.Process]], grace_s: float) -> None:
-    """End what the owner of a run left running, and wait until it is gone.
-
-    Where a watcher does that already it is given the time: a trainer that gets SIGTERM twice may die as it saves.
-    """
-    left = find()
+    """End what the owner of a run left running, and wait until it is gone."""
+    left = find()  # a watcher ends it already, and a trainer that gets SIGTERM twice may die as it saves
     if any("orchestrator.processes.watch" in command_line(process) for process in left):
         wait_until_gone(left, grace_s)
     wait_until_gone(terminate(find, grace_s))

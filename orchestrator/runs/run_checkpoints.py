@@ -71,10 +71,8 @@ def resume_problems(spec_then: RunSpec, spec_now: RunSpec, then: Facts, now: Fac
 
 
 def best_and_last(run: RunDir) -> set[str]:
-    """The labels of the checkpoints that a clean-up has to keep; PrerequisiteError where the record is damaged.
-
-    The newest complete one (or the newest with complete weights), the best by trainer_state.json and by each metric of
-    each of our own benchmarks, and the chosen one.
+    """The labels that a clean-up keeps: of the newest complete checkpoint (or else the newest with complete weights),
+    the best by trainer_state.json and by each metric of each benchmark, and the chosen one.
     """
     found = usable_checkpoints(run)
     last = [each.label for each in found if each.complete]

@@ -18,7 +18,7 @@ from orchestrator.text import duration
 def current(run: RunDir) -> RunRecord:
     """A run's record with its status now: `interrupted` where its owner is gone, `queued` where its Slurm job waits.
 
-    Where that cannot be known the written status holds. Raises PrerequisiteError: there is no record, or it is damaged.
+    Where that cannot be known the written status holds. PrerequisiteError as RunRecord.load.
     """
     record = RunRecord.load(run)
     if not record.is_active():

@@ -35,10 +35,7 @@ class Moved:
 
 
 def remove(workspace: Workspace, runs: Sequence[RunDir], *, with_record: bool, dry_run: bool = False) -> list[Moved]:
-    """Move runs to the trash: what is large (weights, data, logs), or with_record the entire run folder.
-
-    Raises PrerequisiteError: a run is in use, or is no folder of this workspace, or the trash has that of it already.
-    """
+    """Move what is large of runs (weights, data, logs), or with_record all; PrerequisiteError where one is in use."""
     for run in runs:  # all are checked before one is moved
         _refuse_if_in_use(workspace, run, damaged_too=with_record)
     return [_take(workspace, run, ["."] if with_record else _parts(run), dry_run) for run in runs]
@@ -54,10 +51,7 @@ def take_checkpoints(workspace: Workspace, run: RunDir, *, keep_last: int, dry_r
 
 
 def restore(workspace: Workspace, word: str, *, dry_run: bool = False) -> Moved:
-    """Put back all that the trash holds of a run.
-
-    Raises SpecError: that is nothing; PrerequisiteError: the run is in use, or has something of that name again.
-    """
+    """Put back what the trash holds of a run; SpecError: nothing; PrerequisiteError: it is in use, or has it again."""
     run = _trashed(workspace, word)
     if os.path.lexists(run.path):
         _refuse_if_in_use(workspace, run, damaged_too=True)
