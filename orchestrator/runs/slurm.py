@@ -64,7 +64,7 @@ class JobState:
 
 
 def job_state(job: str, uid: int, *, max_age_s: float = MAX_AGE_S) -> JobState | None:
-    """The state of a job, at most max_age_s old; one that Slurm has forgotten has ended. None: Slurm does not answer."""
+    """The state of a job, at most max_age_s old; one that Slurm forgot has ended. None: Slurm does not answer."""
     for age in (max_age_s, 1.0):  # it may have been submitted since
         asked_at, jobs = _answers.get(uid, (-math.inf, None))
         if time.monotonic() - asked_at > age:
