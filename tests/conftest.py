@@ -14,7 +14,7 @@ from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 from tests.fake_llamafactory import install
-from tests.imported_once import Imported, imported
+from tests.imported_once import Imported
 from tests.runs_on_disk import new_workspace
 from tests.workshop import PATIENT_S, Done, Workshop, new_workshop, real_environment
 
@@ -93,8 +93,9 @@ def arguments(installation: Installation) -> dict[str, Argument]:
 @pytest.fixture(scope="session")
 def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
     """The Python of the real LLaMA-Factory, with it imported, for whatever asks it something."""
-    with imported(_installed().python, tmp_path_factory.mktemp("imported")) as made:
-        yield made
+    made = Imported(_installed().python, tmp_path_factory.mktemp("imported"))
+    yield made
+    made.end()
 
 
 @pytest.fixture(scope="session")

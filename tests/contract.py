@@ -1,14 +1,11 @@
-"""What a user of the command line sees, kept as text: the same commands before and after a change, and what differs.
+"""What a user of the command line sees, kept as text: record it before and after a change, and compare by diff -ru.
 
 The commands are those of contract_cases.yaml, run with a stand-in for llamafactory-cli. Nothing is imported from the
 package: it is run as `python -m orchestrator`, with this file's checkout first on PYTHONPATH.
 
-    python -m tests.contract record DIR [--only CHAPTER,...] [--jobs 2]
-    python -m tests.contract diff OLD NEW [--brief]
+    python -m tests.contract DIR [CHAPTER...]
 """
 
-import argparse
-import difflib
 import json
 import os
 import re
@@ -114,18 +111,6 @@ def shape(value: Any, key: str = "") -> set[str]:
         return {line for inner in value for line in shape(inner, f"{key}[]")}
     kind = "null" if value is None else type(value).__name__
     return {f"{key}: {kind} = {value!r}" if key.rpartition(".")[2] in KEPT else f"{key}: {kind}"}
-
-
-def leaves(value: Any, key: str = "") -> list[str]:
-    """Keys with their values, a line each."""
-    if isinstance(value, dict) and value:
-        return [line for name in value for line in leaves(value[name], f"{key}.{name}" if key else str(name))]
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        return [line for number, each in enumerate(value) for line in leaves(each, f"{key}[{number}]")]
-    return [f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}"]
-
-
-# Recording
 
 
 @dataclass
@@ -269,9 +254,7 @@ class Chapter:
             text = (folder / name).read_text("utf-8", "replace")
             if name in ("record.json", "curve.json", "group.json", "notes.json") or name.endswith("scores.json"):
                 lines = sorted(shape(json.loads(text))) if text.rstrip().endswith("}") else ["damaged"]
-            elif name.endswith(("spec.yaml", "benchmark.yaml")):
-                lines = leaves(yaml.safe_load(text))
-            elif Path(name).name in ("train.yaml", "api.yaml", "export.yaml", "dataset_info.json", "command.txt"):
+            elif name.endswith((".yaml", "dataset_info.json", "command.txt")):
                 lines = text.splitlines()
             else:
                 continue
@@ -294,72 +277,18 @@ class Chapter:
                 process.kill()
 
 
-def record(target: Path, only: list[str], jobs: int) -> None:
+def record(target: Path, only: list[str]) -> None:
     cases = yaml.safe_load(CASES.read_text("utf-8"))
     target.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="contract-", ignore_cleanup_errors=True) as folder:
         names = [name for name in cases["chapters"] if name in only or not only]
         chapters = [Chapter(name, cases, target / name, Path(folder, name)) for name in names]
         for chapter in chapters:
             shutil.rmtree(chapter.out, ignore_errors=True)
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(2) as pool:
             counts = list(pool.map(Chapter.record, chapters))
-    print(f"{sum(counts)} commands in {len(counts)} chapters, {time.monotonic() - began:.0f} s: {target}")
-
-
-# Comparing
-
-
-def sections(text: str) -> dict[str, str]:
-    head, *rest = re.split(r"^=== ", text, flags=re.MULTILINE)
-    return {"head": head, **{part.partition("\n")[0]: part.partition("\n")[2] for part in rest}}
-
-
-def diff(old: Path, new: Path, *, brief: bool) -> int:
-    """Print what differs, exit codes first; the number of cases that do."""
-    there, here = ({str(p.relative_to(at)): p.read_text("utf-8") for p in at.rglob("*.txt")} for at in (old, new))
-    both = sorted(there.keys() & here.keys())
-    kinds: dict[str, list[str]] = {"exit code": [], "files": [], "text": []}
-    for name in both:
-        before, after = sections(there[name]), sections(here[name])
-        if before != after:
-            of_code, of_files = (before.get(part) != after.get(part) for part in ("head", "files"))
-            kinds["exit code" if of_code else "files" if of_files else "text"].append(name)
-    alone = {
-        f"only in {where}": sorted(a.keys() - b.keys()) for where, a, b in ((old, there, here), (new, here, there))
-    }
-    for where, names in alone.items():
-        for name in names:
-            print(f"{where}: {name}")
-    for kind, names in kinds.items():
-        for name in names:
-            print(f"--- other {kind}: {name}")
-            if not brief:
-                pair = (there[name].splitlines(), here[name].splitlines())
-                print("\n".join([*difflib.unified_diff(*pair, lineterm="", n=2)][2:]) + "\n")
-    counts = {**{f"with other {kind}": names for kind, names in kinds.items()}, **alone}
-    print(f"{len(both)} cases in both; " + ", ".join(f"{len(names)} {what}" for what, names in counts.items()))
-    return sum(map(len, counts.values()))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    recording = commands.add_parser("record")
-    recording.add_argument("target", type=Path)
-    recording.add_argument("--only", default="", help="names of chapters, with commas between them")
-    recording.add_argument("--jobs", type=int, default=2)
-    comparing = commands.add_parser("diff")
-    comparing.add_argument("old", type=Path)
-    comparing.add_argument("new", type=Path)
-    comparing.add_argument("--brief", action="store_true", help="names alone")
-    given = parser.parse_args()
-    if given.command == "record":
-        record(given.target, [name for name in given.only.split(",") if name], given.jobs)
-    else:
-        sys.exit(bool(diff(given.old, given.new, brief=given.brief)))
+    print(f"{sum(counts)} commands in {len(counts)} chapters: {target}")
 
 
 if __name__ == "__main__":
-    main()
+    record(Path(sys.argv[1]), sys.argv[2:])

@@ -15,10 +15,6 @@ FAKE_HOLD   the step after which it waits until it is told to stop, or until the
 FAKE_TORN_S seconds that some lines of the log stand there by half
 FAKE_API    dies | never (is ready) | late-death (after two answers) | hangs (gives no answer)
             | 500 | 401 | other (lists another model)
-FAKE_API_DIES   the adapter whose server dies
-FAKE_ANSWER_S   seconds that an answer takes
-FAKE_KNOWS  a file of sentences with their translations, tab-separated, and after a colon the percentage of them that
-            an adapter knows after each step: FILE:20,50,90,91,91
 FAKE_EXPORT dies | truncated | hangs
 """
 
@@ -139,7 +135,7 @@ def train(arguments: dict) -> None:
     _checkpoint(output, arguments, seed, losses, total)
     if mode == "unsaved":
         os.kill(os.getpid(), signal.SIGKILL)
-    _save(output, arguments, seed, losses, total)
+    _save(output, arguments, seed, losses)
     # As transformers: the losses since the resume over all steps.
     results = {"train_loss": sum(losses[began:]) / max(step, 1), "train_runtime": 1.5}
     (output / "train_results.json").write_text(json.dumps({**results, "num_input_tokens_seen": 100 * step}))
@@ -166,7 +162,7 @@ def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: i
     folder = output / f"checkpoint-{len(losses)}"
     folder.mkdir(exist_ok=True)
     (folder / "checkpoint-is-incomplete.txt").write_text("in progress")
-    _save(folder, arguments, seed, losses, total)
+    _save(folder, arguments, seed, losses)
     if torn:
         os.kill(os.getpid(), signal.SIGKILL)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
@@ -174,11 +170,6 @@ def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: i
             archive.writestr("archive/data.pkl", "x")
     (folder / "trainer_state.json").write_text(json.dumps(_state(losses, total)))
     (folder / "checkpoint-is-incomplete.txt").unlink()
-
-
-def _save(folder: Path, arguments: dict, seed: int, losses: list, total: int) -> None:
-    """Weights that depend on every step that led to them."""
-    _weights(folder, arguments, seed + zlib.crc32(json.dumps(losses).encode()))
 
 
 def _append(log, line: str, torn_s: float = 0) -> None:
@@ -192,7 +183,8 @@ def _append(log, line: str, torn_s: float = 0) -> None:
     log.flush()
 
 
-def _weights(folder: Path, arguments: dict, seed: int) -> None:
+def _save(folder: Path, arguments: dict, seed: int, losses: list) -> None:
+    """Weights that depend on every step that led to them."""
     from tests.model_folders import adapter_folder, model_folder
 
     kind = {"lora": adapter_folder, "full": model_folder}[arguments["finetuning_type"]]
@@ -203,6 +195,7 @@ def _weights(folder: Path, arguments: dict, seed: int) -> None:
     made.rmdir()
     weights = next(folder.glob("*.safetensors"))
     content = weights.read_bytes()
+    seed += zlib.crc32(json.dumps(losses).encode())
     weights.write_bytes(content[:-4] + (seed % 2**32).to_bytes(4, "little"))
     if kind is adapter_folder:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -229,27 +222,15 @@ def api(arguments: dict) -> None:
     mode = os.environ.get("FAKE_API", "")
     assert not {"do_train", "output_dir", "dataset"} & set(arguments), "training arguments are refused"
     assert Path(arguments["model_name_or_path"], "config.json").is_file()
-    if mode == "dies" or os.environ.get("FAKE_API_DIES") == arguments.get("adapter_name_or_path", ""):
+    if mode == "dies":
         sys.exit(OUT_OF_MEMORY)
     if mode == "never":
         signal.pause()
     server = ThreadingHTTPServer((os.environ["API_HOST"], int(os.environ["API_PORT"])), _Handler)
     server.daemon_threads = True
     server.mode, server.answered, server.sent, server.lock = mode, 0, 0, threading.Lock()
-    server.known = _known(arguments)
     server.adapted = "adapter_name_or_path" in arguments
     server.serve_forever(poll_interval=0.05)
-
-
-def _known(arguments: dict) -> dict[str, str]:
-    """What the adapter that is served has learned."""
-    file, _, shares = os.environ.get("FAKE_KNOWS", "").rpartition(":")
-    if not file or "adapter_name_or_path" not in arguments:
-        return {}
-    step = json.loads(Path(arguments["adapter_name_or_path"], "trainer_state.json").read_text())["global_step"]
-    share = int(shares.split(",")[step - 1])
-    pairs = [line.split("\t") for line in Path(file).read_text("utf-8").splitlines()]
-    return {source: target for source, target in pairs if zlib.crc32(source.encode()) % 100 < share}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -277,14 +258,12 @@ class _Handler(BaseHTTPRequestHandler):
         if mode == "hangs":
             print("asked", flush=True)
             signal.sigwait([signal.SIGUSR1])
-        time.sleep(float(os.environ.get("FAKE_ANSWER_S", "0")))
         if mode == "500":
             return self._send(b"Internal Server Error", 500, "text/plain")
         if mode == "401":
             return self._json({"detail": "Invalid API key."}, 401)
-        said = body["messages"][-1]["content"]
-        text = said.rpartition("\n")[2] if self.server.adapted else said.rpartition("\n")[2].upper()
-        text = self.server.known.get(text, text)
+        text = body["messages"][-1]["content"].rpartition("\n")[2]
+        text = text if self.server.adapted else text.upper()
         if body.get("stream"):
             return self._stream(f"({len(body['messages'])}) {text}")
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -185,16 +185,6 @@ class Imported:
     def end(self) -> None:
         if self._server is not None:
             self._server.end()
-
-
-@contextmanager
-def imported(python: Path, folder: Path) -> Iterator[Imported]:
-    """Started with the first question, ended with the block."""
-    made = Imported(python, folder)
-    try:
-        yield made
-    finally:
-        made.end()
 
 
 # The other side: the server, in the Python that it forks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.slurm_cluster import Cluster, cluster, missing
-from tests.workshop import Done, Workshop, new_workshop, wait_for
+from tests.workshop import Done, Workshop, new_workshop, training_at_step, wait_for
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no Slurm: {missing()}")
 JOB: dict[str, Any] = {"slurm": {"time": 30, "partition": "all"}}
@@ -49,14 +49,6 @@ def ended(shop: Workshop, status: str = "done") -> dict[str, Any]:
     return record
 
 
-def at_step(shop: Workshop, step: int) -> None:
-    def come() -> bool:
-        logs = list(shop.runs.glob("*/output/trainer_log.jsonl"))
-        return bool(logs) and logs[0].read_text("utf-8").count("\n") >= step
-
-    wait_for(come, f"step {step}")
-
-
 def test_a_launch_submits_a_job_that_carries_the_run_out(shop, slurm, launched):
     done = launch(shop)
     assert done.code == 0, done.err
@@ -73,7 +65,7 @@ def test_a_launch_submits_a_job_that_carries_the_run_out(shop, slurm, launched):
 @slow
 def test_stop_has_the_job_save_a_checkpoint_and_nothing_is_queued_again(shop, slurm):
     assert launch(shop, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
-    at_step(shop, 5)
+    wait_for(training_at_step(shop, 5), "step 5")
     assert shown(shop) == "running"
     run, job = shop.only_run(), shop.record()["job"]["id"]
     assert f"Slurm job {job}" in shop.run("show", "toy").out
@@ -143,7 +135,7 @@ def test_a_preempted_job_is_queued_again_by_slurm_and_goes_on_from_its_checkpoin
     go = shop.root.parent / "go"
     held = {"FAKE_HOLD": "12", "FAKE_GO": str(go)}
     assert launch(shop, compute=alone, train=SLOW, benchmark=None, env=held).code == 0
-    at_step(shop, 12)
+    wait_for(training_at_step(shop, 12), "step 12")
     job = shop.record()["job"]["id"]
     words = ("sbatch", "--parsable", "--partition=urgent", "--nodelist=node2", "--exclusive", "--output=/dev/null")
     urgent = slurm.ask(*words, "--wrap=sleep 2").strip()
@@ -188,7 +180,7 @@ def test_what_slurm_does_not_take_fails_with_its_words(shop):
 def test_a_training_on_two_nodes_is_started_on_each_and_stopped_on_each(shop, slurm):
     two = {"slurm": {"nodes": 2, "time": 10, "cpus_per_task": 2}, "env": {"OMP_NUM_THREADS": "1"}}
     assert launch(shop, compute=two, train=SLOW, benchmark=None, env={"FAKE_HOLD": "5"}).code == 0
-    at_step(shop, 5)
+    wait_for(training_at_step(shop, 5), "step 5")
     wait_for(lambda: len(shop.calls("train")) == 2, "both nodes")
     assert shop.run("stop", "toy").code == 0
     assert shop.record()["status"] == "stopped" and shop.left_over() == []

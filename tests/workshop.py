@@ -81,14 +81,13 @@ class Command:
         else:
             os.kill(self.popen.pid, number)
 
-    def finish(self, timeout_s: float | None = None) -> Done:
-        timeout_s = timeout_s or self.deadline_s
+    def finish(self) -> Done:
         try:
-            code = self.popen.wait(timeout_s)
+            code = self.popen.wait(self.deadline_s)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             self.popen.wait()
-            raise AssertionError(f"{self.args} did not end within {timeout_s} s: {self.out} {self.err}") from None
+            raise AssertionError(f"{self.args} did not end in {self.deadline_s} s: {self.out} {self.err}") from None
         return Done(self.args, code, self.out, self.err)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
@@ -111,9 +110,6 @@ class Terminal:
     master: int
     screen: str = ""
     seen: int = 0
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
 
     def until(self, text: str) -> None:
         """Read until a text appears behind what was waited for before."""
@@ -199,14 +195,14 @@ class Workshop:
     ) -> Command:  # fmt: skip
         """Start a command; `fresh`: by Python as a user does it, imports and all, as with the real LLaMA-Factory.
 
-        A variable that is Python's own has the command started afresh too.
+        So is one with a variable that Python reads at its start, or sacrebleu as it is imported.
         """
         words = tuple(map(str, args))
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
         out, err = (logs / f"{uuid.uuid4().hex}.{kind}" for kind in ("out", "err"))
-        fresh = fresh or self.cli is None or any(map(_read_at_the_start, environment))
-        start = self._start_afresh if fresh else imported_once.start
+        fresh = fresh or self.cli is None or any(each.startswith(("PYTHON", "SACREBLEU")) for each in environment)
+        start = _start_afresh if fresh else imported_once.start
         with out.open("wb") as out_file, err.open("wb") as err_file, Path(os.devnull).open("rb") as nothing:
             first = nothing if stdin is None else stdin
             streams = [each if isinstance(each, int) else each.fileno() for each in (first, out_file, err_file)]
@@ -214,25 +210,13 @@ class Workshop:
         self.started.append(popen)
         return Command(words, popen, out, err, self.deadline_s)
 
-    def _start_afresh(
-        self, words: Iterable[str], cwd: Path, env: Mapping[str, str], streams: Iterable[int]
-    ) -> "subprocess.Popen[bytes]":
-        stdin, stdout, stderr = streams
-        argv = [sys.executable, "-m", "orchestrator", *words]
-        streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-        return subprocess.Popen(argv, cwd=cwd, env=env, start_new_session=True, **streams)
-
     @contextmanager
     def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
         """A command on a terminal of its own, which hangs up at the end of the block."""
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *map(str, args)],
-            cwd=self.root, env=self.full_environment({"TERM": "xterm", **environment}),
-            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
+        env = self.full_environment({"TERM": "xterm", **environment})
+        popen = _start_afresh(map(str, args), self.root, env, [slave] * 3, lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
         terminal = Terminal(popen, master)
         try:
@@ -246,8 +230,8 @@ class Workshop:
         under_way = [self.start(*words, **keywords) for words in commands]
         return [command.finish() for command in under_way]
 
-    def run(self, *args: str | Path, timeout_s: float | None = None, **keywords: Any) -> Done:
-        return self.start(*args, **keywords).finish(timeout_s)
+    def run(self, *args: str | Path, **keywords: Any) -> Done:
+        return self.start(*args, **keywords).finish()
 
     def full_environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         ours = ("ORCHESTRATOR_", "OPENAI_", "FAKE_", "HF_", "API_")
@@ -347,9 +331,13 @@ def new_workshop(
     return Workshop(root, cli, environment or {})
 
 
-def _read_at_the_start(variable: str) -> bool:
-    """By Python, or by sacrebleu as it is imported."""
-    return variable.startswith("PYTHON") or variable == "SACREBLEU"
+def _start_afresh(
+    words: Iterable[str], cwd: Path, env: Mapping[str, str], streams: Iterable[int], before: Any = None
+) -> "subprocess.Popen[bytes]":
+    argv, (stdin, out, err) = [sys.executable, "-m", "orchestrator", *words], streams
+    return subprocess.Popen(
+        argv, cwd=cwd, env=env, stdin=stdin, stdout=out, stderr=err, start_new_session=True, preexec_fn=before
+    )
 
 
 def told_to_stop(processes: Iterable[psutil.Process], tell: Callable[[], Any]) -> None:
@@ -391,9 +379,8 @@ def loss_curve(run: Path) -> list[tuple[int, float]]:
     return sorted({event["current_steps"]: event["loss"] for event in events if "loss" in event}.items())
 
 
-def assert_none_left(workshop: Workshop, timeout_s: float = DEADLINE_S) -> None:
+def assert_none_left(workshop: Workshop) -> None:
     """No process of ours is there, or it goes in a moment."""
-    deadline = time.monotonic() + timeout_s
-    while workshop.processes() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    with suppress(AssertionError):  # the next one says what is there
+        wait_for(lambda: not workshop.processes(), "their end")
     assert workshop.left_over() == []
