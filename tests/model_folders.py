@@ -1,8 +1,11 @@
 """Small model and adapter folders, written byte by byte."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from orchestrator.upstream.installation import Installation
 
 MODULES = ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 SHAPE = (4, 6)
@@ -54,3 +57,49 @@ def adapter_folder(folder: Path, inputs: int = SHAPE[1], outputs: int = SHAPE[0]
     tensors = {f"{name}.lora_A.weight": (2, inputs), f"{name}.lora_B.weight": (outputs, 2)}
     safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
+
+
+TEMPLATES = '''
+class ReasoningTemplate(Template):
+    pass
+
+class Quick(ReasoningTemplate):
+    pass
+
+def register_template(name, **rest):
+    r"""An example: register_template(name="custom")"""
+
+register_template(name="plain")
+register_template(name="thinker", template_class=ReasoningTemplate)
+register_template(name="quick", template_class=Quick)
+if True:
+    register_template(name="hidden")
+'''
+MODELS = """
+def register_model_group(models, template=None, multimodal=False):
+    for name in models:
+        if template is not None and (any(mark in name for mark in ("-Chat", "-Talk")) or multimodal):
+            DEFAULT_TEMPLATE[name] = template
+
+register_model_group(
+    models={
+        "One-Base": {DownloadSource.DEFAULT: "Owner/One", DownloadSource.MODELSCOPE: "Other/Uno"},
+        "One-Chat": {DownloadSource.DEFAULT: "Owner/One-it"},
+        "One.5-Talk": {DownloadSource.DEFAULT: "Owner/One.5-it"},
+        "Tiny": {DownloadSource.DEFAULT: "Owner/Tiny"},
+    },
+    template="plain",
+)
+register_model_group(models={"Eye": {DownloadSource.DEFAULT: "Owner/Eye"}}, template="thinker", multimodal=True)
+register_model_group(models={"Two-Chat": {DownloadSource.DEFAULT: "Else/One"}}, template="quick")
+register_model_group(models={"Three-Chat": {DownloadSource.DEFAULT: "Owner/Three"}})
+"""
+
+
+def llamafactory_sources(root: Path) -> Installation:
+    """A LLaMA-Factory that has three templates, some models and no other source."""
+    package = root / "site" / "llamafactory"
+    for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    return Installation(root / "llamafactory-cli", Path(sys.executable), package, {})

@@ -22,7 +22,6 @@ def argument(kinds: str, choices: tuple[Any, ...] | None = None, optional: bool 
 
 
 def declared(installation: Installation) -> dict[str, dict[str, Any]]:
-    """What declared_arguments.py prints in LLaMA-Factory's Python, of its 0.9.5."""
     have = {name: installation.versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the file is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
@@ -77,7 +76,6 @@ def write(path: Path, text: str) -> None:
 
 
 def test_a_class_overrides_its_bases_and_transformers_has_one_of_the_same_name(toy: Installation) -> None:
-    """The class over its bases, the left base over the right one; ClassVar and init=False are no arguments."""
     assert toy.package is not None
     model = (
         "class A:\n    x: int = 1\n    y: int = 1\n    z: int = 1\n"
@@ -106,7 +104,6 @@ def test_a_source_that_cannot_be_read_is_named(toy: Installation) -> None:
 
 
 def test_a_misspelt_name_gets_the_nearest_of_the_command(arguments: dict[str, Argument]) -> None:
-    """Names that only the place itself knows count too; names of another command don't."""
     assert "'cutoff_len'" in str(argument_problem("cutof_len", 1, "train", arguments))
     assert "learning_rate" not in str(argument_problem("learnin_rate", 1, "api", arguments))
     assert "'start_timeout_s'" in str(argument_problem("start_timeout", 1, "api", arguments, {"start_timeout_s": 0}))
@@ -119,27 +116,18 @@ def test_a_training_argument_is_refused_by_the_server(arguments: dict[str, Argum
 
 
 @pytest.mark.parametrize(
-    ("kinds", "value"),
-    [
-        ("int", 3),
-        ("int", 1e5),  # typed() makes an int of it
-        ("float", 3),
-        ("float", 1e-4),
-        ("bool", False),
-        ("str", "no"),
-        ("list", [1, "a"]),
-        ("dict str", {"a": 1}),
-        ("", object()),
-        ("", None),
-    ],
-)
-def test_values_of_the_declared_type_pass(kinds: str, value: object) -> None:
-    assert argument_problem("x", value, "train", argument(kinds)) is None
-
-
-@pytest.mark.parametrize(
     ("kinds", "value", "expected"),
     [
+        ("int", 3, None),
+        ("int", 1e5, None),  # typed() makes an int of it
+        ("float", 3, None),
+        ("float", 1e-4, None),
+        ("bool", False, None),
+        ("str", "no", None),
+        ("list", [1, "a"], None),
+        ("dict str", {"a": 1}, None),
+        ("", object(), None),
+        ("", None, None),
         ("bool", 1, "expected true or false, got 1"),
         ("bool", "false", "expected true or false, got 'false'"),
         ("int", True, "expected an integer, got true"),
@@ -153,7 +141,7 @@ def test_values_of_the_declared_type_pass(kinds: str, value: object) -> None:
         ("float", None, "expected a number, got null"),
     ],
 )
-def test_values_of_another_type_are_refused_with_what_is_expected(kinds: str, value: object, expected: str) -> None:
+def test_values_of_another_type_are_refused_with_what_is_expected(kinds, value, expected):
     """LLaMA-Factory keeps a text that should be a number, and fails in the middle of training."""
     assert argument_problem("x", value, "train", argument(kinds)) == expected
     assert argument_problem("x", None, "train", argument(kinds, optional=True)) is None

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_folders import llamafactory_sources
 
 from orchestrator.specs.spec import ModelSpec
 from orchestrator.upstream.chat_templates import (
@@ -16,53 +17,10 @@ from orchestrator.upstream.chat_templates import (
 )
 from orchestrator.upstream.installation import VARIABLE, Installation, find_installation
 
-TEMPLATES = '''
-class ReasoningTemplate(Template):
-    pass
-
-class Quick(ReasoningTemplate):
-    pass
-
-def register_template(name, **rest):
-    r"""An example: register_template(name="custom")"""
-
-register_template(name="plain")
-register_template(name="thinker", template_class=ReasoningTemplate)
-register_template(name="quick", template_class=Quick)
-if True:
-    register_template(name="hidden")
-'''
-MODELS = """
-def register_model_group(models, template=None, multimodal=False):
-    for name in models:
-        if template is not None and (any(mark in name for mark in ("-Chat", "-Talk")) or multimodal):
-            DEFAULT_TEMPLATE[name] = template
-
-register_model_group(
-    models={
-        "One-Base": {DownloadSource.DEFAULT: "Owner/One", DownloadSource.MODELSCOPE: "Other/Uno"},
-        "One-Chat": {DownloadSource.DEFAULT: "Owner/One-it"},
-        "One.5-Talk": {DownloadSource.DEFAULT: "Owner/One.5-it"},
-    },
-    template="plain",
-)
-register_model_group(models={"Eye": {DownloadSource.DEFAULT: "Owner/Eye"}}, template="thinker", multimodal=True)
-register_model_group(models={"Two-Chat": {DownloadSource.DEFAULT: "Else/One"}}, template="quick")
-register_model_group(models={"Three-Chat": {DownloadSource.DEFAULT: "Owner/Three"}})
-"""
-
-
-def installation(root: Path) -> Installation:
-    package = root / "llamafactory"
-    for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text)
-    return Installation(root / "llamafactory-cli", Path(sys.executable), package, {})
-
 
 @pytest.fixture
 def templates(tmp_path: Path) -> ChatTemplates:
-    return read_templates(installation(tmp_path))
+    return read_templates(llamafactory_sources(tmp_path))
 
 
 def model(root: Path, name: str, **config: object) -> Path:
@@ -117,7 +75,7 @@ def test_a_folder_is_known_by_its_name_or_by_its_configuration(folder, config, t
 
 
 def test_only_a_template_that_is_left_out_is_found(tmp_path):
-    found = installation(tmp_path)
+    found = llamafactory_sources(tmp_path)
     folder = str(model(tmp_path, "One-it"))
     given, reason = resolve_template(ModelSpec(name_or_path=folder), tmp_path, found)
     assert (given.template, reason) == ("plain", "LLaMA-Factory lists One-it with plain")

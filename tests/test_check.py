@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import adapter_folder, model_folder
+from model_folders import adapter_folder, llamafactory_sources, model_folder
 
 from orchestrator.data.datasets import ArchiveStore
 from orchestrator.errors import Finding, PrerequisiteError, SpecError, raise_on_errors
@@ -17,19 +17,6 @@ from orchestrator.specs.render import Renderer
 from orchestrator.specs.spec import RunSpec
 from orchestrator.upstream.installation import Installation
 from tests import fake_vllm
-
-TEMPLATES = """
-register_template(name="qwen")
-register_template(name="thinker", template_class=ReasoningTemplate)
-register_template(name="qwen_thinks", template_class=ReasoningTemplate)
-"""
-MODELS = """
-def register_model_group(models, template=None):
-    any(mark in name for mark in ("-Chat",))
-register_model_group(models={"Tiny-Chat": {"hf": "Owner/Tiny-it"}}, template="qwen")
-register_model_group(models={"Tiny": {"hf": "Owner/Tiny"}}, template="qwen")
-register_model_group(models={"Deep-Chat": {"hf": "Owner/Deep"}}, template="qwen_thinks")
-"""
 
 
 @pytest.fixture
@@ -44,20 +31,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def installation(root: Path, **versions: str) -> Installation:
-    """A LLaMA-Factory that has three templates, three models and no other source."""
-    package = root / "site" / "llamafactory"
-    for name, text in (("data/template.py", TEMPLATES), ("extras/constants.py", MODELS)):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text)
-    return Installation(root / "llamafactory-cli", Path(sys.executable), package, versions)
-
-
 def run_spec(**sections: Any) -> RunSpec:
     """A training on the CPU with one benchmark, both of which pass."""
     usual = {
         "name": "x",
-        "model": {"name_or_path": "models/tiny", "template": "qwen"},
+        "model": {"name_or_path": "models/tiny", "template": "plain"},
         "dataset": "captions_en_de",
         "train": {"use_cpu": True},
         "benchmark": [{"testset": "captions_en_de", "max_samples": 3}],
@@ -67,7 +45,7 @@ def run_spec(**sections: Any) -> RunSpec:
 
 def findings(root: Path, found=None, **sections: Any) -> list[Finding]:
     archives = ArchiveStore(None, root / "cache")
-    found = found or installation(root)
+    found = found or llamafactory_sources(root)
     return check(Session(Workspace(root), found, Renderer(), archives, [root / "dataset_info"]), run_spec(**sections))
 
 
@@ -76,7 +54,7 @@ def only(root: Path, found=None, **sections: Any) -> Finding:
     return finding
 
 
-MODEL = {"name_or_path": "models/tiny", "template": "qwen"}
+MODEL = {"name_or_path": "models/tiny", "template": "plain"}
 
 
 def test_a_run_that_can_start_has_no_findings(root):
@@ -89,7 +67,7 @@ def test_everything_is_found_at_once(root):
     """The spec's faults decide the exit code."""
     found = findings(
         root,
-        model={"name_or_path": "./gone", "template": "qwn"},
+        model={"name_or_path": "./gone", "template": "plan"},
         dataset="ty",
         benchmark=[{"testset": "captions_en_de", "split": "tst"}],
     )
@@ -118,10 +96,10 @@ MEETING = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": 29500, "node_
 # What a spec says otherwise, and the one finding of it: severity, kind, field, words of its message or remedy.
 ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
     "unknown dataset": ({"dataset": "captions"}, "error", "spec", "dataset", ("mean 'captions_en_de'",)),
-    "unknown template": ({"model": {**MODEL, "template": "qwn"}}, "error", "spec", "model.template",
-                         ("among its 3; did you mean 'qwen'",)),
-    "template left out": ({"model": {"name_or_path": "models/Tiny-it"}}, "warning", "spec", "model.template",
-                          ("lists Tiny-it with qwen", "write template: qwen")),
+    "unknown template": ({"model": {**MODEL, "template": "plan"}}, "error", "spec", "model.template",
+                         ("among its 3; did you mean 'plain'",)),
+    "template left out": ({"model": {"name_or_path": "models/One-it"}}, "warning", "spec", "model.template",
+                          ("lists One-it with plain", "write template: plain")),
     "base model": ({"model": {"name_or_path": "models/tiny"}}, "warning", "spec", "model.template", BASE),
     "base model, null": ({"model": {**MODEL, "template": None}}, "warning", "spec", "model.template", BASE),
     "a model that thinks": ({"model": {**MODEL, "template": "thinker"}}, "warning", "spec", "model.enable_thinking",
@@ -149,7 +127,7 @@ ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
 @pytest.mark.parametrize(("sections", "severity", "kind", "field", "words"), ONE.values(), ids=ONE)
 def test_what_is_wrong_is_found_at_its_place(sections, severity, kind, field, words, root, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
-    model_folder(root / "models" / "Tiny-it")
+    model_folder(root / "models" / "One-it")
     finding = only(root, **sections)
     assert (finding.severity, finding.kind, finding.field) == (severity, kind, field)
     assert [word for word in words if word not in f"{finding.message} {finding.remedy}"] == []
@@ -209,7 +187,7 @@ def test_a_model_that_is_not_known_goes_by_its_own_chat_template(root):
     assert finding.severity == "warning" and "lists tiny as a base model" in finding.message
     assert "the tokenizer's own chat template" in finding.message
     assert findings(root, model={"name_or_path": "models/tiny", "template": None}) == []  # on purpose
-    found = findings(root, model={"name_or_path": "Owner/Deep"})
+    found = findings(root, model={"name_or_path": "Owner/Eye"})
     assert [each.field for each in found] == ["model.name_or_path", "model.template", "model.enable_thinking"]
     _, warning = findings(root, model={"name_or_path": "a/b"})
     assert "lists no model b" in warning.message and "or where it has none" in warning.message
