@@ -18,16 +18,12 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import SlurmSpec
 from orchestrator.specs.render import (
-    Checkpoint,
     Renderer,
-    api_arguments,
     command_words,
-    export_arguments,
     spec_yaml,
-    train_arguments,
     train_environment,
 )
-from orchestrator.specs.spec import ExportSpec, ModelSpec, RunSpec, ServeSpec
+from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,27 +151,6 @@ def test_the_launcher_s_variables_stand_before_the_command():
     assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
 
 
-# Which arguments
-
-
-def test_training_server_and_export_get_the_same_model():
-    model = ModelSpec(
-        name_or_path="m", template="qwen", adapter_name_or_path="a", default_system="s", enable_thinking=False,
-        trust_remote_code=True, revision="r",
-    )  # fmt: skip
-    shared = {
-        "model_name_or_path": "m", "template": "qwen", "adapter_name_or_path": "a", "default_system": "s",
-        "enable_thinking": False, "trust_remote_code": True, "model_revision": "r",
-    }  # fmt: skip
-    checkpoint = Checkpoint("x", model)
-    served = api_arguments(checkpoint, ServeSpec(vllm_maxlen=10, vllm_config=None))
-    assert served == {**shared, "infer_backend": "huggingface", "vllm_maxlen": 10, "vllm_config": None}
-    exported = export_arguments(checkpoint, ExportSpec(export_size=2, export_dir="elsewhere"), Path("/x y"))
-    assert exported == {**shared, "export_size": 2, "export_dir": "/x y"}
-    spec = RunSpec(name="toy", model=model, dataset="d", train={})
-    assert shared.items() <= train_arguments(spec, checkpoint).items()
-
-
 # Templates of a workspace
 
 
@@ -261,12 +236,8 @@ def test_the_script_has_what_the_spec_has():
         "--job-name=toy", "--output=/work space/50%%/run/logs/supervisor.log",
     ]  # fmt: skip
     assert "runs=( '/work space/50%/run' )" in text and "supervise --workspace '/a b' \"$run\" >>" in text
-
-
-def test_runs_of_a_group_are_tasks_of_an_array():
-    text = script(SlurmSpec(requeue=False), [Path("/a"), Path("/b c")])
-    assert "runs=( /a '/b c' )" in text
-    assert {"--array=0-1", "--no-requeue"} <= {*options(text)}
+    text = script(SlurmSpec(requeue=False), [Path("/a"), Path("/b c")])  # the runs of a group are tasks of an array
+    assert "runs=( /a '/b c' )" in text and {"--array=0-1", "--no-requeue"} <= {*options(text)}
 
 
 def test_a_site_s_own_script_has_to_carry_out_the_run(tmp_path):
