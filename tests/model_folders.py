@@ -1,6 +1,7 @@
 """Small model and adapter folders, written byte by byte."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,9 @@ def safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], fill: bytes 
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in tensors.items():
-        size_bytes = 4
-        for length in shape:
-            size_bytes *= length
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, position + size_bytes]}
-        position += size_bytes
+        end = position + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + fill * position)
     return path

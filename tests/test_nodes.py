@@ -132,11 +132,8 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
 
 
 def test_however_two_processes_were_broken_off_and_wherever_they_ran_they_come_to_the_same_end(stopped, killed):
-    """To the bit: what a resume changed would be different after another number of steps. gloo adds up two gradients
-    in one order, on one machine as on two.
-
-    The loss logged of the step that a stop was at is left out: where one rank saves a moment before the other, it is
-    mixed with another sum that is gathered for the checkpoint (transformers' store_flos).
+    """To the bit, but for the loss logged at the stop: where one rank saves a moment before the other, it is mixed with
+    another sum that is gathered for the checkpoint (transformers' store_flos).
     """
     workshop, done = stopped
     assert done["resumed"].code == 0, done["resumed"].err

@@ -81,7 +81,7 @@ def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, lock
         env = child_environment(cli, {**environment, RUN_ENV: str(run.path)})
         child = _run(run, record, argv, env, locks, machine, bar)
     found = [f"llamafactory-cli ended with status {child.poll()}"] if child.poll() != 0 else []
-    is_elsewhere = machine is not None and not machine.is_main and not (run.output / "train_results.json").is_file()
+    is_elsewhere = machine is not None and machine.rank != 0 and not (run.output / "train_results.json").is_file()
     if is_elsewhere and not found and child.log_holds("Saving JIT checkpoint at step"):  # nothing else tells here
         message = "the training was stopped from outside, before its last step"
         raise StageError(message, repro_command(run.path, argv, environment))
@@ -197,7 +197,7 @@ def _interrupted(run: RunDir, machine: Machine | None) -> Interrupted:
     if saved:
         remedy = f"orchestrator resume {run.id} continues it; orchestrator benchmark {run.id} takes it as it is"
         return Interrupted(f"the training was stopped; kept: {saved[-1]}", remedy)
-    if machine is not None and not machine.is_main:
+    if machine is not None and machine.rank != 0:
         message = f"the training was stopped here, on the machine that is {machine.name}; checkpoints are at rank 0"
         return Interrupted(message, "the others' parts end too: resume each with resume RUN --from checkpoint-N")
     message = "the training was stopped; it had not come to a checkpoint"

@@ -154,7 +154,7 @@ def _compute(spec: RunSpec, root: Path) -> list[Finding]:
 def _port(spec: RunSpec) -> list[Finding]:
     """Whether the server of the benchmarks can listen, before hours go into what it would serve."""
     machine = this_machine(spec.compute, os.environ)
-    if not spec.benchmark or spec.serve.port is None or not (machine is None or machine.is_main):
+    if not spec.benchmark or spec.serve.port is None or not (machine is None or machine.rank == 0):
         return []
     try:
         check_port(spec.serve.host, spec.serve.port)

@@ -35,16 +35,11 @@ _broken: set[str] = set()  # an nvidia-smi that failed is left alone: a training
 
 @dataclass(frozen=True)
 class Machine:
-    """One of several nodes that train together, each launched by hand with the same spec."""
+    """One of several nodes that train together, each launched by hand; rank 0 writes the results."""
 
     rank: int | None  # None: neither the spec nor NODE_RANK says it
     count: str
     rendezvous: str  # ADDRESS:PORT
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is surely the node with rank 0, whose main process writes the results."""
-        return self.rank == 0
 
     @property
     def name(self) -> str:
