@@ -3,10 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,41 +105,3 @@ def running(run: RunDir) -> None:
     lock_run(run)
     here = {"host": socket.gethostname(), "pid": os.getpid()}
     RunRecord.model_validate(record_json(run.id, status="running", ended_at=None, **here)).save(run)
-
-
-OWNER = """
-import os, sys
-from pathlib import Path
-from orchestrator.runs.owner import lock_run
-from orchestrator.runs.record import RunRecord
-from orchestrator.runs.rundir import RunDir
-from tests.runs_on_disk import running
-
-run = RunDir(Path(sys.argv[1]))
-if RunRecord.load(run).is_active():
-    lock_run(run)
-    RunRecord.load(run).update(run, pid=os.getpid())
-else:
-    running(run)
-print("owner", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def owned_by_another(run: RunDir) -> Iterator[Callable[[], object]]:
-    """Another process owns the run for the length of the block, or until it is ended by calling what this gives."""
-    root = Path(__file__).resolve().parent.parent
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root
-    ) as owner:
-        assert owner.stdout is not None and owner.stdout.readline() == b"owner\n"
-
-        def end() -> None:
-            owner.kill()
-            owner.wait(60)
-
-        try:
-            yield end
-        finally:
-            end()

@@ -122,7 +122,7 @@ def test_two_processes_that_are_stopped_leave_no_rank_and_a_whole_checkpoint(sto
     _, done = stopped
     assert done["launched"].code == 130 and "Traceback" not in done["launched"].err, done["launched"].err
     assert (done["said"].code, done["record"]["status"], done["record"]["benchmarks"]) == (0, "stopped", [])
-    assert done["newest"].complete, done["newest"].line()
+    assert done["newest"].complete, done["newest"].problems
     assert {"optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"} <= done["names"]
     assert done["faults"] == []
     assert done["newest"].step >= 12 and f"kept: {done['newest'].label}\n" in done["launched"].err

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +18,7 @@ from orchestrator.runs.record_parts import Attempt, BenchmarkSummary, DataFacts,
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.slurm import Job
 from orchestrator.runs.state import current, usage_lines
-from tests.runs_on_disk import on_path, owned_by_another, record_json
+from tests.runs_on_disk import on_path, record_json
 
 JOB = {"id": "12", "uid": 0, "submitted_at": now()}
 
@@ -32,13 +34,10 @@ def summary(name: str) -> BenchmarkSummary:
 
 
 FULL = {
-    "status": "done",
     "error": "it's \x1b a\nproblem 😀",
     "ended_at": now(),
-    "overrides": ["a=b=c"],
     "commands": {"train": ["a b", ""]},
     "facts": Facts(data=[DataFacts(dataset="d", split="train", pairs=1, sha256="x")]),
-    "training": Training(steps=1, total_steps=2, train_loss=1 / 3, logged_losses=[0.1, 1 / 3]),
     "benchmarks": [summary("a")],
 }
 
@@ -46,14 +45,14 @@ FULL = {
 @pytest.mark.parametrize("loss", [0.5, math.nan, math.inf, -math.inf])
 def test_what_is_saved_is_read_also_a_loss_that_is_no_number_in_json_that_all_can_read(loss, run):
     training = Training(steps=1, total_steps=1, train_loss=loss, logged_losses=[1.0, loss])
-    record = saved(run, **{**FULL, "training": training})
+    record = saved(run, status="done", training=training, **FULL)
     read = RunRecord.load(run)
     assert read.model_dump_json() == record.model_dump_json() and repr(read.training) == repr(training)
     json.loads(run.record.read_bytes(), parse_constant=pytest.fail)
 
 
 def test_fields_of_a_later_version_survive_an_update(run):
-    record = saved(run, **{**FULL, "status": "running"})
+    record = saved(run, status="running", **FULL)
     stored = json.loads(run.record.read_bytes())
     stored["later"] = {"a": [1]}
     stored["facts"]["later"] = stored["benchmarks"][0]["later"] = 1
@@ -140,15 +139,28 @@ def test_writers_at_the_same_time_lose_nothing(run):
     assert len(stored.benchmarks) == 32 and stored.benchmarks[-1].id == "a-3"
 
 
+OWNER = """
+import sys
+from pathlib import Path
+from orchestrator.runs.owner import lock_run
+from orchestrator.runs.rundir import RunDir
+owned = lock_run(RunDir(Path(sys.argv[1])))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_run_has_one_owner_and_reads_interrupted_once_that_is_killed(run):
     saved(run, status="running", attempts=[Attempt(started_at=now(), status="running", pid=1, host="x")])
     (run.path / ".record.json.x1y2").write_text('{"id": "of a writer that was ki')
-    with owned_by_another(run) as kill:
-        assert current(run).status == "running" and is_owned(run)
-        with pytest.raises(PrerequisiteError, match=r"is running: process \d+ owns it"):
-            acquire(run)
-        kill()
-        assert current(run).status == "interrupted" and not is_owned(run)
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdout is not None and owner.stdout.readline() == b"\n"
+    assert current(run).status == "running" and is_owned(run)
+    with pytest.raises(PrerequisiteError, match=r"is running: process \d+ owns it"):
+        acquire(run)
+    owner.kill()
+    owner.communicate()
+    assert current(run).status == "interrupted" and not is_owned(run)
     assert RunRecord.load(run).status == "running"  # reading writes nothing
     with acquire(run):
         with pytest.raises(PrerequisiteError):
