@@ -12,7 +12,7 @@ MODULES = ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layer
 SHAPE = (4, 6)
 
 
-def safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], fill: bytes = b"\0") -> Path:
+def safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> Path:
     """A whole file of F32 tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -21,7 +21,7 @@ def safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], fill: bytes 
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + fill * position)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(position))
     return path
 
 
@@ -47,13 +47,13 @@ def sharded_folder(folder: Path) -> Path:
     return folder
 
 
-def adapter_folder(folder: Path, inputs: int = SHAPE[1], outputs: int = SHAPE[0]) -> Path:
+def adapter_folder(folder: Path) -> Path:
     """A LoRA adapter of rank 2 for q_proj."""
     folder.mkdir(parents=True)
     config = {"base_model_name_or_path": "OWNER/BASE", "r": 2, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     name = f"base_model.model.{MODULES[1]}"
-    tensors = {f"{name}.lora_A.weight": (2, inputs), f"{name}.lora_B.weight": (outputs, 2)}
+    tensors = {f"{name}.lora_A.weight": (2, SHAPE[1]), f"{name}.lora_B.weight": (SHAPE[0], 2)}
     safetensors(folder / "adapter_model.safetensors", tensors)
     return folder
 
