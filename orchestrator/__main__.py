@@ -38,7 +38,6 @@ class _Escaping(logging.Formatter):
 
 
 def main() -> None:
-    """Run the command line."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, such as 2>&-: the exit code stays what it is
             setattr(sys, name, Path(os.devnull).open(mode))

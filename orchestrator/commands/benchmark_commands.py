@@ -142,7 +142,6 @@ def _metrics(names: str | None) -> list[str] | None:
 
 
 def _show(folders: list[Path], as_json: bool) -> None:
-    """The results of benchmarks of one run."""
     documents = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
     record = RunRecord.load(RunDir(folders[0].parent.parent))
     names = {folder.name for folder in folders}

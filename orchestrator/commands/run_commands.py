@@ -198,7 +198,6 @@ def _request(no_benchmark: bool, wait: bool, archives: Path | None) -> Request:
 
 
 def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: bool) -> None:
-    """Here, or in the background."""
     run = owned.run
     if not detach and plan.spec.compute.slurm is None:
         carry_out(session, owned, RunOptions(), plan)
@@ -236,7 +235,6 @@ def _say_under_way(name: str, doing: str) -> None:
 
 
 def _show_commands(session: Session, changes: list[list[str]], specs: list[RunSpec], as_json: bool) -> None:
-    """What each run would be started with."""
     files = [render_files(session, spec) for spec in specs]
     commands = [each.get("command.txt", each.get("api.yaml", "")) for each in files]
     pairs = list(zip(changes, commands, strict=True))

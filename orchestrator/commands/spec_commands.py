@@ -188,7 +188,6 @@ def show_command(
 
 
 def _say_remarks(findings: Sequence[Finding]) -> None:
-    """Warnings and notes; errors are raised."""
     for each in findings:
         if each.severity != "error":
             say(f"{each.severity}: {each.field}: {each.message}")

@@ -32,7 +32,6 @@ _MADE = ("tokenized_path", "cache_dir", "offload_folder", "logging_dir", "profil
 _ENVIRONMENT = RESERVED_ENV | dict.fromkeys(
     ("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS"), "an elastic training has no place in a spec"
 )
-_TEXTS = ("devices", "master_addr")
 _TOP = ("name", "dataset", "eval_dataset", "seed")
 _ORDER = ("name", "model", "dataset", "eval_dataset", "train", "serve", "export", "compute", "seed")
 _SECRET = "a secret by its name: export it yourself"
@@ -42,12 +41,9 @@ _SECRET = "a secret by its name: export it yourself"
 class Draft:
     """A training that was found to have run."""
 
-    arguments: dict[str, Any]
-    """Under LLaMA-Factory's names, in the order of the source."""
-    place: str
-    """Where they stand, for messages."""
-    bases: Sequence[Path] = (Path(),)
-    """The folders that relative paths may be relative to, the likeliest first."""
+    arguments: dict[str, Any]  # under LLaMA-Factory's names, in the order of the source
+    place: str  # where they stand, for messages
+    bases: Sequence[Path] = (Path(),)  # the folders that relative paths may be relative to, the likeliest first
     comments: dict[str, list[str]] = field(default_factory=dict)
     """Argument -> the comments on it, each as it is written, # and all; '' -> those at the end."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -59,18 +55,12 @@ class Imported:
     """A spec and what it needs, as texts."""
 
     spec: str
-    entries: dict[str, str]
-    """Name of a dataset -> the text of its entry, for those that dataset_info/ lacks."""
-    notes: list[str]
-    """What was not taken over, or not as it was, each with the reason."""
+    entries: dict[str, str]  # name of a dataset -> the text of its entry, for those that dataset_info/ lacks
+    notes: list[str]  # what was not taken over, or not as it was, each with the reason
 
 
 def import_draft(draft: Draft, name: str, *, workspace: Workspace, folders: Sequence[Path]) -> Imported:
-    """The spec of a draft, called `name`; `folders` have the entries of datasets.
-
-    Raises:
-        SpecError: it trains nothing, or cannot be written as a spec.
-    """
+    """The spec of a draft, called `name`; `folders` have the entries of datasets. SpecError where it trains nothing."""
     given = draft.arguments
     problem = None if given.get("model_name_or_path") else "names no model: model_name_or_path is missing"
     if given.get("do_train") is not True:
@@ -89,11 +79,7 @@ def name_of(words: Sequence[str], draft: Draft) -> str:
 
 
 def write_imported(imported: Imported, name: str, workspace: Workspace) -> tuple[Path, list[Path]]:
-    """Write runs/NAME.yaml and the entries; nothing that is there is overwritten.
-
-    Raises:
-        SpecError: one of the files already exists.
-    """
+    """Write runs/NAME.yaml and the entries; SpecError where one of the files is there already."""
     check_name(name)
     spec = workspace.runs / f"{name}.yaml"
     entries = {workspace.dataset_info / f"{each}.yaml": text for each, text in imported.entries.items()}
@@ -110,6 +96,7 @@ class _Import:
     def __init__(self, draft: Draft, workspace: Workspace, folders: Sequence[Path]) -> None:
         self.draft, self.workspace, self.folders = draft, workspace, folders
         self.notes = list(draft.notes)
+        self.looked_in = ", ".join(map(str, draft.bases[:3]))
         self.entries: dict[str, LlamaFactoryEntry] = {}
         self.media_dir: Path | None = None
         self.lines: dict[str, list[str]] = {"train": []}
@@ -167,21 +154,18 @@ class _Import:
         if key in _MADE:
             found = found or self.draft.bases[0] / value
         elif found is None and (key in ("deepspeed", "fsdp_config") or value.startswith(".")):
-            self.notes.append(f"{key}: {value!r} is not there, looked for from {self._looked_in()}")
+            self.notes.append(f"{key}: {value!r} is not there, looked for from {self.looked_in}")
         is_here = found == self.workspace.root / value and (is_model or key == "export_dir")
         return value if found is None or is_here else str(found)
-
-    def _looked_in(self) -> str:
-        return ", ".join(map(str, self.draft.bases[:3]))
 
     def _add_environment(self) -> None:
         kept = dict[str, str]()
         for name, value in self.draft.environment.items():
             place = _ENVIRONMENT.get(name)
             is_unknown = isinstance(value, Word) and bool(value.unknown)
-            is_open = is_unknown and place in (("compute", "devices"), ("compute", "master_addr"))
-            if isinstance(place, tuple) and place[0] == "compute" and not is_open:
-                is_number = place[1] not in _TEXTS and value.isdecimal() and value.isascii()
+            is_text = place in (("compute", "devices"), ("compute", "master_addr"))
+            if isinstance(place, tuple) and place[0] == "compute" and not (is_text and is_unknown):
+                is_number = not is_text and value.isdecimal() and value.isascii()
                 self._put(*place, int(value) if is_number else str(value))
             elif is_secret(name):
                 self.notes.append(f"not taken over: {name} ({_SECRET})")
@@ -198,7 +182,6 @@ class _Import:
             self._put("compute", "env", kept)
 
     def _dataset(self, name: str) -> str:
-        """The name of a dataset in dataset_info/, its entry made where there is none."""
         raw, folder = self._info(name)
         if raw is None:
             return name
@@ -218,7 +201,6 @@ class _Import:
         return free
 
     def _taken(self, name: str) -> object:
-        """The dataset that has a name already, or None."""
         is_there = any((folder / f"{name}.yaml").exists() for folder in self.folders)
         entry = self.entries.get(name) or (load_entry(name, self.folders).entry if is_there else None)
         return getattr(entry, "llamafactory", entry)
@@ -233,7 +215,7 @@ class _Import:
         value = (json_mapping(path) or {}).get(name) if path else None
         if path and isinstance(value, Mapping):
             return value, path.parent.absolute()
-        reason = f"{given}/dataset_info.json was not found from {self._looked_in()}; --cwd names the folder"
+        reason = f"{given}/dataset_info.json was not found from {self.looked_in}; --cwd names the folder"
         if path or self._taken(name) is None:
             self.notes.append(f"dataset {name} has no entry: {f'{path} does not have it' if path else reason}")
         return None, folder

@@ -56,17 +56,12 @@ class Invocation:
     """A command that starts LLaMA-Factory."""
 
     command: str
-    config: str | None
-    """The YAML or JSON file that stands first, as written; a Word may have parts that are not known."""
-    arguments: dict[str, Any]
-    """By name, in the type that LLaMA-Factory gives them; what does not fit its type is text."""
-    environment: dict[str, str]
-    """Variables of the command, and those that mean the same as its launcher's options."""
-    notes: list[str]
-    """What was on the command and has no place here, each with its reason."""
+    config: str | None  # the YAML or JSON file that stands first, as written; a Word may have parts that are not known
+    arguments: dict[str, Any]  # by name, in the type that LLaMA-Factory gives them; what does not fit its type is text
+    environment: dict[str, str]  # variables of the command, and those that mean the same as its launcher's options
+    notes: list[str]  # what was on the command and has no place here, each with its reason
     line: int
-    accelerate: tuple[str | None, list[str]] | None
-    """Of `accelerate launch` its --config_file and its other options."""
+    accelerate: tuple[str | None, list[str]] | None  # of `accelerate launch` its --config_file and its other options
 
 
 def read_invocations(
@@ -74,8 +69,7 @@ def read_invocations(
 ) -> list[Invocation]:
     """Those of a shell text's commands that start LLaMA-Factory, in order.
 
-    Raises:
-        SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
+    Raises SpecError: it is no shell text; LLaMA-Factory would not have started with the words of such a command.
     """
     found: list[Invocation] = []
     before = None
@@ -163,7 +157,6 @@ def _name(word: str) -> str:
 
 
 def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
-    """The --config_file of `accelerate launch`, and its other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config_file", "--config-file", nargs="?")
     given, rest = parser.parse_known_args(options)
@@ -171,7 +164,6 @@ def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
 
 
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
-    """Variables for the options of torchrun or deepspeed, and a note for what has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in (*_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include"):
         parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
@@ -202,7 +194,6 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
 def _parse(
     words: Sequence[str], arguments: Mapping[str, Argument], where: str
 ) -> tuple[str | None, dict[str, Any], list[str]]:
-    """What the words after `train` say: the file that they begin with, arguments, and notes."""
     is_flags = any(word.startswith("-") for word in words)
     is_config = bool(words) and words[0].endswith((".yaml", ".yml", ".json"))
     if is_config or (words and isinstance(words[0], Word) and words[0].unknown and not is_flags):
@@ -277,7 +268,6 @@ def _is_list(argument: Argument) -> bool:
 
 
 def _value(words: Sequence[str], argument: Argument | None) -> Any:
-    """Words in the argument's type, or as they are where they cannot be."""
     texts = list(map(str, words))
     if not texts or len(texts) > 1 or (argument is not None and _is_list(argument)):
         return texts or True

@@ -38,19 +38,16 @@ _CHANGES = frozenset({"read", "mapfile", "readarray", "getopts", "let", "unset"}
 class Command:
     """A simple command: a program and its words, quotes removed, variables put in."""
 
-    environment: dict[str, Word]
-    """Variables before the program, and those exported earlier in the text."""
+    environment: dict[str, Word]  # variables before the program, and those exported earlier in the text
     words: list[Word]
     line: int
-    defaults: list[str]
-    """Expansions so far whose default was taken: ${2:-0}."""
+    defaults: list[str]  # expansions so far whose default was taken: ${2:-0}
 
 
 def read_commands(text: str, place: str, folder: Path | None = None) -> list[Command]:
     """The simple commands of a command line or a script, which lies in `folder`, in the order in which they run.
 
-    Raises:
-        SpecError: it is no shell text, with `place`, line and column, or more than any sensible script.
+    Raises SpecError: it is no shell text, with `place`, line and column, or more than any sensible script.
     """
     if len(text) > MAX_CHARS:
         raise SpecError(f"{place} has more than {MAX_CHARS} characters, more than any sensible script")
@@ -183,7 +180,6 @@ class _Reader(WordReader):
         return words[0] in ("[", "test")
 
     def _assign(self, found: re.Match[str]) -> str:
-        """Read and do NAME=VALUE, NAME+=VALUE or NAME=(WORD ...)."""
         name, item, adds = found.groups()
         self.at = found.end()
         before = self.values.get(name, []) if adds else []

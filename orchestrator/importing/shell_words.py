@@ -72,8 +72,7 @@ class WordReader:
         self.text, self.place, self.folder = text, place, folder
         self.at = 0
         self.defaults: dict[str, None] = {}
-        self.values: Values = {}
-        """What the text has set, with marks: one text, or an array's items. Replaced, never changed."""
+        self.values: Values = {}  # one text each, or an array's items, with marks; replaced, never changed
         self.starts = [0, *(found.end() for found in re.finditer("\n", text))]
         self.work = 0
 
@@ -159,7 +158,6 @@ class WordReader:
         return os.path.normpath(f"{self.folder}{found[1] or ''}") if found else f"{mark}{raw}{mark}"
 
     def _parameter(self, raw: str, quoted: bool) -> str:
-        """What $NAME or ${NAME...} stands for, with marks."""
         found = _PARAMETER.fullmatch(raw)
         name, index, operator, quote, default = found.groups() if found else ("", None, None, "", "")
         value = self.values.get(name)
@@ -180,7 +178,6 @@ class WordReader:
 
 
 def _split(text: str) -> str:
-    """A text with BREAK for its blanks, but those of its unknown parts."""
     return _BLANK_OR_MARKED.sub(lambda each: each[1] or BREAK, text)
 
 

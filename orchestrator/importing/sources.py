@@ -61,8 +61,7 @@ def read_source(
     `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
     several commands of a script; accelerate's options are asked of the installation's accelerate.
 
-    Raises:
-        SpecError: it is none of these, or cannot be read.
+    Raises SpecError: it is none of these, or cannot be read.
     """
     if not "".join(words).strip():
         raise SpecError("there is nothing to import: the command is empty", _WAYS)
@@ -181,8 +180,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
 
     OmegaConf reads YAML 1.1, in which `no` is false, but 1e-5 a number; ${name} stands for another value.
 
-    Raises:
-        SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
+    Raises SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
     """
     read_yaml(path)  # its limits, and its errors with line and column
     from omegaconf import OmegaConf

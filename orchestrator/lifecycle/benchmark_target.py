@@ -34,10 +34,9 @@ log = logging.getLogger("orchestrator")
 def benchmark(
     session: Session, target: Target, items: Sequence[BenchmarkSpec], settings: ServeSpec, options: EvalOptions
 ) -> list[Path]:
-    """Benchmark a target; returns the benchmarks' folders. One that was cut short is continued.
+    """Benchmark a target, on the test sets of its spec where `items` is empty; returns the benchmarks' folders.
 
-    A run's benchmarks go into its own folder; any other target gets a run folder of its own, without training. Without
-    test sets in `items`, those of the run's spec are taken.
+    Those of a run go into its own folder, of others into a run folder without training. What was cut short continues.
     """
     if not items and target.spec is not None:
         items = target.spec.benchmark
@@ -46,9 +45,10 @@ def benchmark(
     trained_on = target.spec.datasets if target.spec else []
     items = [resolve_instruction(item, session.dataset_folders, trained_on) for item in items]
     model = target.checkpoint.model if target.checkpoint else None
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", target.name).lstrip("._-")[:64] or "target"
     compute = target.spec.compute if target.spec else ComputeSpec()
     compute = compute.model_copy(update={"slurm": None})  # asked for here, it is done here
-    spec = RunSpec(name=_as_name(target.name), model=model, serve=settings, benchmark=list(items), compute=compute)
+    spec = RunSpec(name=name, model=model, serve=settings, benchmark=list(items), compute=compute)
     plan = plan_run(session, spec)
     if target.run is None or target.checkpoint is None:
         own, request = RunOptions(exclusive=False, evaluation=options), Request()
@@ -117,7 +117,3 @@ def _export(
     record.add_command(run, "export", [str(installation.cli), "export", run.export_yaml.name])
     with lock(run.path / ".export.lock"):  # they share export.yaml
         return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
-
-
-def _as_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:64] or "target"

@@ -115,7 +115,6 @@ def names(processes: list[psutil.Process]) -> str:
 
 
 def _is_orphan(process: psutil.Process, run: RunDir) -> bool:
-    """Whether the run has no owner, and no living command of ours started the process."""
     with suppress(PrerequisiteError):  # the folder is gone, or its record is damaged: by its commands alone
         if is_owned(run) or current(run).is_active():
             return False

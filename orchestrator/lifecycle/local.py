@@ -30,8 +30,7 @@ from orchestrator.runs.state import pids
 from orchestrator.specs.spec import RunSpec
 
 POLL_S = 0.05
-SETTLE_S = 0.5
-"""For an owner to hear that it is to stop before its children are ended: it would take their end for a failure."""
+SETTLE_S = 0.5  # for an owner to hear that it is to stop before its children are ended: it would call that a failure
 OWNER_EXIT_S = 10  # for an owner to write its record once its children are gone
 STOP_GRACE_S = GRACE_S + OWNER_EXIT_S  # of `stop`: the owner's own, and that
 _KINDS: dict[int, type[OrchestratorError | Interrupted]] = {
@@ -54,10 +53,7 @@ def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str)
 def start_supervisor(
     session: Session, of: RunDir | GroupDir, owned: OwnedRun | None, death_signal: int | None = None
 ) -> Child:
-    """Start `supervise` for a run, which this process owns no longer then, or for a group (`owned` is None).
-
-    Without a death signal it outlives us.
-    """
+    """Start `supervise` for a run, which this process owns no longer then, or for a group (`owned` is None)."""
     locks = [] if owned is None else [owned.file]
     words = ["--workspace", str(session.workspace.root), *(f"--lock={file}" for file in locks)]
     env = {**os.environ, **({} if owned is None else {RUN_ENV: str(of.path)})}

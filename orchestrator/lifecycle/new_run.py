@@ -42,7 +42,6 @@ class RunOptions:
     exclusive: bool = True  # whether its devices are held, so that no other launch gets them
     job: str = ""  # the Slurm job that the process is; '': none
     evaluation: EvalOptions = field(default_factory=EvalOptions)
-    """Whether earlier answers are used, and whether a part is scored."""
 
 
 def new_run(

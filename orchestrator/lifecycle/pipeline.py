@@ -35,10 +35,9 @@ def launch(session: Session, plan: Plan, provenance: Provenance, request: Reques
 
 
 def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan | None = None) -> None:
-    """Do what is left to do of a run; stages that are complete are skipped. The ownership ends with it.
+    """Do what is left to do of a run, as the request in its record says. The ownership ends with it.
 
-    The run's record holds the request. `plan` is what its spec.yaml says, where that was just read. Raises
-    PrerequisiteError: another run holds its devices; or what it was made with has changed.
+    `plan`: of its spec.yaml. Raises PrerequisiteError: another run holds its devices; what it began with has changed.
     """
     run = owned.run
     with owned:

@@ -47,9 +47,8 @@ def plan_rerun(
 ) -> tuple[Plan, Provenance]:
     """What would run a past run's saved spec again; what differs now is logged.
 
-    Entries of datasets that only the past run's own workspace has are copied, without files that lie beside them; a
-    model stays there. A spec.yaml without a record has nothing to be compared with. Raises SpecError: the check;
-    PrerequisiteError: strict, and data or model differ. Nothing is copied then.
+    Entries of datasets that only the past run's own workspace has are copied, without files beside them; on an error
+    none. Raises SpecError: the check; PrerequisiteError: strict, and data or model differ.
     """
     file, folder = (past.spec, past.path) if isinstance(past, RunDir) else (past, past.resolve().parent)
     spec, old = session.load_spec(file), folder.parent.parent
@@ -91,10 +90,7 @@ def drift_from(
 
 
 def log_differences(past: RunDir, found: Sequence[Difference], *, strict: bool) -> None:
-    """Log each thing that differs, by its severity.
-
-    Raises PrerequisiteError: strict, and the data or the model are others.
-    """
+    """Log each thing that differs; PrerequisiteError where it is strict, and the data or the model are others."""
     for each in found:
         level = logging.INFO if each.severity == "note" else logging.WARNING
         log.log(level, "differs from %s (%s): %s", past.id, each.severity, each.line())
@@ -132,7 +128,6 @@ def compare_trainings(session: Session, past: RunDir, spec: RunSpec, record: Run
 
 
 def _old_models(spec: RunSpec, old: Path, new: Path) -> list[str]:
-    """KEY=VALUE for the model folders that the spec names relative to the old workspace."""
     overrides = []
     for key in ("name_or_path", "adapter_name_or_path"):
         given = getattr(spec.model, key, None)

@@ -42,8 +42,7 @@ def plan_resume(
 ) -> tuple[Plan, Request]:
     """What resuming a run, from the checkpoint of a label or the newest complete one, would do; nothing is changed.
 
-    Raises SpecError: nothing is left to do, or there is no checkpoint of that label; PrerequisiteError: something
-    carries the run out, or it could not continue as it began.
+    Raises SpecError: nothing is left, or no such label; PrerequisiteError: it has an owner, or cannot go on as begun.
     """
     record = current(run)
     if record.is_active():
@@ -135,10 +134,7 @@ def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, 
 
 
 def check_unchanged(run: RunDir, record: RunRecord, spec: RunSpec, now: Facts) -> list[str]:
-    """What changed since the run began, in lines.
-
-    Raises PrerequisiteError: something that would make another training of it.
-    """
+    """What changed since the run began, in lines; PrerequisiteError where it would make another training of it."""
     found = resume_problems(_spec_then(run, record, spec), spec, record.facts, now)
     if errors := [message for severity, message in found if severity == "error"]:
         raise PrerequisiteError(

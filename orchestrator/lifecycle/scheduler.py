@@ -41,10 +41,7 @@ _Started = tuple[Member, Child]
 
 
 def supervise(folder: Path, workspace: Path | None, lock: int | None) -> None:
-    """Carry a run or a group out, as its record says.
-
-    `lock` is the open file that the run's owner started this process with; None: a group, or a job of Slurm.
-    """
+    """Carry a run or a group out. `lock` is the open file that its owner passed on; None: a group, or a Slurm job."""
     if GroupDir(folder).file.is_file():
         run_group(Session.open(workspace), GroupDir(folder))
         return
@@ -80,8 +77,8 @@ def run_group(session: Session, folder: GroupDir) -> None:
     queue = [each for each in found if each.is_to_do() or is_owned(each.run)]
     if not queue:
         raise _nothing_left(folder, found)
-    if active := [each.run.id for each in queue if not each.is_to_do()]:
-        log.info("waiting for what is under way: %s", ", ".join(active))
+    if active := ", ".join(each.run.id for each in queue if not each.is_to_do()):
+        log.info("waiting for what is under way: %s", active)
     under_way: dict[str | None, _Started] = {}
     try:
         _run_queue(session, folder, group, queue, under_way)
@@ -180,7 +177,6 @@ def _begin(session: Session, group: Group, now: Member, owned: OwnedRun, slot: s
 
 
 def _stop(started: Sequence[_Started]) -> None:
-    """Stop what is under way, all at once: each run saves a checkpoint, and says so in its record."""
     if started:
         log.warning("stopping: what is under way saves a checkpoint first; Ctrl-C again ends it without")
     try:

@@ -1,7 +1,4 @@
-"""Runs as jobs of Slurm: submitted, signalled before their time limit, put back into the queue, stopped.
-
-Leaves sbatch.sh in the run folder.
-"""
+"""Runs as jobs of Slurm: submitted, signalled before their time limit, put back into the queue, stopped."""
 
 import logging
 import os
@@ -32,10 +29,9 @@ POLL_S = 0.5
 
 
 def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
-    """Submit runs as one job, several as the tasks of an array. This process owns the runs until then.
+    """Submit runs as one job, several as the tasks of an array; this process owns them until then.
 
-    `spec` is that of one of them: they all need the same of Slurm. Raises StageError: Slurm refuses it; the records
-    say `failed`.
+    `spec`: of one of them, they need the same of Slurm. Raises StageError: Slurm refuses it; the records say `failed`.
     """
     records = [(owned.run, RunRecord.load(owned.run)) for owned in runs]
     with defer_signals():  # a job that was submitted is in the record
@@ -89,10 +85,9 @@ def stop(run: RunDir, record: RunRecord, job: Job, grace_s: float) -> str:
 
 
 def requeue_or_reason(run: RunDir, record: RunRecord) -> str | None:
-    """What a job does that got SIGTERM, once the training is stopped, with its checkpoint.
+    """Put a job that got SIGTERM, and has saved a checkpoint, back into the queue where its time limit is near.
 
-    Where its time limit is near it goes back into the queue; what Slurm itself ends or preempts is left to it. None: it
-    is resumed later, as the record says; else why not: '' where a user stopped it.
+    None: it is resumed later, by Slurm itself where it preempts it. Else why not: '' where a user stopped it.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to those whom it puts back into the queue
     job = record.job

@@ -16,10 +16,9 @@ _AT_ONCE = 32
 
 
 def stop_run(run: RunDir, grace_s: float) -> list[str]:
-    """Stop a run; what came of it, in lines. It has the grace to stop by itself, then its processes get SIGKILL.
+    """Stop a run: after the grace its processes get SIGKILL; what came of it, in lines.
 
-    Raises PrerequisiteError: it runs on another host, or it is another user's; StageError: a process of it cannot be
-    ended, or Slurm does not answer.
+    Raises PrerequisiteError: another host's or user's; StageError: a process cannot be ended, or Slurm does not answer.
     """
     if _record_stopped(run, "before it had begun", only_planned=True):
         return [f"{run.id} is stopped: it had not begun"]
@@ -74,10 +73,7 @@ def assume_host_lost(run: RunDir) -> str:
 
 
 def _record_stopped(run: RunDir, why: str, *, only_planned: bool = False) -> bool:
-    """Write that a run was stopped, where nobody owns it and its record does not say how it ended; whether it was so.
-
-    One that is being begun, or resumed, just now is locked.
-    """
+    """Write that a run was stopped, where nobody owns it and its record does not say how it ended; whether so."""
     if (only_planned and RunRecord.load(run).status != "planned") or (owned := lock_run(run)) is None:
         return False
     with owned:

@@ -1,7 +1,4 @@
-"""A sweep: one spec at every point of some axes, each a plain run of its own, together a group.
-
-`--sweep KEY=A,B ...` -> the points' specs, all checked -> planned runs -> group.json.
-"""
+"""A sweep: one spec at every point of some axes, all checked first, each a plain run of its own, together a group."""
 
 import logging
 import shutil
@@ -35,8 +32,7 @@ class Sweep:
     axes: list[Axis]
     values: list[tuple[str, ...]]  # of each point, in the order of the axes
     overrides: list[list[str]]  # of each point, all of them
-    plans: list[Plan]
-    """Of each point; the texts of its datasets are left out, they would be held as often as there are points."""
+    plans: list[Plan]  # of each point, without the texts of its datasets: they would be held once for each
     devices: list[str] | None  # the devices that each take one run at a time
 
 
@@ -122,7 +118,6 @@ def make_group(session: Session, sweep: Sweep, request: Request) -> GroupDir:
 
 
 def _by_point(errors: dict[str, list[int]], labels: Sequence[str]) -> str:
-    """Each error once, with the label of the first point that has it."""
     blocks = []
     for text, numbers in errors.items():
         more = f", and {len(numbers) - 1} more points" if len(numbers) > 1 else ""

@@ -66,8 +66,7 @@ def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, lock
     cli, environment = session.llamafactory().cli, train_environment(spec)
     machine = this_machine(spec.compute, os.environ)
     if machine is not None:
-        if machine.rank is not None:
-            environment = {**environment, "NODE_RANK": str(machine.rank)}
+        environment |= {} if machine.rank is None else {"NODE_RANK": str(machine.rank)}
         log.info("this machine is %s; they meet at %s", machine.name, machine.rendezvous)
     prefix, variables = across_nodes(spec, run) if job else ([], {})
     argv, environment = [*prefix, str(cli), *_ARGV], environment | variables
@@ -129,7 +128,6 @@ def _run(
     run: RunDir, record: RunRecord, argv: list[str], env: dict[str, str], locks: Sequence[int],
     machine: Machine | None, bar: StepBar,
 ) -> Child:  # fmt: skip
-    """The child once it has ended, and nothing that it started is left."""
     child = None
     measured_at = -math.inf
     peak = PeakMemory()
@@ -167,8 +165,7 @@ def _run(
 class CheckpointWait:
     """Whether a training that is being stopped has saved its checkpoint, and writes nothing more.
 
-    Each process stops by its own clock: one that has left the step in which another waits for it never comes to its
-    end, and neither does one whose partner on another machine got no signal. Nothing is gained by waiting then.
+    Processes stop by their own clocks: one whose partner has left a step, or got no signal, never comes to its end.
     """
 
     def __init__(self, run: RunDir, quiet_s: float = QUIET_S) -> None:

@@ -64,10 +64,9 @@ def is_complete(run: RunDir, label: str | None = None) -> bool:
 
 
 def completed_training(run: RunDir, train: TrainSpec, label: str | None, *, resumed: bool) -> Training | None:
-    """The figures of a training that came to its end, whether or not its owner was there to see it; else None.
+    """The figures of a training that came to its end, else None. The last checkpoint becomes a result that is missing.
 
-    Where LLaMA-Factory was ended between its last step and its end, the last checkpoint becomes the result. Raises
-    SpecError: as is_complete; PrerequisiteError: the weights are in DeepSpeed's or FSDP's own files alone.
+    Raises SpecError: as is_complete; PrerequisiteError: its weights are in DeepSpeed's or FSDP's own files alone.
     """
     if not is_complete(run, label):
         return None
@@ -77,17 +76,13 @@ def completed_training(run: RunDir, train: TrainSpec, label: str | None, *, resu
 
 
 def _last_checkpoint(run: RunDir) -> Inspected | None:
-    """The checkpoint of the training's last step, if it was saved.
-
-    A training must not be resumed from it: transformers takes one more step before it looks at max_steps.
-    """
+    """The checkpoint of the last step, if it was saved: transformers, resumed from it, would take one step more."""
     newest = next((each for each in usable_checkpoints(run) if each.is_saved), None)
     state = json_mapping(newest.folder / "trainer_state.json") if newest is not None else None
     return newest if state is not None and _has_ended(state) else None
 
 
 def _take_weights(run: RunDir, last: Inspected, train: TrainSpec) -> None:
-    """Save what the last step left, as LLaMA-Factory would have."""
     state = json_mapping(last.folder / "trainer_state.json") or {}
     source, best = last.folder, state.get("best_model_checkpoint")
     if train.extra_arguments().get("load_best_model_at_end") and isinstance(best, str):
@@ -106,16 +101,13 @@ def _take_weights(run: RunDir, last: Inspected, train: TrainSpec) -> None:
 
 
 def _has_ended(state: Mapping[str, Any]) -> bool:
-    """Whether the last step was taken; after a SIGTERM a training ends in order, files, status 0 and all.
-
-    Or it stopped by itself: early_stopping_steps, as transformers' EarlyStoppingCallback keeps its count.
-    """
+    """Whether the last step was taken, or early_stopping_steps ended it: after SIGTERM too it ends with status 0."""
     step, last = state.get("global_step"), state.get("max_steps")
     if not isinstance(step, int) or not isinstance(last, int):
         return False
     if step >= last:
         return step == last
-    try:
+    try:  # as transformers keeps the count
         callback = state["stateful_callbacks"]["EarlyStoppingCallback"]
         patience, counter = callback["args"]["early_stopping_patience"], callback["attributes"]
         return bool(counter["early_stopping_patience_counter"] >= patience)
