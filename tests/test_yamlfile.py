@@ -54,7 +54,7 @@ def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
     ("content", "problem"),
     [
         (b"# nothing but a comment\n", "is empty"),
-        (b"- a\n- b\n", ":1:1: expected a mapping of fields, found a list"),
+        (b"- a\n- b\n", ":1:1: expected a mapping of fields"),
         (b"a: 1\nb: 2\na: 3\n", ':3:1: not valid YAML: found duplicate key "a"'),
         (b"a:\n\tb: 1\n", ":2:1: not valid YAML: found character '\\t' that cannot start any token"),
         (b"a: 1\n---\nb: 2\n", ":2:1: not valid YAML"),

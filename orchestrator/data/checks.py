@@ -1,7 +1,4 @@
-"""What our own process can tell about the datasets of a spec: entries, files, and test sentences that are trained on.
-
-What LLaMA-Factory makes of the records it is asked itself (upstream/scripts/datasets_probe.py).
-"""
+"""What our own process can tell about the datasets of a spec: entries, files, test sentences that are trained on."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice

@@ -161,10 +161,7 @@ def load_entry(name: str, folders: Sequence[Path]) -> Dataset | LlamaFactoryData
 
 
 def load_split(dataset: Dataset, split: str, archives: ArchiveStore) -> ParallelText:
-    """Read one split of a dataset, checked against the entry's checksums and number of pairs.
-
-    Raises SpecError: it is not as the entry says; PrerequisiteError: a file or an archive is another one or not there.
-    """
+    """One split, checked; SpecError: it is not as the entry says; PrerequisiteError: a file is another one, or none."""
     splits, known = dataset.entry.splits, dataset.entry.archives
     if split not in splits:
         what = f"{dataset.name} has no split {split!r}{did_you_mean(split, splits)}"
@@ -246,10 +243,7 @@ def read_text_file(path: Path) -> bytes:
 
 
 def read_members(path: Path, names: Sequence[str], max_bytes: int = MAX_BYTES) -> list[bytes]:
-    """The content of members of a tar archive, by name with or without './' before it. Nothing is written to disk.
-
-    Raises SpecError: it is damaged or no tar archive, or has no such member that is a plain file and not too large.
-    """
+    """Members of a tar archive, by name with or without ./; SpecError: it is damaged, or has no such small file."""
     contents = []
     try:
         with tarfile.open(path) as tar:

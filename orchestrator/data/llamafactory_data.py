@@ -1,7 +1,6 @@
 """Datasets in LLaMA-Factory's own format: their entries, the keys of its dataset_info.json, and their files.
 
-A key that is left out means what it means in get_dataset_list (llamafactory/data/parser.py, 0.9.5). Whether the records
-can be trained on, LLaMA-Factory is asked itself (upstream/scripts/datasets_probe.py).
+A key that is left out means what it means in get_dataset_list (llamafactory/data/parser.py, 0.9.5).
 """
 
 import csv
@@ -42,10 +41,9 @@ Tag = Literal["role_tag", "content_tag", "user_tag", "assistant_tag", "observati
 
 
 class DatasetInfo(Part):
-    """One value of LLaMA-Factory's dataset_info.json; the keys are explained in its data/README.md.
+    """One value of LLaMA-Factory's dataset_info.json (its data/README.md has the keys); paths as in an entry.
 
-    Paths are relative to the entry's folder, or absolute. Once any of columns (or of tags) is given, those left out are
-    none, not their defaults.
+    Once any of columns (or of tags) is given, those left out are none, not their defaults.
     """
 
     hf_hub_url: NonEmpty = ""
@@ -128,9 +126,9 @@ def validated(model: type[Model], source: YamlSource, parts: Sequence[type[BaseM
 
 
 def entry_from_info(name: str, raw: object, dataset_dir: Path) -> LlamaFactoryEntry:
-    """An entry of dataset_info/, paths absolute, from one value of the dataset_info.json in a folder.
+    """An entry, paths absolute, from one value of a folder's dataset_info.json; keys that nothing reads are left out.
 
-    Keys that LLaMA-Factory ignores are left out. SpecError: it has values that LLaMA-Factory would fail on.
+    SpecError: it has values that LLaMA-Factory would fail on.
     """
     file = dataset_dir / "dataset_info.json"
     if not isinstance(raw, Mapping):
@@ -184,10 +182,7 @@ def count_records(files: Sequence[Path]) -> int | None:
 
 
 def records(files: Sequence[Path]) -> Iterator[Any]:
-    """The records of some files, one by one.
-
-    Raises PrerequisiteError, with the reason: they are too large, of a type that is not read here, or damaged.
-    """
+    """The records of some files. PrerequisiteError: they are too large, of a type that is not read here, or damaged."""
     types = {file.suffix for file in files}
     if types - _READABLE:
         raise PrerequisiteError(f"its type is {', '.join(sorted(types))}")

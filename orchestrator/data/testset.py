@@ -111,10 +111,10 @@ def entry_of_files(
     target_lang: str | None = None,
     instruction: str | None = None,
 ) -> tuple[str, Path]:
-    """Make an entry in the cache of two parallel texts; returns its name, and its folder, which is like dataset_info/.
+    """Make an entry in the cache of two parallel texts: its name, and its folder, which is like dataset_info/.
 
-    A language that is not given is the file's ending (test.en), else that of `like`; so is the instruction. Raises
-    SpecError: one is missing, or they are no parallel UTF-8 texts; PrerequisiteError: one cannot be read.
+    What is not given is a language by the file's ending (test.en), else as in `like`. SpecError: something is not
+    known, or they are no parallel UTF-8 texts; PrerequisiteError: one cannot be read.
     """
     text = read_pairs([read_text_file(source), read_text_file(reference)], [str(source), str(reference)])
     if not text.sources:

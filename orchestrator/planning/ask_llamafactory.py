@@ -1,7 +1,6 @@
 """What the installed LLaMA-Factory says to a spec: its parser to the arguments, its loader to the first records.
 
-One start of its Python, some 8 s, answers for any number of specs. An answer without errors is kept in the cache folder
-for as long as arguments, data, tokenizer and installation are the same.
+A start of its Python takes some 8 s. An answer without errors is kept for as long as nothing changes that it is about.
 """
 
 import contextlib

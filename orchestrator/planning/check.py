@@ -1,7 +1,6 @@
-"""Everything about a run that shows within a second, before it starts and without a GPU.
+"""Everything about a run that shows within a second, without a GPU; archives that the data need are downloaded.
 
-What LLaMA-Factory itself says to it is ask_llamafactory's. Whether it fits into GPU memory is not known. Downloads
-archives that the data need, and nothing else.
+What LLaMA-Factory itself says to it is ask_llamafactory's. Whether it fits into GPU memory is not known.
 """
 
 import os

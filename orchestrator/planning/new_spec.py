@@ -15,9 +15,8 @@ from orchestrator.upstream.installation import Installation
 
 _SMALL, _LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 # What `new --from` takes, and its training stage; templates/new.yaml.j2 has the rest.
-KINDS = dict.fromkeys(("lora-sft", "full-sft", "freeze-sft", "qlora"), "sft") | {
-    k: k for k in ("dpo", "kto", "rm", "pt")
-}
+KINDS = dict.fromkeys(("lora-sft", "full-sft", "freeze-sft", "qlora"), "sft")
+KINDS |= {stage: stage for stage in ("dpo", "kto", "rm", "pt")}
 
 
 def check_name(name: str) -> None:
@@ -28,10 +27,7 @@ def check_name(name: str) -> None:
 
 
 def new_spec(session: Session, name: str, kind: str, model: str | None, dataset: str) -> str:
-    """The text of runs/NAME.yaml, for a kind of KINDS; model None: one that goes with the kind.
-
-    SpecError where the name, kind or dataset is none. Without LLaMA-Factory the chat template is not looked up.
-    """
+    """The text of runs/NAME.yaml; model None: one that goes with the kind. SpecError: no such name, kind or dataset."""
     check_name(name)
     if kind not in KINDS:
         raise SpecError(f"no kind {kind!r} to start from{did_you_mean(kind, KINDS)}", f"one of {', '.join(KINDS)}")

@@ -80,10 +80,7 @@ def raise_or_log(findings: Sequence[Finding]) -> None:
 
 
 def render_files(session: Session, spec: RunSpec, output_dir: str = "output") -> dict[str, str]:
-    """What LLaMA-Factory would be given, by file name: train.yaml, command.txt, and api.yaml where it serves.
-
-    Nothing where the spec asks a server that runs already.
-    """
+    """train.yaml, command.txt, and api.yaml where it serves, by name; none for a server that runs already."""
     if spec.model is None:
         return {}
     start = base_checkpoint(spec.model, session.workspace.root)

@@ -18,14 +18,7 @@ MINIMUMS: dict[str, dict[str, int]] = {
     "cutoff_len": {"minimum": 1},
     "num_train_epochs": {"exclusiveMinimum": 0},
 }
-_KIND_NAMES = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": "a list",
-    "dict": "a mapping",
-}
+_WORDS = dict(int="an integer", float="a number", bool="true or false", str="text", list="a list", dict="a mapping")
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def argument_problem(
         return f"unknown argument for the installed LLaMA-Factory{did_you_mean(key, [*also_known, *names])}"
     if command not in argument.commands:  # use_cache, say: transformers uses the name for something else
         return f"llamafactory-cli {command} does not take it, only {' and '.join(sorted(argument.commands))}"
-    kinds = " or ".join(_KIND_NAMES[kind] for kind in _KIND_NAMES if kind in argument.plain_kinds)
+    kinds = " or ".join(_WORDS[kind] for kind in _WORDS if kind in argument.plain_kinds)
     if value is None:
         return None if argument.optional or not argument.kinds else f"expected {kinds}, got null"
     if argument.choices is not None:

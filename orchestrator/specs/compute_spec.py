@@ -108,10 +108,7 @@ class ComputeSpec(BaseModel):
 
 
 def parse_slurm_time(text: str) -> int | None:
-    """A time as Slurm reads and writes it, in seconds; None where it is none.
-
-    '90' is minutes, '1:30' minutes and seconds, '1:30:00' hours; after days, '2-12', hours come first.
-    """
+    """Seconds of a time of Slurm's: '90' is minutes, '1:30:00' hours first, '2-12' days and hours; None: it is none."""
     match = _TIME.fullmatch(text)
     if match is None:
         return None

@@ -176,10 +176,7 @@ class Renderer:
         return _read_back(file, self.text(file, context), yaml.safe_load, arguments)
 
     def text(self, file: str, context: Mapping[str, Any]) -> str:
-        """A template's text, which the caller reads back.
-
-        api.yaml and export.yaml have one template, arguments.yaml.j2, unless the workspace has one for them.
-        """
+        """A template's text, not read back yet; api.yaml and export.yaml share arguments.yaml.j2, unless overridden."""
         quote = _QUOTES.get(file) or _QUOTES[Path(file).suffix]
 
         def finalize(value: Any) -> Any:
@@ -220,7 +217,7 @@ def field_line(name: str, value: Any) -> str:
 
 
 def command_words(key: str, value: object, *, several: bool = False) -> list[str]:
-    """One argument as words of a llamafactory-cli command line; None has none: the argument is left out.
+    """One argument as words of a llamafactory-cli command line; of None there are none.
 
     A mapping becomes JSON, a list LLaMA-Factory's comma-separated text, or `several` words where it is declared so.
     """

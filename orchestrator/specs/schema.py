@@ -1,7 +1,6 @@
 """The JSON Schema (draft 2020-12) of a run spec, for editors.
 
-vLLM's arguments and what fields say about each other are not in it: `orchestrator check`. An editor takes "8" for text
-where a spec takes it for 8.
+vLLM's arguments and what fields say about each other are not in it; an editor takes "8" for text, a spec for 8.
 """
 
 import ast
@@ -70,8 +69,7 @@ def spec_schema(
     properties["arguments"]["propertyNames"] = {"enum": [*MODEL_ARGUMENTS, "cutoff_len"]}
     properties["arguments"]["additionalProperties"] = True  # as Pydantic has it, JsonValue is looked up below
     schema["$defs"].pop("JsonValue", None)
-    title = f"Run spec for {made_for}"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": f"Run spec for {made_for}"}
 
 
 def argument_schema(argument: Argument) -> dict[str, Any]:

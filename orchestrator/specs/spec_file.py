@@ -24,10 +24,9 @@ _Problem = tuple[Location, str]
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), arguments: Mapping[str, Argument] | None = None) -> RunSpec:
-    """Read a spec file and check all that it says by itself.
+    """Read a spec file under `--set`s and check what it says by itself, if `arguments` are known, theirs too.
 
-    `overrides` are KEY=VALUE pairs of `--set`; without `arguments`, LLaMA-Factory's by name, their names and values are
-    unchecked. Raises SpecError: every problem at once, each with file:line:column and dotted path.
+    Raises SpecError: every problem at once, each with file:line:column and dotted path.
     """
     source = read_yaml(path)
     dropped = places.drop_retired(source.value)
@@ -80,10 +79,7 @@ def _unwritable(value: object) -> str:
 
 
 def _check_arguments(spec: Mapping[str, Any], arguments: Mapping[str, Argument]) -> Iterator[_Problem]:
-    """Arguments that have a place of their own, that do not exist, or whose value does not fit.
-
-    Those that fit get the type that LLaMA-Factory declares: 1e5 for an int becomes 100000.
-    """
+    """Arguments that are misplaced, unknown or do not fit; others get their declared type: 1e5 of an int is 100000."""
     for section, command in (("train", "train"), ("serve", "api"), ("export", "export")):
         values, fields = spec.get(section), OPEN_SECTIONS[section].model_fields
         if not isinstance(values, dict):

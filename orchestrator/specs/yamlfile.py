@@ -1,7 +1,4 @@
-"""YAML files that people write, read with positions: an error names line and column and shows the line, as rustc does.
-
-YAML 1.2: `no` is a string, 1e-4 a number; a key that stands twice is an error.
-"""
+"""YAML files that people write, with positions: an error shows its line, as rustc does. YAML 1.2: `no` is a string."""
 
 import re
 import warnings
@@ -54,10 +51,7 @@ class YamlSource:
         return f"{self.path}:{line + 1}:{column + 1}"
 
     def report(self, problems: Sequence[tuple[Location, str]]) -> str:
-        """All problems in the order of the file, each with its place and line.
-
-        Of a problem's text, '; did you mean ...?' at its end and each line after the first are shown as help.
-        """
+        """All problems in the file's order, each with its line; what follows a text's first line is shown as help."""
         in_order = sorted(problems, key=lambda each: (_position(self.nodes, each[0]), str(each)))
         heading = f"{self.path} has {len(problems)} error{'s' if len(problems) != 1 else ''}:"
         return "\n\n".join([heading, *(f"error: {self._block(at, text)}" for at, text in in_order)])
@@ -94,8 +88,7 @@ def read_yaml(path: Path) -> YamlSource:
     except (YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}", f"edit {path}") from error
     if not isinstance(nodes, CommentedMap):
-        kind = "a list" if isinstance(nodes, list) else "a single value"
-        found = " is empty" if nodes is None else f":1:1: expected a mapping of fields, found {kind}"
+        found = " is empty" if nodes is None else ":1:1: expected a mapping of fields"
         raise SpecError(f"{path}{found}", f"edit {path}")
     return YamlSource(path, value, nodes, _BREAK.split(text))
 

@@ -1,7 +1,4 @@
-"""LLaMA-Factory's arguments, read with ast from the source files of the installation that will run.
-
-Nothing is imported: it takes 0.2 s, and an installation that does not start will do.
-"""
+"""LLaMA-Factory's arguments, read with ast from its source: it takes 0.2 s, and a broken installation will do."""
 
 import ast
 import itertools
@@ -17,10 +14,7 @@ _KINDS = {**{name: name for name in ("int", "float", "bool", "str", "list", "dic
 
 
 def read_arguments(installation: Installation) -> dict[str, Argument]:
-    """Every argument of the installation by name.
-
-    Raises PrerequisiteError: the source files are not there, or are not as LLaMA-Factory 0.9 has them.
-    """
+    """Every argument by name. PrerequisiteError: the source is not there, or not as LLaMA-Factory 0.9 has it."""
     package, transformers = installation.package, installation.transformers
     if package is None or transformers is None:
         missing = "llamafactory" if package is None else "transformers, whose arguments LLaMA-Factory takes"

@@ -54,10 +54,7 @@ def _read(path: Path) -> ChatTemplates:
 
 
 def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemplates) -> tuple[str | None, str]:
-    """The template that LLaMA-Factory lists a model with, and how it was found, or why not.
-
-    The first of its names that is listed counts. `folder` has its files; None where they are not on this machine.
-    """
+    """The template that a model (an id, or its files in `folder`) is listed with, and how it was found, or why not."""
     for name in _names(name_or_path, folder):
         key = name.lower().replace("___", ".")  # ModelScope's downloads: Qwen2___5-7B-Instruct
         listed = templates.by_model.get(key) or templates.by_model.get(Path(key).name)
@@ -73,10 +70,7 @@ def suggest_template(name_or_path: str, folder: Path | None, templates: ChatTemp
 
 
 def resolve_template(model: ModelSpec, root: Path, installation: Installation) -> tuple[ModelSpec, str]:
-    """The model with the template that it is listed with, where the spec leaves template out; and how it was found.
-
-    An explicit null stays null, and so does what a resolved spec says: a rerun is never resolved anew.
-    """
+    """The model with the template that it lacks, and how it was found; null stays: a rerun is never resolved anew."""
     if "template" in model.model_fields_set:
         return model, ""
     folder = locate_model(model.name_or_path, root, model.revision)

@@ -1,7 +1,4 @@
-"""An installed LLaMA-Factory or vLLM: its command, its Python, its package, the versions beside it.
-
-Nothing of it is imported here. To ask it something, a script of scripts/ runs in its own Python.
-"""
+"""An installed LLaMA-Factory or vLLM: its command, Python, package and versions; asked by a script, never imported."""
 
 import ast
 import json
@@ -82,10 +79,7 @@ def inspect_environment(cli: Path, package: str, distributions: Sequence[str], r
 
 
 def program_named(variable: str, command: str) -> Path | None:
-    """The program that a variable names, itself or by its environment's folder; PrerequisiteError where there is none.
-
-    None: the variable is not set.
-    """
+    """The program that a variable names, or its folder does; None: it is not set; PrerequisiteError: no program."""
     named = os.environ.get(variable)
     if not named:
         return None
@@ -102,10 +96,7 @@ def program_named(variable: str, command: str) -> Path | None:
 def ask(
     python: Path, script: str, question: object, *, timeout_s: float = 120, environment: Mapping[str, str] | None = None
 ) -> Any:
-    """The answer of scripts/SCRIPT.py in a Python, which gets the question: JSON both, the answer as the last line.
-
-    `environment` is set beside our own. Raises AskError: there is no answer.
-    """
+    """The last line, JSON, that scripts/SCRIPT.py answers in a Python, under more variables; AskError: no answer."""
     argv = [str(python), str(SCRIPTS / f"{script}.py")]
     try:
         output = run_short(argv, timeout_s=timeout_s, input_text=json.dumps(question), environment=environment)

@@ -1,7 +1,4 @@
-"""The installed vLLM, in an environment of its own, as it and LLaMA-Factory 0.9.5 need different torches.
-
-It is given arguments for its own parser, and the prompt of training as a Jinja template.
-"""
+"""The installed vLLM, in an environment of its own, as it and LLaMA-Factory 0.9.5 need different torches."""
 
 import json
 import os
@@ -78,10 +75,9 @@ def parser_refusal(vllm: Installation, words: Sequence[str]) -> str:
 
 
 def chat_prompt(arguments: Mapping[str, Any], installation: Installation) -> ChatPrompt:
-    """The prompt of training for a model, of which `arguments` has LLaMA-Factory's, by LLaMA-Factory's own functions.
+    """The prompt of training for LLaMA-Factory's arguments of a model, by its own functions, token ids compared.
 
-    Token ids are compared, except of tools, images, and thoughts in earlier answers. Raises StageError: it cannot load
-    the tokenizer, or no Jinja template gives the same prompt.
+    Raises StageError: it cannot load the tokenizer, or no Jinja template gives the same prompt.
     """
     try:
         answer = ask(installation.python, "chat_prompt", dict(arguments), timeout_s=300)

@@ -1,7 +1,4 @@
-"""What is installed in this Python, by folder and versions; none of the packages is imported.
-
-stdin: {"package", "distributions": [...]}. Runs in any Python.
-"""
+"""What is installed in this Python, none of it imported. stdin: {"package", "distributions": [...]}."""
 
 import importlib.metadata
 import importlib.util
