@@ -28,8 +28,6 @@ def changed(**changes: object) -> RunSpec:
     return RunSpec.model_validate({**SPEC.model_dump(), **changes})
 
 
-# Collected
-
 H100 = "NVIDIA H100 80GB HBM3, 550.54"
 TEXT = ParallelText(sources=["a", "b"], references=["c", "d"], blank_pairs=1, sha256="6" * 64)
 
@@ -58,11 +56,6 @@ def test_data_and_models_are_recorded_by_their_hashes_and_their_use(root):
     assert (facts.git_commit, facts.git_dirty) == (None, None) and facts.platform
 
 
-def own(folder: Path, **info: object) -> dict[str, LlamaFactoryDataset]:
-    entry = LlamaFactoryEntry(description="x", llamafactory=DatasetInfo.model_validate(info))
-    return {"d": LlamaFactoryDataset("d", folder, entry)}
-
-
 DIGEST = hashlib.sha256(b'{"a": 1}\n{"a": 2}\n').hexdigest()
 
 
@@ -76,7 +69,8 @@ DIGEST = hashlib.sha256(b'{"a": 1}\n{"a": 2}\n').hexdigest()
 )
 def test_data_in_llamafactory_s_own_formats_are_recorded_by_their_hash_or_where_they_come_from(info, expected, root):
     (root / "x.jsonl").write_bytes(b'{"a": 1}\n{"a": 2}\n')
-    (data,) = collect_facts(SPEC, root, None, {}, own(root, **info)).data
+    entry = LlamaFactoryEntry(description="x", llamafactory=DatasetInfo.model_validate(info))
+    (data,) = collect_facts(SPEC, root, None, {}, {"d": LlamaFactoryDataset("d", root, entry)}).data
     assert (data.dataset, data.use) == ("d", "train")
     assert (data.split, data.pairs, data.sha256, data.origin) == expected
 

@@ -38,9 +38,6 @@ def moved(workspace: Workspace, run: RunDir, *, with_record: bool = False, dry_r
     return remove(workspace, [run], with_record=with_record, dry_run=dry_run)[0]
 
 
-# rm and back
-
-
 def test_what_is_large_goes_and_comes_back_and_what_tells_of_the_run_stays(workspace, run):
     for name in ("output-1", "export", "output-notes", "mine"):
         (run.path / name).mkdir()
@@ -151,9 +148,6 @@ def test_links_are_moved_as_links(workspace, run, tmp_path):
     moved(workspace, run)
     empty(workspace)
     assert (outside / "weights").read_text() == "x" * 5000 and (outside / "data").is_dir()
-
-
-# gc
 
 
 def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspace, run):

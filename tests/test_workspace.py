@@ -35,8 +35,6 @@ def test_two_runs_in_the_same_second_get_two_folders(workspace):
     assert len({*ids, *found}) == 19
 
 
-# Finding runs
-
 # in the order that they were made; the ids have local times, of a laptop that travelled
 IDS = [
     "en-de-2-20261124-101500",
