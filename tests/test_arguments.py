@@ -56,7 +56,6 @@ def test_the_source_is_read_as_python_imports_it(installation: Installation, arg
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Installation:
-    """An installation whose source files hold little."""
     for name in ("model", "data", "training", "finetuning", "generating"):
         base = "(BaseTrainingArguments)" if name == "training" else ""
         text = f"class {name.title()}Arguments{base}:\n    pass\n"
@@ -148,7 +147,6 @@ def test_values_of_another_type_are_refused_with_what_is_expected(kinds, value, 
 
 
 def test_a_wrong_choice_brings_all_and_the_nearest() -> None:
-    """True is not 1, and no text is a choice by looking like one."""
     choices = argument("str", ("linear", "cosine"))
     assert argument_problem("x", "cosine", "train", choices) is None
     found = argument_problem("x", "cosin", "train", choices)

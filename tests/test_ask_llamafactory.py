@@ -113,7 +113,6 @@ def test_the_question_is_what_llamafactory_will_be_given_and_the_first_records(a
     ],
 )
 def test_a_problem_is_a_finding_at_the_place_that_the_spec_has_it(found, expected, asked):
-    """Once, if two commands find the same."""
     asked.answer = {"problems": [found, {**found, "command": "export"}], "datasets": [None]}
     ((finding,),) = [answer.findings for answer in asked.about({})]
     assert (finding.severity, finding.kind, finding.field) == expected[:3] and finding.message.startswith(expected[3])
@@ -224,9 +223,6 @@ def test_vllm_s_arguments_are_its_own_parser_s_to_judge(serve, expected, asked, 
     monkeypatch.setenv(VARIABLE, str(fake_vllm.install(tmp_path / "vllm")))
     (answer,) = asked.about({"serve": {"backend": "vllm", **serve}})
     assert [(each.severity, each.field) for each in answer.findings] == expected
-
-
-# The commands
 
 
 def test_check_asks_once_and_launch_after_it_not_at_all(workshop):

@@ -58,13 +58,11 @@ MODEL = {"name_or_path": "models/tiny", "template": "plain"}
 
 
 def test_a_run_that_can_start_has_no_findings(root):
-    """The base of all other tests here."""
     assert findings(root) == []
     raise_on_errors([])
 
 
 def test_everything_is_found_at_once(root):
-    """The spec's faults decide the exit code."""
     found = findings(
         root,
         model={"name_or_path": "./gone", "template": "plan"},
@@ -78,7 +76,6 @@ def test_everything_is_found_at_once(root):
 
 
 def test_only_missing_things_are_a_prerequisite_error():
-    """Exit code 3: the spec is right; a single error keeps its own remedy. Warnings raise nothing."""
     missing = Finding("error", "missing", "serve.port", "in use", "stop it")
     with pytest.raises(PrerequisiteError, match=r"serve\.port: in use") as error:
         raise_on_errors([Finding("warning", "spec", "x", "y"), missing])
@@ -197,7 +194,6 @@ NONE = PrerequisiteError("llamafactory-cli not found")
 
 
 def test_llamafactory_is_needed_but_for_a_server_elsewhere(root):
-    """The error of looking for it keeps its remedy; a Python without the package leaves a note."""
     finding = only(root, PrerequisiteError("llamafactory-cli not found: nowhere", "install it"))
     assert (finding.severity, finding.kind) == ("error", "missing")
     assert (finding.message, finding.remedy) == ("llamafactory-cli not found: nowhere", "install it")
@@ -211,7 +207,6 @@ def test_llamafactory_is_needed_but_for_a_server_elsewhere(root):
 
 
 def test_a_broken_model_is_named_with_all_its_problems(root):
-    """lora_target isn't looked at then: what the model has is not known."""
     folder = root / "models" / "tiny"
     (folder / "config.json").unlink()
     weights = folder / "model.safetensors"

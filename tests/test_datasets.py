@@ -53,7 +53,6 @@ def parallel(sources):
 
 @pytest.fixture
 def toy(tmp_path):
-    """Makes an entry 'toy' whose files hold the given bytes, and loads its split."""
 
     def make(source=b"a\nb\n", target=b"A\nB\n", pairs=2, *, change=None):
         (tmp_path / "toy").mkdir()
@@ -67,9 +66,6 @@ def toy(tmp_path):
         return load_split(load_entry("toy", [tmp_path]), "train", ArchiveStore(None, tmp_path / "cache"))
 
     return make
-
-
-# Entries
 
 
 def test_the_shipped_entries_have_one_instruction_and_are_not_tested_on_what_they_train(tmp_path):
@@ -141,9 +137,6 @@ def test_an_unknown_split_or_archive_brings_the_nearest_name(tmp_path):
         load_split(dataset, "trian", ArchiveStore(None, tmp_path))
 
 
-# Texts
-
-
 @pytest.mark.parametrize(
     ("source", "target", "sources", "references", "blank_pairs"),
     [
@@ -206,9 +199,6 @@ def test_the_training_file_has_a_record_for_each_pair_in_plain_ascii(tmp_path):
     assert path.read_bytes().isascii()
     records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     assert records == [{"instruction": INSTRUCTION, "input": text, "output": f"T {text}"} for text in HARD_SENTENCES]
-
-
-# Archives
 
 
 def tar_bytes(files, mode="w:gz"):

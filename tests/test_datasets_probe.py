@@ -90,7 +90,6 @@ CUTOFF = {"cutoff_len": 16, "template": "chatml"}
 
 @pytest.fixture(scope="module")
 def answers(llamafactory, tiny_model, tmp_path_factory):
-    """What is answered to each case, by its name."""
     folder = tmp_path_factory.mktemp("probed")
     cases = {**KEPT}
     cases |= {name: case[:3] for name, case in FATAL.items()}
@@ -147,38 +146,24 @@ def test_a_record_that_is_dropped_is_reported_with_its_number(name, answers):
     assert (answers[name]["read"], answers[name]["kept"]) == (3, 2)
 
 
-ASSISTANT = [["<|im_start|>user\nSay it.<|im_end|>\n<|im_start|>assistant\n", False], ["Hello.<|im_end|>\n", True]]
+def asked(text):
+    return [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", False]
 
 
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        ("part of a split", {"text": ASSISTANT}),
-        (  # the user's turn that a benchmark sends
-            "instruction and input",
-            {
-                "text": [
-                    [f"<|im_start|>user\n{prompt('Translate.', HARD)}<|im_end|>\n<|im_start|>assistant\n", False],
-                    ["Hello.<|im_end|>\n", True],
-                ]
-            },
-        ),
+        ("part of a split", {"text": [asked("Say it."), ["Hello.<|im_end|>\n", True]]}),
+        # the user's turn that a benchmark sends
+        ("instruction and input", {"text": [asked(prompt("Translate.", HARD)), ["Hello.<|im_end|>\n", True]]}),
         ("texts", {"text": [["a text<|im_end|>", True]]}),
-        ("alpaca in ppo", {"text": ASSISTANT[:1]}),
-        (
-            "alpaca pairs",
-            {
-                "text": [["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", False], ["b<|im_end|>\n", True]],
-                "rejected": [
-                    ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", False],
-                    ["c<|im_end|>\n", True],
-                ],
-            },
-        ),
+        ("alpaca in ppo", {"text": [asked("Say it.")]}),
+        ("alpaca pairs", {"text": [asked("a"), ["b<|im_end|>\n", True]],
+                          "rejected": [asked("a"), ["c<|im_end|>\n", True]]}),
         ("long", {"text": [["<|im_start|>user\nSay it.", False], ["word <|im_end|>\n", True]]}),  # cut to 16 tokens
         ("all dropped", None),
     ],
-)
+)  # fmt: skip
 def test_the_first_record_is_shown_as_the_model_sees_it(name, first, answers):
     assert answers[name]["first"] == first
 
@@ -197,6 +182,5 @@ def test_the_first_hundred_are_read_however_many_are_drawn(answers):
 
 
 def test_a_template_whose_words_the_model_lacks_is_reported(answers):
-    """Training would end in its first step, with an IndexError."""
     problem = answers["llama3"]["problems"][0]
     assert problem["fatal"] and "token '<|eot_id|>' is number 600, and the model knows 600" in problem["message"]

@@ -31,7 +31,6 @@ PUBLISHED = json.loads((LLAMAFACTORY / "data" / "dataset_info.json").read_text("
 
 @pytest.fixture
 def native(tmp_path):
-    """Makes an entry 'toy' with the given keys and loads it."""
 
     def make(**info):
         (tmp_path / "toy.yaml").write_text(json.dumps({"description": "a toy", "llamafactory": info}))
@@ -104,7 +103,6 @@ def test_values_that_llamafactory_would_fail_on_are_refused(raw, expected, tmp_p
 
 
 def through_a_file(name, raw, dataset_dir, folder):
-    """An entry of a dataset_info.json -> dataset_info/NAME.yaml -> what a run's dataset_info.json has."""
     entry = entry_from_info(name, raw, dataset_dir)
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.yaml").write_text(entry_yaml(entry), encoding="utf-8")
@@ -127,9 +125,6 @@ def test_every_published_entry_and_every_key_comes_through_unchanged(tmp_path):
         assert through_a_file(name, raw, tmp_path / "data", tmp_path / "x") == absolute(raw, tmp_path / "data")
 
 
-# Files
-
-
 def write(path, content="x"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -137,7 +132,6 @@ def write(path, content="x"):
 
 
 def test_a_file_and_the_files_of_a_folder_are_found_in_order(native, tmp_path):
-    """Hubs and clouds have none here."""
     one = write(tmp_path / "x.json")
     several = [write(tmp_path / "many" / name) for name in ("a.jsonl", "b.json")]
     assert find_files(native(file_name="x.json")) == find_files(native(file_name=str(one))) == [one]
@@ -155,7 +149,6 @@ def test_a_file_and_the_files_of_a_folder_are_found_in_order(native, tmp_path):
     ],
 )
 def test_what_is_no_file_of_data_is_refused(name, expected, native, tmp_path):
-    """A pipe would be waited for without end."""
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(PrerequisiteError, match=expected):
@@ -163,7 +156,6 @@ def test_what_is_no_file_of_data_is_refused(name, expected, native, tmp_path):
 
 
 def test_the_hash_is_that_of_sha256sum(native, tmp_path):
-    """Of a folder: of the lines that it prints, so names count too."""
     sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a.json", "b.json")}
     for name in sums:
         write(tmp_path / "many" / name, name)

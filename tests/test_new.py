@@ -29,7 +29,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def written(place: Workspace, installation: Installation | None, arguments: Any, **given: Any) -> tuple[str, RunSpec]:
-    """The text of a new spec, and what it says."""
     settings = {"name": "x", "kind": "lora-sft", "model": None, "dataset": "captions_en_de", **given}
     found, archives = installation or PrerequisiteError("none"), ArchiveStore(None, place.root)
     session = Session(place, found, Renderer(), archives, entry_folders(place.dataset_info))
@@ -70,7 +69,6 @@ def test_a_new_spec_of_each_kind_is_right_and_explains_itself(kind, place, insta
     ],
 )
 def test_the_template_is_that_of_the_model(model, template, thinking, place, installation, arguments):
-    """How it was found, or why not, stands above it; a model that thinks gets an explicit answer."""
     text, spec = written(place, installation, arguments, model=model)
     assert spec.model is not None
     assert (spec.model.name_or_path, spec.model.template, spec.model.enable_thinking) == (model, template, thinking)
@@ -117,7 +115,6 @@ def test_only_a_dataset_with_a_test_split_gets_a_benchmark(place: Workspace) -> 
 
 
 def test_init_new_launch_is_a_way_that_works(workshop):
-    """As a user goes it: the workspace, a spec, its schema beside it, a training."""
     done = workshop.run("init", "inner")
     assert done.code == 0, done.err
     inner = workshop.root / "inner"

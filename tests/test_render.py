@@ -43,7 +43,6 @@ TRAPS = [
 
 
 def as_llamafactory_reads(text: str, folder: Path):
-    """As hparams/parser.py read_args does with a file and no further arguments."""
     path = folder / "read.yaml"
     path.write_bytes(text.encode())
     return OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli([])))
@@ -64,14 +63,12 @@ EVERYWHERE = {
 
 
 def test_every_string_reaches_llamafactory_unchanged(tmp_path):
-    """What a spec says is what LLaMA-Factory's own reader (OmegaConf) gets, type included."""
     for render in (RENDERER.train_yaml, RENDERER.api_yaml):
         read = as_llamafactory_reads(render(EVERYWHERE), tmp_path)
         assert {key: repr(value) for key, value in read.items()} == {k: repr(v) for k, v in EVERYWHERE.items()}
 
 
 def test_every_string_reaches_a_program_unchanged_by_way_of_a_real_shell(tmp_path):
-    """command.txt is for pasting: bash gives llamafactory-cli the words that were meant."""
     program = tmp_path / "llamafactory-cli"
     program.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$@"\n')
     program.chmod(0o755)
@@ -109,9 +106,6 @@ def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii():
     assert text.isascii() and json.loads(text) == infos
 
 
-# Command lines
-
-
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -138,7 +132,6 @@ def test_what_is_no_name_is_refused(key):
 
 
 def test_the_launcher_s_variables_stand_before_the_command():
-    """LLaMA-Factory's launcher.py reads them, and starts torchrun where FORCE_TORCHRUN is set."""
     compute = {
         "devices": "0, 1", "nproc_per_node": 2, "nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1",
         "master_port": 29500, "env": {"OMP_NUM_THREADS": "4"},
@@ -149,9 +142,6 @@ def test_the_launcher_s_variables_stand_before_the_command():
         "MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 llamafactory-cli train\n"
     )
     assert train_environment(RunSpec(name="toy", model={"name_or_path": "m"}, dataset="d", train={})) == {}
-
-
-# Templates of a workspace
 
 
 def overridden(folder: Path, file: str, text: str) -> Renderer:
@@ -171,7 +161,6 @@ GOOD = {"model_name_or_path": "m n", "stage": "sft", "dataset": "d", "learning_r
     ],
 )
 def test_a_workspace_may_add_comments_to_a_template(file, methods, tmp_path):
-    """Server and export have a template in common, and each may have its own."""
     original = shipped("templates") / f"{file}.j2"
     text = (original if original.exists() else original.with_name("arguments.yaml.j2")).read_text()
     renderer = overridden(tmp_path, file, "# ours\n" + text + "# the end: {{ 'x' }}\n")
@@ -214,9 +203,6 @@ def test_the_same_for_the_other_files(tmp_path):
             overridden(tmp_path, "dataset_info.json", text).dataset_info({"d": {"file_name": "f"}})
 
 
-# Slurm
-
-
 def script(slurm: SlurmSpec, runs: list[Path], templates: Path | None = None) -> str:
     return Renderer(templates).sbatch(slurm, runs, workspace=Path("/a b"), name="toy")
 
@@ -248,9 +234,6 @@ def test_a_site_s_own_script_has_to_carry_out_the_run(tmp_path):
     own.write_text("#!/bin/bash\nhostname\n")
     with pytest.raises(SpecError, match="does not carry out the run: it lacks"):
         script(SlurmSpec(), [Path("/a")], tmp_path)
-
-
-# Golden files
 
 
 def render(spec: RunSpec) -> dict[str, str]:

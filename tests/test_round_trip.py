@@ -39,8 +39,6 @@ OURS = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dataset
 
 @dataclass(frozen=True)
 class Case:
-    """One example and what became of it; its spec's check refuses it with `error`."""
-
     original: dict[str, Any]
     rendered: dict[str, Any] | None
     error: str
@@ -50,7 +48,6 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, arguments, installation) -> dict[str, Case | SpecError]:
-    """Each example imported and rendered, or the refusal."""
     found: dict[str, Case | SpecError] = {}
     for name in EXAMPLES:
         folder = tmp_path_factory.mktemp("w")
@@ -105,7 +102,6 @@ def test_what_is_no_configuration_of_a_training_is_refused_with_the_reason(cases
 
 @pytest.mark.parametrize("name", IMPORTED)
 def test_an_example_is_rendered_with_the_arguments_of_the_original(name, cases, arguments):
-    """And no comment and no value of it is lost without a word."""
     case = cases[name]
     assert isinstance(case, Case)
     if name in UNKNOWN:

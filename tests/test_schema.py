@@ -49,7 +49,6 @@ def test_the_schema_is_one_and_describes_every_field(schema: dict[str, Any]) -> 
 
 
 def test_specs_that_load_are_accepted(schema: dict[str, Any], arguments: dict[str, Argument]) -> None:
-    """As they are written, and with every default written out."""
     for path in SPECS:
         spec = load_spec(path, (), arguments)
         assert problems(schema, read_yaml(path).value) == problems(schema, spec.model_dump(mode="json")) == []

@@ -39,9 +39,6 @@ def test_a_subset_is_described():
     assert describe_subset(10, 100, 0) == "drawn with seed 0: 10 of 100"
 
 
-# Pairs of files
-
-
 def test_a_pair_of_files_is_a_dataset_like_any_other(tmp_path):
     source = write(tmp_path, 'it\'s a "test"; 日本.en', "A dog.\n\nTwo men.\nIt rains.\n")
     reference = write(tmp_path, "news.de", "Ein Hund.\n\nZwei Männer.\n \n")

@@ -43,7 +43,6 @@ def source(folder: Path, content: str | bytes, *overrides: str) -> YamlSource:
     ],
 )
 def test_values_are_those_of_yaml_1_2_as_plain_python(text, value, tmp_path):
-    """In a file and on the command line."""
     read = source(tmp_path, f"key: {text}\n").value["key"]
     assert read == value
     assert type(read) is type(value)
@@ -83,9 +82,6 @@ def test_what_is_no_file_is_refused_and_the_specs_nearby_are_named(tmp_path):
         read_yaml(tmp_path)
 
 
-# Places
-
-
 def test_a_place_is_the_line_and_column_of_the_key_or_item(tmp_path):
     read = source(tmp_path, "a:\n  b: 1\n  c:\n    - x\n    - {d: 2}\ne: &e {f: 1}\ng:\n  <<: *e\n")
     places = {
@@ -117,9 +113,6 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line_and_what_to_
     assert flat(read.report([((), "wrong")])) == [f"{read.path} has 1 error:", f"{read.path}:1:1: spec: wrong"]
 
 
-# The line of a problem
-
-
 @pytest.mark.parametrize(
     ("text", "column", "carets"),
     [
@@ -146,8 +139,6 @@ def test_lines_are_counted_as_the_yaml_reader_counts_them(tmp_path):
     report = read.report([(("d",), "wrong")]).split("\n")
     assert report[3:] == [f"  --> {read.path}:4:1", "   |", " 4 | d: 3", "   | ^"]
 
-
-# Overrides
 
 TEXT = "a: 1\nsection:\n  b: x\n  none:\nitems:\n  - c: 1\n  - d: 2\n"
 
