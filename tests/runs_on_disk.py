@@ -14,12 +14,6 @@ from orchestrator.runs.rundir import RunDir, Workspace
 from tests.checkpoint_folders import trainer_state
 from tests.model_folders import adapter_folder
 
-SIGNATURES = {
-    "bleu": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
-    "chrf": "nrefs:1|bs:1000|seed:12345|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0",
-    "ter": "nrefs:1|bs:1000|seed:12345|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:2.6.0",
-}
-
 
 def on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
     """A program of a few lines of sh that is found before any other of its name."""
@@ -35,25 +29,20 @@ def new_workspace(root: Path) -> Workspace:
     return Workspace(root)
 
 
-def benchmark(bleu: float, of: str = "output", testset: str = "captions", **changes: Any) -> dict[str, Any]:
+def benchmark(bleu: float, of: str = "output", **changes: Any) -> dict[str, Any]:
     """A complete benchmark of a record: BLEU as given, chrF2 twice that, TER 100 less it."""
-    scores = [
-        {"metric": name, "score": value, "ci95": [value - 1, value + 1], "ci_mean": value, "ci_half": 1.0}
-        for name, value in {"bleu": bleu, "chrf": 2 * bleu, "ter": 100 - bleu}.items()
-    ]
-    scores = [{**score, "signature": SIGNATURES[score["metric"]], "n_segments": 40} for score in scores]
-    fields = {"id": f"{of}-{testset}", "of": of, "testset": testset, "split": "test", "status": "complete"}
-    return {**fields, "n_segments": 40, "scores": scores, "mean_sentence_bleu": bleu + 1, **changes}
+    values = {"bleu": bleu, "chrf": 2 * bleu, "ter": 100 - bleu}
+    scores = [{"metric": name, "score": v, "signature": f"{name}|s", "n_segments": 40} for name, v in values.items()]
+    fields = {"id": f"{of}-captions", "of": of, "testset": "captions", "split": "test", "status": "complete"}
+    return {**fields, "n_segments": 40, "scores": scores, **changes}
 
 
 def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
-    """A record of a finished run, as long as a real one."""
+    """A record of a finished run, of an earlier version."""
     data = [
         {"dataset": "captions", "split": split, "pairs": 100, "blank_pairs": 0, "sha256": f"{split}-text"}
         for split in ("train", "test")
     ]
-    names = "orchestrator sacrebleu python llamafactory torch transformers peft trl accelerate datasets numpy"
-    versions = dict.fromkeys(names.split(), "1.2.3")
     fields: dict[str, Any] = {
         "schema_version": 1,
         "id": run_id,
@@ -64,14 +53,12 @@ def record_json(run_id: str, **changes: Any) -> dict[str, Any]:
         "host": "elsewhere",
         "boot_id": "b316ce50-bdfd-4211-b6d5-462861c9a134",
         "pid": 19818,
-        "process_started_at": 1795547204.85,
         "spec_file": "runs/demo.yaml",
         "spec_sha256": "72db89ff1c01e576efd39e5934ccd69e0b2c114081edf6f5956723fed69e4e4f",
         "commands": {"train": ["/opt/venv/bin/llamafactory-cli", "train", "train.yaml"]},
-        "environment": {"train": {}, "api": {"API_HOST": "127.0.0.1", "API_PORT": "48673", "MAX_CONCURRENT": "1"}},
         "attempts": [{"started_at": "2026-11-24T10:15:00Z", "status": "done", "pid": 19818, "host": "elsewhere"}],
         "seed": 42,
-        "facts": {"versions": versions, "platform": "Linux x86_64", "git_commit": "d740f7f", "data": data},
+        "facts": {"platform": "Linux x86_64", "git_commit": "d740f7f", "data": data},
         "training": {"steps": 50, "total_steps": 50, "train_loss": 2.5, "logged_losses": [3.4, 3.0, 2.7, 2.4, 2.1] * 2},
         "benchmarks": [benchmark(7.0, "base"), benchmark(8.0)],
     }

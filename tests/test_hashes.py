@@ -14,7 +14,6 @@ from tests.model_folders import adapter_folder, model_folder, safetensors, shard
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A model with weights of 4 MB."""
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
     made = model_folder(tmp_path / "it's a model")
     safetensors(made / "model.safetensors", {"x.weight": (1000, 1000)})
