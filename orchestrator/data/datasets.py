@@ -74,8 +74,7 @@ class Entry(Part):
     homepage: str | None = None
     source_lang: Language
     target_lang: Language  # it chooses BLEU's tokenizer
-    instruction: str = Field(pattern=r"\S")
-    """The instruction to the model, on the line before the source sentence, in training and in benchmarks."""
+    instruction: str = Field(pattern=r"\S")  # on the line before the source sentence, in training and benchmarks
     splits: dict[Name, FileSplit] = Field(min_length=1)  # train is the one that is trained on
     archives: dict[Name, Archive] = Field(default_factory=dict)
 

@@ -23,13 +23,11 @@ class Session:
     """What every command works with."""
 
     workspace: Workspace
-    installation: Installation | PrerequisiteError
-    """Or why there is none: a server of others can be benchmarked all the same."""
+    installation: Installation | PrerequisiteError  # why there is none: a server of others can do without
     renderer: Renderer
     archives: ArchiveStore
     dataset_folders: list[Path]
-    api_key: str = field(default="", repr=False)
-    """Of a server that runs already, or for one in the foreground. '': none, or a random one."""
+    api_key: str = field(default="", repr=False)  # of a server that runs, or of `serve`; '': none, or a random one
 
     @classmethod
     def open(cls, workspace: Path | None = None, archives: Path | None = None) -> Self:

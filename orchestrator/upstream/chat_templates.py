@@ -23,8 +23,7 @@ _THINKS = "ReasoningTemplate"
 class ChatTemplates:
     """What an installation knows; empty where its source is not there."""
 
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Each with the sha256 of its text in the source: upstream changes texts under one name."""
+    names: Mapping[str, str] = field(default_factory=dict)  # with the sha256 of each one's text, which upstream changes
     reasoning: frozenset[str] = frozenset()  # those for models that think before they answer
     by_model: Mapping[str, frozenset[str | None]] = field(default_factory=dict)
     """Hub id, and its part behind the owner, lower case -> templates that it is listed with. None: as a base model."""

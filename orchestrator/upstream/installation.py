@@ -41,8 +41,7 @@ class Installation:
     package: Path | None  # folder of the package llamafactory or vllm. None: that Python has none
     versions: dict[str, str]
     python_version: str = ""
-    cuda: dict[str, str] = field(default_factory=dict)
-    """What it uses GPUs through, by package; torch's CUDA is the version that torch was built for."""
+    cuda: dict[str, str] = field(default_factory=dict)  # by package; torch's CUDA: the one that torch was built for
     note: str = ""  # what could not be known for certain, in a sentence; '' where all could
     transformers: Path | None = None  # folder of transformers beside it, whose TrainingArguments LLaMA-Factory takes
 

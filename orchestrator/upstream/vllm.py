@@ -25,8 +25,7 @@ class ChatPrompt:
     """How a conversation becomes a prompt, as a tokenizer's Jinja template."""
 
     chat_template: str
-    stop_token_ids: tuple[int, ...]
-    """What ends an answer: the tokenizer's end of text, and the stop words of LLaMA-Factory's template."""
+    stop_token_ids: tuple[int, ...]  # the tokenizer's end of text, and the stop words of LLaMA-Factory's template
 
 
 def find_vllm() -> Installation:
