@@ -120,28 +120,19 @@ def test_a_problem_is_a_finding_at_the_place_that_the_spec_has_it(found, expecte
 
 
 @pytest.mark.parametrize(
-    ("sample", "expected"),
+    ("record", "fatal", "sample", "severity", "expected"),
     [
-        ({}, None),
-        (
-            {"problems": [{"record": 7, "message": "KeyError: 'x\x1b'", "fatal": True}] * 3},
-            ("error", "LLaMA-Factory cannot train on captions_en_de: record 7: KeyError: 'x\\x1b' (and 2 more)"),
-        ),
-        (
-            {"problems": [{"record": 1, "message": "it lacks turns", "fatal": False}], "kept": 99},
-            ("warning", "1 of the first 100 records of captions_en_de are left out: record 1: it lacks turns"),
-        ),
-        (
-            {"from": "hf_hub", "read": 0, "problems": [{"record": None, "message": "offline", "fatal": True}]},
-            ("note", "captions_en_de was not read, since the network is not used here: offline"),
-        ),
+        (7, True, {}, "error", "LLaMA-Factory cannot train on X: record 7: no\\x1b (and 1 more)"),
+        (1, False, {}, "warning", "2 of the first 100 records of X are left out: record 1: no\\x1b (and 1 more)"),
+        (None, True, {"from": "hf_hub", "read": 0}, "note", "X was not read, since the network is not used here: no"),
     ],
 )
-def test_what_the_loader_says_of_records_is_a_finding_of_the_dataset(sample, expected, asked):
-    asked.answer = {"problems": [], "datasets": [{"captions_en_de": {**SAMPLE, **sample}}]}
-    (answer,) = asked.about({})
-    found = [(each.severity, each.field, each.message) for each in answer.findings]
-    assert found == ([(expected[0], "dataset", expected[1])] if expected else [])
+def test_what_the_loader_says_of_records_is_a_finding(record, fatal, sample, severity, expected, asked):
+    problems = [{"record": record, "message": "no\x1b" if record else "no", "fatal": fatal}] * 2
+    asked.answer = {"problems": [], "datasets": [{"captions_en_de": {**SAMPLE, **sample, "problems": problems}}]}
+    ((finding,),) = [answer.findings for answer in asked.about({})]
+    found = (finding.severity, finding.field, finding.message)
+    assert found == (severity, "dataset", expected.replace("X", "captions_en_de"))
 
 
 def test_a_sample_is_shown_with_what_is_trained_on_and_without_control_characters():

@@ -13,8 +13,9 @@ from orchestrator.errors import Finding, PrerequisiteError, SpecError, raise_on_
 from orchestrator.planning.check import check
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
-from orchestrator.specs.render import Renderer
+from orchestrator.specs.render import Renderer, quoted_yaml
 from orchestrator.specs.spec import RunSpec
+from orchestrator.specs.spec_file import load_spec
 from orchestrator.upstream.installation import Installation
 from tests import fake_vllm
 
@@ -85,69 +86,54 @@ def test_only_missing_things_are_a_prerequisite_error():
     raise_on_errors([Finding("warning", "spec", "x", "y"), Finding("note", "missing", "x", "y")])
 
 
-CPU = {"use_cpu": True}
-BASE = ("is a base model", "nothing between or after them", "template: default")
-THINKS = "thinker is for models that think"
-MERGE = {"backend": "vllm", "merge": True}
-MEETING = {"nnodes": 2, "master_addr": "127.0.0.1", "master_port": 29500, "node_rank": 0}
-# What a spec says otherwise, and the one finding of it: severity, kind, field, words of its message or remedy.
-ONE: dict[str, tuple[dict[str, Any], str, str, str, tuple[str, ...]]] = {
-    "unknown dataset": ({"dataset": "captions"}, "error", "spec", "dataset", ("mean 'captions_en_de'",)),
-    "unknown template": ({"model": {**MODEL, "template": "plan"}}, "error", "spec", "model.template",
-                         ("among its 3; did you mean 'plain'",)),
-    "template left out": ({"model": {"name_or_path": "models/One-it"}}, "warning", "spec", "model.template",
-                          ("lists One-it with plain", "write template: plain")),
-    "base model": ({"model": {"name_or_path": "models/tiny"}}, "warning", "spec", "model.template", BASE),
-    "base model, null": ({"model": {**MODEL, "template": None}}, "warning", "spec", "model.template", BASE),
-    "a model that thinks": ({"model": {**MODEL, "template": "thinker"}}, "warning", "spec", "model.enable_thinking",
-                            (THINKS,)),
-    "hub id": ({"model": {**MODEL, "name_or_path": "Owner/Name"}}, "warning", "missing", "model.name_or_path",
-               ("will download it",)),
-    "no adapter": ({"model": {**MODEL, "adapter_name_or_path": "models/tiny"}}, "error", "missing",
-                   "model.adapter_name_or_path", ("not an adapter",)),
-    "lora_target": ({"train": {**CPU, "lora_target": "q_proj,query_key_value"}}, "error", "spec", "train.lora_target",
-                    ("'query_key_value'", "lora_target: all")),
-    "vllm and dora": ({"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}}, "error", "spec",
-                      "train.use_dora", ("use_dora (True)", "serve.merge: true")),
-    "vllm and oft": ({"train": {**CPU, "finetuning_type": "oft"}, "serve": {"backend": "vllm"}}, "error", "spec",
-                     "train.finetuning_type", ("(oft)",)),
-    "bf16 without a GPU": ({"train": {"bf16": True}}, "warning", "missing", "train.bf16", ("refuses bf16",)),
-    "no GPU": ({"train": {}}, "note", "missing", "train", ("trains on the CPU",)),
-    "no address": ({"compute": {**MEETING, "master_addr": None}}, "error", "spec", "compute.master_addr",
-                   ("2 machines",)),
-    "rank too high": ({"compute": {**MEETING, "node_rank": 2}}, "error", "spec", "compute.node_rank", ("0 to 1",)),
-    "relative file": ({"train": {**CPU, "deepspeed": "ds.json"}}, "error", "spec", "train.deepspeed", ("write /",)),
-    "no rank": ({"compute": {**MEETING, "node_rank": None}}, "error", "spec", "compute.node_rank", ("NODE_RANK=1",)),
-}  # fmt: skip
+BASE = "is a base model|nothing between or after them|template: default"
+MEETING = "compute={nnodes: 2, master_addr: 127.0.0.1, master_port: 29500, node_rank: 0}"
 
 
-@pytest.mark.parametrize(("sections", "severity", "kind", "field", "words"), ONE.values(), ids=ONE)
-def test_what_is_wrong_is_found_at_its_place(sections, severity, kind, field, words, root, monkeypatch):
+@pytest.mark.parametrize(
+    ("overrides", "expected", "words"),
+    [
+        ("dataset=captions", "error spec dataset", "mean 'captions_en_de'"),
+        ("model.template=plan", "error spec model.template", "among its 3; did you mean 'plain'"),
+        (
+            "model={name_or_path: models/One-it}",
+            "warning spec model.template",
+            "with plain|write template: plain",
+        ),
+        ("model={name_or_path: models/tiny}", "warning spec model.template", BASE),
+        ("model.template=null", "warning spec model.template", BASE),
+        ("model.template=thinker", "warning spec model.enable_thinking", "thinker is for models that think"),
+        ("model.name_or_path=Owner/Name", "warning missing model.name_or_path", "will download it"),
+        ("model.adapter_name_or_path=models/tiny", "error missing model.adapter_name_or_path", "not an adapter"),
+        ("train.lora_target=[q_proj, query_key]", "error spec train.lora_target", "'query_key'|lora_target: all"),
+        ("serve.backend=vllm; train.use_dora=true", "error spec train.use_dora", "use_dora (True)|serve.merge: true"),
+        ("serve.backend=vllm; train.finetuning_type=oft", "error spec train.finetuning_type", "(oft)"),
+        ("train={bf16: true}", "warning missing train.bf16", "refuses bf16"),
+        ("train={}", "note missing train", "trains on the CPU"),
+        ("train.deepspeed=ds.json", "error spec train.deepspeed", "write /"),
+        (f"{MEETING}; compute.master_addr=null", "error spec compute.master_addr", "2 machines"),
+        (f"{MEETING}; compute.node_rank=2", "error spec compute.node_rank", "0 to 1"),
+        (f"{MEETING}; compute.node_rank=null", "error spec compute.node_rank", "NODE_RANK=1"),
+        ("model.template=thinker; model.enable_thinking=false", "", ""),
+        ("model.adapter_name_or_path=fits", "", ""),
+        ("train.finetuning_type=full; train.lora_target=nothing", "", ""),
+        ("serve={backend: vllm, merge: true}; train.use_dora=true", "", ""),
+        ("serve.backend=vllm; train.use_dora=true; benchmark=[]", "", ""),
+        ("train.bf16=true", "", ""),  # on the CPU, as use_cpu says
+        ("train={use_cpu: true, bf16: false}", "", ""),
+        (MEETING, "", ""),
+    ],
+)
+def test_what_is_wrong_is_found_at_its_place_and_what_is_right_is_not(overrides, expected, words, root, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
     model_folder(root / "models" / "One-it")
-    finding = only(root, **sections)
-    assert (finding.severity, finding.kind, finding.field) == (severity, kind, field)
-    assert [word for word in words if word not in f"{finding.message} {finding.remedy}"] == []
-
-
-RIGHT: dict[str, dict[str, Any]] = {
-    "thinking given": {"model": {**MODEL, "template": "thinker", "enable_thinking": False}},
-    "a complete adapter": {"model": {**MODEL, "adapter_name_or_path": "fits"}},
-    "a lora_target that is not used": {"train": {**CPU, "finetuning_type": "full", "lora_target": "nothing"}},
-    "merged for vllm": {"train": {**CPU, "use_dora": True}, "serve": MERGE},
-    "vllm without benchmarks": {"train": {**CPU, "use_dora": True}, "serve": {"backend": "vllm"}, "benchmark": []},
-    "bf16 on the CPU": {"train": {**CPU, "bf16": True}},
-    "bf16 off": {"train": {**CPU, "bf16": False}},
-    "two machines that can meet": {"compute": MEETING},
-    "a variable of the training": {"compute": {"env": {"OMP_NUM_THREADS": "1"}}},
-}
-
-
-@pytest.mark.parametrize("sections", RIGHT.values(), ids=RIGHT)
-def test_what_is_right_is_not_found(sections, root, monkeypatch):
-    monkeypatch.setenv("ORCHESTRATOR_VLLM", str(fake_vllm.install(root / "vllm")))
     adapter_folder(root / "fits")
-    assert findings(root, **sections) == []
+    path = root / "x.yaml"
+    path.write_text(quoted_yaml(run_spec().model_dump(mode="json", exclude_unset=True)))
+    spec = load_spec(path, overrides.split("; "))
+    found = findings(root, **spec.model_dump(exclude_unset=True))
+    assert "".join(f"{each.severity} {each.kind} {each.field}" for each in found) == expected
+    assert [word for word in words.split("|") if found and word not in f"{found[0].message} {found[0].remedy}"] == []
 
 
 def test_what_the_environment_would_break_is_found(root, monkeypatch):
