@@ -109,31 +109,20 @@ def test_a_misspelt_name_gets_the_nearest_of_the_command(arguments: dict[str, Ar
     assert "did you mean" not in str(argument_problem("qqqqqqq", 1, "train", arguments))
 
 
-def test_a_training_argument_is_refused_by_the_server(arguments: dict[str, Argument]) -> None:
-    assert argument_problem("bf16", True, "api", arguments) == "llamafactory-cli api does not take it, only train"
-    assert argument_problem("temperature", 0.5, "api", arguments) is None
-
-
 @pytest.mark.parametrize(
     ("kinds", "value", "expected"),
     [
-        ("int", 3, None),
         ("int", 1e5, None),  # typed() makes an int of it
         ("float", 3, None),
         ("float", 1e-4, None),
-        ("bool", False, None),
         ("str", "no", None),
-        ("list", [1, "a"], None),
         ("dict str", {"a": 1}, None),
         ("", object(), None),
         ("", None, None),
         ("bool", 1, "expected true or false, got 1"),
-        ("bool", "false", "expected true or false, got 'false'"),
         ("int", True, "expected an integer, got true"),
         ("int", 1.5, "expected an integer, got 1.5"),
-        ("int", "1024", "expected an integer, got '1024'"),
         ("int float", "x", "expected a number, got 'x'"),
-        ("float", True, "expected a number, got true"),
         ("str", 5, 'expected text, got 5 (write it in quotes: "...")'),
         ("str", ["a"], "expected text, got ['a']"),
         ("str list", {"a": 1}, "expected text or a list, got {'a': 1}"),

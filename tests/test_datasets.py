@@ -49,7 +49,6 @@ def parallel(sources):
 
 @pytest.fixture
 def toy(tmp_path):
-
     def make(source=b"a\nb\n", target=b"A\nB\n", pairs=2):
         (tmp_path / "toy").mkdir()
         (tmp_path / "toy" / "train.en").write_bytes(source)
