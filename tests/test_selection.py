@@ -108,6 +108,8 @@ def test_the_best_is_chosen_and_alone_tested_and_the_earliest_that_cannot_be_tol
     words = curve.words()
     assert words.startswith("chosen: checkpoint-3, the best in BLEU (own validation, 60 segments); the earliest that")
     assert f"told from it is checkpoint-2: {tests[1].difference:+.1f} BLEU [" in words
+    first = curve.model_copy(update={"points": curve.points[2:], "earliest_not_worse": "checkpoint-3"})
+    assert first.words() == words.partition(";")[0]
     assert curve.points[-1].same_as == ["output"]
     assert benchmarked(place, "validation") == list(SHARES)
     assert Curve.model_validate_json(place.run.curve.read_bytes()) == curve

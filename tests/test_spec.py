@@ -84,9 +84,10 @@ serve:
   learning_rate: 3
 seed: -1
 """
-    assert refusal(tmp_path, text, "benchmark.0.concurrency=0", "compute.devices=0") == [
-        "s.yaml has 21 errors:",
+    assert refusal(tmp_path, text, "benchmark.0.concurrency=0", "compute.devices=0", "compute.slurm.benchmark=x") == [
+        "s.yaml has 22 errors:",
         "--set compute.devices=0: compute.devices: expected text: write it in quotes (got 0)",
+        "--set compute.slurm.benchmark=x: compute.slurm.benchmark: unknown field",
         "s.yaml:1:1: name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$' (got 'my run')",
         "s.yaml:2:1: modle: unknown field; did you mean 'model'?",
         "s.yaml:3:9: model.name_or_path: String should have at least 1 character (got '')",

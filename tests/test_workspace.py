@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.runs.rundir import GroupDir, RunDir, Workspace, find_workspace, spec_name
+from orchestrator.serving.target import resolve_target
 from tests.runs_on_disk import new_workspace
 
 NOW = datetime(2026, 11, 24, 10, 15, 0)
@@ -95,8 +96,9 @@ def test_a_group_is_found_by_id_and_name_and_is_no_run(workspace):
     made(workspace, "x-sweep", "y", "toy-sweep-20261124-111600", "toy-sweep-20261124-101500", file="group.json")
     for word in ("toy-sweep", "toy-sweep-20261124-101500", "runs/toy-sweep-20261124-101500"):
         assert workspace.find_group(word) == GroupDir(workspace.runs / "toy-sweep-20261124-101500")
-        with pytest.raises(SpecError, match="is a group of runs, toy-sweep-20261124-101500"):
-            workspace.find_run(word)
+        for find in (workspace.find_run, lambda each: resolve_target(each, workspace)):
+            with pytest.raises(SpecError, match="is a group of runs, toy-sweep-20261124-101500"):
+                find(word)
     made(workspace, "toy-sweep-20261124-121500")
     with pytest.raises(SpecError, match="'toy-sweep' is a run, toy-sweep-20261124-121500, and a group, toy-sweep-"):
         workspace.find_run("toy-sweep")

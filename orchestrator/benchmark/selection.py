@@ -100,7 +100,7 @@ class Curve(BaseModel):
         text = f"chosen: {self.chosen}, the best in {heading} ({self.testset} {self.split}, {self.n_segments} segments)"
         test = next(point.test for point in self.points if point.label == self.earliest_not_worse)
         if test is None:
-            return f"{text}; every earlier one is significantly worse" if len(self.points) > 1 else text
+            return text if self.points[0].label == self.chosen else f"{text}; every earlier one is significantly worse"
         interval = f" [{test.ci95[0]:+.1f}, {test.ci95[1]:+.1f}]" if test.ci95 else ""
         return (
             f"{text}; the earliest that cannot be told from it is {test.system}: "

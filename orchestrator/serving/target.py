@@ -53,9 +53,8 @@ def resolve_target(word: str, workspace: Workspace) -> Target:
     if word.endswith((".yaml", ".yml")):
         return _spec_target(Path(word), workspace)
     name, _, label = word.partition("@")
-    run = workspace.lookup_run(name)
-    if run is not None:
-        return run_target(run, label or None, workspace)
+    if workspace.lookup_run(name) or workspace.lookup_group(name):
+        return run_target(workspace.find_run(name), label or None, workspace)  # SpecError: it is a group
     for path in (expanded(word), workspace.root / expanded(word)) if word else ():
         if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             return _folder_target(path.resolve(), workspace)

@@ -132,7 +132,7 @@ def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Locatio
         text = _MESSAGES.get(detail["type"], detail["msg"].removeprefix("Value error, "))
         given = repr(detail["input"])
         if detail["type"] == "extra_forbidden" or (detail["type"] == "literal_error" and at != detail["loc"]):
-            text = "unknown field" + did_you_mean(str(at[-1]), known)
+            text = "unknown field" + did_you_mean(str(at[-1]), (each for each in known if each != at[-1]))
         elif at and text != "missing" and not isinstance(detail["input"], dict | list) and len(given) <= 80:
             text += f" (got {given})"
         found.append((at, text))

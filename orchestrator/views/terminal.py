@@ -251,7 +251,7 @@ def _test_row(test: PairedTest) -> list[str]:
 def _small_print(about: Comparison) -> list[str]:
     lines = [
         f"p: paired approximate randomization, {about.n_randomizations} trials of seed {about.seed}, ties against it",
-        f"p (Holm): corrected for {about.n_comparisons} comparisons by each metric",
+        f"p (Holm): corrected within each metric; its comparisons: {about.n_comparisons}",
         f"95 % interval, p (bootstrap): paired bootstrap, {about.n_bootstrap} resamples, p as in sacrebleu",
         f"MDE: {about.mde}",
     ]
