@@ -23,15 +23,21 @@ class _InFolder:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, folder: "RunDir | GroupDir | Workspace", owner: type) -> Path:
+    def __get__(self, folder: "_Folder | Workspace", owner: type) -> Path:
         return (folder.root if isinstance(folder, Workspace) else folder.path) / self.name
 
 
 @dataclass(frozen=True)
-class RunDir:
-    """The folder of one run."""
-
+class _Folder:
     path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+
+class RunDir(_Folder):
+    """The folder of one run."""
 
     spec = _InFolder("spec.yaml")
     record = _InFolder("record.json")
@@ -55,10 +61,6 @@ class RunDir:
     benchmarks = _InFolder("benchmarks")
     curve = _InFolder("curve.json")  # the checkpoints' scores by step, as they were last compared
 
-    @property
-    def id(self) -> str:
-        return self.path.name
-
     def checkpoints(self) -> list[Path]:
         """output/checkpoint-N, by N."""
         found = [path for path in self.output.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
@@ -73,18 +75,11 @@ class RunDir:
         return new_folder(self.benchmarks, name)
 
 
-@dataclass(frozen=True)
-class GroupDir:
+class GroupDir(_Folder):
     """The folder of a group of runs; their own folders lie beside it."""
-
-    path: Path
 
     file = _InFolder("group.json")
     supervisor_log = _InFolder("logs/supervisor.log")
-
-    @property
-    def id(self) -> str:
-        return self.path.name
 
 
 def new_folder(parent: Path, name: str, *, numbered: bool = False) -> Path:
