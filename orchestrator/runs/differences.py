@@ -51,7 +51,7 @@ RELEVANT = re.compile(
 )
 _LAUNCHING = re.compile("FORCE_TORCHRUN|NPROC_PER_NODE|.*NNODES|USE_(RAY|KT|MCA)")
 # Sections of a spec that choose what a fact is of.
-_SECTIONS = {"data": ("dataset", "eval_dataset", "benchmark")}
+_SECTIONS: dict[str, tuple[str, ...]] = {"data": ("dataset", "eval_dataset", "benchmark")}
 _SECTIONS |= dict.fromkeys(("model", "adapter", "template"), ("model",))
 # Fields of a spec that name files -> the hash of what they name.
 _HASHES = {
