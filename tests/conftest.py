@@ -75,10 +75,6 @@ def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="session")
 def installation() -> Installation:
-    return _installed()
-
-
-def _installed() -> Installation:
     """The real LLaMA-Factory beside our Python, whatever the environment names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(VARIABLE, raising=False)
@@ -91,9 +87,9 @@ def arguments(installation: Installation) -> dict[str, Argument]:
 
 
 @pytest.fixture(scope="session")
-def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
+def llamafactory(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Iterator[Imported]:
     """The Python of the real LLaMA-Factory, with it imported, for whatever asks it something."""
-    made = Imported(_installed().python, tmp_path_factory.mktemp("imported"))
+    made = Imported(installation.python, tmp_path_factory.mktemp("imported"))
     yield made
     made.end()
 

@@ -187,10 +187,8 @@ class Imported:
             self._server.end()
 
 
-# The other side: the server, in the Python that it forks
-
-
 def _import(what: str) -> None:
+    """This and what follows is the server, in the Python that it forks."""
     gc.disable()
     if what == "llamafactory":
         import llamafactory.api.app

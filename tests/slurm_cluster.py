@@ -1,7 +1,7 @@
 """A real Slurm of one machine for the tests: munged, slurmctld and two slurmd, on ports and in a folder of its own.
 
 Needs root, and Debian's slurm-wlm and munge (`apt-get install slurm-wlm munge`). There is no slurmdbd, so no sacct:
-what Slurm says of a job that ended it says by squeue and scontrol for MinJobAge. Try it: python -m tests.slurm_cluster
+what Slurm says of a job that ended it says by squeue and scontrol for MinJobAge.
 """
 
 import os
@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -72,14 +71,12 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What leads the client programs here."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
 
     def ask(self, *words: str) -> str:
         """What a client program says."""
-        done = subprocess.run(
-            words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=DEADLINE_S
-        )
+        env = {**os.environ, **self.environment}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=DEADLINE_S)
         return done.stdout + done.stderr
 
     def states(self) -> dict[str, str]:
@@ -155,10 +152,8 @@ def _until(condition, what: str, started: Cluster) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         if time.monotonic() > deadline:
-            logs = [
-                f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in started.folder.glob("*.[lo][ou]*")
-            ]
-            raise AssertionError(f"no {what} within {DEADLINE_S} s: " + "\n".join(logs))
+            logs = {path.name: path.read_text(errors="replace")[-1500:] for path in started.folder.glob("*.[lo][ou]*")}
+            raise AssertionError(f"no {what} within {DEADLINE_S} s: {logs}")
         time.sleep(0.1)
 
 
@@ -172,11 +167,3 @@ def _free_ports(count: int) -> list[int]:
 
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-if __name__ == "__main__":
-    if reason := missing():
-        sys.exit(reason)
-    with cluster() as running:
-        print(f"export SLURM_CONF={running.folder}/slurm.conf", flush=True)
-        sys.stdin.read()

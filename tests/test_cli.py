@@ -1,7 +1,4 @@
-"""The command line as a user meets it: errors, targets, serve, chat, export, terminals. Run: pytest tests/test_cli.py.
-
-Each test runs `python -m orchestrator ...` as a child process, with a fake llamafactory-cli.
-"""
+"""The command line as a user meets it: errors, targets, serve, chat, export; with a fake llamafactory-cli."""
 
 import json
 import os
@@ -24,28 +21,20 @@ BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
 
 
-# Errors: exit code, what, place, next step
-
 ERRORS = {
     "none": (2, ["runs/none.yaml: no such file"]),
     "data": (2, ["dataset: no dataset 'captoins_en_de'; did you mean 'captions_en_de'?", "known datasets: "]),
     "cut": (3, ["model.name_or_path: ", "models/cut/model.safetensors", "733"]),
-    "wrong": (
-        2,
-        [
-            "has 3 errors",
-            "\nerror: modle: unknown field\n  --> runs/wrong.yaml:2:1\n",
-            " 2 | modle: {name_or_path: x}\n   | ^^^^^\n   = help: did you mean 'model'?\n",
-            "\n  --> runs/wrong.yaml:6:3\n",
-            "did you mean 'lora_rank'?",
-            "\nerror: train.output_dir: output_dir is managed by orchestrator",
-        ],
-    ),
-}
+    "wrong": (2, [
+        "has 3 errors", "\nerror: modle: unknown field\n  --> runs/wrong.yaml:2:1\n",
+        " 2 | modle: {name_or_path: x}\n   | ^^^^^\n   = help: did you mean 'model'?\n",
+        "\n  --> runs/wrong.yaml:6:3\n", "did you mean 'lora_rank'?",
+        "\nerror: train.output_dir: output_dir is managed by orchestrator",
+    ]),
+}  # fmt: skip
 
 
 def test_errors_are_shown_all_at_once_before_anything_starts(workshop):
-    """Each with its exit code, its place and what to do."""
     cut = shutil.copytree(workshop.root / "models" / "tiny", workshop.root / "models" / "cut") / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-7])
     workshop.spec("data", dataset="captoins_en_de")
@@ -105,28 +94,19 @@ def test_check_shows_its_own_remarks_before_it_asks_llamafactory(workshop):
     assert done.code == 0 and done.err.index("warning: model.template: ") < done.err.index("asking LLaMA-Factory")
 
 
-# Results
-
-
 def one_document(done):
     """The document on stdout, which must hold nothing else."""
-    assert done.code == 0, done.err
-    value, end = json.JSONDecoder().raw_decode(done.out)
-    assert done.out[end:] == "\n"
-    return value
+    assert done.code == 0 and done.out[-1] == "\n", done
+    return done.json()
 
 
 def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     past = toy.only_run()
     record = {**toy.record(past), "tags": [], "notes": [], "removed": False}
-    as_imported = (
-        "import",
-        "--dry-run",
-        "llamafactory-cli train --do_train true --model_name_or_path models/tiny --output_dir x",
-    )
     words = [
         ("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml", "--fast"),
-        ("launch", "runs/toy.yaml", "--dry-run", "--set", "seed=42"), as_imported,
+        ("launch", "runs/toy.yaml", "--dry-run", "--set", "seed=42"),
+        ("import", "--dry-run", "llamafactory-cli train --do_train true --model_name_or_path m/m --output_dir x"),
     ]  # fmt: skip
     listed, run, spec, check, dry, imported = (
         one_document(done) for done in toy.run_together([(*each, "--json") for each in words])
@@ -147,7 +127,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
 def test_show_prints_files_of_a_run_as_they_are_and_of_a_spec_what_a_launch_would_write(launched):
     workshop, _ = launched
     words = [("--command",), ("--file", "train.yaml"), ("--file", "dataset_info.json"), ("--file", "spec.yaml")]
-    names = ["command.txt", "train.yaml", "dataset_info.json", "spec.yaml"]
+    names = ["command.txt", *(each[-1] for each in words[1:])]
     shown = workshop.run_together([("show", what, *each) for what in ("toy", "runs/toy.yaml") for each in words])
     assert [done.out for done in shown] == [(workshop.only_run() / name).read_text("utf-8") for name in names] * 2
     missing = workshop.run("show", "toy", "--file", "trian.yaml")
@@ -165,9 +145,6 @@ def test_a_reader_that_goes_away_is_no_traceback(launched):
     assert done.returncode == 1 and done.stderr == ""
 
 
-# Terminals
-
-
 def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoint(workshop):
     spec = workshop.spec(train={"max_steps": 100_000})
     with workshop.on_terminal("launch", spec, FAKE_STEP_S="0.05", COLUMNS="140") as terminal:
@@ -178,9 +155,6 @@ def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoi
         terminal.popen.wait(60)
     assert workshop.record()["status"] == "stopped" and workshop.left_over() == []
     assert RunDir(workshop.only_run()).checkpoints()
-
-
-# Targets of a benchmark
 
 
 def served(workshop):
@@ -221,9 +195,6 @@ def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workshop)
     assert devices == ["3", "1"]
 
 
-# Servers of others
-
-
 def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workshop, tmp_path):
     with openai_stub.serving() as stub:
         environment = {"ORCHESTRATOR_LLAMAFACTORY": str(tmp_path / "nowhere"), "ORCHESTRATOR_API_KEY": "sk-secret"}
@@ -238,9 +209,6 @@ def test_a_server_of_others_is_benchmarked_by_url_without_llamafactory(workshop,
         assert (record["status"], record["benchmarks"][0]["of"]) == ("done", "server")
     for path in workshop.runs.rglob("*"):
         assert not path.is_file() or b"sk-secret" not in path.read_bytes(), path
-
-
-# serve
 
 
 def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp_path):
@@ -260,7 +228,6 @@ def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp
 
 
 def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
-    """The folder that its error names is still there when the user reads it."""
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
     assert done.code == 4 and OUT_OF_MEMORY in done.err
     log = Path(re.search(r"Last lines of (.*):", done.err)[1])
@@ -280,13 +247,10 @@ def test_a_server_that_dies_while_it_serves_is_an_error(toy):
     assert done.code == 4 and "the server ended with status -9" in done.err
 
 
-# chat
-
-
 def start_talk(workshop, *words, text, **environment):
     """A chat whose input comes from a pipe, all at once."""
     reader, writer = os.pipe()
-    os.write(writer, text if isinstance(text, bytes) else text.encode())
+    os.write(writer, text.encode())
     os.close(writer)
     command = workshop.start("chat", *words, stdin=reader, **environment)
     os.close(reader)
@@ -316,7 +280,6 @@ def test_serve_takes_the_key_that_is_given_and_chat_by_url_needs_it(toy):
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_only_and_sigterm_ends_the_chat(toy):
-    """SIGTERM is not taken for a failure of the server, after which the chat would go on."""
     command = start_talk(toy, "toy", text="hello\nand then?\n", FAKE_API="hangs", TMPDIR=str(toy.root.parent))
     logs = toy.root.parent.glob
 
@@ -330,9 +293,6 @@ def test_ctrl_c_in_a_chat_stops_the_answer_only_and_sigterm_ends_the_chat(toy):
     done = command.finish()
     assert (done.code, done.err.splitlines()[-1]) == (130, "error: stopped by SIGTERM")
     assert toy.left_over() == []
-
-
-# export
 
 
 def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):
@@ -360,7 +320,6 @@ def test_an_export_overwrites_nothing_and_needs_an_adapter(toy, tmp_path):
 
 
 def test_the_model_of_a_spec_that_trains_nothing_is_exported_and_served(toy, tmp_path):
-    """As its export and serve sections say; the export is a run of its own, with spec and record."""
     spec = tmp_path / "merge me.yaml"
     model = "name: merge\nmodel: {name_or_path: models/tiny, template: default}\n"
     spec.write_text(f"{model}serve: {{max_new_tokens: 7}}\nexport: {{export_dir: merged, export_size: 2}}\n")

@@ -74,8 +74,7 @@ def test_a_page_s_examples_are_commands_that_the_program_takes(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_s_specs_are_right(page, tmp_path):
-    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    for text in blocks:
+    for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         if (name := re.search(r"^name: (\S+)", text, re.M)) is not None:
             (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
             assert load_spec(tmp_path / "spec.yaml").name == name[1]

@@ -119,7 +119,7 @@ def test_a_disk_without_locks_is_refused_with_the_reason(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("show", "shown"),
     [
-        (escape_controls, {"ä 退\t\u200d\u00a0": "ä 退\t\u200d\u00a0", "\x1b[2J\n": "\\x1b[2J\\x0a"}),
+        (escape_controls, {"ä 退\t\u200d\u00a0": "ä 退\t\u200d\u00a0", "\x1b[2J\n": "\\x1b[2J\\n"}),
         (escape_controls, {"\u202e": "\\u202e", "\U000e0001": "\\U000e0001"}),
         (duration, {0: "0.0 s", 9.94: "9.9 s", 59.4: "59 s", 59.6: "1 min 0 s", 186: "3 min 6 s"}),
         (duration, {3599.7: "1 h 0 min", 7500: "2 h 5 min", 360_000: "100 h 0 min"}),

@@ -22,14 +22,6 @@ Make = Callable[..., Imported]
 
 
 @pytest.fixture
-def workspace(tmp_path) -> Workspace:
-    place = Workspace(tmp_path / "work")
-    place.runs.mkdir(parents=True)
-    place.dataset_info.mkdir()
-    return place
-
-
-@pytest.fixture
 def origin(tmp_path) -> Path:
     """A folder that LLaMA-Factory was started in, with data/dataset_info.json."""
     folder = tmp_path / "origin"
@@ -89,15 +81,10 @@ def test_what_the_run_layer_decides_is_noted_with_the_reason(make):
 
 
 def test_comments_go_with_their_arguments_and_those_of_dropped_ones_with_the_next(make, workspace):
-    comments = {
-        "model_name_or_path": ["### model"],
-        "output_dir": ["### output"],
-        "dataset": ["# which"],
-        "": ["# end"],
-    }
+    comments = {"model_name_or_path": ["### model"], "output_dir": ["### output"], "dataset": ["# set"], "": ["# end"]}
     text = make({**LEAST, "output_dir": "o", "logging_steps": 5}, comments=comments).spec
     assert text.splitlines()[1:] == [
-        "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen", "# which", "dataset: toy",
+        "name: x", "model:", "  ### model", "  name_or_path: org/model", "  template: qwen", "# set", "dataset: toy",
         "train:", "  ### output", "  logging_steps: 5", "  # end",
     ]  # fmt: skip
     hostile = make(LEAST, comments={"template": ["# a\nseed: 1", "# b\rseed: 2\x1b[2J"]})

@@ -1,4 +1,4 @@
-"""Commands that start LLaMA-Factory, in all their forms; compared with HfArgumentParser, OmegaConf and accelerate."""
+"""Commands that start LLaMA-Factory, in all their forms; compared with OmegaConf and accelerate."""
 
 import json
 import shlex
@@ -74,9 +74,7 @@ def test_flags_and_their_forms(words: str, expected: dict[str, Any], notes: list
 
 
 @pytest.mark.parametrize(("words", "message"), CASES["refused"])
-def test_words_with_which_llamafactory_would_not_start_are_an_error(
-    words: str, message: str, arguments: Arguments
-) -> None:
+def test_words_with_which_llamafactory_would_not_start_are_refused(words: str, message: str, arguments: Any) -> None:
     with pytest.raises(SpecError, match=r"^run\.sh, line 2: ") as caught:
         only(f"x\nllamafactory-cli train {words}", arguments)
     assert message in caught.value.message
@@ -112,29 +110,3 @@ def test_what_accelerate_sets_for_configurations_and_options(installation: Insta
     for case, answer in zip(cases, answers, strict=True):
         assert answer["environment"] == case["environment"], (case["config"], case["options"])
         assert [note[: len(part)] for note, part in zip(answer["notes"], case["notes"], strict=True)] == case["notes"]
-
-
-HF = """
-import argparse, json, sys
-
-from llamafactory.hparams.parser import _TRAIN_ARGS
-from transformers import HfArgumentParser
-
-parser = HfArgumentParser(_TRAIN_ARGS)
-for action in parser._actions:
-    action.default, action.required = argparse.SUPPRESS, False
-answers = []
-with open(sys.argv[1]) as file:
-    table = json.load(file)
-sys.stderr = open("/dev/null", "w")
-for words in table:
-    try:
-        namespace, extra = parser.parse_known_args(words)
-        values = {key: getattr(value, "value", value) for key, value in vars(namespace).items()}
-        answers.append([values, extra])
-    except SystemExit:
-        answers.append(None)
-print()
-print(json.dumps(answers, default=lambda value: getattr(value, "value", str(value))))
-"""
-TEXTS = ("1", "-2", "1.5", "No", "x", "", '{"a": 1}')

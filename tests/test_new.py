@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -22,10 +21,9 @@ from orchestrator.upstream.installation import Installation
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    (tmp_path / "runs").mkdir()
-    return Workspace(tmp_path)
+def place(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("HF_HUB_CACHE", str(workspace.root / "hub"))
+    return workspace
 
 
 def written(place: Workspace, installation: Installation | None, arguments: Any, **given: Any) -> tuple[str, RunSpec]:
@@ -59,11 +57,7 @@ def test_a_new_spec_of_each_kind_is_right_and_explains_itself(kind, place, insta
 
 @pytest.mark.parametrize(
     ("model", "template", "thinking"),
-    [
-        ("Qwen/Qwen2.5-7B-Instruct", "qwen", None),
-        ("Qwen/Qwen3-8B", "qwen3", False),
-        ("nobody/nothing", None, None),
-    ],
+    [("Qwen/Qwen2.5-7B-Instruct", "qwen", None), ("Qwen/Qwen3-8B", "qwen3", False), ("nobody/nothing", None, None)],
 )
 def test_the_template_is_that_of_the_model(model, template, thinking, place, installation, arguments):
     text, spec = written(place, installation, arguments, model=model)
@@ -93,9 +87,7 @@ def test_what_there_is_none_of_is_refused_with_the_nearest(place: Workspace) -> 
 
 
 def test_only_a_dataset_with_a_test_split_gets_a_benchmark(place: Workspace) -> None:
-    """One without a train split cannot be trained on; nothing of LLaMA-Factory's own formats is translated."""
     shipped = entry_folders(place.dataset_info)[-1]
-    place.dataset_info.mkdir()
     entry = (shipped / "captions_en_de.yaml").read_text("utf-8")
     texts = {
         "train_only": entry.partition("  validation:\n")[0],

@@ -10,7 +10,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_wheel_carries_templates_and_datasets_and_needs_no_checkout(tmp_path):
-    """Built as pip builds it, unpacked elsewhere: a new workspace, a spec whose dataset ships with it, its command."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")

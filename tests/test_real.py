@@ -1,7 +1,4 @@
-"""The whole way with the real llamafactory-cli on the CPU, on a tiny random model. Run: pytest tests/test_real.py.
-
-Some 7 s of each process are its imports, so tests share runs. One thread per process: sums come out the same each time.
-"""
+"""The real llamafactory-cli on the CPU, on a tiny random model; tests share runs, as its imports take some 7 s."""
 
 import json
 import math
@@ -20,15 +17,9 @@ from tests.workshop import PATIENT_S, assert_none_left, loss_curve, told_to_stop
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 TRAIN = {
-    "learning_rate": 5.0e-2,
-    "lora_rank": 4,
-    "max_steps": 5,
-    "max_samples": 40,
-    "per_device_train_batch_size": 2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-}
+    "learning_rate": 5.0e-2, "lora_rank": 4, "max_steps": 5, "max_samples": 40, "per_device_train_batch_size": 2,
+    "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+}  # fmt: skip
 LONG = {**TRAIN, "max_steps": 1_000_000}
 torchrun_works = pytest.mark.skipif(
     any(char.isspace() for char in sys.prefix),
@@ -79,7 +70,6 @@ def test_a_rerun_gives_the_same_losses_and_the_same_translations(launched):
 
 
 def test_an_exported_model_translates_as_its_adapter_does(launched):
-    """In float32 both are the same sums: the server, too, merges the adapter into the base model as it loads it."""
     workshop, run = launched
     assert workshop.run("export", run.name).code == 0
     assert model_problems(run / "export") == []
@@ -116,10 +106,7 @@ def test_a_served_run_answers_curl_and_a_chat_by_the_openai_client(launched):
 
 @torchrun_works
 def test_kill_9_leaves_no_rank_of_torchrun(place):
-    """The launcher gets a death signal; torchrun and its rank, in sessions of their own, are watch.py's.
-
-    One rank: of two one may wait for the other, which has left, until the grace is over.
-    """
+    """One rank: of two one may wait for the other, which has left, until the grace is over."""
     workshop = place()
     train = {**LONG, "ddp_backend": "gloo"}
     command = workshop.start("launch", workshop.spec(train=train, compute={"nproc_per_node": 1}))
@@ -132,17 +119,13 @@ def test_kill_9_leaves_no_rank_of_torchrun(place):
     assert listed["status"] == "interrupted"
 
 
-# A run that is broken off, and goes on
-
 SLOW = {**TRAIN, "learning_rate": 5.0e-3, "max_steps": 40, "gradient_accumulation_steps": 4, "save_strategy": "steps"}
 SLOW |= {"save_steps": 5, "max_samples": 500, "finetuning_type": "full", "lora_target": None}
 
 
 @pytest.fixture(scope="module")
 def broken_off(place):
-    """Full finetuning with the same spec twice: once in one go, once killed with all its processes, gone on with and
-    ended by Ctrl-C, gone on with to a benchmark.
-    """
+    """Full finetuning, once in one go, once killed, resumed, ended by Ctrl-C, and resumed to a benchmark."""
     whole, broken = place(), place()
     unbroken = whole.start("launch", whole.spec(train=SLOW, benchmark=None))
     assert broken.run("launch", broken.spec(train=SLOW, benchmark=[BENCHMARK]), "--detach").code == 0
@@ -150,10 +133,8 @@ def broken_off(place):
     for process in broken.processes():
         process.kill()
     assert_none_left(broken)
-    shown = broken.run("show", "toy")
     command = broken.start("resume", "toy")
     command.until(lambda: _is_training_again(broken.record()), "the second training")
-    follower = broken.start("logs", "toy", "-f")
     (trainer,) = command.until(lambda: _trainers(broken), "the trainer")
 
     def tell():
@@ -165,11 +146,10 @@ def broken_off(place):
     command.until(lambda: _trained_on(broken), "steps of the second attempt")
     told_to_stop([trainer], tell)
     stopped = command.finish()
-    followed = follower.finish()  # it is a process of the workspace too, and ends a moment after the run
     record, left_over = broken.record(), broken.left_over()
     (kept,) = [path for path in RunDir(broken.only_run()).checkpoints() if f"kept: {path.name}\n" in stopped.err]
     names = {path.name for path in kept.iterdir()}
-    done = {"shown": shown, "followed": followed, "stopped": stopped, "record": record, "kept": kept, "names": names}
+    done = {"stopped": stopped, "record": record, "kept": kept, "names": names}
     done |= {"left_over": left_over, "last": broken.run("resume", "toy")}
     assert unbroken.finish().code == 0
     return whole, broken, done
@@ -216,7 +196,6 @@ def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(broken_o
 
 
 def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(broken_off):
-    """By Ctrl-C; SIGTERM is in test_nodes.py."""
     _, _, done = broken_off
     stopped, kept = done["stopped"], done["kept"]
     assert stopped.code == 130 and "Traceback" not in stopped.err

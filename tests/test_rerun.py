@@ -22,10 +22,8 @@ from tests.workshop import new_workshop
 @pytest.fixture
 def session(toy, monkeypatch, caplog) -> Session:
     """Of a workspace with the finished run `toy`."""
-    monkeypatch.setenv("ORCHESTRATOR_LLAMAFACTORY", str(toy.cli))
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(toy.root.parent / "cache"))
     caplog.set_level(logging.INFO, "orchestrator")
-    return Session.open(toy.root)
+    return toy.session(monkeypatch)
 
 
 @pytest.fixture
@@ -86,11 +84,7 @@ def test_what_differs_is_listed_by_severity(session, past):
     assert drift_from(session, past, load_spec(past.spec), record.facts, []) == []
 
 
-# Another workspace
-
-
 def test_a_run_is_run_again_in_another_workspace_with_the_model_where_it_is(toy, tmp_path):
-    """It counts as the same one by its hash; the comparison is with the old run."""
     place = new_workshop(tmp_path / "new", toy.cli)
     shutil.rmtree(place.root / "models")
     done = toy.run("rerun", "toy", "--in", place.root, "--no-benchmark", "--strict")

@@ -1,7 +1,4 @@
-"""A run that is resumed after each kind of end, with a fake llamafactory-cli. Run: pytest tests/test_resume.py.
-
-The fake's weights depend on every step that led to them.
-"""
+"""A run that is resumed after each kind of end; the fake's weights depend on every step that led to them."""
 
 import hashlib
 import json
@@ -15,7 +12,6 @@ import yaml
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.lifecycle.resume import check_unchanged, find_resume_point, plan_resume
 from orchestrator.lifecycle.training_results import problems
-from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import current
@@ -48,20 +44,14 @@ def unbroken(ended):
 
 @pytest.fixture
 def copied(ended, tmp_path):
-    made = []
-
-    def copy(mode: str) -> Workshop:
-        made.append(ended[mode].copy(tmp_path / str(len(made))))
-        return made[-1]
-
-    yield copy
-    for each in made:
-        each.kill_all()
+    return lambda mode: ended[mode].copy(tmp_path / "copied")
 
 
 @pytest.fixture
 def killed(copied):
-    return copied("torn-checkpoint")
+    made = copied("torn-checkpoint")
+    yield made
+    made.kill_all()
 
 
 def outcome(workshop: Workshop) -> dict[str, object]:
@@ -88,9 +78,6 @@ def edit_spec(workshop: Workshop, **changes: dict | list) -> None:
     for section, values in changes.items():
         spec[section] = spec[section] | values if isinstance(values, dict) else values
     path.write_text(yaml.safe_dump(spec))
-
-
-# After each kind of end
 
 
 def test_after_a_failure_it_resumes_from_the_newest_complete_checkpoint_to_the_same_end(killed, unbroken):
@@ -150,9 +137,6 @@ def test_without_a_checkpoint_it_begins_at_step_0_and_what_was_there_is_kept(kil
     assert outcome(killed) == outcome(unbroken) and attempts(killed)[-1] == ("done", None)
 
 
-# What is complete is not done again
-
-
 def test_a_training_that_was_killed_between_its_last_step_and_its_end_is_not_trained_on(copied, unbroken):
     """transformers takes a step before it looks at max_steps: it would end as another model, at 13 of 12."""
     place = copied("unsaved")
@@ -168,15 +152,9 @@ def test_a_training_that_was_killed_between_its_last_step_and_its_end_is_not_tra
 
 @pytest.mark.parametrize(
     ("step", "counter", "said"),
-    [
-        (12, None, None),
-        (11, None, "step 11 of 12"),
-        (13, None, "step 13 of 12"),
-        (11, 3, None),
-        (11, 2, "step 11"),
-        (13, 3, "13"),
-    ],
-)
+    [(12, None, None), (11, None, "step 11 of 12"), (13, None, "step 13 of 12"), (11, 3, None), (11, 2, "step 11"),
+     (13, 3, "13")],
+)  # fmt: skip
 def test_a_training_is_complete_at_its_last_step_or_where_it_stopped_early_by_itself(copied, step, counter, said):
     run = RunDir(copied("").only_run())
     state = {"global_step": step, "max_steps": 12}
@@ -191,10 +169,7 @@ def test_a_training_is_complete_at_its_last_step_or_where_it_stopped_early_by_it
 def test_only_the_benchmarks_that_are_missing_are_run(copied):
     """Trained and benchmarked by half: killed between the two, and before the first stood in the record."""
     place = copied("")
-    path = place.only_run() / "spec.yaml"
-    spec = yaml.safe_load(path.read_text("utf-8"))
-    spec["benchmark"].append({**spec["benchmark"][0], "max_samples": 2})
-    path.write_text(yaml.safe_dump(spec))
+    edit_spec(place, benchmark=[BENCHMARK, {**BENCHMARK, "max_samples": 2}])
     edit_record(place, status="benchmarking", ended_at=None, benchmarks=[])
     scores = place.only_run() / "benchmarks" / "output-captions_en_de-test" / "scores.json"
     before = scores.read_bytes()
@@ -208,7 +183,6 @@ def test_only_the_benchmarks_that_are_missing_are_run(copied):
 
 
 def test_weights_that_are_damaged_are_not_complete_and_old_results_are_not_taken_for_new_ones(copied, unbroken):
-    """However the clock was set between the two."""
     place = copied("")
     output = place.only_run() / "output"
     weights = output / "adapter_model.safetensors"
@@ -223,16 +197,10 @@ def test_weights_that_are_damaged_are_not_complete_and_old_results_are_not_taken
     assert outcome(place) == outcome(unbroken)
 
 
-# What is refused, and what a resume would do: without starting it
-
-
 @pytest.fixture
 def session(killed, monkeypatch):
     """Of the workspace whose run was killed after checkpoint-2."""
-    for name, value in killed.full_environment({}).items():
-        if name.startswith("ORCHESTRATOR_"):
-            monkeypatch.setenv(name, value)
-    return Session.open(killed.root)
+    return killed.session(monkeypatch)
 
 
 def planned(session, killed, label=None, *, no_benchmark=False):
@@ -246,14 +214,9 @@ def planned(session, killed, label=None, *, no_benchmark=False):
 
 @pytest.mark.parametrize(
     ("status", "launched", "done_with", "no_benchmark", "with_benchmarks"),
-    [
-        ("failed", True, True, True, False),
-        ("failed", False, False, False, False),
-        ("done", False, False, False, True),
-        ("done", True, True, False, None),
-        ("done", False, False, True, None),
-    ],
-)
+    [("failed", True, True, True, False), ("failed", False, False, False, False), ("done", False, False, False, True),
+     ("done", True, True, False, None), ("done", False, False, True, None)],
+)  # fmt: skip
 def test_a_training_only_run_stays_one_until_it_is_done_and_one_that_is_done_is_not_resumed(
     session, killed, status, launched, done_with, no_benchmark, with_benchmarks
 ):

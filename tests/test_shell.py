@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,9 +75,7 @@ def test_words_are_those_that_bash_passes() -> None:
 
 
 @pytest.mark.parametrize(("text", "words", "parts"), CASES["unknown"])
-def test_what_only_running_the_text_would_show_is_kept_and_marked(
-    text: str, words: list[str], parts: list[str]
-) -> None:
+def test_what_only_running_the_text_would_show_is_kept_and_marked(text: str, words: Any, parts: list[str]) -> None:
     command = only(text)
     assert (command.words[1:], unknown(command)) == (words, parts)
 

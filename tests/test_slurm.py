@@ -100,7 +100,6 @@ def test_a_job_that_waits_is_queued_and_stop_takes_it_out(shop, slurm):
 
 @slow
 def test_before_its_time_limit_it_is_stopped_queued_again_and_comes_to_the_same_end(shop, slurm, tmp_path, fake_cli):
-    """Beside it one that makes no step: that is not queued again."""
     unbroken = new_workshop(tmp_path / "unbroken", fake_cli)
     assert unbroken.run("launch", unbroken.spec(train=SLOW, benchmark=None)).code == 0
     short = {"slurm": {"time": 2, "signal_s": 50}}
@@ -163,9 +162,8 @@ def test_a_sweep_is_a_job_array_and_a_resume_submits_what_is_not_done(shop, slur
     assert second["job"]["id"].endswith("_1") and int(first["job"]["id"].partition("_")[0]) == int(jobs[0][0])
     again = shop.run("resume", "toy-sweep")
     assert again.code == 0, again.err
-    wait_for(
-        lambda: len(shop.record(runs[1])["attempts"]) == 2 and shop.record(runs[1])["ended_at"], "the second's end"
-    )
+    wait_for(lambda: len(shop.record(runs[1])["attempts"]) == 2, "the second's second attempt")
+    wait_for(lambda: shop.record(runs[1])["ended_at"], "its end")
     assert len(shop.record(runs[0])["attempts"]) == 1
 
 

@@ -48,9 +48,6 @@ def sweeping(workshop):
     return workshop, command
 
 
-# Making it
-
-
 def test_each_point_is_a_run_of_its_own_and_a_failure_does_not_stop_the_rest(workshop):
     """What is done is left alone by a resume, which tries the failed one again."""
     axes = ("--sweep", "compute.env.FAKE_TRAIN=dies,x", "--sweep", "train.lora_rank=16")
@@ -90,9 +87,6 @@ def test_a_sweep_that_makes_no_sense_is_exit_code_2_with_all_that_is_wrong_and_m
     done = workshop.run("launch", workshop.spec(), *words)
     assert done.code == 2 and all(text in done.err for text in says), done.err
     assert list(workshop.runs.glob("*-2*")) == []
-
-
-# Ending, and continuing
 
 
 def test_ctrl_c_keeps_a_checkpoint_begins_no_other_and_a_resume_continues(sweeping):
@@ -162,9 +156,6 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
     assert_none_left(workshop)
     assert statuses(workshop) == ["stopped", "stopped"]
     assert f"1 of 2: lora_rank=4: {first}" in (group_of(workshop) / "logs" / "supervisor.log").read_text("utf-8")
-
-
-# One on each device
 
 
 @pytest.fixture

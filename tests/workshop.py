@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+import pytest
 import yaml
 
+from orchestrator.planning.session import Session
 from orchestrator.runs.trainer_log import TrainerLog
 from tests import imported_once
 from tests.model_folders import model_folder
@@ -145,7 +147,7 @@ class Terminal:
     def hang_up(self) -> None:
         if self.master >= 0:
             os.close(self.master)
-            self.master = -1
+        self.master = -1
 
 
 @dataclass
@@ -157,8 +159,7 @@ class Workshop:
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: "list[subprocess.Popen[bytes] | imported_once.Forked]" = field(default_factory=list)
-    deadline_s: float = DEADLINE_S
-    """How long a command may take, unless it is said otherwise."""
+    deadline_s: float = DEADLINE_S  # how long a command may take
 
     @property
     def runs(self) -> Path:
@@ -250,17 +251,21 @@ class Workshop:
         }
         return {key: value for key, value in merged.items() if value is not None}
 
+    def session(self, monkeypatch: pytest.MonkeyPatch) -> Session:
+        """Of the workspace, in this process."""
+        for name, value in self.full_environment({}).items():
+            if name.startswith("ORCHESTRATOR_"):
+                monkeypatch.setenv(name, value)
+        return Session.open(self.root)
+
     def processes(self) -> list[psutil.Process]:
         """Every process that a command of ours started, or that such a one started, and so on."""
         found = []
         forked = {each.pid for each in self.started if isinstance(each, imported_once.Forked) and each.poll() is None}
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 ours = process.pid in forked or process.environ().get(MARK) == self.mark
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
+                found += [process] if ours and process.status() != psutil.STATUS_ZOMBIE else []
         return found
 
     def children(self, command: "Command") -> list[psutil.Process]:
@@ -309,12 +314,9 @@ class Workshop:
 
 def real_environment(folder: Path) -> dict[str, str]:
     """What the real LLaMA-Factory of a workspace runs with: one thread, its own place for temporary files."""
-    path = [
-        str(Path(__file__).parent / "seldom_collected"),
-        str(Path(__file__).parent / "cpu_ranks"),
-        os.environ.get("PYTHONPATH"),
-    ]
-    return {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    ours = [str(Path(__file__).parent / name) for name in ("seldom_collected", "cpu_ranks")]
+    path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH")]))
+    return {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": path}
 
 
 def new_workshop(

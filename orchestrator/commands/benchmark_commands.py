@@ -11,6 +11,7 @@ from typer import Argument, Option
 from orchestrator.benchmark.compare import compare as compare_benchmarks
 from orchestrator.benchmark.evaluate import EvalOptions
 from orchestrator.benchmark.results import find_benchmarks, has_result
+from orchestrator.benchmark.run import add_comet
 from orchestrator.benchmark.selection import SelectionOptions, select_checkpoint
 from orchestrator.commands import options
 from orchestrator.commands.options import app, open_target, say, serve_settings
@@ -47,9 +48,7 @@ def benchmark(
     base: Annotated[bool, Option("--base", help="RUN@all: also the model before training.")] = False,
     watch: Annotated[bool, Option("--watch", help="RUN@all: also new checkpoints, until the run ends.")] = False,
     fresh: Annotated[bool, Option("--fresh", help="Request every sentence again; use no earlier answer.")] = False,
-    allow_incomplete: Annotated[
-        bool, Option("--allow-incomplete", help="Score without the sentences that have no answer.")
-    ] = False,
+    allow_incomplete: Annotated[bool, Option("--allow-incomplete", help="Score the answers that came.")] = False,
     template: options.Template = None,
     backend: options.Backend = None,
     merge: options.Merge = None,
@@ -71,8 +70,11 @@ def benchmark(
     if has_result(Path(target)):
         if comet is None or testset or source or fresh:
             raise SpecError(f"{target} is a finished benchmark: only COMET's score can be added to it", "--comet MODEL")
-        targets.add_comet_to(session, Path(target).resolve(), comet, devices)
-        _show([Path(target).resolve()], as_json)
+        folder = Path(target).resolve()
+        run = RunDir(folder.parent.parent)
+        record = RunRecord.load(run) if run.record.is_file() else None
+        add_comet(folder, comet, session.workspace.root, devices, record, run)
+        _show([folder], as_json)
         return
     every = every_checkpoint(target, session.workspace)
     if every is None and (metric is not None or base or watch):
@@ -118,9 +120,7 @@ def benchmark(
 
 @app.command(epilog="Example: orchestrator compare demo@base demo")
 def compare(
-    systems: Annotated[
-        list[str], Argument(metavar="A B...", help="Runs, RUN@LABEL, benchmark folders, groups; first: baseline.")
-    ],
+    systems: Annotated[list[str], Argument(metavar="A B...", help="Runs, RUN@LABEL, folders, groups; first: baseline")],
     testset: Annotated[str | None, Option(metavar="NAME[:SPLIT]", help="Default: the newest that all have.")] = None,
     metric: Annotated[list[str] | None, Option(help="bleu, chrf, chrf++, ter; repeatable. Default: all.")] = None,
     examples: Annotated[int, Option(min=0, help="Sentences shown where each wins.")] = 3,

@@ -23,9 +23,7 @@ def list_runs(
     status: Annotated[list[str] | None, Option(help="Only runs with this status; repeatable.")] = None,
     name: Annotated[str | None, Option(help="Only runs of specs with this name; * and ? match.")] = None,
     dataset: Annotated[str | None, Option(help="Only runs that train on this dataset; * and ? match.")] = None,
-    model: Annotated[
-        str | None, Option(help="Only runs of this model: folder or id, or its last part; * and ?.")
-    ] = None,
+    model: Annotated[str | None, Option(help="Only runs of this model: path, id or its last part; * and ?.")] = None,
     tag: Annotated[list[str] | None, Option(help="Only runs with this tag; repeatable: with all of them.")] = None,
     group: Annotated[str | None, Option(help="Only runs of this group (a sweep): its id or name.")] = None,
     since: Annotated[str | None, Option(metavar="TIME", help="Only runs since 2026-11-24, 7d, 12h or 30m.")] = None,

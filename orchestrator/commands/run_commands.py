@@ -106,9 +106,7 @@ def rerun(
     detach: DetachOption = False,
     no_benchmark: NoBenchmarkOption = False,
     wait: WaitOption = False,
-    into: Annotated[
-        Path | None, Option("--in", metavar="PATH", help="Workspace to run in; entries are copied.")
-    ] = None,
+    into: Annotated[Path | None, Option("--in", metavar="PATH", help="Workspace to run in; copies entries.")] = None,
     workspace: options.Workspace = None,
     archives: options.Archives = None,
     as_json: options.Json = False,

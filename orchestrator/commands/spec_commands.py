@@ -64,21 +64,13 @@ def new(
     say(f"next: orchestrator check runs/{name}.yaml")
 
 
-@app.command(
-    "import", epilog="Example: orchestrator import 'llamafactory-cli train examples/train_lora/qwen3_lora_sft.yaml'"
-)
+@app.command("import", epilog="Example: orchestrator import 'llamafactory-cli train qwen3_lora_sft.yaml'")
 def import_spec(
     source: Annotated[
-        list[str],
-        Argument(
-            metavar="FILE|FOLDER|COMMAND",
-            help="A YAML file, script, output folder, command (quoted, or after --), or -: stdin.",
-        ),
+        list[str], Argument(metavar="FILE|FOLDER|COMMAND", help="YAML, script, output folder, command, or -: stdin.")
     ],
     name: Annotated[str | None, Option(help="Name of the spec. Default: the file's or folder's.")] = None,
-    cwd: Annotated[
-        Path | None, Option(help="Folder it was run in. Default: a folder of the file, or this one.")
-    ] = None,
+    cwd: Annotated[Path | None, Option(help="Folder it was run in. Default: this one, or of the file.")] = None,
     line: Annotated[int | None, Option(min=1, help="Which command of a script that has several.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Print the spec, write nothing.")] = False,
     workspace: options.Workspace = None,

@@ -1,4 +1,4 @@
-"""What is done with a target: a benchmark, COMET's score added to one, an export."""
+"""What is done with a target: a benchmark, an export."""
 
 import logging
 import re
@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.benchmark.evaluate import EvalOptions
-from orchestrator.benchmark.run import BenchmarkJob, add_comet
+from orchestrator.benchmark.run import BenchmarkJob
 from orchestrator.data.testset import resolve_instruction
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.files import expanded, lock
-from orchestrator.lifecycle.new_run import Provenance, RunOptions, make_run
-from orchestrator.lifecycle.pipeline import carry_out, launch, recorded
+from orchestrator.lifecycle.new_run import Provenance, RunOptions, make_run, new_run
+from orchestrator.lifecycle.pipeline import carry_out, recorded
 from orchestrator.lifecycle.resume import take_up
 from orchestrator.planning.check import check_model
 from orchestrator.planning.plan import plan_run, raise_or_log, resolve_model
@@ -53,23 +53,17 @@ def benchmark(
     if target.run is None or target.checkpoint is None:
         own, request = RunOptions(exclusive=False, evaluation=options), Request()
         if options.fresh or (run := _unfinished(session, plan.spec)) is None:
-            run = launch(session, plan, Provenance(), request, own)
+            owned = new_run(session, plan, Provenance(), request, exclusive=False)
         else:
             log.info("run %s is continued", run.id)
-            carry_out(session, take_up(run, request), own, plan)
-        return [run.benchmarks / item.id for item in RunRecord.load(run).benchmarks]
+            owned = take_up(run, request)
+        carry_out(session, owned, own, plan)
+        return [owned.run.benchmarks / item.id for item in RunRecord.load(owned.run).benchmarks]
     job = BenchmarkJob(session, plan, target.run, RunRecord.load(target.run), options)
     with job.servers([target.checkpoint]) as connect_to:
         folders = job.benchmark(target.checkpoint, items, connect_to)
     job.score_by_comet(list(zip(items, folders, strict=True)))
     return folders
-
-
-def add_comet_to(session: Session, folder: Path, model: str, devices: str | None) -> None:
-    """Score a finished benchmark by a model of COMET, without its server."""
-    run = RunDir(folder.parent.parent)
-    record = RunRecord.load(run) if run.record.is_file() else None
-    add_comet(folder, model, session.workspace.root, devices, record, run)
 
 
 def _unfinished(session: Session, spec: RunSpec) -> RunDir | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from orchestrator.benchmark.run import run_benchmarks
 from orchestrator.errors import Interrupted, OrchestratorError
 from orchestrator.lifecycle.local import end_orphans
-from orchestrator.lifecycle.new_run import Provenance, RunOptions, devices_needed, new_run
+from orchestrator.lifecycle.new_run import RunOptions, devices_needed
 from orchestrator.lifecycle.rerun import compare_trainings
 from orchestrator.lifecycle.resume import check_unchanged
 from orchestrator.lifecycle.slurm_jobs import requeue_or_reason
@@ -20,18 +20,10 @@ from orchestrator.runs.facts import keep_patch
 from orchestrator.runs.machine import hold_devices
 from orchestrator.runs.owner import OwnedRun
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.record_parts import Request
 from orchestrator.runs.rundir import RunDir
 from orchestrator.runs.state import timed
 
 log = logging.getLogger("orchestrator")
-
-
-def launch(session: Session, plan: Plan, provenance: Provenance, request: Request, options: RunOptions) -> RunDir:
-    """Run what a plan says, in a new run folder, whose record tells how it went, however it ends."""
-    owned = new_run(session, plan, provenance, request, exclusive=options.exclusive)
-    carry_out(session, owned, options, plan)
-    return owned.run
 
 
 def carry_out(session: Session, owned: OwnedRun, options: RunOptions, plan: Plan | None = None) -> None:

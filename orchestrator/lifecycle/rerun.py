@@ -64,20 +64,17 @@ def plan_rerun(
             shutil.copy2(old / "dataset_info" / copy.name, copy, follow_symlinks=False)
             log.info("the entry of dataset %s is copied from %s", copy.stem, old)
         plan = plan_run(session, session.load_spec(file, overrides), ask=True)
-        found = drift_from(session, past, plan.spec, plan.facts, overrides) if isinstance(past, RunDir) else []
-        if isinstance(past, RunDir):
-            log_differences(past, found, strict=strict)
+        if not isinstance(past, RunDir):
+            log.warning("%s has no record beside it: there is nothing to compare with", past)
+            return plan, Provenance(str(past), overrides)
+        found = drift_from(session, past, plan.spec, plan.facts, overrides)
+        log_differences(past, found, strict=strict)
     except BaseException:  # Ctrl-C too
         for copy in copies:
             copy.unlink(missing_ok=True)
         raise
-    if isinstance(past, RunDir):
-        name = past.id if past.path.parent == session.workspace.runs else str(past.path)
-        provenance = Provenance(str(past.spec), overrides, name, [each.line() for each in found])
-    else:
-        log.warning("%s has no record beside it: there is nothing to compare with", past)
-        provenance = Provenance(str(past), overrides)
-    return plan, provenance
+    name = past.id if past.path.parent == session.workspace.runs else str(past.path)
+    return plan, Provenance(str(past.spec), overrides, name, [each.line() for each in found])
 
 
 def drift_from(
