@@ -1,7 +1,6 @@
 """What a user of the command line sees, kept as text: record it before and after a change, and compare by diff -ru.
 
-The commands are those of contract_cases.yaml, run with a stand-in for llamafactory-cli. Nothing is imported from the
-package: it is run as `python -m orchestrator`, with this file's checkout first on PYTHONPATH.
+The commands are those of contract_cases.yaml, run with a stand-in for llamafactory-cli:
 
     python -m tests.contract DIR [CHAPTER...]
 """
@@ -16,26 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from tests import fake_comet, fake_llamafactory, fake_vllm, openai_stub
 from tests.model_folders import model_folder
+from tests.workshop import Workshop
 
 TREE = Path(__file__).resolve().parent.parent
 CASES = Path(__file__).with_name("contract_cases.yaml")
 DEADLINE_S = 90
-HIDDEN = re.compile(
-    r"(ORCHESTRATOR|OPENAI|FAKE|HF|API|CUDA|SLURM|GIT|OMP)_.*"
-    r"|NO_COLOR|FORCE_COLOR|COLUMNS|LINES|https?_proxy|HTTPS?_PROXY|PYTEST.*|N?NODES|NODE_RANK|(MASTER|RDZV).*"
-)
 STUBS = {
     "STUB": openai_stub.json_reply({"object": "list", "data": [{"id": "stub", "object": "model"}]}),
     "STUB_401": openai_stub.json_reply({"detail": "Invalid API key."}, 401),
@@ -44,8 +38,6 @@ STUBS = {
     "STUB_500": openai_stub.raw(b"Internal Server Error", 500),
     "STUB_404": openai_stub.raw(b"Not Found", 404),
 }
-
-
 TEMPORARY = re.compile(r"\..+\.\w{8}")
 RUN = re.compile(r"\b([\w.-]+-)(\d{8}-\d{6})(-\d+)?\b")
 MEASURED = re.compile(
@@ -124,9 +116,9 @@ class Chapter:
     environment: dict[str, str] = field(default_factory=dict)
     normalizer: Normalizer = field(init=False)
 
-    @property
-    def root(self) -> Path:
-        return self.top / "work"
+    def __post_init__(self) -> None:
+        self.root = self.top / "work"
+        self.workshop = Workshop(self.root, fake_llamafactory.install(self.top / "llamafactory"))
 
     def record(self) -> int:
         """Run all, write a file for each command and each run folder; the number of commands."""
@@ -139,7 +131,7 @@ class Chapter:
         self.out.mkdir(parents=True)
         number = 0
         with ExitStack() as stack:
-            stack.callback(self.end_all)
+            stack.callback(self.workshop.kill_all)
             self.prepare(stack)
             for step in re.findall(r"^(?:.*\\\n)*.+$", self.cases["chapters"][self.name]["cases"], re.MULTILINE):
                 if step.startswith("prepare: "):
@@ -148,7 +140,7 @@ class Chapter:
                 else:
                     number += 1
                     self.case(number, step)
-            left = "".join(f"{' '.join(each.cmdline())}\n" for each in self.processes())
+            left = "".join(f"{each}\n" for each in self.workshop.left_over())
             for folder in self.top.glob("**/runs/[!.]*/"):
                 self.run_folder(folder)
         if left:
@@ -167,7 +159,6 @@ class Chapter:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         binaries = self.top / "bin"
-        cli = fake_llamafactory.install(self.top / "llamafactory")
         binaries.mkdir()
         (binaries / "orchestrator").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m orchestrator "$@"\n')
         (binaries / "orchestrator").chmod(0o755)
@@ -176,17 +167,13 @@ class Chapter:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if not HIDDEN.fullmatch(key)},
+        self.environment = self.workshop.full_environment({
             "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(TREE), "HOME": str(self.top / "home"),
             "TMPDIR": str(self.top / "tmp"), "SACREBLEU": str(self.top / "home" / "sacrebleu"), "TZ": "UTC",
-            "LC_ALL": "C.UTF-8", "HF_HUB_OFFLINE": "1", "FAKE_CALLS": str(self.top / "calls.jsonl"),
-            "FAKE_TORN_S": "0", "ORCHESTRATOR_LLAMAFACTORY": str(cli), "ORCHESTRATOR_CACHE": str(self.top / "cache"),
-            "ORCHESTRATOR_LOCKS": str(self.top / "locks"), "CONTRACT": str(self.top), "PORT": str(port),
-            "TAKEN": str(taken.getsockname()[1]), "COMET": str(fake_comet.install(self.top / "comet")),
-            "VLLM": str(fake_vllm.install(self.top / "vllm")),
-            "BESIDE_VLLM": str(fake_vllm.llamafactory(self.top / "beside-vllm", cli)),
-        }  # fmt: skip
+            "LC_ALL": "C.UTF-8", "FAKE_TORN_S": "0", "CONTRACT": str(self.top), "PORT": str(port), "TAKEN": str(taken.getsockname()[1]),
+            "COMET": str(fake_comet.install(self.top / "comet")), "VLLM": str(fake_vllm.install(self.top / "vllm")),
+            "BESIDE_VLLM": str(fake_vllm.llamafactory(self.top / "beside-vllm", self.workshop.cli)),
+        })  # fmt: skip
         for name, models in STUBS.items():
             stub = stack.enter_context(openai_stub.serving())
             stub.models = models
@@ -262,19 +249,6 @@ class Chapter:
         text = "".join(f"=== {self.normalizer.text(name)}\n{self.normalizer.text(lines)}\n" for name, lines in parts)
         name = re.sub(r"\W+", "-", self.normalizer.text(str(folder.relative_to(self.top))))
         (self.out / f"folder-{name}.txt").write_text(text, encoding="utf-8")
-
-    def processes(self) -> Iterator[psutil.Process]:
-        """What the commands have started and is there still."""
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                ours = process.environ().get("CONTRACT") == str(self.top)
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
-
-    def end_all(self) -> None:
-        for process in self.processes():
-            with suppress(psutil.Error):
-                process.kill()
 
 
 def record(target: Path, only: list[str]) -> None:

@@ -31,6 +31,11 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests import openai_stub
+
+REFUSED = openai_stub.json_reply({"detail": "Invalid API key."}, 401)
 STEPS = 5
 OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -185,7 +190,7 @@ def _append(log, line: str, torn_s: float = 0) -> None:
 
 def _save(folder: Path, arguments: dict, seed: int, losses: list) -> None:
     """Weights that depend on every step that led to them."""
-    from tests.model_folders import adapter_folder, model_folder
+    from tests.model_folders import adapter_folder, model_folder  # not in a server, which starts in no time
 
     kind = {"lora": adapter_folder, "full": model_folder}[arguments["finetuning_type"]]
     shutil.rmtree(folder / "weights", ignore_errors=True)  # of one that was killed
@@ -237,15 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        if not self._admitted():
-            return
-        name = "another" if self.server.mode == "other" else os.environ["API_MODEL_NAME"]
-        self._json({"object": "list", "data": [{"id": name, "object": "model"}]})
+        if self._is_admitted():
+            name = "another" if self.server.mode == "other" else os.environ["API_MODEL_NAME"]
+            openai_stub.json_reply({"object": "list", "data": [{"id": name, "object": "model"}]})(self)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self._admitted():
-            return
+        if not self._is_admitted():
+            return None
         mode = self.server.mode
         with self.server.lock:
             self.server.answered += 1
@@ -259,17 +263,14 @@ class _Handler(BaseHTTPRequestHandler):
             print("asked", flush=True)
             signal.sigwait([signal.SIGUSR1])
         if mode == "500":
-            return self._send(b"Internal Server Error", 500, "text/plain")
+            return openai_stub.raw(b"Internal Server Error", 500)(self)
         if mode == "401":
-            return self._json({"detail": "Invalid API key."}, 401)
+            return REFUSED(self)
         text = body["messages"][-1]["content"].rpartition("\n")[2]
         text = text if self.server.adapted else text.upper()
         if body.get("stream"):
             return self._stream(f"({len(body['messages'])}) {text}")
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-        about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"]}
-        self._json({**about, "choices": [choice], "usage": usage})
+        openai_stub.completion(text, model=body["model"])(self)
         with self.server.lock:
             self.server.sent += 1
 
@@ -285,26 +286,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
 
-    def _admitted(self) -> bool:
+    def _is_admitted(self) -> bool:
         if self.headers["Authorization"] == f"Bearer {os.environ['API_KEY']}":
             return True
-        self._json({"detail": "Invalid API key."}, 401)
-        return False
-
-    def _json(self, value: object, status: int = 200) -> None:
-        self._send(json.dumps(value).encode(), status, "application/json")
-
-    def _send(self, body: bytes, status: int, kind: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return REFUSED(self) is not None
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()
