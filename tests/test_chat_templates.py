@@ -41,26 +41,16 @@ def test_without_source_nothing_is_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "template", "reason"),
+    ("name", "config", "template", "reason"),
     [
-        ("Owner/One-it", "plain", "lists One-it with plain"),
-        ("somebody/One-it", "plain", "lists One-it with plain"),  # a copy of it
-        ("Owner/Eye", "thinker", "lists Eye"),  # its group is multimodal: no mark is needed in the name
-        ("Owner/One", None, "lists One as a base model"),
-        ("Owner/Three", None, "lists Three as a base model"),
-        ("somebody/One", None, "not clear: One is listed with no template and quick"),
-        ("Else/One", "quick", "lists One with quick"),  # the owner tells them apart
-        ("somebody/One-it-tuned", None, "lists no model One-it-tuned"),
-    ],
-)
-def test_a_hub_id_is_looked_up(name, template, reason, templates):
-    found = suggest_template(name, None, templates)
-    assert found[0] == template and reason in found[1]
-
-
-@pytest.mark.parametrize(
-    ("folder", "config", "template", "reason"),
-    [
+        ("Owner/One-it", None, "plain", "lists One-it with plain"),
+        ("somebody/One-it", None, "plain", "lists One-it with plain"),  # a copy of it
+        ("Owner/Eye", None, "thinker", "lists Eye"),  # its group is multimodal: no mark is needed in the name
+        ("Owner/One", None, None, "lists One as a base model"),
+        ("Owner/Three", None, None, "lists Three as a base model"),
+        ("somebody/One", None, None, "not clear: One is listed with no template and quick"),
+        ("Else/One", None, "quick", "lists One with quick"),  # the owner tells them apart
+        ("somebody/One-it-tuned", None, None, "lists no model One-it-tuned"),
         ("One-it", {}, "plain", "lists One-it"),
         ("One___5-it", {}, "plain", "lists One___5-it"),  # as ModelScope names its folders
         ("mine", {"_name_or_path": "/data/models/One-it/"}, "plain", "lists One-it"),
@@ -69,8 +59,11 @@ def test_a_hub_id_is_looked_up(name, template, reason, templates):
         ("One-it", {"_name_or_path": "Owner/Eye"}, "plain", "lists One-it with plain"),
     ],
 )
-def test_a_folder_is_known_by_its_name_or_by_its_configuration(folder, config, template, reason, tmp_path, templates):
-    found = suggest_template(f"models/{folder}/", model(tmp_path, folder, **config), templates)
+def test_a_hub_id_or_a_folder_s_name_and_configuration_are_looked_up(
+    name, config, template, reason, tmp_path, templates
+):
+    folder = None if config is None else model(tmp_path, name, **config)
+    found = suggest_template(name if folder is None else f"models/{name}/", folder, templates)
     assert found[0] == template and reason in found[1]
 
 
@@ -86,18 +79,13 @@ def test_only_a_template_that_is_left_out_is_found(tmp_path):
     assert resolve_template(unknown, tmp_path, found) == (unknown, "")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "there"),
-    [
-        ("chat_template.jinja", "{{ messages }}", True),
-        ("tokenizer_config.json", '{"chat_template": "x"}', True),
-        ("tokenizer_config.json", '{"chat_template": null}', False),
-        ("tokenizer_config.json", "[", False),
-    ],
-)
-def test_a_tokenizer_s_own_chat_template_is_seen(name, text, there, tmp_path):
-    (tmp_path / name).write_text(text)
-    assert has_chat_template(tmp_path) is there
+def test_a_tokenizer_s_own_chat_template_is_seen(tmp_path):
+    for text, there in (("[", False), ('{"chat_template": null}', False), ('{"chat_template": "x"}', True)):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        assert has_chat_template(tmp_path) is there
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert has_chat_template(tmp_path)
 
 
 def test_the_real_installation_knows_well_known_models(monkeypatch):

@@ -86,18 +86,14 @@ def test_what_llamafactory_ignores_is_left_out(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ([], "is list, expected an object"),
-        ({"file_name": 3}, "file_name: expected text: write it in quotes (got 3)"),
-        ({"file_name": "x", "columns": None}, "columns: "),
-    ],
-)
-def test_values_that_llamafactory_would_fail_on_are_refused(raw, expected, tmp_path):
-    with pytest.raises(SpecError) as error:
-        entry_from_info("toy", raw, tmp_path)
-    assert expected in error.value.message and "toy in" in error.value.message
+def test_values_that_llamafactory_would_fail_on_are_refused(tmp_path):
+    for raw, expected in (
+        ([], r"toy in .* is list, expected an object"),
+        ({"file_name": 3}, r"toy in .*: file_name: expected text: write it in quotes \(got 3\)"),
+        ({"file_name": "x", "columns": None}, "toy in .*: columns: "),
+    ):
+        with pytest.raises(SpecError, match=expected):
+            entry_from_info("toy", raw, tmp_path)
 
 
 def through_a_file(name, raw, dataset_dir, folder):
@@ -138,19 +134,12 @@ def test_a_file_and_the_files_of_a_folder_are_found_in_order(native, tmp_path):
     assert find_files(native(cloud_file_name="s3://x/y.json")) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("gone.json", r"no regular file .*gone\.json"),
-        ("empty", r"no regular file .*empty/\*"),
-        ("pipe.json", r"no regular file .*pipe\.json"),
-    ],
-)
-def test_what_is_no_file_of_data_is_refused(name, expected, native, tmp_path):
+def test_what_is_no_file_of_data_is_refused(native, tmp_path):
     (tmp_path / "empty").mkdir()
-    os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(PrerequisiteError, match=expected):
-        find_files(native(file_name=name))
+    os.mkfifo(tmp_path / "pipe.json")  # it would be waited for without end
+    for name, expected in (("gone.json", r"gone\.json"), ("empty", r"empty/\*"), ("pipe.json", r"pipe\.json")):
+        with pytest.raises(PrerequisiteError, match=f"no regular file .*{expected}"):
+            find_files(native(file_name=name))
 
 
 def test_the_hash_is_that_of_sha256sum(native, tmp_path):
