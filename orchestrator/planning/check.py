@@ -99,15 +99,13 @@ def _template(session: Session, model: ModelSpec, folder: Path | None) -> list[F
 
 
 def _without_template(folder: Path | None) -> str:
-    """What LLaMA-Factory does without a template (get_template_and_fix_tokenizer)."""
-    if folder is None or has_chat_template(folder):
+    if folder is None or has_chat_template(folder):  # as get_template_and_fix_tokenizer has it
         return "LLaMA-Factory takes the tokenizer's own chat template, or where it has none no template at all"
     what = f"{folder} is a base model, without a chat template: LLaMA-Factory writes question and answer with nothing"
     return f"{what} between or after them; write template: default, or start from the model's chat version"
 
 
 def _comet(spec: RunSpec, root: Path) -> list[Finding]:
-    """COMET's environment, before hours go into what it would score."""
     for number, item in enumerate(spec.benchmark):
         if item.comet is not None:
             try:
@@ -151,7 +149,6 @@ def _compute(spec: RunSpec, root: Path) -> list[Finding]:
 
 
 def _port(spec: RunSpec) -> list[Finding]:
-    """Whether the server of the benchmarks can listen, before hours go into what it would serve."""
     machine = this_machine(spec.compute, os.environ)
     if not spec.benchmark or spec.serve.port is None or not (machine is None or machine.rank == 0):
         return []
@@ -163,9 +160,8 @@ def _port(spec: RunSpec) -> list[Finding]:
 
 
 def _relative_files(arguments: Mapping[str, object], root: Path) -> list[Finding]:
-    """Files that LLaMA-Factory opens itself, which it does in the run folder."""
     findings = []
-    for name in ("deepspeed", "fsdp_config"):
+    for name in ("deepspeed", "fsdp_config"):  # LLaMA-Factory opens them itself, in the run folder
         value = str(arguments.get(name) or "/")
         if not Path(value).is_absolute() and not value.lstrip().startswith(("{", "[")):  # those are no paths
             what, remedy = f"{value!r} is a relative path", f"write {(root / value).absolute()}"

@@ -33,9 +33,8 @@ class Session:
     def open(cls, workspace: Path | None = None, archives: Path | None = None) -> Self:
         """The session of a command: its --workspace and --from, and the environment; SpecError without a workspace."""
         place = find_workspace(workspace)
-        installation: Installation | PrerequisiteError
         try:
-            installation = find_installation()
+            installation: Installation | PrerequisiteError = find_installation()
         except PrerequisiteError as error:
             installation = error
         return cls(

@@ -89,8 +89,6 @@ class Comment(_Raw):
 
 
 class _Name(_Raw):
-    """A bare word of a template's text: an argument's name."""
-
     def __new__(cls, word: str) -> "_Name":
         if not re.fullmatch(f"-{{0,2}}{_WORD}", word):
             raise SpecError(f"{word!r} is no name of an argument")

@@ -140,7 +140,7 @@ def explain(error: ValidationError, fields: Iterable[str]) -> list[tuple[Locatio
 
 
 class _Bounded(RoundTripConstructor):
-    """Refuses aliases of aliases, a few lines of which stand for more values than memory holds."""
+    """Refuses aliases of aliases and merges of merges, a few lines of which are more values than memory holds."""
 
     def construct_document(self, node: Any) -> Any:
         sizes: dict[int, int] = {}

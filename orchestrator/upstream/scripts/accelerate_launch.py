@@ -1,7 +1,7 @@
 """What `accelerate launch` sets for a training by environment variables: accelerate's own functions are called.
 
-stdin: a list of {"config": the values of a configuration file, or null, "options": words}. stdout: for each
-{"environment": variables, "notes": what is not taken over}. Runs in LLaMA-Factory's Python.
+stdin: [{"config": a configuration file's values, or null, "options": words}]. stdout: for each {"environment", "notes":
+what is not taken over}. Runs in LLaMA-Factory's Python.
 """
 
 import json

@@ -1,10 +1,8 @@
 """What LLaMA-Factory's own parser, its libraries and its loader say to arguments. No GPU is used, no weights are read.
 
-stdin: {"points": [{"train", "api", "export": arguments or null, "torchrun": whether torchrun starts the training, null
-where that is not known}], "limit": how many records of each dataset are read}.
-stdout: {"problems": [{"point", "command", "arguments": the names that it hangs on, "message", "kind"}], "datasets":
-[by point, what datasets_probe.probe gives, or null]}. kind: refused; missing, a package; unknown, not checked here.
-
+stdin: {"points": [{"train", "api", "export": arguments or null, "torchrun": whether it starts the training, null where
+that is not known}], "limit": records of each dataset}. stdout: {"problems": [{"point", "command", "arguments": the
+names that it hangs on, "message", "kind": refused, missing (a package) or unknown}], "datasets": by point, of probe}.
 Runs in LLaMA-Factory's Python, in an empty folder. Written against 0.9.5.
 """
 

@@ -24,14 +24,12 @@ MAX_CHARS = 500  # of a message: LLaMA-Factory shows the record in it, however l
 def probe(
     model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, limit: int = 100
 ) -> dict[str, Answer]:
-    """Convert and tokenize the first `limit` records of `dataset` and `eval_dataset` for the stage of the training.
+    """Convert and tokenize the first `limit` records of each dataset for the stage of the training, by dataset's name.
 
-    Takes what LLaMA-Factory's get_train_args gives, and raises its errors. Returns by name of the dataset:
-        from: LLaMA-Factory's load_from; None where the dataset is not known.
-        read, kept: how many records were read, and how many of these are trained on.
-        problems: {record: from 1, or None, message, fatal: the training would end there, or else leaves it out}.
-        tokens: {min, median, max} of the kept ones, before they are cut; over_cutoff: how many are cut.
-        first: {text: [[text, is trained on], ...]}, the first one kept, cut; of two answers the other as `rejected`.
+    from: LLaMA-Factory's load_from; None where the dataset is not known. read, kept: records, and those trained on.
+    problems: {record: from 1, or None, message, fatal: the training would end there, or else leaves it out}.
+    tokens: {min, median, max} of the kept ones, before they are cut; over_cutoff: how many are cut.
+    first: {text: [[text, is trained on], ...]}, the first one kept, cut; of two answers the other as `rejected`.
     """
     datasets.disable_progress_bars()
     data_args = copy.copy(data_args)
