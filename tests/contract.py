@@ -170,8 +170,9 @@ class Chapter:
         self.environment = self.workshop.full_environment({
             "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(TREE), "HOME": str(self.top / "home"),
             "TMPDIR": str(self.top / "tmp"), "SACREBLEU": str(self.top / "home" / "sacrebleu"), "TZ": "UTC",
-            "LC_ALL": "C.UTF-8", "FAKE_TORN_S": "0", "CONTRACT": str(self.top), "PORT": str(port), "TAKEN": str(taken.getsockname()[1]),
-            "COMET": str(fake_comet.install(self.top / "comet")), "VLLM": str(fake_vllm.install(self.top / "vllm")),
+            "LC_ALL": "C.UTF-8", "FAKE_TORN_S": "0", "CONTRACT": str(self.top), "PORT": str(port),
+            "TAKEN": str(taken.getsockname()[1]), "COMET": str(fake_comet.install(self.top / "comet")),
+            "VLLM": str(fake_vllm.install(self.top / "vllm")),
             "BESIDE_VLLM": str(fake_vllm.llamafactory(self.top / "beside-vllm", self.workshop.cli)),
         })  # fmt: skip
         for name, models in STUBS.items():
