@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from orchestrator.benchmark.requests import Backend, FailedSegment, Hypothesis, Message
 from orchestrator.errors import StageError
-from orchestrator.files import atomic_write, cache_folder, json_mapping, sha256_json, try_lock
+from orchestrator.files import atomic_write, cache_folder, sha256_json, try_lock
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import locate_model
 from orchestrator.runs.record_parts import Facts
@@ -31,26 +31,18 @@ _OURS = ("orchestrator", "sacrebleu", "python")  # they request and score; they 
 class Identity:
     """Cache key of a served model: weights, chat template, backend and what computes."""
 
-    backend: Backend | None = None
-    """None: the server runs already; it says what it is when it is asked."""
-    known: bool = False
-    """Whether all weights are here, and hashed below."""
-    model_sha256: str | None = None
-    """Of the base model: its weights, settings and tokenizer."""
+    backend: Backend | None = None  # None: the server runs already; it says what it is when it is asked
+    known: bool = False  # whether all weights are here, and hashed below
+    model_sha256: str | None = None  # of the base model: its weights, settings and tokenizer
     adapter_sha256: str | None = None
-    chat_template_sha256: str | None = None
-    """Of the template's text in LLaMA-Factory. None: the tokenizer's own, which model_sha256 covers."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the server is started with, but for the paths of the weights."""
+    chat_template_sha256: str | None = None  # of its text in LLaMA-Factory. None: the tokenizer's, in model_sha256
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # the server's, but for the paths of the weights
     versions: Mapping[str, str] = field(default_factory=dict)
-    device: str = ""
-    """cpu or gpu: it decides the dtype, and how sums are rounded."""
-    generation_config: Mapping[str, Any] = field(default_factory=dict)
-    """The model's generation_config.json, a part of its hash."""
+    device: str = ""  # cpu or gpu: it decides the dtype, and how sums are rounded
 
     def parts(self) -> dict[str, Any]:
         """What decides an answer, as plain JSON values."""
-        return {key: value for key, value in asdict(self).items() if key not in ("known", "generation_config")}
+        return {key: value for key, value in asdict(self).items() if key != "known"}
 
 
 def identify(
@@ -82,8 +74,6 @@ def identify(
         arguments={key: value for key, value in arguments.items() if key not in _PATHS},
         versions={name: version for name, version in versions.items() if name not in _OURS},
         device="gpu" if facts.gpus and visible not in ("", "-1") else "cpu",
-        # `vllm serve` is given one of ours.
-        generation_config=(json_mapping(base / "generation_config.json") or {}) if base and backend != "vllm" else {},
     )
 
 
@@ -93,10 +83,9 @@ class AnswerCache:
     A cache folder that cannot be read or written is left out in silence: it saves time, no more.
     """
 
-    def __init__(self, identity: Identity, sent: Mapping[str, Any], folder: Path | None = None) -> None:
-        """The folder is answers/ in the user's cache folder unless another is given."""
+    def __init__(self, identity: Identity, sent: Mapping[str, Any]) -> None:
         key = sha256_json({**identity.parts(), "sent": dict(sent)})
-        self.path = (folder or cache_folder() / "answers") / key[:2] / f"{key}.jsonl"
+        self.path = cache_folder() / "answers" / key[:2] / f"{key}.jsonl"
 
     def look_up(self, prompts: Iterable[tuple[int, list[Message]]]) -> list[Hypothesis]:
         """The answers that are there, each for every index with its prompt."""
@@ -122,8 +111,7 @@ class Journal:
     def __init__(self, folder: Path, sources: Sequence[str], references: Sequence[str]) -> None:
         """Open it, lock it, and read what an earlier attempt left. StageError: another process is at work there."""
         self.path = folder / "hypotheses.jsonl"
-        self.answers: dict[int, Hypothesis] = {}
-        """By index. Also those of an earlier attempt; its failures, and what is damaged, are requested again."""
+        self.answers: dict[int, Hypothesis] = {}  # also an earlier attempt's, but what had failed or is damaged
         self._sources, self._references = sources, references
         self._lock = os.open(folder, os.O_RDONLY)
         if not try_lock(self._lock):

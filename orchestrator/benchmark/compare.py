@@ -22,12 +22,10 @@ class System(_Part):
     """One of the systems."""
 
     name: str
-    target: str
-    """What was benchmarked."""
+    target: str  # what was benchmarked
     folder: str
     scores: dict[str, float]
-    issues: dict[str, int | None]
-    """Hypotheses by issue; null: not known."""
+    issues: dict[str, int | None]  # hypotheses by issue; null: not known
 
 
 class Example(_Part):
@@ -47,8 +45,7 @@ class Sentences(_Part):
     better: int
     worse: int
     equal: int
-    examples: list[Example]
-    """Where the system wins by most, then where the baseline does."""
+    examples: list[Example]  # where the system wins by most, then where the baseline does
 
 
 class Comparison(_Part):
@@ -59,20 +56,16 @@ class Comparison(_Part):
     n_segments: int
     text_sha256: str
     prompts_sha256: str
-    baseline: str
-    """The first system; every other one is compared with it."""
+    baseline: str  # the first system; every other one is compared with it
     systems: list[System]
     signatures: dict[str, str]
     seed: int
     n_bootstrap: int
     n_randomizations: int
-    n_comparisons: int
-    """Within a metric, for Holm's correction."""
-    mde: str = MDE
-    """What a test's mde means."""
+    n_comparisons: int  # within a metric, for Holm's correction
+    mde: str = MDE  # what a test's mde means
     tests: list[PairedTest]
-    verdicts: list[str]
-    """One for each test, in words."""
+    verdicts: list[str]  # one for each test, in words
     sentences: list[Sentences]
     notes: list[str]
 

@@ -46,12 +46,9 @@ _MIXED = "may be another model than"
 class EvalOptions:
     """How a benchmark is carried out; nothing of this changes an answer."""
 
-    fresh: bool = False
-    """Request every sentence anew: neither the cache nor an attempt that was cut short is used."""
-    reuse_cache: bool = True
-    """Whether what other benchmarks were answered counts. A rerun requests again: that is what it is for."""
-    allow_incomplete: bool = False
-    """Score what was answered, where some sentences were not."""
+    fresh: bool = False  # request every sentence anew: neither the cache nor an attempt that was cut short is used
+    reuse_cache: bool = True  # not of a rerun, which is there to request again
+    allow_incomplete: bool = False  # score what was answered, where some sentences were not
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,12 @@ class EvalRequest:
 
     target: str
     dataset: Dataset
-    text: ParallelText
-    """The sentences that are requested."""
-    n_testset: int
-    """How many the split has."""
+    text: ParallelText  # the sentences that are requested
+    n_testset: int  # how many the split has
     bench: BenchmarkSpec
     identity: Identity
-    server: str = ""
-    """Address of a server that runs already, and the model's name there; '' for one of ours."""
-    max_concurrent: int = 1
-    """What LLaMA-Factory's huggingface engine works on at once."""
+    server: str = ""  # address of a server that runs already, and the model's name there; '' for one of ours
+    max_concurrent: int = 1  # what LLaMA-Factory's huggingface engine works on at once
 
     def messages(self, index: int) -> list[Message]:
         return [{"role": "user", "content": prompt(self.dataset.entry.instruction, self.text.sources[index])}]
@@ -138,8 +131,7 @@ class _Evaluation:
     n_cache_hits: int = 0
     failures: list[FailedSegment] = field(default_factory=list)
     speed: dict[str, int | float | None] | None = None
-    mixed: list[str] = field(default_factory=list)
-    """Signs that answers are of several models, of earlier attempts too."""
+    mixed: list[str] = field(default_factory=list)  # signs that answers are of several models, of earlier attempts too
 
     def __post_init__(self) -> None:
         self.n_resumed = len(self.journal.answers)
@@ -149,8 +141,7 @@ class _Evaluation:
             with suppress(PrerequisiteError):  # the list is optional
                 owners = list_models(self.endpoint) or {}
         self.backend = identity.backend or ("vllm" if "vllm" in owners.values() else "openai")
-        config, arguments = identity.generation_config, identity.arguments
-        self.decoding = decode(self.backend, self.request.bench, model_config=config, server_arguments=arguments)
+        self.decoding = decode(self.backend, self.request.bench, identity.arguments)
         if self.n_resumed and has_result(self.folder):
             self.mixed = [each for each in read_result(self.folder).warnings if _MIXED in each]
 
@@ -198,7 +189,6 @@ class _Evaluation:
             errors=dict(Counter(failure.error for failure in self.failures).most_common(10)),
             n_resumed=self.n_resumed,
             n_cache_hits=self.n_cache_hits,
-            retried=sum(answer.attempts > 1 for answer in answers),
             prompt_tokens=_total([answer.prompt_tokens for answer in answers]),
             completion_tokens=_total([answer.completion_tokens for answer in answers]),
             speed=self.speed,

@@ -28,27 +28,17 @@ Kind = Literal["rate_limited", "server_error", "timeout", "connect", "rejected"]
 Message = dict[str, str]
 
 ATTEMPTS: Mapping[Kind, int] = {"rate_limited": 8, "server_error": 4, "connect": 4, "timeout": 3, "rejected": 1}
+# Sentences in a row that found no server or a silent one, or that failed in any way: it is given up on.
 SILENT_IN_A_ROW, FAILED_IN_A_ROW = 3, 20
-"""Sentences in a row that found no server or a silent one, or that failed in any way: it is given up on."""
+# Between two attempts: 0.5, 2, 8, 8, ... s, or as long as the server says, within bounds.
 FIRST_WAIT_S, LONGEST_WAIT_S, RETRY_AFTER_MAX_S = 0.5, 8.0, 60.0
-"""Between two attempts: 0.5, 2, 8, 8, ... s, or as long as the server says, within bounds."""
-
 
 Backend = Literal["llamafactory-huggingface", "llamafactory-vllm", "llamafactory-sglang", "vllm", "openai"]
 
-DECODING_PARAMS = ("temperature", "max_tokens", "top_p", "repetition_penalty", "stop")
-"""The spec's."""
-_RENAMED = {"repetition_penalty": "presence_penalty"}
-"""By LLaMA-Factory's server."""
+DECODING_PARAMS = ("temperature", "max_tokens", "top_p", "repetition_penalty", "stop")  # the spec's
+_RENAMED = {"repetition_penalty": "presence_penalty"}  # by LLaMA-Factory's server
 _LLAMAFACTORY_FIELDS = ("tools", "do_sample", "temperature", "top_p", "presence_penalty", "max_tokens", "stop")
-# Of generation_config.json, what changes a text and LLaMA-Factory's huggingface engine does not set itself.
-_UNSET_BY_HF = (
-    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty",
-    "forced_bos_token_id", "forced_eos_token_id", "guidance_scale", "min_length", "min_new_tokens", "min_p",
-    "no_repeat_ngram_size", "num_beam_groups", "penalty_alpha", "renormalize_logits", "sequence_bias", "stop_strings",
-    "suppress_tokens", "top_h", "typical_p",
-)  # fmt: skip
+# The spec's parameters besides temperature and max_tokens; what is sent where the spec has none (None: nothing).
 SUPPORTED: dict[Backend, dict[str, Any]] = {
     "llamafactory-huggingface": {"top_p": 1.0, "repetition_penalty": 1.0},
     "llamafactory-vllm": {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None},
@@ -56,23 +46,20 @@ SUPPORTED: dict[Backend, dict[str, Any]] = {
     "vllm": {"top_p": 1.0, "repetition_penalty": 1.0, "stop": None},
     "openai": {"top_p": None, "stop": None},  # some refuse top_p beside a temperature
 }
-"""The spec's parameters besides temperature and max_tokens; what is sent where the spec has none (None: nothing)."""
 _VLLM_CONSTANT = {
     "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "skip_special_tokens": True,
 }  # fmt: skip
-# LLaMA-Factory's huggingface engine works on MAX_CONCURRENT at a time: that and one that waits.
+# Requests under way at once, unless the spec says it; of the others 32. LLaMA-Factory's huggingface engine works on
+# MAX_CONCURRENT at a time: that and one that waits.
 CONCURRENCY: dict[Backend, int] = {"llamafactory-huggingface": 2, "llamafactory-vllm": 256, "vllm": 256}
-"""Requests under way at once, unless the spec says it; of the others 32."""
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How the model chooses its words."""
 
-    sent: dict[str, Any]
-    """Fields of every request, but model and messages."""
-    effective_defaults: dict[str, Any]
-    """Values that no request says and that hold all the same."""
+    sent: dict[str, Any]  # fields of every request, but model and messages
+    effective_defaults: dict[str, Any]  # values that no request says and that hold all the same
 
     @property
     def greedy(self) -> bool:
@@ -84,19 +71,13 @@ class Decoding:
         return found if isinstance(found, int) else None
 
 
-def decode(
-    backend: Backend,
-    bench: BenchmarkSpec,
-    *,
-    model_config: Mapping[str, Any] | None = None,
-    server_arguments: Mapping[str, Any] | None = None,
-) -> Decoding:
+def decode(backend: Backend, bench: BenchmarkSpec, given: Mapping[str, Any]) -> Decoding:
     """What a benchmark sends to a kind of server; the spec's `request` is merged in last.
 
-    `model_config` is the model's generation_config.json. Of `server_arguments`, which the server was started with, its
-    repetition_penalty is kept where the spec has none. Raises SpecError: the server would drop something of it.
+    Of `given`, which the server was started with, its repetition_penalty is kept where the spec has none. Raises
+    SpecError: the server would drop something of the spec.
     """
-    given, is_ours, samples = server_arguments or {}, backend.startswith("llamafactory"), bench.temperature > 0
+    is_ours, samples = backend.startswith("llamafactory"), bench.temperature > 0
     _refuse_dropped(backend, bench)
     sent: dict[str, Any] = {"temperature": bench.temperature, "max_tokens": bench.max_tokens}
     for name, value in SUPPORTED[backend].items():
@@ -113,12 +94,10 @@ def decode(
         sent["do_sample"] = samples  # with the server's do_sample false, a temperature alone samples not
     sent = {key: value for key, value in {**sent, **bench.request}.items() if value is not None}
     effective: dict[str, Any] = {}
-    if backend == "llamafactory-huggingface":
-        effective = {name: value for name, value in (model_config or {}).items() if name in _UNSET_BY_HF}
     if is_ours:  # what no request can say
-        effective |= {name: given.get(name) for name in ("num_beams", "length_penalty", "skip_special_tokens")}
+        effective = {name: given.get(name) for name in ("num_beams", "length_penalty", "skip_special_tokens")}
         effective |= {"top_k": given.get("top_k", 50)} if samples else {}  # hparams/generating_args.py
-    return Decoding(sent, {name: value for name, value in effective.items() if value is not None and name not in sent})
+    return Decoding(sent, {name: value for name, value in effective.items() if value is not None})
 
 
 def _refuse_dropped(backend: Backend, bench: BenchmarkSpec) -> None:
@@ -141,19 +120,14 @@ class Hypothesis(BaseModel):
 
     index: int
     hypothesis: str
-    finish_reason: str | None = None
-    """As the server says it."""
+    finish_reason: str | None = None  # as the server says it
     prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    """Those of reasoning among them."""
+    completion_tokens: int | None = None  # those of reasoning among them
     reasoning_tokens: int | None = None
-    model: str | None = None
-    """What the server calls the model that answered."""
-    latency_s: float
-    """Of the attempt that succeeded, its wait in the server's queue included."""
+    model: str | None = None  # what the server calls the model that answered
+    latency_s: float  # of the attempt that succeeded, its wait in the server's queue included
     attempts: int
-    cached: bool = False
-    """Whether an earlier benchmark had the same answer from the same model."""
+    cached: bool = False  # whether an earlier benchmark had the same answer from the same model
 
 
 class FailedSegment(BaseModel):
@@ -162,10 +136,8 @@ class FailedSegment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     index: int
-    error: str
-    """What the last attempt met."""
-    attempts: int
-    """0: never requested, because the server had been given up on."""
+    error: str  # what the last attempt met
+    attempts: int  # 0: never requested, because the server had been given up on
 
 
 class RequestError(Exception):

@@ -44,38 +44,27 @@ class BenchmarkResult(BaseModel):
     target: str
     testset: str
     split: str
-    n_testset: int | None = None
-    """Sentences that the split has."""
-    sample_seed: int | None = None
-    """With which the requested ones were drawn. None: they are the first n_requested."""
+    n_testset: int | None = None  # sentences that the split has
+    sample_seed: int | None = None  # with which the requested ones were drawn. None: they are the first n_requested.
     n_requested: int | None = None
-    n_segments: int = 0
-    """Sentences that were answered; these are scored."""
+    n_segments: int = 0  # sentences that were answered; these are scored
     failed: int = 0
     errors: dict[str, int] = {}
-    scores: list[Score] = []
-    """Empty where a sentence failed, unless scores over a part were wanted."""
+    scores: list[Score] = []  # empty where a sentence failed, unless scores over a part were wanted
     mean_sentence_bleu: Score | None = None
     llamafactory_bleu4: Score | None = None
     comet: list[Score] = []
-    diagnostics: dict[str, Flagged | None] = {}
-    """Hypotheses with an issue, by issue (scoring/diagnostics.py); they are scored as they are. None: not known."""
+    diagnostics: dict[str, Flagged | None] = {}  # by issue the hypotheses with it, scored as they are. None: not known.
     warnings: list[str] = []
     n_resumed: int = 0
     n_cache_hits: int = 0
-    retried: int = 0
-    """Answers that took more than one attempt."""
-    prompt_tokens: int | None = None
-    """Over all answers; None where the server counts none."""
+    prompt_tokens: int | None = None  # over all answers; None where the server counts none
     completion_tokens: int | None = None
     speed: dict[str, int | float | None] | None = None
     text_sha256: str
-    prompts_sha256: str
-    """Hash of all messages, in order."""
-    request: dict[str, Any] = {}
-    """What was requested, and how: key, languages, instruction, server and model, fields sent, metrics."""
-    identity: dict[str, Any] = {}
-    """What decides an answer beside the prompt: hashes of the weights and of the chat template, backend, versions."""
+    prompts_sha256: str  # hash of all messages, in order
+    request: dict[str, Any] = {}  # and how: key, languages, instruction, server and model, fields sent, metrics
+    identity: dict[str, Any] = {}  # what decides an answer beside the prompt: Identity.parts
 
     def save(self, folder: Path) -> None:
         atomic_write(folder / NAME, self.model_dump_json(indent=2) + "\n")

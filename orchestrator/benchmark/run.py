@@ -37,8 +37,8 @@ from orchestrator.upstream.comet import comet_segments, find_comet
 
 log = logging.getLogger("orchestrator")
 
+# Gives a server of a checkpoint; a new server's files go into the folder, a benchmark's.
 Connect = Callable[[Checkpoint, Path], Endpoint]
-"""Gives a server of a checkpoint; a new server's files go into the folder, a benchmark's."""
 
 
 def run_benchmarks(session: Session, plan: Plan, run: RunDir, record: RunRecord, options: EvalOptions) -> None:

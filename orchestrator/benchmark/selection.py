@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import base_checkpoint, trained_checkpoint, weight_problems
 from orchestrator.planning.plan import plan_run
 from orchestrator.planning.session import Session
-from orchestrator.runs.record import RunRecord, now
+from orchestrator.runs.record import RunRecord
 from orchestrator.runs.record_parts import BenchmarkSummary
 from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import RunDir
@@ -38,10 +37,6 @@ from orchestrator.specs.spec import ModelSpec, RunSpec, ServeSpec
 log = logging.getLogger("orchestrator")
 
 POLL_S = 2.0
-RULE = (
-    "the checkpoint of the best score; the others are compared with it by paired approximate randomization, Holm's "
-    "correction being for all k(k-1)/2 pairs, since these data picked the best"
-)
 
 
 class Point(BaseModel):
@@ -50,15 +45,11 @@ class Point(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     label: str
-    same_as: list[str] = []
-    """Other labels with the same weights, which were not benchmarked."""
-    step: int | None
-    """None: its trainer_state.json does not say."""
-    benchmark: str = ""
-    """Its folder in benchmarks/."""
+    same_as: list[str] = []  # other labels with the same weights, which were not benchmarked
+    step: int | None  # None: its trainer_state.json does not say
+    benchmark: str = ""  # its folder in benchmarks/
     scores: list[Score] = []
-    test: PairedTest | None = None
-    """Against the chosen one, by the metric that chooses. None: it is the chosen one."""
+    test: PairedTest | None = None  # against the chosen one, by the metric that chooses. None: it is the chosen one.
 
     @property
     def worse(self) -> bool:
@@ -72,7 +63,6 @@ class Curve(BaseModel):
 
     schema_version: int = 2
     run: str
-    made_at: datetime
     testset: str
     split: str
     n_segments: int
@@ -80,19 +70,12 @@ class Curve(BaseModel):
     prompts_sha256: str
     metric: Metric
     signature: str
-    rule: str = RULE
-    points: list[Point]
-    """By step."""
-    base: Point | None = None
-    """The model before training, where it was wanted; it has no part in the choice."""
-    chosen: str
-    """The label of the best score; of equal ones the earliest."""
-    earliest_not_worse: str
-    """The earliest that is not significantly worse than the chosen one; which is not to say that it is as good."""
-    left_out: dict[str, str] = {}
-    """Labels that take no part, and why."""
-    test: list[BenchmarkSummary] = []
-    """The chosen one's benchmarks on test sets. Its score above is the one that it was chosen by, so it is too good."""
+    points: list[Point]  # by step
+    base: Point | None = None  # the model before training, where it was wanted; it has no part in the choice
+    chosen: str  # the label of the best score; of equal ones the earliest
+    earliest_not_worse: str  # not significantly worse than the chosen one; which is not to say that it is as good
+    left_out: dict[str, str] = {}  # labels that take no part, and why
+    test: list[BenchmarkSummary] = []  # the chosen one's; its score above, which it was chosen by, is too good
 
     def words(self) -> str:
         """Which one was chosen, and which others it may be, in a sentence."""
@@ -112,16 +95,12 @@ class Curve(BaseModel):
 class SelectionOptions:
     """What chooses a checkpoint."""
 
-    testset: str | None = None
-    """The validation set's dataset. None: that of the spec's first benchmark."""
+    testset: str | None = None  # the validation set's dataset. None: that of the spec's first benchmark.
     split: str = "validation"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the validation set's benchmark."""
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the validation set's benchmark
     metric: str = "bleu"
-    with_base: bool = False
-    """Whether the model before training is benchmarked too."""
-    watch: bool = False
-    """Whether checkpoints are benchmarked as they are saved, until the run has ended, and one is chosen then."""
+    with_base: bool = False  # whether the model before training is benchmarked too
+    watch: bool = False  # whether they are benchmarked as they are saved, until the run has ended
 
 
 def select_checkpoint(
@@ -298,7 +277,6 @@ def _curve(
     return Curve(
         **{key: getattr(found[best].result, key) for key in COMPARABLE},
         run=run.id,
-        made_at=now(),
         metric=metric,
         signature=next(score.signature for score in scored[best].scores if score.metric == metric),
         points=[scored[label] for label in trained],

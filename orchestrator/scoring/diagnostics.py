@@ -15,10 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.scoring.metrics import base_language
 
-N_LISTED = 100
-"""So many indices of each issue are listed; the count is of all."""
-N_TO_LEARN_FROM = 50
-"""With fewer segments, what the two languages look like is not known well enough."""
+N_LISTED = 100  # so many indices of each issue are listed; the count is of all
+N_TO_LEARN_FROM = 50  # with fewer segments, what the two languages look like is not known well enough
 
 # How much more likely a hypothesis has to be in the source language: e ** 10, over all of it.
 _CLEARLY = 10.0
@@ -48,8 +46,7 @@ class Flagged(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     count: int
-    indices: list[int]
-    """The first of them, by the index that hypotheses.jsonl has."""
+    indices: list[int]  # the first of them, by the index that hypotheses.jsonl has
 
 
 def diagnose(

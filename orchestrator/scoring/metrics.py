@@ -47,19 +47,12 @@ _UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYA
 class Score(BaseModel):
     """One number on a test set, with all that is needed to judge it. Compare only equal signatures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     metric: Literal["bleu", "chrf", "chrf++", "ter", "mean_sentence_bleu", "llamafactory_bleu4", "comet"]
-    score: float
-    """0-100 (TER may exceed 100); COMET's scale is its model's, about 0-1. Higher is better; for TER lower."""
-    ci95: tuple[float, float] | None = None
-    """95 % bootstrap interval: ci_mean - ci_half, ci_mean + ci_half. None: not resampled, or one segment."""
-    ci_mean: float | None = None
-    """Mean of the resamples' scores, sacrebleu's μ."""
-    ci_half: float | None = None
-    """Half the interval's width, sacrebleu's ±."""
-    signature: str
-    """sacrebleu's signature; of COMET the same fields, with its model and version."""
+    score: float  # 0-100 (TER may exceed 100), COMET about 0-1; higher is better, of TER lower
+    ci95: tuple[float, float] | None = None  # bootstrap: sacrebleu's μ ± its half width. None: not resampled.
+    signature: str  # sacrebleu's signature; of COMET the same fields, with its model and version
     n_segments: int
 
 
@@ -210,30 +203,23 @@ def _resamples(n_segments: int, n_bootstrap: int) -> "Iterator[np.ndarray[Any, A
 
 
 def _interval(resampled: Sequence[float]) -> tuple[float, float]:
-    """Mean of resamples' scores and half the width of their 95 % interval, as sacrebleu takes them."""
+    """The 95 % interval as sacrebleu takes it: the mean of the resamples' scores, and half the width to either side."""
     in_order = sorted(resampled)
     low = len(in_order) // 40
-    half = 0.5 * (in_order[len(in_order) - low - 1] - in_order[low])
+    half = float(0.5 * (in_order[len(in_order) - low - 1] - in_order[low]))
     # In one type: of a 0 of Python's among NumPy's narrow floats the mean is a TypeError.
-    return float(statistics.mean(map(type(in_order[-1]), in_order))), float(half)
+    mean = float(statistics.mean(map(type(in_order[-1]), in_order)))
+    return mean - half, mean + half
 
 
 def _score(name: Metric, stats: Statistics, n_bootstrap: int) -> Score:
-    mean = half = ci95 = None
+    ci95 = None
     if n_bootstrap > 1 and len(stats.rows) > 1:
-        mean, half = _interval(stats.resampled(n_bootstrap))
-        ci95 = (mean - half, mean + half)
+        ci95 = _interval(stats.resampled(n_bootstrap))
         stats.metric.n_bootstrap = n_bootstrap  # for the signature, as is the seed
         stats.metric.seed = seed()
-    return Score(
-        metric=name,
-        score=stats.score(),
-        ci95=ci95,
-        ci_mean=mean,
-        ci_half=half,
-        signature=stats.signature,
-        n_segments=len(stats.rows),
-    )
+    signature, n_segments = stats.signature, len(stats.rows)
+    return Score(metric=name, score=stats.score(), ci95=ci95, signature=signature, n_segments=n_segments)
 
 
 def _mean_sentence_bleu(bleu: Statistics, tgt_lang: str) -> Score:

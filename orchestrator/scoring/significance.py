@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     Floats = np.ndarray[Any, np.dtype[Any]]
 
-N_BOOTSTRAP = 1000
-N_RANDOMIZATIONS = 10_000
-"""sacrebleu's own numbers."""
+N_BOOTSTRAP, N_RANDOMIZATIONS = 1000, 10_000  # sacrebleu's own numbers
 ALPHA = 0.05
 POWER = 0.8
 MDE = (
@@ -41,23 +39,15 @@ class PairedTest(BaseModel):
     baseline: str
     system: str
     metric: Metric
-    baseline_score: float
     score: float
-    difference: float
-    """score - baseline_score."""
-    ci95: tuple[float, float] | None
-    """Where 95 % of the paired bootstrap's differences are. None: one segment cannot be resampled."""
-    p_bootstrap: float
-    p_randomization: float
-    """Both as sacrebleu computes them; the bootstrap's is near to a one-sided test for a clear difference."""
-    p_value: float
-    """Of paired approximate randomization with ties counted as extreme; before the correction."""
-    p_holm: float
-    """p_value after Holm's correction over the comparisons by this metric: what the verdict rests on."""
-    mde: float | None
-    """Minimum detectable difference. None: one segment, or the same statistics in each."""
-    better: str | None
-    """The better system's name; None: no difference shown."""
+    difference: float  # score - the baseline's
+    ci95: tuple[float, float] | None  # 95 % of the paired bootstrap's differences. None: of one segment there is none.
+    p_bootstrap: float  # as sacrebleu computes it: near to a one-sided test for a clear difference
+    p_randomization: float  # as sacrebleu computes it
+    p_value: float  # of paired approximate randomization with ties counted as extreme; before the correction
+    p_holm: float  # p_value after Holm's correction over the comparisons by this metric: what the verdict rests on
+    mde: float | None  # minimum detectable difference. None: one segment, or the same statistics in each.
+    better: str | None  # the better system's name; None: no difference shown
 
 
 def n_pairs(n_systems: int) -> int:
@@ -126,7 +116,6 @@ def _paired(
     spread = float(differences.std(ddof=1)) if resampling_says_something else 0.0
     z = NormalDist().inv_cdf(1 - ALPHA / (2 * n_comparisons)) + NormalDist().inv_cdf(POWER)
     return {
-        "baseline_score": scores[0],
         "score": scores[1],
         "difference": scores[1] - scores[0],
         "ci95": (in_order[low], in_order[n_bootstrap - low - 1]) if resampling_says_something else None,

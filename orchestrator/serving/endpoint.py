@@ -29,10 +29,8 @@ _ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(?::([1-9]\d{0,4}))
 class Endpoint:
     """An OpenAI-compatible server, and one of its models."""
 
-    base_url: str
-    """Up to and including /v1."""
-    api_key: str = field(repr=False)
-    """'' where the server wants none."""
+    base_url: str  # up to and including /v1
+    api_key: str = field(repr=False)  # '' where the server wants none
     model: str
 
     def __post_init__(self) -> None:

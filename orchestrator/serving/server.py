@@ -28,13 +28,10 @@ class Serving:
     """How and where checkpoints are served."""
 
     settings: ServeSpec
-    folder: Path
-    """For the server's files and its log."""
+    folder: Path  # for the server's files and its log
     port: int
-    devices: str | None = None
-    """CUDA_VISIBLE_DEVICES. None: as in our environment."""
-    run: Path | None = None
-    """The run that the server is a part of."""
+    devices: str | None = None  # CUDA_VISIBLE_DEVICES. None: as in our environment.
+    run: Path | None = None  # the run that the server is a part of
     api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
 
@@ -44,14 +41,10 @@ class ServePlan:
 
     serving: Serving
     argv: Sequence[str]
-    environment: Mapping[str, str]
-    """The server's variables, without devices and key."""
-    key_variable: str
-    """The variable that it reads its key from: everybody can read a command line."""
-    files: Mapping[Path, str]
-    """Path -> text, written before the server starts."""
-    model_names: Mapping[str, str]
-    """Our name of a checkpoint -> its name on the server; the first is the default."""
+    environment: Mapping[str, str]  # the server's variables, without devices and key
+    key_variable: str  # the variable that it reads its key from: everybody can read a command line
+    files: Mapping[Path, str]  # path -> text, written before the server starts
+    model_names: Mapping[str, str]  # our name of a checkpoint -> its name on the server; the first is the default
 
     @property
     def log(self) -> Path:
@@ -74,8 +67,7 @@ class Server:
     """A server of ours that is ready."""
 
     child: Child
-    endpoints: Mapping[str, Endpoint]
-    """By our names of the checkpoints; the first is the default."""
+    endpoints: Mapping[str, Endpoint]  # by our names of the checkpoints; the first is the default
 
     @property
     def endpoint(self) -> Endpoint:

@@ -17,8 +17,7 @@ from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from orchestrator.specs.spec_file import load_spec
 
-EXPORT_NOTE = "orchestrator.json"
-"""Beside an exported model: the run it comes from, and the model section to serve it with."""
+EXPORT_NOTE = "orchestrator.json"  # beside an exported model: its run, and the model section to serve it with
 # All that a note is believed: it may have come with a download, and must not turn trust_remote_code on.
 _OF_A_NOTE = ("template", "default_system", "enable_thinking")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -29,15 +28,11 @@ _KINDS = "a run, RUN@checkpoint-N, RUN@base, a folder, a hub id, an http(s) URL,
 class Target:
     """Something that can be benchmarked, served or talked to."""
 
-    name: str
-    """For file names and tables."""
-    checkpoint: Checkpoint | None
-    """None: it is a server, at `url`."""
+    name: str  # for file names and tables
+    checkpoint: Checkpoint | None  # None: it is a server, at `url`
     url: str | None = None
-    run: RunDir | None = None
-    """The run that it belongs to."""
-    spec: RunSpec | None = None
-    """That run's spec, or the spec file that was named."""
+    run: RunDir | None = None  # the run that it belongs to
+    spec: RunSpec | None = None  # that run's spec, or the spec file that was named
 
 
 def resolve_target(word: str, workspace: Workspace) -> Target:

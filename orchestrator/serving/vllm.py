@@ -14,10 +14,9 @@ from orchestrator.specs.render import Checkpoint
 from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import ChatPrompt, argument_words, settings_of_environment, with_defaults
 
+# What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones."""
-BASE = "base"
-"""The server's name for the model below its adapters."""
+BASE = "base"  # the server's name for the model below its adapters
 _MERGE = "serve it merged: serve.merge: true, or --merge"
 
 

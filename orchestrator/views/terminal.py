@@ -30,8 +30,7 @@ from orchestrator.scoring.metrics import HEADINGS, higher_is_better
 from orchestrator.scoring.significance import PairedTest
 from orchestrator.text import escape_controls
 
-_OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")
-"""Also called BLEU elsewhere, and other numbers."""
+_OTHER_NUMBERS = ("mean_sentence_bleu", "llamafactory_bleu4")  # also called BLEU elsewhere, and other numbers
 _PIPE_COLUMNS = 100_000
 _TEST_COLUMNS = ["", "metric", "difference", "95 % interval", "p", "p (Holm)", "p (bootstrap)", "MDE"]
 
