@@ -5,7 +5,6 @@ import pytest
 from orchestrator.benchmark.results import read_result
 from orchestrator.benchmark.run import add_comet
 from orchestrator.errors import PrerequisiteError, StageError
-from orchestrator.runs.rundir import RunDir
 from orchestrator.upstream.comet import find_comet
 from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
 from tests.fake_comet import VERSION, install
@@ -21,7 +20,7 @@ def score(tmp_path, monkeypatch):
     folder = add_benchmark(workspace(tmp_path / "it's; echo"), [*REFERENCES[:20], *HALF[20:]])
 
     def add(model=MODEL):
-        add_comet(folder, model, tmp_path, None, None, RunDir(folder.parent.parent))
+        add_comet(folder, model, tmp_path, None)
         return read_result(folder).comet
 
     return add

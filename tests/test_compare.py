@@ -6,6 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
+from orchestrator.benchmark import compare as compare_module
 from orchestrator.benchmark.compare import Comparison, compare, verdict
 from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.errors import PrerequisiteError, SpecError
@@ -21,7 +22,9 @@ BAD[8] = ""
 
 
 @pytest.fixture
-def place(tmp_path):
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "N_BOOTSTRAP", 100)
+    monkeypatch.setattr(compare_module, "N_RANDOMIZATIONS", 500)
     made = workspace(tmp_path)
     add_benchmark(made, BAD, of="base")
     add_benchmark(made, GOOD)
@@ -29,7 +32,7 @@ def place(tmp_path):
 
 
 def compared(place, *words, **options):
-    return compare(find_benchmarks(words, place, None), **{"n_bootstrap": 100, "n_randomizations": 500, **options})
+    return compare(find_benchmarks(words, place, None), **options)
 
 
 def shown(comparison) -> str:
@@ -48,7 +51,7 @@ def test_the_better_one_is_said_with_its_figures(place):
     assert found.systems[1].scores == {test.metric: test.score for test in found.tests}
 
 
-FIGURES = {"baseline": "a", "system": "b", "metric": "bleu", "baseline_score": 20, "score": 21.2, "difference": 1.2,
+FIGURES = {"baseline": "a", "system": "b", "metric": "bleu", "score": 21.2, "difference": 1.2,
            "ci95": (0.4, 2.0), "p_bootstrap": 0.001, "p_randomization": 0.001, "p_value": 0.00133, "p_holm": 0.004,
            "mde": 1.5, "better": None}  # fmt: skip
 

@@ -10,20 +10,20 @@ from orchestrator.errors import SpecError
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 from orchestrator.upstream.installation import find_installation
 
-QWEN = {"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "do_sample": True, "eos_token_id": 7}
 OURS = [name for name in SUPPORTED if name.startswith("llamafactory")]
 
 
-def bench(**fields):
-    return BenchmarkSpec(testset="t", **fields)
+def decoded(backend, given=(), **fields):
+    """By the spec's fields, of a server that was started with some arguments."""
+    return decode(backend, BenchmarkSpec(testset="t", **fields), dict(given))
 
 
 @pytest.mark.parametrize("backend", SUPPORTED)
 def test_it_is_greedy_unless_the_spec_samples_and_says_so_itself(backend):
-    decoding = decode(backend, bench())
+    decoding = decoded(backend)
     assert decoding.greedy
     assert (decoding.sent["temperature"], decoding.sent["max_tokens"], decoding.max_tokens) == (0.0, 256, 256)
-    assert not decode(backend, bench(temperature=0.7)).greedy
+    assert not decoded(backend, temperature=0.7).greedy
 
 
 @pytest.mark.parametrize(
@@ -41,51 +41,47 @@ def test_a_parameter_is_sent_or_refused_and_never_dropped(backend, wish, sent):
     if sent is None:
         [name] = wish
         with pytest.raises(SpecError, match=f"benchmark.{name}: .* drops it") as error:
-            decode(backend, bench(**wish))
+            decoded(backend, **wish)
         assert "vllm" in error.value.remedy
     else:
-        assert decode(backend, bench(**wish)).sent.items() >= sent.items()
+        assert decoded(backend, **wish).sent.items() >= sent.items()
 
 
 @pytest.mark.parametrize("backend", OURS)
 def test_llamafactory_keeps_the_repetition_penalty_that_it_was_started_with(backend):
     """And takes 0, OpenAI's neutral presence_penalty, for an error."""
-    assert decode(backend, bench()).sent["presence_penalty"] == 1.0
+    assert decoded(backend).sent["presence_penalty"] == 1.0
     given = {"repetition_penalty": 1.1}
-    assert decode(backend, bench(), server_arguments=given).sent["presence_penalty"] == 1.1
-    assert decode(backend, bench(repetition_penalty=1.3), server_arguments=given).sent["presence_penalty"] == 1.3
+    assert decoded(backend, given).sent["presence_penalty"] == 1.1
+    assert decoded(backend, given, repetition_penalty=1.3).sent["presence_penalty"] == 1.3
 
 
 def test_the_specs_request_is_merged_in_last_and_null_takes_a_field_out():
     wanted = {"max_tokens": None, "max_completion_tokens": 99, "chat_template_kwargs": {"enable_thinking": False}}
-    decoding = decode("openai", bench(request=wanted))
+    decoding = decoded("openai", request=wanted)
     assert decoding.sent == {
         "temperature": 0.0, "max_completion_tokens": 99, "chat_template_kwargs": {"enable_thinking": False},
     }  # fmt: skip
     assert (decoding.greedy, decoding.max_tokens) == (True, 99)
-    assert not decode("openai", bench(request={"temperature": None})).greedy, "the server's own is not known"
+    assert not decoded("openai", request={"temperature": None}).greedy, "the server's own is not known"
     with pytest.raises(SpecError, match="max_completion_tokens: "):
-        decode("llamafactory-vllm", bench(request=wanted))
+        decoded("llamafactory-vllm", request=wanted)
     for name in ("model", "messages", "stream", "n"):
         with pytest.raises(ValueError, match=f"{name}: the benchmark itself says that"):
-            bench(request={name: 1})
+            BenchmarkSpec(testset="t", request={name: 1})
 
 
 def test_vllm_takes_nothing_from_the_models_own_generation_config():
     """Qwen2.5's penalty of 1.05 is another BLEU."""
-    decoding = decode("vllm", bench(), model_config=QWEN)
-    assert decoding.effective_defaults == {}
-    assert {"repetition_penalty", "temperature", "top_p", "top_k", "min_p", "max_tokens"} <= decoding.sent.keys()
+    assert {"repetition_penalty", "temperature", "top_p", "top_k", "min_p", "max_tokens"} <= decoded("vllm").sent.keys()
 
 
 def test_what_holds_though_no_request_says_so_is_named():
-    decoding = decode("llamafactory-huggingface", bench(), model_config={**QWEN, "no_repeat_ngram_size": 3})
-    assert decoding.effective_defaults == {"no_repeat_ngram_size": 3}
     given = {"num_beams": 4, "top_k": 10, "template": "qwen"}
-    assert decode("llamafactory-huggingface", bench(), server_arguments=given).effective_defaults == {"num_beams": 4}
-    sampled = decode("llamafactory-huggingface", bench(temperature=0.7))
+    assert decoded("llamafactory-huggingface", given).effective_defaults == {"num_beams": 4}
+    sampled = decoded("llamafactory-huggingface", temperature=0.7)
     assert sampled.effective_defaults == {"top_k": 50}
-    assert (sampled.sent["do_sample"], decode("llamafactory-huggingface", bench()).sent["do_sample"]) == (True, False)
+    assert (sampled.sent["do_sample"], decoded("llamafactory-huggingface").sent["do_sample"]) == (True, False)
 
 
 def test_llamafactorys_request_has_the_fields_that_are_sent_to_it():
@@ -95,7 +91,7 @@ def test_llamafactorys_request_has_the_fields_that_are_sent_to_it():
     [request] = [node for node in tree.body if getattr(node, "name", "") == "ChatCompletionRequest"]
     known = {node.target.id for node in request.body if isinstance(node, ast.AnnAssign)}
     for backend in OURS:
-        assert set(decode(backend, bench(temperature=0.7)).sent) <= known
+        assert set(decoded(backend, temperature=0.7).sent) <= known
     assert not {"repetition_penalty", "seed", "top_k"} & known, "what is named as dropped is dropped"
     assert "repetition_penalty=request.presence_penalty" in (package / "api" / "chat.py").read_text()
     assert "Stop parameter is not supported" in Path(package / "chat" / "hf_engine.py").read_text()

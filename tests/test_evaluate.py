@@ -318,7 +318,7 @@ def translated(source):
 
 def comparable(result: BenchmarkResult):
     """All of a result but what depends on the clock, and on where answers came from."""
-    return result.model_dump(exclude={"speed", "retried", "n_resumed", "n_cache_hits"})
+    return result.model_dump(exclude={"speed", "n_resumed", "n_cache_hits"})
 
 
 CHILD = """

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,11 +10,11 @@ from orchestrator.benchmark.answers import AnswerCache, Identity, Journal, ident
 from orchestrator.benchmark.requests import FailedSegment, Hypothesis
 from orchestrator.errors import StageError
 from orchestrator.runs.record_parts import Facts
+from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from tests.model_folders import model_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES, REFERENCES = ["A dog.", "Two men\u2028talk.", "Rain."], ["Ein Hund.", "Zwei Männer reden.", "Regen."]
 WHO = Identity(
     backend="llamafactory-huggingface", model_sha256="1" * 64, adapter_sha256="2" * 64, known=True,
@@ -95,43 +95,43 @@ def test_two_never_share_a_journal(tmp_path):
     journal(tmp_path).__exit__()
 
 
-def filled(folder, who=WHO, sent=SENT):
-    made = AnswerCache(who, sent, folder)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with one answer."""
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
+    made = AnswerCache(WHO, SENT)
     made.add(prompt("A dog."), answer(0))
     return made
 
 
-def found(folder, messages, who=WHO, sent=SENT):
-    return AnswerCache(who, sent, folder).look_up([(5, messages)])
+def found(messages, who=WHO, sent=SENT):
+    return AnswerCache(who, sent).look_up([(5, messages)])
 
 
-def test_the_cache_gives_what_was_put_in_under_another_index(tmp_path):
-    path = filled(tmp_path).path
-    assert found(tmp_path, prompt("A dog.")) == [answer(5, cached=True)]
-    assert found(tmp_path, prompt("A cat.")) == []
-    assert found(tmp_path, [{"role": "system", "content": "Be brief."}, *prompt("A dog.")]) == []
-    assert "A dog." not in path.read_text("utf-8")
+def test_the_cache_gives_what_was_put_in_under_another_index(cache):
+    assert found(prompt("A dog.")) == [answer(5, cached=True)]
+    assert found(prompt("A cat.")) == []
+    assert found([{"role": "system", "content": "Be brief."}, *prompt("A dog.")]) == []
+    assert "A dog." not in cache.path.read_text("utf-8")
 
 
-def test_whatever_decides_an_answer_decides_where_it_is_found(tmp_path):
-    filled(tmp_path)
+def test_whatever_decides_an_answer_decides_where_it_is_found(cache):
     changes = [
         {"model_sha256": "3" * 64}, {"adapter_sha256": "3" * 64}, {"adapter_sha256": None},
         {"chat_template_sha256": "6" * 64}, {"backend": "llamafactory-vllm"}, {"versions": {"torch": "2.10"}},
         {"device": "gpu"}, {"arguments": {**WHO.arguments, "template": "llama3"}},
         {"arguments": {**WHO.arguments, "default_system": "Be brief."}},
     ]  # fmt: skip
-    assert [found(tmp_path, prompt("A dog."), replace(WHO, **change)) for change in changes] == [[]] * len(changes)
+    assert [found(prompt("A dog."), replace(WHO, **change)) for change in changes] == [[]] * len(changes)
     other = [{**SENT, "max_tokens": 128}, {**SENT, "top_p": 1.0}, {**SENT, "temperature": 0.5}]
-    assert [found(tmp_path, prompt("A dog."), sent=sent) for sent in other] == [[]] * len(other)
+    assert [found(prompt("A dog."), sent=sent) for sent in other] == [[]] * len(other)
 
 
-def test_a_torn_line_of_the_cache_costs_that_answer_alone(tmp_path):
-    with filled(tmp_path).path.open("ab") as file:
+def test_a_torn_line_of_the_cache_costs_that_answer_alone(cache):
+    with cache.path.open("ab") as file:
         file.write(b'\xff\n{"key": "' + b"0" * 64 + b'", "hypo')
-    again = AnswerCache(WHO, SENT, tmp_path)
-    again.add(prompt("A cat."), answer(0, "Katze"))
-    there = [each.hypothesis for text in ("A dog.", "A cat.") for each in found(tmp_path, prompt(text))]
+    cache.add(prompt("A cat."), answer(0, "Katze"))
+    there = [each.hypothesis for text in ("A dog.", "A cat.") for each in found(prompt(text))]
     assert there == ["Ja.", "Katze"]
 
 
@@ -144,7 +144,8 @@ def served(tmp_path, monkeypatch, installation):
     def identity(gpus=(), devices=None, template="qwen"):
         checkpoint = Checkpoint("base", ModelSpec(name_or_path=str(folder), template=template))
         facts = Facts(versions={"torch": "2.9", "orchestrator": "1"}, gpus=list(gpus))
-        return identify(checkpoint, ServeSpec(), tmp_path, facts, devices, installation)
+        session = SimpleNamespace(workspace=Workspace(tmp_path), llamafactory_or_none=lambda: installation)
+        return identify(session, checkpoint, ServeSpec(), facts, devices)
 
     return identity
 

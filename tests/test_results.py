@@ -119,7 +119,7 @@ def test_results_of_earlier_versions_are_read_and_of_a_later_one_refused(place):
     assert (old.n_requested, old.diagnostics["empty"].count, "numbers_lost" in old.diagnostics) == (45, 0, False)
     assert (old.request["target_lang"], old.speed) == ("de", None)
     names = ["demo@v1", "demo@v2", "demo"]
-    comparison = compare(find_benchmarks(names, place, None), n_bootstrap=20, n_randomizations=64)
+    comparison = compare(find_benchmarks(names, place, None), ["ter"])
     assert [each.name for each in comparison.systems] == names
     later = add_benchmark(place, BAD, run="later", version=SCHEMA_VERSION + 1)
     with pytest.raises(PrerequisiteError, match=f"of version {SCHEMA_VERSION + 1}"):

@@ -16,11 +16,11 @@ from orchestrator.errors import StageError
 from orchestrator.files import atomic_write, cache_folder, sha256_json, try_lock
 from orchestrator.models.hashes import model_sha256
 from orchestrator.models.model_files import locate_model
+from orchestrator.planning.session import Session
 from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
 from orchestrator.upstream.chat_templates import read_templates
-from orchestrator.upstream.installation import Installation
 from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
 
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
@@ -46,14 +46,10 @@ class Identity:
 
 
 def identify(
-    checkpoint: Checkpoint,
-    settings: ServeSpec,
-    root: Path,
-    facts: Facts,
-    devices: str | None,
-    installation: Installation | None,
+    session: Session, checkpoint: Checkpoint, settings: ServeSpec, facts: Facts, devices: str | None
 ) -> Identity:
     """The identity of a checkpoint that is served here, on CUDA_VISIBLE_DEVICES `devices` (None: as it is)."""
+    root, installation = session.workspace.root, session.llamafactory_or_none()
     model, backend, versions = checkpoint.model, f"llamafactory-{settings.infer_backend}", facts.versions
     base = locate_model(model.name_or_path, root, model.revision)
     adapter = locate_model(model.adapter_name_or_path, root, None) if model.adapter_name_or_path else None

@@ -19,8 +19,6 @@ class _Part(BaseModel):
 
 
 class System(_Part):
-    """One of the systems."""
-
     name: str
     target: str  # what was benchmarked
     folder: str
@@ -70,14 +68,7 @@ class Comparison(_Part):
     notes: list[str]
 
 
-def compare(
-    benchmarks: Sequence[Benchmark],
-    metrics: Sequence[str] = (),
-    *,
-    n_examples: int = 3,
-    n_bootstrap: int = N_BOOTSTRAP,
-    n_randomizations: int = N_RANDOMIZATIONS,
-) -> Comparison:
+def compare(benchmarks: Sequence[Benchmark], metrics: Sequence[str] = (), *, n_examples: int = 3) -> Comparison:
     """Compare benchmarks of one test set, each with the first, by metrics (none: those that all were scored by).
 
     Raises SpecError: the signatures differ, or a metric is none; PrerequisiteError: the files are not what was scored.
@@ -85,7 +76,7 @@ def compare(
     names, m = [each.name for each in benchmarks], len(benchmarks) - 1
     chosen = _metrics(benchmarks, metrics)
     stats, notes = load_statistics(benchmarks, chosen)
-    numbers = {"n_bootstrap": n_bootstrap, "n_randomizations": n_randomizations}
+    numbers = {"n_bootstrap": N_BOOTSTRAP, "n_randomizations": N_RANDOMIZATIONS}
     tests = paired_tests(names, stats, **numbers)
     systems = [
         System(
@@ -160,7 +151,6 @@ def verdict(test: PairedTest, n_comparisons: int) -> str:
 
 
 def _metrics(benchmarks: Sequence[Benchmark], wanted: Sequence[str]) -> list[Metric]:
-    """The metrics to compare by. SpecError where the signatures of one of them differ."""
     for name in wanted:
         if name not in METRICS:
             raise SpecError(f"no metric {name!r}{did_you_mean(name, METRICS)}", f"the metrics: {', '.join(METRICS)}")
@@ -173,10 +163,8 @@ def _metrics(benchmarks: Sequence[Benchmark], wanted: Sequence[str]) -> list[Met
         signatures = {each.name: _comparable(score.signature) for each in benchmarks if (score := each.score(name))}
         if len(set(signatures.values())) > 1:
             lines = "\n".join(f"  {benchmark}: {signature}" for benchmark, signature in signatures.items())
-            raise SpecError(
-                f"these cannot be compared: {HEADINGS[name]}'s signatures differ\n{lines}",
-                "benchmark them alike, or choose another metric: --metric NAME",
-            )
+            what = f"these cannot be compared: {HEADINGS[name]}'s signatures differ\n{lines}"
+            raise SpecError(what, "benchmark them alike, or choose another metric: --metric NAME")
     return chosen
 
 

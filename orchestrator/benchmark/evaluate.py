@@ -120,8 +120,6 @@ def evaluate(
 
 @dataclass
 class _Evaluation:
-    """One attempt at a benchmark."""
-
     request: EvalRequest
     connect: Callable[[], Endpoint]
     folder: Path
@@ -146,7 +144,6 @@ class _Evaluation:
             self.mixed = [each for each in read_result(self.folder).warnings if _MIXED in each]
 
     def collect(self) -> None:
-        """Answers from before, from the cache, and from the server; all of them are in the journal then."""
         request, bench, journal = self.request, self.request.bench, self.journal
         self.result().save(self.folder)  # from now on the folder says what it is about
         subset = describe_subset(len(request.text.sources), request.n_testset, bench.sample_seed)
@@ -173,9 +170,8 @@ class _Evaluation:
             self._request(missing, cache)
 
     def result(self, **scores: Any) -> BenchmarkResult:
-        """The result, without its scores unless they are given."""
         request, bench, answers = self.request, self.request.bench, self.journal.answers.values()
-        entry, n_requested = request.dataset.entry, len(request.text.sources)
+        n_requested = len(request.text.sources)
         return BenchmarkResult(
             status="complete" if len(answers) == n_requested else "incomplete",
             target=request.target,
@@ -196,7 +192,7 @@ class _Evaluation:
             prompts_sha256=request.prompts_sha256,
             request={
                 "key": request.key,
-                **entry.model_dump(include={"source_lang", "target_lang", "instruction"}),
+                **request.dataset.entry.model_dump(include={"source_lang", "target_lang", "instruction"}),
                 **bench.model_dump(include={"request_timeout_s", "metrics", "n_bootstrap"}),
                 "base_url": self.endpoint.base_url if self.endpoint else None,
                 "model": self.endpoint.model if self.endpoint else None,
@@ -236,7 +232,6 @@ class _Evaluation:
         )
 
     def _request(self, missing: Sequence[int], cache: AnswerCache | None) -> None:
-        """Have the missing sentences translated, the longest first."""
         request, bench = self.request, self.request.bench
         most = bench.concurrency or max(CONCURRENCY.get(self.backend, 32), 1 + request.max_concurrent)
         concurrency, began, new = min(most, len(missing)), time.monotonic(), list[Hypothesis]()

@@ -131,8 +131,6 @@ class Hypothesis(BaseModel):
 
 
 class FailedSegment(BaseModel):
-    """A prompt without an answer."""
-
     model_config = ConfigDict(frozen=True)
 
     index: int
@@ -233,7 +231,6 @@ class _Pool:
             self.refused = refusal(self.endpoint, error.refused, error.reason.partition(": ")[2])
 
     async def _attempt(self, client: Any, messages: list[Message]) -> dict[str, Any]:
-        """The fields of an answer; RequestError where there is none."""
         import aiohttp
         import openai
 

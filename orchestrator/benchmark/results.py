@@ -201,7 +201,6 @@ def candidates(name: str, workspace: Workspace, testset: str | None) -> list[Ben
 
 
 def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
-    """A run's benchmarks of one label, newest first."""
     run_name, _, label = name.partition("@")
     run = workspace.find_run(run_name)
     summaries = RunRecord.load(run).benchmarks
@@ -211,10 +210,8 @@ def _of_run(name: str, workspace: Workspace) -> list[Benchmark]:
         if label != "output" and len(labels) > 1:
             raise SpecError(f"which of {run_name}?", f"one of: {', '.join(f'{run_name}@{each}' for each in labels)}")
     if labels and label not in labels:
-        raise SpecError(
-            f"{run_name} has no benchmark of {label}{did_you_mean(label, labels)}; it has: {', '.join(labels)}",
-            f"orchestrator benchmark {name}",
-        )
+        what = f"{run_name} has no benchmark of {label}{did_you_mean(label, labels)}; it has: {', '.join(labels)}"
+        raise SpecError(what, f"orchestrator benchmark {name}")
     folders = [run.benchmarks / summary.id for summary in reversed(summaries) if summary.of == label]
     return [Benchmark(name, folder, read_result(folder)) for folder in folders if has_result(folder)]
 

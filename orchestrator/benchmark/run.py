@@ -5,12 +5,12 @@ import math
 import os
 import re
 import shutil
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from orchestrator.benchmark.answers import Identity, identify
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
@@ -134,15 +134,14 @@ class BenchmarkJob:
         for item, folder in done:
             if item.comet is not None:
                 devices = None if spec.serve.url is not None else serving_devices(spec.serve, spec)
-                add_comet(folder, item.comet, self.session.workspace.root, devices, self.record, self.run)
+                add_comet(folder, item.comet, self.session.workspace.root, devices)
 
     def _build_request(self, checkpoint: Checkpoint, item: BenchmarkSpec) -> EvalRequest:
         plan, settings, text = self.plan, self.plan.spec.serve, self.plan.texts[item.testset, item.split]
         identity, server = Identity(), f"{settings.url} {settings.model_name or ''}".strip()
         if settings.url is None:
-            root, devices, server = self.session.workspace.root, serving_devices(settings, plan.spec), ""
-            installation = self.session.llamafactory_or_none()
-            identity = identify(checkpoint, settings, root, plan.facts, devices, installation)
+            devices, server = serving_devices(settings, plan.spec), ""
+            identity = identify(self.session, checkpoint, settings, plan.facts, devices)
         return EvalRequest(
             f"{self.run.id}@{checkpoint.label}",
             with_instruction(plan.datasets[item.testset], item.instruction),
@@ -179,8 +178,8 @@ class BenchmarkJob:
             yield {checkpoint.label: server.endpoints[name] for name, checkpoint in names.items()}
 
 
-def add_comet(folder: Path, model: str, root: Path, devices: str | None, record: RunRecord | None, run: RunDir) -> None:
-    """Score a finished benchmark by a model of COMET, once, for its scores.json and the run's record.
+def add_comet(folder: Path, model: str, root: Path, devices: str | None) -> None:
+    """Score a finished benchmark by a model of COMET, once, for its scores.json and its run's record, if it has a run.
 
     A model called kiwi or qe takes no references. Source: Rei et al. (2020),
     https://aclanthology.org/2020.emnlp-main.213.
@@ -197,13 +196,13 @@ def add_comet(folder: Path, model: str, root: Path, devices: str | None, record:
         return
     segments = comet_segments(folder, program, model, n_refs, devices)
     if len(segments) != result.n_segments or not all(map(math.isfinite, segments)):
-        raise StageError(
-            f"comet-score gave {len(segments)} numbers, or none that counts, for {result.n_segments} segments"
-        )
-    mean = statistics.fmean(segments)
-    score = Score(metric="comet", score=mean, signature=signature, n_segments=len(segments))
+        what = f"comet-score gave {len(segments)} numbers, or none that counts, for {result.n_segments} segments"
+        raise StageError(what)
+    score = Score(metric="comet", score=fmean(segments), signature=signature, n_segments=len(segments))
     result = result.model_copy(update={"comet": [*result.comet, score]})
     result.save(folder)
+    run = RunDir(folder.parent.parent)
+    record = RunRecord.load(run) if run.record.is_file() else None
     for item in record.benchmarks if record else []:
         if record is not None and item.id == folder.name:
             record.add_benchmark(run, item.model_copy(update={"comet": result.comet}))

@@ -93,8 +93,6 @@ class Curve(BaseModel):
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """What chooses a checkpoint."""
-
     testset: str | None = None  # the validation set's dataset. None: that of the spec's first benchmark.
     split: str = "validation"
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the validation set's benchmark
@@ -156,7 +154,7 @@ def select_checkpoint(
     if failed:
         raise failed[tested.label]
     ids = {folder.name for folder in folders[tested.label]}
-    curve = curve.model_copy(update={"test": [item for item in job.record.benchmarks if item.id in ids]})
+    curve = curve.model_copy(update={"test": [item for item in RunRecord.load(run).benchmarks if item.id in ids]})
     atomic_write(run.curve, curve.model_dump_json(indent=2) + "\n")
     return curve
 
@@ -187,7 +185,6 @@ def _evaluate(
 
 
 def _watch(job: BenchmarkJob, base: ModelSpec, items: Sequence[BenchmarkSpec]) -> None:
-    """Benchmark checkpoints as they are saved, until the run has ended."""
     settled = set[str]()
     while True:
         trains = RunRecord.load(job.run).is_active()  # before the checkpoints are looked at
@@ -206,17 +203,14 @@ def _watch(job: BenchmarkJob, base: ModelSpec, items: Sequence[BenchmarkSpec]) -
 
 
 def _validation_set(session: Session, spec: RunSpec, how: SelectionOptions) -> tuple[BenchmarkSpec, Metric]:
-    """The benchmark that chooses, and the metric that it chooses by."""
     like = next((item for item in spec.benchmark if how.testset in (None, item.testset)), None)
     if like is None and how.testset is None:
         raise SpecError(f"which validation set? {spec.name} has no benchmark", "give one: --testset NAME")
     item = (like or BenchmarkSpec(testset=str(how.testset))).model_copy(update={"split": how.split, **how.changes})
     splits = load_testset(item, session.dataset_folders, spec.datasets).entry.splits
     if item.split not in splits:
-        raise SpecError(
-            f"{item.testset} has no split {item.split} to choose a checkpoint by; it has: {', '.join(splits)}",
-            "name a set other than the one that the chosen checkpoint is scored on: --testset NAME --split SPLIT",
-        )
+        what = f"{item.testset} has no split {item.split} to choose a checkpoint by; it has: {', '.join(splits)}"
+        raise SpecError(what, "name a set that the chosen checkpoint is not scored on: --testset NAME --split SPLIT")
     for metric in item.metrics:
         if metric == how.metric:
             return item, metric

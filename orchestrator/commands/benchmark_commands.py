@@ -70,11 +70,8 @@ def benchmark(
     if has_result(Path(target)):
         if comet is None or testset or source or fresh:
             raise SpecError(f"{target} is a finished benchmark: only COMET's score can be added to it", "--comet MODEL")
-        folder = Path(target).resolve()
-        run = RunDir(folder.parent.parent)
-        record = RunRecord.load(run) if run.record.is_file() else None
-        add_comet(folder, comet, session.workspace.root, devices, record, run)
-        _show([folder], as_json)
+        add_comet(Path(target).resolve(), comet, session.workspace.root, devices)
+        _show([Path(target).resolve()], as_json)
         return
     every = every_checkpoint(target, session.workspace)
     if every is None and (metric is not None or base or watch):

@@ -107,7 +107,6 @@ def export_target(session: Session, target: Target, to: Path | None) -> Path:
 def _export(
     session: Session, run: RunDir, record: RunRecord, checkpoint: Checkpoint, settings: ExportSpec, to: Path | None
 ) -> Path:
-    installation = session.llamafactory()
-    record.add_command(run, "export", [str(installation.cli), "export", run.export_yaml.name])
+    record.add_command(run, "export", [str(session.llamafactory().cli), "export", run.export_yaml.name])
     with lock(run.path / ".export.lock"):  # they share export.yaml
-        return export(run, checkpoint, settings, to or run.export, installation, session.renderer)
+        return export(session, run, checkpoint, settings, to or run.export)

@@ -41,8 +41,6 @@ _CHATTER = re.compile(
 
 
 class Flagged(BaseModel):
-    """The hypotheses with one issue."""
-
     model_config = ConfigDict(frozen=True)
 
     count: int

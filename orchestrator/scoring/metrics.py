@@ -11,15 +11,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.specs.benchmark_spec import METRICS, Metric
-
-if TYPE_CHECKING:
-    import numpy as np
 
 HEADINGS: dict[str, str] = {
     "bleu": "BLEU",
@@ -168,10 +165,9 @@ def load_metric(name: Metric, tgt_lang: str) -> Any:
     try:
         return BLEU(trg_lang=language)
     except RuntimeError as error:  # its tokenizer lacks MeCab
-        raise PrerequisiteError(
-            f"BLEU for target language {tgt_lang!r} needs MeCab, which is not installed",
-            f'pip install "sacrebleu[{language}]", or leave BLEU out: --metrics chrf,ter',
-        ) from error
+        what = f"BLEU for target language {tgt_lang!r} needs MeCab, which is not installed"
+        remedy = f'pip install "sacrebleu[{language}]", or leave BLEU out: --metrics chrf,ter'
+        raise PrerequisiteError(what, remedy) from error
 
 
 def sufficient_statistics(
@@ -193,7 +189,7 @@ def seed() -> int:
     return int(text)
 
 
-def _resamples(n_segments: int, n_bootstrap: int) -> "Iterator[np.ndarray[Any, Any]]":
+def _resamples(n_segments: int, n_bootstrap: int) -> Iterator[Any]:
     """The indices of each bootstrap resample: sacrebleu's, but one at a time, so that memory does not grow."""
     import numpy as np
 

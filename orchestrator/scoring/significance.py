@@ -7,17 +7,12 @@ tie, and two systems with the same output would be "different" with p = 0.0001.
 
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.scoring.metrics import Statistics, higher_is_better, seed
 from orchestrator.specs.benchmark_spec import Metric
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Floats = np.ndarray[Any, np.dtype[Any]]
 
 N_BOOTSTRAP, N_RANDOMIZATIONS = 1000, 10_000  # sacrebleu's own numbers
 ALPHA = 0.05
@@ -99,7 +94,7 @@ def holm(p_values: Sequence[float], n_comparisons: int | None = None) -> list[fl
 
 
 def _paired(
-    baseline: Statistics, system: Statistics, baseline_resampled: "Floats", trials: int, n_comparisons: int
+    baseline: Statistics, system: Statistics, baseline_resampled: Any, trials: int, n_comparisons: int
 ) -> dict[str, Any]:
     import numpy as np
     from sacrebleu.significance import _compute_p_value as p_value
@@ -126,7 +121,7 @@ def _paired(
     }
 
 
-def _shuffled(baseline: Statistics, system: Statistics, trials: int) -> "Floats":
+def _shuffled(baseline: Statistics, system: Statistics, trials: int) -> Any:
     """The size of the difference when each segment's two outputs change sides by the toss of a coin, trial by trial."""
     import numpy as np
 

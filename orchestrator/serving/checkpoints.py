@@ -65,7 +65,7 @@ def served(
             plan = vllm_plan(checkpoints, names, serving, vllm, prompt)
         else:
             (checkpoint,) = checkpoints.values()
-            plan = llamafactory_plan(checkpoint, names, serving, session.llamafactory(), session.renderer)
+            plan = llamafactory_plan(session, checkpoint, names, serving)
         started(plan)
         yield stack.enter_context(serve(plan))
 
@@ -86,7 +86,7 @@ def _merged(session: Session, checkpoint: Checkpoint, folder: Path) -> Iterator[
     try:
         log.info("merging %s into its model, for as long as it is served", checkpoint.label)
         to = place.path / "model"
-        export(place, checkpoint, ExportSpec(), to, session.llamafactory(), session.renderer)
+        export(session, place, checkpoint, ExportSpec(), to)
         merged = {"name_or_path": str(to), "adapter_name_or_path": None, "revision": None}
         yield replace(checkpoint, model=checkpoint.model.model_copy(update=merged))
     finally:

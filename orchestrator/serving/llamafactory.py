@@ -8,20 +8,20 @@ from pathlib import Path
 from orchestrator.errors import Interrupted, SpecError, StageError
 from orchestrator.files import atomic_write
 from orchestrator.models.model_files import model_problems
+from orchestrator.planning.session import Session
 from orchestrator.processes.process import child_environment, repro_command, start
 from orchestrator.processes.process_tree import RUN_ENV
 from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.serving.target import EXPORT_NOTE
-from orchestrator.specs.render import Checkpoint, Renderer, api_arguments, export_arguments
+from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments
 from orchestrator.specs.spec import ExportSpec
-from orchestrator.upstream.installation import Installation
 
 GRACE_S = 5
 
 
 def llamafactory_plan(
-    checkpoint: Checkpoint, names: Mapping[str, str], serving: Serving, installation: Installation, renderer: Renderer
+    session: Session, checkpoint: Checkpoint, names: Mapping[str, str], serving: Serving
 ) -> ServePlan:
     """How a checkpoint is served; `names` has our name of it and its name on the server."""
     (name,) = names.values()
@@ -29,22 +29,15 @@ def llamafactory_plan(
     environment |= {"MAX_CONCURRENT": str(serving.settings.max_concurrent), "API_VERBOSE": "0"}  # no texts in its log
     return ServePlan(
         serving,
-        argv=[str(installation.cli), "api", "api.yaml"],
+        argv=[str(session.llamafactory().cli), "api", "api.yaml"],
         environment=environment,
         key_variable="API_KEY",
-        files={serving.folder / "api.yaml": renderer.api_yaml(api_arguments(checkpoint, serving.settings))},
+        files={serving.folder / "api.yaml": session.renderer.api_yaml(api_arguments(checkpoint, serving.settings))},
         model_names=names,
     )
 
 
-def export(
-    run: RunDir,
-    checkpoint: Checkpoint,
-    settings: ExportSpec,
-    folder: Path,
-    installation: Installation,
-    renderer: Renderer,
-) -> Path:
+def export(session: Session, run: RunDir, checkpoint: Checkpoint, settings: ExportSpec, folder: Path) -> Path:
     """Write a run's checkpoint as a model folder of its own, with a note of its run and chat template beside it.
 
     Raises SpecError: the folder is not empty; LLaMA-Factory would overwrite it without a question. StageError: no
@@ -52,9 +45,10 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} already exists and is not empty", "remove it, or give another: --to DIR")
-    atomic_write(run.export_yaml, renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
-    argv = [str(installation.cli), "export", run.export_yaml.name]
-    environment = child_environment(installation.cli, {RUN_ENV: str(run.path)})
+    atomic_write(run.export_yaml, session.renderer.export_yaml(export_arguments(checkpoint, settings, folder)))
+    cli = session.llamafactory().cli
+    argv = [str(cli), "export", run.export_yaml.name]
+    environment = child_environment(cli, {RUN_ENV: str(run.path)})
     child = start(argv, log=run.export_log, cwd=run.path, env=environment, death_signal=signal.SIGKILL)
     try:
         while child.poll() is None:

@@ -103,7 +103,6 @@ def run_checkpoints(run: RunDir, spec: RunSpec, workspace: Workspace) -> dict[st
 
 
 def _spec_target(path: Path, workspace: Workspace) -> Target:
-    """The model of a spec that trains nothing."""
     spec = load_spec(path)
     if spec.train is not None:
         raise SpecError(f"{path} is a spec with a train section: its runs have the models", f"name one: {spec.name}")

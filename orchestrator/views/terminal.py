@@ -200,7 +200,6 @@ def show_run(run: RunDir, as_json: bool) -> None:
 
 
 def note_lines(notes: Notes) -> list[str]:
-    """Notes with their times."""
     return [
         f"{f'{note.at.astimezone():%Y-%m-%d %H:%M}' if number == 0 else '':16}  {text}"
         for note in notes.notes
@@ -225,7 +224,6 @@ def show_group(folder: GroupDir, as_json: bool) -> None:
 
 
 def comparison_text(comparison: Comparison) -> RenderableType:
-    """Everything that a person is shown."""
     title = f"{comparison.testset} {comparison.split}, {comparison.n_segments} segments; against {comparison.baseline}:"
     systems = comparison.systems
     verdicts = [*comparison.verdicts, *(f"note: {each}" for each in comparison.notes)]
