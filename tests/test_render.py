@@ -106,9 +106,8 @@ def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii():
     assert text.isascii() and json.loads(text) == infos
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
+def test_an_argument_as_words():
+    for value, words in (
         (None, []),
         (True, ["--key", "True"]),
         (-1, ["--key=-1"]),
@@ -116,10 +115,8 @@ def test_a_dataset_s_name_and_file_reach_dataset_info_json_unchanged_in_ascii():
         ("-x", ["--key=-x"]),
         (["a", "b"], ["--key", "a,b"]),
         ({"a": [1, None, "ä"]}, ["--key", '{"a": [1, null, "\\u00e4"]}']),
-    ],
-)
-def test_an_argument_as_words(value, words):
-    assert command_words("key", value) == words
+    ):
+        assert command_words("key", value) == words
     # label_names, say, is declared as a list: argparse splits no comma.
     assert command_words("key", ["a,b", "c"], several=True) == ["--key", "a,b", "c"]
 

@@ -57,37 +57,28 @@ def test_another_text_or_instruction_has_another_name(tmp_path):
     assert len(names) == 3
 
 
-@pytest.mark.parametrize(
-    ("source", "reference", "expected"),
-    [
+def test_files_that_cannot_be_used_are_named_as_the_user_wrote_them(tmp_path):
+    for source, reference, expected in (
         ("A dog.\nTwo.\n", "Ein Hund.\n", r"a\.en has 2 lines, .*a\.de has 1"),
         ("A dog.\n".encode("utf-16"), "Ein Hund.\n", r"a\.en, line 1: not UTF-8"),
         ("\n", " \n", r"no line has text in both .*a\.en and .*a\.de"),
-    ],
-)
-def test_files_that_cannot_be_used_are_named_as_the_user_wrote_them(tmp_path, source, reference, expected):
-    with pytest.raises(SpecError, match=expected):
-        entry_of_files(write(tmp_path, "a.en", source), write(tmp_path, "a.de", reference), LIKE)
+    ):
+        with pytest.raises(SpecError, match=expected):
+            entry_of_files(write(tmp_path, "a.en", source), write(tmp_path, "a.de", reference), LIKE)
     with pytest.raises(PrerequisiteError, match=r"none\.en cannot be read: No such file"):
         entry_of_files(tmp_path / "none.en", tmp_path / "a.de", LIKE)
 
 
-@pytest.mark.parametrize(
-    ("names", "given", "missing"),
-    [
+def test_what_is_not_known_is_asked_for(tmp_path):
+    for names, given, missing in (
         (("a.txt", "a.de"), {}, "source lang"),
         (("a.en", "a.txt"), {"source_lang": "en"}, "target lang"),
         (("a.en", "a.de"), {}, "instruction"),
-    ],
-)
-def test_what_is_not_known_is_asked_for(tmp_path, names, given, missing):
-    source, reference = (write(tmp_path, name, "x\n") for name in names)
-    with pytest.raises(SpecError, match=f"{missing} of .* is not known") as error:
-        entry_of_files(source, reference, None, **given)
-    assert f"--{missing.replace(' ', '-')}" in error.value.remedy
-
-
-# sacrebleu's sets
+    ):
+        source, reference = (write(tmp_path, name, "x\n") for name in names)
+        with pytest.raises(SpecError, match=f"{missing} of .* is not known") as error:
+            entry_of_files(source, reference, None, **given)
+        assert f"--{missing.replace(' ', '-')}" in error.value.remedy
 
 
 def put(folder, name, pair, **fields):
@@ -122,18 +113,15 @@ def test_a_set_that_cannot_be_fetched_comes_with_the_command_that_fetches_it(cac
     assert "sacrebleu -t wmt14 -l en-de --echo src" in error.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "remedy"),
-    [
+def test_a_name_that_sacrebleu_does_not_have_is_refused():
+    for name, expected, remedy in (
         ("wmt14/en-dd", "names no language pair of the set's", "cs-en"),
         ("wmt144/en-de", "no test set 'wmt144'; did you mean 'wmt14'", "sacrebleu --list"),
         ("../../etc/passwd", "no test set", "sacrebleu --list"),
-    ],
-)
-def test_a_name_that_sacrebleu_does_not_have_is_refused(name, expected, remedy):
-    with pytest.raises(SpecError, match=expected) as error:
-        load(name, instruction="Translate.")
-    assert remedy in error.value.remedy
+    ):
+        with pytest.raises(SpecError, match=expected) as error:
+            load(name, instruction="Translate.")
+        assert remedy in error.value.remedy
 
 
 def test_several_references_and_a_damaged_cache_are_refused(cache):

@@ -183,21 +183,15 @@ def _devices(spec: RunSpec, arguments: Mapping[str, object]) -> list[Finding]:
     return [Finding("warning", "missing", f"train.{refused[0]}", what)]
 
 
-def _inherited_nodes(spec: RunSpec) -> list[Finding]:
-    """NNODES of the environment, with which torchrun would wait for other machines for ever."""
-    nodes = os.environ.get("NNODES", "1")
-    if spec.compute.slurm is not None or spec.compute.nnodes is not None or nodes == "1":
-        return []
-    is_sure = "FORCE_TORCHRUN" in {**os.environ, **train_environment(spec)}
-    what = f"not given, and NNODES={nodes} in the environment makes LLaMA-Factory's torchrun wait for other machines"
-    remedy = f"compute: {{nnodes: {nodes}, ...}}; to train on this machine alone: unset NNODES"
-    return [Finding("error" if is_sure else "warning", "spec", "compute.nnodes", what, remedy)]
-
-
 def _several_machines(spec: RunSpec) -> list[Finding]:
-    machine = this_machine(spec.compute, os.environ)
-    if machine is None:
-        return _inherited_nodes(spec)
+    machine, nodes = this_machine(spec.compute, os.environ), os.environ.get("NNODES", "1")
+    if machine is None:  # with NNODES of the environment torchrun would wait for other machines for ever
+        if spec.compute.slurm is not None or spec.compute.nnodes is not None or nodes == "1":
+            return []
+        is_sure = "FORCE_TORCHRUN" in {**os.environ, **train_environment(spec)}
+        what = f"not given, and NNODES={nodes} in the environment makes LLaMA-Factory's torchrun wait for others"
+        remedy = f"compute: {{nnodes: {nodes}, ...}}; to train on this machine alone: unset NNODES"
+        return [Finding("error" if is_sure else "warning", "spec", "compute.nnodes", what, remedy)]
     findings = []
     if machine.rank is not None and machine.rank >= int(machine.count):
         what = f"rank {machine.rank} of {machine.count} machines: ranks are 0 to {int(machine.count) - 1}"

@@ -58,8 +58,13 @@ def argument_problem(
     kinds = " or ".join(_WORDS[kind] for kind in _WORDS if kind in argument.plain_kinds)
     if value is None:
         return None if argument.optional or not argument.kinds else f"expected {kinds}, got null"
-    if argument.choices is not None:
-        return _choice_problem(value, argument.choices)
+    choices = argument.choices
+    if choices is not None:
+        if any(type(value) is type(choice) and value == choice for choice in choices):
+            return None
+        listed = [*map(_shown, choices[:_MAX_LISTED]), *(["..."] if len(choices) > _MAX_LISTED else [])]
+        near = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
+        return f"expected one of {', '.join(listed)}; got {_shown(value)}{near}"
     kind = type(argument.typed(value)).__name__
     if argument.kinds and kind not in argument.kinds and not (kind == "int" and "float" in argument.kinds):
         in_quotes = "str" in argument.kinds and not isinstance(value, list | dict)
@@ -68,14 +73,6 @@ def argument_problem(
         if isinstance(value, int | float) and (value < limit or (value == limit and bound == "exclusiveMinimum")):
             return f"expected {'more than' if bound == 'exclusiveMinimum' else 'at least'} {limit}, got {_shown(value)}"
     return None
-
-
-def _choice_problem(value: Any, choices: tuple[str | int | float | bool, ...]) -> str | None:
-    if any(type(value) is type(choice) and value == choice for choice in choices):
-        return None
-    listed = [*map(_shown, choices[:_MAX_LISTED]), *(["..."] if len(choices) > _MAX_LISTED else [])]
-    near = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
-    return f"expected one of {', '.join(listed)}; got {_shown(value)}{near}"
 
 
 def _shown(value: object) -> str:

@@ -60,7 +60,8 @@ class _Classes:
             found |= self.fields(_name(base))
         for each in self.nodes[name].body:
             if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
-                keywords = _keywords(each.value)
+                given = each.value.keywords if isinstance(each.value, ast.Call) else []
+                keywords = {keyword.arg: keyword.value for keyword in given}
                 if _name(each.annotation) == "ClassVar" or ast.unparse(keywords.get("init", each.target)) == "False":
                     found.pop(each.target.id, None)  # it is derived, not given
                 else:
@@ -142,10 +143,6 @@ def _enums(modules: list[ast.Module]) -> dict[str, dict[str, str]]:
         for node in classes
         if any(_name(base).endswith("Enum") for base in node.bases)
     }
-
-
-def _keywords(value: ast.expr | None) -> dict[str | None, ast.expr]:
-    return {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
 
 
 def _alternatives(node: ast.expr) -> Iterator[ast.expr]:

@@ -91,7 +91,10 @@ def try_libraries(command: str, given: dict[str, Any], arguments: Any) -> None:
         _, data_args, training_args, finetuning_args, generating_args = arguments
         for callback in get_reporting_integration_callbacks(training_args.report_to):
             callback()
-        try_optimizer(training_args, finetuning_args)
+        if not any(getattr(finetuning_args, name, False) for name in OWN_OPTIMIZERS):
+            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training_args)
+            if optimizer.__module__.startswith("torch."):
+                optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
         try_loaders(data_args, training_args)
         if finetuning_args.finetuning_type == "lora":
             torch.nn.Dropout(max(finetuning_args.lora_dropout, 0.0))
@@ -101,13 +104,6 @@ def try_libraries(command: str, given: dict[str, Any], arguments: Any) -> None:
         generates = command == "api" and arguments[0].infer_backend == "huggingface"
     if generates and given.keys() & {*GENERATION}:
         try_generation(generating_args, is_api=command == "api")
-
-
-def try_optimizer(training_args: Any, finetuning_args: Any) -> None:
-    if not any(getattr(finetuning_args, name, False) for name in OWN_OPTIMIZERS):
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training_args)
-        if optimizer.__module__.startswith("torch."):
-            optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
 
 
 def try_loaders(data_args: Any, training_args: Any) -> None:
