@@ -65,10 +65,8 @@ class Finding:
     """One thing that a check found."""
 
     severity: Literal["error", "warning", "note"]
-    kind: Literal["spec", "missing"]
-    """Whether the spec is wrong, or something that it needs is missing."""
-    field: str
-    """Dotted path in the spec, or what the finding is about."""
+    kind: Literal["spec", "missing"]  # whether the spec is wrong, or something that it needs is missing
+    field: str  # dotted path in the spec, or what the finding is about
     message: str
     remedy: str = ""
 
@@ -78,7 +76,6 @@ def errors_of(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def from_error(field: str, error: OrchestratorError) -> Finding:
-    """An exception as a finding."""
     kind: Literal["spec", "missing"] = "spec" if isinstance(error, SpecError) else "missing"
     return Finding("error", kind, field, error.message, error.remedy)
 

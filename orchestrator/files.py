@@ -41,8 +41,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 def read_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The content of a file that may come from somebody else.
 
-    Raises FileNotFoundError: there is none; PrerequisiteError: it is no regular file (a pipe would block), it is larger
-    than max_bytes, or it cannot be read.
+    Raises FileNotFoundError; PrerequisiteError: no regular file (a pipe would block), too large, or unreadable.
     """
     try:
         found = path.stat()
@@ -75,10 +74,9 @@ def json_mapping(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] 
 
 
 def try_lock(descriptor: int, path: Path | str = "a file", *, wait: bool = False, shared: bool = False) -> bool:
-    """Lock an open file (flock); False where another process holds the lock, and `wait` is not set.
+    """Lock an open file (flock) until the last process that has it open ends; False where another one holds the lock.
 
-    The kernel frees it with the last process that has the file open, however that ends. Raises PrerequisiteError: the
-    file system has no locks.
+    Raises PrerequisiteError: the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -114,8 +112,7 @@ def sha256_json(value: Any) -> str:
 def shipped(name: str) -> Path:
     """A folder that ships with the project (templates, dataset_info, docs): in the package, or beside it."""
     package = Path(__file__).resolve().parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
+    return package / name if (package / name).is_dir() else package.parent / name
 
 
 def cache_folder() -> Path:

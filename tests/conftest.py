@@ -23,7 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of many starts would com
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with real trainings first, since each file is one worker's: begun last, one would be waited for."""
+    """Files with real trainings first: each file is one worker's, and begun last, one would be waited for."""
     real = {item.path for item in items if item.get_closest_marker("integration")}
     items.sort(key=lambda item: item.path not in real)
 
@@ -59,8 +59,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[
     """A finished run, `toy`, with benchmarks of the base model and of the adapter. To be read, not changed."""
     made = new_workshop(tmp_path_factory.mktemp("launched"), fake_cli, {"HF_TOKEN": "hf_secret"})
     benchmark = [{"testset": "captions_en_de", "max_samples": 6, "n_bootstrap": 10, "base_model": True}]
-    torn_s = "0.4"  # longer than a look at it takes
-    done = made.run("launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S=torn_s)
+    done = made.run("launch", made.spec(benchmark=benchmark), fresh=True, FAKE_TORN_S="0.4")  # longer than a look at it
     assert done.code == 0, done.err
     return made, done
 

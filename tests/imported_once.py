@@ -1,9 +1,8 @@
 """Python processes forked from one that has imported what they need: most of a start's cost is its imports.
 
 Two such servers: our own Python with the orchestrator (`nursery`), and LLaMA-Factory's with LLaMA-Factory (`Imported`),
-which takes 8 s. A fork is a process and a session of its own, as new as one that Python starts: streams, variables,
-folder, signals and exit status are its own, and nothing of it is left for the next. No GPU is seen, since one cannot be
-used after a fork. Linux only. Not as in a start of its own: what Python makes of its environment then (workshop.py).
+which takes 8 s. A fork is a process and a session of its own, with its own streams, variables and folder. No GPU is
+seen, and Python reads no variables as it does at its start (workshop.py).
 """
 
 import atexit
@@ -27,13 +26,12 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LATE = (
+PROGRAM = str(ROOT / "orchestrator" / "__main__.py")
+LATE = (  # what the orchestrator imports within functions
     "aiohttp", "jinja2", "numpy", "omegaconf", "openai.resources.chat", "platformdirs", "sacrebleu.metrics",
     "sacrebleu.significance", "tqdm.contrib.logging", "urllib.request",
 )  # fmt: skip
-"""What the orchestrator imports within functions."""
-MAX_BYTES = 1 << 17
-"""Of a request: the code, with the environment."""
+MAX_BYTES = 1 << 17  # of a request: the code, with the environment
 ORCHESTRATOR = """
 import time
 from orchestrator.__main__ import main
@@ -55,8 +53,7 @@ class Forked:
     def __init__(self, pid: int, status: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._status = status
-        """Where the server writes how the process ended."""
+        self._status = status  # where the server writes how the process ended
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,16 +131,12 @@ def nursery() -> Server:
 
 def start(words: Sequence[str], cwd: Path, env: Mapping[str, str], streams: Sequence[int]) -> Forked:
     """Fork `orchestrator WORDS`."""
-    return nursery().start(ORCHESTRATOR, _argv(words), cwd, env, streams)
+    return nursery().start(ORCHESTRATOR, [PROGRAM, *words], cwd, env, streams)
 
 
 def run(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     """`orchestrator WORDS` as by subprocess.run, in this process's own folder and environment."""
-    return nursery().run(ORCHESTRATOR, _argv(words), Path.cwd(), os.environ, stdin, 120)
-
-
-def _argv(words: Sequence[str]) -> list[str]:
-    return [str(ROOT / "orchestrator" / "__main__.py"), *words]
+    return nursery().run(ORCHESTRATOR, [PROGRAM, *words], Path.cwd(), os.environ, stdin, 120)
 
 
 class Imported:
@@ -153,12 +146,9 @@ class Imported:
         self._python, self._folder = python, folder
         self._server: Server | None = None
         self._variables = {
-            "HF_HOME": str(folder / "hf"),
-            "HF_HUB_OFFLINE": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False",
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
+            "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
+            "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
 
     def run(
         self, code: str, *arguments: str | Path, cwd: Path, input: str = "", **environment: str

@@ -1,7 +1,6 @@
-"""A real Slurm of one machine for the tests: munged, slurmctld and two slurmd, on ports and in a folder of its own.
+"""A real Slurm of one machine: munged, slurmctld and two slurmd, on ports and in a folder of its own; needs root.
 
-Needs root, and Debian's slurm-wlm and munge (`apt-get install slurm-wlm munge`). There is no slurmdbd, so no sacct:
-what Slurm says of a job that ended it says by squeue and scontrol for MinJobAge.
+There is no slurmdbd, so no sacct: squeue and scontrol know of a job that ended for MinJobAge.
 """
 
 import os

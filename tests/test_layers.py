@@ -32,14 +32,10 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_imports_only_from_its_layer_and_those_before(path):
+def test_a_file_imports_from_its_layer_and_those_before_and_only_process_starts_processes(path):
     own = LAYERS.index(path.relative_to(PACKAGE).with_suffix("").parts[0])
     found = {name.split(".")[1] for name in imports(path) if name.startswith("orchestrator.")} - {"__version__"}
     assert {name for name in found if LAYERS.index(name) > own} == set()
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_file_imports_what_llamafactory_runs_with_and_only_process_starts_processes(path):
     roots = {name.split(".")[0] for name in imports(path)}
     starters = {"subprocess", "multiprocessing", "pty"}
     assert roots & NEVER == set()

@@ -1,7 +1,4 @@
-"""Launch, stop, fail and repeat a run as a user does, with a fake llamafactory-cli. Run: pytest tests/test_pipeline.py.
-
-Workspace and llamafactory-cli lie in folders with a space and a quote in their names.
-"""
+"""Launch, stop, fail and repeat a run, with a fake llamafactory-cli; folders have a space and quotes in their names."""
 
 import importlib.metadata
 import json
@@ -125,8 +122,8 @@ def test_no_secret_is_in_the_run_folder_or_on_a_command_line(launched):
 
 def test_progress_without_a_terminal_is_plain_lines_and_results_alone_are_on_stdout(launched):
     workshop, done = launched
-    last_loss = workshop.record()["training"]["logged_losses"][-1]
-    assert re.search(rf"train: 5/5 steps in .*, loss {last_loss:.4g},", done.err)  # its line came in two halves
+    loss = workshop.record()["training"]["logged_losses"][-1]
+    assert re.search(rf"train: 5/5 steps in .*, loss {loss:.4g},", done.err)  # its line came in two halves
     assert "translate: 6/6 sentences" in done.err
     assert not {"\r", "\x1b"} & set(done.err + done.out)
     assert "steps" not in done.out and done.out.rstrip().endswith(f"done: {workshop.only_run()}")

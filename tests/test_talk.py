@@ -92,7 +92,7 @@ def test_an_answer_is_shown_as_it_comes_and_history_and_system_text_go_with_the_
 
 def test_control_characters_of_a_model_are_shown_not_obeyed_but_kept_in_the_history(conversation, server):
     server.replies = lambda *_: stream(piece("a\nb\x1b[31m"), piece("\tKäse😀\r"), DONE)
-    assert "".join(talk(conversation, "x")) == "a\nb\\x1b[31m\tKäse😀\\x0d\n"
+    assert "".join(talk(conversation, "x")) == "a\nb\\x1b[31m\tKäse😀\\r\n"
     assert contents(conversation)[-1] == "a\nb\x1b[31m\tKäse😀\r"
 
 

@@ -30,7 +30,7 @@ from tests import imported_once
 from tests.model_folders import model_folder
 
 MARK = "ORCHESTRATOR_TEST_MARK"
-DEADLINE_S = 60  # shorter than the grace of a training that is stopped: what must not wait for that is found out
+DEADLINE_S = 60  # shorter than the grace of a training that is stopped
 PATIENT_S = 240  # for the real LLaMA-Factory, on a machine that has other work
 CAPTIONS = Path(__file__).parent.parent / "dataset_info" / "captions_en_de"
 
@@ -47,8 +47,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = DEADLIN
 
 @dataclass
 class Done:
-    """How a command ended."""
-
     args: tuple[str, ...]
     code: int
     out: str
@@ -78,10 +76,7 @@ class Command:
 
     def interrupt(self, number: int) -> None:
         """A signal to the command; SIGINT to its process group, as a terminal's Ctrl-C."""
-        if number == signal.SIGINT:
-            os.killpg(self.popen.pid, number)
-        else:
-            os.kill(self.popen.pid, number)
+        (os.killpg if number == signal.SIGINT else os.kill)(self.popen.pid, number)
 
     def finish(self) -> Done:
         try:
@@ -165,13 +160,10 @@ class Workshop:
     def runs(self) -> Path:
         return self.root / "runs"
 
-    @property
-    def calls_file(self) -> Path:
-        return self.root.parent / "calls.jsonl"
-
     def calls(self, command: str) -> list[dict[str, Any]]:
         """What the fake llamafactory-cli was asked for."""
-        lines = self.calls_file.read_text("utf-8").splitlines() if self.calls_file.exists() else []
+        file = self.root.parent / "calls.jsonl"
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
         return [call for line in lines if (call := json.loads(line))["argv"][1] == command]
 
     def spec(self, name: str = "toy", **changes: Any) -> Path:
@@ -241,7 +233,7 @@ class Workshop:
         merged: dict[str, str | None] = {
             **inherited,
             MARK: self.mark,
-            "FAKE_CALLS": str(self.calls_file),
+            "FAKE_CALLS": str(self.root.parent / "calls.jsonl"),
             "HF_HUB_OFFLINE": "1",
             "ORCHESTRATOR_CACHE": str(self.root.parent / "cache"),
             "ORCHESTRATOR_LOCKS": str(self.root.parent / "locks"),
@@ -313,7 +305,7 @@ class Workshop:
 
 
 def real_environment(folder: Path) -> dict[str, str]:
-    """What the real LLaMA-Factory of a workspace runs with: one thread, its own place for temporary files."""
+    """What the real LLaMA-Factory of a workspace runs with: one thread, so that sums come out the same each time."""
     ours = [str(Path(__file__).parent / name) for name in ("seldom_collected", "cpu_ranks")]
     path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder), "PYTHONPATH": path}

@@ -29,7 +29,6 @@ from orchestrator.specs.spec import ServeSpec
 from orchestrator.text import escape_controls
 from orchestrator.views.terminal import show
 
-LEAVE = ("exit", "退出")
 SILENCE_S = 300  # between two pieces of an answer; a failure within the server's generate leaves a stream open for ever
 
 
@@ -160,7 +159,7 @@ def converse(conversation: Conversation, read: Callable[[str], str], write: Call
         except KeyboardInterrupt:  # at the prompt: a fresh line, as in a shell
             write("\n")
             continue
-        if text in LEAVE:
+        if text in ("exit", "退出"):
             return
         if text:
             try:

@@ -203,8 +203,10 @@ def _run(session: Session, owned: OwnedRun, plan: Plan, detach: bool, as_json: b
         scores = ["", score_tables(record.benchmarks)] if record.benchmarks else []
         show(record.as_json(), *scores, "", f"{record.status}: {run.path}", as_json=as_json)
         return
-    executor = local if plan.spec.compute.slurm is None else slurm_jobs
-    executor.submit(session, [owned], plan.spec, run.id)
+    if plan.spec.compute.slurm is None:
+        local.submit(session, owned)
+    else:
+        slurm_jobs.submit(session, [owned], plan.spec, run.id)
     record = RunRecord.load(run)
     doing = f"waits for {record.waits_for}" if record.waits_for else "runs in the background"
     job = record.job and f"is Slurm job {record.job.id}"

@@ -84,11 +84,9 @@ def import_spec(
     found = import_draft(draft, called, workspace=place, folders=session.dataset_folders)
     for note in found.notes:
         say(f"note: {note}")
-    if dry_run and as_json:
-        show({"spec": found.spec, "datasets": found.entries, "notes": found.notes}, as_json=True)
-    elif dry_run:
-        print_text(found.spec)
     if dry_run:
+        document = {"spec": found.spec, "datasets": found.entries, "notes": found.notes}
+        show(document, as_json=True) if as_json else print_text(found.spec)
         return
     spec, entries = write_imported(found, called, place)
     _write_schema(place)

@@ -1,7 +1,4 @@
-"""A draft of what ran with LLaMA-Factory as the text of a spec, and of entries for its datasets, comments kept.
-
-What has no place in a spec is noted with the reason. Whether the arguments are right is the spec's check to say.
-"""
+"""A draft of what ran with LLaMA-Factory as the text of a spec, and of entries for its datasets, comments kept."""
 
 import json
 import os
@@ -137,7 +134,6 @@ class _Import:
         self.lines.setdefault(section, []).extend(indent + each for each in lines)
 
     def _value(self, key: str, value: Any) -> Any:
-        """A value as the spec has it: paths absolute, datasets by their names here."""
         if key in ("dataset", "eval_dataset"):
             names = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
             if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
@@ -222,7 +218,6 @@ class _Import:
 
 
 def _place(key: str) -> tuple[str, str] | str:
-    """Section and field of a spec for an argument, or why it has none."""
     place = RESERVED_ARGUMENTS.get(key, ("train", key))
     if is_secret(key):
         return _SECRET

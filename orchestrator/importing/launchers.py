@@ -124,12 +124,12 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         if any(part in value for part in parts) and not isinstance(value, Word):
             environment[variable] = Word(f"{ONE}{value}{ONE}")
     notes += [f"read with the default in it: {', '.join(command.defaults)}"] if command.defaults else []
-    accelerate = _config_file(options) if launcher == "accelerate" else None
+    given, others = _options(options, "config_file")
+    accelerate = (given.get("config_file") or None, list(map(str, others))) if launcher == "accelerate" else None
     return Invocation(name, config, values, environment, notes, command.line, accelerate)
 
 
 def _start(words: list[Word]) -> tuple[int, str, list[Word]] | None:
-    """Where the words that start LLaMA-Factory begin, its command, and what follows that."""
     for at, word in enumerate(words):
         before, rest = words[:at], words[at + 1 :]
         is_first = all(_is_silent(each) or _ASSIGNMENT.match(each) for each in before)
@@ -156,19 +156,17 @@ def _name(word: str) -> str:
     return (found[1] if found else word).rpartition("/")[2]
 
 
-def _config_file(options: list[Word]) -> tuple[str | None, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config_file", "--config-file", nargs="?")
-    given, rest = parser.parse_known_args(options)
-    return given.config_file, [str(word) for word in rest if not _is_open(word)]
+def _options(words: list[Word], *names: str) -> tuple[dict[str, str], list[str]]:
+    """The values of options with these names, and the other words; those that are not known are left out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
+    namespace, left = parser.parse_known_args(words)
+    return vars(namespace), [word for word in left if not _is_open(word)]
 
 
 def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, str], list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in (*_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include"):
-        parser.add_argument(*{f"--{name}", f"--{name.replace('_', '-')}"}, dest=name, nargs="?", const="")
-    namespace, left = parser.parse_known_args(words)
-    given: dict[str, str] = vars(namespace)
+    given, left = _options(words, *_VARIABLES, *_NEEDLESS, "rdzv_endpoint", "include")
     found = {_VARIABLES[name]: value for name, value in given.items() if name in _VARIABLES}
     host, _, port = given.get("rdzv_endpoint", "").partition(":")
     if host:
@@ -186,7 +184,6 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
         found |= {"CUDA_VISIBLE_DEVICES": devices[1], "NPROC_PER_NODE": str(devices[1].count(",") + 1)}
     elif "include" in given:
         left.append(f"--include {given['include']}")
-    left = [word for word in left if not _is_open(word)]
     notes = [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
     return {"FORCE_TORCHRUN": "1", **found}, notes
 

@@ -201,7 +201,6 @@ class _Reader(WordReader):
         return self.at
 
     def _skip_lines(self) -> int:
-        """Pass blanks, comments, line ends and the here-documents that begin there."""
         while self._skip_blanks() < len(self.text) and self.text[self.at] in "#\n":
             if self.text[self.at] == "#":
                 self._comment()

@@ -58,10 +58,8 @@ def read_source(
 ) -> Draft:
     """What the words of `import` mean: a file, a folder, - for stdin, or a command, in one word or several.
 
-    `cwd` is the folder that the command was run in (None: the current one, or one above the file), `line` which of
-    several commands of a script; accelerate's options are asked of the installation's accelerate.
-
-    Raises SpecError: it is none of these, or cannot be read.
+    `cwd`: the folder that it was run in (None: the current one, or one above the file); `line`: which of several
+    commands of a script. Raises SpecError: it is none of these, or cannot be read.
     """
     if not "".join(words).strip():
         raise SpecError("there is nothing to import: the command is empty", _WAYS)
@@ -176,9 +174,7 @@ class _Reader:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Arguments of a YAML file as LLaMA-Factory's reader, OmegaConf, takes them, in its order; and its comments.
-
-    OmegaConf reads YAML 1.1, in which `no` is false, but 1e-5 a number; ${name} stands for another value.
+    """Arguments of a YAML file as LLaMA-Factory's reader, OmegaConf, takes them (`no` is false); and its comments.
 
     Raises SpecError: no such file, too large, no YAML that holds one mapping, an interpolation that leads nowhere.
     """

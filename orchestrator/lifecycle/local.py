@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
@@ -27,7 +26,6 @@ from orchestrator.runs.owner import OwnedRun, is_owned
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import pids
-from orchestrator.specs.spec import RunSpec
 
 POLL_S = 0.05
 SETTLE_S = 0.5  # for an owner to hear that it is to stop before its children are ended: it would call that a failure
@@ -38,16 +36,15 @@ _KINDS: dict[int, type[OrchestratorError | Interrupted]] = {
 }
 
 
-def submit(session: Session, runs: Sequence[OwnedRun], spec: RunSpec, name: str) -> None:
-    """Start a supervisor for each run, and wait until it has begun, or waits for its devices; an error if it ends."""
-    for owned in runs:
-        child = start_supervisor(session, owned.run, owned)
-        try:
-            _wait_until_begun(owned.run, child)
-        except BaseException:
-            if child.poll() is None:  # we were stopped before it had begun
-                child.stop(5)
-            raise
+def submit(session: Session, owned: OwnedRun) -> None:
+    """Start a supervisor for a run, and wait until it has begun, or waits for its devices; an error if it ends."""
+    child = start_supervisor(session, owned.run, owned)
+    try:
+        _wait_until_begun(owned.run, child)
+    except BaseException:
+        if child.poll() is None:  # we were stopped before it had begun
+            child.stop(5)
+        raise
 
 
 def start_supervisor(

@@ -1,7 +1,4 @@
-"""Where a training in a run's folder begins: at step 0, or from a checkpoint that was looked at first.
-
-What stands in its way is set aside in output-1/, output-2/, ... of the run folder, not removed.
-"""
+"""Where a training begins: at step 0 or from a checkpoint. What stands in its way is set aside in output-N/."""
 
 import logging
 import os
@@ -108,8 +105,7 @@ def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | Non
 def prepare_output(run: RunDir, spec: RunSpec, record: RunRecord, facts: Facts, label: str | None) -> ResumePoint:
     """Find where the training begins, say so, and set aside what would mix with it.
 
-    At step 0 that is all of output/: LLaMA-Factory would resume from any checkpoint in it, complete or not, by itself.
-    From a checkpoint on it is the later ones: they would be written over in part.
+    At step 0 that is all of output/: LLaMA-Factory resumes by itself from any checkpoint in it; else the later ones.
     """
     point = find_resume_point(run, spec, facts, label)
     lines = [*point.skipped]

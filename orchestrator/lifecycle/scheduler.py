@@ -1,7 +1,6 @@
-"""The runs of a group, carried out on this machine: one after another, or one at a time on each device.
+"""The runs of a group on this machine, one after another, or one at a time on each device; each has a supervisor.
 
-Each is a supervisor of its own, so that stopping one stops no other. If this process is killed, so that it stops
-nothing, the kernel sends the supervisors SIGTERM.
+If this process is killed, the kernel sends the supervisors SIGTERM.
 """
 
 import logging

@@ -12,8 +12,6 @@ from orchestrator.runs.run_checkpoints import usable_checkpoints
 from orchestrator.runs.rundir import GroupDir, RunDir
 from orchestrator.runs.state import current
 
-_AT_ONCE = 32
-
 
 def stop_run(run: RunDir, grace_s: float) -> list[str]:
     """Stop a run: after the grace its processes get SIGKILL; what came of it, in lines.
@@ -50,7 +48,7 @@ def stop_group(folder: GroupDir, grace_s: float) -> list[str]:
         lines = [f"{folder.id} is not under way"]
     else:
         lines = [f"{cancelled} runs had not begun, and are stopped"] if cancelled else []
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(32) as pool:
         for stopped in [pool.submit(stop_run, run, grace_s) for run in active]:
             lines += stopped.result()
     return [*lines, *filter(None, [remaining(folder, group)])]

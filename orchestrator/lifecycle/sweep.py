@@ -127,7 +127,6 @@ def _by_point(errors: dict[str, list[int]], labels: Sequence[str]) -> str:
 
 
 def _per_device(specs: Sequence[RunSpec]) -> list[str]:
-    """The devices of a sweep that takes one for each run; SpecError where a run would want another, or a second one."""
     for spec in specs:
         compute, serve = spec.compute, spec.serve
         refused = {

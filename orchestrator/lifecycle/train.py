@@ -1,7 +1,4 @@
-"""The training stage of a run: from its data, by `llamafactory-cli train` as a child, to its weights and figures.
-
-Success is judged from the files that LLaMA-Factory leaves: its exit status is 0 after a SIGTERM too.
-"""
+"""The training stage of a run. Success is judged by LLaMA-Factory's files: its exit status is 0 after SIGTERM too."""
 
 import json
 import logging
