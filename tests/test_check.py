@@ -95,11 +95,7 @@ MEETING = "compute={nnodes: 2, master_addr: 127.0.0.1, master_port: 29500, node_
     [
         ("dataset=captions", "error spec dataset", "mean 'captions_en_de'"),
         ("model.template=plan", "error spec model.template", "among its 3; did you mean 'plain'"),
-        (
-            "model={name_or_path: models/One-it}",
-            "warning spec model.template",
-            "with plain|write template: plain",
-        ),
+        ("model={name_or_path: models/One-it}", "warning spec model.template", "with plain|write template: plain"),
         ("model={name_or_path: models/tiny}", "warning spec model.template", BASE),
         ("model.template=null", "warning spec model.template", BASE),
         ("model.template=thinker", "warning spec model.enable_thinking", "thinker is for models that think"),

@@ -17,12 +17,7 @@ from orchestrator.planning.plan import render_dataset_info, render_files, render
 from orchestrator.planning.session import Session
 from orchestrator.runs.rundir import Workspace
 from orchestrator.specs.compute_spec import SlurmSpec
-from orchestrator.specs.render import (
-    Renderer,
-    command_words,
-    spec_yaml,
-    train_environment,
-)
+from orchestrator.specs.render import Renderer, command_words, spec_yaml, train_environment
 from orchestrator.specs.spec import RunSpec
 from orchestrator.specs.spec_file import load_spec
 
@@ -151,11 +146,7 @@ GOOD = {"model_name_or_path": "m n", "stage": "sft", "dataset": "d", "learning_r
 
 @pytest.mark.parametrize(
     ("file", "methods"),
-    [
-        ("train.yaml", ["train_yaml"]),
-        ("export.yaml", ["export_yaml"]),
-        ("arguments.yaml", ["api_yaml", "export_yaml"]),
-    ],
+    [("train.yaml", ["train_yaml"]), ("export.yaml", ["export_yaml"]), ("arguments.yaml", ["api_yaml", "export_yaml"])],
 )
 def test_a_workspace_may_add_comments_to_a_template(file, methods, tmp_path):
     original = shipped("templates") / f"{file}.j2"
