@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.specs.arguments import Argument
 from orchestrator.upstream.installation import Installation
 
 MODULES = ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
@@ -102,3 +103,12 @@ def llamafactory_sources(root: Path) -> Installation:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
     return Installation(root / "llamafactory-cli", Path(sys.executable), package, {})
+
+
+def declared_arguments() -> dict[str, Argument]:
+    """As LLaMA-Factory 0.9.5 declares them (declared_arguments.py prints the file)."""
+    found = json.loads((Path(__file__).parent / "data" / "arguments-0.9.5.json").read_text("utf-8"))
+    for each in found.values():
+        each |= {name: frozenset(each[name]) for name in ("kinds", "commands")}
+        each["choices"] = each["choices"] and tuple(each["choices"])
+    return {name: Argument(name, **each) for name, each in found.items()}

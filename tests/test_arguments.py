@@ -11,7 +11,7 @@ from orchestrator.errors import PrerequisiteError
 from orchestrator.specs.arguments import COMPUTED, Argument, argument_problem
 from orchestrator.upstream.arguments import read_arguments
 from orchestrator.upstream.installation import Installation
-from tests.imported_once import Imported
+from tests.model_folders import declared_arguments
 
 DATA = Path(__file__).parent / "data"
 COMMANDS = frozenset({"train", "api", "export"})
@@ -21,37 +21,25 @@ def argument(kinds: str, choices: tuple[Any, ...] | None = None, optional: bool 
     return {"x": Argument("x", frozenset(kinds.split()), choices, optional, COMMANDS)}
 
 
-def declared(installation: Installation) -> dict[str, dict[str, Any]]:
+@pytest.fixture
+def of_0_9_5(installation):
     have = {name: installation.versions[name] for name in ("llamafactory", "transformers")}
     if have != {"llamafactory": "0.9.5", "transformers": "5.6.0"}:
         pytest.skip(f"the file is of llamafactory 0.9.5 with transformers 5.6.0; here are {have}")
-    found: dict[str, dict[str, Any]] = json.loads((DATA / "arguments-0.9.5.json").read_text("utf-8"))
-    return found
 
 
 @pytest.mark.integration
-def test_the_declared_arguments_are_those_of_the_imported_dataclasses(
-    llamafactory: Imported, installation: Installation, tmp_path: Path
-) -> None:
+def test_the_declared_arguments_are_those_of_the_imported_dataclasses(llamafactory, of_0_9_5, tmp_path):
     found = llamafactory.script(DATA.parent / "declared_arguments.py", cwd=tmp_path)
-    assert found == declared(installation)
+    assert found == json.loads((DATA / "arguments-0.9.5.json").read_text("utf-8"))
 
 
-def test_the_source_is_read_as_python_imports_it(installation: Installation, arguments: dict[str, Argument]) -> None:
-    wanted = {name: {"default": COMPUTED, **each} for name, each in declared(installation).items()}
-    wanted["optim"]["default"] = COMPUTED  # by the version of torch
+def test_the_source_is_read_as_python_imports_it(of_0_9_5, arguments):
+    wanted = declared_arguments()
+    wanted["optim"] = replace(wanted["optim"], default=COMPUTED)  # by the version of torch
     for name in ("log_level", "log_level_replica"):
-        wanted[name]["choices"] = None  # of logging's levels
-    found = {
-        name: {
-            "kinds": sorted(each.kinds), "choices": None if each.choices is None else list(each.choices),
-            "optional": each.optional, "help": each.help, "commands": sorted(each.commands, reverse=True),
-            "default": each.default,
-        }
-        for name, each in arguments.items()
-    }  # fmt: skip
-    commands = {name: sorted(each.pop("commands"), reverse=True) for name, each in wanted.items()}
-    assert found == {name: {**each, "commands": commands[name]} for name, each in wanted.items()}
+        wanted[name] = replace(wanted[name], choices=None)  # of logging's levels
+    assert arguments == wanted
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.specs.arguments import Argument
 from orchestrator.specs.benchmark_spec import METRICS
 from orchestrator.specs.compute_spec import SlurmSpec, parse_slurm_time
 from orchestrator.specs.places import RESERVED_ARGUMENTS, RESERVED_ENV, RESERVED_VLLM, is_secret, reason
 from orchestrator.specs.render import Checkpoint, api_arguments, export_arguments, train_arguments
 from orchestrator.specs.spec import RunSpec, spec_json, spec_sha256
 from orchestrator.specs.spec_file import load_spec
+from tests.model_folders import declared_arguments
 from tests.reports import flat
 
 LEAST = """\
@@ -26,16 +26,7 @@ train:
 benchmark:
   - testset: captions_en_de
 """
-DECLARED = json.loads((Path(__file__).parent / "data" / "arguments-0.9.5.json").read_text("utf-8"))
-
-
-def argument(name: str) -> Argument:
-    each = DECLARED[name]
-    choices = tuple(each["choices"]) if each["choices"] else None
-    return Argument(name, frozenset(each["kinds"]), choices, each["optional"], frozenset(each["commands"]))
-
-
-ARGUMENTS = {name: argument(name) for name in DECLARED}
+ARGUMENTS = declared_arguments()
 
 
 def load(folder: Path, text: str, *overrides: str, arguments=ARGUMENTS) -> RunSpec:
