@@ -42,9 +42,8 @@ class BenchmarkSpec(BaseModel):
     stop: list[str] | None = Field(None, min_length=1, max_length=4)
     """Texts that end an answer. None: only the model's own end."""
     request: dict[str, Any] = {}
-    """Fields of each request for a server that wants others, merged in last; null takes one out.
-
-    {max_tokens: null, max_completion_tokens: 256}, say, or {chat_template_kwargs: {enable_thinking: false}}."""
+    """Fields of each request for a server that wants others, merged in last, and out by null: {max_tokens: null,
+    max_completion_tokens: 256}, say, or {chat_template_kwargs: {enable_thinking: false}}."""
     concurrency: int | None = Field(None, ge=1)
     """Requests under way at once. None: what suits the backend (LLaMA-Factory's huggingface engine: max_concurrent and
     one; vllm: 256; else 32). Halved while the server says that it is busy."""

@@ -68,10 +68,8 @@ RESERVED_VLLM: dict[str, Place] = dict.fromkeys(
 
 # Fields of earlier versions, with the value that changed nothing.
 _RETIRED: dict[str, dict[str, Any]] = {
-    "compute": {
-        **dict.fromkeys(("rdzv_id", "min_nnodes", "max_nnodes", "max_restarts", "cloud")),
-        **{"ray": False, "ray_timeout_s": 600},
-    },
+    "compute": dict.fromkeys(("rdzv_id", "min_nnodes", "max_nnodes", "max_restarts", "cloud"), None)
+    | {"ray": False, "ray_timeout_s": 600},
     "compute.slurm": {"benchmark": None},
     "benchmark": {"during": False},
 }
@@ -88,10 +86,7 @@ _SECRET_VALUE = re.compile(
     r"://[^/@\s:]*:[^/@\s]+@"  # a URL with a password
     r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[a-z]-)[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|PRIVATE KEY-----"
 )
-SECRET_REMEDY = (
-    "remove it here, and export the variable that its library reads instead, such as HF_TOKEN; the key of a server: "
-    "ORCHESTRATOR_API_KEY"
-)
+SECRET_REMEDY = "remove it, and export its library's variable, such as HF_TOKEN; a server's key: ORCHESTRATOR_API_KEY"
 
 
 def reason(place: Place) -> str:

@@ -44,8 +44,7 @@ class ModelSpec(_Section):
     name_or_path: str = Field(min_length=1)
     """A folder (relative to the workspace, or absolute) or a hub id such as Qwen/Qwen2.5-7B-Instruct."""
     template: str | None = None
-    """LLaMA-Factory's name of the chat template. Left out: the one that it lists the model with, by id or folder name.
-
+    """LLaMA-Factory's name of the chat template. Left out: the one that it lists the model with, by id or folder name;
     null, or where it lists none: LLaMA-Factory takes the tokenizer's own, or none at all."""
     adapter_name_or_path: str | None = None
     """A LoRA adapter to start from, or to serve where the spec does not train."""
@@ -96,9 +95,8 @@ class ServeSpec(_OpenSection):
     """The server: the fields below, and any argument of `llamafactory-cli api`, or of `vllm serve` by backend."""
 
     backend: Literal["llamafactory", "vllm"] = "llamafactory"
-    """llamafactory: `llamafactory-cli api`. vllm: `vllm serve` of the environment that ORCHESTRATOR_VLLM names.
-
-    vllm answers many requests at once. Its arguments stand here under vLLM's names: max_model_len, dtype, ..."""
+    """llamafactory: `llamafactory-cli api`. vllm: `vllm serve` of the environment that ORCHESTRATOR_VLLM names, which
+    answers many requests at once; its arguments stand here under vLLM's names: max_model_len, dtype, ..."""
     merge: bool = False
     """With backend vllm: merge the adapter into its model first, which can be faster."""
     infer_backend: Literal["huggingface", "vllm", "sglang"] = "huggingface"
