@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openai_stub
 import pytest
 
 from orchestrator.runs.rundir import RunDir, Workspace
@@ -39,6 +40,12 @@ def run(workspace: Workspace) -> RunDir:
     folder = workspace.runs / "toy-20261124-101500"
     folder.mkdir()
     return RunDir(folder)
+
+
+@pytest.fixture
+def server() -> Iterator[openai_stub.StubServer]:
+    with openai_stub.serving() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,4 @@
-"""A real server on the loopback that speaks as much of OpenAI's protocol as the tests need, faults included.
-
-A reply is one of the functions below; `StubServer.replies` maps (the source sentence, the number of the attempt at
-it) to one.
-"""
+"""A real server on the loopback that speaks as much of OpenAI's protocol as the tests need, faults included."""
 
 import json
 import ssl
@@ -17,14 +13,12 @@ from typing import Any
 Reply = Callable[["_Handler"], None]
 
 
-def completion(text: Any, *, finish_reason: str = "stop", completion_tokens: int = 5, model: str = "stub") -> Reply:
+def completion(text: Any, model: str = "stub") -> Reply:
     """A chat completion as LLaMA-Factory's server writes it."""
-    message = {"role": "assistant", "content": text, "tool_calls": None}
-    return json_reply({
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": completion_tokens, "total_tokens": 15},
-    })  # fmt: skip
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model}
+    return json_reply({**about, "choices": [choice], "usage": usage})
 
 
 def json_reply(value: object, status: int = 200, **headers: str) -> Reply:
@@ -34,7 +28,7 @@ def json_reply(value: object, status: int = 200, **headers: str) -> Reply:
 def raw(body: bytes, status: int = 200, **headers: str) -> Reply:
     def reply(handler: "_Handler") -> None:
         handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(body)
@@ -43,17 +37,11 @@ def raw(body: bytes, status: int = 200, **headers: str) -> Reply:
 
 
 def cut_connection(handler: "_Handler") -> None:
-    """The connection ends without a word."""
     handler.close_connection = True
 
 
 def cut_body(handler: "_Handler") -> None:
-    """The connection ends in the middle of the body."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
+    raw(b'{"choices": [', Content_Length="1000")(handler)
     handler.close_connection = True
 
 
@@ -65,17 +53,13 @@ def no_http(handler: "_Handler") -> None:
 def hang(handler: "_Handler") -> None:
     """Say nothing until the client goes away."""
     handler.close_connection = True
-    handler.server.stub.hanging += 1
     handler.connection.settimeout(60)
     handler.connection.recv(1)
-    handler.server.stub.gone_away += 1
 
 
 def drip(handler: "_Handler") -> None:
     """A byte now and then, for as long as the client listens."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
+    raw(b"", Content_Length="100000")(handler)
     handler.close_connection = True
     while True:
         handler.wfile.write(b" ")
@@ -84,16 +68,14 @@ def drip(handler: "_Handler") -> None:
 
 class StubServer:
     def __init__(self) -> None:
+        # By the source sentence and the number of the attempt at it.
         self.replies: Callable[[str, int], Reply] = lambda source, attempt: completion(source.upper())
         self.models: Reply = json_reply({"object": "list", "data": [{"id": "stub", "object": "model"}]})
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.attempts: Counter[str] = Counter()
-        self.hanging = 0
-        self.gone_away = 0
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.port = 0
         self.lock = threading.Lock()
-        self.port = 0
 
     @property
     def base_url(self) -> str:
@@ -128,7 +110,6 @@ class _Handler(BaseHTTPRequestHandler):
             stub.attempts[source] += 1
             attempt = stub.attempts[source]
             stub.under_way += 1
-            stub.most_under_way = max(stub.most_under_way, stub.under_way)
         try:
             stub.replies(source, attempt)(self)
         finally:

@@ -5,28 +5,13 @@ import signal
 import time
 
 import openai_stub as stub
-import pytest
+from test_evaluate import lines_of, sources_of
 
 CAPTIONS = ("--testset", "captions_en_de", "--split", "test")
 
 
-@pytest.fixture
-def server():
-    with stub.serving() as running:
-        yield running
-
-
 def folders(workshop):
     return sorted(workshop.runs.glob("*/benchmarks/*"))
-
-
-def lines(folder):
-    path = folder / "hypotheses.jsonl"
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-def sources_of(bodies):
-    return [body["messages"][-1]["content"].rpartition("\n")[2] for body in bodies]
 
 
 def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, server):
@@ -39,10 +24,10 @@ def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, se
     server.replies = slowly
     words = ("benchmark", server.base_url, *CAPTIONS, "--concurrency", "2")
     command = workshop.start(*words)
-    command.until(lambda: folders(workshop) and len(lines(folders(workshop)[0])) >= 5, "some answers")
+    command.until(lambda: folders(workshop) and len(lines_of(folders(workshop)[0])) >= 5, "some answers")
     command.interrupt(signal.SIGKILL)
     command.finish()
-    saved, asked = {line["source"] for line in lines(folders(workshop)[0])}, len(server.bodies)
+    saved, asked = {line["source"] for line in lines_of(folders(workshop)[0])}, len(server.bodies)
     server.replies = lambda source, attempt: stub.completion(source.upper())
     done = workshop.run(*words)
     assert done.code == 0, done.err
@@ -82,7 +67,7 @@ def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, s
     assert done.code == 4 and "1 of 6 sentences got no answer" in done.err
     assert "BLEU" not in done.out
     [folder] = folders(workshop)
-    assert len(lines(folder)) == 6
+    assert len(lines_of(folder)) == 6
     server.attempts.clear()
     server.replies = lambda source, attempt: stub.json_reply({"detail": "too long"}, 400)
     part = workshop.run(*words, "--allow-incomplete")
@@ -106,7 +91,7 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
     [line] = [line for line in done.err.splitlines() if " sentences in " in line and "latency" in line]
     assert line.endswith("2 requests at once"), "the huggingface engine: MAX_CONCURRENT, and one that waits"
     newest = max(folders(toy), key=lambda folder: folder.stat().st_mtime)
-    assert [line["source"] for line in lines(newest)] == ["A dog runs.", "Two men talk."]
+    assert [line["source"] for line in lines_of(newest)] == ["A dog runs.", "Two men talk."]
     strange = toy.run("benchmark", "models/tiny", *files, "--template", "smollm2")
     assert strange.code == 2 and "--instruction" in strange.err
 

@@ -12,24 +12,11 @@ KEY = "sk-secret-of-the-test"
 GONE = "http://127.0.0.1:9/v1"
 
 
-@pytest.fixture
-def server():
-    with stub.serving() as running:
-        yield running
-
-
 @pytest.mark.parametrize(
     "url",
-    [
-        "127.0.0.1:6006",
-        "ftp://host/v1",
-        "http://",
-        "http://host:port/v1",
-        "http://host:99999/v1",
-        "https://user:pw@host/v1",
-        "https://h/v1?key=pw",
-    ],
-)
+    ["127.0.0.1:6006", "ftp://host/v1", "http://", "http://host:port/v1", "http://host:99999/v1",
+     "https://user:pw@host/v1", "https://h/v1?key=pw"],
+)  # fmt: skip
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_that(url):
     with pytest.raises(SpecError) as error:
         Endpoint(url, "", "m")

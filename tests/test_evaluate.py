@@ -16,7 +16,7 @@ import pytest
 from orchestrator.benchmark import requests
 from orchestrator.benchmark.answers import Identity
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
-from orchestrator.benchmark.results import BenchmarkResult, read_result
+from orchestrator.benchmark.results import read_result
 from orchestrator.data.datasets import Dataset, Entry, FileSplit, ParallelText, Sums, sample_pairs, text_sha256
 from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.endpoint import Endpoint
@@ -33,40 +33,32 @@ WORDS = "a dog runs over the green meadow and barks at two men in blue shirts wh
 
 
 @pytest.fixture
-def server():
-    with stub.serving() as running:
-        running.replies = lambda source, attempt: stub.completion(dict(SENTENCES)[source])
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch):
-    monkeypatch.setattr(requests, "FIRST_WAIT_S", 0.0)
+def server(server):
+    server.replies = lambda source, attempt: stub.completion(dict(SENTENCES)[source])
+    return server
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(requests, "FIRST_WAIT_S", 0.0)
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(folder))
     return folder
 
 
-def run(server, folder, pairs=SENTENCES, *, identity=UNKNOWN, connect=None, target_lang="de", **bench):
-    """evaluate; `bench` may have EvalOptions' fields and EvalRequest's too."""
+def run(
+    server, folder, pairs=SENTENCES, *, identity=UNKNOWN, connect=None, target_lang="de", max_concurrent=1, **bench
+):
+    """evaluate; `bench` may have EvalOptions' fields too."""
     options = {name: bench.pop(name) for name in ("fresh", "allow_incomplete") if name in bench}
-    own = {name: bench.pop(name) for name in ("max_concurrent",) if name in bench}
     sources, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     text = ParallelText(sources, references, blank_pairs=0, sha256=text_sha256(sources, references))
     split = FileSplit(source="t/test.en", target="t/test.de", sha256=Sums(source="0" * 64, target="0" * 64), pairs=3)
-    entry = Entry(
-        description="Three sentences.", license="CC0-1.0", source_lang="en", target_lang=target_lang,
-        instruction=INSTRUCTION, splits={"test": split},
-    )  # fmt: skip
+    about = {"description": "Three.", "license": "CC0-1.0", "source_lang": "en", "target_lang": target_lang}
+    dataset = Dataset("three", Path(), Entry(**about, instruction=INSTRUCTION, splits={"test": split}))
     spec = BenchmarkSpec(testset="three", **{"n_bootstrap": 20, "concurrency": 4, **bench})
-    part = sample_pairs(text, spec.max_samples, spec.sample_seed)
-    request = EvalRequest(
-        "demo-1", Dataset("three", Path(), entry), part, len(sources), spec, identity, server.base_url, **own
-    )
+    part, url = sample_pairs(text, spec.max_samples, spec.sample_seed), server.base_url
+    request = EvalRequest("demo-1", dataset, part, len(sources), spec, identity, url, max_concurrent)
     endpoint = Endpoint(server.base_url, KEY, "stub")
     return evaluate(request, connect or (lambda: endpoint), folder, EvalOptions(**options))
 
@@ -76,7 +68,9 @@ def no_server():
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_bytes().splitlines()]
+    """Those of a journal, whose last one may be torn."""
+    path = folder / "hypotheses.jsonl"
+    return [json.loads(line) for line in (path.read_bytes().split(b"\n")[:-1] if path.exists() else [])]
 
 
 def sources_of(bodies):
@@ -84,6 +78,7 @@ def sources_of(bodies):
 
 
 CUDA = stub.raw(b"CUDA out of memory", 500)
+FLAGGED = stub.json_reply({"error": "Your input was flagged"}, 403)
 
 
 def fails_at(server, sentence, fault=CUDA):
@@ -101,9 +96,8 @@ def test_a_perfect_translation_scores_100_and_all_files_are_there(server, tmp_pa
     assert (result.status, result.n_requested, result.n_segments, result.failed) == ("complete", 3, 3, 0)
     assert (result.prompt_tokens, result.completion_tokens, result.warnings) == (30, 15, [])
     assert read_result(tmp_path / "b") == result
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
-        "hypotheses.jsonl", "hypotheses.txt", "references.txt", "scores.json", "sources.txt",
-    ]  # fmt: skip
+    texts = ["hypotheses.txt", "references.txt", "scores.json", "sources.txt"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["hypotheses.jsonl", *texts]
 
 
 def test_the_prompt_is_that_of_the_training_and_the_longest_is_requested_first(server, tmp_path):
@@ -139,10 +133,7 @@ def test_every_answer_is_a_line_with_its_source_reference_and_figures_in_the_tes
     assert sorted(line["index"] for line in seen) == [1, 2], "on the disk before the last one was answered"
     lines = lines_of(tmp_path)
     assert [(line["source"], line["reference"]) for line in lines] == SENTENCES
-    assert list(lines[0]) == [
-        "index", "source", "reference", "hypothesis", "finish_reason", "prompt_tokens", "completion_tokens",
-        "reasoning_tokens", "model", "latency_s", "attempts", "cached",
-    ]  # fmt: skip
+    assert list(lines[0])[:4] == ["index", "source", "reference", "hypothesis"]
 
 
 def test_the_text_files_give_the_same_score_on_sacrebleus_command_line(server, tmp_path):
@@ -154,9 +145,7 @@ def test_the_text_files_give_the_same_score_on_sacrebleus_command_line(server, t
     done = subprocess.run([*argv, "-f", "json", "-w", "10"], cwd=tmp_path, capture_output=True, check=True)
     printed = sorted(item["score"] for item in json.loads(done.stdout))
     assert printed == sorted(round(score.score, 10) for score in result.scores if score.metric != "chrf++")
-    assert (tmp_path / "hypotheses.txt").read_text(encoding="utf-8").splitlines() == [
-        "Der Hund läuft schnell.", "Zwei Männer reden viel.",
-    ]  # fmt: skip
+    assert (tmp_path / "hypotheses.txt").read_text("utf-8") == "Der Hund läuft schnell.\nZwei Männer reden viel.\n"
     assert (result.n_segments, result.text_sha256) == (2, text_sha256(*map(list, zip(*SENTENCES[:2], strict=True))))
 
 
@@ -166,7 +155,7 @@ def test_a_failed_sentence_is_no_empty_one_and_there_is_no_score(server, tmp_pat
         run(server, tmp_path)
     assert "1 of 3 sentences got no answer" in error.value.message
     assert "sentence 2: HTTP 500: CUDA out of memory" in error.value.message
-    assert str(tmp_path / "hypotheses.jsonl") in error.value.remedy and error.value.exit_code == 4
+    assert str(tmp_path / "hypotheses.jsonl") in error.value.remedy
     saved = read_result(tmp_path)
     assert (saved.status, saved.failed, saved.scores, saved.mean_sentence_bleu) == ("incomplete", 1, [], None)
     assert (saved.n_requested, saved.n_segments, saved.errors) == (3, 2, {"HTTP 500: CUDA out of memory": 1})
@@ -184,7 +173,7 @@ def test_a_part_is_scored_where_that_is_wanted_and_it_says_over_how_many(server,
     assert {score.n_segments for score in result.scores} == {2}
     assert (tmp_path / "references.txt").read_text("utf-8").splitlines() == ["Zwei Männer reden.", "Es regnet."]
     assert result.diagnostics["empty"].indices == [1, 2], "an empty answer is an answer"
-    server.replies = lambda source, attempt: stub.raw(b"", 500)
+    server.replies = lambda source, attempt: CUDA
     with pytest.raises(StageError, match="3 of 3"):
         run(server, tmp_path / "none", allow_incomplete=True)
 
@@ -269,14 +258,11 @@ def test_a_warning_of_several_models_outlasts_an_attempt_that_fails(server, tmp_
 
 def test_a_sentence_that_is_refused_alone_leaves_the_others_their_score(server, tmp_path):
     """A repeat does not get past it; a part is scored all the same."""
-    fails_at(server, "It rains.", stub.json_reply({"error": "Your input was flagged"}, 403))
+    fails_at(server, "It rains.", FLAGGED)
     for _ in range(2):
         with pytest.raises(StageError, match=r"sentence 3: HTTP 403: .*flagged"):
             run(server, tmp_path)
     assert run(server, tmp_path, allow_incomplete=True).n_segments == 2
-    server.replies = lambda source, attempt: stub.json_reply({"detail": "Invalid API key."}, 401)
-    with pytest.raises(PrerequisiteError, match="Invalid API key"):
-        run(server, tmp_path / "b")
 
 
 def test_the_same_answers_of_the_same_model_come_from_the_cache(server, tmp_path):
@@ -307,17 +293,17 @@ def test_a_server_that_says_it_is_vllm_is_sent_all_that_decides(server, tmp_path
 
 
 def many(n):
-    """Pairs, and a translation that now and then is not quite right, so that scores tell one answer from another."""
-    pairs = [(f"{' '.join(WORDS[: 3 + number % 14])} {number:04}",) * 2 for number in range(n)]
-    return [(source, source.upper()) for source, _ in pairs]
+    sources = [f"{' '.join(WORDS[: 3 + number % 14])} {number:04}" for number in range(n)]
+    return [(source, source.upper()) for source in sources]
 
 
 def translated(source):
+    """Now and then not quite right, so that scores tell one answer from another."""
     return source.upper() if zlib.crc32(source.encode()) % 3 else source.upper().replace("DOG", "CAT")
 
 
-def comparable(result: BenchmarkResult):
-    """All of a result but what depends on the clock, and on where answers came from."""
+def comparable(result):
+    """All but what depends on the clock, and on where answers came from."""
     return result.model_dump(exclude={"speed", "n_resumed", "n_cache_hits"})
 
 
@@ -334,16 +320,9 @@ t.run(server, Path(sys.argv[3]), t.many(int(sys.argv[4])), concurrency=8)
 
 
 def start_child(server, folder, n):
-    """evaluate in a process of its own."""
     argv = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(server.port), str(folder), str(n)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def complete_lines(folder):
-    """Those of a journal whose last one may be torn."""
-    path = folder / "hypotheses.jsonl"
-    return [json.loads(line) for line in (path.read_bytes().split(b"\n")[:-1] if path.exists() else [])]
 
 
 def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(server, tmp_path):
@@ -362,7 +341,7 @@ def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(serve
     killed_at_work = 0
     for _ in range(KILLS):
         before = len(server.bodies)
-        saved = {line["source"] for line in complete_lines(folder)}
+        saved = {line["source"] for line in lines_of(folder)}
         child = start_child(server, folder, n)
         while len(server.bodies) == before and child.poll() is None:
             time.sleep(0.005)
@@ -372,7 +351,7 @@ def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(serve
         journal = folder / "hypotheses.jsonl"
         if chance.random() < 0.5:  # a power cut tears the last line
             journal.write_bytes(journal.read_bytes()[: -chance.randrange(1, 40)])
-        killed_at_work += len(complete_lines(folder)) < n
+        killed_at_work += len(lines_of(folder)) < n
         assert len(saved & set(sources_of(server.bodies[before:]))) <= 1
     assert killed_at_work > KILLS / 2
     result = run(server, folder, many(n), concurrency=8)
