@@ -46,30 +46,23 @@ def add_benchmark(
     status: str = "complete",
     version: int = SCHEMA_VERSION,
     request: dict[str, Any] | None = None,
-    sources: list[str] = SOURCES,
 ) -> Path:
-    """A benchmark of a run, which is made where it is not there yet; returns the benchmark's folder.
-
-    Versions 1 and 2 have what was requested in benchmark.yaml.
-    """
-    sources = sources[: len(hypotheses)]
+    """A benchmark of a run, which is made where it is not there yet; returns the benchmark's folder."""
+    sources = SOURCES[: len(hypotheses)]
     folder = RunDir(place.runs / f"{run}-{STAMP}")
     folder.path.mkdir(exist_ok=True)
-    if folder.record.exists():
-        record = RunRecord.load(folder)
-    else:
+    if not folder.record.exists():
         at = datetime(2026, 11, 24, 10, 15, tzinfo=UTC)
-        record = RunRecord(id=folder.id, name=run, created_at=at, ended_at=at, status="done", spec_sha256="0", seed=1)
-        record.save(folder)
+        about = {"created_at": at, "ended_at": at, "status": "done", "spec_sha256": "0", "seed": 1}
+        RunRecord(id=folder.id, name=run, **about).save(folder)
     path = folder.new_benchmark(f"{of}-{testset}-{split}")
     scores, mean, bleu4 = score_system(hypotheses, references, tgt_lang="de", metrics=metrics, n_bootstrap=n_bootstrap)
     issues = diagnose(sources, references, hypotheses, [False] * len(hypotheses), "en", "de")
-    said = {"source_lang": "en", "target_lang": "de", "instruction": "Say it in German.", "n_bootstrap": 20,
-            "sent": {"max_tokens": 9, "temperature": 0.0}, "model": f"{run}@{of}", **(request or {})}  # fmt: skip
+    requested = {"target_lang": "de", "sent": {"max_tokens": 9, "temperature": 0.0}, **(request or {})}
     result = BenchmarkResult(
         schema_version=version, status=status, target=f"{folder.id}@{of}", testset=testset, split=split,
         n_segments=len(hypotheses), n_requested=len(hypotheses), scores=scores, mean_sentence_bleu=mean,
-        llamafactory_bleu4=bleu4, diagnostics=issues, request=said,
+        llamafactory_bleu4=bleu4, diagnostics=issues, request=requested,
         text_sha256=hashlib.sha256(repr((sources, references)).encode()).hexdigest(),
         prompts_sha256=hashlib.sha256(prompts.encode()).hexdigest(),
     )  # fmt: skip
@@ -78,11 +71,12 @@ def add_benchmark(
         _as_of_old(path, version)
     for name, lines in (("sources", sources), ("references", references), ("hypotheses", hypotheses)):
         (path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    record.add_benchmark(folder, result.summary(path, of))
+    RunRecord.load(folder).add_benchmark(folder, result.summary(path, of))
     return path
 
 
 def _as_of_old(path: Path, version: int) -> None:
+    """As versions 1 and 2 were, with what was requested in benchmark.yaml."""
     value = json.loads((path / "scores.json").read_bytes())
     (path / "benchmark.yaml").write_text(yaml.safe_dump({**value.pop("request"), "n_asked": value["n_requested"]}))
     value["triage"] = {**value.pop("diagnostics"), "numbers_lost": {"count": 9, "indices": [0]}}

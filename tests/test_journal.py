@@ -50,11 +50,15 @@ def test_what_was_written_is_there_again_and_a_failure_is_not(tmp_path):
         assert second.answers == {1: answer(1, "Zwei\nMänner \u2028\x85")}
 
 
-@pytest.mark.parametrize("cut", [1, 120])
-def test_a_torn_last_line_is_requested_again_and_spoils_no_other(tmp_path, cut):
+@pytest.fixture
+def two_answers(tmp_path):
     with journal(tmp_path) as first:
         first.add(answer(0))
         first.add(answer(1))
+
+
+@pytest.mark.parametrize("cut", [1, 120])
+def test_a_torn_last_line_is_requested_again_and_spoils_no_other(two_answers, tmp_path, cut):
     path = tmp_path / "hypotheses.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     with journal(tmp_path) as second:
@@ -64,10 +68,7 @@ def test_a_torn_last_line_is_requested_again_and_spoils_no_other(tmp_path, cut):
         assert sorted(third.answers) == [0, 2]
 
 
-def test_a_damaged_line_and_one_that_is_no_answer_to_this_sentence_are_left_out(tmp_path):
-    with journal(tmp_path) as first:
-        first.add(answer(0))
-        first.add(answer(1))
+def test_a_damaged_line_and_one_that_is_no_answer_to_this_sentence_are_left_out(two_answers, tmp_path):
     line, good = lines(tmp_path)
     changes = [{"index": 3}, {"index": -1}, {"index": "0"}, {"index": True}, {"source": "Another."},
                {"hypothesis": None}, {"latency_s": "fast"}, {"attempts": None}]  # fmt: skip
@@ -80,9 +81,8 @@ def test_a_damaged_line_and_one_that_is_no_answer_to_this_sentence_are_left_out(
 
 def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
     with journal(tmp_path) as book:
-        book.add(FAILED)
-        book.add(answer(2))
-        book.add(answer(0))
+        for result in (FAILED, answer(2), answer(0)):
+            book.add(result)
         book.rewrite_sorted([FAILED])
     assert [(line["index"], line.get("error")) for line in lines(tmp_path)] == [(0, None), (1, "HTTP 500"), (2, None)]
     assert [line["reference"] for line in lines(tmp_path)] == REFERENCES

@@ -39,13 +39,13 @@ def write_dataset(folder):
             (folder / f"{name}.{lang}").write_bytes(data)
             splits[name]["sha256"][side] = hashlib.sha256(data).hexdigest()
     entry = {"description": "captions", "license": "CC0-1.0", "source_lang": "en", "target_lang": "de"}
-    entry |= {"instruction": "Translate the following English sentence into German.", "splits": splits}
+    entry |= {"instruction": "Translate into German.", "splits": splits}
     (folder / "own.yaml").write_text(yaml.safe_dump(entry), "utf-8")
     return dict(zip(english, german, strict=True))
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, server):
     """A run that trained four checkpoints, and the stub in the place of their servers."""
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
     folder = workspace(tmp_path / "w")
@@ -54,8 +54,8 @@ def place(tmp_path, monkeypatch):
     for step in range(1, 5):
         weights = checkpoint(run, step) / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + bytes([step]))
-    shutil.copy(run.output / "checkpoint-4" / "adapter_model.safetensors", run.output)
-    shutil.copy(run.output / "checkpoint-4" / "adapter_config.json", run.output)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        shutil.copy(run.output / "checkpoint-4" / name, run.output)
     trainer_state(run.output, 4)
     RunRecord(id=run.id, name="toy", created_at=at, ended_at=at, status="done", spec_sha256="0", seed=1).save(run)
     spec = RunSpec.model_validate({
@@ -84,9 +84,8 @@ def place(tmp_path, monkeypatch):
         return select_checkpoint(session, run, spec, how or SelectionOptions(), ServeSpec(), EvalOptions(**options))
 
     monkeypatch.setattr(BenchmarkJob, "servers", servers)
-    with stub.serving() as server:
-        server.replies = replies
-        yield SimpleNamespace(choose=choose, run=run, served=served, dead=dead)
+    server.replies = replies
+    return SimpleNamespace(choose=choose, run=run, served=served, dead=dead)
 
 
 def benchmarked(place, split):

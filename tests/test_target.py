@@ -1,36 +1,33 @@
-"""What a TARGET means: runs, checkpoints, folders, hub ids, servers. Run: pytest tests/test_target.py."""
+"""What a TARGET means: runs, checkpoints, folders, hub ids, servers."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.runs.rundir import RunDir, Workspace
+from orchestrator.runs.rundir import RunDir
 from orchestrator.serving.target import EXPORT_NOTE, resolve_target
 from orchestrator.specs.render import Checkpoint, spec_yaml
 from orchestrator.specs.spec import ModelSpec, RunSpec
 from tests.model_folders import adapter_folder, model_folder
+from tests.runs_on_disk import new_workspace
 
 ID = "toy-20261124-101500"
 MODEL = {"name_or_path": "models/tiny", "template": "qwen", "default_system": "Be brief.", "revision": "v1"}
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    root = tmp_path / "it's a; work space"
-    for name in ("runs", "dataset_info"):
-        (root / name).mkdir(parents=True)
-    model_folder(root / "models" / "tiny")
     monkeypatch.chdir(tmp_path)
-    return Workspace(root)
+    made = new_workspace(tmp_path / "it's a; work space")
+    model_folder(made.root / "models" / "tiny")
+    return made
 
 
-def run_of(workspace: Workspace, run_id: str = ID, **changes: Any) -> RunDir:
+def run_of(workspace, run_id=ID, **changes):
     """A run folder as launch leaves it before the training."""
-    spec: dict[str, Any] = {"name": "toy", "model": MODEL, "dataset": "d", "train": {}, **changes}
+    spec = {"name": "toy", "model": MODEL, "dataset": "d", "train": {}, **changes}
     run = RunDir(workspace.runs / run_id)
     run.path.mkdir()
     run.record.write_text("{}")
@@ -39,15 +36,14 @@ def run_of(workspace: Workspace, run_id: str = ID, **changes: Any) -> RunDir:
 
 
 @pytest.fixture
-def run(workspace: Workspace) -> RunDir:
-    """A run that trained an adapter, with two checkpoints."""
+def run(workspace):
     made = run_of(workspace)
     for folder in (made.output, made.output / "checkpoint-20", made.output / "checkpoint-100"):
         adapter_folder(folder)
     return made
 
 
-def exported(folder: Path, **changes: Any) -> Path:
+def exported(folder, **changes):
     model_folder(folder)
     note = {"run": ID, "of": "output", "model": {**MODEL, **changes}}
     (folder / EXPORT_NOTE).write_text(json.dumps(note))
@@ -103,19 +99,16 @@ def test_an_export_is_a_checkpoint_of_the_run_but_not_what_the_run_means(run, wo
 
 def test_an_adapter_without_a_base_model_is_refused(workspace):
     folder = adapter_folder(workspace.root / "adapter")
-    for config, words in (
-        ("{", "is None, expected a folder"),
-        ('{"base_model_name_or_path": "/gone"}', "no folder /gone"),
-    ):
+    for config, words in (("{", "is None, expected"), ('{"base_model_name_or_path": "/gone"}', "no folder /gone")):
         (folder / "adapter_config.json").write_text(config)
         with pytest.raises(SpecError, match=words):
             resolve_target("adapter", workspace)
 
 
 def test_a_hub_id_is_a_model(workspace):
-    target = resolve_target("Qwen/Qwen2.5-7B-Instruct", workspace)
-    assert target.name == "Qwen--Qwen2.5-7B-Instruct"
-    assert target.checkpoint == Checkpoint("Qwen2.5-7B-Instruct", ModelSpec(name_or_path="Qwen/Qwen2.5-7B-Instruct"))
+    target = resolve_target("Qwen/Qwen2.5", workspace)
+    assert target.name == "Qwen--Qwen2.5"
+    assert target.checkpoint == Checkpoint("Qwen2.5", ModelSpec(name_or_path="Qwen/Qwen2.5"))
 
 
 def test_an_address_is_a_server(workspace):

@@ -1,10 +1,9 @@
-"""`vllm serve`: its flags, its prompt, and the commands with it. Run: pytest tests/test_vllm.py."""
+"""`vllm serve`: its flags, its prompt, and the commands with it."""
 
 import json
 import re
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -50,13 +49,9 @@ def trained_once(tmp_path_factory, fake_cli, environment):
 
 @pytest.fixture
 def trained(trained_once, tmp_path):
-    """A copy of one's own."""
     made = trained_once.copy(tmp_path)
     yield made
     made.kill_all()
-
-
-# --- the flags
 
 
 @pytest.mark.parametrize("release", fake_vllm.RELEASES)
@@ -89,26 +84,18 @@ def test_a_value_becomes_the_words_that_vllm_reads_it_from(name, value, words):
 @pytest.mark.parametrize("release", fake_vllm.RELEASES)
 def test_vllm_s_own_parser_says_what_it_refuses(monkeypatch, tmp_path, release):
     monkeypatch.setenv(VARIABLE, str(fake_vllm.install(tmp_path / "vllm", release)))
-    refusals = {
-        "unrecognized arguments: --max-model-length 1": {"max_model_length": 1},
-        "argument --dtype: invalid choice: 'bf16'": {"dtype": "bf16"},
-        "": {"max_num_seqs": 1e2, "dtype": "half"},
-    }
-    for refusal, arguments in refusals.items():
-        found = parser_refusal(find_vllm(), ["MODEL", *argument_words(arguments)])
-        assert found.startswith(refusal) and bool(found) is bool(refusal)
+    assert "--max-model-length 1" in parser_refusal(find_vllm(), ["MODEL", "--max-model-length", "1"])
+    assert "--dtype: invalid choice: 'bf16'" in parser_refusal(find_vllm(), ["MODEL", "--dtype", "bf16"])
+    assert parser_refusal(find_vllm(), ["MODEL", "--dtype", "half"]) == ""
     (tmp_path / "vllm" / "site" / "vllm" / "__init__.py").write_text("raise ImportError('libcuda.so.1')")
     with pytest.raises(AskError, match=r"libcuda\.so"):
         parser_refusal(find_vllm(), ["MODEL"])
 
 
-# --- the environment
-
-
-@pytest.mark.parametrize("part", ["", "bin", "bin/vllm"])
-def test_vllm_is_found_by_its_folder_or_its_program(monkeypatch, environment, tmp_path, part):
-    monkeypatch.setenv(VARIABLE, str(environment / part))
-    assert (find_vllm().cli, find_vllm().versions["vllm"]) == (environment / "bin" / "vllm", "0.33.0")
+def test_vllm_is_found_by_its_folder_or_its_program(monkeypatch, environment, tmp_path):
+    for part in ("", "bin/vllm"):
+        monkeypatch.setenv(VARIABLE, str(environment / part))
+        assert (find_vllm().cli, find_vllm().versions["vllm"]) == (environment / "bin" / "vllm", "0.33.0")
     for missing, said in ((str(tmp_path), "no program"), ("", VARIABLE)):
         monkeypatch.setenv(VARIABLE, missing)
         with pytest.raises(PrerequisiteError, match=said) as error:
@@ -122,12 +109,7 @@ def test_vllm_s_variables_are_kept_but_its_key(monkeypatch):
     assert settings_of_environment() == {"VLLM_BATCH_INVARIANT": "1"}
 
 
-# --- adapters
-
-
-@pytest.mark.parametrize(
-    ("config", "rank"), [({"r": 8}, 8), ({"r": 9}, 16), ({"r": 8, "rank_pattern": {"q_proj": 40}}, 64)]
-)
+@pytest.mark.parametrize(("config", "rank"), [({"r": 8}, 8), ({"r": 8, "rank_pattern": {"q_proj": 40}}, 64)])
 def test_the_rank_is_the_next_that_vllm_knows(tmp_path, config, rank):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert adapter_rank(tmp_path) == rank
@@ -144,10 +126,8 @@ def test_an_adapter_that_vllm_refuses_is_refused_with_the_way_out(tmp_path, conf
 def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     """Paths with '=', ',' and blanks among them: LoRA modules are JSON."""
     base = ModelSpec(name_or_path="/m")
-    folders = [adapter_folder(tmp_path / name) for name in ("a=b", "c, d")]
-    adapted = [
-        Checkpoint(f"c{n}", base.model_copy(update={"adapter_name_or_path": str(f)})) for n, f in enumerate(folders)
-    ]
+    folders = [str(adapter_folder(tmp_path / name)) for name in ("a=b", "c, d")]
+    adapted = [Checkpoint(name, base.model_copy(update={"adapter_name_or_path": name})) for name in folders]
     other = Checkpoint("other", ModelSpec(name_or_path="/n"))
     vllm = ServeSpec(backend="vllm")
     everything = [Checkpoint("base", base), *adapted]
@@ -155,20 +135,15 @@ def test_one_server_holds_a_model_and_its_adapters(tmp_path):
     for settings in (ServeSpec(), vllm.model_copy(update={"merge": True})):
         assert group_by_server(settings, everything) == [[each] for each in everything]
     named = {each.label: each for each in everything}
-    names, program = (
-        {label: f"run@{label}" for label in named},
-        Installation(tmp_path / "vllm", tmp_path / "python", None, {}),
-    )
-    plan = vllm_plan(named, names, Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,)))
+    program = Installation(tmp_path / "vllm", tmp_path / "python", None, {})
+    how = Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,))
+    plan = vllm_plan(named, {label: f"run@{label}" for label in named}, *how)
     given = fake_vllm.parser_of(fake_vllm.RELEASES[-1]).parse_args(plan.argv[2:])
     assert (given.max_loras, given.max_lora_rank, given.served_model_name) == (2, 8, ["run@base"])
-    assert [json.loads(each)["path"] for each in given.lora_modules] == list(map(str, folders))
+    assert [json.loads(each)["path"] for each in given.lora_modules] == folders
     longer = replace(adapted[0], model=adapted[0].model.model_copy(update={"arguments": {"rope_scaling": "yarn"}}))
     with pytest.raises(SpecError, match="nothing of rope_scaling"):
-        vllm_plan({"a": longer}, {"a": "a"}, Serving(vllm, tmp_path, 1), program, ChatPrompt("", (2,)))
-
-
-# --- the commands
+        vllm_plan({"a": longer}, {"a": "a"}, *how)
 
 
 def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(trained_once):
@@ -190,8 +165,6 @@ def test_a_run_is_trained_by_one_and_benchmarked_by_the_other(trained_once):
     record = shop.record()
     assert {item["of"] for item in record["benchmarks"]} == {"base", "output"}
     assert record["benchmarks"][0]["scores"] != record["benchmarks"][1]["scores"], "the adapter is asked, not the base"
-    names = [name for name in record["commands"] if name.startswith("api ")]
-    assert [Path(record["commands"][name][0]).name for name in names] == ["vllm"] * len(calls)
     folder = next((shop.only_run() / "benchmarks").glob("output-*"))
     identity = json.loads((folder / "scores.json").read_bytes())["identity"]
     assert (identity["backend"], identity["versions"]["vllm"]) == ("vllm", "0.33.0")
@@ -221,9 +194,6 @@ def test_a_death_while_loading_is_told_at_once_with_what_to_do(trained):
     assert trained.left_over() == []
 
 
-# --- the prompt
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -240,25 +210,19 @@ def test_a_prompt_that_cannot_be_had_is_refused(tmp_path, fake_cli, change, said
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("arguments", "prompt"),
+    ("arguments", "before", "after"),
     [
-        (
-            {"template": "smollm2", "default_system": "It's \\n {% x %}\r\n\\"},
-            "<|im_start|>system\nIt's \\n {% x %}\r\n\\<|im_end|>\n"
-            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
-        ),
-        (
-            {"template": "qwen3", "enable_thinking": False},
-            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        ),
+        ({"template": "smollm2", "default_system": (text := "It's \\n {% x %}\r\n\\")}, f"system\n{text}", ""),
+        ({"template": "qwen3", "enable_thinking": False}, "", "<think>\n\n</think>\n\n"),
     ],
 )
-def test_the_real_llamafactory_gives_the_prompt_of_its_training(tiny_model, arguments, prompt):
+def test_the_real_llamafactory_gives_the_prompt_of_its_training(tiny_model, arguments, before, after):
     """chat_prompt itself compares token ids with encode_oneturn, and refuses where they differ."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     found = chat_prompt({"model_name_or_path": str(tiny_model), **arguments}, find_installation())
     template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(found.chat_template)
-    said = template.render(messages=[{"role": "user", "content": "Hi"}], add_generation_prompt=True)
-    assert said == prompt
+    prompt = template.render(messages=[{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    system = f"<|im_start|>{before}<|im_end|>\n" if before else ""
+    assert prompt == f"{system}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{after}"
     assert found.stop_token_ids == (2,)
