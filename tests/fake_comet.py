@@ -13,7 +13,6 @@ VERSION = "2.2.7"
 
 
 def install(folder: Path) -> Path:
-    """An environment's folder, as `python -m venv` and `pip install unbabel-comet` leave it."""
     program = folder / "bin" / "comet-score"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{Path(__file__).resolve()}' \"$@\"\n")

@@ -52,11 +52,6 @@ EXIT_CODES = {
 }
 
 
-def commands() -> dict[str, Any]:
-    group: Any = typer.main.get_command(program.app)
-    return {name: command for name, command in group.commands.items() if not command.hidden}
-
-
 def _command(name: str, command: Any) -> Iterator[str]:
     positional = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and each.name != "help"]
@@ -80,14 +75,10 @@ def _section(title: str, section: dict[str, Any]) -> Iterator[str]:
     yield f"### {title}\n"
     yield "| field | default | meaning |\n|---|---|---|"
     for name, field in section["properties"].items():
-        default = "" if name in section.get("required", []) else f"`{_default(field)}`"
-        yield f"| `{name}` | {default} | {_line(field.get('description', ''))} |"
+        default = json.dumps(field.get("default"), ensure_ascii=False)
+        shown = "" if name in section.get("required", []) else f"`{default if len(default) <= 40 else '...'}`"
+        yield f"| `{name}` | {shown} | {_line(field.get('description', ''))} |"
     yield ""
-
-
-def _default(field: dict[str, Any]) -> str:
-    text = json.dumps(field.get("default"), ensure_ascii=False)
-    return text if len(text) <= 40 else "..."
 
 
 def reference() -> str:
@@ -98,7 +89,10 @@ def reference() -> str:
     }  # fmt: skip
     lines = ["# Reference\n", "Written by `python -m tests.reference` from `--help` and the spec's fields.\n"]
     lines += ["## Commands\n"]
-    for name, command in commands().items():
+    group: Any = typer.main.get_command(program.app)
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
         lines += _command(name, command)
     lines += ["## Fields of a spec\n", "`train`, `serve` and `export` also take LLaMA-Factory's arguments.\n"]
     for title, section in sections.items():

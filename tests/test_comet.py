@@ -15,7 +15,6 @@ HALF = [f"{line.split()[0]} ..." for line in REFERENCES]
 
 @pytest.fixture
 def score(tmp_path, monkeypatch):
-    """Scores a finished benchmark, and gives COMET's scores of it."""
     monkeypatch.setenv("ORCHESTRATOR_COMET", str(install(tmp_path / "it's a venv")))
     folder = add_benchmark(workspace(tmp_path / "it's; echo"), [*REFERENCES[:20], *HALF[20:]])
 

@@ -1,20 +1,16 @@
 """Hypotheses that are no translation are found, and translations are left alone."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.scoring.diagnostics import N_LISTED, N_TO_LEARN_FROM, diagnose
+from tests.workshop import CAPTIONS
 
 SOURCE, REFERENCE = "A man in a red jacket is standing.", "Ein Mann in einer roten Jacke steht."
 GOOD = "Ein Mann mit roter Jacke steht da."
-SUBJECTS = [("A man", "Ein Mann"), ("A woman", "Eine Frau"), ("The child", "Das Kind"), ("A dog", "Ein Hund")]
-VERBS = [("is walking", "läuft"), ("is sitting", "sitzt"), ("waits", "wartet"), ("is sleeping", "schläft")]
-PLACES = [("on the street", "auf der Straße"), ("in the water", "im Wasser"), ("near a house", "bei einem Haus")]
-PAIRS = [
-    (f"{s[0]} {v[0]} {p[0]}, and there are more of them.", f"{s[1]} {v[1]} {p[1]}, und es gibt noch mehr davon.")
-    for s in SUBJECTS for v in VERBS for p in [*PLACES, ("again and again", "immer wieder")]
-]  # fmt: skip
+CAPTIONS_OF = {lang: (CAPTIONS / f"train.{lang}").read_text("utf-8").splitlines()[:64] for lang in ("en", "de")}
+PAIRS = list(zip(*CAPTIONS_OF.values(), strict=True))
 
 
 def look(hypothesis, source=SOURCE, reference=REFERENCE, *, languages=("en", "de"), **keywords) -> set[str]:
@@ -60,15 +56,11 @@ def test_what_source_or_reference_have_too_is_no_issue(source, reference, hypoth
 
 
 @pytest.mark.parametrize(
-    ("languages", "reference", "right", "wrong"),
-    [
-        (("en", "ru"), "Мужчина стоит.", "Человек стоит.", "Mann steht hier."),
-        (("en", "ja"), "男の人が立っています。", "男が立っている。", "Der Mann steht."),
-    ],
+    ("language", "reference", "right"), [("ru", "Мужчина стоит.", "Человек стоит."), ("ja", "男の人が", "男が立って")]
 )
-def test_another_script_than_the_references_is_the_wrong_language(languages, reference, right, wrong):
-    assert "wrong_language" not in look(right, "A man stands.", reference, languages=languages)
-    assert "wrong_language" in look(wrong, "A man stands.", reference, languages=languages)
+def test_another_script_than_the_references_is_the_wrong_language(language, reference, right):
+    found = [look(text, "A man stands.", reference, languages=("en", language)) for text in (right, "Mann steht.")]
+    assert ["wrong_language" in each for each in found] == [False, True]
 
 
 def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_like():
@@ -83,17 +75,10 @@ def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_lik
 
 @pytest.mark.parametrize(
     "hypothesis",
-    [
-        f"Here is the translation: {GOOD}",
-        f"Sure! {GOOD}",
-        f"**German translation:** {GOOD}",
-        f"Hier ist die Übersetzung: {GOOD}",
-        f"{GOOD} (Anmerkung: wörtlich)",
-        "I'm sorry, but I can't do that.",
-        "以下是翻译：一个男人",
-        f"Translate this into German. {SOURCE} {GOOD}",
-    ],
-)
+    [f"Here is the translation: {GOOD}", f"Sure! {GOOD}", f"**German translation:** {GOOD}",
+     f"Hier ist die Übersetzung: {GOOD}", f"{GOOD} (Anmerkung: wörtlich)", "I'm sorry, but I can't do that.",
+     "以下是翻译：一个男人", f"Translate this into German. {SOURCE} {GOOD}"],
+)  # fmt: skip
 def test_words_around_the_translation_are_chatter(hypothesis):
     assert "chatter" in look(hypothesis, instruction="Translate this into German.")
 
@@ -119,6 +104,7 @@ def test_many_indices_are_counted_and_the_first_listed():
     assert (found.count, found.indices) == (n, list(range(N_LISTED)))
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.text(), st.text(), st.text(), st.none() | st.booleans()), max_size=60),
     st.sampled_from(["en", "de", "zh-Hans", "xx"]),

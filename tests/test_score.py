@@ -4,39 +4,23 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import sacrebleu
 
 from orchestrator.errors import PrerequisiteError, SpecError
-from orchestrator.scoring.metrics import (
-    METRICS,
-    base_language,
-    llamafactory_bleu4,
-    load_metric,
-    normalize_segment,
-    score_system,
-    seed,
-    spacing_warning,
-)
+from orchestrator.scoring import metrics
+from orchestrator.scoring.metrics import llamafactory_bleu4, normalize_segment, score_system, spacing_warning
 
-HYPOTHESES = [
-    "The dog bit the man.",
-    "It wasn't surprising.",
-    "The man had just bitten him.",
-    "Ein  Hund läuft über »das« Gras.",
-    "",
-    "Zwei Männer, die auf einem Dach stehen .",
+PAIRS = [
+    ("The dog bit the man.", "The dog bit the man."),
+    ("It wasn't surprising.", "It was not unexpected."),
+    ("The man had just bitten him.", "The man bit him first."),
+    ("Ein  Hund läuft über »das« Gras.", "Ein Hund rennt über das grüne Gras."),
+    ("", "Ein Kind spielt."),
+    ("Zwei Männer, die auf einem Dach stehen .", "Zwei Männer stehen auf einem Dach."),
 ]
-REFERENCES = [
-    "The dog bit the man.",
-    "It was not unexpected.",
-    "The man bit him first.",
-    "Ein Hund rennt über das grüne Gras.",
-    "Ein Kind spielt.",
-    "Zwei Männer stehen auf einem Dach.",
-]
+HYPOTHESES, REFERENCES = map(list, zip(*PAIRS, strict=True))
 
 
 def score_corpus(hypotheses, references, **options):
@@ -44,14 +28,14 @@ def score_corpus(hypotheses, references, **options):
     return score_system(hypotheses, references, **options)[0]
 
 
-def command_line(tmp_path: Path, references: list[str], *options: str) -> dict[str, dict]:
-    """What `sacrebleu REF ... -i HYP` prints as JSON, by metric; chrF2++ in a run of its own."""
-    for name, lines in [("hypotheses", HYPOTHESES), ("references", references)]:
+def command_line(tmp_path, *options):
+    """What `sacrebleu REF -i HYP --confidence` prints as JSON, by metric; chrF2++ in a run of its own."""
+    for name, lines in [("hypotheses", HYPOTHESES), ("references", REFERENCES)]:
         (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     found = {}
     for metrics_of_run in (["bleu", "chrf", "ter"], ["chrf", "--chrf-word-order", "2"]):
         argv = [sys.executable, "-m", "sacrebleu", "references.txt", "-i", "hypotheses.txt", "-m", *metrics_of_run]
-        argv += ["-f", "json", "-w", "10", *options]
+        argv += ["-f", "json", "-w", "10", "--confidence", *options]
         printed = json.loads(subprocess.run(argv, cwd=tmp_path, capture_output=True, check=True).stdout)
         names_of = {"BLEU": "bleu", "chrF2": "chrf", "TER": "ter", "chrF2++": "chrf++"}
         found |= {names_of[item["name"]]: item for item in (printed if isinstance(printed, list) else [printed])}
@@ -59,10 +43,9 @@ def command_line(tmp_path: Path, references: list[str], *options: str) -> dict[s
 
 
 def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path):
-    """Digit for digit, `sacrebleu --confidence --confidence-n N`."""
-    printed = command_line(tmp_path, REFERENCES, "--confidence", "--confidence-n", "300")
+    printed = command_line(tmp_path, "--confidence-n", "300")
     scores = score_corpus(HYPOTHESES, REFERENCES, tgt_lang="de", n_bootstrap=300)
-    assert [score.metric for score in scores] == list(METRICS) == ["bleu", "chrf", "chrf++", "ter"]
+    assert [score.metric for score in scores] == ["bleu", "chrf", "chrf++", "ter"]
     for score in scores:
         shown = printed[score.metric]
         assert round(score.score, 10) == shown["score"]
@@ -74,13 +57,13 @@ def test_scores_intervals_and_signatures_are_those_of_the_command_line(tmp_path)
 
 def test_the_seed_is_sacrebleus_own_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SACREBLEU_SEED", "7")
-    printed = command_line(tmp_path, REFERENCES, "--confidence", "--confidence-n", "50")
+    printed = command_line(tmp_path, "--confidence-n", "50")
     for score in score_corpus(HYPOTHESES, REFERENCES, tgt_lang="de", n_bootstrap=50):
         assert "seed:7" in score.signature == printed[score.metric]["signature"]
         assert sum(score.ci95) / 2 == pytest.approx(printed[score.metric]["confidence_mean"], abs=1e-9)
     monkeypatch.setenv("SACREBLEU_SEED", "lucky")
     with pytest.raises(SpecError, match="'lucky', expected a number"):
-        seed()
+        metrics.seed()
 
 
 @pytest.mark.parametrize("code", ["zh", "zh_CN", "ZH", "zho-Hans", "chi", "cmn", "yue-HK"])
@@ -102,19 +85,18 @@ def test_a_measure_by_words_and_references_without_spaces_are_warned_of(referenc
     assert (warning and warning.partition(":")[0]) == warned
 
 
-@pytest.mark.parametrize("language", ["ja", "ko", "jpn"])
-def test_a_language_that_needs_mecab_says_what_to_install_or_leave_out(language):
-    if find_spec("MeCab"):
-        pytest.skip("MeCab is installed")
+@pytest.mark.parametrize(("language", "extra"), [("ja", "ja"), ("ko", "ko"), ("jpn", "ja")])
+@pytest.mark.skipif(bool(find_spec("MeCab")), reason="MeCab is installed")
+def test_a_language_that_needs_mecab_says_what_to_install_or_leave_out(language, extra):
     with pytest.raises(PrerequisiteError) as error:
-        load_metric("bleu", language)
-    assert f"sacrebleu[{base_language(language)}]" in error.value.remedy and "--metrics" in error.value.remedy
+        metrics.load_metric("bleu", language)
+    assert f"sacrebleu[{extra}]" in error.value.remedy and "--metrics" in error.value.remedy
 
 
 def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_averaged():
-    each = [sacrebleu.sentence_bleu(*pair).score for pair in zip(HYPOTHESES, [[r] for r in REFERENCES], strict=True)]
+    each = [sacrebleu.sentence_bleu(hypothesis, [reference]).score for hypothesis, reference in PAIRS]
     scores, mean, _ = score_system(HYPOTHESES, REFERENCES, tgt_lang="de", metrics=["bleu"], n_bootstrap=1)
-    assert mean is not None and mean.metric == "mean_sentence_bleu" and "eff:yes" in mean.signature
+    assert mean.metric == "mean_sentence_bleu" and "eff:yes" in mean.signature
     assert mean.score == pytest.approx(sum(each) / len(each), abs=1e-12)
     assert abs(mean.score - scores[0].score) > 0.1, "two numbers, not one by two names"
 
@@ -123,9 +105,7 @@ def test_the_mean_of_sentence_bleus_is_what_sacrebleus_sentence_bleu_gives_avera
     ("hypothesis", "reference", "meant"),
     [
         ("", "abc", 0),
-        ("xyz", "abc", 0),
         ("abc", "", 0),
-        ("abcde", "abcde", 100),
         # three characters: no n-gram of 4, whose precision is 1 / 2**1 of a denominator of at least 1
         ("abc", "abc", 100 * 0.5**0.25),
         # 1 of 2 characters, then 1/2 and 1/4 and 1/8 where nothing matches; as long as the reference: no penalty
@@ -163,7 +143,7 @@ print(json.dumps(ComputeSimilarity(Characters())(given)["bleu-4"]))
 @pytest.mark.integration
 def test_character_bleu4_is_that_of_llamafactorys_own_code(llamafactory, tmp_path):
     """Its ComputeSimilarity, where its optional packages are installed: jieba, nltk, rouge-chinese."""
-    pairs = [*zip(HYPOTHESES, REFERENCES, strict=True), ("你好，世界", "你好世界。"), ("a", "a b"), ("zz", "a")]
+    pairs = [*PAIRS, ("你好，世界", "你好世界。"), ("a", "a b"), ("zz", "a")]
     find = "import jieba, nltk, rouge_chinese"
     if subprocess.run([sys.executable, "-W", "ignore", "-c", find], capture_output=True).returncode:
         pytest.skip("jieba, nltk or rouge-chinese is not installed")
@@ -183,7 +163,6 @@ def test_an_interval_of_which_only_some_resamples_are_zero():
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("a\nb", "a b"),
         ("a\r\nb", "a b"),
         ("a\n\nb", "a  b"),
         ("\n Hallo \t\n", "Hallo"),

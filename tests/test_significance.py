@@ -4,7 +4,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import sacrebleu.significance
@@ -18,18 +17,16 @@ from orchestrator.specs.benchmark_spec import METRICS
 WORDS = "ein eine der die das mann frau kind hund steht läuft sitzt auf in vor dem haus wasser rot blau".split()
 
 
-def corpus(n_segments: int = 37, seed: int = 1) -> list[str]:
-    words = random.Random(seed)
+def corpus(n_segments=37):
+    words = random.Random(1)
     return [" ".join(words.choices(WORDS, k=words.randint(3, 12))) + "." for _ in range(n_segments)]
 
 
-def system(references: list[str], errors: float, seed: int) -> list[str]:
+def system(references, errors, seed):
     """The references with a share of their words changed."""
     words = random.Random(seed)
-    return [
-        " ".join(words.choice(WORDS) if words.random() < errors else word for word in line.split())
-        for line in references
-    ]
+    lines = [[words.choice(WORDS) if words.random() < errors else each for each in line.split()] for line in references]
+    return list(map(" ".join, lines))
 
 
 def compared(references, *systems, metrics=METRICS, names=None, **numbers):
@@ -37,7 +34,7 @@ def compared(references, *systems, metrics=METRICS, names=None, **numbers):
     return paired_tests(names or list("ABCDEF"[: len(systems)]), stats, **numbers)
 
 
-def command_line(folder: Path, kind: str, n: int, references, *systems):
+def command_line(folder, kind, n, references, *systems):
     """`sacrebleu ref -i a b ... --paired-KIND`: (metric, system) -> (score, p), the baseline's p being None."""
     for name, lines in zip(["ref", *"ABCDEF"], [references, *systems], strict=False):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -79,7 +76,6 @@ def test_the_tests_are_those_of_the_command_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n_segments", [1, 33, 1001])
 def test_every_digit_is_that_of_sacrebleus_paired_test(n_segments):
-    """Also where the trials are drawn in several parts."""
     references = corpus(n_segments)
     one, other = system(references, 0.3, 5), system(references, 0.3, 6)
     for name in METRICS if n_segments < 1001 else ["bleu"]:
@@ -103,8 +99,6 @@ def test_a_clear_difference_is_shown_in_the_direction_that_the_metric_has():
     for test in compared(REFERENCES, C, REFERENCES, names=["bad", "good"], n_bootstrap=200, n_randomizations=1000):
         assert (test.better, test.difference > 0) == ("good", test.metric != "ter")
         assert test.p_holm < ALPHA
-    for test in compared(REFERENCES, REFERENCES, C, names=["good", "bad"], n_bootstrap=200, n_randomizations=1000):
-        assert test.better == "good"
 
 
 def test_one_segment_has_no_interval_and_no_detectable_difference():

@@ -28,19 +28,16 @@ def shown(capsys):
 
 @pytest.fixture
 def on_terminal(capsys, monkeypatch):
-    def call():
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        monkeypatch.setenv("COLUMNS", "80")
-        monkeypatch.setenv("TERM", "xterm")
-
-    return call
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    return lambda: monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
 
 
-def score(metric: str, value: float, signature: str = "v:2.6", ci95=None) -> Score:
+def score(metric, value, signature="v:2.6", ci95=None):
     return Score(metric=metric, score=value, ci95=ci95, signature=f"{metric}|{signature}", n_segments=100)
 
 
-def summary(of: str, *scores: Score, **changes: object) -> BenchmarkSummary:
+def summary(of, *scores, **changes):
     fields = {"testset": "toy", "split": "test", "status": "complete", "n_segments": 100, "llamafactory_bleu4": 31.41}
     return BenchmarkSummary(id=of, of=of, scores=list(scores), mean_sentence_bleu=7.26, **{**fields, **changes})
 
@@ -77,7 +74,6 @@ def test_incomplete_answers_and_issues_stand_under_a_score(shown):
 
 
 def test_a_run_is_a_line_and_on_a_terminal_no_wider_than_that(shown, on_terminal, tmp_path):
-    """Columns that are empty are left out."""
     place = new_workspace(tmp_path)
     new_run(place, "toy-20261124-101500")
     heading, line = shown(run_table(read_rows(place)[0])).splitlines()
