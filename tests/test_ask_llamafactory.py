@@ -122,7 +122,7 @@ def test_a_problem_is_a_finding_at_the_place_that_the_spec_has_it(found, expecte
 @pytest.mark.parametrize(
     ("record", "fatal", "sample", "severity", "expected"),
     [
-        (7, True, {}, "error", "LLaMA-Factory cannot train on X: record 7: no\\x1b (and 1 more)"),
+        (7, True, {"from": "hf_hub"}, "error", "LLaMA-Factory cannot train on X: record 7: no\\x1b (and 1 more)"),
         (1, False, {}, "warning", "2 of the first 100 records of X are left out: record 1: no\\x1b (and 1 more)"),
         (None, True, {"from": "hf_hub", "read": 0}, "note", "X was not read, since the network is not used here: no"),
     ],

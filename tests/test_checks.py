@@ -64,6 +64,8 @@ def test_test_sentences_that_are_trained_on_are_counted(name, check):
     assert (found.severity, found.field) == ("warning", "benchmark.0.testset")
     assert "2 of the 100 sentences of captions_en_de test stand in toy too" in found.message
     assert check(content, **sections, train={"stage": "pt", "max_samples": 1}) == []
+    sections["info"]["num_samples"] = 1  # drawn at random: any of them
+    assert check(content, **sections, train={"stage": "pt", "max_samples": 1}) == [found]
 
 
 def test_sentences_of_the_training_split_are_counted_where_they_are_tested(check):

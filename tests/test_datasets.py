@@ -153,7 +153,8 @@ def test_only_a_newline_ends_a_line_and_blank_sides_are_left_out(source, target,
     [
         (b"a\nb\n", b"A\n\xfcber\n", 2, r"toy/train\.de, line 2: not UTF-8 text \("),
         (b"a\nb\nc\n", b"A\nB\n", 2, r"train\.en has 3 lines, .*train\.de has 2"),
-        (b"a\n\n", b"A\n\n", 3, r"splits\.train\.pairs: expected 3 pairs, found 1 \(and 1 with a blank"),
+        (b"a\n\n", b"A\n\n", 2, r"splits\.train\.pairs: expected 2 pairs, found 1 \(and 1 with a blank"),
+        (b"a\nb\n", b"A\nB\n", 1, r"expected 1 pairs, found 2"),
     ],
 )
 def test_texts_that_are_not_what_the_entry_says_are_reported_with_their_place(source, target, pairs, expected, toy):

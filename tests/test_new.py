@@ -55,18 +55,17 @@ def test_a_new_spec_of_each_kind_is_right_and_explains_itself(kind, place, insta
     assert "#   orchestrator launch runs/x.yaml\n" in head and "--set train.num_train_epochs=1" in head
 
 
-@pytest.mark.parametrize(
-    ("model", "template", "thinking"),
-    [("Qwen/Qwen2.5-7B-Instruct", "qwen", None), ("Qwen/Qwen3-8B", "qwen3", False), ("nobody/nothing", None, None)],
-)
-def test_the_template_is_that_of_the_model(model, template, thinking, place, installation, arguments):
-    text, spec = written(place, installation, arguments, model=model)
-    assert spec.model is not None
-    assert (spec.model.name_or_path, spec.model.template, spec.model.enable_thinking) == (model, template, thinking)
-    assert f"LLaMA-Factory lists {'no model' if template is None else model.rpartition('/')[2]}" in text
+def test_the_template_is_that_of_the_model(place, installation, arguments):
+    for model, template, thinking in (
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen", None),
+        ("Qwen/Qwen3-8B", "qwen3", False),
+        ("nobody/nothing", None, None),
+    ):
+        text, spec = written(place, installation, arguments, model=model)
+        assert (spec.model.name_or_path, spec.model.template, spec.model.enable_thinking) == (model, template, thinking)
+        assert f"LLaMA-Factory lists {'no model' if template is None else model.rpartition('/')[2]}" in text
     text, spec = written(place, None, None)  # the machine where it is written need not be the one where it runs
-    assert spec.model is not None and spec.model.template is None
-    assert "# template: NAME" in text and "LLaMA-Factory was not found" in text
+    assert spec.model.template is None and "# template: NAME" in text and "LLaMA-Factory was not found" in text
 
 
 def test_a_name_is_one_of_a_file_and_quoted_where_yaml_would_take_it_for_something_else(place: Workspace) -> None:

@@ -35,7 +35,7 @@ def read(name, folder):
 
 def test_a_subset_is_described():
     assert describe_subset(100, 100, 7) == "all 100"
-    assert describe_subset(10, 100, None) == "the first 10 of 100"
+    assert describe_subset(99, 100, None) == "the first 99 of 100"
     assert describe_subset(10, 100, 0) == "drawn with seed 0: 10 of 100"
 
 

@@ -110,18 +110,15 @@ def test_problems_stand_in_the_order_of_the_file_each_with_its_line_and_what_to_
     assert flat(read.report([((), "wrong")])) == [f"{read.path} has 1 error:", f"{read.path}:1:1: spec: wrong"]
 
 
-@pytest.mark.parametrize(
-    ("text", "column", "carets"),
-    [
+def test_what_stands_at_the_column_is_underlined():
+    for text, column, carets in (
         ("  lora_rank: 8", 2, "  ^^^^^^^^^"),
         ("a: {b: 1, 'c d': 2}", 10, "          ^^^^^"),
         ('"x: \\" y": 1', 0, "^^^^^^^^^"),
         ("- [a, b]", 2, "  ^"),
-    ],
-)
-def test_what_stands_at_the_column_is_underlined(text, column, carets):
-    assert excerpt(["other", text], 1, column) == ["   |", f" 2 | {text}", f"   | {carets}"]
-    assert excerpt(["other", text], 2, 0) == excerpt(["other", text], 1, len(text) + 1) == []
+    ):
+        assert excerpt(["other", text], 1, column) == ["   |", f" 2 | {text}", f"   | {carets}"]
+        assert excerpt(["other", text], 2, 0) == excerpt(["other", text], 1, len(text) + 1) == []
     assert excerpt(["x" * 201], 0, 0) == [], "a long line is not shown"
 
 
