@@ -3,12 +3,13 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 import zlib
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai_stub as stub
 import pytest
@@ -22,7 +23,6 @@ from orchestrator.errors import PrerequisiteError, SpecError, StageError
 from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.benchmark_spec import BenchmarkSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-secret-of-the-test"
 SENTENCES = [("A dog runs.", "Ein Hund läuft."), ("Two men talk.", "Zwei Männer reden."), ("It rains.", "Es regnet.")]
 INSTRUCTION = "Translate the following English sentence into German."
@@ -78,7 +78,6 @@ def sources_of(bodies):
 
 
 CUDA = stub.raw(b"CUDA out of memory", 500)
-FLAGGED = stub.json_reply({"error": "Your input was flagged"}, 403)
 
 
 def fails_at(server, sentence, fault=CUDA):
@@ -89,9 +88,8 @@ def fails_at(server, sentence, fault=CUDA):
 
 def test_a_perfect_translation_scores_100_and_all_files_are_there(server, tmp_path):
     result = run(server, tmp_path / "b")
-    assert {score.metric: round(score.score, 6) for score in result.scores} == {
-        "bleu": 100, "chrf": 100, "chrf++": 100, "ter": 0,
-    }  # fmt: skip
+    scores = {score.metric: round(score.score, 6) for score in result.scores}
+    assert scores == {"bleu": 100, "chrf": 100, "chrf++": 100, "ter": 0}
     assert result.mean_sentence_bleu.score == pytest.approx(100)
     assert (result.status, result.n_requested, result.n_segments, result.failed) == ("complete", 3, 3, 0)
     assert (result.prompt_tokens, result.completion_tokens, result.warnings) == (30, 15, [])
@@ -187,13 +185,10 @@ def reply(finish_reason, completion_tokens=None, reasoning_tokens=0):
 
 def test_an_answer_was_cut_off_where_the_server_says_so_and_llamafactorys_engine_by_its_tokens(server, tmp_path):
     cases = [
-        (UNKNOWN, reply("length", 3), 3),
-        (UNKNOWN, reply(None), None),
-        (UNKNOWN, reply(None, 16), 3),
-        (UNKNOWN, reply(None, 20, reasoning_tokens=10), 0),
-        (WHO, reply("length", 3), 0),
+        (UNKNOWN, reply("length", 3), 3), (UNKNOWN, reply(None), None), (UNKNOWN, reply(None, 16), 3),
+        (UNKNOWN, reply(None, 20, reasoning_tokens=10), 0), (WHO, reply("length", 3), 0),
         (WHO, reply("length", 16), 3),
-    ]
+    ]  # fmt: skip
     for number, (identity, answer, cut_off) in enumerate(cases):
         server.replies = lambda source, attempt, answer=answer: answer
         options = {"max_tokens": 16, "metrics": ["ter"], "fresh": True}
@@ -258,7 +253,7 @@ def test_a_warning_of_several_models_outlasts_an_attempt_that_fails(server, tmp_
 
 def test_a_sentence_that_is_refused_alone_leaves_the_others_their_score(server, tmp_path):
     """A repeat does not get past it; a part is scored all the same."""
-    fails_at(server, "It rains.", FLAGGED)
+    fails_at(server, "It rains.", stub.json_reply({"error": "Your input was flagged"}, 403))
     for _ in range(2):
         with pytest.raises(StageError, match=r"sentence 3: HTTP 403: .*flagged"):
             run(server, tmp_path)
@@ -302,32 +297,9 @@ def translated(source):
     return source.upper() if zlib.crc32(source.encode()) % 3 else source.upper().replace("DOG", "CAT")
 
 
-def comparable(result):
-    """All but what depends on the clock, and on where answers came from."""
-    return result.model_dump(exclude={"speed", "n_resumed", "n_cache_hits"})
-
-
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_evaluate as t
-
-server = t.stub.StubServer()
-server.port = int(sys.argv[2])
-t.run(server, Path(sys.argv[3]), t.many(int(sys.argv[4])), concurrency=8)
-"""
-
-
-def start_child(server, folder, n):
-    argv = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(server.port), str(folder), str(n)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
 def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(server, tmp_path):
     """But one, by which a server of others is known again."""
-    n = 100 if KILLS < 10 else 1000
+    n = 60 if KILLS < 10 else 1000
     server.replies = lambda source, attempt: stub.completion(translated(source))
     unbroken = run(server, tmp_path / "unbroken", many(n), concurrency=8)
     folder, chance = tmp_path / "killed", random.Random(7)
@@ -342,12 +314,14 @@ def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(serve
     for _ in range(KILLS):
         before = len(server.bodies)
         saved = {line["source"] for line in lines_of(folder)}
-        child = start_child(server, folder, n)
-        while len(server.bodies) == before and child.poll() is None:
+        own = SimpleNamespace(base_url=server.base_url), folder, many(n)
+        child = get_context("spawn").Process(target=run, args=own, kwargs={"concurrency": 8})
+        child.start()
+        while len(server.bodies) == before and child.is_alive():
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.006 * n / KILLS))  # so that the last kill still finds something to do
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.kill()
+        child.join()
         journal = folder / "hypotheses.jsonl"
         if chance.random() < 0.5:  # a power cut tears the last line
             journal.write_bytes(journal.read_bytes()[: -chance.randrange(1, 40)])
@@ -355,7 +329,8 @@ def test_kills_change_nothing_and_no_answer_on_the_disk_is_requested_again(serve
         assert len(saved & set(sources_of(server.bodies[before:]))) <= 1
     assert killed_at_work > KILLS / 2
     result = run(server, folder, many(n), concurrency=8)
-    assert comparable(result) == comparable(unbroken) and result.n_resumed > 0
+    where = {"speed", "n_resumed", "n_cache_hits"}
+    assert result.model_dump(exclude=where) == unbroken.model_dump(exclude=where) and result.n_resumed > 0
 
 
 def test_scores_json_says_what_was_requested_and_no_secret(server, tmp_path):

@@ -15,6 +15,7 @@ from orchestrator.processes.interruptible import run_interruptible
 from orchestrator.serving.endpoint import Endpoint, connect, list_models
 
 KEY = "sk-secret-of-the-test"
+NUMBERS = [str(number) for number in range(200)]
 
 
 @pytest.fixture(autouse=True)
@@ -24,26 +25,13 @@ def no_waits(monkeypatch):
 
 def ask(server, sentences, *, concurrency=4, timeout_s=20, on_result=None, base_url=None):
     """Results by index."""
-    results = {}
-
-    def keep(result):
-        assert result.index not in results, "one result for each prompt"
-        results[result.index] = result
-        if on_result:
-            on_result(result)
-
+    results = []
+    endpoint, fields = Endpoint(base_url or server.base_url, KEY, "the-model"), {"temperature": 0.0, "max_tokens": 77}
     prompts = [(index, [{"role": "user", "content": f"Translate.\n{text}"}]) for index, text in enumerate(sentences)]
-    run_interruptible(
-        translate(
-            Endpoint(base_url or server.base_url, KEY, "the-model"),
-            prompts,
-            {"temperature": 0.0, "max_tokens": 77},
-            concurrency=concurrency,
-            timeout_s=timeout_s,
-            on_result=keep,
-        )
-    )
-    assert sorted(results) == list(range(len(sentences)))
+    how = {"concurrency": concurrency, "timeout_s": timeout_s, "on_result": on_result or results.append}
+    run_interruptible(translate(endpoint, prompts, fields, **how))
+    results.sort(key=lambda result: result.index)
+    assert [result.index for result in results] == list(range(len(sentences))), "one result for each prompt"
     return results
 
 
@@ -66,7 +54,7 @@ THOUGHTS = stub.json_reply({
 
 def test_each_prompt_gets_its_own_answer_with_counts_and_time(server):
     results = ask(server, [f"satz {number}" for number in range(50)], concurrency=8)
-    for index, answer in results.items():
+    for index, answer in enumerate(results):
         assert (answer.hypothesis, answer.finish_reason, answer.model) == (f"SATZ {index}", "stop", "stub")
         assert (answer.prompt_tokens, answer.completion_tokens, answer.attempts) == (10, 5, 1)
         assert answer.latency_s > 0
@@ -84,15 +72,9 @@ def test_a_request_says_what_is_requested_and_no_more(server, monkeypatch):
 
 def test_what_is_no_answer_costs_one_more_attempt_where_it_passes(server):
     faults = [
-        stub.raw(b"Internal Server Error", 500),
-        stub.json_reply({"error": "slow down"}, 429, Retry_After="0"),
-        stub.raw(b"", 408),
-        stub.cut_connection,
-        stub.cut_body,
-        stub.no_http,
-        stub.raw(b'{"choices": [{"mess'),
-        stub.raw(b"\xff\xfe"),
-        stub.raw(b"garbage", Content_Encoding="gzip"),
+        stub.raw(b"Internal Server Error", 500), stub.json_reply({"error": "slow down"}, 429, Retry_After="0"),
+        stub.raw(b"", 408), stub.cut_connection, stub.cut_body, stub.no_http, stub.raw(b'{"choices": [{"mess'),
+        stub.raw(b"\xff\xfe"), stub.raw(b"garbage", Content_Encoding="gzip"),
         choice(message="hello"),
         choice(message={"content": None}),
         choice(message={"content": ""}, finish_reason="content_filter"),
@@ -100,10 +82,10 @@ def test_what_is_no_answer_costs_one_more_attempt_where_it_passes(server):
         choice(message={"content": "x"}, error={"code": 502}),
         stub.json_reply({"error": {"message": "overloaded"}}),
         stub.completion("half an emoji: \ud83d"),
-    ]
+    ]  # fmt: skip
     server.replies = lambda source, attempt: faults[int(source)] if attempt == 1 else stub.completion("A")
-    for number, answer in ask(server, [str(number) for number in range(len(faults))], concurrency=1).items():
-        assert (number, answer.hypothesis, answer.attempts) == (number, "A", 2)
+    for answer in ask(server, NUMBERS[: len(faults)], concurrency=1):
+        assert (answer.index, answer.hypothesis, answer.attempts) == (answer.index, "A", 2)
 
 
 FAULTS = [
@@ -159,7 +141,7 @@ def test_the_server_says_how_long_to_wait_within_bounds(server, monkeypatch, hea
 def test_a_server_that_answers_nothing_and_refuses_all_is_an_error_with_its_remedy(server, reply, remedy):
     server.replies = lambda *_: reply
     with pytest.raises(PrerequisiteError) as error:
-        ask(server, [str(number) for number in range(200)])
+        ask(server, NUMBERS)
     assert server.base_url in error.value.message and remedy in error.value.remedy
     assert KEY not in error.value.message
     assert len(server.bodies) <= FAILED_IN_A_ROW + 4
@@ -175,17 +157,17 @@ def test_a_server_that_sends_no_answer_in_time_is_waited_for_no_longer(server):
 
 def test_a_server_that_is_gone_is_given_up_on(server, free_port):
     results = ask(server, ["a"] * 100, concurrency=2, base_url=f"http://127.0.0.1:{free_port}/v1")
-    tried = [result for result in results.values() if result.error.startswith("no connection: Cannot connect")]
+    tried = [result for result in results if result.error.startswith("no connection: Cannot connect")]
     assert SILENT_IN_A_ROW <= len(tried) <= SILENT_IN_A_ROW + 1, "what is under way may end"
     assert results[99].attempts == 0 and results[99].error.startswith("not requested: ")
 
 
 def test_a_server_that_fails_whatever_it_is_asked_is_given_up_on_and_an_answer_keeps_it_in_use(server):
     server.replies = lambda *_: stub.raw(b"CUDA error", 500)
-    results = ask(server, [str(number) for number in range(60)], concurrency=1)
-    assert sum(result.attempts > 0 for result in results.values()) == FAILED_IN_A_ROW
+    results = ask(server, NUMBERS[:60], concurrency=1)
+    assert sum(result.attempts > 0 for result in results) == FAILED_IN_A_ROW
     server.replies = lambda source, _: stub.cut_connection if int(source) % FAILED_IN_A_ROW else stub.completion("A")
-    assert all(result.attempts for result in ask(server, [str(n) for n in range(60)], concurrency=1).values())
+    assert all(result.attempts for result in ask(server, NUMBERS[:60], concurrency=1))
 
 
 def test_an_error_in_on_result_ends_all_and_is_raised_as_it_is(server):
@@ -193,7 +175,7 @@ def test_an_error_in_on_result_ends_all_and_is_raised_as_it_is(server):
         raise StageError("disk full")
 
     with pytest.raises(StageError, match="disk full"):
-        ask(server, [str(number) for number in range(100)], on_result=full)
+        ask(server, NUMBERS, on_result=full)
     assert len(server.bodies) < 50
 
 
@@ -203,8 +185,8 @@ def test_a_busy_server_is_sent_half_as_many_at_once(server):
         return stub.json_reply({}, 429) if server.under_way > 4 else stub.completion(source)
 
     server.replies = replies
-    results = ask(server, [str(number) for number in range(200)], concurrency=32)
-    assert all(isinstance(result, Hypothesis) for result in results.values())
+    results = ask(server, NUMBERS, concurrency=32)
+    assert all(isinstance(result, Hypothesis) for result in results)
     assert len(server.bodies) < 330, "few are turned away, once it is known how many it takes"
 
 

@@ -1,7 +1,6 @@
 """`vllm serve`: its flags, its prompt, and the commands with it."""
 
 import json
-import re
 import signal
 from dataclasses import replace
 
@@ -195,16 +194,13 @@ def test_a_death_while_loading_is_told_at_once_with_what_to_do(trained):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"differences": [["<s>trained", "<s>ren\x1bdered"]]}, r"<s>trained.*ren\\x1bdered"),
-        ({"vocabulary": 7}, "does not have"),
-    ],
+    ("change", "words"),
+    [({"differences": [["<s>a", "<s>b\x1b"]]}, r"<s>a.*<s>b\\x1b"), ({"vocabulary": 7}, "does not have")],
 )
-def test_a_prompt_that_cannot_be_had_is_refused(tmp_path, fake_cli, change, said):
+def test_a_prompt_that_cannot_be_had_is_refused(tmp_path, fake_cli, change, words):
     cli = fake_vllm.llamafactory(tmp_path / "bin", fake_cli, {**fake_vllm.PROMPT, **change})
     installation = Installation(cli, cli.parent / "python", None, None, {}, "3.11")
-    with pytest.raises(StageError, match=re.compile(said, re.DOTALL)):
+    with pytest.raises(StageError, match=f"(?s){words}"):
         chat_prompt({"model_name_or_path": "m", "template": "x"}, installation)
 
 
