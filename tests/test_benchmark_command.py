@@ -16,19 +16,15 @@ def folders(workshop):
 
 def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, server):
     """At a server of others: its weights are not known, so nothing comes from the cache."""
-
-    def slowly(source, attempt):
-        time.sleep(0.1)
-        return stub.completion(source.upper())
-
-    server.replies = slowly
+    well = server.replies
+    server.replies = lambda source, attempt: time.sleep(0.1) or well(source, attempt)
     words = ("benchmark", server.base_url, *CAPTIONS, "--concurrency", "2")
     command = workshop.start(*words)
     command.until(lambda: folders(workshop) and len(lines_of(folders(workshop)[0])) >= 5, "some answers")
     command.interrupt(signal.SIGKILL)
     command.finish()
     saved, asked = {line["source"] for line in lines_of(folders(workshop)[0])}, len(server.bodies)
-    server.replies = lambda source, attempt: stub.completion(source.upper())
+    server.replies = well
     done = workshop.run(*words)
     assert done.code == 0, done.err
     assert len(saved & set(sources_of(server.bodies[asked:]))) == 1, "one, by which the server is known again"
@@ -43,25 +39,20 @@ def test_after_kill_9_the_same_command_goes_on_with_what_is_missing(workshop, se
 
 
 def test_a_run_that_was_benchmarked_is_answered_from_the_cache_without_a_server(toy):
-    first = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9")
-    assert first.code == 0, first.err
-    calls = len(toy.calls("api"))
-    again = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--json")
-    assert (again.code, len(toy.calls("api"))) == (0, calls), again.err
-    [result] = again.json()
-    assert (result["n_cache_hits"], result["speed"], result["n_segments"]) == (9, None, 9)
-    fresh = toy.run("benchmark", "toy", *CAPTIONS, "--max-samples", "9", "--fresh", "--json")
-    assert fresh.json()[0]["n_cache_hits"] == 0
-    assert len(toy.calls("api")) == calls + 1
-    assert fresh.json()[0]["scores"] == result["scores"]
-    [base] = toy.run("benchmark", "toy@base", *CAPTIONS, "--max-samples", "9", "--json").json()
-    assert base["n_cache_hits"] == 0 and base["scores"] != result["scores"], "the fake answers in capitals"
+    words, found = (*CAPTIONS, "--max-samples", "9", "--json"), []
+    for target, servers in ((("toy",), 1), (("toy",), 0), (("toy", "--fresh"), 1), (("toy@base",), 1)):
+        before = len(toy.calls("api"))
+        found += toy.run("benchmark", *target, *words).json()
+        assert len(toy.calls("api")) == before + servers
+    first, again, fresh, base = found
+    assert (again["n_cache_hits"], again["speed"], again["n_segments"]) == (9, None, 9)
+    assert (fresh["n_cache_hits"], base["n_cache_hits"]) == (0, 0)
+    assert first["scores"] == again["scores"] == fresh["scores"] != base["scores"], "the fake answers in capitals"
 
 
 def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, server):
-    server.replies = lambda source, attempt: (
-        stub.json_reply({"detail": "too long"}, 400) if len(server.attempts) == 1 else stub.completion(source)
-    )
+    refused, well = stub.json_reply({"detail": "too long"}, 400), server.replies
+    server.replies = lambda *request: refused if len(server.attempts) == 1 else well(*request)
     words = ("benchmark", server.base_url, *CAPTIONS, "--max-samples", "6", "--concurrency", "1")
     done = workshop.run(*words)
     assert done.code == 4 and "1 of 6 sentences got no answer" in done.err
@@ -69,12 +60,12 @@ def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, s
     [folder] = folders(workshop)
     assert len(lines_of(folder)) == 6
     server.attempts.clear()
-    server.replies = lambda source, attempt: stub.json_reply({"detail": "too long"}, 400)
+    server.replies = lambda *_: refused
     part = workshop.run(*words, "--allow-incomplete")
     assert part.code == 0, part.err
     assert "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
     assert len(server.attempts) == 2, "the one that failed, and one by which the server is known again"
-    server.replies = lambda source, attempt: stub.completion(source)
+    server.replies = well
     [result] = workshop.run(*words, "--json").json()
     assert (result["status"], result["n_segments"], result["n_resumed"]) == ("complete", 6, 5)
     assert [item["status"] for item in workshop.record()["benchmarks"]] == ["complete"], "the part's line is replaced"
@@ -90,8 +81,6 @@ def test_a_pair_of_files_is_asked_as_the_run_was_trained(toy, tmp_path):
     assert (result["n_requested"], result["n_testset"]) == (2, 2)
     [line] = [line for line in done.err.splitlines() if " sentences in " in line and "latency" in line]
     assert line.endswith("2 requests at once"), "the huggingface engine: MAX_CONCURRENT, and one that waits"
-    newest = max(folders(toy), key=lambda folder: folder.stat().st_mtime)
-    assert [line["source"] for line in lines_of(newest)] == ["A dog runs.", "Two men talk."]
     strange = toy.run("benchmark", "models/tiny", *files, "--template", "smollm2")
     assert strange.code == 2 and "--instruction" in strange.err
 

@@ -89,9 +89,8 @@ def test_sorted_there_is_a_line_for_each_sentence(tmp_path):
 
 
 def test_two_never_share_a_journal(tmp_path):
-    with journal(tmp_path):
-        with pytest.raises(StageError, match="another process is at work"):
-            journal(tmp_path)
+    with journal(tmp_path), pytest.raises(StageError, match="another process is at work"):
+        journal(tmp_path)
     journal(tmp_path).__exit__()
 
 

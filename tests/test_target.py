@@ -52,15 +52,10 @@ def exported(folder, **changes):
 
 @pytest.mark.parametrize(
     ("word", "label"),
-    [
-        ("toy", "output"),
-        ("latest@output", "output"),
-        ("toy@checkpoint-20", "checkpoint-20"),
-        (f"runs/{ID}@checkpoint-100", "checkpoint-100"),
-        (f"runs/{ID}/output", "output"),
-        (f"runs/{ID}/output/checkpoint-20", "checkpoint-20"),
-    ],
-)
+    [("toy", "output"), ("latest@output", "output"), ("toy@checkpoint-20", "checkpoint-20"),
+     (f"runs/{ID}@checkpoint-100", "checkpoint-100"), (f"runs/{ID}/output", "output"),
+     (f"runs/{ID}/output/checkpoint-20", "checkpoint-20")],
+)  # fmt: skip
 def test_a_run_s_adapter_comes_with_its_base_model_template_and_system_text(word, label, run, workspace):
     target = resolve_target(word, workspace)
     assert (target.run, target.url, target.spec.name) == (run, None, "toy")
@@ -120,26 +115,20 @@ def test_an_address_is_a_server(workspace):
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [
-        ("tou@checkpoint-20", "; did you mean 'toy'?"),
-        ("toy-20261124-10150", f"; did you mean '{ID}'?"),
-        *((word, "") for word in ("models/tinny", "ftp://host", "@checkpoint-20", "", "a/" + "x" * 5000, "a\0b")),
-    ],
-)
-def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(word, hint, run, workspace):
-    with pytest.raises(SpecError) as error:
-        resolve_target(word, workspace)
-    assert str(error.value).startswith(f"{word!r} is none of these: a run, RUN@checkpoint-N, RUN@base, a folder")
-    assert str(error.value).endswith(hint or "without a train section")
+def test_anything_else_is_refused_with_the_kinds_there_are_and_a_suggestion(run, workspace):
+    hints = {"tou@checkpoint-20": "; did you mean 'toy'?", "toy-20261124-10150": f"; did you mean '{ID}'?"}
+    for word in (*hints, "models/tinny", "ftp://host", "@checkpoint-20", "", "a/" + "x" * 5000, "a\0b"):
+        with pytest.raises(SpecError) as error:
+            resolve_target(word, workspace)
+        assert str(error.value).startswith(f"{word!r} is none of these: a run, RUN@checkpoint-N, RUN@base, a folder")
+        assert str(error.value).endswith(hints.get(word, "without a train section"))
 
 
 def test_a_spec_is_its_model_unless_it_trains(workspace, tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("name: s\nmodel: {name_or_path: models/tiny, template: default}\nserve: {infer_backend: vllm}\n")
     target = resolve_target(str(path), workspace)
-    assert (target.name, target.run, target.spec.serve.infer_backend) == ("s", None, "vllm")
+    assert (target.name, target.spec.serve.infer_backend) == ("s", "vllm")
     assert target.checkpoint.model.name_or_path == str(workspace.root / "models" / "tiny")
     path.write_text("name: s\nserve: {url: 'http://127.0.0.1:1/v1'}\n")
     assert resolve_target(str(path), workspace).url == "http://127.0.0.1:1/v1"
@@ -173,7 +162,6 @@ def test_a_folder_is_a_model_an_export_with_its_template_or_an_adapter_of_a_name
     adapter = adapter_folder(workspace.root / "adapter")
     model = ModelSpec(name_or_path="OWNER/BASE", adapter_name_or_path=str(adapter))
     assert resolve_target("adapter", workspace).checkpoint == Checkpoint("adapter", model)
-    for note in ("{", '{"model": {"template": 3}}'):
-        (folder / EXPORT_NOTE).write_text(note)
-        with pytest.raises(SpecError, match=f"{EXPORT_NOTE} is damaged"):
-            resolve_target("merged", workspace)
+    (folder / EXPORT_NOTE).write_text('{"model": {"template": 3}}')
+    with pytest.raises(SpecError, match=f"{EXPORT_NOTE} is damaged"):
+        resolve_target("merged", workspace)
