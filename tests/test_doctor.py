@@ -57,19 +57,16 @@ def test_processes_of_runs_that_are_at_work_or_of_others_are_left_alone(toy):
 
     (toy.root.parent / "orchestrator").write_text("import subprocess; subprocess.run(['sleep', '600'])\n")
     benchmark = start(sys.executable, str(toy.root.parent / "orchestrator"), "benchmark", folder=str(run))
-    start("sleep", "600", folder="/elsewhere/runs/toy-20261124-101500")
-    start("sleep", "600", folder=None)
+    for folder in ("/elsewhere/runs/toy-20261124-101500", None):
+        start("sleep", "600", folder=folder)
     left = start("sleep", "600", folder=str(run))
     gone = start("sleep", "600", folder=str(toy.runs / "removed-20261124-101500"))
     try:
-        wait_for(
-            lambda: len(orphans(place)) == 2 and subprocess.run(["pgrep", "-P", str(benchmark.pid)]).returncode == 0,
-            "all of them",
-        )
+        wait_for(lambda: subprocess.run(["pgrep", "-P", str(benchmark.pid)]).returncode == 0, "the benchmark's server")
+        wait_for(lambda: len(orphans(place)) == 2, "both")
         found = {run: [process.pid for process in processes] for run, processes in orphans(place).items()}
         assert found == {"removed-20261124-101500": [gone.pid], run.name: [left.pid]}
-        record = json.loads((run / "record.json").read_text())
-        elsewhere = {**record, "host": "gpu-box", "status": "running", "ended_at": None}
+        elsewhere = {**toy.record(), "host": "gpu-box", "status": "running", "ended_at": None}
         (run / "record.json").write_text(json.dumps(elsewhere))
         assert list(orphans(place)) == ["removed-20261124-101500"]
         done = toy.run("doctor", "--clean", "--json")

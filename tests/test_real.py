@@ -85,11 +85,11 @@ def test_a_served_run_answers_curl_and_a_chat_by_the_openai_client(launched):
     command = workshop.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     (curl,) = command.out.splitlines()
-    environment = workshop.full_environment({"ORCHESTRATOR_API_KEY": "sk-test"})  # it is named, not printed
-    assert "sk-test" not in command.out
+    assert "sk-test" not in command.out  # the key's variable is named
     if shutil.which("curl"):
+        environment = workshop.full_environment({"ORCHESTRATOR_API_KEY": "sk-test"})
         answer = subprocess.run(["sh", "-c", curl], env=environment, capture_output=True, text=True, timeout=60)
-        assert json.loads(answer.stdout)["choices"][0]["message"]["content"], answer  # sampled: another each time
+        assert json.loads(answer.stdout)["choices"][0]["message"]["content"], answer
     source = workshop.root.parent / "input.txt"
     source.write_text("Hello!\nAnd now?\nexit\n")
     url = f"http://127.0.0.1:{port}/v1"
@@ -101,7 +101,6 @@ def test_a_served_run_answers_curl_and_a_chat_by_the_openai_client(launched):
     command.interrupt(signal.SIGINT)
     assert command.finish().code == 130
     assert_none_left(workshop)
-    assert shutil.which("curl") or pytest.skip("the curl line was not tried: there is no curl")
 
 
 @torchrun_works
@@ -134,17 +133,14 @@ def broken_off(place):
         process.kill()
     assert_none_left(broken)
     command = broken.start("resume", "toy")
-    command.until(lambda: _is_training_again(broken.record()), "the second training")
-    (trainer,) = command.until(lambda: _trainers(broken), "the trainer")
 
     def tell():
         wait_for(lambda: "step" in broken.run("show", "toy").out, "steps in what is shown")
         command.interrupt(signal.SIGINT)
         command.until(lambda: "stopping: the training saves a checkpoint first" in command.err, "the stop")
 
-    # Not by lines of the log: those of before the kill are in it too.
     command.until(lambda: _trained_on(broken), "steps of the second attempt")
-    told_to_stop([trainer], tell)
+    told_to_stop([each for each in broken.processes() if "train.yaml" in each.cmdline()], tell)
     stopped = command.finish()
     record, left_over = broken.record(), broken.left_over()
     (kept,) = [path for path in RunDir(broken.only_run()).checkpoints() if f"kept: {path.name}\n" in stopped.err]
@@ -155,18 +151,11 @@ def broken_off(place):
     return whole, broken, done
 
 
-def _trainers(workshop):
-    return [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
-
-
-def _is_training_again(record):
-    return record["status"] == "running" and len(record["attempts"]) == 2
-
-
 def _trained_on(workshop):
     """Whether the second attempt has logged two steps."""
+    attempts = workshop.record()["attempts"]
     log = (workshop.only_run() / "output" / "trainer_log.jsonl").read_bytes()
-    return log[workshop.record()["attempts"][-1]["log_start_bytes"] :].count(b"\n") >= 2
+    return len(attempts) == 2 and log[attempts[1]["log_start_bytes"] or len(log) :].count(b"\n") >= 2
 
 
 def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(broken_off):

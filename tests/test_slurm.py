@@ -158,8 +158,6 @@ def test_a_sweep_is_a_job_array_and_a_resume_submits_what_is_not_done(shop, slur
     wait_for(lambda: all(shop.record(run)["ended_at"] for run in runs), "the end of both")
     first, second = (shop.record(run) for run in runs)
     assert (first["status"], len(first["benchmarks"]), second["status"]) == ("done", 1, "failed")
-    assert [each["status"] for each in first["attempts"]] == ["done"]
-    assert second["job"]["id"].endswith("_1") and int(first["job"]["id"].partition("_")[0]) == int(jobs[0][0])
     again = shop.run("resume", "toy-sweep")
     assert again.code == 0, again.err
     wait_for(lambda: len(shop.record(runs[1])["attempts"]) == 2, "the second's second attempt")
