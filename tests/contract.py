@@ -44,7 +44,6 @@ MEASURED = re.compile(
     r"bytes|.*(_at|_s|_ms|_mib|_bytes|_j|ticks|in_flight)|pid|boot_id|cpu|platform|"
     r"prepare|train|benchmark|export|queue|client_cpu|server_idle|binds|concurrency"
 )
-KEPT = set("status name of testset split seed schema_version metric n_segments severity kind".split())
 
 
 @dataclass
@@ -93,16 +92,6 @@ def _unmeasured(value: Any, key: str = "") -> Any:
     named = key.endswith(("_at", "boot_id", "binds", "cpu"))
     measured = MEASURED.fullmatch(key) and (named or type(value) in (int, float))
     return f"<{key}>" if measured and value is not None else value
-
-
-def shape(value: Any, key: str = "") -> set[str]:
-    """Keys with the types of their values: `a.b[].c: int`."""
-    if isinstance(value, dict) and value:
-        return {line for name, inner in value.items() for line in shape(inner, f"{key}.{name}" if key else name)}
-    if isinstance(value, list) and value:
-        return {line for inner in value for line in shape(inner, f"{key}[]")}
-    kind = "null" if value is None else type(value).__name__
-    return {f"{key}: {kind} = {value!r}" if key.rpartition(".")[2] in KEPT else f"{key}: {kind}"}
 
 
 @dataclass
@@ -235,19 +224,14 @@ class Chapter:
         return {str(path.relative_to(self.top)) for path in found}
 
     def run_folder(self, folder: Path) -> None:
-        """What lies in a run's folder: files, keys of the records, rendered texts."""
+        """What lies in a run's folder: files, records, rendered texts."""
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
         parts = [("files", self.normalizer.text("\n".join(files)))]
         for name in files:
             text = (folder / name).read_text("utf-8", "replace")
-            if name in ("record.json", "curve.json", "group.json", "notes.json") or name.endswith("scores.json"):
-                lines = sorted(shape(json.loads(text))) if text.rstrip().endswith("}") else ["damaged"]
-            elif name.endswith((".yaml", "dataset_info.json", "command.txt")):
-                lines = text.splitlines()
-            else:
-                continue
-            parts.append((name, "\n".join(lines)))
-        text = "".join(f"=== {self.normalizer.text(name)}\n{self.normalizer.text(lines)}\n" for name, lines in parts)
+            if "output/" not in name and name.endswith((".json", ".yaml", "command.txt")):
+                parts.append((name, self.normalizer.output(text)))
+        text = "".join(f"=== {self.normalizer.text(name)}\n{lines}\n" for name, lines in parts)
         name = re.sub(r"\W+", "-", self.normalizer.text(str(folder.relative_to(self.top))))
         (self.out / f"folder-{name}.txt").write_text(text, encoding="utf-8")
 

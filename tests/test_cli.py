@@ -148,8 +148,7 @@ def test_a_reader_that_goes_away_is_no_traceback(launched):
 def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoint(workshop):
     spec = workshop.spec(train={"max_steps": 100_000})
     with workshop.on_terminal("launch", spec, FAKE_STEP_S="0.05", COLUMNS="140") as terminal:
-        terminal.until("3/100000")
-        wait_for(lambda: terminal.read() or "left=" in terminal.screen, "the bar")
+        wait_for(lambda: "3/100000" in terminal.read() and "left=" in terminal.screen, "the bar")
         assert re.search(r"train: .*/100000 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
         terminal.hang_up()
         terminal.popen.wait(60)
@@ -227,15 +226,11 @@ def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("orchestrator")] == []
 
 
-def test_a_server_that_fails_leaves_its_log_and_a_command_that_can_be_repeated(toy, tmp_path):
+def test_a_server_that_fails_leaves_its_log_and_what_a_repetition_needs(toy, tmp_path):
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
     assert done.code == 4 and OUT_OF_MEMORY in done.err
     log = Path(re.search(r"Last lines of (.*):", done.err)[1])
-    assert OUT_OF_MEMORY in log.read_text()
-    by_hand = re.search(r"by hand: (.*)", done.err)[1]
-    environment = toy.full_environment({"FAKE_API": "dies"})
-    again = subprocess.run(["sh", "-c", by_hand], cwd="/", env=environment, capture_output=True, text=True, timeout=60)
-    assert OUT_OF_MEMORY in again.stderr, again
+    assert OUT_OF_MEMORY in log.read_text() and (log.parent / "api.yaml").is_file()
 
 
 def test_a_server_that_dies_while_it_serves_is_an_error(toy):

@@ -63,17 +63,13 @@ def test_every_command_has_help_with_an_example_that_the_program_takes(name):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_s_examples_are_commands_that_the_program_takes(page):
+def test_a_page_s_examples_are_commands_that_the_program_takes_and_its_specs_are_right(page, tmp_path):
     for words in examples(page.read_text(encoding="utf-8")):
         assert words[0] in COMMANDS, f"orchestrator {shlex.join(words)}"
         try:
             parse(words)
         except UsageError as error:
             pytest.fail(f"orchestrator {shlex.join(words)}: {error.format_message()}")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_s_specs_are_right(page, tmp_path):
     for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         if (name := re.search(r"^name: (\S+)", text, re.M)) is not None:
             (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
@@ -85,16 +81,13 @@ def test_the_readme_s_spec_is_the_one_in_runs():
     assert (ROOT / "runs" / "captions.yaml").read_text(encoding="utf-8").endswith(block)
 
 
-def test_the_reference_is_current_and_has_every_variable():
+def test_the_reference_and_the_map_are_current_and_have_every_variable():
     text = PAGE.read_text(encoding="utf-8")
     assert text == reference(), "run: python -m tests.reference"
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator").rglob("*.py"))
     internal = {"ORCHESTRATOR_RUN", "ORCHESTRATOR_CHILD", "ORCHESTRATOR_FOLDERS"}
     variables = set(re.findall(r"\bORCHESTRATOR_[A-Z_]+\b", sources)) - internal
     assert {each for each in variables if f"| `{each}` |" not in text} == set()
-
-
-def test_the_map_of_the_house_has_every_module():
     assert HOUSE.read_text(encoding="utf-8") == house(), "run: python -m tests.reference"
 
 

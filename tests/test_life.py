@@ -64,7 +64,7 @@ def test_a_detached_launch_is_a_launch_that_goes_on_by_itself_and_can_be_followe
 
 def test_it_outlives_its_terminal_and_a_hang_up_and_stop_keeps_a_checkpoint(workshop):
     with workshop.on_terminal("launch", workshop.spec(**LONG), "--detach", FAKE_STEP_S="0.02") as terminal:
-        assert terminal.finish() == 0
+        assert terminal.popen.wait(60) == 0
     supervisor = psutil.Process(workshop.record()["pid"])
     assert os.getsid(supervisor.pid) == supervisor.pid and supervisor.terminal() is None
     assert Path(f"/proc/{supervisor.pid}/fd/0").readlink() == Path(os.devnull)

@@ -158,7 +158,7 @@ def _trained_on(workshop):
     return len(attempts) == 2 and log[attempts[1]["log_start_bytes"] or len(log) :].count(b"\n") >= 2
 
 
-def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(broken_off):
+def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit_and_is_benchmarked(broken_off):
     whole, broken, done = broken_off
     assert done["last"].code == 0, done["last"].err
     record = broken.record()
@@ -174,17 +174,12 @@ def test_a_run_that_was_killed_and_stopped_comes_to_the_same_end_to_the_bit(brok
     assert losses[0] == losses[1] and len(losses[0]) == 40
     weights = [(each.only_run() / "output" / "model.safetensors").read_bytes() for each in (whole, broken)]
     assert weights[0] == weights[1]
-
-
-def test_full_finetuning_goes_through_to_a_benchmark_of_the_whole_model(broken_off):
-    _, broken, _ = broken_off
     run = broken.only_run()
     assert model_problems(run / "output") == [] and len(translations(run)) == 6
-    name = broken.record()["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"]
-    assert name.startswith(f"{run.name}@output:")
+    assert record["environment"][f"api {OUTPUT}"]["API_MODEL_NAME"].startswith(f"{run.name}@output:")
 
 
-def test_a_real_training_that_is_stopped_leaves_a_whole_checkpoint(broken_off):
+def test_a_real_training_that_is_stopped_leaves_a_complete_checkpoint(broken_off):
     _, _, done = broken_off
     stopped, kept = done["stopped"], done["kept"]
     assert stopped.code == 130 and "Traceback" not in stopped.err

@@ -24,15 +24,15 @@ def group_of(workshop: Workshop) -> Path:
 def runs_of(workshop: Workshop) -> list[dict]:
     """The records of the group's runs, in its order."""
     points = json.loads((group_of(workshop) / "group.json").read_bytes())["points"]
-    return [json.loads((workshop.runs / point["run"] / "record.json").read_bytes()) for point in points]
+    return [workshop.record(workshop.runs / point["run"]) for point in points]
 
 
-def at_step(workshop: Workshop, number: int, step: int = 2) -> bool:
-    """Whether the training of one of the runs has come to a step."""
+def at_step_2(workshop: Workshop, number: int) -> bool:
+    """Whether the training of one of the runs has come to its second step."""
     if not list(workshop.runs.glob("*-sweep-*/group.json")):
         return False
     log = workshop.runs / runs_of(workshop)[number]["id"] / "output" / "trainer_log.jsonl"
-    return log.exists() and log.read_text("utf-8").count("\n") >= step
+    return log.exists() and log.read_text("utf-8").count("\n") >= 2
 
 
 def statuses(workshop: Workshop) -> list[str]:
@@ -42,9 +42,8 @@ def statuses(workshop: Workshop) -> list[str]:
 @pytest.fixture
 def sweeping(workshop):
     """A sweep of three long trainings in the foreground, the first at work."""
-    spec = workshop.spec(**LONG)
-    command = workshop.start("launch", spec, "--sweep", "train.lora_rank=4,8,16", FAKE_STEP_S="0.02")
-    command.until(lambda: at_step(workshop, 0), "step 2 of the first")
+    command = workshop.start("launch", workshop.spec(**LONG), "--sweep", "train.lora_rank=4,8,16", FAKE_STEP_S="0.02")
+    command.until(lambda: at_step_2(workshop, 0), "step 2 of the first")
     return workshop, command
 
 
@@ -107,7 +106,7 @@ def test_ctrl_c_keeps_a_checkpoint_begins_no_other_and_a_resume_continues(sweepi
 
 def test_a_resume_right_after_a_kill_waits_for_what_is_stopping_and_continues_it(workshop):
     command = workshop.start("launch", workshop.spec(**LONG), "--sweep", "seed=1,2", FAKE_STEP_S="0.02")
-    command.until(lambda: at_step(workshop, 0), "step 2 of the first")
+    command.until(lambda: at_step_2(workshop, 0), "step 2 of the first")
     (training,) = [each for each in workshop.processes() if "train.yaml" in each.cmdline()]
     training.suspend()  # it is asked to stop, and takes its time
     command.popen.kill()
@@ -129,7 +128,7 @@ def test_stopping_one_run_stops_no_other_and_one_that_waits_does_not_begin(sweep
     assert waiting.code == 0 and "had not begun" in waiting.err
     stopped = workshop.run("stop", first)
     assert stopped.code == 0 and f"{first} is stopped" in stopped.err, stopped.err
-    command.until(lambda: at_step(workshop, 2), "step 2 of the third")
+    command.until(lambda: at_step_2(workshop, 2), "step 2 of the third")
     assert statuses(workshop) == ["stopped", "stopped", "running"]
     assert f"{second} is left alone: stopped" in command.err
     assert workshop.run("stop", third).code == 0
@@ -143,7 +142,7 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
     assert done.code == 0, done.err
     group = group_of(workshop).name
     assert done.out == f"{group}\n" and f"orchestrator stop {group}" in done.err
-    wait_for(lambda: at_step(workshop, 0), "step 2 of the first")
+    wait_for(lambda: at_step_2(workshop, 0), "step 2 of the first")
     first, second = (each["id"] for each in runs_of(workshop))
     words = [("show", group), ("list", "--group", "toy-sweep", "--json"), ("resume", group, "--from", "checkpoint-1")]
     shown, listed, refused = workshop.run_together(words)
@@ -171,10 +170,10 @@ def test_each_device_takes_one_run_at_a_time_and_the_next_as_it_becomes_free(two
     command = workshop.start(
         "launch", workshop.spec(**LONG), "--sweep", "seed=1,2,3", "--per-device", FAKE_STEP_S="0.02"
     )
-    command.until(lambda: at_step(workshop, 0) and at_step(workshop, 1), "the first two at once")
+    command.until(lambda: at_step_2(workshop, 0) and at_step_2(workshop, 1), "the first two at once")
     assert statuses(workshop) == ["running", "running", "planned"]
     assert workshop.run("stop", runs_of(workshop)[1]["id"]).code == 0
-    command.until(lambda: at_step(workshop, 2), "the third")
+    command.until(lambda: at_step_2(workshop, 2), "the third")
     devices = [each["environment"]["train"]["CUDA_VISIBLE_DEVICES"] for each in runs_of(workshop)]
     assert devices == ["0", "1", "1"]
     third = runs_of(workshop)[2]

@@ -106,38 +106,13 @@ class Terminal:
     popen: "subprocess.Popen[bytes]"
     master: int
     screen: str = ""
-    seen: int = 0
 
-    def until(self, text: str) -> None:
-        """Read until a text appears behind what was waited for before."""
-
-        def come() -> bool:
-            ended = self.popen.poll() is not None
-            self.read()
-            assert text in self.screen[self.seen :] or not ended, f"it ended without {text!r}: {self.screen!r}"
-            return text in self.screen[self.seen :]
-
-        wait_for(come, f"{text!r} on the screen")
-        self.seen = self.screen.index(text, self.seen) + len(text)
-
-    def read(self) -> None:
-        while select.select([self.master], [], [], 0)[0]:
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:  # nobody has the other end any more
-                return
-            self.screen += data.decode("utf-8", "replace")
-
-    def finish(self) -> int:
-        """Read on until the command ends; its exit status."""
-
-        def ended() -> bool:
-            self.read()
-            return self.popen.poll() is not None
-
-        wait_for(ended, f"the end of the command; there is {self.screen!r}")
-        self.read()
-        return self.popen.returncode
+    def read(self) -> str:
+        """All that has appeared so far."""
+        with suppress(OSError):  # nobody has the other end any more
+            while select.select([self.master], [], [], 0)[0]:
+                self.screen += os.read(self.master, 65536).decode("utf-8", "replace")
+        return self.screen
 
     def hang_up(self) -> None:
         if self.master >= 0:
