@@ -15,6 +15,7 @@ from orchestrator.specs.render import Checkpoint
 from orchestrator.specs.spec import ModelSpec, ServeSpec
 from orchestrator.upstream.installation import AskError, Installation, find_installation
 from orchestrator.upstream.vllm import (
+    DEFAULTS,
     VARIABLE,
     ChatPrompt,
     argument_words,
@@ -22,7 +23,6 @@ from orchestrator.upstream.vllm import (
     find_vllm,
     parser_refusal,
     settings_of_environment,
-    with_defaults,
 )
 from tests import fake_vllm
 from tests.model_folders import adapter_folder
@@ -57,7 +57,7 @@ def trained(trained_once, tmp_path):
 def test_what_is_set_for_a_user_is_a_flag_of_each_release_that_was_read(release):
     names = {row["name"] for row in fake_vllm.table(release)}
     ours = {"host", "port", "served_model_name", "chat_template", "chat_template_content_format", "generation_config"}
-    assert ours | {"enable_lora", "max_loras", "max_lora_rank", "lora_modules", *with_defaults({})} <= names
+    assert ours | {"enable_lora", "max_loras", "max_lora_rank", "lora_modules", *DEFAULTS} <= names
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from orchestrator.runs.record_parts import Facts
 from orchestrator.specs.render import Checkpoint, api_arguments
 from orchestrator.specs.spec import ServeSpec, model_arguments
 from orchestrator.upstream.chat_templates import read_templates
-from orchestrator.upstream.vllm import find_vllm, settings_of_environment, with_defaults
+from orchestrator.upstream.vllm import DEFAULTS, find_vllm, settings_of_environment
 
 _PATHS = ("model_name_or_path", "adapter_name_or_path", "model_revision")
 _OURS = ("orchestrator", "sacrebleu", "python")  # they request and score; they do not answer
@@ -59,7 +59,7 @@ def identify(
         # LLaMA-Factory's part is the prompt alone, and the merging
         backend, versions = "vllm", {"llamafactory": versions.get("llamafactory", ""), **find_vllm().versions}
         own = {"merge": settings.merge, **settings_of_environment()}
-        arguments = {**model_arguments(model), **with_defaults(settings.extra_arguments()), **own}
+        arguments = {**model_arguments(model), **DEFAULTS, **settings.extra_arguments(), **own}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") if devices is None else devices
     return Identity(
         backend=backend,  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,6 @@ from orchestrator.benchmark.answers import Identity, identify
 from orchestrator.benchmark.evaluate import EvalOptions, EvalRequest, evaluate
 from orchestrator.benchmark.results import has_result, read_result
 from orchestrator.data.datasets import sample_pairs
-from orchestrator.data.testset import with_instruction
 from orchestrator.errors import OrchestratorError, PrerequisiteError, SpecError, StageError
 from orchestrator.files import expanded
 from orchestrator.models.hashes import file_sha256
@@ -139,12 +138,15 @@ class BenchmarkJob:
     def _build_request(self, checkpoint: Checkpoint, item: BenchmarkSpec) -> EvalRequest:
         plan, settings, text = self.plan, self.plan.spec.serve, self.plan.texts[item.testset, item.split]
         identity, server = Identity(), f"{settings.url} {settings.model_name or ''}".strip()
+        dataset = plan.datasets[item.testset]
+        if item.instruction is not None:
+            dataset = replace(dataset, entry=dataset.entry.model_copy(update={"instruction": item.instruction}))
         if settings.url is None:
             devices, server = serving_devices(settings, plan.spec), ""
             identity = identify(self.session, checkpoint, settings, plan.facts, devices)
         return EvalRequest(
             f"{self.run.id}@{checkpoint.label}",
-            with_instruction(plan.datasets[item.testset], item.instruction),
+            dataset,
             sample_pairs(text, item.max_samples, item.sample_seed),
             len(text.sources),
             item,

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,6 @@ def resolve_instruction(item: BenchmarkSpec, folders: Sequence[Path], trained_on
             return item.model_copy(update={"instruction": dataset.entry.instruction})
     what = f"the instruction for {item.testset} is not known: it was trained on no dataset of {pair}"
     raise SpecError(what, "give it: --instruction TEXT, or instruction: TEXT beside testset in a spec")
-
-
-def with_instruction(dataset: Dataset, instruction: str | None) -> Dataset:
-    """The dataset under another instruction; as it is for None."""
-    if instruction is None:
-        return dataset
-    return replace(dataset, entry=dataset.entry.model_copy(update={"instruction": instruction}))
 
 
 def describe_subset(n_requested: int, n_testset: int, sample_seed: int | None) -> str:

@@ -34,7 +34,7 @@ from orchestrator.specs.render import (
 from orchestrator.specs.spec import RunSpec
 from orchestrator.text import escape_controls
 from orchestrator.upstream.installation import SCRIPTS, AskError, Installation, ask
-from orchestrator.upstream.vllm import argument_words, find_vllm, parser_refusal, with_defaults
+from orchestrator.upstream.vllm import DEFAULTS, argument_words, find_vllm, parser_refusal
 
 log = logging.getLogger("orchestrator")
 
@@ -147,7 +147,7 @@ def _question(session: Session, spec: RunSpec) -> _Question:
             commands["train"] = train_arguments(spec, start)
         if spec.serve.url is None and (spec.benchmark or spec.serve.extra_arguments() or spec.train is None):
             if spec.serve.backend == "vllm":
-                commands["vllm"] = with_defaults(spec.serve.extra_arguments())
+                commands["vllm"] = {**DEFAULTS, **spec.serve.extra_arguments()}
             else:
                 commands["api"] = api_arguments(start, spec.serve)
         if spec.export.extra_arguments():

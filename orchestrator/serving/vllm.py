@@ -12,7 +12,7 @@ from orchestrator.errors import PrerequisiteError, SpecError
 from orchestrator.serving.server import ServePlan, Serving
 from orchestrator.specs.render import Checkpoint
 from orchestrator.upstream.installation import Installation
-from orchestrator.upstream.vllm import ChatPrompt, argument_words, settings_of_environment, with_defaults
+from orchestrator.upstream.vllm import DEFAULTS, ChatPrompt, argument_words, settings_of_environment
 
 # What --max-lora-rank may be: config/lora.py of vLLM 0.33, possible_max_ranks of older ones.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,7 +38,7 @@ def vllm_plan(
     folders = {names[name]: Path(adapter) for name, adapter in adapters.items() if adapter is not None}
     quiet = {"disable_uvicorn_access_log": True}  # a line a sentence
     own = {"trust_remote_code": model.trust_remote_code or None, "revision": model.revision}
-    arguments = {**quiet, **with_defaults(serving.settings.extra_arguments()), **own}
+    arguments = {**quiet, **DEFAULTS, **serving.settings.extra_arguments(), **own}
     if folders:
         if lost := [name for name, value in model.arguments.items() if value]:
             raise SpecError(f"vLLM knows nothing of {', '.join(lost)}, which makes another model", _MERGE)

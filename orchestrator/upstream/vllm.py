@@ -16,8 +16,8 @@ VARIABLE = "ORCHESTRATOR_VLLM"
 _DISTRIBUTIONS = ("vllm", "torch", "transformers", "tokenizers", "flashinfer-python", "numpy")
 _REMEDY = f"python3 -m venv DIR && DIR/bin/pip install vllm, then {VARIABLE}=DIR: an environment of its own"
 
-# Always given: they change answers or speed, and vLLM's own defaults differ by release.
-_DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
+# Always given, unless a spec has others: they change answers or speed, and vLLM's own defaults differ by release.
+DEFAULTS: dict[str, Any] = {"dtype": "auto", "seed": 0, "enable_prefix_caching": True}
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ def settings_of_environment() -> dict[str, str]:
     """Variables of vLLM's own that are set here and change how it computes (VLLM_BATCH_INVARIANT); keys left out."""
     variables = sorted(os.environ.items())
     return {name: value for name, value in variables if name.startswith("VLLM_") and not is_secret(name, value)}
-
-
-def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the command line that decide answers, without the model: a spec's over ours."""
-    return {**_DEFAULTS, **given}
 
 
 def argument_words(arguments: Mapping[str, Any]) -> list[str]:
