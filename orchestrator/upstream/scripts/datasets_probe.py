@@ -41,8 +41,6 @@ def probe(
 
 
 class _Probe:
-    """What all datasets of a training share."""
-
     def __init__(self, model_args: Any, data_args: Any, training_args: Any, stage: str) -> None:
         self.warnings: list[str] = []  # LLaMA-Factory's, of the record in work
         handler = logging.Handler(logging.WARNING)

@@ -14,7 +14,6 @@ def folder(name: str) -> Any:
 
 
 def cuda_of_torch() -> Any:
-    """The version of CUDA that torch was built for."""
     try:
         with open(folder("torch") + "/version.py", encoding="utf-8") as file:  # noqa: PTH123
             assigned = [line.partition("=")[2].strip() for line in file if line.startswith("cuda")]

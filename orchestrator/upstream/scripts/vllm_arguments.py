@@ -1,7 +1,4 @@
-"""The words of `vllm serve` on stdin; on stdout what its own parser says to them, "" where it takes them.
-
-Runs in vLLM's Python. Written against 0.11 to 0.33, which moved both modules.
-"""
+"""What the parser of vLLM 0.11 to 0.33 says to the words of `vllm serve` on stdin: "" where it takes them."""
 
 import contextlib
 import importlib
