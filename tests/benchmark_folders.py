@@ -25,12 +25,6 @@ REFERENCES = [
 SOURCES = [f"source {'word ' * (len(line) % 9)}{number}" for number, line in enumerate(REFERENCES)]
 
 
-def workspace(root: Path) -> Workspace:
-    for name in ("runs", "dataset_info"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    return Workspace(root)
-
-
 def add_benchmark(
     place: Workspace,
     hypotheses: list[str],

@@ -88,7 +88,7 @@ class _Server(ThreadingHTTPServer):
     stub: StubServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that went away: what the tests are about
+        """Nothing of a client that went away: what the tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -57,13 +57,10 @@ def test_a_sentence_that_fails_leaves_no_score_unless_a_part_will_do(workshop, s
     done = workshop.run(*words)
     assert done.code == 4 and "1 of 6 sentences got no answer" in done.err
     assert "BLEU" not in done.out
-    [folder] = folders(workshop)
-    assert len(lines_of(folder)) == 6
     server.attempts.clear()
     server.replies = lambda *_: refused
     part = workshop.run(*words, "--allow-incomplete")
-    assert part.code == 0, part.err
-    assert "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
+    assert part.code == 0 and "5 of 6 sentences were answered" in part.out and "BLEU" in part.out
     assert len(server.attempts) == 2, "the one that failed, and one by which the server is known again"
     server.replies = well
     [result] = workshop.run(*words, "--json").json()

@@ -6,8 +6,9 @@ from orchestrator.benchmark.results import read_result
 from orchestrator.benchmark.run import add_comet
 from orchestrator.errors import PrerequisiteError, StageError
 from orchestrator.upstream.comet import find_comet
-from tests.benchmark_folders import REFERENCES, add_benchmark, workspace
+from tests.benchmark_folders import REFERENCES, add_benchmark
 from tests.fake_comet import VERSION, install
+from tests.runs_on_disk import new_workspace
 
 MODEL = "Unbabel/wmt22-comet-da"
 HALF = [f"{line.split()[0]} ..." for line in REFERENCES]
@@ -16,7 +17,7 @@ HALF = [f"{line.split()[0]} ..." for line in REFERENCES]
 @pytest.fixture
 def score(tmp_path, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_COMET", str(install(tmp_path / "it's a venv")))
-    folder = add_benchmark(workspace(tmp_path / "it's; echo"), [*REFERENCES[:20], *HALF[20:]])
+    folder = add_benchmark(new_workspace(tmp_path / "it's; echo"), [*REFERENCES[:20], *HALF[20:]])
 
     def add(model=MODEL):
         add_comet(folder, model, tmp_path, None)

@@ -10,9 +10,10 @@ from orchestrator.benchmark import compare as compare_module
 from orchestrator.benchmark.compare import Comparison, compare, verdict
 from orchestrator.benchmark.results import find_benchmarks
 from orchestrator.errors import PrerequisiteError, SpecError
+from orchestrator.runs.rundir import Workspace
 from orchestrator.scoring.significance import PairedTest
 from orchestrator.views.terminal import comparison_text
-from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark, workspace
+from tests.benchmark_folders import REFERENCES, SOURCES, add_benchmark
 from tests.workshop import new_workshop
 
 GOOD = [line.replace("Ein ", "Der ") for line in REFERENCES]
@@ -22,13 +23,12 @@ BAD[8] = ""
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(workspace, monkeypatch):
     monkeypatch.setattr(compare_module, "N_BOOTSTRAP", 100)
     monkeypatch.setattr(compare_module, "N_RANDOMIZATIONS", 500)
-    made = workspace(tmp_path)
-    add_benchmark(made, BAD, of="base")
-    add_benchmark(made, GOOD)
-    return made
+    add_benchmark(workspace, BAD, of="base")
+    add_benchmark(workspace, GOOD)
+    return workspace
 
 
 def compared(place, *words, **options):
@@ -140,7 +140,7 @@ def test_text_of_strangers_is_neither_markup_nor_obeyed(place):
 def test_the_command_prints_one_json_document(tmp_path):
     shop = new_workshop(tmp_path, None)
     for of, lines in (("base", BAD), ("output", GOOD)):
-        add_benchmark(workspace(shop.root), lines, of=of)
+        add_benchmark(Workspace(shop.root), lines, of=of)
     options = ("--testset", "toy:test", "--json", "--metric", "bleu", "--examples", "1")
     done = shop.run("compare", "demo@base", "demo", *options)
     assert (done.code, done.err) == (0, "")

@@ -19,7 +19,6 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.record import RunRecord, now
 from orchestrator.serving.endpoint import Endpoint
 from orchestrator.specs.spec import RunSpec, ServeSpec
-from tests.benchmark_folders import workspace
 from tests.checkpoint_folders import checkpoint, trainer_state
 from tests.model_folders import model_folder
 from tests.workshop import CAPTIONS
@@ -45,12 +44,11 @@ def write_dataset(folder):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, server):
+def place(tmp_path, workspace, monkeypatch, server):
     """A run that trained four checkpoints, and the stub in the place of their servers."""
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
-    folder = workspace(tmp_path / "w")
-    known, model = write_dataset(folder.dataset_info), model_folder(folder.root / "models" / "tiny")
-    run, at = folder.new_run("toy", now()), now()
+    known, model = write_dataset(workspace.dataset_info), model_folder(workspace.root / "models" / "tiny")
+    run, at = workspace.new_run("toy", now()), now()
     for step in range(1, 5):
         weights = checkpoint(run, step) / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + bytes([step]))
@@ -80,7 +78,7 @@ def place(tmp_path, monkeypatch, server):
         return stub.completion(known[source] if zlib.crc32(source.encode()) % 100 < share else source.upper())
 
     def choose(how=None, **options):
-        session = Session.open(folder.root)
+        session = Session.open(workspace.root)
         return select_checkpoint(session, run, spec, how or SelectionOptions(), ServeSpec(), EvalOptions(**options))
 
     monkeypatch.setattr(BenchmarkJob, "servers", servers)

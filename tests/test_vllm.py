@@ -114,12 +114,12 @@ def test_the_rank_is_the_next_that_vllm_knows(tmp_path, config, rank):
     assert adapter_rank(tmp_path) == rank
 
 
-@pytest.mark.parametrize("config", [{"r": 600}, {"r": 8, "use_dora": True}, {"r": 8, "modules_to_save": ["lm_head"]}])
-def test_an_adapter_that_vllm_refuses_is_refused_with_the_way_out(tmp_path, config):
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(SpecError) as error:
-        adapter_rank(tmp_path)
-    assert "--merge" in error.value.remedy
+def test_an_adapter_that_vllm_refuses_is_refused_with_the_way_out(tmp_path):
+    for config in ({"r": 600}, {"r": 8, "use_dora": True}, {"r": 8, "modules_to_save": ["lm_head"]}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        with pytest.raises(SpecError) as error:
+            adapter_rank(tmp_path)
+        assert "--merge" in error.value.remedy
 
 
 def test_one_server_holds_a_model_and_its_adapters(tmp_path):
