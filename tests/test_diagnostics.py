@@ -19,10 +19,6 @@ def look(hypothesis, source=SOURCE, reference=REFERENCE, *, languages=("en", "de
     return {name for name, flagged in found.items() if flagged and flagged.count}
 
 
-def counts(found):
-    return {name: flagged and flagged.count for name, flagged in found.items()}
-
-
 @pytest.mark.parametrize(
     ("hypothesis", "issues"),
     [
@@ -74,22 +70,22 @@ def test_the_same_script_is_told_apart_by_what_a_large_enough_test_set_looks_lik
 
 
 @pytest.mark.parametrize(
-    "hypothesis",
-    [f"Here is the translation: {GOOD}", f"Sure! {GOOD}", f"**German translation:** {GOOD}",
-     f"Hier ist die Übersetzung: {GOOD}", f"{GOOD} (Anmerkung: wörtlich)", "I'm sorry, but I can't do that.",
-     "以下是翻译：一个男人", f"Translate this into German. {SOURCE} {GOOD}"],
+    ("issue", "texts"),
+    [
+        ("chatter", [
+            "Here is the translation: {}", "Sure! {}", "**German translation:** {}", "Hier ist die Übersetzung: {}",
+            "{} (Anmerkung: wörtlich)", "I'm sorry, but I can't do that.", "以下是翻译：一个男人",
+            "Translate this into German. A man {}",
+        ]),
+        ("control_text", [
+            "so it is ...</think>\n\n{}", "<think>\n\n</think>{}", "{}</s>", "{}<|eot_id|>", "[/INST] {}",
+            "{}<｜end▁of▁sentence｜>", "{}<end_of_turn>",
+        ]),
+    ],
 )  # fmt: skip
-def test_words_around_the_translation_are_chatter(hypothesis):
-    assert "chatter" in look(hypothesis, instruction="Translate this into German.")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["so it is ...</think>\n\n{}", "<think>\n\n</think>{}", "{}</s>", "{}<|eot_id|>", "{}<|im_end|>", "[/INST] {}",
-     "{}<｜end▁of▁sentence｜>", "{}<end_of_turn>"],
-)  # fmt: skip
-def test_reasoning_and_marks_of_a_chat_template_are_control_text(text):
-    assert "control_text" in look(text.format(GOOD))
+def test_words_around_the_translation_and_marks_of_a_chat_template_are_issues(issue, texts):
+    found = [look(text.format(GOOD), instruction="Translate this into German.") for text in texts]
+    assert [text for text, issues in zip(texts, found, strict=True) if issue not in issues] == []
 
 
 def test_a_hypothesis_of_unknown_end_among_known_ones_is_not_cut_off():
@@ -113,6 +109,6 @@ def test_many_indices_are_counted_and_the_first_listed():
 def test_any_text_is_looked_at_and_a_reference_has_no_issue(rows, language, instruction):
     sources, references, hypotheses, cut_off = ([row[column] for row in rows] for column in range(4))
     found = diagnose(sources, references, hypotheses, cut_off, "en", language, instruction=instruction)
-    assert all(number is None or 0 <= number <= len(rows) for number in counts(found).values())
-    of_references = counts(diagnose(sources, references, references, [False] * len(rows), "en", "de"))
-    assert {name for name, number in of_references.items() if number} <= {"empty"}
+    assert all(flagged is None or 0 <= flagged.count <= len(rows) for flagged in found.values())
+    of_references = diagnose(sources, references, references, [False] * len(rows), "en", "de")
+    assert {name for name, flagged in of_references.items() if flagged and flagged.count} <= {"empty"}

@@ -22,6 +22,7 @@ WHO = Identity(
     device="cpu",
 )  # fmt: skip
 SENT = {"temperature": 0.0, "max_tokens": 256}
+DOG, CAT = ([{"role": "user", "content": text}] for text in ("A dog.", "A cat."))
 FAILED = FailedSegment(index=1, error="HTTP 500", attempts=4)
 
 
@@ -31,10 +32,6 @@ def answer(index, text="Ja.", **fields):
 
 def journal(folder):
     return Journal(folder, SOURCES, REFERENCES)
-
-
-def prompt(text):
-    return [{"role": "user", "content": text}]
 
 
 def lines(folder):
@@ -99,7 +96,7 @@ def cache(tmp_path, monkeypatch):
     """A cache with one answer."""
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path))
     made = AnswerCache(WHO, SENT)
-    made.add(prompt("A dog."), answer(0))
+    made.add(DOG, answer(0))
     return made
 
 
@@ -108,9 +105,8 @@ def found(messages, who=WHO, sent=SENT):
 
 
 def test_the_cache_gives_what_was_put_in_under_another_index(cache):
-    assert found(prompt("A dog.")) == [answer(5, cached=True)]
-    assert found(prompt("A cat.")) == []
-    assert found([{"role": "system", "content": "Be brief."}, *prompt("A dog.")]) == []
+    assert found(DOG) == [answer(5, cached=True)]
+    assert found(CAT) == found([{"role": "system", "content": "Be brief."}, *DOG]) == []
     assert "A dog." not in cache.path.read_text("utf-8")
 
 
@@ -121,17 +117,16 @@ def test_whatever_decides_an_answer_decides_where_it_is_found(cache):
         {"device": "gpu"}, {"arguments": {**WHO.arguments, "template": "llama3"}},
         {"arguments": {**WHO.arguments, "default_system": "Be brief."}},
     ]  # fmt: skip
-    assert [found(prompt("A dog."), replace(WHO, **change)) for change in changes] == [[]] * len(changes)
+    assert [found(DOG, replace(WHO, **change)) for change in changes] == [[]] * len(changes)
     other = [{**SENT, "max_tokens": 128}, {**SENT, "top_p": 1.0}, {**SENT, "temperature": 0.5}]
-    assert [found(prompt("A dog."), sent=sent) for sent in other] == [[]] * len(other)
+    assert [found(DOG, sent=sent) for sent in other] == [[]] * len(other)
 
 
 def test_a_torn_line_of_the_cache_costs_that_answer_alone(cache):
     with cache.path.open("ab") as file:
         file.write(b'\xff\n{"key": "' + b"0" * 64 + b'", "hypo')
-    cache.add(prompt("A cat."), answer(0, "Katze"))
-    there = [each.hypothesis for text in ("A dog.", "A cat.") for each in found(prompt(text))]
-    assert there == ["Ja.", "Katze"]
+    cache.add(CAT, answer(0, "Katze"))
+    assert [each.hypothesis for each in (*found(DOG), *found(CAT))] == ["Ja.", "Katze"]
 
 
 @pytest.fixture
@@ -160,6 +155,5 @@ def test_cpu_or_gpu_counts_and_not_which_gpu(served, monkeypatch):
 
 
 def test_the_chat_templates_text_counts_under_one_name(served):
-    qwen, llama = served().chat_template_sha256, served(template="llama3").chat_template_sha256
-    assert qwen and qwen != llama
-    assert served(template=None).chat_template_sha256 is None, "the tokenizer's own is a part of the model's hash"
+    qwen, llama, none = (served(template=name).chat_template_sha256 for name in ("qwen", "llama3", None))
+    assert (bool(qwen), qwen != llama, none) == (True, True, None), "the tokenizer's own is in the model's hash"
