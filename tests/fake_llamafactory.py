@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -87,15 +88,11 @@ def train(arguments: dict) -> None:
         columns = info[name]["columns"].values()
         seed += sum(len(json.loads(row)[column]) for row in rows for column in columns)
     if mode == "hangs":
-        print("Loading checkpoint shards:   0%|          | 0/2\rLoading checkpoint shards:  50%|     | 1/2", flush=True)
         signal.pause()
     if mode == "dies":
-        for number in range(40):
-            print(f"a line of the log, number {number}", flush=True)
-        print(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m", file=sys.stderr)
-        sys.exit(1)
+        print(*(f"a line of the log, number {number}" for number in range(40)), sep="\n", flush=True)
+        sys.exit(f"\x1b[31m{OUT_OF_MEMORY}\x1b[0m")
     if mode == "silent":
-        print("nothing to do")
         return
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
@@ -159,8 +156,8 @@ def _resume_from(arguments: dict, output: Path) -> Path | None:
 
 def _state(losses: list, total: int) -> dict:
     history = [{"loss": loss, "step": step} for step, loss in enumerate(losses, start=1)]
-    counted = {"num_input_tokens_seen": 100 * len(losses)}
-    return {"global_step": len(losses), "max_steps": total, "log_history": history, **counted}
+    tokens = {"num_input_tokens_seen": 100 * len(losses)}
+    return {"global_step": len(losses), "max_steps": total, "log_history": history, **tokens}
 
 
 def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: int, *, torn: bool = False) -> None:
@@ -180,12 +177,10 @@ def _checkpoint(output: Path, arguments: dict, seed: int, losses: list, total: i
 def _append(log, line: str, torn_s: float = 0) -> None:
     """Write a line, for some seconds only the first half of it."""
     half = len(line) // 2
-    log.write(line[:half])
-    if torn_s:
+    for part in (line[:half], line[half:] + "\n"):
+        log.write(part)
         log.flush()
-        time.sleep(torn_s)
-    log.write(line[half:] + "\n")
-    log.flush()
+        time.sleep(torn_s if part == line[:half] else 0)
 
 
 def _save(folder: Path, arguments: dict, seed: int, losses: list) -> None:
@@ -193,11 +188,8 @@ def _save(folder: Path, arguments: dict, seed: int, losses: list) -> None:
     from tests.model_folders import adapter_folder, model_folder  # not in a server, which starts in no time
 
     kind = {"lora": adapter_folder, "full": model_folder}[arguments["finetuning_type"]]
-    shutil.rmtree(folder / "weights", ignore_errors=True)  # of one that was killed
-    made = kind(folder / "weights")
-    for path in made.iterdir():
-        path.rename(folder / path.name)
-    made.rmdir()
+    with tempfile.TemporaryDirectory() as parent:
+        shutil.copytree(kind(Path(parent, "made")), folder, dirs_exist_ok=True)
     weights = next(folder.glob("*.safetensors"))
     content = weights.read_bytes()
     seed += zlib.crc32(json.dumps(losses).encode())

@@ -143,21 +143,19 @@ class Imported:
     """LLaMA-Factory's Python, with LLaMA-Factory imported."""
 
     def __init__(self, python: Path, folder: Path) -> None:
-        self._python, self._folder = python, folder
-        self._server: Server | None = None
         self._variables = {
             "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
             "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+        with (folder / "import.log").open("wb") as log:
+            self._server = Server(python, "llamafactory", self._variables, log)
+        self.end = self._server.end
 
     def run(
         self, code: str, *arguments: str | Path, cwd: Path, input: str = "", **environment: str
     ) -> "subprocess.CompletedProcess[str]":
         """What `python -c code arguments` gives with these variables beside those that all share."""
         argv, env = ["-c", *map(str, arguments)], {**os.environ, **self._variables, **environment}
-        if self._server is None:
-            with (self._folder / "import.log").open("wb") as log:
-                self._server = Server(self._python, "llamafactory", self._variables, log)
         return self._server.run(code, argv, cwd, env, input, 600)
 
     def script(self, script: Path, *, cwd: Path, input: str = "", **environment: str) -> Any:
@@ -171,10 +169,6 @@ class Imported:
     def cli(self, *words: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
         """What `llamafactory-cli words` gives."""
         return self.run(LLAMAFACTORY, *words, cwd=cwd, **environment)
-
-    def end(self) -> None:
-        if self._server is not None:
-            self._server.end()
 
 
 def _import(what: str) -> None:

@@ -5,7 +5,6 @@ There is no slurmdbd, so no sacct: squeue and scontrol know of a job that ended 
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -113,10 +112,8 @@ def _configure(folder: Path) -> None:
     ports = _free_ports(len(NODES) + 1)
     for name in NODES:
         (folder / name).mkdir()
-    nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 State=UNKNOWN"
-        for name, port in zip(NODES, ports[1:], strict=True)
-    )
+    node = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN"
+    nodes = "\n".join(f"NodeName={name} Port={port} {node}" for name, port in zip(NODES, ports[1:], strict=True))
     text = CONFIGURATION.format(folder=folder, host=host, ctld_port=ports[0], nodes=nodes)
     (folder / "slurm.conf").write_text(text)
 
@@ -137,14 +134,9 @@ def _stop(started: Cluster) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while started.ask("squeue", "-h").strip() and time.monotonic() < deadline:
             time.sleep(0.2)
-    for name in reversed(started.daemons):
-        popen = started.daemons[name]
-        popen.send_signal(signal.SIGTERM)
-        try:
-            popen.wait(10)
-        except subprocess.TimeoutExpired:
-            popen.kill()
-            popen.wait()
+    for popen in reversed(started.daemons.values()):
+        popen.terminate()
+        popen.wait(DEADLINE_S)
 
 
 def _until(condition, what: str, started: Cluster) -> None:

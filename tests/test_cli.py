@@ -45,9 +45,8 @@ def test_errors_are_shown_all_at_once_before_anything_starts(workshop):
     )
     results = workshop.run_together([("launch", f"runs/{name}.yaml") for name in ERRORS])
     for (code, fragments), done in zip(ERRORS.values(), results, strict=True):
-        assert done.code == code and "Traceback" not in done.err, done.err
+        assert (done.code, done.out) == (code, "") and done.err.startswith("error: "), done.err
         assert [fragment for fragment in fragments if fragment not in done.err] == [], done.err
-        assert done.err.startswith("error: ") and done.out == ""
     assert workshop.run_folders() == [] and workshop.calls("train") == []
 
 
@@ -71,8 +70,7 @@ def test_a_wrong_command_line_is_exit_code_2(workshop):
         ("list", "--workspace", "models"): "no workspace: ",
     }
     for message, done in zip(cases.values(), workshop.run_together(cases), strict=True):
-        assert done.code == 2 and message in done.err and "Traceback" not in done.err, done
-        assert done.out == ""
+        assert (done.code, done.out) == (2, "") and message in done.err and "Traceback" not in done.err, done
 
 
 def test_outside_a_workspace_the_next_step_is_shown_and_another_folder_will_do(workshop, tmp_path):
@@ -103,10 +101,10 @@ def one_document(done):
 def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     past = toy.only_run()
     record = {**toy.record(past), "tags": [], "notes": [], "removed": False}
+    command = "llamafactory-cli train --do_train true --model_name_or_path m/m --output_dir x"
     words = [
         ("list",), ("show", "toy"), ("show", "runs/toy.yaml"), ("check", "runs/toy.yaml", "--fast"),
-        ("launch", "runs/toy.yaml", "--dry-run", "--set", "seed=42"),
-        ("import", "--dry-run", "llamafactory-cli train --do_train true --model_name_or_path m/m --output_dir x"),
+        ("launch", "runs/toy.yaml", "--dry-run", "--set", "seed=42"), ("import", "--dry-run", command),
     ]  # fmt: skip
     listed, run, spec, check, dry, imported = (
         one_document(done) for done in toy.run_together([(*each, "--json") for each in words])
@@ -117,7 +115,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(toy):
     words = [("benchmark", past.name, *QUICK, "--json"), ("rerun", past.name, "--no-benchmark", "--json")]
     (scores,), again = (one_document(done) for done in toy.run_together(words))
     assert (scores["status"], scores["n_segments"]) == ("complete", 3)
-    assert (again["rerun_of"], again["status"], again["training"]["steps"]) == (past.name, "done", 5)
+    assert (again["rerun_of"], again["status"]) == (past.name, "done")
     lost = {"name_or_path": "models/none", "template": "lama3"}  # without a model LLaMA-Factory can't be asked
     failed = toy.run("check", toy.spec(model=lost, dataset="captoins_en_de"), "--json")
     errors = [finding["field"] for finding in failed.json()["findings"] if finding["severity"] == "error"]
@@ -148,8 +146,8 @@ def test_a_reader_that_goes_away_is_no_traceback(launched):
 def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoint(workshop):
     spec = workshop.spec(train={"max_steps": 100_000})
     with workshop.on_terminal("launch", spec, FAKE_STEP_S="0.05", COLUMNS="140") as terminal:
-        wait_for(lambda: "3/100000" in terminal.read() and "left=" in terminal.screen, "the bar")
-        assert re.search(r"train: .*/100000 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left=", terminal.screen)
+        bar = r"train: .*/100000 \[.*steps.*loss=.*lr=.*tokens/s=150\.1.*left="
+        wait_for(lambda: re.search(bar, terminal.read()), "the bar")
         terminal.hang_up()
         terminal.popen.wait(60)
     assert workshop.record()["status"] == "stopped" and workshop.left_over() == []
@@ -183,8 +181,7 @@ def test_every_kind_of_target_serves_its_own_files_with_its_own_template(toy, tm
     # three of them at once have written into one record
     ours = sorted(each["of"] for each in toy.record(run)["benchmarks"])
     assert ours == ["base", "base", "checkpoint-5", "output", "output"]
-    others = [folder for folder in toy.run_folders() if folder != run]
-    assert [toy.record(folder)["status"] for folder in [run, *others]] == ["done"] * 3
+    assert [toy.record(folder)["status"] for folder in toy.run_folders()] == ["done"] * 3
 
 
 def test_a_runs_devices_are_those_of_its_benchmarks_and_its_server_too(workshop):
@@ -226,14 +223,10 @@ def test_serve_prints_a_line_that_works_as_printed_and_ends_with_ctrl_c(toy, tmp
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("orchestrator")] == []
 
 
-def test_a_server_that_fails_leaves_its_log_and_what_a_repetition_needs(toy, tmp_path):
+def test_a_server_that_fails_leaves_its_log_and_one_that_dies_while_it_serves_is_an_error(toy, tmp_path):
     done = toy.run("serve", "toy", "--port", str(free_port()), FAKE_API="dies", TMPDIR=str(tmp_path))
-    assert done.code == 4 and OUT_OF_MEMORY in done.err
-    log = Path(re.search(r"Last lines of (.*):", done.err)[1])
-    assert OUT_OF_MEMORY in log.read_text() and (log.parent / "api.yaml").is_file()
-
-
-def test_a_server_that_dies_while_it_serves_is_an_error(toy):
+    assert done.code == 4 and OUT_OF_MEMORY in done.err and "by hand: " in done.err
+    assert OUT_OF_MEMORY in Path(re.search(r"Last lines of (.*):", done.err)[1]).read_text()
     command = toy.start("serve", "toy", "--port", str(free_port()))
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     (server,) = toy.children(command)
@@ -325,7 +318,6 @@ def test_the_model_of_a_spec_that_trains_nothing_is_exported_and_served(toy, tmp
     (run,) = [path for path in toy.run_folders() if path.name.startswith("merge-")]
     record = toy.record(run)
     assert (record["status"], record["commands"]["export"][1:]) == ("done", ["export", "export.yaml"])
-    assert (run / "spec.yaml").is_file()
     assert toy.run("chat", spec).code == 0  # no stdin: it ends at once
     assert toy.calls("api")[-1]["arguments"]["max_new_tokens"] == 7
     refused = toy.run("launch", spec)

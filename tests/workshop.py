@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import pty
-import re
 import select
 import shutil
 import signal
@@ -28,6 +27,7 @@ from orchestrator.planning.session import Session
 from orchestrator.runs.trainer_log import TrainerLog
 from tests import imported_once
 from tests.model_folders import model_folder
+from tests.runs_on_disk import new_workspace
 
 MARK = "ORCHESTRATOR_TEST_MARK"
 DEADLINE_S = 60  # shorter than the grace of a training that is stopped
@@ -108,7 +108,7 @@ class Terminal:
     screen: str = ""
 
     def read(self) -> str:
-        """All that has appeared so far."""
+        """All that has appeared on it by now."""
         with suppress(OSError):  # nobody has the other end any more
             while select.select([self.master], [], [], 0)[0]:
                 self.screen += os.read(self.master, 65536).decode("utf-8", "replace")
@@ -161,10 +161,7 @@ class Workshop:
         self, *args: str | Path, cwd: Path | None = None, stdin: int | IO[bytes] | None = None, fresh: bool = False,
         **environment: str | None,
     ) -> Command:  # fmt: skip
-        """Start a command; `fresh`: by Python as a user does it, imports and all, as with the real LLaMA-Factory.
-
-        So is one with a variable that Python reads at its start, or sacrebleu as it is imported.
-        """
+        """Start a command; `fresh`: by Python itself, as where a variable is read as Python or sacrebleu starts."""
         words = tuple(map(str, args))
         logs = self.root.parent / "commands"
         logs.mkdir(exist_ok=True)
@@ -240,16 +237,6 @@ class Workshop:
         found = [process for process in self.processes() if process.pid != command.popen.pid]
         return [process for process in found if "orchestrator.processes.watch" not in process.cmdline()]
 
-    def ranks(self, run: Path) -> list[psutil.Process]:
-        """The processes that torchrun has train a run."""
-        found = []
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):
-                words = " ".join(process.cmdline())
-                if re.search(r"-u \S*launcher\.py train\.yaml", words) and process.cwd() == str(run):
-                    found.append(process)
-        return found
-
     def left_over(self) -> list[str]:
         return [" ".join(process.cmdline()) for process in self.processes()]
 
@@ -290,9 +277,7 @@ def new_workshop(
     parent: Path, cli: Path | None, environment: Mapping[str, str] | None = None, model: Path | None = None
 ) -> Workshop:
     """An empty workspace, with a space and quotes in its path, and with models/tiny: a copy of a model, or a toy."""
-    root = parent / 'it\'s my "work"'
-    for name in ("runs", "dataset_info"):
-        (root / name).mkdir(parents=True)
+    root = new_workspace(parent / 'it\'s my "work"').root
     if model is None:
         model_folder(root / "models" / "tiny")
     else:
@@ -310,11 +295,7 @@ def _start_afresh(
 
 
 def told_to_stop(processes: Iterable[psutil.Process], tell: Callable[[], Any]) -> None:
-    """Have processes that train told to stop, so that they save a checkpoint at the step they are at, or the next.
-
-    transformers waits 3 s from SIGTERM on, in a thread, and trains meanwhile: on a fast machine to the end. Here
-    they take no step but for the signal to be heard.
-    """
+    """Have trainings stop at the step they are at, or the next: transformers trains on for 3 s from SIGTERM on."""
     trainers = list(processes)
     for each in trainers:
         each.suspend()
