@@ -243,7 +243,7 @@ def test_a_rerun_is_the_same_run_under_a_new_id_and_needs_the_saved_spec_alone(t
     (again,) = [folder for folder in toy.run_folders() if folder != past]
     now = toy.record(again)
     assert (now["rerun_of"], now["drift"], now["status"]) == (past.name, [], "done")
-    assert now["verdict"].startswith("same: ")
+    assert now["verdict"].startswith("same: the first 5 logged losses are the same")
     translations = "benchmarks/output-captions_en_de-test/hypotheses.txt"
     for name in ("spec.yaml", "dataset_info.json", "data/captions_en_de.jsonl", translations):
         assert (again / name).read_bytes() == (past / name).read_bytes(), name

@@ -166,7 +166,7 @@ def test_each_device_takes_one_run_at_a_time_and_the_next_as_it_becomes_free(two
     workshop = two_gpus
     words = ("launch", workshop.spec(**LONG), "--sweep", "seed=1,2,3", "--per-device")
     command = workshop.start(*words, FAKE_STEP_S="0.02")
-    command.until(lambda: at_step(workshop, 0) and at_step(workshop, 1), "the first two at once")
+    command.until(lambda: at_step_2(workshop, 0) and at_step_2(workshop, 1), "the first two at once")
     assert statuses(workshop) == ["running", "running", "planned"]
     assert workshop.run("stop", runs_of(workshop)[1]["id"]).code == 0
     command.until(lambda: at_step_2(workshop, 2), "the third")
