@@ -4,7 +4,7 @@
 # make check   ruff and mypy
 # make kills   kill a benchmark at 50 random moments; it must end as if nothing had been
 # make bench   how close a benchmark comes to what a server can give, as ratios of one run (2 minutes)
-# make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end (half an hour)
+# make chaos   kill processes of runs at random, 200 times, and see whether each run comes to its end (16 minutes)
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
