@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.upstream.installation import SCRIPTS
 from tests.imported_once import Imported
@@ -20,58 +21,7 @@ TRAIN = {
     "model_name_or_path": "m", "template": "default", "dataset": "d", "do_train": True, "output_dir": "o",
     "use_cpu": True,
 }  # fmt: skip
-TWO = {"dataset": "d,e", "mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
-BEST = {"val_size": 0.1, "eval_strategy": "steps", "load_best_model_at_end": True}
-PREDICT = {"val_size": 2, "predict_with_generate": True}
-REPORTED = {"stage": "ppo", "reward_model": "r", "report_to": ["wandb", "mlflow"]}
-FSDP = {"fsdp": "full_shard", "fsdp_config": {"min_num_params": 1, "fsdp_transformer_layer_cls_to_wrap": "A"}}
-NO_VLLM = {"infer_backend": "huggingface"}
-
-# What breaks a rule, what mends it, and the words of LLaMA-Factory, transformers or another library by their beginning:
-# of each of their classes some, and each of those where our stand-ins for the launch matter.
-CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("train", {"image_max_pixels": 10, "image_min_pixels": 11}, {"image_min_pixels": 10}, "`image_max_pixels` cannot"),
-    ("train", {"eval_dataset": "e", "val_size": 5}, {"val_size": 0.0}, "Cannot specify `val_size` if `eval"),
-    ("train", {**TWO, "dataset": "d"}, {"dataset": ["d", "e"]}, "The length of dataset and"),
-    ("train", {"streaming": True, "max_steps": 1, "val_size": 0.1}, {"val_size": 100}, "Streaming mode"),
-    ("train", {"save_steps": 1.5}, {"save_strategy": "epoch"}, "--save_steps must"),
-    ("train", {**BEST, "eval_steps": 3, "save_steps": 10}, {"save_steps": 9},
-     "--load_best_model_at_end requires the saving steps to be a round"),
-    ("train", {"fp16": True, "bf16": True}, {"fp16": False}, "At most one of fp16 and bf16 can be True, but"),
-    ("train", {"dataloader_prefetch_factor": 2}, {"dataloader_num_workers": 1}, "--dataloader_prefetch_factor"),
-    ("train", {"fsdp": "offload"}, {"fsdp": ""}, "`--fsdp offload`"),
-    ("train", FSDP, {"fsdp_config": {"transformer_layer_cls_to_wrap": ["A"]}}, "`min_num_params` and"),
-    ("train", {"stage": "ppo"}, {"reward_model": "r"}, "`reward_model` is"),
-    ("train", {"use_dora": True, "finetuning_type": "freeze"}, {"finetuning_type": "lora"}, "`use_dora` is"),
-    ("train", REPORTED, {"report_to": ["wandb", "tensorboard"]}, "PPO only accepts"),
-    ("train", {"do_eval": True}, {"val_size": 0.1}, "Please make sure eval"),
-    ("train", {"adapter_name_or_path": "a", "finetuning_type": "full"}, {"finetuning_type": "lora"}, "Adapter is only"),
-    ("api", {"infer_backend": "vllm", "stage": "rm"}, NO_VLLM, "vLLM engine only"),
-    ("api", {"infer_backend": "vllm", "adapter_name_or_path": "a,b"}, NO_VLLM, "vLLM only accepts"),
-    ("train", {"lora_dropout": 1.5}, {"lora_dropout": 1.0}, "dropout probability has to be between 0 and 1"),
-    ("train", {"learning_rate": -1e-4}, {"learning_rate": 0.0}, "Invalid learning rate: -0.0001"),
-    ("train", {"adam_beta1": 1.0}, {"adam_beta1": 0.0}, "Invalid beta parameter at index 0: 1.0"),
-    ("train", {"per_device_train_batch_size": 0}, {"per_device_train_batch_size": 1}, "batch_size should be a"),
-    ("train", {"per_device_eval_batch_size": 0, "val_size": 2, "do_eval": True}, {"per_device_eval_batch_size": 1},
-     "batch_size should be a positive"),
-    ("train", {"dataloader_persistent_workers": True}, {"dataloader_num_workers": 1}, "persistent_workers option"),
-    ("train", {"preprocessing_num_workers": 0}, {"preprocessing_num_workers": 1}, "num_proc must be an integer > 0."),
-    ("train", {"val_size": 1.0}, {"val_size": 1}, "test_size=1.0 should be either positive and smaller"),
-    ("train", {**PREDICT, "temperature": 2}, {"temperature": 2.0}, "`temperature` (=2) has to be a strictly positive"),
-    ("api", {"temperature": -1.0}, {"temperature": 0}, "`temperature` (=-1.0) has to be a strictly positive float"),
-    ("api", {"top_p": -0.5}, {"top_p": 0.0}, "`top_p` has to be a float > 0 and < 1, but is -0.5"),
-    ("api", {"repetition_penalty": 2}, {"repetition_penalty": 2.0}, "`penalty` has to be a strictly positive float"),
-]  # fmt: skip
-# Values that are off, or that nobody looks at there.
-TAKEN: list[tuple[str, dict[str, Any]]] = [
-    ("train", {"lora_rank": 0, "lora_dropout": 2.0, "finetuning_type": "full"}),
-    ("train", {"lora_dropout": -0.1, "weight_decay": -0.1, "lora_alpha": 0, "max_grad_norm": -1.0, "val_size": -1}),
-    ("train", {"max_steps": 1, "num_train_epochs": 0, "per_device_eval_batch_size": 0, "temperature": 0, "top_k": -1}),
-    ("train", {"optim": "adafactor", "learning_rate": -1.0, "adam_beta1": 1.5, "adam_epsilon": -1.0}),
-    ("train", {**PREDICT, "temperature": 0, "top_p": -1.0, "top_k": -1, "do_sample": False}),
-    ("api", {"lora_rank": 0, "cutoff_len": 0, "temperature": 0, "top_p": -0.5, "top_k": -1, "max_new_tokens": 0}),
-    ("api", {"temperature": -1.0, "top_p": 1.5, "do_sample": False}),
-]
+CASES = yaml.safe_load((Path(__file__).parent / "data" / "refused_arguments.yaml").read_text("utf-8"))
 
 
 def problems(llamafactory: Imported, folder: Path, points: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -89,10 +39,11 @@ def base(command: str) -> dict[str, Any]:
 
 
 def test_what_breaks_a_rule_is_refused_by_its_arguments_and_what_mends_it_is_not(llamafactory, tmp_path):
-    asked = [(command, {**base(command), **given}, "", set()) for command, given in TAKEN]
-    for command, breaks, mends, words in CASES:
+    asked = [(command, {**base(command), **given}, "", set()) for command, given in CASES["taken"]]
+    for command, breaks, mends, words in CASES["refused"]:
         broken = {**base(command), **breaks}
-        asked += [(command, broken, words, {*breaks}), (command, {**broken, **mends}, "", set())]
+        mended = {key: value for key, value in {**broken, **mends}.items() if value is not None}
+        asked += [(command, broken, words, {*breaks}), (command, mended, "", set())]
     found = problems(llamafactory, tmp_path, [{command: given} for command, given, _, _ in asked])
     wrong = []
     for (command, given, words, names), mine in zip(asked, found, strict=True):
@@ -135,6 +86,8 @@ def test_deepspeed_is_judged_as_it_would_be_launched(given, torchrun, arguments,
     ("given", "package"),
     [
         ({"enable_liger_kernel": True}, "liger_kernel"),
+        ({"use_unsloth": True}, "unsloth"),
+        ({"use_swanlab": True}, "swanlab"),
         ({"use_adam_mini": True}, "adam_mini"),
         ({"mixture_of_depths": "load"}, "MoD"),
         ({"report_to": "wandb"}, "wandb"),
