@@ -36,7 +36,6 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def run(workspace: Workspace) -> RunDir:
-    """The empty folder of a run."""
     folder = workspace.runs / "toy-20261124-101500"
     folder.mkdir()
     return RunDir(folder)
@@ -73,7 +72,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory, fake_cli: Path) -> tuple[
 
 @pytest.fixture
 def toy(launched: tuple[Workshop, Done], tmp_path: Path) -> Iterator[Workshop]:
-    """A workspace of one's own with the finished run."""
     made = launched[0].copy(tmp_path)
     yield made
     made.kill_all()
@@ -119,7 +117,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Callable[[], Workshop]]:
-    """Makes workspaces with the tiny model and the llamafactory-cli beside our Python."""
     made: list[Workshop] = []
 
     def make() -> Workshop:

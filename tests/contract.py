@@ -74,7 +74,6 @@ class Normalizer:
         return text
 
     def output(self, text: str) -> str:
-        """Of a command: one JSON document is written with a value a line."""
         with suppress(ValueError):
             if text[:1] in "[{":
                 text = json.dumps(_unmeasured(json.loads(text)), indent=1, ensure_ascii=False)
@@ -224,7 +223,6 @@ class Chapter:
         return {str(path.relative_to(self.top)) for path in found}
 
     def run_folder(self, folder: Path) -> None:
-        """What lies in a run's folder: files, records, rendered texts."""
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
         parts = [("files", self.normalizer.text("\n".join(files)))]
         for name in files:

@@ -47,7 +47,6 @@ def first_lines(python: str | Path = sys.executable) -> str:
 
 
 def install(folder: Path) -> Path:
-    """An executable llamafactory-cli in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     cli, python = folder / "llamafactory-cli", folder / "python"
     python.write_text(f"""#!/bin/sh

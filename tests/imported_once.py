@@ -130,7 +130,6 @@ def nursery() -> Server:
 
 
 def start(words: Sequence[str], cwd: Path, env: Mapping[str, str], streams: Sequence[int]) -> Forked:
-    """Fork `orchestrator WORDS`."""
     return nursery().start(ORCHESTRATOR, [PROGRAM, *words], cwd, env, streams)
 
 
@@ -140,8 +139,6 @@ def run(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
 
 
 class Imported:
-    """LLaMA-Factory's Python, with LLaMA-Factory imported."""
-
     def __init__(self, python: Path, folder: Path) -> None:
         self._variables = {
             "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
@@ -167,7 +164,6 @@ class Imported:
         return json.loads(done.stdout.strip().rpartition("\n")[2])
 
     def cli(self, *words: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """What `llamafactory-cli words` gives."""
         return self.run(LLAMAFACTORY, *words, cwd=cwd, **environment)
 
 

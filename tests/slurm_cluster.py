@@ -29,11 +29,7 @@ SlurmdLogFile={folder}/%n.log
 SlurmdSpoolDir={folder}/%n
 StateSaveLocation={folder}/state
 SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
-CredType=cred/munge
-MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -41,9 +37,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-JobRequeue=1
 KillWait=10
-MinJobAge=300
 ReturnToService=2
 SlurmdParameters=config_overrides
 {nodes}
@@ -53,7 +47,6 @@ PartitionName=urgent Nodes=ALL MaxTime=10:00 State=UP PriorityTier=2
 
 
 def missing() -> str:
-    """Why there can be no Slurm here; '' where there can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (apt-get install slurm-wlm munge)"
@@ -62,8 +55,6 @@ def missing() -> str:
 
 @dataclass
 class Cluster:
-    """A running Slurm."""
-
     folder: Path
     daemons: "dict[str, subprocess.Popen[bytes]]"
 
@@ -72,13 +63,11 @@ class Cluster:
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
 
     def ask(self, *words: str) -> str:
-        """What a client program says."""
         env = {**os.environ, **self.environment}
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=DEADLINE_S)
         return done.stdout + done.stderr
 
     def states(self) -> dict[str, str]:
-        """Job id -> state, of all that Slurm still knows."""
         lines = self.ask("squeue", "--noheader", "--array", "--states=all", "--format=%i %T").splitlines()
         return {line.split()[0]: line.split()[1] for line in lines if len(line.split()) == 2}
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from orchestrator.processes.ports import free_port
@@ -155,7 +156,6 @@ def test_a_terminal_gets_a_bar_and_its_hang_up_ends_the_training_with_a_checkpoi
 
 
 def served(workshop):
-    """Model, adapter and template that each fake server was started with."""
     keys = ("model_name_or_path", "adapter_name_or_path", "template")
     return [tuple(map(call["arguments"].get, keys)) for call in workshop.calls("api")]
 
@@ -236,13 +236,11 @@ def test_a_server_that_fails_leaves_its_log_and_one_that_dies_while_it_serves_is
 
 
 def start_talk(workshop, *words, text, **environment):
-    """A chat whose input comes from a pipe, all at once."""
-    reader, writer = os.pipe()
-    os.write(writer, text.encode())
-    os.close(writer)
-    command = workshop.start("chat", *words, stdin=reader, **environment)
-    os.close(reader)
-    return command
+    """A chat whose input comes from a file, all at once."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        return workshop.start("chat", *words, stdin=file, **environment)
 
 
 def test_chat_streams_with_history_and_ends_by_a_word(toy):

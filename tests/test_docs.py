@@ -28,7 +28,6 @@ def parse(words: list[str]) -> None:
 
 
 def split(text: str) -> tuple[list[str], list[str]]:
-    """A document's lines outside and inside of code blocks."""
     prose: list[str] = []
     code: list[str] = []
     inside = False

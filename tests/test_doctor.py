@@ -47,7 +47,6 @@ def test_gpus_that_torch_does_not_see_are_an_error(toy, tmp_path, monkeypatch):
 
 
 def test_processes_of_runs_that_are_at_work_or_of_others_are_left_alone(toy):
-    """A server that a benchmark of a finished run has started; another workspace's; one without a run."""
     run, place, started = toy.only_run(), Workspace(toy.root), []
 
     def start(*argv: str, folder: str | None) -> "subprocess.Popen[bytes]":

@@ -37,7 +37,6 @@ def origin(tmp_path) -> Path:
 
 @pytest.fixture
 def make(workspace, origin) -> Make:
-    """The import of these arguments."""
 
     def import_them(arguments: dict[str, Any], **draft: Any) -> Imported:
         given = Draft(arguments, "here", [origin], **draft)

@@ -22,7 +22,6 @@ FILES = [path for path in PACKAGE.rglob("*.py") if "scripts" not in path.parts a
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, at its top or within a function."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names)

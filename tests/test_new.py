@@ -38,7 +38,6 @@ def written(place: Workspace, installation: Installation | None, arguments: Any,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_spec_of_each_kind_is_right_and_explains_itself(kind, place, installation, arguments):
-    """Editors' line, what it needs, how to launch it, an override; a comment on each argument that is a choice."""
     text, spec = written(place, installation, arguments, kind=kind)
     stage = {"dpo": "dpo", "kto": "kto", "rm": "rm", "pt": "pt"}.get(kind, "sft")
     assert spec.train is not None and spec.train.stage == stage

@@ -150,7 +150,6 @@ def broken_off(place):
 
 
 def _trained_on(workshop):
-    """Whether the second attempt has logged two steps."""
     attempts = workshop.record()["attempts"]
     log = (workshop.only_run() / "output" / "trainer_log.jsonl").read_bytes()
     return len(attempts) == 2 and log[attempts[1]["log_start_bytes"] or len(log) :].count(b"\n") >= 2

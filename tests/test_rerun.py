@@ -21,7 +21,6 @@ from tests.workshop import new_workshop
 
 @pytest.fixture
 def session(toy, monkeypatch, caplog) -> Session:
-    """Of a workspace with the finished run `toy`."""
     caplog.set_level(logging.INFO, "orchestrator")
     return toy.session(monkeypatch)
 

@@ -52,7 +52,6 @@ def killed(copied):
 
 
 def outcome(workshop: Workshop) -> dict[str, object]:
-    """All that a training comes to."""
     weights = (workshop.only_run() / "output" / "adapter_model.safetensors").read_bytes()
     training = workshop.record()["training"]
     # transformers sums the loss up since the last resume alone: null after one
@@ -189,7 +188,6 @@ def test_weights_that_are_damaged_are_not_complete_and_old_results_are_not_taken
 
 @pytest.fixture
 def session(killed, monkeypatch):
-    """Of the workspace whose run was killed after checkpoint-2."""
     return killed.session(monkeypatch)
 
 

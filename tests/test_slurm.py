@@ -38,7 +38,6 @@ def launch(shop: Workshop, *words: str, compute: Any = JOB, env: dict[str, str] 
 
 
 def shown(shop: Workshop, run: Path | None = None) -> str:
-    """The status that `list` gives a run."""
     rows = shop.run("list", "--json").json()
     return next(row["status"] for row in rows if run is None or row["id"] == run.name)
 

@@ -22,13 +22,11 @@ def group_of(workshop: Workshop) -> Path:
 
 
 def runs_of(workshop: Workshop) -> list[dict]:
-    """The records of the group's runs, in its order."""
     points = json.loads((group_of(workshop) / "group.json").read_bytes())["points"]
     return [workshop.record(workshop.runs / point["run"]) for point in points]
 
 
 def at_step_2(workshop: Workshop, number: int) -> bool:
-    """Whether the training of one of the runs has come to its second step."""
     if not list(workshop.runs.glob("*-sweep-*/group.json")):
         return False
     log = workshop.runs / runs_of(workshop)[number]["id"] / "output" / "trainer_log.jsonl"
@@ -156,7 +154,6 @@ def test_a_detached_sweep_is_shown_and_stopped_by_its_group_even_if_it_does_not_
 
 @pytest.fixture
 def two_gpus(workshop, tmp_path, monkeypatch):
-    """A machine whose nvidia-smi lists two."""
     on_path(monkeypatch, tmp_path / "bin", "nvidia-smi", "echo 'GPU-1b2c-3d, 0'; echo 'GPU-9f8e-7d, 1'")
     monkeypatch.setenv("ORCHESTRATOR_LOCKS", workshop.full_environment({})["ORCHESTRATOR_LOCKS"])
     return workshop

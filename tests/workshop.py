@@ -108,7 +108,6 @@ class Terminal:
     screen: str = ""
 
     def read(self) -> str:
-        """All that has appeared on it by now."""
         with suppress(OSError):  # nobody has the other end any more
             while select.select([self.master], [], [], 0)[0]:
                 self.screen += os.read(self.master, 65536).decode("utf-8", "replace")
@@ -122,8 +121,6 @@ class Terminal:
 
 @dataclass
 class Workshop:
-    """A workspace with a model in it, a llamafactory-cli, and the environment that commands run in."""
-
     root: Path
     cli: Path | None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -177,7 +174,6 @@ class Workshop:
 
     @contextmanager
     def on_terminal(self, *args: str | Path, **environment: str | None) -> Iterator["Terminal"]:
-        """A command on a terminal of its own, which hangs up at the end of the block."""
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
         env = self.full_environment({"TERM": "xterm", **environment})
@@ -191,7 +187,6 @@ class Workshop:
             popen.wait(DEADLINE_S)
 
     def run_together(self, commands: Iterable[tuple[str | Path, ...]], **keywords: Any) -> list[Done]:
-        """Commands at the same time."""
         under_way = [self.start(*words, **keywords) for words in commands]
         return [command.finish() for command in under_way]
 
@@ -216,7 +211,6 @@ class Workshop:
         return {key: value for key, value in merged.items() if value is not None}
 
     def session(self, monkeypatch: pytest.MonkeyPatch) -> Session:
-        """Of the workspace, in this process."""
         for name, value in self.full_environment({}).items():
             if name.startswith("ORCHESTRATOR_"):
                 monkeypatch.setenv(name, value)
@@ -256,11 +250,9 @@ class Workshop:
         return folder
 
     def record(self, folder: Path | None = None) -> dict[str, Any]:
-        """A run's record as it stands on the disk."""
         return json.loads(((folder or self.only_run()) / "record.json").read_bytes())
 
     def copy(self, parent: Path) -> "Workshop":
-        """The same workspace elsewhere, runs and all."""
         root = parent / self.root.name
         shutil.copytree(self.root, root)
         return Workshop(root, self.cli, self.environment)
