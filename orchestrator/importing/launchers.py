@@ -116,7 +116,11 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
         variables, more = _launcher_environment(launcher, options)
         environment |= variables
         notes += more
-    config, values, more = _parse(rest if name == "train" else [], arguments, f"{place}, line {command.line}")
+    words = rest if name == "train" else []
+    is_flags = any(word.startswith("-") for word in words)
+    is_config = bool(words) and (words[0].endswith((".yaml", ".yml", ".json")) or (words[0].unknown and not is_flags))
+    known = {key: each for key, each in arguments.items() if "train" in each.commands}
+    values, more = _overrides(words[1:]) if is_config else _flags(words, known, f"{place}, line {command.line}")
     parts = dict.fromkeys(part for word in [*command.words, *command.environment.values()] for part in word.unknown)
     texts = "\n".join(more)
     notes += [*more, *(f"{part}: {UNRESOLVED}" for part in parts if f"{part}: {UNRESOLVED}" not in texts)]
@@ -126,6 +130,7 @@ def _invocation(command: Command, outer: list[str], place: str, arguments: Mappi
     notes += [f"read with the default in it: {', '.join(command.defaults)}"] if command.defaults else []
     given, others = _options(options, "config_file")
     accelerate = (given.get("config_file") or None, list(map(str, others))) if launcher == "accelerate" else None
+    config = words[0] if is_config else None
     return Invocation(name, config, values, environment, notes, command.line, accelerate)
 
 
@@ -186,16 +191,6 @@ def _launcher_environment(launcher: str, words: list[Word]) -> tuple[dict[str, s
         left.append(f"--include {given['include']}")
     notes = [f"{launcher}'s {' '.join(left)}: LLaMA-Factory's launcher has no variable for it"] if left else []
     return {"FORCE_TORCHRUN": "1", **found}, notes
-
-
-def _parse(
-    words: Sequence[str], arguments: Mapping[str, Argument], where: str
-) -> tuple[str | None, dict[str, Any], list[str]]:
-    is_flags = any(word.startswith("-") for word in words)
-    is_config = bool(words) and words[0].endswith((".yaml", ".yml", ".json"))
-    if is_config or (words and isinstance(words[0], Word) and words[0].unknown and not is_flags):
-        return words[0], *_overrides(words[1:])
-    return None, *_flags(words, {key: each for key, each in arguments.items() if "train" in each.commands}, where)
 
 
 def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -72,8 +72,7 @@ def supervisor_error(what: str, child: Child, status: int, error: str | None = N
 def stop(run: RunDir, record: RunRecord, grace_s: float) -> str:
     """End a run: its owner gets SIGTERM and the grace, then SIGKILL as all its processes; why, if it was killed.
 
-    Raises PrerequisiteError: it runs on another host, or its owner cannot be found; StageError: a process of it cannot
-    be ended.
+    Raises PrerequisiteError: on another host, or no owner is found; StageError: a process cannot be ended.
     """
     if not record.is_here():
         raise PrerequisiteError(

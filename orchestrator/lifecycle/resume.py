@@ -78,8 +78,7 @@ def take_up(run: RunDir, request: Request) -> OwnedRun:
 def find_resume_point(run: RunDir, spec: RunSpec, facts: Facts, label: str | None = None) -> ResumePoint:
     """Where the training of a run would begin now.
 
-    Raises SpecError: there is no such checkpoint, or LLaMA-Factory resumes from none in this kind of training;
-    PrerequisiteError: it is not complete, fits no such number of processes, or several machines need a label.
+    Raises SpecError: no such checkpoint, or none in this stage; PrerequisiteError: it cannot be resumed from here.
     """
     train = spec.train
     # as in llamafactory/hparams/parser.py, can_resume_from_checkpoint

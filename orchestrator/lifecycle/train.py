@@ -45,8 +45,7 @@ _ARGV = ("train", "train.yaml")  # relative: under torchrun LLaMA-Factory splits
 def train_run(session: Session, plan: Plan, run: RunDir, record: RunRecord, locks: Sequence[int], job: str) -> None:
     """Train what is left to train of a run that this process owns; `locks` stay held until its last process is gone.
 
-    Raises StageError: LLaMA-Factory ended without a complete result; Interrupted: a signal came; the checkpoint that
-    was saved is named.
+    Raises StageError: LLaMA-Factory ended without a complete result; Interrupted: names the checkpoint that is kept.
     """
     spec, label = plan.spec, record.request.checkpoint
     if spec.train is None:
