@@ -168,7 +168,7 @@ def test_only_the_benchmarks_that_are_missing_are_run(copied):
     assert done.code == 0 and "the training is complete: 12 of 12 steps" in done.err, done.err
     assert place.calls("train") == [] and len(place.calls("api")) == 1
     assert sorted(each["n_segments"] for each in place.record()["benchmarks"]) == [2, 3]
-    assert before == scores.read_bytes()
+    assert before == scores.read_bytes() and len(list(scores.parent.parent.iterdir())) == 2
 
 
 def test_weights_that_are_damaged_are_not_complete_and_old_results_are_not_taken_for_new_ones(copied, unbroken):

@@ -67,6 +67,13 @@ def test_a_clear_difference_is_shown_in_the_direction_that_the_metric_has():
         assert test.p_holm < ALPHA
 
 
+def test_the_interval_has_95_percent_of_the_resampled_differences():
+    one, other = sufficient_statistics("bleu", "de", REFERENCES, [A, B])
+    differences = sorted(b - a for a, b in zip(one.resampled(80), other.resampled(80), strict=True))
+    [test] = paired_tests(["A", "B"], {"bleu": [one, other]}, n_bootstrap=80, n_randomizations=64)
+    assert test.ci95 == (differences[2], differences[-3])
+
+
 def test_one_segment_has_no_interval_and_no_detectable_difference():
     [test] = compared(["Ein Mann."], ["Ein Mann."], ["Ganz anders."], metrics=["bleu"], n_bootstrap=20)
     assert (test.ci95, test.mde, test.better, test.p_holm) == (None, None, None, 1)
