@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.processes.ports import free_port
 from tests import fake_comet, fake_llamafactory, fake_vllm, openai_stub
 from tests.model_folders import model_folder
 from tests.workshop import Workshop
@@ -152,13 +153,11 @@ class Chapter:
         (binaries / "orchestrator").chmod(0o755)
         for name in ("home", "tmp", "other"):
             (self.top / name).mkdir()
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
         taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.environment = self.workshop.full_environment({
             "PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(TREE), "HOME": str(self.top / "home"),
             "TMPDIR": str(self.top / "tmp"), "SACREBLEU": str(self.top / "home" / "sacrebleu"), "TZ": "UTC",
-            "LC_ALL": "C.UTF-8", "FAKE_TORN_S": "0", "CONTRACT": str(self.top), "PORT": str(port),
+            "LC_ALL": "C.UTF-8", "FAKE_TORN_S": "0", "CONTRACT": str(self.top), "PORT": str(free_port()),
             "TAKEN": str(taken.getsockname()[1]), "COMET": str(fake_comet.install(self.top / "comet")),
             "VLLM": str(fake_vllm.install(self.top / "vllm")),
             "BESIDE_VLLM": str(fake_vllm.llamafactory(self.top / "beside-vllm", self.workshop.cli)),

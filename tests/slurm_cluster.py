@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.processes.ports import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
 DEADLINE_S = 30
 NODES = ("node1", "node2")
@@ -98,7 +100,7 @@ def _configure(folder: Path) -> None:
     (folder / "munge.key").chmod(0o400)
     (folder / "state").mkdir()
     host = socket.gethostname().partition(".")[0]
-    ports = _free_ports(len(NODES) + 1)
+    ports = [free_port() for _ in ("slurmctld", *NODES)]
     for name in NODES:
         (folder / name).mkdir()
     node = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN"
@@ -135,14 +137,6 @@ def _until(condition, what: str, started: Cluster) -> None:
             logs = {path.name: path.read_text(errors="replace")[-1500:] for path in started.folder.glob("*.[lo][ou]*")}
             raise AssertionError(f"no {what} within {DEADLINE_S} s: {logs}")
         time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _path() -> str:

@@ -16,7 +16,7 @@ from orchestrator.processes.ports import free_port
 from orchestrator.runs.rundir import RunDir
 from tests import openai_stub
 from tests.fake_llamafactory import OUT_OF_MEMORY
-from tests.workshop import assert_none_left, wait_for
+from tests.workshop import wait_for
 
 BENCHMARK_ONLY = {"train": None, "dataset": None}
 QUICK = ("--testset", "captions_en_de", "--max-samples", "3")
@@ -243,23 +243,14 @@ def start_talk(workshop, *words, text, **environment):
         return workshop.start("chat", *words, stdin=file, **environment)
 
 
-def test_chat_streams_with_history_and_ends_by_a_word(toy):
-    words = "Guten Tag, Jürgen\n\nund nun?\nexit\nnot reached\n"
-    done = start_talk(toy, "toy", "--system", "Be brief.", text=words).finish()
-    assert done.code == 0, done.err
-    # (2): system and user; (4): and the first answer, and the second message
-    assert done.out.replace("> ", "").split("\n")[:2] == ["(2) Guten Tag, Jürgen ", "(4) und nun? "]
-    assert "not reached" not in done.out
-    assert_none_left(toy)
-
-
 def test_serve_takes_the_key_that_is_given_and_chat_by_url_needs_it(toy):
     command = toy.start("serve", "toy", "--port", str(port := free_port()), ORCHESTRATOR_API_KEY="sk-of-mine")
     command.until(lambda: "Ctrl-C" in command.err, "ready")
     url = f"http://127.0.0.1:{port}/v1"
-    talks = [start_talk(toy, url, text="hello\n", ORCHESTRATOR_API_KEY=key) for key in ("sk-of-mine", None)]
+    words = (url, "--system", "Be brief.")
+    talks = [start_talk(toy, *words, text="hello\n", ORCHESTRATOR_API_KEY=key) for key in ("sk-of-mine", None)]
     done, refused = (talk.finish() for talk in talks)
-    assert done.code == 0 and "(1) hello" in done.out, done
+    assert done.code == 0 and "(2) hello" in done.out, done  # two messages: the system's and the user's
     assert refused.code == 3 and "set ORCHESTRATOR_API_KEY" in refused.err
     command.interrupt(signal.SIGTERM)
     assert command.finish().code == 130 and "error" not in command.err
@@ -277,8 +268,7 @@ def test_ctrl_c_in_a_chat_stops_the_answer_only_and_sigterm_ends_the_chat(toy):
     command.until(lambda: "[stopped]" in command.out and n_asked() == 2, "the next request")
     command.interrupt(signal.SIGTERM)
     done = command.finish()
-    assert (done.code, done.err.splitlines()[-1]) == (130, "error: stopped by SIGTERM")
-    assert toy.left_over() == []
+    assert (done.code, done.err.splitlines()[-1], toy.left_over()) == (130, "error: stopped by SIGTERM", [])
 
 
 def test_an_exported_model_is_taken_like_any_other(toy, tmp_path):

@@ -53,7 +53,6 @@ def test_a_detached_launch_is_a_launch_that_goes_on_by_itself_and_can_be_followe
     record = ended(workshop)
     assert (record["status"], len(record["benchmarks"]), len(record["attempts"])) == ("done", 1, 1)
     assert (done.json()["id"], done.json()["pid"]) == (run.name, record["pid"])
-    assert f"in process {record['pid']}" in done.err
     assert record["training"] == launched[0].record()["training"]
     log = (run / "logs" / "supervisor.log").read_text("utf-8")
     assert "train: 5/5 steps" in log and "translate: 6/6 sentences" in log
@@ -69,9 +68,7 @@ def test_it_outlives_its_terminal_and_a_hang_up_and_stop_keeps_a_checkpoint(work
     assert os.getsid(supervisor.pid) == supervisor.pid and supervisor.terminal() is None
     assert Path(f"/proc/{supervisor.pid}/fd/0").readlink() == Path(os.devnull)
     supervisor.send_signal(signal.SIGHUP)
-    wait_for(training_at_step(workshop, 1), "step 1")
-    before = (workshop.only_run() / "output" / "trainer_log.jsonl").read_text("utf-8").count("\n")
-    wait_for(training_at_step(workshop, before + 10), "ten more steps")
+    wait_for(training_at_step(workshop, 20), "step 20")
     shown = workshop.run("show", "toy").out
     assert re.search(rf"running, in process {supervisor.pid}: step \d+ of 100000, loss [\d.e-]+, left 0:00:09", shown)
     done = workshop.run("stop", "toy", "--json")

@@ -57,19 +57,6 @@ def test_a_part_without_results_is_done_and_says_where_they_are(workshop: Worksh
     assert again.code == 2 and "is done" in again.err
 
 
-def test_each_machine_goes_on_from_the_checkpoint_that_is_named(workshop: Workshop):
-    """Each sees its own checkpoints alone; the newest of one may be another's last but one."""
-    spec = workshop.spec(compute=MEETING, train={"save_steps": 2, "max_steps": 6}, benchmark=None)
-    assert workshop.run("launch", spec, FAKE_TRAIN="torn-checkpoint", NODE_RANK="0").code == 4
-    folder = workshop.only_run() / "output" / "checkpoint-2"
-    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")  # as one of several processes saves it
-    refused = workshop.run("resume", "toy", NODE_RANK="0")
-    assert refused.code == 3 and "all must resume from the same one; complete here: checkpoint-2" in refused.err
-    assert "--from checkpoint-2" in refused.err
-    done = workshop.run("resume", "toy", "--from", "checkpoint-2", NODE_RANK="0")
-    assert done.code == 0, done.err
-
-
 def test_a_stopped_training_that_has_saved_and_writes_nothing_is_waited_for_no_longer(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     checkpoint(run, 50, processes=2)

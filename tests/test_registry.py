@@ -71,7 +71,6 @@ DAY, NOW = (datetime(2026, 11, day, hour, tzinfo=UTC) for day, hour in ((25, 0),
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, ["a-24", "a-25", "b-26"]),
         ({"statuses": ["failed", "done"]}, ["a-24", "a-25", "b-26"]),
         ({"name": "a"}, ["a-24", "a-25"]),
         ({"dataset": "pairs"}, ["a-24"]),

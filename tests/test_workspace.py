@@ -119,13 +119,3 @@ def test_the_workspace_is_by_option_by_environment_or_the_nearest_upwards(worksp
     assert find_workspace(workspace.root) == workspace
     monkeypatch.setenv("ORCHESTRATOR_WORKSPACE", "")
     assert find_workspace() == workspace
-
-
-@pytest.mark.parametrize("by", ["option", "environment", "folder"])
-def test_no_workspace_is_an_error_that_says_how_to_make_one(by, monkeypatch, tmp_path):
-    monkeypatch.setenv("ORCHESTRATOR_WORKSPACE", str(tmp_path) if by == "environment" else "")
-    (tmp_path / "runs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match="no workspace") as error:
-        find_workspace(tmp_path if by == "option" else None)
-    assert "orchestrator init" in error.value.remedy
